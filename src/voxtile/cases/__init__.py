@@ -1,0 +1,1 @@
+"""Files read and written by window: GeoTIFF scenes, NIfTI volumes and pictures behind one `Case`."""

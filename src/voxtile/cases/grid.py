@@ -1,0 +1,93 @@
+"""Where pixels lie in the world: the stored, the canonical and the working grid as types of their own.
+
+A grid's affine maps the index (x, y, z) = (column, row, slice) of a pixel to the world coordinates of the pixel's *centre*,
+in map units of `crs` for scenes and in millimetres (RAS+) for volumes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxtile.cases.window import Size3
+
+Unit = Literal["mm", "m", "px"]
+METRES_PER_DEGREE = 111_320.0  # of latitude, on the mean sphere
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of pixels in space.
+
+    Attributes:
+        shape: (D, H, W) in pixels.
+        affine: 4x4, row-major nested tuples: index (x, y, z, 1) -> world (X, Y, Z, 1) of the pixel's centre.
+        unit: unit of length of `spacing`: "mm" for volumes, "m" for scenes with a CRS, "px" where nothing is known.
+        crs: coordinate reference system as WKT, or None.
+        metres: metres in one map unit along (x, y); (111320 * cos(latitude), 111320) for geographic systems.
+    """
+
+    shape: Size3
+    affine: tuple[tuple[float, ...], ...]
+    unit: Unit = "px"
+    crs: str | None = None
+    metres: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """The affine as an array [4, 4]."""
+        return np.asarray(self.affine, dtype=np.float64)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring pixels along (z, y, x) in `unit`."""
+        columns = self.matrix[:3, :3] * np.array([*self.metres, 1.0])[:, None]
+        x, y, z = (float(np.linalg.norm(columns[:, axis])) for axis in range(3))
+        return z, y, x
+
+    @property
+    def footprint(self) -> tuple[float, float, float, float]:
+        """The bounding box (left, bottom, right, top) of the pixels' outer edges, in units of `crs`."""
+        _, height, width = self.shape
+        corners = np.array([(x, y, 0, 1) for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)], dtype=np.float64)
+        world = corners @ self.matrix.T
+        (left, bottom), (right, top) = world[:, :2].min(axis=0), world[:, :2].max(axis=0)
+        return float(left), float(bottom), float(right), float(top)
+
+    def corner_distance(self, other: Grid) -> float:
+        """Largest distance between the same corners of two grids, in pixels of this grid's finest spacing."""
+        depth, height, width = self.shape
+        corners = np.array(
+            [(x, y, z, 1) for x in (0, width - 1) for y in (0, height - 1) for z in (0, depth - 1)], dtype=np.float64
+        )
+        offset = (corners @ (self.matrix - other.matrix).T)[:, :3]
+        axes = (0, 1, 2) if depth > 1 else (0, 1)
+        finest = min(float(np.linalg.norm(self.matrix[:3, axis])) for axis in axes)
+        return float(np.linalg.norm(offset, axis=1).max()) / finest
+
+
+class StoredGrid(Grid):
+    """The grid as it lies in the file, axes in the file's own order and direction."""
+
+
+class CanonicalGrid(Grid):
+    """The stored grid with axes permuted and flipped only (volumes: towards RAS+; oblique stays oblique)."""
+
+
+class WorkingGrid(Grid):
+    """The grid that windows, networks and scores live on; equal to the canonical grid unless resampled."""
+
+
+def plain_affine(spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> tuple[tuple[float, ...], ...]:
+    """The axis-aligned affine for `spacing` (z, y, x)."""
+    z, y, x = spacing
+    return ((x, 0.0, 0.0, 0.0), (0.0, y, 0.0, 0.0), (0.0, 0.0, z, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def degree_metres(latitude: float) -> tuple[float, float]:
+    """Metres in one degree along (longitude, latitude) at `latitude` in degrees, on the mean sphere."""
+    return METRES_PER_DEGREE * max(math.cos(math.radians(latitude)), 1e-6), METRES_PER_DEGREE

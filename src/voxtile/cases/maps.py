@@ -1,0 +1,159 @@
+"""Writing a result window by window so that a kill at any moment loses at most the last window and never leaves a half file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxtile.cases.window import Size3, Window
+from voxtile.errors import DataError
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """What a map holds.
+
+    Attributes:
+        classes: class names in the order of their indices.
+        heatmap: False for a semantic map (uint8 class index, 255 where nothing was judged); True for one float32
+            probability per class and pixel.
+        colors: one (red, green, blue) per class, used where the format has a colour table.
+        tags: provenance written into the file where the format has room for it.
+        key: what the map was made from; unfinished work with another key is thrown away, not continued.
+    """
+
+    classes: tuple[str, ...]
+    heatmap: bool = False
+    colors: tuple[tuple[int, int, int], ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+    key: str = ""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the finished file."""
+        return np.dtype(np.float32 if self.heatmap else np.uint8)
+
+
+# Turns the finished side array [channels, D, H, W] into the file at the given path.
+Finish = Callable[[NDArray[Any], Path], None]
+
+
+class MapWriter:
+    """Collects windows in a side file beside `path` and makes the finished file from it in `close`.
+
+    The side file `<path>.part` is a raw array; `<path>.journal` names, one JSON line each, the windows whose pixels
+    have reached the disk. A writer opened on the same path with the same key continues there.
+    """
+
+    def __init__(self, path: Path, shape: Size3, spec: MapSpec, finish: Finish) -> None:
+        self.path = path
+        self.spec = spec
+        self._finish = finish
+        self._part = path.with_name(path.name + ".part")
+        self._journal = path.with_name(path.name + ".journal")
+        self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.finished: list[Window] = self._reopen()
+        if not self.finished:
+            self._start()
+        self._array: NDArray[Any] = np.memmap(self._part, dtype=spec.dtype, mode="r+", shape=self._array_shape)
+        self._log = self._journal.open("a", encoding="utf-8")
+
+    def _head(self) -> dict[str, Any]:
+        return {"key": self.spec.key, "shape": list(self._array_shape), "dtype": self.spec.dtype.str}
+
+    def _reopen(self) -> list[Window]:
+        """Returns the windows an earlier writer finished; none where there is nothing to continue."""
+        size = int(np.prod(self._array_shape)) * self.spec.dtype.itemsize
+        if not self._journal.exists() or not self._part.exists() or self._part.stat().st_size != size:
+            return []
+        lines = self._journal.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end was cut off
+        if not lines or json.loads(lines[0]) != self._head():
+            return []
+        text = "\n".join(lines) + "\n"
+        self._journal.write_text(text, encoding="utf-8")
+        return [Window(*json.loads(line)) for line in lines[1:]]
+
+    def _start(self) -> None:
+        fill = np.array(np.nan if self.spec.heatmap else 255, dtype=self.spec.dtype)
+        plane = np.full(self._array_shape[2:], fill)
+        with self._part.open("wb") as part:  # written, not left sparse: a full disk must show now
+            for _ in range(self._array_shape[0] * self._array_shape[1]):
+                plane.tofile(part)
+        self._journal.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
+
+    def write(self, window: Window, array: NDArray[Any]) -> None:
+        """Stores `array` ([d, h, w], or [classes, d, h, w] for a heatmap) at `window`; windows must not overlap."""
+        values = array if array.ndim == 4 else array[None]
+        expected = (self._array_shape[0], *window.size)
+        if values.shape != expected:
+            raise ValueError(f"{self.path}: {window} takes an array of shape {expected}, not {values.shape}")
+        self._array[(slice(None), *window.slices)] = values
+        self._array.flush()  # type: ignore[attr-defined]  # a memmap, typed as the array that `finish` sees
+        self._log.write(json.dumps(list(window)) + "\n")
+        self._log.flush()
+        os.fsync(self._log.fileno())
+        self.finished.append(window)
+
+    def close(self) -> Path:
+        """Makes the finished file, moves it under its name, removes the side files and returns the path."""
+        making = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        # The suffix must stay last: libraries choose the format by it.
+        making = making.with_name(making.name + "".join(self.path.suffixes[-2:]))
+        try:
+            self._finish(self._array, making)
+            os.replace(making, self.path)
+        except OSError as error:
+            making.unlink(missing_ok=True)
+            raise DataError(
+                f"Could not write {self.path}: {error}. Nothing was left under that name; the finished windows are in "
+                f"{self._part.name}. Free some disk space or name another output, and give the same command again."
+            ) from error
+        self._log.close()
+        del self._array
+        self._part.unlink()
+        self._journal.unlink()
+        return self.path
+
+    def __enter__(self) -> MapWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._log.closed:
+            self._log.close()
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` make a file beside `path`, syncs it and moves it under its name; on failure nothing is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    making = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(making)
+        with making.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(making, path)
+    finally:
+        making.unlink(missing_ok=True)
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` so that a kill leaves either the old file or the new one."""
+    atomic_write(path, lambda making: making.write_text(text, encoding="utf-8") and None)
+
+
+def default_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """`count` distinguishable colours; the first is near black so that a background class recedes."""
+    base: Sequence[tuple[int, int, int]] = (
+        (32, 32, 32), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
+        (0, 114, 178), (213, 94, 0), (204, 121, 167), (153, 153, 153), (120, 80, 40),
+    )  # fmt: skip  # Okabe and Ito's palette, which colour-blind readers can tell apart
+    more = [tuple(int(v) for v in np.random.default_rng(seed).integers(40, 256, 3)) for seed in range(max(0, count - len(base)))]
+    return (*base[:count], *more)  # type: ignore[return-value]  # three values each, which mypy cannot see

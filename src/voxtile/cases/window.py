@@ -1,0 +1,83 @@
+"""The box through which every case is read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Size3 = tuple[int, int, int]
+
+
+class Window(NamedTuple):
+    """A box in pixels of a case's working grid, axis order (z, y, x); depth is 1 for scenes and pictures.
+
+    It may reach past the case's border: what lies there is a matter of padding, see `Case.read`.
+    """
+
+    z: int
+    y: int
+    x: int
+    depth: int
+    height: int
+    width: int
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Window:
+        """The window that covers a case of `shape` (D, H, W)."""
+        depth, height, width = shape
+        return cls(0, 0, 0, depth, height, width)
+
+    @classmethod
+    def of(cls, start: Sequence[int], size: Sequence[int]) -> Window:
+        """The window that starts at (z, y, x) and has size (depth, height, width)."""
+        return cls(*(int(value) for value in (*start, *size)))
+
+    @property
+    def start(self) -> Size3:
+        """(z, y, x) of the first pixel."""
+        return self[0], self[1], self[2]
+
+    @property
+    def size(self) -> Size3:
+        """(depth, height, width)."""
+        return self[3], self[4], self[5]
+
+    @property
+    def stop(self) -> Size3:
+        """(z, y, x) one past the last pixel."""
+        return self[0] + self[3], self[1] + self[4], self[2] + self[5]
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels the window holds."""
+        return self.depth * self.height * self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Slices into an array [D, H, W] of the whole case."""
+        return slice(self[0], self.stop[0]), slice(self[1], self.stop[1]), slice(self[2], self.stop[2])
+
+    def shifted(self, offset: Sequence[int]) -> Window:
+        """The same box moved by `offset` (z, y, x)."""
+        return Window.of([a + b for a, b in zip(self.start, offset, strict=True)], self.size)
+
+    def grown(self, margin: Sequence[int]) -> Window:
+        """The box with `margin` (z, y, x) pixels added on both sides of each axis."""
+        return Window.of(
+            [a - m for a, m in zip(self.start, margin, strict=True)],
+            [s + 2 * m for s, m in zip(self.size, margin, strict=True)],
+        )
+
+    def clipped(self, shape: Sequence[int]) -> Window:
+        """The part of the box inside a case of `shape` (D, H, W); a size is 0 where nothing is left."""
+        start = [min(max(a, 0), n) for a, n in zip(self.start, shape, strict=True)]
+        stop = [min(max(b, 0), n) for b, n in zip(self.stop, shape, strict=True)]
+        return Window.of(start, [max(b - a, 0) for a, b in zip(start, stop, strict=True)])
+
+    def inside(self, shape: Sequence[int]) -> bool:
+        """Whether the box lies wholly inside a case of `shape` (D, H, W)."""
+        return min(self.start) >= 0 and all(b <= n for b, n in zip(self.stop, shape, strict=True))
+
+    def within(self, outer: Window) -> tuple[slice, slice, slice]:
+        """Slices of this box into an array [d, h, w] that holds the window `outer`."""
+        return self.shifted([-a for a in outer.start]).slices

@@ -1,0 +1,47 @@
+"""The errors a user can cause. Each is one paragraph: what, where, what was expected, what to type next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VoxtileError(Exception):
+    """An error with a message for the user; commands print it without a traceback and exit with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(VoxtileError):
+    """The configuration names something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class DataError(VoxtileError):
+    """A file or a data set is not what it should be."""
+
+    exit_code = 3
+
+
+class RunError(VoxtileError):
+    """A run folder is missing, busy, from another version, or its training failed."""
+
+    exit_code = 4
+
+
+class PartialError(VoxtileError):
+    """Some of many inputs failed; the others were finished."""
+
+    exit_code = 5
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the nearest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def listed(items: Iterable[object], most: int = 8) -> str:
+    """Joins items with commas, cutting a long list and saying how many are left out."""
+    names = [str(item) for item in items]
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

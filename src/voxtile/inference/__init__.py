@@ -1,0 +1,1 @@
+"""A network and cases to maps: windows, blending and the prediction of whole cases."""

@@ -1,0 +1,1 @@
+"""Networks: image [B, C, H, W] or [B, C, D, H, W] to logits of the same size."""

@@ -1,0 +1,1 @@
+"""Everything below to a trained run: losses, scores, the Lightning module, run identity."""
