@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ class MapSpec:
         return np.dtype(np.float32 if self.heatmap else np.uint8)
 
 
-# Turns the finished side array [channels, D, H, W] into the file at the given path.
+# Turns the finished side array [channels, D, H, W] into the file, or the folder of files, at the given path.
 Finish = Callable[[NDArray[Any], Path], None]
 
 
@@ -51,6 +53,10 @@ class MapWriter:
 
     The side file `<path>.part` is a raw array; `<path>.journal` names, one JSON line each, the windows whose pixels
     have reached the disk. A writer opened on the same path with the same key continues there.
+
+    Attributes:
+        path: the finished file or folder.
+        finished: the windows that are on the disk, those of an earlier writer included.
     """
 
     def __init__(self, path: Path, shape: Size3, spec: MapSpec, finish: Finish) -> None:
@@ -60,93 +66,148 @@ class MapWriter:
         self._part = path.with_name(path.name + ".part")
         self._journal = path.with_name(path.name + ".journal")
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.finished: list[Window] = self._reopen()
-        if not self.finished:
-            self._start()
-        self._array: NDArray[Any] = np.memmap(self._part, dtype=spec.dtype, mode="r+", shape=self._array_shape)
-        self._log = self._journal.open("a", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.finished: list[Window] = self._reopen()
+            if not self.finished:
+                self._start()
+            self._array: NDArray[Any] = np.memmap(self._part, dtype=spec.dtype, mode="r+", shape=self._array_shape)
+            self._log = self._journal.open("ab", buffering=0)
+        except OSError as error:
+            raise DataError(
+                f"Could not begin to write {path}: {error}. Expected a writable folder with room for "
+                f"{self._bytes / 1e6:.0f} MB beside the map; free some disk space or name another output."
+            ) from error
+
+    @property
+    def _bytes(self) -> int:
+        return int(np.prod(self._array_shape)) * self.spec.dtype.itemsize
 
     def _head(self) -> dict[str, Any]:
         return {"key": self.spec.key, "shape": list(self._array_shape), "dtype": self.spec.dtype.str}
 
     def _reopen(self) -> list[Window]:
         """Returns the windows an earlier writer finished; none where there is nothing to continue."""
-        size = int(np.prod(self._array_shape)) * self.spec.dtype.itemsize
-        if not self._journal.exists() or not self._part.exists() or self._part.stat().st_size != size:
+        if not self._journal.exists() or not self._part.exists() or self._part.stat().st_size != self._bytes:
             return []
-        lines = self._journal.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end was cut off
-        if not lines or json.loads(lines[0]) != self._head():
+        lines = self._journal.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):  # a line without its end was cut off
+            os.truncate(self._journal, sum(len(line) for line in lines[:-1]))
+            lines.pop()
+        try:
+            head, *windows = [json.loads(line) for line in lines]
+            return [Window(*window) for window in windows] if head == self._head() else []
+        except (ValueError, TypeError):  # empty or damaged
             return []
-        text = "\n".join(lines) + "\n"
-        self._journal.write_text(text, encoding="utf-8")
-        return [Window(*json.loads(line)) for line in lines[1:]]
 
     def _start(self) -> None:
-        fill = np.array(np.nan if self.spec.heatmap else 255, dtype=self.spec.dtype)
-        plane = np.full(self._array_shape[2:], fill)
-        with self._part.open("wb") as part:  # written, not left sparse: a full disk must show now
-            for _ in range(self._array_shape[0] * self._array_shape[1]):
-                plane.tofile(part)
-        self._journal.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
+        self._journal.unlink(missing_ok=True)  # an old journal must never speak of the new side file
+        plane = np.full(self._array_shape[2:], np.nan if self.spec.heatmap else 255, dtype=self.spec.dtype)
+        try:
+            with self._part.open("wb") as part:  # written, not left sparse: a full disk must show now
+                for _ in range(self._array_shape[0] * self._array_shape[1]):
+                    plane.tofile(part)
+            self._journal.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
+        except OSError:
+            self._part.unlink(missing_ok=True)
+            self._journal.unlink(missing_ok=True)
+            raise
 
     def write(self, window: Window, array: NDArray[Any]) -> None:
-        """Stores `array` ([d, h, w], or [classes, d, h, w] for a heatmap) at `window`; windows must not overlap."""
+        """Stores `array` ([d, h, w], or [classes, d, h, w] for a heatmap) at `window`; windows must not overlap.
+
+        Raises:
+            ValueError: `array` is not of the window's size, or `window` is not inside the map.
+            DataError: The disk is full.
+        """
         values = array if array.ndim == 4 else array[None]
         expected = (self._array_shape[0], *window.size)
         if values.shape != expected:
             raise ValueError(f"{self.path}: {window} takes an array of shape {expected}, not {values.shape}")
-        self._array[(slice(None), *window.slices)] = values
-        self._array.flush()  # type: ignore[attr-defined]  # a memmap, typed as the array that `finish` sees
-        self._log.write(json.dumps(list(window)) + "\n")
-        self._log.flush()
-        os.fsync(self._log.fileno())
+        if not window.inside(self._array_shape[1:]):
+            raise ValueError(f"{self.path}: {window} reaches outside the map of shape {self._array_shape[1:]}")
+        try:
+            self._array[(slice(None), *window.slices)] = values
+            self._array.flush()  # type: ignore[attr-defined]  # a memmap, typed as the array that `finish` sees
+            self._log.write(json.dumps(list(window)).encode() + b"\n")
+            os.fsync(self._log.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
         self.finished.append(window)
 
     def close(self) -> Path:
-        """Makes the finished file, moves it under its name, removes the side files and returns the path."""
-        making = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        # The suffix must stay last: libraries choose the format by it.
-        making = making.with_name(making.name + "".join(self.path.suffixes[-2:]))
+        """Makes the finished file or folder, moves it under its name, removes the side files and returns the path.
+
+        Raises:
+            DataError: It could not be written; nothing is left under its name and the side files stay.
+        """
+        making = _beside(self.path)
         try:
             self._finish(self._array, making)
-            os.replace(making, self.path)
+            _publish(making, self.path)
         except OSError as error:
-            making.unlink(missing_ok=True)
-            raise DataError(
-                f"Could not write {self.path}: {error}. Nothing was left under that name; the finished windows are in "
-                f"{self._part.name}. Free some disk space or name another output, and give the same command again."
-            ) from error
+            raise self._failed(error) from error
+        finally:
+            _remove(making)
         self._log.close()
         del self._array
         self._part.unlink()
         self._journal.unlink()
         return self.path
 
+    def _failed(self, error: OSError) -> DataError:
+        return DataError(
+            f"Could not write {self.path}: {error}. Nothing was left under that name; the finished windows are in "
+            f"{self._part.name}. Free some disk space or name another output, and give the same command again."
+        )
+
     def __enter__(self) -> MapWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._log.closed:
-            self._log.close()
+        self._log.close()
 
 
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+def _beside(path: Path) -> Path:
+    """A hidden name beside `path` for what is being made; the suffix stays last, since libraries choose the format by it."""
+    return path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
+
+
+def _publish(making: Path, path: Path) -> None:
+    """Syncs a finished file or folder and moves it under its name, where it takes the place of an older one."""
+    for file in making.iterdir() if making.is_dir() else (making,):
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    if making.is_dir() and path.is_dir():  # a folder can only take the place of an empty one
+        old = _beside(path.with_name(f"old.{path.name}"))
+        os.replace(path, old)
+        os.replace(making, path)
+        _remove(old)
+    else:
+        os.replace(making, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` make a file beside `path`, syncs it and moves it under its name; on failure nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    making = path.with_name(f".{os.getpid()}.{path.name}")
+    making = _beside(path)
     try:
         write(making)
-        with making.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(making, path)
+        _publish(making, path)
     finally:
-        making.unlink(missing_ok=True)
+        _remove(making)
 
 
 def atomic_text(path: Path, text: str) -> None:
     """Writes `text` to `path` so that a kill leaves either the old file or the new one."""
-    atomic_write(path, lambda making: making.write_text(text, encoding="utf-8") and None)
+    atomic_write(path, lambda making: making.write_text(text, encoding="utf-8"))
 
 
 def default_colors(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -1,0 +1,152 @@
+"""Decoded arrays on disk: a compressed file is decoded once, later windows of it are slices of a memory map.
+
+One `.npy` file per decoded file lies in the cache folder, named by the content it was decoded from. Processes share the
+folder without locks: files appear whole under their names, and one that is deleted stays readable to those who mapped it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxtile.cases.maps import atomic_text, atomic_write
+from voxtile.errors import ConfigError, DataError
+
+CODE_VERSION = 1  # raise it whenever a decoder's output changes
+_MOST_BYTES = 20_000_000_000
+_MOST_OPEN = 64  # a memory map keeps its file descriptor
+_HASHES: dict[tuple[Path, int, int, int], str] = {}
+_MAPPED: OrderedDict[Path, NDArray[Any]] = OrderedDict()
+_LOCK = threading.Lock()
+
+
+def cache_folder() -> Path:
+    """The cache folder: `VOXTILE_CACHE` of the environment, else ~/.cache/voxtile."""
+    given = os.environ.get("VOXTILE_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "voxtile"
+
+
+def content_hash(path: Path, folder: Path | None = None) -> str:
+    """SHA-256 of a file's bytes in hexadecimal, remembered until its size or a time stamp changes.
+
+    Args:
+        path: the file.
+        folder: the cache folder, where hashes outlive the process; `cache_folder()` where None.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    path = path.absolute()
+    try:
+        status = path.stat()
+        # The change time notices a file put in place with an old modification time, as `cp -p` does.
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        key = (path, stamp[0], stamp[1], stamp[2])
+        if key not in _HASHES:
+            _HASHES[key] = _remembered(path, stamp, (folder or cache_folder()) / "hashes")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+    return _HASHES[key]
+
+
+def _remembered(path: Path, stamp: list[int], folder: Path) -> str:
+    """The hash noted in `folder` for a file of this stamp, else the one computed now, which is then noted."""
+    note = folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known["path"] == str(path) and known["stamp"] == stamp:
+            return str(known["sha256"])
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    with contextlib.suppress(OSError):  # the note only saves time
+        atomic_text(note, json.dumps({"path": str(path), "stamp": stamp, "sha256": sha256}))
+    return sha256
+
+
+def cached_array(
+    path: Path,
+    decode: Callable[[], NDArray[Any]],
+    variant: str = "plain",
+    *,
+    folder: Path | None = None,
+    max_bytes: int | None = None,
+) -> NDArray[Any]:
+    """The array that `decode` makes of the file `path`, as a read-only memory map.
+
+    Args:
+        path: the file; its content is the key, not its name.
+        decode: reads and decodes it; called only where the cache does not hold the result.
+        variant: what else decides the result, such as the orientation it is brought to; part of a file name.
+        folder: the cache folder; `cache_folder()` where None.
+        max_bytes: the size above which the arrays used longest ago are deleted; `VOXTILE_CACHE_BYTES` of the environment,
+            else 20 GB, where None. The array asked for is always kept.
+
+    Raises:
+        DataError: The cache folder cannot be written to, or is on a full disk.
+    """
+    folder = folder or cache_folder()
+    file = folder / f"{content_hash(path, folder)}.{variant}.v{CODE_VERSION}.npy"
+    array = _mapped(file)
+    if array is None:
+        made = np.ascontiguousarray(decode())
+        try:
+            atomic_write(file, lambda making: np.save(making, made, allow_pickle=False))
+        except OSError as error:
+            raise DataError(
+                f"The decoded form of {path} ({made.nbytes / 1e6:.0f} MB) could not be written to the cache folder {folder}: "
+                f"{error}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
+            ) from error
+        _trim(folder, file, max_bytes)
+        array = _mapped(file)
+    # Another process may have trimmed it away at once: what was decoded here serves as well.
+    return made if array is None else array
+
+
+def _mapped(file: Path) -> NDArray[Any] | None:
+    """The array in `file` as a memory map, few of which are kept open; None where there is no such intact file."""
+    with _LOCK:
+        if file in _MAPPED:
+            _MAPPED.move_to_end(file)
+            return _MAPPED[file]
+        try:
+            array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):  # absent, or damaged by whatever happened to the disk
+            return None
+        with contextlib.suppress(OSError):  # a cache that is only readable serves, too
+            os.utime(file)  # the modification time says when it was used last; access times are often switched off
+        _MAPPED[file] = array
+        if len(_MAPPED) > _MOST_OPEN:
+            _MAPPED.popitem(last=False)
+        return array
+
+
+def _trim(folder: Path, keep: Path, max_bytes: int | None) -> None:
+    """Deletes the arrays used longest ago until all together hold at most `max_bytes`."""
+    left = _default_bytes() if max_bytes is None else max_bytes
+    used: list[tuple[int, int, Path]] = []
+    for file in folder.glob("*.npy"):
+        with contextlib.suppress(FileNotFoundError):  # another process trims at the same time
+            status = file.stat()
+            used.append((status.st_mtime_ns, status.st_size, file))
+    for _, size, file in sorted(used, reverse=True):
+        left -= size
+        if left < 0 and file != keep:
+            file.unlink(missing_ok=True)
+
+
+def _default_bytes() -> int:
+    given = os.environ.get("VOXTILE_CACHE_BYTES", "")
+    try:
+        return int(float(given)) if given else _MOST_BYTES
+    except ValueError as error:
+        raise ConfigError(f"VOXTILE_CACHE_BYTES is '{given}'; expected a number of bytes, such as 20e9.") from error

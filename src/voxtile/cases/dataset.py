@@ -1,0 +1,180 @@
+"""A data set: a layout, a format and what the stored label values mean, opened as cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxtile.cases.case import IGNORE, Case, Labels, Source
+from voxtile.cases.groups import Grouping
+from voxtile.cases.layouts import CaseFiles, Layout
+from voxtile.cases.maps import default_colors
+from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+
+
+def _open_image(kind: str, paths: Sequence[Path], nodata: float | None) -> Source:
+    # Each format's library is imported only where the format is used.
+    if kind == "geotiff":
+        from voxtile.cases.geotiff import GeoTiffSource
+
+        return GeoTiffSource(paths, nodata)
+    if kind == "nifti":
+        from voxtile.cases.nifti import NiftiSource
+
+        return NiftiSource(paths)
+    from voxtile.cases.pictures import PictureSource
+
+    return PictureSource(paths)
+
+
+def _open_label(kind: str, paths: Sequence[Path], image: Source) -> Source:
+    if kind == "geotiff":
+        from voxtile.cases.geotiff import GeoTiffSource, PolygonLabel, label_source
+
+        assert isinstance(image, GeoTiffSource)
+        polygons = paths[0].suffix.lower() in (".geojson", ".json")
+        return PolygonLabel(paths[0], image) if polygons else label_source(paths[0], image)
+    if kind == "nifti":
+        from voxtile.cases.nifti import NiftiSource, nifti_label
+
+        assert isinstance(image, NiftiSource)
+        return nifti_label(paths[0], image)
+    from voxtile.cases.pictures import PictureSource
+
+    return PictureSource(paths, label=True)
+
+
+SUFFIXES = {
+    "geotiff": (".tif", ".tiff", ".vrt", ".jp2"),
+    "nifti": (".nii", ".nii.gz"),
+    "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+}
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Classes in order, and the class index of every stored value.
+
+    Attributes:
+        classes: names; the position is the class index.
+        values: stored value -> class index, or `IGNORE`.
+    """
+
+    classes: tuple[str, ...]
+    values: dict[int, int]
+
+    @classmethod
+    def of(cls, meaning: Mapping[int, str]) -> LabelMap:
+        """Builds the map from `{stored value: class name}`; the name "ignore" marks values that are not to be judged.
+
+        Raises:
+            ConfigError: Fewer than two classes, or a class name that cannot stand in a score's name.
+        """
+        names = tuple(dict.fromkeys(str(name) for name in meaning.values() if name != "ignore"))
+        if len(names) < 2:
+            raise ConfigError(f"'data.labels' names {len(names)} classes ({listed(names)}); a segmentation needs two or more.")
+        bad = [name for name in names if not re.fullmatch(r"[\w .()+-]+", name)]
+        if bad or len(names) > IGNORE:
+            raise ConfigError(f"'data.labels' holds class names with other signs than letters, digits and _ . ( ) + -: {listed(bad)}.")
+        return cls(names, {int(value): IGNORE if name == "ignore" else names.index(name) for value, name in meaning.items()})
+
+
+class Dataset:
+    """Opens the cases of one data set. Built by Hydra from `conf/data/*.yaml`."""
+
+    def __init__(
+        self,
+        name: str,
+        format: str,
+        layout: Layout | Callable[[], Layout],
+        labels: Mapping[int, str],
+        background: str | None = None,
+        group: Mapping[str, str] | None = None,
+        channels: Sequence[str] | None = None,
+        nodata: float | None = None,
+        exclude: Sequence[str] = (),
+        colors: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """Remembers the settings; files are opened by `cases`.
+
+        Args:
+            name: short name, used for run folders.
+            format: "geotiff", "nifti" or "picture".
+            layout: which files make a case.
+            labels: class name by stored label value; "ignore" for values that are not to be judged.
+            background: the class that is left out of means over foreground classes, or None.
+            group: how the group follows from the name, see `Grouping`; each case is its own group where None.
+            channels: names of the channels used, in order; all where None.
+            nodata: overrides the files' nodata value.
+            exclude: ids of cases that are left out.
+            colors: (red, green, blue) by class name, for maps and pictures.
+
+        Raises:
+            ConfigError: A name is unknown.
+        """
+        if format not in SUFFIXES:
+            raise ConfigError(f"'data.format={format}' is unknown; choose from {listed(SUFFIXES)}.{did_you_mean(format, SUFFIXES)}")
+        self.name, self.format = name, format
+        self.layout = layout if isinstance(layout, Layout) else layout()
+        self.label_map = LabelMap.of(labels)
+        self.classes = self.label_map.classes
+        if background is not None and background not in self.classes:
+            raise ConfigError(f"'data.background={background}' is no class; the classes are {listed(self.classes, 30)}.")
+        self.background = None if background is None else self.classes.index(background)
+        self.grouping = Grouping(**(group or {}))
+        self.channels, self.nodata, self.exclude = channels, nodata, tuple(exclude)
+        default = default_colors(len(self.classes))
+        self.colors = tuple(tuple((colors or {}).get(c, default[i])) for i, c in enumerate(self.classes))
+
+    def cases(self) -> list[Case]:
+        """Opens every labelled case (headers only), in the layout's order.
+
+        Raises:
+            DataError: A file is missing or odd, two cases share an id, or their channels differ.
+        """
+        files = self.layout.find()
+        unknown = [name for name in self.exclude if name not in {f.id for f in files}]
+        if unknown:
+            raise ConfigError(f"'data.exclude' names {listed(unknown)}, and no case is called so.{did_you_mean(unknown[0], [f.id for f in files])}")
+        twice = [f.id for i, f in enumerate(files) if f.id in {g.id for g in files[:i]}] if len({f.id for f in files}) < len(files) else []
+        if twice:
+            raise DataError(f"Several cases below {self.layout.root} are called {listed(twice)}. Make the ids unique ('data.layout.case=…').")
+        cases = [self.open(found) for found in files if found.id not in self.exclude]
+        for case in cases[1:]:
+            if len(case.channels) != len(cases[0].channels):
+                raise DataError(
+                    f"{case.image.path} has {len(case.channels)} channels ({listed(case.channels, 20)}), but {cases[0].image.path} has "
+                    f"{len(cases[0].channels)} ({listed(cases[0].channels, 20)}). All cases need the same; choose common ones with "
+                    "'data.channels=[…]' or leave the case out with 'data.exclude=[…]'."
+                )
+        return cases
+
+    def open(self, files: CaseFiles) -> Case:
+        """Opens one case.
+
+        Raises:
+            DataError: The image or label cannot be read, has not the expected channels, or the two do not fit.
+        """
+        image = _open_image(self.format, files.images, self.nodata)
+        select: tuple[int, ...] = ()
+        if self.channels is not None:
+            missing = [name for name in self.channels if name not in image.channels]
+            if missing:
+                raise DataError(
+                    f"{image.path} has no channel {listed(missing)}; it has {listed(image.channels, 20)}."
+                    f"{did_you_mean(missing[0], image.channels)} The channels are chosen by 'data.channels'."
+                )
+            select = tuple(image.channels.index(name) for name in self.channels)
+        labels = None
+        if files.labels:
+            source = _open_label(self.format, files.labels, image)
+            if source.canonical.shape != image.canonical.shape:
+                raise DataError(
+                    f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} {image.canonical.shape}. "
+                    "A label must have its image's size."
+                )
+            labels = Labels(source, self.label_map.values)
+        group = self.grouping(files.id, files.fields)
+        return Case(files.id, group, image, labels, select, split=files.split)

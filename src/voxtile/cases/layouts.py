@@ -1,0 +1,247 @@
+"""How a data set lies on disk: which files make one case."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from voxtile.cases.pictures import natural_key
+from voxtile.errors import DataError, listed
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case.
+
+    Attributes:
+        id: the case's name.
+        images: one file; or the files whose bands or slices are stacked, in order.
+        labels: the label's files, empty where there is none.
+        split: "train", "val", "test", or "" where the data set gives none.
+        fields: what the patterns found in the names, for grouping.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...] = ()
+    split: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+class Layout(ABC):
+    """Finds the cases of a data set. A new layout is one subclass and its configuration."""
+
+    def __init__(self, root: str) -> None:
+        """Remembers the data set's folder; nothing is read before `find`."""
+        self.root = Path(root).expanduser()
+
+    def find(self) -> list[CaseFiles]:
+        """Returns the cases in a stable order.
+
+        Raises:
+            DataError: The folder is missing, holds no case, or images and labels do not match.
+        """
+        if not self.root.is_dir():
+            raise DataError(
+                f"The data folder {self.root} does not exist (looked for in {Path.cwd()}). Put the data there, or name its place with "
+                "'data.layout.root=…' or, for the folder that holds all data sets, 'paths.data=…' or the variable VOXTILE_DATA."
+            )
+        cases = self._find()
+        if not cases:
+            raise DataError(f"{self.root} holds no case: {self._expected()}.")
+        return cases
+
+    @abstractmethod
+    def _find(self) -> list[CaseFiles]: ...
+
+    @abstractmethod
+    def _expected(self) -> str: ...
+
+    def _inside(self, name: str, where: str) -> Path:
+        """The path of a file named in a list; names that point outside the data folder are refused."""
+        path = self.root / name
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise DataError(f"{where} names '{name}', which lies outside {self.root}. Expected paths inside the data folder.")
+        if not path.is_file():
+            raise DataError(f"{where} names '{name}', and {path} does not exist. Expected a file there; fetch it or take the line out.")
+        return path
+
+
+class FolderLayout(Layout):
+    """Cases by name patterns.
+
+    A pattern is a path below the root in which `{name}` stands for text without a slash, `{name:d}` for digits and `*`
+    for anything without a slash; a name that occurs twice stands for the same text. So `images/{id}.tif` and
+    `labels/{id}.tif` are paired folders, `{split}/{id}.jpg` and `{split}annot/{id}.png` are folders per split, and
+    `{patient}/{patient}_{slice:d}.tif` with `case="{patient}"` is a folder per patient with one file per slice.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        images: str | Sequence[str],
+        labels: str | None = None,
+        case: str = "{id}",
+        splits: Mapping[str, str] | None = None,
+        unlabelled: bool = False,
+    ) -> None:
+        """Remembers the patterns.
+
+        Args:
+            root: the data set's folder.
+            images: pattern of the image files; several patterns where each holds other bands of the same cases.
+            labels: pattern of the label files, made of names that `images` defines; None where there are none.
+            case: the case's id made of those names. Files with the same id are slices, stacked in the order of their numbers.
+            splits: what the values of `{split}` mean, for example `{training: train, validation: val}`.
+            unlabelled: whether cases without a label are left out instead of being an error.
+        """
+        super().__init__(root)
+        self.images = [images] if isinstance(images, str) else list(images)
+        self.labels, self.case, self.unlabelled = labels, case, unlabelled
+        self.splits = dict(splits or {name: name for name in SPLITS})
+
+    def _expected(self) -> str:
+        return f"no file matches '{self.images[0]}' (data.layout.images)"
+
+    def _find(self) -> list[CaseFiles]:
+        found: dict[str, list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]] = {}
+        labelled: set[Path] = set()
+        missing: list[Path] = []
+        for path, fields in self._match(self.images[0]):
+            images = (path, *(self._filled(pattern, fields, path) for pattern in self.images[1:]))
+            label = self.root / self._format(self.labels, fields) if self.labels else None
+            if label is not None and not label.exists():
+                missing.append(path)
+                continue
+            if label is not None:
+                labelled.add(label)
+            found.setdefault(self._format(self.case, fields), []).append((images, label, fields))
+        self._check_pairs(missing, labelled)
+        return [self._case(name, found[name]) for name in sorted(found, key=natural_key)]
+
+    def _check_pairs(self, missing: Sequence[Path], labelled: set[Path]) -> None:
+        if missing and not self.unlabelled:
+            raise DataError(
+                f"{len(missing)} images below {self.root} have no label at '{self.labels}': {listed(p.name for p in missing)}. Add the "
+                "labels, or leave these images out with 'data.layout.unlabelled=true'."
+            )
+        if self.labels:
+            alone = [path for path, _ in self._match(self.labels) if path not in labelled]
+            if alone:
+                raise DataError(
+                    f"{len(alone)} labels below {self.root} have no image at '{self.images[0]}': {listed(p.name for p in alone)}. "
+                    "Add the images, or move these labels away."
+                )
+
+    def _case(self, name: str, parts: list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]) -> CaseFiles:
+        parts = sorted(parts, key=lambda part: natural_key(str(part[0][0])))
+        fields = parts[0][2]
+        if len(parts) > 1 and len(self.images) > 1:
+            raise DataError(f"Case '{name}' below {self.root} has {len(parts)} files per image pattern; bands and slices cannot both be stacked.")
+        images = parts[0][0] if len(self.images) > 1 else tuple(part[0][0] for part in parts)
+        labels = tuple(dict.fromkeys(part[1] for part in parts if part[1] is not None))
+        given = fields.get("split", "")
+        if given and given not in self.splits:
+            raise DataError(
+                f"{parts[0][0][0]} belongs to split '{given}', which 'data.layout.splits' does not know: it knows {listed(self.splits)}. "
+                f"Add it, for example 'data.layout.splits={{{given}: train, …}}'."
+            )
+        common = {key: value for key, value in fields.items() if all(part[2].get(key) == value for part in parts)}
+        return CaseFiles(name, images, labels, self.splits.get(given, ""), common)
+
+    def _match(self, pattern: str) -> list[tuple[Path, dict[str, str]]]:
+        """Files below the root that match, with what the names stand for."""
+        seen: set[str] = set()
+
+        def part(hit: re.Match[str]) -> str:
+            name, digits = hit["name"], hit["kind"] == "d"
+            if hit[0] == "*":
+                return "[^/]*"
+            if name in seen:
+                return f"(?P={name})"
+            seen.add(name)
+            return f"(?P<{name}>{r'[0-9]+' if digits else r'[^/]+?'})"
+
+        pieces = re.split(r"(\{\w+(?::d)?\}|\*)", pattern)
+        token = re.compile(r"\*|\{(?P<name>\w+)(?::(?P<kind>d))?\}")
+        regex = re.compile("".join(token.sub(part, piece) if token.fullmatch(piece) else re.escape(piece) for piece in pieces))
+        wild = re.sub(r"\{\w+(?::d)?\}", "*", pattern)
+        hits = []
+        for path in sorted(self.root.glob(wild)):
+            match = regex.fullmatch(path.relative_to(self.root).as_posix())
+            if match:
+                hits.append((path, match.groupdict()))
+        return hits
+
+    def _format(self, pattern: str | None, fields: Mapping[str, str]) -> str:
+        try:
+            return re.sub(r"\{(\w+)(?::d)?\}", lambda hit: fields[hit[1]], pattern or "")
+        except KeyError as error:
+            raise DataError(
+                f"The pattern '{pattern}' uses {{{error.args[0]}}}, which 'data.layout.images={self.images[0]}' does not define; "
+                f"it defines {listed(fields) or 'no name'}."
+            ) from None
+
+    def _filled(self, pattern: str, fields: Mapping[str, str], first: Path) -> Path:
+        path = self.root / self._format(pattern, fields)
+        if not path.is_file():
+            raise DataError(f"{first} has no partner {path}; every case needs one file per pattern of 'data.layout.images'.")
+        return path
+
+
+class MsdLayout(Layout):
+    """The Medical Segmentation Decathlon's layout: `dataset.json` lists pairs of image and label under "training"."""
+
+    def _expected(self) -> str:
+        return "its dataset.json lists nothing under 'training'"
+
+    def _find(self) -> list[CaseFiles]:
+        listing = self.root / "dataset.json"
+        try:
+            document: dict[str, Any] = json.loads(listing.read_text(encoding="utf-8"))
+            pairs = [(str(pair["image"]), str(pair["label"])) for pair in document["training"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{listing} cannot be read: {error!r}. Expected the Decathlon's JSON with a list 'training'.") from error
+        cases = []
+        for image, label in pairs:
+            path = self._inside(image, str(listing))
+            cases.append(CaseFiles(path.name.split(".")[0], (path,), (self._inside(label, str(listing)),)))
+        return cases
+
+
+class ListLayout(Layout):
+    """One text file per split; each line names an image and its label, separated by white space, relative to the root."""
+
+    def __init__(self, root: str, lists: Mapping[str, str]) -> None:
+        """Remembers the lists.
+
+        Args:
+            root: the data set's folder.
+            lists: file name by split, for example `{train: train.txt, val: val.txt}`.
+        """
+        super().__init__(root)
+        self.lists = dict(lists)
+
+    def _expected(self) -> str:
+        return f"the lists {listed(self.lists.values())} are empty"
+
+    def _find(self) -> list[CaseFiles]:
+        cases = []
+        for split, name in self.lists.items():
+            listing = self._inside(name, "data.layout.lists")
+            for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+                parts = line.split()
+                if not parts:
+                    continue
+                if len(parts) != 2:
+                    raise DataError(f"{listing}, line {number}: expected 'image label', found '{line}'.")
+                image, label = (self._inside(part, f"{listing}, line {number},") for part in parts)
+                cases.append(CaseFiles(image.stem, (image,), (label,), split))
+        return cases

@@ -1,0 +1,82 @@
+"""Samples to batches, read ahead by threads.
+
+GDAL, zlib and memory copies release Python's lock, and a batch made in a thread need not be shipped between processes: on two cores
+threads read faster than worker processes (docs/decisions.md has the figures).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = dict[str, Any]
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stacks samples; images of different data types are promoted to one that holds them all."""
+    batch: Batch = {}
+    for key, first in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if isinstance(first, Mapping):
+            batch[key] = collate(values)
+        elif isinstance(first, np.ndarray):
+            batch[key] = torch.from_numpy(np.stack(values))
+        else:
+            batch[key] = torch.tensor(values)
+    return batch
+
+
+def flattened(batch: Batch) -> Batch:
+    """Takes the depth axis of length 1 away: image [B, C, h, w], valid and label [B, h, w]."""
+    axes = {"image": 2, "valid": 1, "label": 1}
+    return {key: value.squeeze(axes[key]) if key in axes else value for key, value in batch.items()}
+
+
+def pinned(batch: Any) -> Any:
+    """The batch in page-locked memory, from which copies to a GPU overlap with computing."""
+    if isinstance(batch, Tensor):
+        return batch.pin_memory()
+    return {key: pinned(value) for key, value in batch.items()} if isinstance(batch, Mapping) else batch
+
+
+class ReadAhead:
+    """Iterates over `make(item)` for each item, in order, made by threads ahead of use; one thread of the caller if `workers` is 0.
+
+    Each batch is made by one thread from first to last pixel, so what it holds does not depend on the number of threads.
+    """
+
+    def __init__(self, items: Callable[[], Sequence[Any]], make: Callable[[Any], Batch], workers: int, ahead: int = 2) -> None:
+        """Remembers what to make.
+
+        Args:
+            items: called at the start of each iteration; its result is gone through in order.
+            make: reads one item; called from several threads.
+            workers: number of threads.
+            ahead: batches made ahead per thread.
+        """
+        self.items, self.make, self.workers, self.ahead = items, make, workers, ahead
+
+    def __iter__(self) -> Iterator[Batch]:
+        items = self.items()
+        if self.workers == 0:
+            for item in items:
+                yield self.make(item)
+            return
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="read") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for item in items:
+                    waiting.append(pool.submit(self.make, item))
+                    if len(waiting) > self.ahead * self.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()

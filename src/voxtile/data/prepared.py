@@ -1,0 +1,156 @@
+"""Everything known of a data set before training starts: cases, split, surveys, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxtile.cases.case import Case
+from voxtile.cases.dataset import Dataset
+from voxtile.cases.window import Size3
+from voxtile.data.leakage import find_leaks, gate
+from voxtile.data.normalise import Intensity, Normalisation
+from voxtile.data.rng import digest
+from voxtile.data.splits import Split, SplitScheme
+from voxtile.data.survey import Survey, fingerprint, survey_all
+from voxtile.errors import ConfigError, DataError, listed
+
+# Shows progress over `total` items: called once with their number and a title, returns what to call after each.
+Progress = Callable[[int, str], Callable[[], object]]
+
+
+def silent(total: int, title: str) -> Callable[[], object]:
+    """Progress that shows nothing."""
+    return lambda: None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set ready to train on.
+
+    Attributes:
+        dataset: layout, format and classes.
+        split: which case is where.
+        surveys: of the training and validation cases, by id.
+        images: digests of all cases' images, test cases too, by id.
+        waived: sentences about leaks that the user has accepted.
+    """
+
+    dataset: Dataset
+    split: Split
+    surveys: Mapping[str, Survey]
+    images: Mapping[str, str]
+    waived: tuple[str, ...]
+    normalisation: Normalisation
+    intensity: Intensity | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the training and validation data."""
+        return fingerprint(dict(self.surveys))
+
+    @property
+    def test_fingerprint(self) -> str:
+        """Of the test cases' images: under it the ledger keeps who has looked at their scores."""
+        return fingerprint_of(self.images[case.id] for case in self.split.test)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return len(self.split.train[0].channels)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Judged pixels per class in the training cases."""
+        return [int(n) for n in sum(self.surveys[case.id].counts for case in self.split.train)]
+
+    @property
+    def present_counts(self) -> list[int]:
+        """Judged pixels of the training cases in which each class occurs, for median frequency balancing."""
+        surveys = [self.surveys[case.id] for case in self.split.train]
+        return [sum(found.judged for found in surveys if found.counts[c] > 0) for c in range(len(self.dataset.classes))]
+
+    def intensity_of(self, case: Case, found: Survey | None = None) -> Intensity:
+        """How `case` is normalised: as the training set, or by its own pixels."""
+        if self.intensity is not None:
+            return self.intensity
+        return self.normalisation.of_case((found or self.surveys[case.id]).sample)
+
+
+def fingerprint_of(digests: Iterable[str]) -> str:
+    """One digest of many, in no order."""
+    return f"{digest(sorted(digests)):032x}"
+
+
+def prepare(
+    dataset: Dataset,
+    scheme: SplitScheme,
+    normalisation: Normalisation,
+    cache: Path,
+    waive: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Prepared:
+    """Opens, surveys and splits a data set, and stops where the split leaks.
+
+    Args:
+        dataset: the data set.
+        scheme: decides which case is where.
+        normalisation: how intensities are brought to one scale.
+        cache: folder that keeps surveys.
+        waive: ids of cases whose leaks are accepted.
+        progress: shows how far reading has come.
+
+    Raises:
+        DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
+        ConfigError: The split does not fit the data.
+    """
+    cases = dataset.cases()
+    classes = len(dataset.classes)
+    shares = None
+    if scheme.needs_shares:
+        found = survey_all(cases, classes, cache, tick=progress(len(cases), "reading labels"))
+        shares = {name: survey.counts for name, survey in found.items()}
+    split = scheme(cases, shares)
+    seen = [*split.train, *split.val]
+    tick = progress(len(seen) + len(split.test), "reading data")
+    surveys = survey_all(seen, classes, cache, tick=tick)
+    # The labels of test cases stay closed; their images are looked at for duplicates only.
+    locked = survey_all(split.test, classes, cache, label=False, tick=tick)
+    images = {name: found.image_digest for name, found in (surveys | locked).items()}
+    waived = gate(find_leaks(split, images), waive)
+    for side, part in (("training", split.train), ("validation", split.val)):
+        blind = [case.id for case in part if surveys[case.id].judged == 0]
+        if blind:
+            raise DataError(
+                f"{len(blind)} {side} cases hold no pixel that can be judged (all nodata, or every label ignored): {listed(blind)}. "
+                f"Leave them out with 'data.exclude=[{','.join(blind)}]'."
+            )
+    intensity = normalisation.of_dataset([surveys[case.id].sample for case in split.train]) if normalisation.per == "dataset" else None
+    ready = Prepared(dataset, split, surveys, images, tuple(waived), normalisation, intensity)
+    absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
+    if absent:
+        raise DataError(
+            f"No training case holds a pixel of class {listed(absent)}; a network cannot learn it. Split otherwise (for example 'split.seed=1' "
+            "or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
+        )
+    return ready
+
+
+def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:
+    """Checks the training window, [height, width] or [depth, height, width], against the cases.
+
+    Raises:
+        ConfigError: It has another number of sides, or is larger than every case by more than rounding up to 32 pixels explains.
+    """
+    if len(window) not in (2, 3) or min(window) < 1:
+        raise ConfigError(f"'data.window={list(window)}' must be [height, width] for slices or [depth, height, width] for boxes, in pixels.")
+    depth, height, width = (1, *window) if len(window) == 2 else tuple(window)
+    largest = tuple(max(case.shape[axis] for case in cases) for axis in range(3))
+    fitting = tuple(min(side, -(-most // 32) * 32) for side, most in zip((depth, height, width), largest, strict=True))
+    if fitting != (depth, height, width):
+        raise ConfigError(
+            f"'data.window={list(window)}' is larger than every case: the largest sides are {largest} (D, H, W) pixels, so each batch would be "
+            f"mostly padding. Expected at most {list(fitting[-len(window):])}; type 'data.window=[{','.join(map(str, fitting[-len(window):]))}]'."
+        )
+    return depth, height, width

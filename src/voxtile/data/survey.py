@@ -1,0 +1,197 @@
+"""One pass over a case: what every later step needs to know of it, kept in the cache.
+
+Labels are read whole (their content is part of a run's identity), images in evenly spread blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxtile.cases.case import IGNORE, Case
+from voxtile.cases.maps import atomic_write
+from voxtile.cases.window import Size3, Window
+from voxtile.data.rng import digest, generator
+
+VERSION = 1  # part of the cache's key: raise it when what a survey holds or how it is made changes
+BLOCK = 1024  # side of a block in pixels
+MOST_IMAGE_BLOCKS = 256
+MOST_LOCATIONS = 4096  # per class
+MOST_PIXELS = 200_000  # in the intensity sample
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over a case found.
+
+    Attributes:
+        image_digest: of the image's shape, channels and the sampled blocks' pixels.
+        label_digest: of the label's class indices, "" where the label was not read.
+        counts: pixels per class [K], only pixels that hold data.
+        judged: pixels that are to be judged, the sum of `counts`.
+        pixels: pixels in the case.
+        valid: share of the sampled pixels that hold data.
+        locations: per class, (z, y, x) of up to 4096 evenly drawn pixels, int32 [m, 3].
+        sample: up to 200000 evenly spaced pixels that hold data, float64 [C, n].
+    """
+
+    image_digest: str
+    label_digest: str
+    counts: NDArray[np.int64]
+    pixels: int
+    valid: float
+    locations: tuple[NDArray[np.int32], ...]
+    sample: NDArray[np.float64]
+
+    @property
+    def judged(self) -> int:
+        """Pixels that are to be judged."""
+        return int(self.counts.sum())
+
+
+def blocks(shape: Size3, pixels: int = BLOCK * BLOCK) -> Iterator[Window]:
+    """Cuts a case of `shape` (D, H, W) into windows of at most about `pixels` pixels, in reading order."""
+    depth, height, width = shape
+    h, w = min(height, BLOCK), min(width, BLOCK)
+    d = max(1, min(depth, pixels // (h * w)))
+    for z in range(0, depth, d):
+        for y in range(0, height, h):
+            for x in range(0, width, w):
+                yield Window(z, y, x, min(d, depth - z), min(h, height - y), min(w, width - x))
+
+
+def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
+    """Reads a case once.
+
+    Args:
+        case: the case.
+        num_classes: K.
+        label: whether the label is read; False keeps the labels of a locked split closed.
+
+    Raises:
+        DataError: A file cannot be read or a label value is unknown.
+    """
+    parts = list(blocks(case.shape))
+    chosen = {parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_IMAGE_BLOCKS)).astype(int))}
+    every = max(1, sum(part.pixels for part in chosen) // MOST_PIXELS)
+    image_hash = hashlib.sha256(repr((case.shape, case.channels, case.dtype.str)).encode())
+    label_hash = hashlib.sha256()
+    counts = np.zeros(num_classes, dtype=np.int64)
+    found = _Locations(num_classes)
+    sample: list[NDArray[np.float64]] = []
+    seen = held = 0
+    for number, part in enumerate(parts):
+        valid = np.ones(part.size, dtype=np.bool_)
+        if part in chosen:
+            array, valid = case.read(part)
+            image_hash.update(np.ascontiguousarray(array).tobytes())
+            sample.append(array[:, valid][:, ::every].astype(np.float64))
+            seen, held = seen + part.pixels, held + int(valid.sum())
+        if label:
+            classes = case.read_label(part)
+            label_hash.update(classes.tobytes())
+            classes[~valid] = IGNORE
+            counts += np.bincount(classes.ravel(), minlength=256)[:num_classes]
+            found.add(classes, part, number)
+    return Survey(
+        image_hash.hexdigest(), label_hash.hexdigest() if label else "", counts, Window.whole(case.shape).pixels,
+        held / max(seen, 1), found.result(), np.concatenate(sample, axis=1),
+    )  # fmt: skip
+
+
+class _Locations:
+    """An even draw without replacement of pixels of each class: each pixel gets a random key, the smallest keys stay."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.kept = [(np.empty(0), np.empty((0, 3), dtype=np.int32)) for _ in range(num_classes)]
+
+    def add(self, classes: NDArray[np.uint8], part: Window, number: int) -> None:
+        for index, (keys, places) in enumerate(self.kept):
+            hits = np.flatnonzero(classes == index)
+            new = generator(index, number, "location").random(len(hits))
+            if len(new) > MOST_LOCATIONS:
+                least = np.argpartition(new, MOST_LOCATIONS)[:MOST_LOCATIONS]
+                hits, new = hits[least], new[least]
+            where = np.stack(np.unravel_index(hits, classes.shape), axis=1) + np.array(part.start)
+            keys, places = np.concatenate([keys, new]), np.concatenate([places, where.astype(np.int32)])
+            order = np.argsort(keys, kind="stable")[:MOST_LOCATIONS]
+            self.kept[index] = keys[order], places[order]
+
+    def result(self) -> tuple[NDArray[np.int32], ...]:
+        return tuple(places for _, places in self.kept)
+
+
+def _key(case: Case, num_classes: int, label: bool) -> str:
+    """Changes whenever the survey could: the files by size and time of change, the channels, the label's meaning."""
+    files = [*case.image.paths, *(case.labels.source.paths if case.labels and label else ())]
+    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    meaning = sorted(case.labels.values.items()) if case.labels and label else ()
+    text = digest(VERSION, stamps, case.channels, tuple(case.box), meaning, num_classes, getattr(case.image, "nodata", None))
+    return f"{text:032x}"
+
+
+def _save(found: Survey, path: Path) -> None:
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {f"locations_{i}": places for i, places in enumerate(found.locations)}
+    facts = np.array([found.image_digest, found.label_digest])
+    np.savez(buffer, facts=facts, counts=found.counts, pixels=found.pixels, valid=found.valid, sample=found.sample, **arrays)
+    atomic_write(path, lambda making: making.write_bytes(buffer.getvalue()) and None)
+
+
+def _load(path: Path) -> Survey:
+    with np.load(path, allow_pickle=False) as stored:
+        image, label = (str(value) for value in stored["facts"])
+        places = tuple(stored[f"locations_{i}"] for i in range(len(stored["counts"])))
+        return Survey(image, label, stored["counts"], int(stored["pixels"]), float(stored["valid"]), places, stored["sample"])
+
+
+def survey_all(
+    cases: Sequence[Case],
+    num_classes: int,
+    folder: Path,
+    label: bool = True,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, Survey]:
+    """Surveys cases by threads, taking from and adding to the cache in `folder`; a cache that cannot be written is done without.
+
+    Args:
+        cases: the cases.
+        num_classes: K.
+        folder: where surveys are kept.
+        label: whether labels are read.
+        tick: called after each case, for a progress bar.
+
+    Returns:
+        Surveys by case id.
+    """
+
+    def one(case: Case) -> Survey:
+        path = folder / "surveys" / f"{_key(case, num_classes, label)}.npz"
+        try:
+            found = _load(path)
+        except (OSError, ValueError, KeyError):  # not there, or cut off
+            found = survey(case, num_classes, label)
+            try:
+                _save(found, path)
+            except OSError:
+                pass  # a survey is only kept to save time
+        tick()
+        return found
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip([case.id for case in cases], pool.map(one, cases), strict=True))
+
+
+def fingerprint(surveys: dict[str, Survey]) -> str:
+    """The data's fingerprint: changes with the ids, the labels' content and the images' sampled content, in no other way."""
+    rows = sorted((name, found.image_digest, found.label_digest) for name, found in surveys.items())
+    return f"{digest(rows):032x}"

@@ -1,0 +1,190 @@
+"""Predicting a whole case through windows, in memory that does not grow with the case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from voxtile.cases.case import Case
+from voxtile.cases.window import Size3, Window
+from voxtile.data.batches import Batch, ReadAhead, collate, flattened
+from voxtile.data.normalise import Intensity, normalise
+from voxtile.inference.windows import Tile, tiles
+
+
+@dataclass(frozen=True)
+class Band:
+    """A finished part of a case: no later window reaches into it.
+
+    Attributes:
+        window: where it lies; bands of a case partition it.
+        probabilities: float32 [K, d, h, w].
+        valid: which pixels hold data [d, h, w].
+    """
+
+    window: Window
+    probabilities: Tensor
+    valid: NDArray[np.bool_]
+
+    def classes(self) -> NDArray[np.uint8]:
+        """The most probable class of each pixel [d, h, w], 255 where the image holds no data."""
+        # max is several times faster than argmax over a strided axis on the CPU, and gives the same first maximum.
+        best = self.probabilities.max(dim=0).indices.to(torch.uint8).numpy()
+        best[~self.valid] = 255
+        return best
+
+
+class Predictor:
+    """Runs a network over cases by sliding windows.
+
+    Windows overlap, and their softmax probabilities are joined by weights that sum to one in every pixel. What a window sees
+    beyond its own pixels (`margin` of the network) is read from the case and mirrored only at the case's border.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        size: Size3,
+        overlap: float = 0.25,
+        batch_size: int = 8,
+        device: str | torch.device = "cpu",
+        precision: torch.dtype = torch.float32,
+        workers: int = 2,
+    ) -> None:
+        """Takes the network into evaluation mode on `device`.
+
+        Args:
+            network: maps [B, C, H, W] ([B, C, D, H, W] if its `dims` is 3) to logits of the same size.
+            size: (depth, height, width) of the windows.
+            overlap: share of a window's side that the next one repeats.
+            batch_size: windows per forward pass.
+            device: where the network runs.
+            precision: float32, or a lower one for autocast.
+            workers: reading threads.
+        """
+        self.network = network.to(device).eval()
+        self.size, self.overlap, self.batch_size = size, overlap, batch_size
+        self.device, self.precision, self.workers = torch.device(device), precision, workers
+        self.planar = getattr(network, "dims", 2) == 2
+        margin = int(getattr(network, "margin", 0))
+        self.margin = (0 if self.planar else margin, margin, margin)
+
+    def bands(self, case: Case, intensity: Intensity) -> Iterator[Band]:
+        """Predicts `case`, normalised by `intensity`, and yields its bands in reading order."""
+        found = tiles(case.shape, self.size, self.overlap)
+        batches = [found[i : i + self.batch_size] for i in range(0, len(found), self.batch_size)]
+        joiner = _Joiner(case.shape, self.planar)
+        for batch in ReadAhead(lambda: batches, lambda part: self._read(case, intensity, part), self.workers):
+            probabilities = self._judge(batch) if batch["valid"].any() else None
+            for i, tile in enumerate(batch["tiles"]):
+                if probabilities is None:
+                    yield from joiner.add(tile, None, batch["valid"][i].numpy())
+                else:
+                    yield from joiner.add(tile, probabilities[i], batch["valid"][i].numpy())
+        yield from joiner.rest()
+
+    def _read(self, case: Case, intensity: Intensity, part: Sequence[Tile]) -> Batch:
+        samples = []
+        for tile in part:
+            image, valid = case.read(tile.window.grown(self.margin), pad="reflect")
+            samples.append({"image": image, "seen": valid, "valid": valid[tile.window.within(tile.window.grown(self.margin))]})
+        batch = collate([sample | intensity.arrays() for sample in samples])
+        return batch | {"tiles": list(part)}
+
+    def _judge(self, batch: Batch) -> Tensor:
+        """Probabilities [B, K, d, h, w] of a batch's windows, on the CPU."""
+        moved: dict[str, Any] = {k: v.to(self.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        image = normalise(moved["image"], moved["seen"], moved["low"], moved["high"], moved["mean"], moved["std"])
+        if self.planar:
+            image = flattened({"image": image})["image"]
+        with torch.inference_mode(), self._autocast():
+            logits = self.network(image).float()
+        if self.planar:
+            logits = logits[:, :, None]
+        _, y, x = self.margin
+        z = self.margin[0]
+        depth, height, width = batch["valid"].shape[1:]
+        logits = logits[:, :, z : z + depth, y : y + height, x : x + width]
+        return torch.softmax(logits, dim=1).cpu()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+
+class _Joiner:
+    """Sums weighted windows into a buffer as thick as one window and hands out what no later window can reach.
+
+    The buffer moves along y within a slice where windows are planar, else along z.
+    """
+
+    def __init__(self, shape: Size3, planar: bool) -> None:
+        self.shape, self.planar = shape, planar
+        self.axis = 1 if planar else 0
+        self.box: Window | None = None
+        self.total = torch.empty(0)
+        self.valid = np.empty(0, dtype=np.bool_)
+
+    def add(self, tile: Tile, probabilities: Tensor | None, valid: NDArray[np.bool_]) -> Iterator[Band]:
+        """Adds the probabilities [K, d, h, w] of one window; None where the window holds no data."""
+        if self.box is None or self._row(tile.window) != self._row(self.box):
+            yield from self._move(tile.window, 0 if probabilities is None else len(probabilities))
+        assert self.box is not None
+        at = tile.window.within(self.box)
+        self.valid[at] |= valid
+        if probabilities is None:
+            return
+        if not len(self.total):
+            self.total = torch.zeros((len(probabilities), *self.box.size))
+        z, y, x = (torch.from_numpy(axis) for axis in tile.weights)
+        weights = (y[:, None] * x)[None] if self.planar else z[:, None, None] * y[:, None] * x
+        self.total[(slice(None), *at)] += probabilities * weights
+
+    def rest(self) -> Iterator[Band]:
+        """What is left in the buffer after the last window."""
+        if self.box is not None:
+            yield from self._hand_out(self.box.size[self.axis])
+            self.box = None
+
+    def _row(self, window: Window) -> tuple[int, ...]:
+        return window.start[: self.axis + 1]
+
+    def _move(self, window: Window, classes: int) -> Iterator[Band]:
+        """Hands out what lies before `window` and moves the buffer to its row."""
+        axis = self.axis
+        size = [window.size[a] if a <= axis else self.shape[a] for a in range(3)]
+        start = [window.start[a] if a <= axis else 0 for a in range(3)]
+        box = Window.of(start, size)
+        kept = 0
+        if self.box is not None:
+            same_plane = self.box.start[:axis] == box.start[:axis]
+            done = box.start[axis] - self.box.start[axis] if same_plane else self.box.size[axis]
+            yield from self._hand_out(min(done, self.box.size[axis]))
+            kept = max(0, self.box.size[axis] - done) if same_plane else 0
+        total, valid = self.total, self.valid
+        self.valid = np.zeros(box.size, dtype=np.bool_)
+        self.total = torch.zeros((len(total) or classes, *box.size))
+        if kept:
+            old = (slice(None),) * axis + (slice(-kept, None),)
+            new = (slice(None),) * axis + (slice(0, kept),)
+            self.valid[new] = valid[old]
+            if len(total):
+                self.total[(slice(None), *new)] = total[(slice(None), *old)]
+        self.box = box
+
+    def _hand_out(self, rows: int) -> Iterator[Band]:
+        assert self.box is not None
+        if rows <= 0:
+            return
+        part = (slice(None),) * self.axis + (slice(0, rows),)
+        size = [rows if a == self.axis else length for a, length in enumerate(self.box.size)]
+        total = self.total if len(self.total) else torch.zeros((1, *self.box.size))
+        yield Band(Window.of(self.box.start, size), total[(slice(None), *part)].clone(), self.valid[part].copy())

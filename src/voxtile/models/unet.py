@@ -1,0 +1,119 @@
+"""U-Net (Ronneberger, Fischer, Brox, MICCAI 2015, arXiv 1505.04597), with the padding and normalisation in use today."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from voxtile.models.sizes import crop_to, pad_to_multiple
+
+Norm = Literal["batch", "instance", "group", "none"]
+
+
+def _norm(kind: Norm, channels: int, dims: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm3d(channels) if dims == 3 else nn.BatchNorm2d(channels)
+    if kind == "instance":
+        return nn.GroupNorm(channels, channels)  # the same sums as InstanceNorm, and it accepts 1x1 maps
+    if kind == "group":
+        return nn.GroupNorm(min(8, channels), channels)
+    return nn.Identity()
+
+
+class Stage(nn.Sequential):
+    """Two 3x3 convolutions, each with normalisation and ReLU; the size stays."""
+
+    def __init__(self, inputs: int, outputs: int, dims: int, norm: Norm, dropout: float) -> None:
+        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        layers: list[nn.Module] = []
+        for channels in (inputs, outputs):
+            # A normalisation subtracts the mean right after, so a bias before it would learn nothing.
+            layers += [conv(channels, outputs, 3, padding=1, bias=norm == "none"), _norm(norm, outputs, dims), nn.ReLU(inplace=True)]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """U-Net whose every encoder level feeds the decoder level of its size.
+
+    Logits have the size of the image for any size: the input is padded to a multiple of `stride` and the result is cropped.
+
+    Attributes:
+        stride: by how much the bottom level is smaller than the image, 2**depth.
+        margin: real context wanted around a window, in pixels: 0, since the convolutions pad.
+        min_train_size: smallest image side in training: two pixels at the bottom, so that batch statistics exist.
+        dims: 2 for images [B, C, H, W], 3 for [B, C, D, H, W].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        width: int = 32,
+        depth: int = 4,
+        max_width: int = 512,
+        norm: Norm = "batch",
+        dropout: float = 0.0,
+        dims: int = 2,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            in_channels: channels of the image.
+            num_classes: score maps.
+            width: channels of the first level; each level below has twice as many, up to `max_width`. The paper has 64.
+            depth: number of halvings. The paper has 4.
+            max_width: most channels of a level.
+            norm: "batch", "instance", "group", or "none" as in the paper.
+            dropout: probability after the two lowest encoder levels (the paper: at the end of the contracting path, 0.5).
+            dims: 2 or 3.
+
+        Raises:
+            ValueError: `dims`, `depth` or `norm` is out of range.
+        """
+        super().__init__()
+        if dims not in (2, 3) or depth < 1 or norm not in ("batch", "instance", "group", "none"):
+            raise ValueError(f"UNet takes dims 2 or 3, depth >= 1 and norm batch|instance|group|none, not {dims}, {depth}, {norm}")
+        self.dims = dims
+        self.stride = 2**depth
+        self.margin = 0
+        self.min_train_size = 2 * self.stride
+        widths = [min(width * 2**level, max_width) for level in range(depth + 1)]
+        inputs = [in_channels, *widths[:-1]]
+        drops = [dropout if level >= depth - 1 else 0.0 for level in range(depth + 1)]
+        self.encoder = nn.ModuleList(Stage(a, b, dims, norm, p) for a, b, p in zip(inputs, widths, drops, strict=True))
+        self.pool = nn.MaxPool3d(2) if dims == 3 else nn.MaxPool2d(2)
+        transposed = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
+        pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (below, here) from the bottom up
+        self.up = nn.ModuleList(transposed(below, here, 2, stride=2) for below, here in pairs)
+        self.decoder = nn.ModuleList(Stage(2 * here, here, dims, norm, 0.0) for _, here in pairs)
+        self.score = (nn.Conv3d if dims == 3 else nn.Conv2d)(widths[0], num_classes, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Gaussian weights with standard deviation sqrt(2 / N), N incoming nodes, and zero biases (section 3 of the paper)."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+                # With stride 2 and a 2x2 kernel, one input pixel of each channel reaches an output pixel of the up-convolution.
+                incoming = layer.in_channels if layer.transposed else layer.weight[0].numel()
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / incoming))
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.score.weight, std=0.01)  # scores near zero: no class is favoured before the first step
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps an image [B, C, H, W] ([B, C, D, H, W] if `dims` is 3) to logits [B, num_classes, …] of the same size."""
+        x = pad_to_multiple(image, self.stride)
+        skips: list[Tensor] = []
+        for level, stage in enumerate(self.encoder):
+            x = stage(x if level == 0 else self.pool(x))
+            skips.append(x)
+        skips.pop()
+        for up, stage in zip(self.up, self.decoder, strict=True):
+            x = stage(torch.cat([up(x), skips.pop()], dim=1))
+        logits: Tensor = self.score(x)
+        return crop_to(logits, image.shape[2:])

@@ -1,0 +1,343 @@
+"""Losses as smooth functions of additive statistics, exact however a batch is cut into ranks and micro-batches.
+
+Averaging the means of unequal parts is wrong as soon as one part has more ignored pixels than another. A `Loss` therefore
+returns `statistics` that are plain sums over pixels and samples; the parts' statistics are added up, and `value` turns the
+total into the loss. `surrogate` gives each part the scalar to call `backward` on, so that the parts' gradients add up to the
+gradient of the whole.
+
+Axes: B samples, K classes, any spatial axes; S statistics.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from voxtile.cases.case import IGNORE
+from voxtile.training.class_weights import WeightRule, class_weight_table
+
+
+class Loss(nn.Module, ABC):
+    """A loss between scores (logits) [B, K, *spatial] and class indices [B, *spatial] with `IGNORE` where nothing is judged.
+
+    All computation is in float32 (float64 for float64 scores), also under autocast, and made of operations that are
+    deterministic on every device. What the scores are at ignored pixels, infinite and NaN included, has no influence.
+
+    Every constructor takes the keywords `num_classes`, `class_counts`, `present_counts` and `background`, used or not, so
+    that one call builds any loss; see `class_weight_table` for the counts. `background` is the index of the background class.
+
+    Attributes:
+        size: S, how many statistics there are.
+        needs_logits_first: False where the gradient's factors follow from the labels alone, so that each micro-batch can be
+            differentiated as soon as it is computed; True where the scores of the whole batch must be known before.
+    """
+
+    size: int
+    needs_logits_first: bool
+
+    def statistics(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Sums [S] over pixels and samples, differentiable; those of a batch are the sum of those of its parts."""
+        if logits.shape[2:] != target.shape[1:] or len(logits) != len(target):
+            raise ValueError(f"scores {tuple(logits.shape)} [B, K, *spatial] do not fit a label {tuple(target.shape)} [B, *spatial]")
+        with torch.autocast(logits.device.type, enabled=False):
+            scores = logits if logits.dtype == torch.float64 else logits.float()
+            # Masked before the softmax: masking its result would still send NaN into the gradient.
+            scores = torch.where((target != IGNORE)[:, None], scores, 0.0)
+            return self.from_log_probabilities(torch.log_softmax(scores, dim=1), target)
+
+    @abstractmethod
+    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        """The statistics [S] from log-probabilities [B, K, *spatial] (arbitrary but finite at ignored pixels)."""
+
+    @abstractmethod
+    def label_statistics(self, target: Tensor) -> Tensor:
+        """The statistics [S], float32, as far as the labels alone give them; 0 elsewhere."""
+
+    @abstractmethod
+    def value(self, statistics: Tensor) -> Tensor:
+        """The loss, a scalar, from the sum [S] of all parts' statistics; 0 where every pixel is ignored."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of one whole batch."""
+        return self.value(self.statistics(logits, target))
+
+
+def surrogate(loss: Loss, statistics: Tensor, total: Tensor) -> Tensor:
+    """The scalar whose gradient is this part's exact share of the gradient of the whole batch's loss.
+
+    The loss is L(t) with t the sum over parts m of s_m(w). By the chain rule dL/dw is the sum over m of dL/dt · ds_m/dw.
+    The shares are to be summed over micro-batches and ranks; where gradients are averaged over ranks (DDP), multiply by
+    their number. The scalar's own value means nothing; the loss is `loss.value(total)`.
+
+    Args:
+        loss: the loss.
+        statistics: this part's [S], with its graph.
+        total: the sum [S] of all parts' statistics; of their `label_statistics` where `loss.needs_logits_first` is False.
+    """
+    point = total.detach().requires_grad_()
+    with torch.enable_grad():
+        (factors,) = torch.autograd.grad(loss.value(point), point)
+    return (factors * statistics).sum()
+
+
+class PixelLoss(Loss):
+    """Σ w(y)·l / Σ w(y) over judged pixels with label y, weight w and pixel loss l: a ratio of two sums.
+
+    Args:
+        class_weights: see `class_weight_table`.
+        divide_by: "weights" divides by Σ w(y), a weighted mean, as PyTorch does; "pixels" by the number of judged pixels, as
+            caffe-segnet does, where the scale of the weights matters.
+    """
+
+    needs_logits_first = False
+    size = 2
+    weights: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_counts: Sequence[int] | None = None,
+        present_counts: Sequence[int] | None = None,
+        background: int | None = None,
+        class_weights: WeightRule = None,
+        divide_by: Literal["weights", "pixels"] = "weights",
+    ) -> None:
+        super().__init__()
+        self.divide_by = divide_by
+        # Not persistent: the weights follow from the configuration and the training set, not from learning.
+        table = class_weight_table(class_weights, num_classes, class_counts, present_counts)
+        self.register_buffer("weights", torch.tensor(table, dtype=torch.float32), persistent=False)
+
+    @abstractmethod
+    def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        """w(y)·l per pixel [B, *spatial], finite at ignored pixels."""
+
+    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        losses = torch.where(target != IGNORE, self.pixel_loss(log_probabilities, target), 0.0).sum()
+        return torch.stack([losses, self._denominator(target).to(losses.dtype)])
+
+    def label_statistics(self, target: Tensor) -> Tensor:
+        denominator = self._denominator(target)
+        return torch.stack([torch.zeros_like(denominator), denominator])
+
+    def value(self, statistics: Tensor) -> Tensor:
+        losses, denominator = statistics
+        return torch.where(denominator == 0, 0.0, losses / torch.where(denominator == 0, 1.0, denominator))
+
+    def _denominator(self, target: Tensor) -> Tensor:
+        valid = target != IGNORE
+        return (valid if self.divide_by == "pixels" else self._pixel_weights(target) * valid).sum(dtype=torch.float32)
+
+    def _pixel_weights(self, target: Tensor) -> Tensor:
+        """w(y) [B, *spatial]; at ignored pixels the weight of class 0."""
+        return self.weights[torch.where(target != IGNORE, target, 0).long()]
+
+
+class CrossEntropy(PixelLoss):
+    """Cross-entropy -log p(y), with class weights and label smoothing as in `torch.nn.functional.cross_entropy`.
+
+    Args:
+        label_smoothing: the share e of the target that is spread evenly: (1 - e)·w(y)·-log p(y) + e/K·Σ_k w(k)·-log p(k).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_counts: Sequence[int] | None = None,
+        present_counts: Sequence[int] | None = None,
+        background: int | None = None,
+        class_weights: WeightRule = None,
+        divide_by: Literal["weights", "pixels"] = "weights",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            class_counts=class_counts,
+            present_counts=present_counts,
+            class_weights=class_weights,
+            divide_by=divide_by,
+        )
+        self.label_smoothing = label_smoothing
+
+    def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        loss = -_of_label(log_probabilities, target) * self._pixel_weights(target)
+        if not self.label_smoothing:
+            return loss
+        per_class = self.weights.view(1, -1, *(1 for _ in target.shape[1:]))
+        spread = -(log_probabilities * per_class).mean(dim=1)
+        return (1 - self.label_smoothing) * loss + self.label_smoothing * spread
+
+
+class Focal(PixelLoss):
+    """Focal loss -(1 - p(y))^gamma · log p(y) (Lin et al. 2017, equation 4), softmax form; class weights are its alpha.
+
+    Args:
+        gamma: how strongly pixels that are already right are discounted, >= 0; 0 is cross-entropy.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_counts: Sequence[int] | None = None,
+        present_counts: Sequence[int] | None = None,
+        background: int | None = None,
+        class_weights: WeightRule = None,
+        divide_by: Literal["weights", "pixels"] = "weights",
+        gamma: float = 2.0,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            class_counts=class_counts,
+            present_counts=present_counts,
+            class_weights=class_weights,
+            divide_by=divide_by,
+        )
+        self.gamma = gamma
+
+    def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        log_p = _of_label(log_probabilities, target)
+        # The floor keeps the slope finite where p is 1 and gamma below 1; its own gradient is 0 there.
+        doubt = (-torch.expm1(log_p)).clamp_min(1e-12)
+        return -(doubt**self.gamma) * log_p * self._pixel_weights(target)
+
+
+class Dice(Loss):
+    """Soft Dice loss on softmax probabilities: the mean of 1 - (2·I + s) / (P + L + s).
+
+    I is the sum of a class's probability over the pixels that carry its label, P over all judged pixels, L the number of
+    pixels with its label, s the smoothing (Milletari et al. 2016 without squares; MONAI's `DiceLoss`).
+
+    Args:
+        include_background: whether the class `background` is among the classes averaged over.
+        smooth: s, in pixels.
+        batch: True sums I, P and L over the whole batch, then averages over classes. False averages over samples and the
+            classes that occur in the sample's label: classes that do not occur add nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_counts: Sequence[int] | None = None,
+        present_counts: Sequence[int] | None = None,
+        background: int | None = None,
+        include_background: bool = False,
+        smooth: float = 1.0,
+        batch: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.classes = [k for k in range(num_classes) if include_background or k != background]
+        self.smooth = smooth
+        self.batch = batch
+        self.needs_logits_first = batch
+        self.size = 3 * num_classes if batch else 2
+
+    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        space = tuple(range(2, log_probabilities.ndim))
+        labelled = _one_hot(target, self.num_classes)
+        probabilities = log_probabilities.exp()
+        overlap = torch.where(labelled, probabilities, 0.0).sum(dim=space)
+        predicted = torch.where((target != IGNORE)[:, None], probabilities, 0.0).sum(dim=space)
+        label = labelled.sum(dim=space, dtype=probabilities.dtype)
+        if self.batch:
+            return torch.stack([overlap, predicted, label]).sum(dim=1).flatten()
+        present = (label > 0)[:, self.classes]
+        terms = self._terms(overlap, predicted, label)[:, self.classes]
+        return torch.stack([torch.where(present, terms, 0.0).sum(), present.sum(dtype=terms.dtype)])
+
+    def label_statistics(self, target: Tensor) -> Tensor:
+        label = _one_hot(target, self.num_classes).flatten(2).sum(dim=2, dtype=torch.float32)
+        if self.batch:
+            return torch.cat([label.new_zeros(2 * self.num_classes), label.sum(dim=0)])
+        present = (label > 0)[:, self.classes].sum(dtype=torch.float32)
+        return torch.stack([torch.zeros_like(present), present])
+
+    def value(self, statistics: Tensor) -> Tensor:
+        if self.batch:
+            overlap, predicted, label = statistics.view(3, self.num_classes)
+            return self._terms(overlap, predicted, label)[self.classes].mean()
+        terms, count = statistics
+        return terms / count.clamp_min(1)
+
+    def _terms(self, overlap: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
+        """1 - Dice per class [..., K]; 0 where there is neither label nor prediction, also without smoothing."""
+        size = predicted + label + self.smooth
+        return torch.where(size == 0, 0.0, 1 - (2 * overlap + self.smooth) / torch.where(size == 0, 1.0, size))
+
+
+class Sum(Loss):
+    """A weighted sum of losses; the softmax is computed once for all."""
+
+    def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        self.loss_weights = tuple(weights)
+        self.size = sum(loss.size for loss in losses)
+        self.needs_logits_first = any(loss.needs_logits_first for loss in losses)
+
+    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        return torch.cat([loss.from_log_probabilities(log_probabilities, target) for loss in self._members()])
+
+    def label_statistics(self, target: Tensor) -> Tensor:
+        return torch.cat([loss.label_statistics(target) for loss in self._members()])
+
+    def value(self, statistics: Tensor) -> Tensor:
+        parts = statistics.split([loss.size for loss in self._members()])
+        values = [loss.value(part) * weight for loss, part, weight in zip(self._members(), parts, self.loss_weights, strict=True)]
+        return torch.stack(values).sum()
+
+    def _members(self) -> list[Loss]:
+        return [loss for loss in self.losses if isinstance(loss, Loss)]
+
+
+class DiceCrossEntropy(Sum):
+    """`dice_weight` · Dice + `cross_entropy_weight` · cross-entropy; the other arguments are those of `Dice` and `CrossEntropy`."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_counts: Sequence[int] | None = None,
+        present_counts: Sequence[int] | None = None,
+        background: int | None = None,
+        include_background: bool = False,
+        smooth: float = 1.0,
+        batch: bool = True,
+        class_weights: WeightRule = None,
+        label_smoothing: float = 0.0,
+        dice_weight: float = 1.0,
+        cross_entropy_weight: float = 1.0,
+    ) -> None:
+        dice = Dice(
+            num_classes=num_classes, background=background, include_background=include_background, smooth=smooth, batch=batch
+        )
+        cross_entropy = CrossEntropy(
+            num_classes=num_classes,
+            class_counts=class_counts,
+            present_counts=present_counts,
+            class_weights=class_weights,
+            label_smoothing=label_smoothing,
+        )
+        super().__init__([dice, cross_entropy], [dice_weight, cross_entropy_weight])
+
+
+def _one_hot(target: Tensor, num_classes: int) -> Tensor:
+    """Which class a pixel is labelled as: bool [B, K, *spatial], all False at ignored pixels."""
+    classes = torch.arange(num_classes, device=target.device)
+    return target[:, None] == classes.view(1, -1, *(1 for _ in target.shape[1:]))
+
+
+def _of_label(log_probabilities: Tensor, target: Tensor) -> Tensor:
+    """The log-probability of each pixel's label [B, *spatial]; 0 at ignored pixels.
+
+    Selected rather than gathered: the gradient of `gather` is a scatter, on CUDA deterministic only where that is asked for.
+    """
+    return torch.where(_one_hot(target, log_probabilities.shape[1]), log_probabilities, 0.0).sum(dim=1)

@@ -1,0 +1,108 @@
+"""The recipe: everything that can change a run's numbers, and the identity that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = 1  # of the run folder's files; a folder with another version is refused
+
+# Paths into the resolved configuration. What is not listed (paths, loggers, workers, progress) cannot change a number.
+# A field added later gets the value that stood for it before, and is left out of the hash at that value, so that the
+# identities of older runs stay as they are.
+FIELDS: tuple[str, ...] = (
+    "model",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "augment",
+    "normalise",
+    "split",
+    "seed",
+    "data.name",
+    "data.format",
+    "data.labels",
+    "data.background",
+    "data.group",
+    "data.channels",
+    "data.nodata",
+    "data.exclude",
+    "data.waive",
+    "data.window",
+    "data.balance",
+    "data.symmetry",
+    "training.steps",
+    "training.batch_size",
+    "training.accumulate",
+    "training.val_every",
+    "training.clip",
+    "training.ema",
+    "training.patience",
+    "training.monitor",
+    "training.channels_last",
+    "training.groups",
+    "trainer.precision",
+    "trainer.deterministic",
+)
+ADDED: Mapping[str, Any] = {}  # field -> the value that stood for it before it existed
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The allow-listed part of a configuration, with the data it meets.
+
+    Attributes:
+        settings: value by path, for example {"training.steps": 400}.
+        data: the data's fingerprint.
+        split: digest of which case is on which side.
+        stream: version of the sample stream.
+        parent: digest of the weights the run starts from, "" where it starts from nothing.
+    """
+
+    settings: Mapping[str, Any]
+    data: str
+    split: str
+    stream: int
+    parent: str = ""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], data: str, split: str, stream: int) -> Recipe:
+        """Takes the allow-listed values out of a resolved configuration (plain dicts and lists)."""
+        return cls({path: _value(config, path) for path in (*FIELDS, *ADDED)}, data, split, stream)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for recipe.json."""
+        return {
+            "version": VERSION,
+            "settings": dict(self.settings),
+            "data": self.data,
+            "split": self.split,
+            "stream": self.stream,
+            "parent": self.parent,
+        }
+
+    @property
+    def identity(self) -> str:
+        """32 hexadecimal digits that change when, and only when, something changes that can change the run's numbers."""
+        kept = {path: value for path, value in self.settings.items() if path not in ADDED or value != ADDED[path]}
+        text = json.dumps(self.as_dict() | {"settings": kept}, sort_keys=True, separators=(",", ":"), default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _value(config: Mapping[str, Any], path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return ADDED.get(path)
+        value = value[part]
+    # JSON has text keys only; {1: forest} must hash as it will be read back.
+    return json.loads(json.dumps(value, default=str))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The settings that differ between two recipes as dictionaries, one 'path: old -> new' each."""
+    a, b = old.get("settings", {}), new.get("settings", {})
+    return [f"{path}: {a.get(path)} -> {b.get(path)}" for path in sorted({*a, *b}) if a.get(path) != b.get(path)]

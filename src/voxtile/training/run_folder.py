@@ -1,0 +1,175 @@
+"""The run folder: where a run keeps all it knows, who may write to it, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from voxtile.cases.maps import atomic_text
+from voxtile.errors import RunError
+from voxtile.training.recipe import VERSION, Recipe
+
+HEARTBEAT = 10.0  # seconds between two signs of life
+SILENCE = 120.0  # seconds without one after which a run on another machine counts as dead
+
+
+class RunFolder:
+    """One run's folder.
+
+    Files: `recipe.json` (identity), `config.yaml` (resolved), `manifest.json`, `status.json` (state, step, scores), `metrics.csv`,
+    `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`, `evaluations/`, `log.txt`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.weights = path / "weights"
+        self.metrics = path / "metrics.csv"
+        self.resume = path / "resume.pt"
+
+    @classmethod
+    def of(cls, root: Path, name: str, recipe: Recipe) -> RunFolder:
+        """The folder of a recipe's run below `root`; made, with its recipe, where it does not exist."""
+        folder = cls(root / f"{name}-{recipe.identity[:8]}")
+        known = folder.path / "recipe.json"
+        if known.exists():
+            folder.check()
+        else:
+            atomic_text(known, json.dumps(recipe.as_dict() | {"identity": recipe.identity}, indent=1))
+        return folder
+
+    @classmethod
+    def existing(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that exists.
+
+        Raises:
+            RunError: There is none, or it was written by another version.
+        """
+        folder = cls(Path(path).expanduser())
+        if not (folder.path / "recipe.json").is_file():
+            near = sorted(p.parent.name for p in folder.path.parent.glob("*/recipe.json")) if folder.path.parent.is_dir() else []
+            here = f" Runs in {folder.path.parent}: {', '.join(near[:6])}." if near else ""
+            raise RunError(f"{folder.path} is no run folder: it has no recipe.json.{here} Name one with 'run=<folder>'.")
+        folder.check()
+        return folder
+
+    def check(self) -> None:
+        """Refuses a folder written by another version.
+
+        Raises:
+            RunError: The version differs, or the recipe cannot be read.
+        """
+        recipe = self.read("recipe.json")
+        if recipe.get("version") != VERSION:
+            raise RunError(
+                f"{self.path} was written by version {recipe.get('version')} of the run format; this program reads version {VERSION}. "
+                "Use the release that wrote it (manifest.json names it), or train the run again."
+            )
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Reads a JSON file of the folder.
+
+        Raises:
+            RunError: It is missing or cut off.
+        """
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return content
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name} cannot be read: {error}. The run folder is damaged; train the run again.") from error
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a JSON file of the folder, whole or not at all."""
+        atomic_text(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """State ("queued", "running", "interrupted", "failed", "finished") and what goes with it."""
+        if not (self.path / "status.json").exists():
+            return {"state": "queued"}
+        status = self.read("status.json")
+        if status["state"] == "running" and self._holder() is None:
+            return status | {"state": "interrupted"}
+        return status
+
+    def set_status(self, state: str, **facts: Any) -> None:
+        """Records the state with the facts that belong to it."""
+        self.write("status.json", {"state": state, **facts})
+
+    def _holder(self) -> dict[str, Any] | None:
+        """Who holds the run's lease alive, or None."""
+        lease = self.path / "lease.json"
+        try:
+            held: dict[str, Any] = json.loads(lease.read_text(encoding="utf-8"))
+            age = time.time() - lease.stat().st_mtime
+        except (OSError, ValueError):
+            return None
+        if held["host"] == socket.gethostname():
+            return held if _alive(held["pid"], held["started"]) else None
+        return held if age < SILENCE else None
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Holds the run for this process, with a heartbeat; a second process is refused.
+
+        Raises:
+            RunError: Another living process holds it.
+        """
+        lease = self.path / "lease.json"
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+        with _exclusive(self.path / ".lock"):
+            holder = self._holder()
+            if holder is not None:
+                raise RunError(
+                    f"The run {self.path} is being trained by process {holder['pid']} on {holder['host']}. Wait for it or stop it (Ctrl-C "
+                    "saves its state); the same command then continues or reports."
+                )
+            atomic_text(lease, json.dumps(mine))
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT):
+                os.utime(lease)
+
+        heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            heart.join()
+            lease.unlink(missing_ok=True)
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Holds a file lock, which the system lets go when the process dies."""
+    import fcntl
+
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _start_time(pid: int) -> str:
+    """When a process started, in the system's ticks, so that a later process with the same number is told apart; "" if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _alive(pid: int, started: str) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return _start_time(pid) == started

@@ -1,0 +1,187 @@
+"""Scores from integer confusion matrices, one per case, so that every number is exact and independent of who counted what.
+
+Every score name is defined in `docs/scores.md`. A confusion matrix is int64 [K, K]: rows are the label's classes, columns the
+prediction's. N cases, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from voxtile.cases.case import IGNORE
+
+_BINS = 256  # class indices and the ignore index fit into a byte
+
+
+def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Counts each judged pixel once.
+
+    Args:
+        prediction: class indices, integer, any shape; at ignored pixels any value in 0..255.
+        label: class indices of the same shape on the same device, `IGNORE` where nothing is judged.
+        num_classes: K.
+
+    Returns:
+        int64 [K, K] on the CPU, rows by label, columns by prediction.
+
+    Raises:
+        ValueError: The shapes differ, or an index at a judged pixel is not below `num_classes`.
+    """
+    if prediction.shape != label.shape:
+        raise ValueError(f"a prediction of shape {tuple(prediction.shape)} does not fit a label of shape {tuple(label.shape)}")
+    # One bin for each pair of bytes: selecting the judged pixels first would take more than twice as long as all of this.
+    if label.is_cuda:
+        counts = torch.bincount((label.long() << 8 | prediction).flatten(), minlength=_BINS**2).cpu().numpy()
+    else:  # NumPy's bincount is five times faster than torch's on the CPU
+        counts = np.bincount(label.numpy().ravel().astype(np.int64) << 8 | prediction.numpy().ravel(), minlength=_BINS**2)
+    table = counts.reshape(-1, _BINS)
+    judged = np.delete(table, IGNORE, axis=0)
+    matrix = table[:num_classes, :num_classes]
+    if judged.sum() != matrix.sum():
+        raise ValueError(
+            f"labels {np.flatnonzero(judged.sum(axis=1)).tolist()} (shifted by one above {IGNORE}) and predictions "
+            f"{np.flatnonzero(judged.sum(axis=0)).tolist()} occur, but there are only {num_classes} classes"
+        )
+    return torch.from_numpy(matrix.copy())
+
+
+class CaseConfusion(Metric):
+    """One confusion matrix per case, counted over any number of ranks: int64, summed, so the same integers on each number.
+
+    Args:
+        num_cases: N, on all ranks together.
+        num_classes: K.
+    """
+
+    full_state_update = False
+    matrices: Tensor
+
+    def __init__(self, num_cases: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        zeros = torch.zeros(num_cases, num_classes, num_classes, dtype=torch.int64)
+        self.add_state("matrices", zeros, dist_reduce_fx="sum")
+
+    def update(self, case_indices: Iterable[int] | Tensor, predictions: Tensor, labels: Tensor) -> None:
+        """Adds a batch of windows; no pixel of a case may be in two windows, on whichever rank.
+
+        Args:
+            case_indices: B indices of cases in 0..N-1; a negative one marks a row that only fills up the batch.
+            predictions: class indices [B, ...].
+            labels: class indices [B, ...], `IGNORE` where nothing is judged.
+        """
+        for index, prediction, label in zip(case_indices, predictions, labels, strict=True):
+            if index >= 0:
+                matrix = confusion_matrix(prediction, label, self.num_classes)
+                self.matrices[int(index)] += matrix.to(self.matrices.device)
+
+    def compute(self) -> Tensor:
+        """The matrices int64 [N, K, K], summed over ranks."""
+        return self.matrices
+
+
+class ClassScores(NamedTuple):
+    """Scores per class, float64 [..., K]; NaN where undefined, that is where the denominator is 0."""
+
+    iou: NDArray[np.float64]
+    dice: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
+def class_scores(matrix: NDArray[np.int64]) -> ClassScores:
+    """Scores of each class from confusion matrices [..., K, K]: with tp, fp, fn pixels of a class,
+
+    iou = tp / (tp + fp + fn), dice = 2·tp / (2·tp + fp + fn), precision = tp / (tp + fp), recall = tp / (tp + fn).
+    """
+    hit = np.diagonal(matrix, axis1=-2, axis2=-1)
+    label, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    return ClassScores(
+        iou=_ratio(hit, label + predicted - hit),
+        dice=_ratio(2 * hit, label + predicted),
+        precision=_ratio(hit, predicted),
+        recall=_ratio(hit, label),
+    )
+
+
+def summarise(matrices: NDArray[np.int64], classes: Sequence[str], background: int | None) -> dict[str, float]:
+    """All scores of a split, by name, as defined in `docs/scores.md`.
+
+    Args:
+        matrices: confusion matrices [N, K, K], one per case.
+        classes: the K class names.
+        background: index of the class left out of the means `iou` and `dice`; None averages over all classes.
+
+    Returns:
+        Scores as fractions in 0..1, NaN where undefined; counts of cases under `missed/`, `false_alarm/`, `undefined/`.
+    """
+    pooled = matrices.sum(axis=0)
+    scores, dice = class_scores(pooled), class_scores(matrices).dice
+    label = pooled.sum(axis=1)
+    case_dice = np.array([_mean(column) for column in dice.T])
+    foreground = [index for index in range(len(classes)) if index != background]
+    in_label, predicted = matrices.sum(axis=2) > 0, matrices.sum(axis=1) > 0
+    per_class = {
+        "dice": case_dice,
+        "iou": scores.iou,
+        "pooled_dice": scores.dice,
+        "missed": (in_label & ~predicted).sum(axis=0),
+        "false_alarm": (~in_label & predicted).sum(axis=0),
+        "undefined": (~in_label & ~predicted).sum(axis=0),
+    }
+    summary = {
+        "dice": _mean(case_dice[foreground]),
+        "iou": _mean(scores.iou[foreground]),
+        "pixel_accuracy": float(_ratio(np.trace(pooled), pooled.sum())),
+        "mean_accuracy": _mean(scores.recall),
+        "mean_iu": _mean(scores.iou[label > 0]),
+        "fw_iu": float(_ratio(np.nansum(label * scores.iou), label.sum())),
+    }
+    named = {f"{name}/{classes[index]}": float(values[index]) for name, values in per_class.items() for index in range(len(classes))}
+    return summary | named
+
+
+def case_rows(matrices: NDArray[np.int64], ids: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per case for `cases.csv`; scores are NaN where undefined.
+
+    Args:
+        matrices: confusion matrices [N, K, K].
+        ids: the N case ids.
+        classes: the K class names.
+
+    Returns:
+        Rows with `case`, `pixels` (judged ones), and for each class `dice/`, `case_iou/`, `precision/`, `recall/`,
+        `label_pixels/` and `predicted_pixels/`.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, matrix in zip(ids, matrices, strict=True):
+        scores = class_scores(matrix)
+        row: dict[str, Any] = {"case": name, "pixels": int(matrix.sum())}
+        for index, of in enumerate(classes):
+            row[f"dice/{of}"] = float(scores.dice[index])
+            row[f"case_iou/{of}"] = float(scores.iou[index])
+            row[f"precision/{of}"] = float(scores.precision[index])
+            row[f"recall/{of}"] = float(scores.recall[index])
+            row[f"label_pixels/{of}"] = int(matrix[index].sum())
+            row[f"predicted_pixels/{of}"] = int(matrix[:, index].sum())
+        rows.append(row)
+    return rows
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """part / whole as float64, NaN where whole is 0."""
+    out = np.full(np.shape(whole), np.nan)
+    return np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of the defined values, NaN where there is none; who calls says where the undefined ones are counted."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
