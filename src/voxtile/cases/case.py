@@ -91,8 +91,8 @@ class Labels:
         if not known.all():
             unknown = np.unique(numbers[~known])
             raise DataError(
-                f"{self.source.path} holds the label values {listed(v.item() for v in unknown)} (window {tuple(window)}), which the "
-                f"configuration does not know: it maps {listed(sorted(self.values))}. Add them to `data.labels`, for "
+                f"{self.source.path} holds the label values {listed(v.item() for v in unknown)} (window {tuple(window)}), which "
+                f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them to `data.labels`, for "
                 f"example 'data.labels={{..., {unknown[0].item():g}: ignore}}' where they are not to be judged."
             )
         return out
@@ -186,15 +186,15 @@ class Case:
             valid = np.zeros(window.size, dtype=np.bool_)
             if inner.pixels:
                 at = inner.within(window)
-                out[(slice(None), *at)], valid[at] = self.image.read(inner.shifted(self.box.start), picked)
+                out[:, *at], valid[at] = self.image.read(inner.shifted(self.box.start), picked)
             return out, valid
         # One index list per axis says which inner pixel each outer one repeats; the box that holds them all is read once.
         lists = [_outer(pad, a, b, n) for a, b, n in zip(window.start, window.stop, self.shape, strict=True)]
         low = [int(index.min()) for index in lists]
         box = Window.of(low, [int(index.max()) - a + 1 for index, a in zip(lists, low, strict=True)])
         array, valid = self.image.read(box.shifted(self.box.start), picked)
-        rows = np.ix_(*(index - a for index, a in zip(lists, low, strict=True)))
-        return array[(slice(None), *rows)], valid[rows]
+        rows: tuple[Any, ...] = np.ix_(*(index - a for index, a in zip(lists, low, strict=True)))
+        return array[:, *rows], valid[rows]
 
     def read_label(self, window: Window) -> NDArray[np.uint8]:
         """Reads the label of `window`, which may reach past the border.
@@ -217,7 +217,13 @@ class Case:
         """A writer for a map of this case's source, in the source's own format, grid and geometry, see `MapWriter`.
 
         Windows are given in pixels of the source's canonical grid; what is not written is 255 (heatmaps: NaN).
+
+        Raises:
+            DataError: `path` is one of the case's own files, or a folder that holds them, or cannot be written to.
         """
+        inputs = self.image.paths + (self.labels.source.paths if self.labels else ())
+        if any(path.resolve() in (each.resolve(), *each.resolve().parents) for each in inputs):
+            raise DataError(f"The map {path} would take the place of an input of case '{self.id}'. Name another output.")
         return self.image.open_map(path, spec)
 
     def _channel(self, name: str) -> int:
@@ -231,6 +237,15 @@ class Case:
                 f"Window {tuple(window)} (z, y, x, depth, height, width) reaches outside case '{self.id}' ({self.image.path}) "
                 f"of shape {self.shape} (D, H, W). Name a padding to read past the border."
             )
+
+
+def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """What tells files that are stacked apart, the same for every case: "t1" and "flair" for p7_t1.nii.gz and p7_flair.nii.gz."""
+    words = [path.name.split(".")[0].split("_") for path in paths]
+    shared = set[str](words[0]).intersection(*words[1:])
+    names = ["_".join(word for word in each if word not in shared) for each in words]
+    unique = len(set(names)) == len(names) and all(names)
+    return tuple(names if unique else [f"file{number + 1}" for number in range(len(paths))])
 
 
 def _outer(pad: Pad | None, start: int, stop: int, size: int) -> NDArray[np.intp]:

@@ -16,13 +16,14 @@ import rasterio.shutil
 import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # leaves rasterio.shutil.copy unwrapped
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from voxtile.cases.case import IGNORE, Source
+from voxtile.cases.case import IGNORE, Source, distinct_names
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, degree_metres
 from voxtile.cases.handles import HandleCache
 from voxtile.cases.maps import MapSpec, MapWriter
@@ -30,8 +31,8 @@ from voxtile.cases.window import Size3, Window
 from voxtile.errors import DataError
 
 _HANDLES = HandleCache(most=32)
-# A scene is opened read-only and alone: GDAL need not list its folder for side files at every open.
-_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": 256}
+# GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
+_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_CACHEMAX": 256}
 
 
 def _open(path: Path) -> rasterio.DatasetReader:
@@ -68,6 +69,7 @@ class GeoTiffSource(Source):
         self._masked = [False] * len(self.paths)
         names: list[str] = []
         dtypes: list[str] = []
+        files = distinct_names(self.paths)
         for number, path in enumerate(self.paths):
             with rasterio.Env(**_ENV), _open(path) as dataset:
                 self._check_grid(dataset, path)
@@ -81,7 +83,7 @@ class GeoTiffSource(Source):
                     self._nodata.append(nodata if nodata is not None else dataset.nodatavals[band - 1])
                     self._scale.append((dataset.scales[band - 1], dataset.offsets[band - 1]))
                     dtypes.append(dataset.dtypes[band - 1])
-                    default = f"band{band}" if len(self.paths) == 1 else f"{path.stem}_{band}"
+                    default = f"band{band}" if len(self.paths) == 1 else f"{files[number]}_{band}"
                     name = (dataset.descriptions[band - 1] or default).strip()
                     # Some writers put the file's name into the description; such names differ from scene to scene.
                     names.append(default if path.stem.split(".")[0] in name else name)
@@ -201,8 +203,8 @@ class AlignedLabel(Source):
             a, b, c, d = onto.stored.footprint
             if left >= c or right <= a or bottom >= d or top <= b:
                 raise DataError(
-                    f"{path} covers {left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} and its image {onto.path} {a:.6g} … {c:.6g}, "
-                    f"{b:.6g} … {d:.6g} in the image's CRS: they do not overlap. Check that label and image belong together."
+                    f"{path} covers {left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} and its image {onto.path} {a:.6g} … "
+                    f"{c:.6g}, {b:.6g} … {d:.6g} in the image's CRS: they do not overlap. Check that label and image belong together."
                 )
         self.paths = (path,)
         self.channels = ("label",)
@@ -244,9 +246,9 @@ def label_source(path: Path, onto: GeoTiffSource) -> Source:
     label = GeoTiffSource([path])
     if len(label.channels) != 1:
         raise DataError(f"{path} has {len(label.channels)} bands; a label has one band of class values.")
-    if label.stored.shape == onto.stored.shape and label.stored.crs == onto.stored.crs:
-        if label.stored.crs is None or label.stored.corner_distance(onto.stored) < 0.1:
-            return label
+    same = label.stored.shape == onto.stored.shape and label.stored.crs == onto.stored.crs
+    if same and (label.stored.crs is None or label.stored.corner_distance(onto.stored) < 0.1):
+        return label
     return AlignedLabel(path, onto)
 
 
@@ -271,16 +273,26 @@ def _write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[
                 for number in range(count):
                     out.set_band_description(number + 1, spec.classes[number] if spec.heatmap else "class")
                 if not spec.heatmap and spec.colors:
-                    out.write_colormap(1, {index: (*color, 255) for index, color in enumerate(spec.colors)} | {IGNORE: (0, 0, 0, 0)})
+                    colors = {index: (*color, 255) for index, color in enumerate(spec.colors)}
+                    out.write_colormap(1, colors | {IGNORE: (0, 0, 0, 0)})
             rasterio.shutil.copy(
                 plain, path, driver="COG", compress="deflate", blocksize=tile, BIGTIFF="IF_SAFER",
                 overview_resampling="average" if spec.heatmap else "mode", num_threads="ALL_CPUS",
             )  # fmt: skip
-    except RasterioError as error:
-        path.unlink(missing_ok=True)
-        raise OSError(str(error)) from error
+            _check_written(bands, path)
+    except (RasterioError, CPLE_BaseError) as error:
+        raise OSError(f"{error} (is the disk full?)") from error
     finally:
         plain.unlink(missing_ok=True)
+
+
+def _check_written(bands: NDArray[Any], path: Path) -> None:
+    """Reads a map back, since GDAL keeps silent about a disk that is full when it closes a file."""
+    with rasterio.open(path) as written:
+        for _, area in written.block_windows(1):
+            rows, columns = area.toslices()
+            if not np.array_equal(written.read(window=area), bands[:, rows, columns], equal_nan=True):
+                raise OSError(f"what was written to {path} reads back differently")
 
 
 def crs_of(source: GeoTiffSource) -> CRS | None:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 class Closable(Protocol):
     """Anything with a `close` method."""
 
-    def close(self) -> object: ...
+    def close(self) -> object:
+        """Gives back what the handle holds."""
 
 
 class HandleCache:

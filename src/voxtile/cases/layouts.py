@@ -107,6 +107,19 @@ class FolderLayout(Layout):
         self.labels, self.case, self.unlabelled = labels, case, unlabelled
         self.splits = dict(splits or {name: name for name in SPLITS})
 
+    @property
+    def several_files(self) -> bool:
+        """Whether a case is made of several files: bands or slices."""
+        return len(self.images) > 1 or bool(self._names(self.images[0]) - self._names(self.case) - {"split"})
+
+    @staticmethod
+    def _names(pattern: str) -> set[str]:
+        return set(re.findall(r"\{(\w+)", pattern))
+
+    def unlabelled_below(self, root: Path) -> list[CaseFiles]:
+        """Cases below another folder by the same image patterns, without labels; empty where nothing matches."""
+        return FolderLayout(str(root), self.images, None, self.case, self.splits)._find()
+
     def _expected(self) -> str:
         return f"no file matches '{self.images[0]}' (data.layout.images)"
 
@@ -245,3 +258,35 @@ class ListLayout(Layout):
                 image, label = (self._inside(part, f"{listing}, line {number},") for part in parts)
                 cases.append(CaseFiles(image.stem, (image,), (label,), split))
         return cases
+
+
+class MadeScenes(FolderLayout):
+    """The default scenes, made on first use."""
+
+    def __init__(self, root: str, count: int = 16) -> None:
+        """Remembers where they are, or will be, and how many."""
+        super().__init__(root, images="images/{id}.tif", labels="labels/{id}.tif")
+        self.count = count
+
+    def find(self) -> list[CaseFiles]:
+        """Makes the files where they are missing and returns the cases."""
+        from voxtile.cases.made_scenes import make_scenes
+
+        make_scenes(self.root, self.count)
+        return super().find()
+
+
+class MadeVolumes(MsdLayout):
+    """The default volumes, made on first use."""
+
+    def __init__(self, root: str, count: int = 24) -> None:
+        """Remembers where they are, or will be, and how many."""
+        super().__init__(root)
+        self.count = count
+
+    def find(self) -> list[CaseFiles]:
+        """Makes the files where they are missing and returns the cases."""
+        from voxtile.cases.made_volumes import make_volumes
+
+        make_volumes(self.root, self.count)
+        return super().find()

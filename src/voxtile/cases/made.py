@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -38,12 +37,12 @@ def make_once(folder: Path, recipe: Mapping[str, object], fill: Callable[[Path],
         making.mkdir(parents=True)
         fill(making)
         (making / MARKER).write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
-        os.replace(making, folder)
+        making.replace(folder)
     except OSError as error:
         if not _is_made(folder, recipe):  # no other process was first
             raise DataError(
                 f"The made-up data set could not be written to {folder}: {error}. Nothing was left under that name. Expected a "
-                "folder that can be written to and some 10 MB of free disk; make room or name another folder."
+                "folder that can be written to and some 10 MB of free disk; make room, or name another folder with 'data.layout.root=…'."
             ) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
@@ -59,8 +58,9 @@ def _is_made(folder: Path, recipe: Mapping[str, object]) -> bool:
     if found == json.dumps(recipe, indent=1) + "\n":
         return True
     raise DataError(
-        f"{folder} holds {' '.join(found.split())}, and the data set wanted there is {json.dumps(recipe)}. Expected no such folder, an "
-        f"empty one, or this very data set. Name another folder, or remove this one where it is not needed: rm -r '{folder}'"
+        f"{folder} holds {' '.join(found.split())}, and the data set wanted there is {json.dumps(recipe)}. Expected this very data "
+        "set, an empty folder or none. Name another folder with 'data.layout.root=…', or remove this one where it is not needed: "
+        f"rm -r '{folder}'"
     )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -127,7 +127,7 @@ class MapWriter:
         if not window.inside(self._array_shape[1:]):
             raise ValueError(f"{self.path}: {window} reaches outside the map of shape {self._array_shape[1:]}")
         try:
-            self._array[(slice(None), *window.slices)] = values
+            self._array[:, *window.slices] = values
             self._array.flush()  # type: ignore[attr-defined]  # a memmap, typed as the array that `finish` sees
             self._log.write(json.dumps(list(window)).encode() + b"\n")
             os.fsync(self._log.fileno())
@@ -180,11 +180,11 @@ def _publish(making: Path, path: Path) -> None:
             os.fsync(handle.fileno())
     if making.is_dir() and path.is_dir():  # a folder can only take the place of an empty one
         old = _beside(path.with_name(f"old.{path.name}"))
-        os.replace(path, old)
-        os.replace(making, path)
+        path.replace(old)
+        making.replace(path)
         _remove(old)
     else:
-        os.replace(making, path)
+        making.replace(path)
 
 
 def _remove(path: Path) -> None:
@@ -212,9 +212,9 @@ def atomic_text(path: Path, text: str) -> None:
 
 def default_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     """`count` distinguishable colours; the first is near black so that a background class recedes."""
-    base: Sequence[tuple[int, int, int]] = (
+    base = (
         (32, 32, 32), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
         (0, 114, 178), (213, 94, 0), (204, 121, 167), (153, 153, 153), (120, 80, 40),
     )  # fmt: skip  # Okabe and Ito's palette, which colour-blind readers can tell apart
-    more = [tuple(int(v) for v in np.random.default_rng(seed).integers(40, 256, 3)) for seed in range(max(0, count - len(base)))]
-    return (*base[:count], *more)  # type: ignore[return-value]  # three values each, which mypy cannot see
+    more = [np.random.default_rng(seed).integers(40, 256, 3) for seed in range(count - len(base))]
+    return (*base[:count], *((int(red), int(green), int(blue)) for red, green, blue in more))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voxtile.cases.case import Case
@@ -89,6 +89,7 @@ def prepare(
     normalisation: Normalisation,
     cache: Path,
     waive: Sequence[str] = (),
+    limit: int | None = None,
     progress: Progress = silent,
 ) -> Prepared:
     """Opens, surveys and splits a data set, and stops where the split leaks.
@@ -99,6 +100,7 @@ def prepare(
         normalisation: how intensities are brought to one scale.
         cache: folder that keeps surveys.
         waive: ids of cases whose leaks are accepted.
+        limit: most training and most validation cases that are used; None for all.
         progress: shows how far reading has come.
 
     Raises:
@@ -112,6 +114,8 @@ def prepare(
         found = survey_all(cases, classes, cache, tick=progress(len(cases), "reading labels"))
         shares = {name: survey.counts for name, survey in found.items()}
     split = scheme(cases, shares)
+    if limit is not None:
+        split = replace(split, train=split.train[:limit], val=split.val[:limit])
     seen = [*split.train, *split.val]
     tick = progress(len(seen) + len(split.test), "reading data")
     surveys = survey_all(seen, classes, cache, tick=tick)

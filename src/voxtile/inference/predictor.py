@@ -16,7 +16,7 @@ from voxtile.cases.case import Case
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import Batch, ReadAhead, collate, flattened
 from voxtile.data.normalise import Intensity, normalise
-from voxtile.inference.windows import Tile, tiles
+from voxtile.cases.tiling import Tile, tiles
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def class_weight_table(
         weights = [float(weight) for weight in rule]
         if len(weights) != num_classes or min(weights) < 0:
             raise ConfigError(
-                f"`class_weights` is {weights}, but {num_classes} numbers that are at least 0 are needed, one for each class in the "
-                "order of the data set's classes."
+                f"`class_weights` is {weights}, but {num_classes} numbers that are at least 0 are needed, one for each class in "
+                "the order of the data set's classes."
             )
         return weights
     if rule not in RULES:
@@ -60,8 +60,8 @@ def class_weight_table(
 def _counts(rule: str, name: str, counts: Sequence[int] | None, num_classes: int) -> NDArray[np.float64]:
     if counts is None or len(counts) != num_classes:
         raise ConfigError(
-            f"`class_weights={rule}` needs `{name}`, {num_classes} numbers of pixels in the training set, and got {counts}. Give the "
-            "weights as a list where the training set is not counted."
+            f"`class_weights={rule}` needs `{name}`, {num_classes} numbers of pixels in the training set, and got {counts}. Give "
+            "the weights as a list where the training set is not counted."
         )
     return np.asarray(counts, dtype=np.float64)
 

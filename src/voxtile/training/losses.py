@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from voxtile.cases.case import IGNORE
+from voxtile.errors import ConfigError
 from voxtile.training.class_weights import WeightRule, class_weight_table
 
 
@@ -42,7 +43,7 @@ class Loss(nn.Module, ABC):
     def statistics(self, logits: Tensor, target: Tensor) -> Tensor:
         """Sums [S] over pixels and samples, differentiable; those of a batch are the sum of those of its parts."""
         if logits.shape[2:] != target.shape[1:] or len(logits) != len(target):
-            raise ValueError(f"scores {tuple(logits.shape)} [B, K, *spatial] do not fit a label {tuple(target.shape)} [B, *spatial]")
+            raise ValueError(f"logits {tuple(logits.shape)} [B, K, *space] do not fit a label {tuple(target.shape)} [B, *space]")
         with torch.autocast(logits.device.type, enabled=False):
             scores = logits if logits.dtype == torch.float64 else logits.float()
             # Masked before the softmax: masking its result would still send NaN into the gradient.
@@ -108,6 +109,8 @@ class PixelLoss(Loss):
         divide_by: Literal["weights", "pixels"] = "weights",
     ) -> None:
         super().__init__()
+        if divide_by not in ("weights", "pixels"):
+            raise ConfigError(f"`loss.divide_by` is '{divide_by}'; give 'weights' or 'pixels'.")
         self.divide_by = divide_by
         # Not persistent: the weights follow from the configuration and the training set, not from learning.
         table = class_weight_table(class_weights, num_classes, class_counts, present_counts)
@@ -118,18 +121,21 @@ class PixelLoss(Loss):
         """w(y)·l per pixel [B, *spatial], finite at ignored pixels."""
 
     def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        """(Σ w(y)·l, divisor)."""
         losses = torch.where(target != IGNORE, self.pixel_loss(log_probabilities, target), 0.0).sum()
-        return torch.stack([losses, self._denominator(target).to(losses.dtype)])
+        return torch.stack([losses, self._divisor(target).to(losses.dtype)])
 
     def label_statistics(self, target: Tensor) -> Tensor:
-        denominator = self._denominator(target)
-        return torch.stack([torch.zeros_like(denominator), denominator])
+        """(0, divisor)."""
+        divisor = self._divisor(target)
+        return torch.stack([torch.zeros_like(divisor), divisor])
 
     def value(self, statistics: Tensor) -> Tensor:
-        losses, denominator = statistics
-        return torch.where(denominator == 0, 0.0, losses / torch.where(denominator == 0, 1.0, denominator))
+        """Σ w(y)·l / divisor."""
+        losses, divisor = statistics
+        return torch.where(divisor == 0, 0.0, losses / torch.where(divisor == 0, 1.0, divisor))
 
-    def _denominator(self, target: Tensor) -> Tensor:
+    def _divisor(self, target: Tensor) -> Tensor:
         valid = target != IGNORE
         return (valid if self.divide_by == "pixels" else self._pixel_weights(target) * valid).sum(dtype=torch.float32)
 
@@ -163,9 +169,12 @@ class CrossEntropy(PixelLoss):
             class_weights=class_weights,
             divide_by=divide_by,
         )
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"`loss.label_smoothing` is {label_smoothing}; give a share from 0 to below 1.")
         self.label_smoothing = label_smoothing
 
     def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy of each pixel [B, *spatial]."""
         loss = -_of_label(log_probabilities, target) * self._pixel_weights(target)
         if not self.label_smoothing:
             return loss
@@ -199,9 +208,12 @@ class Focal(PixelLoss):
             class_weights=class_weights,
             divide_by=divide_by,
         )
+        if gamma < 0:
+            raise ConfigError(f"`loss.gamma` is {gamma}; give a number that is at least 0.")
         self.gamma = gamma
 
     def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        """Focal loss of each pixel [B, *spatial]."""
         log_p = _of_label(log_probabilities, target)
         # The floor keeps the slope finite where p is 1 and gamma below 1; its own gradient is 0 there.
         doubt = (-torch.expm1(log_p)).clamp_min(1e-12)
@@ -221,6 +233,8 @@ class Dice(Loss):
             classes that occur in the sample's label: classes that do not occur add nothing.
     """
 
+    averaged: Tensor
+
     def __init__(
         self,
         *,
@@ -234,13 +248,15 @@ class Dice(Loss):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.classes = [k for k in range(num_classes) if include_background or k != background]
+        averaged = torch.tensor([include_background or k != background for k in range(num_classes)])
+        self.register_buffer("averaged", averaged, persistent=False)
         self.smooth = smooth
         self.batch = batch
         self.needs_logits_first = batch
         self.size = 3 * num_classes if batch else 2
 
     def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        """Overlap, predicted and label [3·K] if `batch`, else (sum of terms, number of terms)."""
         space = tuple(range(2, log_probabilities.ndim))
         labelled = _one_hot(target, self.num_classes)
         probabilities = log_probabilities.exp()
@@ -249,23 +265,25 @@ class Dice(Loss):
         label = labelled.sum(dim=space, dtype=probabilities.dtype)
         if self.batch:
             return torch.stack([overlap, predicted, label]).sum(dim=1).flatten()
-        present = (label > 0)[:, self.classes]
-        terms = self._terms(overlap, predicted, label)[:, self.classes]
-        return torch.stack([torch.where(present, terms, 0.0).sum(), present.sum(dtype=terms.dtype)])
+        counted = (label > 0) & self.averaged
+        terms = torch.where(counted, self._terms(overlap, predicted, label), 0.0)
+        return torch.stack([terms.sum(), counted.sum(dtype=terms.dtype)])
 
     def label_statistics(self, target: Tensor) -> Tensor:
+        """(0, 0, label) [3·K] if `batch`, else (0, number of terms)."""
         label = _one_hot(target, self.num_classes).flatten(2).sum(dim=2, dtype=torch.float32)
         if self.batch:
             return torch.cat([label.new_zeros(2 * self.num_classes), label.sum(dim=0)])
-        present = (label > 0)[:, self.classes].sum(dtype=torch.float32)
-        return torch.stack([torch.zeros_like(present), present])
+        count = ((label > 0) & self.averaged).sum(dtype=torch.float32)
+        return torch.stack([torch.zeros_like(count), count])
 
     def value(self, statistics: Tensor) -> Tensor:
+        """The mean over classes if `batch`, else over terms."""
         if self.batch:
             overlap, predicted, label = statistics.view(3, self.num_classes)
-            return self._terms(overlap, predicted, label)[self.classes].mean()
-        terms, count = statistics
-        return terms / count.clamp_min(1)
+            terms = torch.where(self.averaged, self._terms(overlap, predicted, label), 0.0)
+            return terms.sum() / self.averaged.sum()
+        return statistics[0] / statistics[1].clamp_min(1)
 
     def _terms(self, overlap: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
         """1 - Dice per class [..., K]; 0 where there is neither label nor prediction, also without smoothing."""
@@ -278,24 +296,25 @@ class Sum(Loss):
 
     def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
         super().__init__()
-        self.losses = nn.ModuleList(losses)
+        self.losses = tuple(losses)
+        self.members = nn.ModuleList(losses)  # so that their buffers move along with this one
         self.loss_weights = tuple(weights)
         self.size = sum(loss.size for loss in losses)
         self.needs_logits_first = any(loss.needs_logits_first for loss in losses)
 
     def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
-        return torch.cat([loss.from_log_probabilities(log_probabilities, target) for loss in self._members()])
+        """The members' statistics, one after the other."""
+        return torch.cat([loss.from_log_probabilities(log_probabilities, target) for loss in self.losses])
 
     def label_statistics(self, target: Tensor) -> Tensor:
-        return torch.cat([loss.label_statistics(target) for loss in self._members()])
+        """The members' label statistics, one after the other."""
+        return torch.cat([loss.label_statistics(target) for loss in self.losses])
 
     def value(self, statistics: Tensor) -> Tensor:
-        parts = statistics.split([loss.size for loss in self._members()])
-        values = [loss.value(part) * weight for loss, part, weight in zip(self._members(), parts, self.loss_weights, strict=True)]
+        """The weighted sum of the members' values."""
+        parts = statistics.split_with_sizes([loss.size for loss in self.losses])
+        values = [weight * loss.value(part) for loss, part, weight in zip(self.losses, parts, self.loss_weights, strict=True)]
         return torch.stack(values).sum()
-
-    def _members(self) -> list[Loss]:
-        return [loss for loss in self.losses if isinstance(loss, Loss)]
 
 
 class DiceCrossEntropy(Sum):

@@ -31,6 +31,7 @@ FIELDS: tuple[str, ...] = (
     "data.nodata",
     "data.exclude",
     "data.waive",
+    "data.limit",
     "data.window",
     "data.balance",
     "data.symmetry",

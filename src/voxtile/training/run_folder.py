@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -150,8 +151,6 @@ class RunFolder:
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     """Holds a file lock, which the system lets go when the process dies."""
-    import fcntl
-
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -46,6 +46,7 @@ class Constant(Schedule):
     """The learning rate as it is."""
 
     def after_warmup(self, step: int, total: int) -> float:
+        """Always 1."""
         return 1.0
 
 
@@ -56,6 +57,7 @@ class Poly(Schedule):
     power: float = 0.9
 
     def after_warmup(self, step: int, total: int) -> float:
+        """The polynomial."""
         return float((1 - _progress(step, total)) ** self.power)
 
 
@@ -66,6 +68,7 @@ class Cosine(Schedule):
     floor: float = 0.0
 
     def after_warmup(self, step: int, total: int) -> float:
+        """The half cosine."""
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * _progress(step, total))) / 2
 
 
@@ -82,6 +85,7 @@ class Step(Schedule):
             raise ConfigError(f"`scheduler.every` is {self.every}, but it is a number of optimizer steps: give 1 or more.")
 
     def after_warmup(self, step: int, total: int) -> float:
+        """The stairs."""
         return float(self.gamma ** (step // self.every))
 
 

@@ -97,9 +97,10 @@ class ClassScores(NamedTuple):
 
 
 def class_scores(matrix: NDArray[np.int64]) -> ClassScores:
-    """Scores of each class from confusion matrices [..., K, K]: with tp, fp, fn pixels of a class,
+    """Scores of each class from confusion matrices [..., K, K].
 
-    iou = tp / (tp + fp + fn), dice = 2·tp / (2·tp + fp + fn), precision = tp / (tp + fp), recall = tp / (tp + fn).
+    With tp, fp and fn the pixels of a class that are hit, false alarms and misses: iou = tp / (tp + fp + fn),
+    dice = 2·tp / (2·tp + fp + fn), precision = tp / (tp + fp), recall = tp / (tp + fn).
     """
     hit = np.diagonal(matrix, axis1=-2, axis2=-1)
     label, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
@@ -144,8 +145,9 @@ def summarise(matrices: NDArray[np.int64], classes: Sequence[str], background: i
         "mean_iu": _mean(scores.iou[label > 0]),
         "fw_iu": float(_ratio(np.nansum(label * scores.iou), label.sum())),
     }
-    named = {f"{name}/{classes[index]}": float(values[index]) for name, values in per_class.items() for index in range(len(classes))}
-    return summary | named
+    for name, values in per_class.items():
+        summary |= {f"{name}/{of}": float(value) for of, value in zip(classes, values, strict=True)}
+    return summary
 
 
 def case_rows(matrices: NDArray[np.int64], ids: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -176,9 +178,10 @@ def case_rows(matrices: NDArray[np.int64], ids: Sequence[str], classes: Sequence
 
 
 def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """part / whole as float64, NaN where whole is 0."""
+    """The ratio as float64, NaN where `whole` is 0."""
     out = np.full(np.shape(whole), np.nan)
-    return np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
+    np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
+    return out
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -1,0 +1,221 @@
+"""How the group of a case follows from its name: a pattern, an expression or a table."""
+
+from __future__ import annotations
+
+import ast
+import csv as csvfile
+import operator
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+
+Rule = Callable[[str, Mapping[str, str]], str]  # (case id, fields of its name) -> group
+
+
+class Grouping:
+    """Names the group of each case: what must never be on both sides of a split, such as the patient or the place."""
+
+    def __init__(
+        self,
+        pattern: str | None = None,
+        expression: str | None = None,
+        csv: str | None = None,
+        key: str = "id",
+        column: str = "group",
+        delimiter: str = ",",
+        **unknown: object,
+    ) -> None:
+        r"""Reads one rule; without any, each case is its own group.
+
+        Args:
+            pattern: regular expression searched in the id. The group is what its part named `group` matched, or the whole
+                match: `^patient\d+` or `_(?P<group>[A-Z]+)_`.
+            expression: arithmetic and text on the name. Variables: `id`, `number` (the last integer in the id) and the
+                fields of the layout's patterns, which are texts. Signs: `+ - * // %`, brackets, `int(…)` and `str(…)`;
+                `+` joins two texts. For example `(number + 1) // 2` or `str(int(visit) % 10) + patient`.
+            csv: table with one row per case.
+            key: the table's column of case ids.
+            column: the table's column of groups.
+            delimiter: what separates the table's columns.
+            **unknown: misspelt settings, refused.
+
+        Raises:
+            ConfigError: A setting is unknown or wrong, or several rules are given.
+            DataError: The table cannot be read or contradicts itself.
+        """
+        known = ("pattern", "expression", "csv", "key", "column", "delimiter")
+        if unknown:
+            name = next(iter(unknown))
+            raise ConfigError(f"'data.group.{name}' is unknown; a group rule takes {listed(known)}.{did_you_mean(name, known)}")
+        given = {"pattern": pattern, "expression": expression, "csv": csv}
+        chosen = [name for name, value in given.items() if value is not None]
+        if len(chosen) > 1:
+            raise ConfigError(f"'data.group' gives {' and '.join(chosen)}, and a group follows from one rule. Keep one of them.")
+        self._rule: Rule = lambda case_id, fields: case_id
+        if pattern is not None:
+            self._rule = _Pattern(pattern)
+        elif expression is not None:
+            self._rule = _Expression(str(expression))
+        elif csv is not None:
+            self._rule = _Table(Path(csv), key, column, delimiter)
+
+    def __call__(self, case_id: str, fields: Mapping[str, str]) -> str:
+        """The group of the case called `case_id`, whose name holds the `fields` of the layout's patterns.
+
+        Raises:
+            ConfigError: The expression uses a variable that does not exist, or mixes texts and numbers.
+            DataError: The rule finds no group for this case.
+        """
+        group = self._rule(case_id, fields)
+        if not group:
+            raise DataError(f"'data.group' finds an empty group for case '{case_id}'. Expected a name; correct the rule.")
+        return group
+
+
+class _Pattern:
+    def __init__(self, pattern: str) -> None:
+        try:
+            self._regex = re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"'data.group.pattern={pattern}' is no regular expression: {error}. Expected, for example, '^[A-Z]+' or "
+                "'_(?P<group>[0-9]+)_'."
+            ) from error
+
+    def __call__(self, case_id: str, fields: Mapping[str, str]) -> str:
+        match = self._regex.search(case_id)
+        if match is None:
+            raise DataError(
+                f"Case '{case_id}' does not match 'data.group.pattern={self._regex.pattern}', so its group is unknown. Widen the "
+                f"pattern, or leave the case out with 'data.exclude=[{case_id}]'."
+            )
+        return (match["group"] if "group" in self._regex.groupindex else match[0]) or ""
+
+
+_OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_ALLOWED = (ast.Expression, ast.BinOp, *_OPERATIONS, ast.UnaryOp, ast.USub, ast.Name, ast.Load)
+_LONGEST = 300  # characters; keeps numbers and nesting small
+
+
+class _Expression:
+    """Walks Python's syntax tree with an allow-list, so that no text in a configuration is ever executed."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text.strip()
+        if len(self._text) > _LONGEST:
+            raise self._error(f"is longer than {_LONGEST} characters")
+        try:
+            tree = ast.parse(self._text, mode="eval")
+        except (SyntaxError, ValueError) as error:
+            raise self._error(f"is no expression: {error}") from error
+        for node in ast.walk(tree):
+            if not self._allowed(node):
+                part = ast.get_source_segment(self._text, node) or type(node).__name__
+                raise self._error(f"holds '{part}', which is not allowed")
+        self._tree = tree.body
+
+    @staticmethod
+    def _allowed(node: ast.AST) -> bool:
+        if isinstance(node, ast.Constant):
+            return type(node.value) in (int, str)
+        if isinstance(node, ast.Call):
+            function = node.func.id if isinstance(node.func, ast.Name) else ""
+            return function in ("int", "str") and len(node.args) == 1 and not node.keywords
+        return isinstance(node, _ALLOWED)
+
+    def _error(self, what: str, hint: str = "") -> ConfigError:
+        return ConfigError(
+            f"'data.group.expression={self._text}' {what}.{hint} Expected whole numbers, texts in quotes, the variables id and "
+            "number, fields of the layout's patterns, + - * // %, brackets, int(…) and str(…); for example '(number + 1) // 2'."
+        )
+
+    def __call__(self, case_id: str, fields: Mapping[str, str]) -> str:
+        numbers = re.findall(r"[0-9]+", case_id)
+        names: dict[str, int | str] = {**fields, "id": case_id}
+        if numbers:
+            names["number"] = int(numbers[-1])
+        try:
+            return str(self._value(self._tree, names))
+        except (ValueError, ZeroDivisionError) as error:
+            raise DataError(
+                f"'data.group.expression={self._text}' gives no group for case '{case_id}' with {names}: {error}. Correct the "
+                f"expression, or leave the case out with 'data.exclude=[{case_id}]'."
+            ) from error
+
+    def _value(self, node: ast.expr, names: Mapping[str, int | str]) -> int | str:
+        match node:
+            case ast.Constant(value=int() | str() as value):
+                return value
+            case ast.Name(id=name):
+                return self._variable(name, names)
+            case ast.Call(func=ast.Name(id=function), args=[argument]):
+                value = self._value(argument, names)
+                return int(value) if function == "int" else str(value)
+            case ast.UnaryOp(operand=operand):
+                return -self._number(self._value(operand, names), operand)
+            case ast.BinOp(left=left, op=op, right=right):
+                a, b = self._value(left, names), self._value(right, names)
+                if isinstance(op, ast.Add) and isinstance(a, str) and isinstance(b, str):
+                    return a + b
+                return _OPERATIONS[type(op)](self._number(a, left), self._number(b, right))
+        raise AssertionError(f"{type(node).__name__} passed the allow-list")
+
+    def _number(self, value: int | str, node: ast.expr) -> int:
+        if isinstance(value, int):
+            return value
+        part = ast.get_source_segment(self._text, node)
+        raise self._error(
+            f"calculates with {part}, which is the text '{value}' (write int({part}), or str(…) around the other part)"
+        )
+
+    def _variable(self, name: str, names: Mapping[str, int | str]) -> int | str:
+        if name in names:
+            return names[name]
+        if name == "number":
+            raise ValueError("the id holds no integer, so there is no 'number'")
+        known = sorted({*names, "number"})
+        raise self._error(f"uses '{name}', and the variables here are {listed(known)}", did_you_mean(name, known))
+
+
+class _Table:
+    def __init__(self, path: Path, key: str, column: str, delimiter: str) -> None:
+        self._path, self._key = path, key
+        if len(delimiter) != 1:
+            raise ConfigError(f"'data.group.delimiter={delimiter}' must be one character, such as ',' or ';'.")
+        try:
+            # utf-8-sig: spreadsheets put a byte order mark before the first column's name
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csvfile.DictReader(file, delimiter=delimiter)
+                rows, columns = list(reader), list(reader.fieldnames or ())
+        except (OSError, UnicodeDecodeError, csvfile.Error) as error:
+            raise DataError(f"The table {path} (data.group.csv) cannot be read: {error}. Expected a UTF-8 CSV file.") from error
+        for setting, name in (("key", key), ("column", column)):
+            if name not in columns:
+                raise ConfigError(
+                    f"'data.group.{setting}={name}' is no column of {path}; its columns, separated by '{delimiter}', are "
+                    f"{listed(columns)}.{did_you_mean(name, columns)}"
+                )
+        self._groups: dict[str, str] = {}
+        for number, row in enumerate(rows, 1):
+            case_id, group = row[key] or "", row[column] or ""
+            if self._groups.setdefault(case_id, group) != group:
+                raise DataError(
+                    f"{path}, row {number}: '{case_id}' is of group '{group}', and an earlier row says '{self._groups[case_id]}'. "
+                    "Expected one group per case."
+                )
+
+    def __call__(self, case_id: str, fields: Mapping[str, str]) -> str:
+        if case_id not in self._groups:
+            raise DataError(
+                f"Case '{case_id}' is not in column '{self._key}' of {self._path} (data.group.csv), so its group is unknown."
+                f"{did_you_mean(case_id, self._groups)} Add a row, or leave the case out with 'data.exclude=[{case_id}]'."
+            )
+        return self._groups[case_id]

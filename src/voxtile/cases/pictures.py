@@ -1,0 +1,302 @@
+"""Pictures: PNG, JPEG and TIFF by Pillow; a multi-page TIFF or a series of slice files is a volume."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
+
+from voxtile.cases.cache import cached_array
+from voxtile.cases.case import IGNORE, Source
+from voxtile.cases.grid import CanonicalGrid, StoredGrid, plain_affine
+from voxtile.cases.maps import MapSpec, MapWriter, default_colors
+from voxtile.cases.window import Size3, Window
+from voxtile.errors import DataError, listed
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_BIG = 64_000_000  # bytes of a decoded file above which it goes through the disk cache, not the memory of each process
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    """A sorting key by which numbers inside names count as numbers: "a_2" comes before "a_10"."""
+    words = re.split("([0-9]+)", name)
+    return tuple(int(word) if odd % 2 else word.lower() for odd, word in enumerate(words)), name
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One picture, or one page of a TIFF."""
+
+    path: Path
+    page: int
+    stamp: int  # the file's modification time: a replaced file is not taken for the one decoded before
+
+    def __str__(self) -> str:
+        return f"{self.path} (page {self.page + 1})" if self.page else str(self.path)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the slices of a volume must have in common."""
+
+    height: int
+    width: int
+    mode: str  # Pillow's, after a palette is resolved
+    alpha: bool  # whether the last plane of a decoded slice says where there is data
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} pixels of mode '{self.mode}'{' with transparency' if self.alpha else ''}"
+
+
+class PictureSource(Source):
+    """One picture, a multi-page TIFF as a volume, or several files as the slices of one, ordered by the numbers in their names.
+
+    Palettes become red, green and blue; an alpha channel or a transparent colour says where there is no data and is no
+    channel. As a label, a palette's indices are the values, transparent colours mean nothing, and grey that was saved as
+    red, green and blue is taken as one channel.
+    """
+
+    def __init__(self, paths: Sequence[Path], label: bool = False) -> None:
+        """Reads the headers.
+
+        Args:
+            paths: one file, or the slices of a volume in any order.
+            label: whether the values are classes.
+
+        Raises:
+            DataError: A file cannot be read, slices differ in size or mode, or Pillow would silently lose precision.
+        """
+        self.paths = tuple(sorted(paths, key=lambda path: natural_key(path.name)))
+        self._label = label
+        self._notes: list[str] = []
+        found = [pair for path in self.paths for pair in self._inspect(path)]
+        self._slices = [part for part, _ in found]
+        self._kind = found[0][1]
+        for part, kind in found:
+            if kind != self._kind:
+                raise DataError(
+                    f"{part} has {kind}, the first slice {self._slices[0]} {self._kind}. The slices of a volume must have one "
+                    "size and one mode; convert this one, or leave it out of the pattern of file names."
+                )
+        if 1 < len(self.paths) < len(found):
+            paged = next(part for part in self._slices if part.page)
+            raise DataError(f"{paged.path} has several pages. Expected one per file where several files make a volume.")
+        shape: Size3 = (len(found), self._kind.height, self._kind.width)
+        self.stored = StoredGrid(shape, plain_affine())
+        self.canonical = CanonicalGrid(shape, plain_affine())
+        self.dtype = _dtype(self._kind.mode)
+        self.channels = ("label",) if label else _channel_names(self._kind.mode)
+        size = int(np.prod(shape)) * (len(self.channels) + self._kind.alpha) * self.dtype.itemsize
+        # Pages can only be reached one after the other, and a big picture is as slow to decode as a volume.
+        self._on_disk = len(self.paths) == 1 and (len(found) > 1 or size > _BIG)
+
+    def _inspect(self, path: Path) -> list[tuple[_Slice, _Kind]]:
+        with _opened(path) as image:
+            if image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                self._notes.append(f"{path} asks viewers to turn it (EXIF orientation); its pixels are read as they are stored.")
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            stamp = path.stat().st_mtime_ns
+            return [(_Slice(path, page, stamp), _kind(image, path, page, self._label)) for page in range(pages)]
+
+    def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `Source.read`; only the slices in the window are decoded."""
+        _, rows, columns = window.slices
+        out = np.empty((len(channels), *window.size), dtype=self.dtype)
+        valid = np.ones(window.size, dtype=np.bool_)
+        for depth in range(window.depth):
+            planes = self._planes(window.z + depth)[:, rows, columns]
+            out[:, depth] = planes[list(channels)]
+            if self._kind.alpha:
+                valid[depth] = planes[-1] > 0
+        if self.dtype.kind == "f":
+            valid &= np.isfinite(out).all(axis=0)
+        return out, valid
+
+    def _planes(self, z: int) -> NDArray[Any]:
+        """The channels of slice `z`, and its alpha where there is one [C, H, W]."""
+        if self._on_disk:
+            planes: NDArray[Any] = cached_array(self.path, self._decode_all, "label" if self._label else "image")[z]
+            return planes
+        part = self._slices[z]
+        return _SLICES.get((part, self._label), lambda: self._decode([part])[0])
+
+    def _decode_all(self) -> NDArray[Any]:
+        return self._decode(self._slices)
+
+    def _decode(self, parts: Sequence[_Slice]) -> NDArray[Any]:
+        """Pixels [slices, C, H, W] of slices of one file."""
+        with _opened(parts[0].path) as image:
+            decoded = []
+            for part in parts:
+                image.seek(part.page)
+                planes = _pixels(image, self._kind)
+                decoded.append(self._one_channel(planes, part) if self._label else planes)
+            return np.stack(decoded)
+
+    def _one_channel(self, planes: NDArray[Any], part: _Slice) -> NDArray[Any]:
+        values = planes[: len(planes) - self._kind.alpha]
+        if (values != values[:1]).any():
+            y, x = np.argwhere((values != values[:1]).any(axis=0))[0]
+            raise DataError(
+                f"The label {part} is a colour picture: its pixel (y {y}, x {x}) is {tuple(values[:, y, x].tolist())}. Expected "
+                "class values (grey, or a palette whose indices are the classes); convert the colours to class values."
+            )
+        return np.delete(planes, range(1, len(values)), axis=0)
+
+    def map_name(self, stem: str, spec: MapSpec) -> str:
+        """See `Source.map_name`; slice files end as a folder of files."""
+        return stem if len(self.paths) > 1 else stem + self._suffix(spec)
+
+    def _suffix(self, spec: MapSpec) -> str:
+        return ".tif" if spec.heatmap or len(self._slices) > len(self.paths) else ".png"
+
+    def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
+        """See `Source.open_map`.
+
+        A picture ends as a PNG with a palette, a multi-page TIFF as one with the same pages, slice files as a folder of PNG
+        files of the same names. Heatmaps are float32 TIFFs with one page per class (of a multi-page TIFF: all slices of the
+        first class, then all of the second, …).
+        """
+        if len(self.paths) == 1:
+            return MapWriter(path, self.canonical.shape, spec, lambda array, making: _save(np.concatenate(array), making, spec))
+        stems = [each.stem for each in self.paths]
+        if len(set(stems)) < len(stems):
+            stems = [f"{number:04d}_{stem}" for number, stem in enumerate(stems)]
+        names = [stem + self._suffix(spec) for stem in stems]
+        foreign = {file.name for file in path.iterdir()} - set(names) if path.is_dir() else set()
+        if foreign:
+            raise DataError(f"The folder {path} holds other files ({listed(sorted(foreign), 3)}) than a map. Name another output.")
+
+        def finish(array: NDArray[Any], making: Path) -> None:
+            making.mkdir()
+            for z, name in enumerate(names):
+                _save(array[:, z], making / name, spec)
+
+        return MapWriter(path, self.canonical.shape, spec, finish)
+
+    def notes(self) -> list[str]:
+        """See `Source.notes`."""
+        return list(self._notes)
+
+
+class _SliceCache:
+    """Keeps the decoded slices used last, up to `most_bytes` in all, for all threads of a process."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._slices: OrderedDict[object, NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object, decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The slice under `key`, decoded where it is not kept."""
+        with self._lock:
+            if key in self._slices:
+                self._slices.move_to_end(key)
+                return self._slices[key]
+        made = decode()
+        with self._lock:
+            if key not in self._slices:
+                self._slices[key] = made
+                self._left -= made.nbytes
+            while self._left < 0 and len(self._slices) > 1:
+                self._left += self._slices.popitem(last=False)[1].nbytes
+        return made
+
+
+_SLICES = _SliceCache(most_bytes=128_000_000)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Opens a picture; whatever Pillow raises in the block becomes a DataError that names the file."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            yield image
+    except _BOMB as error:
+        raise DataError(f"{path} is too big for a picture: {error} Convert it to a GeoTIFF, which is read by window.") from error
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path} cannot be read as a picture: {error}. Expected an intact {', '.join(_FORMATS)} file of at most four channels "
+            "(more, or double precision: read it with 'data.format=geotiff')."
+        ) from error
+
+
+def _kind(image: ImageFile.ImageFile, path: Path, page: int, label: bool) -> _Kind:
+    """What one page of an open picture is, from its header."""
+    image.seek(page)
+    mode = image.mode
+    arguments = image.tile[0].args if image.tile else ""
+    raw = arguments[0] if isinstance(arguments, tuple) else arguments
+    if image.format in ("PNG", "TIFF") and mode[0] not in "IF" and re.search(";(16|32)", str(raw)):
+        raise DataError(
+            f"{path} has more than 8 bits per channel in several channels, which Pillow would cut to 8. Read it with "
+            "'data.format=geotiff', which takes PNG files as well, or save each channel as a file."
+        )
+    alpha = _has_alpha(mode) or (not label and "transparency" in image.info)
+    if mode in ("P", "PA") and not label:
+        mode = "RGBA" if alpha else "RGB"
+    return _Kind(image.height, image.width, mode, alpha)
+
+
+def _pixels(image: Image.Image, kind: _Kind) -> NDArray[Any]:
+    """Decodes the current page into planes [C, H, W], the last of which is alpha where `kind` says so."""
+    image.load()
+    stored = image if image.mode == kind.mode else image.convert(kind.mode)
+    array = np.asarray(stored).astype(_dtype(kind.mode), copy=False)
+    planes = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    if kind.alpha and not _has_alpha(kind.mode):
+        clear = np.reshape(image.info["transparency"], (-1, 1, 1))
+        planes = np.concatenate([planes, (planes != clear).any(axis=0, keepdims=True).astype(planes.dtype)])
+    return np.ascontiguousarray(planes)
+
+
+def _has_alpha(mode: str) -> bool:
+    return mode in ("LA", "PA", "RGBA")
+
+
+def _dtype(mode: str) -> np.dtype[Any]:
+    stored = np.asarray(Image.new(mode, (1, 1))).dtype
+    return np.dtype(np.uint8) if stored == np.bool_ else stored.newbyteorder("=")
+
+
+def _channel_names(mode: str) -> tuple[str, ...]:
+    count = len(Image.getmodebandnames(mode)) - _has_alpha(mode)
+    if mode in ("RGB", "RGBA"):
+        return "red", "green", "blue"
+    return ("grey",) if count == 1 else tuple(f"band{number + 1}" for number in range(count))
+
+
+def _save(pages: NDArray[Any], path: Path, spec: MapSpec) -> None:
+    """Writes pages [N, H, W] as a PNG (one page) or a TIFF, semantic maps with a palette in which 255 is transparent."""
+    images = [Image.fromarray(np.ascontiguousarray(page)) for page in pages]
+    if not spec.heatmap:
+        colors = spec.colors or default_colors(len(spec.classes))
+        palette = [value for color in colors for value in color]
+        for image in images:
+            # All 256 entries: Pillow packs a shorter palette into fewer bits, which cannot hold 255.
+            image.putpalette(palette + [0] * (768 - len(palette)))
+    about = dict(spec.tags) | {"classes": ", ".join(f"{index}={name}" for index, name in enumerate(spec.classes))}
+    if path.suffix == ".png":
+        text = PngImagePlugin.PngInfo()
+        for key, value in about.items():
+            text.add_itxt(key, value)
+        images[0].save(path, pnginfo=text, transparency=IGNORE)
+    else:
+        images[0].save(
+            path, save_all=True, append_images=images[1:], compression="tiff_adobe_deflate", description=json.dumps(about),
+            big_tiff=pages.nbytes > 2**31,
+        )  # fmt: skip

@@ -1,0 +1,193 @@
+"""Configuration to objects. Only classes on an allow-list are built: a configuration from elsewhere must not run code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from voxtile.errors import ConfigError, did_you_mean, listed
+
+# Modules below which classes may be named by `_target_`. Each holds networks, optimizers or plain data handling; what their
+# constructors take is data. The name must lead to a class that is defined there, not to something they import.
+ALLOWED = (
+    "voxtile.models",
+    "voxtile.cases.layouts",
+    "voxtile.data.augment",
+    "voxtile.data.normalise",
+    "voxtile.data.splits",
+    "voxtile.training.losses",
+    "voxtile.training.schedules",
+    "lightning.pytorch.loggers",
+    "monai.networks.nets",
+    "torch.optim",
+)
+
+
+def _below(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def target(name: str, trust: Sequence[str] = ()) -> Any:
+    """The class that a `_target_` names.
+
+    Args:
+        name: dotted path.
+        trust: further modules whose classes and functions may be built.
+
+    Raises:
+        ConfigError: The name is not allowed or leads nowhere.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    trusted = _below(module_name, trust)
+    if not trusted and not _below(module_name, ALLOWED):
+        raise ConfigError(
+            f"The configuration wants to build '{name}', which is not on the allow-list ({listed(ALLOWED, 20)}); nothing was run. If you "
+            f"know and trust that module, type 'trust=[{module_name or name}]'."
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        near = did_you_mean(attribute, _names(module_name))
+        raise ConfigError(f"The configuration names '{name}', which does not exist: {error}.{near}") from error
+    own = inspect.isclass(found) and _below(found.__module__, ALLOWED)
+    if not trusted and not own:
+        raise ConfigError(f"'{name}' is no class of voxtile or its libraries; nothing was run. Type 'trust=[{module_name}]' to allow it.")
+    return found
+
+
+def _names(module_name: str) -> list[str]:
+    try:
+        return dir(importlib.import_module(module_name))
+    except ImportError:
+        return []
+
+
+def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extra: Any) -> Any:
+    """Builds what a node with a `_target_` describes; nested nodes first.
+
+    Args:
+        node: keyword arguments, `_target_`, and `_partial_` for a function that still lacks arguments.
+        where: the node's path in the configuration, for messages.
+        trust: see `target`.
+        extra: further keyword arguments.
+
+    Raises:
+        ConfigError: A name is not allowed, or the arguments do not fit.
+    """
+    if "_target_" not in node:
+        raise ConfigError(f"'{where}' has no '_target_': it does not say what to build. Choose an option, for example from conf/{where}.")
+    known = {"_target_", "_partial_"}
+    maker = target(str(node["_target_"]), trust)
+    arguments = {key: _built(value, f"{where}.{key}", trust) for key, value in node.items() if key not in known} | extra
+    try:
+        accepted = inspect.signature(maker).parameters
+    except (TypeError, ValueError):
+        accepted = {}
+    if accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        unknown = [key for key in arguments if key not in accepted and key not in extra]
+        if unknown:
+            raise ConfigError(
+                f"'{where}' ({node['_target_']}) takes no '{unknown[0]}'.{did_you_mean(unknown[0], accepted)} It takes {listed(accepted, 20)}."
+            )
+        arguments = {key: value for key, value in arguments.items() if key in accepted}
+    if node.get("_partial_"):
+        return lambda *args: _called(maker, where, args, arguments)
+    return _called(maker, where, (), arguments)
+
+
+def _built(value: Any, where: str, trust: Sequence[str]) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, where, trust)
+        return {key: _built(item, f"{where}.{key}", trust) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_built(item, f"{where}[{i}]", trust) for i, item in enumerate(value)]
+    return value
+
+
+def _called(maker: Callable[..., Any], where: str, args: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
+    try:
+        return maker(*args, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"'{where}' cannot be built with {dict(arguments)}: {error}. See conf/{where.split('.')[0]} for examples.") from error
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run's parts before its data is read: everything the configuration alone decides."""
+
+    config: Mapping[str, Any]
+    dataset: Any
+    scheme: Any
+    normalisation: Any
+    augment: Any
+    settings: Any
+    schedule: Any
+    make_optimizer: Any
+
+    @property
+    def trust(self) -> Sequence[str]:
+        """Modules outside the allow-list that the user trusts."""
+        trust: Sequence[str] = self.config.get("trust", ())
+        return trust
+
+
+DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors")
+RUN_KEYS = ("waive", "limit", "window", "balance", "symmetry")
+
+
+def parts(config: Mapping[str, Any]) -> Parts:
+    """Builds what needs no data, so that a wrong configuration is found before any file is read.
+
+    Raises:
+        ConfigError: A key is unknown, a value has the wrong type, or a class cannot be built.
+    """
+    from voxtile.cases.dataset import Dataset
+    from voxtile.training.module import Settings
+
+    trust = config["trust"]
+    data = dict(config["data"])
+    unknown = [key for key in data if key not in (*DATA_KEYS, *RUN_KEYS, "layout")]
+    if unknown:
+        raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], (*DATA_KEYS, *RUN_KEYS, 'layout'))}")
+    layout = build(data["layout"], "data.layout", trust)
+    dataset = Dataset(layout=layout, **{key: data[key] for key in DATA_KEYS if key in data})
+    return Parts(
+        config,
+        dataset,
+        build(config["split"], "split", trust),
+        build(config["normalise"], "normalise", trust),
+        build(config["augment"], "augment", trust),
+        _settings(Settings, config["training"]),
+        build(config["scheduler"], "scheduler", trust),
+        build(config["optimizer"], "optimizer", trust),
+    )
+
+
+def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """The training settings, with their types checked by OmegaConf."""
+    names = [field.name for field in fields(kind)]
+    unknown = [key for key in values if key not in names]
+    if unknown:
+        raise ConfigError(f"'training' takes no '{unknown[0]}'.{did_you_mean(unknown[0], names)} It takes {listed(names, 20)}.")
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(dict(values)))
+        settings = kind(**OmegaConf.to_container(typed))  # type: ignore[arg-type]  # a structured node gives a dict
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"'training' has a value of the wrong type: {' '.join(str(error).split())}.") from error
+    for name in ("steps", "batch_size", "accumulate", "val_every", "log_every", "save_every"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"'training.{name}={getattr(settings, name)}' must be 1 or more.")
+    return settings
+
+
+def folder(path: str) -> Path:
+    """A path from the configuration, with ~ expanded."""
+    return Path(path).expanduser()

@@ -1,0 +1,138 @@
+"""Hydra, kept in one place: composing a configuration, checking it, and saying what is wrong with it in one paragraph."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import voxtile
+from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed
+
+
+def conf_dir() -> Path:
+    """The folder of configurations: inside the package when installed, at the top of a checkout otherwise."""
+    package = Path(voxtile.__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
+
+
+def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -> int:
+    """Composes the configuration `name` with the overrides in `argv` and calls `task` on it, once per job of a multirun.
+
+    Args:
+        name: a file of the configuration folder, without its ending.
+        argv: what the user typed after the command, Hydra's own flags included.
+        task: takes the resolved configuration as plain dicts and lists and returns an exit code.
+
+    Returns:
+        0, or the largest exit code of the jobs.
+    """
+    codes: list[int] = [0]
+
+    def job(config: DictConfig) -> None:
+        codes.append(guarded(lambda: task(plain(config)), OmegaConf.select(config, "debug_errors", default=False)))
+
+    with _arguments(argv):
+        try:
+            hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            return guarded(lambda: _explain(error, name))
+    return max(codes)
+
+
+def guarded(task: Callable[[], int], traceback: bool = False) -> int:
+    """Calls `task`; an error that the user can mend is printed as its paragraph and becomes an exit code."""
+    try:
+        return task()
+    except VoxtileError as error:
+        if traceback:
+            raise
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]{type(error).__name__.removesuffix('Error')}:[/] ", end="")
+        console.print(str(error), markup=False)
+        return error.exit_code
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration with every interpolation resolved, as dicts and lists.
+
+    Raises:
+        ConfigError: An interpolation points nowhere, or a value is missing.
+    """
+    try:
+        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"The configuration cannot be resolved: {str(error).splitlines()[0]}.") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+@contextmanager
+def _arguments(argv: Sequence[str]) -> Iterator[None]:
+    """Puts `argv` where Hydra reads it, and lets errors through instead of having Hydra print them and exit."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [before[0], *argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        GlobalHydra.instance().clear()
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def known_keys(name: str) -> list[str]:
+    """Every path of the default configuration `name`, and its groups."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose(name)
+    keys: list[str] = []
+
+    def walk(node: Any, path: str) -> None:
+        if OmegaConf.is_dict(node):
+            for key in node:
+                keys.append(f"{path}{key}")
+                walk(node._get_node(key), f"{path}{key}.")
+
+    walk(config, "")
+    groups = [entry.name for entry in conf_dir().iterdir() if entry.is_dir()]
+    return [*keys, *groups]
+
+
+def _explain(error: Exception, name: str) -> int:
+    """Turns Hydra's error into a paragraph of ours; its advice to add '+' would hide a misspelt key."""
+    text = str(error)
+    if missing := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
+        group, _, option = missing[1].rpartition("/")
+        folder = conf_dir() / group
+        if not group or not folder.is_dir():
+            raise ConfigError(f"There is no configuration '{missing[1]}'.{did_you_mean(missing[1], known_keys(name))}") from error
+        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise ConfigError(
+            f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: {listed(options, 30)}."
+        ) from error
+    if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
+        path = key[1].split("@")[0]
+        known = known_keys(name)
+        hint = did_you_mean(path, known) or did_you_mean(path, [k.split(".")[-1] for k in known])
+        raise ConfigError(
+            f"The configuration has no key '{path}'.{hint} All keys: python train.py --cfg job; a key that is really new is added with '+{path}=…'."
+        ) from error
+    raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error

@@ -1,0 +1,31 @@
+"""What commands print on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def console() -> Console:
+    """The console; where there is no terminal, plain lines as long as they come."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=160)
+
+
+@contextmanager
+def progress(out: Console) -> Iterator[Callable[[int, str], Callable[[], object]]]:
+    """Gives a function (total, title) -> tick that shows a bar on a terminal and one line elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars = Progress(*columns, console=out, disable=not out.is_terminal, transient=True)
+
+    def start(total: int, title: str) -> Callable[[], object]:
+        if not out.is_terminal:
+            out.print(f"{title}: {total} cases")
+        task = bars.add_task(title, total=total)
+        return lambda: bars.advance(task)
+
+    with bars:
+        yield start

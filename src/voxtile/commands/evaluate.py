@@ -1,0 +1,116 @@
+"""voxtile evaluate: a run's scores on the whole cases of a split."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxtile.commands import compose
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from voxtile.cases.case import Case
+    from voxtile.commands.trained import Trained
+    from voxtile.data.normalise import Intensity
+    from voxtile.inference.predictor import Predictor
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and evaluates; see `voxtile evaluate --help`."""
+    return compose.run("evaluate", argv, evaluate)
+
+
+def evaluate(config: Mapping[str, Any]) -> int:
+    """Scores the run that the configuration names."""
+    from voxtile.commands.console import console, progress
+    from voxtile.commands.train import prepare_data
+    from voxtile.commands.trained import Trained
+    from voxtile.data.survey import survey
+    from voxtile.errors import ConfigError, DataError
+    from voxtile.training.ledger import record_look
+
+    out = console()
+    if config["split"] not in ("val", "test"):
+        raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
+    trained = Trained.open(config["run"], config["weights"], config["trust"], config["root"])
+    predictor = trained.predictor(config)
+    prepared = prepare_data(trained.built, out)
+    recipe = trained.home.read("recipe.json")
+    if prepared.split.digest != recipe["split"] or prepared.fingerprint != recipe["data"]:
+        raise DataError(
+            f"The data in {trained.built.dataset.layout.root} is not what the run {trained.home.path} was trained on: its files or its split "
+            "have changed. Put the data back as it was (manifest.json lists the split), or train a run on the new data."
+        )
+    cases = prepared.split.val if config["split"] == "val" else prepared.split.test
+    if not cases:
+        raise DataError(f"The split of {trained.home.path} has no {config['split']} cases. Train with a split that has some.")
+    if config["split"] == "test":
+        looks = record_look(Path(config["paths"]["runs"]), prepared.test_fingerprint, recipe["identity"], "evaluate")
+        out.print(f"look number {looks} at this test split, recorded")
+    matrices = []
+    with progress(out) as start:
+        tick = start(len(cases), f"evaluating {config['split']}")
+        for case in cases:
+            found = prepared.surveys.get(case.id) or survey(case, len(prepared.dataset.classes), label=False)
+            matrices.append(case_matrix(predictor, case, prepared.intensity_of(case, found), len(prepared.dataset.classes)))
+            tick()
+    return write_scores(trained, config, cases, matrices, prepared.waived)
+
+
+def case_matrix(predictor: Predictor, case: Case, intensity: Intensity, classes: int) -> NDArray[np.int64]:
+    """The confusion matrix [K, K] of a whole case: rows are label classes, columns predicted ones; ignored pixels are left out."""
+    import torch
+
+    from voxtile.cases.case import IGNORE
+    from voxtile.training.scores import confusion_matrix
+
+    total: Any = 0
+    for band in predictor.bands(case, intensity):
+        label = case.read_label(band.window)
+        label[~band.valid] = IGNORE
+        total = total + confusion_matrix(torch.from_numpy(band.classes()), torch.from_numpy(label), classes).numpy()
+    return total  # type: ignore[no-any-return]  # an array, since a case has a band or more
+
+
+def write_scores(
+    trained: Trained, config: Mapping[str, Any], cases: Sequence[Case], matrices: Sequence[NDArray[np.int64]], waived: Sequence[str]
+) -> int:
+    """Writes cases.csv and summary.json and prints the scores per class."""
+    import numpy as np
+
+    from voxtile.cases.maps import atomic_text
+    from voxtile.commands.console import console
+    from voxtile.commands.tables import print_scores
+    from voxtile.training.scores import case_rows, summarise
+
+    data = trained.manifest["data"]
+    stack = np.stack(matrices)
+    scores = summarise(stack, data["classes"], data["background"])
+    rows = case_rows(stack, [case.id for case in cases], data["classes"])
+    rows = [{"case": case.id, "group": case.group} | row for case, row in zip(cases, rows, strict=True)]
+    folder = trained.home.path / "evaluations" / f"{config['split']}-{config['weights']}"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_text(folder / "cases.csv", text.getvalue())
+    summary = {
+        "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": scores,
+        "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived),
+        "run": trained.home.read("recipe.json")["identity"], "definitions": "docs/scores.md",
+    }  # fmt: skip
+    # JSON has no NaN: what is undefined is null.
+    clean = {name: None if value != value else value for name, value in scores.items()}
+    atomic_text(folder / "summary.json", json.dumps(summary | {"scores": clean}, indent=1) + "\n")
+    out = console()
+    print_scores(out, f"{config['split']}: {len(cases)} whole cases, {config['weights']} weights", scores, data["classes"])
+    for sentence in waived:
+        out.print(f"waived: {sentence}")
+    out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)
+    return 0

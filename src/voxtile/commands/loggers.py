@@ -1,0 +1,38 @@
+"""Trackers beside the metrics file: TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from voxtile.commands.build import build
+from voxtile.training.run_folder import RunFolder
+
+
+def make_loggers(config: Mapping[str, Any], home: RunFolder) -> list[Any]:
+    """Builds the loggers of the configuration, under the run's identity; one that cannot start never stops a run."""
+    loggers = []
+    for name, node in config["logger"].items():
+        if name == "tensorboard":
+            loggers.append(build(node, "logger.tensorboard", config["trust"], save_dir=str(home.path), name="tensorboard", version=""))
+        elif name == "wandb":
+            loggers.append(_wandb(node, home))
+        else:
+            loggers.append(build(node, f"logger.{name}", config["trust"]))
+    return loggers
+
+
+def _wandb(node: Mapping[str, Any], home: RunFolder) -> Any:
+    """A run under the run folder's own identity, offline where the server cannot be reached."""
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    identity = home.read("recipe.json")["identity"]
+    common = {"project": node["project"], "id": identity[:16], "name": home.path.name, "dir": str(home.path), "resume": "allow"}
+    quiet = wandb.Settings(init_timeout=20, silent=True)
+    try:
+        run = wandb.init(**common, mode=node["mode"], settings=quiet)
+    except Exception as error:  # wandb raises several types; none of them is a reason to lose a training
+        print(f"wandb cannot be reached ({error}); logging offline, sync later with: wandb sync {home.path}/wandb/offline-run-*")
+        run = wandb.init(**common, mode="offline", settings=quiet)
+    return WandbLogger(experiment=run)

@@ -1,0 +1,44 @@
+"""The command `voxtile`: finds the sub-command and hands it the rest of the line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from voxtile import __version__
+from voxtile.errors import did_you_mean
+
+COMMANDS = {
+    "train": "train a network, or continue or report a run that was started before",
+    "check": "look at a configuration and its data before training",
+    "evaluate": "score a run on whole cases of its validation or test split",
+    "predict": "apply a run to new files",
+}
+
+
+def usage() -> str:
+    """What `voxtile --help` prints."""
+    rows = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    return (
+        f"voxtile {__version__}: semantic segmentation of medical volumes and satellite scenes\n\n"
+        f"usage: voxtile <command> [key=value …]\n\n{rows}\n\n"
+        "Each command explains itself: voxtile <command> --help"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a sub-command and returns its exit code: 0, 1 unexpected, 2 configuration, 3 data, 4 run, 5 some of many failed, 130 stopped."""
+    words = list(sys.argv[1:] if argv is None else [*argv, *sys.argv[1:]])
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        print(f"voxtile has no command '{name}'.{did_you_mean(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
+        return 2
+    code: int = import_module(f"voxtile.commands.{name}").main(rest)
+    return code

@@ -1,0 +1,136 @@
+"""voxtile predict: semantic maps of new files, in their own format and geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxtile.commands import compose
+
+if TYPE_CHECKING:
+    from voxtile.cases.dataset import Dataset
+    from voxtile.cases.layouts import CaseFiles
+    from voxtile.commands.trained import Trained
+    from voxtile.inference.predictor import Predictor
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and predicts; see `voxtile predict --help`."""
+    return compose.run("predict", argv, predict)
+
+
+def predict(config: Mapping[str, Any]) -> int:
+    """Applies the run that the configuration names to its input."""
+    from voxtile.commands.console import console, progress
+    from voxtile.commands.trained import Trained
+    from voxtile.errors import PartialError, VoxtileError, listed
+
+    out = console()
+    trained = Trained.open(config["run"], config["weights"], config["trust"])
+    source, target = Path(config["input"]).expanduser(), Path(config["output"]).expanduser()
+    found = find_inputs(source, trained.built.dataset)
+    predictor = trained.predictor(config)
+    failed: list[str] = []
+    with progress(out) as start:
+        tick = start(len(found), "predicting")
+        for files in found:
+            try:
+                for path in predict_case(trained, predictor, files, source, target, config):
+                    out.print(f"{path}", soft_wrap=True)
+            except VoxtileError as error:
+                if len(found) == 1:
+                    raise
+                failed.append(files.id)
+                out.print(f"skipped {files.id}: {error}", style="red", soft_wrap=True)
+            tick()
+    if failed:
+        raise PartialError(f"{len(failed)} of {len(found)} inputs could not be predicted: {listed(failed)}. The others are in {target}.")
+    return 0
+
+
+def find_inputs(source: Path, dataset: Dataset) -> list[CaseFiles]:
+    """The cases that a file or folder holds.
+
+    A folder is searched with the run's own name patterns where its cases are made of several files, else for files of its format.
+
+    Raises:
+        DataError: There is nothing to predict.
+    """
+    from voxtile.cases.dataset import SUFFIXES
+    from voxtile.cases.layouts import CaseFiles, FolderLayout
+    from voxtile.cases.pictures import natural_key
+    from voxtile.errors import DataError, listed
+
+    suffixes = SUFFIXES[dataset.format]
+    layout = dataset.layout
+    if source.is_file():
+        return [CaseFiles(_stem(source, suffixes), (source,))]
+    if not source.is_dir():
+        raise DataError(f"The input {source} does not exist. Name a file or a folder with 'input=…'.")
+    if isinstance(layout, FolderLayout) and layout.several_files:
+        for root in (source, source.parent):
+            cases = [files for files in layout.unlabelled_below(root) if all(path.is_relative_to(source) for path in files.images)]
+            if cases:
+                return cases
+    paths = sorted((path for path in source.iterdir() if path.name.lower().endswith(suffixes)), key=lambda path: natural_key(path.name))
+    if not paths:
+        raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
+    return [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
+
+
+def _stem(path: Path, suffixes: Sequence[str]) -> str:
+    ending = max((s for s in suffixes if path.name.lower().endswith(s)), key=len, default=path.suffix)
+    return path.name[: len(path.name) - len(ending)] if ending else path.name
+
+
+def predict_case(
+    trained: Trained, predictor: Predictor, files: CaseFiles, source: Path, target: Path, config: Mapping[str, Any]
+) -> list[Path]:
+    """Writes one case's map, and its heatmaps where they are asked for; returns the paths.
+
+    Raises:
+        DataError: The file cannot be read, has not the run's channels, or a result cannot be written.
+    """
+    from voxtile.cases.maps import MapSpec
+    from voxtile.data.survey import survey
+    from voxtile.errors import DataError
+    from voxtile.training.ledger import record_look
+
+    data = trained.manifest["data"]
+    identity = trained.home.read("recipe.json")["identity"]
+    case = trained.built.dataset.open(replace(files, labels=()))
+    if len(case.channels) != len(data["channels"]):
+        raise DataError(
+            f"{case.image.path} has {len(case.channels)} channels ({', '.join(case.channels)}), and the run {trained.home.path} was trained on "
+            f"{len(data['channels'])} ({', '.join(data['channels'])}). Expected the same channels."
+        )
+    found = survey(case, len(data["classes"]), label=False)
+    if found.image_digest in data["test_images"].values():
+        record_look(Path(config["paths"]["runs"]), data["test_fingerprint"], identity, "predict")
+    intensity = trained.intensity or trained.built.normalisation.of_case(found.sample)
+    made = f"{identity} {config['weights']} {config['overlap']} {found.image_digest}"
+    tags = (("software", f"voxtile {trained.manifest['versions']['voxtile']}"), ("run", identity), ("weights", config["weights"]))
+    colors = tuple(tuple(color) for color in data["colors"])
+    spec = MapSpec(tuple(data["classes"]), False, colors, tags, made)  # type: ignore[arg-type]  # JSON's lists of three
+    specs = [spec, replace(spec, heatmap=True)] if config["heatmaps"] else [spec]
+    paths = [_output(case.image.map_name(files.id + ("_heatmap" if s.heatmap else ""), s), source, target, s.heatmap) for s in specs]
+    for path in paths:
+        if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
+            raise DataError(f"The map {path} would overwrite its own input. Name another output.")
+    with ExitStack() as stack:
+        writers = [stack.enter_context(case.open_map(path, s)) for path, s in zip(paths, specs, strict=True)]
+        for band in predictor.bands(case, intensity):
+            writers[0].write(band.window, band.classes())
+            for writer in writers[1:]:
+                writer.write(band.window, band.probabilities.numpy())
+        return [writer.close() for writer in writers]
+
+
+def _output(name: str, source: Path, target: Path, heatmap: bool) -> Path:
+    """Where a map goes: below the output folder, or at the output itself where it is a file name for a single input file."""
+    if source.is_file() and target.suffix and not target.is_dir():
+        return target.with_name(name) if heatmap else target
+    return target / name

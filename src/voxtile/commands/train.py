@@ -1,0 +1,209 @@
+"""voxtile train: one run, from its configuration to its scores; the same command again continues or reports it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from voxtile.commands import compose
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from voxtile.commands.build import Parts
+    from voxtile.data.prepared import Prepared
+    from voxtile.training.run_folder import RunFolder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and trains; see `python train.py --help`."""
+    return compose.run("train", argv, train)
+
+
+def train(config: Mapping[str, Any]) -> int:
+    """Trains the run that a resolved configuration describes."""
+    from voxtile.commands.build import folder, parts
+    from voxtile.commands.console import console
+    from voxtile.errors import RunError
+    from voxtile.training.recipe import Recipe
+    from voxtile.training.run_folder import RunFolder
+
+    out = console()
+    built = parts(config)
+    prepared = prepare_data(built, out)
+    from voxtile.data.stream import STREAM_VERSION
+
+    recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION)
+    name = f"{config['data']['name']}-{str(config['model']['_target_']).rpartition('.')[2].lower()}-s{config['seed']}"
+    home = RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
+    status = home.status
+    if status["state"] == "finished":
+        out.print(f"This run is finished; nothing was trained.{changed_since(home)}", highlight=False)
+        report(home, prepared, out)
+        return 0
+    if status["state"] == "failed" and not config["retry"]:
+        raise RunError(
+            f"This run failed before, at step {status.get('step', '?')}: {status.get('reason', 'no reason is known')} Its folder is {home.path}. "
+            "Change the configuration, or train it again from its last saved state with 'retry=true'."
+        )
+    if status["state"] == "interrupted" and not config["inexact"]:
+        refuse_if_changed(home)
+    with home.lease():
+        began = time.time()
+        _train(config, built, prepared, home, out)
+        home.write("manifest.json", home.read("manifest.json") | {"seconds": round(time.time() - began, 1)})
+    report(home, prepared, out)
+    return 0
+
+
+def prepare_data(built: Parts, out: Console) -> Prepared:
+    """Opens, splits and surveys the data, with a progress bar."""
+    from voxtile.commands.build import folder
+    from voxtile.commands.console import progress
+    from voxtile.data.prepared import prepare
+
+    with progress(out) as tick:
+        return prepare(
+            built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), built.config["data"]["waive"],
+            built.config["data"]["limit"], tick,
+        )  # fmt: skip
+
+
+def command_line() -> str:
+    """What the user typed, to be typed again."""
+    return shlex.join(["python" if sys.argv[0].endswith(".py") else "", *sys.argv]).removeprefix("'' ")
+
+
+def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping[str, float]], None]) -> Any:
+    """Builds network, loss and LightningModule for prepared data."""
+    import lightning
+
+    from voxtile.commands.build import build
+    from voxtile.training.module import SegmentationModule
+    from voxtile.training.schedules import parameter_groups
+
+    config, dataset = built.config, prepared.dataset
+    lightning.seed_everything(config["seed"], verbose=False)
+    facts = {"num_classes": len(dataset.classes)}
+    network = build(config["model"], "model", built.trust, in_channels=prepared.channels, **facts)
+    loss = build(
+        config["loss"], "loss", built.trust, class_counts=prepared.class_counts, present_counts=prepared.present_counts,
+        background=dataset.background, **facts,
+    )  # fmt: skip
+    rate = float(config["optimizer"]["lr"])
+    return SegmentationModule(
+        network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes, dataset.background,
+        [case.id for case in prepared.split.val], record, lambda model: parameter_groups(model, built.settings.groups, rate),
+    )  # fmt: skip
+
+
+def make_data(built: Parts, prepared: Prepared, coming: Callable[[], range]) -> Any:
+    """Builds the data module."""
+    from voxtile.data.datamodule import Steps, VoxtileData
+    from voxtile.data.prepared import window_size
+
+    data = built.config["data"]
+    size = window_size(data["window"], [*prepared.split.train, *prepared.split.val])
+    steps = Steps(built.settings.batch_size, coming)
+    return VoxtileData(prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"])
+
+
+def _train(config: Mapping[str, Any], built: Parts, prepared: Prepared, home: RunFolder, out: Console) -> None:
+    from omegaconf import OmegaConf
+
+    from voxtile.cases.maps import atomic_text
+    from voxtile.commands.loggers import make_loggers
+    from voxtile.errors import VoxtileError
+    from voxtile.studies.manifest import manifest
+    from voxtile.training.fit import InterruptedRunError, fit
+
+    module = make_module(built, prepared, lambda step, values: None)
+    check_fit(module.network, config["data"]["window"])
+    data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
+    atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    home.write("manifest.json", manifest(command_line(), prepared))
+    home.set_status("running", step=0, steps=built.settings.steps)
+    for sentence in prepared.waived:
+        out.print(f"[yellow]waived:[/] {sentence}", highlight=False)
+    split = prepared.split
+    out.print(
+        f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; {prepared.channels} "
+        f"channels; {len(prepared.dataset.classes)} classes; {sum(p.numel() for p in module.network.parameters()):,} parameters",
+        highlight=False,
+    )
+    trainer = dict(config["trainer"])
+    try:
+        fit(module, data, home, trainer, make_loggers(config, home), out, command_line())
+    except InterruptedRunError:
+        home.set_status("interrupted", step=module.step, steps=built.settings.steps, best=module.best)
+        raise
+    except VoxtileError as error:
+        home.set_status("failed", step=module.step, steps=built.settings.steps, best=module.best, reason=str(error))
+        raise
+
+
+def check_fit(network: Any, window: Sequence[int]) -> None:
+    """Refuses a window that the network cannot train on.
+
+    Raises:
+        ConfigError: The window has another number of sides than the network, or is too small for it.
+    """
+    from voxtile.errors import ConfigError
+
+    dims = getattr(network, "dims", 2)
+    if len(window) != dims:
+        raise ConfigError(
+            f"The network takes {dims}-dimensional windows ('model.dims={dims}'), and 'data.window={list(window)}' has {len(window)} sides. "
+            f"Type 'model.dims={len(window)}', or give the window {dims} sides."
+        )
+    least = int(getattr(network, "min_train_size", 1))
+    if min(window) < least:
+        raise ConfigError(
+            f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger window, or a "
+            "shallower network (for example 'model.depth=3')."
+        )
+
+
+def refuse_if_changed(home: RunFolder) -> None:
+    """Continuing with other code or versions would not give the same bits: only when told to.
+
+    Raises:
+        RunError: The interrupted run was made by other code.
+    """
+    from voxtile.errors import RunError
+
+    if changed := changed_since(home):
+        raise RunError(
+            f"The run {home.path} was interrupted, and since then:{changed} Continued, it would not end in the bits of an undisturbed run. "
+            "Go back to what it began with, or continue all the same with 'inexact=true' (the manifest then says so)."
+        )
+
+
+def changed_since(home: RunFolder) -> str:
+    """What has changed between a run and now, as a sentence that starts with a space; empty where nothing has."""
+    from voxtile.studies.manifest import changes
+
+    if not (home.path / "manifest.json").exists():
+        return ""
+    found = changes(home.read("manifest.json"))
+    return f" {'; '.join(found)}." if found else ""
+
+
+def report(home: RunFolder, prepared: Prepared, out: Console) -> None:
+    """Prints Dice and IoU per class of the best validation, and what to do next."""
+    from voxtile.commands.tables import print_scores
+
+    best = home.status["best"]
+    print_scores(out, f"validation at step {best['step']}", best["scores"], prepared.dataset.classes)
+    for sentence in prepared.waived:
+        out.print(f"[yellow]waived:[/] {sentence}", highlight=False)
+    path = home.path
+    example = prepared.split.val[0].image.path
+    out.print(
+        f"run folder   {path}\npictures     {path / 'pictures' / 'validation.png'}   (input, label, prediction, error)\n"
+        f"next         voxtile evaluate run={path} split=val\n             voxtile predict run={path} input={example} output=predictions",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -1,0 +1,108 @@
+"""A trained run, opened from its folder: what evaluating and predicting have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from voxtile.commands.build import Parts, build, parts
+from voxtile.data.normalise import Intensity
+from voxtile.errors import ConfigError, RunError, did_you_mean, listed
+from voxtile.inference.predictor import Predictor
+from voxtile.training.fit import load_weights
+from voxtile.training.run_folder import RunFolder
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run with weights.
+
+    Attributes:
+        home: its folder.
+        built: its parts, built anew from its configuration.
+        manifest: what it was made from.
+        network: with the weights asked for.
+    """
+
+    home: RunFolder
+    built: Parts
+    manifest: Mapping[str, Any]
+    network: torch.nn.Module
+
+    @classmethod
+    def open(cls, path: str, weights: str, trust: Sequence[str], root: str | None = None) -> Trained:
+        """Opens a run folder; what it holds is checked, and nothing in it is executed.
+
+        Args:
+            path: the run folder.
+            weights: "best" or "last".
+            trust: modules whose classes may be built although they are not on the allow-list.
+            root: the data set's folder, where it is no longer where the run found it.
+
+        Raises:
+            RunError: The folder is no run of this version, or holds no such weights.
+            ConfigError: Its configuration wants to build what is not allowed.
+        """
+        home = RunFolder.existing(path)
+        try:
+            config: Any = OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{home.path / 'config.yaml'} cannot be read: {error}. The run folder is damaged; train the run again.") from error
+        config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
+        if root is not None:
+            config["data"]["layout"]["root"] = root
+        built, manifest = parts(config), home.read("manifest.json")
+        data = manifest["data"]
+        network = build(config["model"], "model", trust, in_channels=len(data["channels"]), num_classes=len(data["classes"]))
+        file = home.weights / f"{weights}.safetensors"
+        if not file.exists():
+            there = sorted(p.stem for p in home.weights.glob("*.safetensors"))
+            hint = f" It has {listed(there)}.{did_you_mean(weights, there)}" if there else " The run has not come to its first validation."
+            raise RunError(f"{home.path} holds no weights '{weights}'.{hint}")
+        load_weights(network, file)
+        return cls(home, built, manifest, network)
+
+    @property
+    def intensity(self) -> Intensity | None:
+        """The training set's intensities; None where each case is normalised by its own."""
+        stored = self.manifest["data"]["intensity"]
+        return None if stored is None else Intensity.from_dict(stored)
+
+    def predictor(self, config: Mapping[str, Any]) -> Predictor:
+        """A predictor with the run's window and the settings of a command.
+
+        Raises:
+            ConfigError: A setting is out of range.
+        """
+        if config["precision"] not in PRECISIONS:
+            raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
+        if not 0 <= config["overlap"] < 1:
+            raise ConfigError(f"'overlap={config['overlap']}' is the share of a window's side; give 0 or more and less than 1.")
+        window = self.built.config["data"]["window"]
+        size = (1, *window) if len(window) == 2 else tuple(window)
+        return Predictor(
+            self.network, size, config["overlap"], config["batch_size"], device(config["device"]), PRECISIONS[config["precision"]],
+            config["workers"],
+        )  # fmt: skip
+
+
+def device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"'device={name}' cannot be used here: {str(error).splitlines()[0]}. Type 'device=cpu' or 'device=auto'.") from error
+    return found

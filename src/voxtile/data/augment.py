@@ -1,0 +1,210 @@
+"""Augmentation: parameters drawn per sample on the CPU, the work done per batch on the batch's device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxtile.cases.window import Size3
+from voxtile.data.contrast import Contrast
+from voxtile.data.operation import Operation, Spacing
+from voxtile.data.rng import generator
+from voxtile.data.warp import Affine, Elastic, resample, sampling_grid
+from voxtile.errors import ConfigError, did_you_mean
+
+AXES = ("z", "y", "x")
+_FLIPS_OF_TURNS = (set(), {2}, {1, 2}, {1})  # quarter turns in (y, x) are these flips, and then a transposition for odd ones
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """Which exact mirrorings and turns of a window are as plausible as the window itself: a fact of the data set.
+
+    Attributes:
+        flips: the axes, among "z", "y" and "x", that may be mirrored.
+        rot90: whether quarter turns in the (y, x) plane are allowed; windows must then be square.
+        swap: axis -> pairs of class indices that change places when the window is mirrored along it (left and right structures).
+    """
+
+    flips: tuple[str, ...] = ()
+    rot90: bool = False
+    swap: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flips", tuple(self.flips))
+        swap = {axis: tuple((int(a), int(b)) for a, b in pairs) for axis, pairs in (self.swap or {}).items()}
+        object.__setattr__(self, "swap", swap)
+        for axis in (*self.flips, *swap):
+            if axis not in AXES:
+                raise ConfigError(f"data.symmetry names the axis '{axis}'; expected 'z', 'y' or 'x', for example flips=[y,x].")
+
+    @classmethod
+    def of(cls, values: Symmetry | Mapping[str, Any] | None) -> Symmetry:
+        """Makes a symmetry from the mapping in a data set's configuration; None allows nothing.
+
+        Raises:
+            ConfigError: A key or an axis is unknown.
+        """
+        if isinstance(values, Symmetry):
+            return values
+        known = ("flips", "rot90", "swap")
+        for key in values or {}:
+            if key not in known:
+                raise ConfigError(f"data.symmetry has no '{key}'; it knows flips, rot90 and swap.{did_you_mean(key, known)}")
+        return cls(**(values or {}))
+
+    def draw(self, rng: np.random.Generator, size: Size3) -> dict[str, NDArray[Any]]:
+        """Draws `flips` bool [3] along (z, y, x) and the number of quarter `turns` [].
+
+        Raises:
+            ConfigError: Quarter turns are allowed and the window is not square.
+        """
+        flips, turns = rng.random(3) < 0.5, rng.integers(4)
+        if self.rot90 and size[1] != size[2]:
+            raise ConfigError(
+                f"data.symmetry allows quarter turns, but the window is {size[1]} x {size[2]} pixels (height x width) and would "
+                "change its shape. Make windows square, or forbid the turns with 'data.symmetry.rot90=false'."
+            )
+        allowed = [axis in self.flips and pixels > 1 for axis, pixels in zip(AXES, size, strict=True)]
+        return {"flips": flips & np.array(allowed), "turns": np.array(turns if self.rot90 else 0, dtype=np.int64)}
+
+    def reorient(self, array: Tensor, flips: Sequence[bool], turns: int) -> Tensor:
+        """Mirrors one sample's array [..., (D,) H, W] along `flips` and then turns it as `torch.rot90` does."""
+        axes = {axis for axis, flip in enumerate(flips) if flip} ^ _FLIPS_OF_TURNS[turns]
+        flipped = array.flip([axis - 3 for axis in sorted(axes)]) if axes else array
+        return flipped.transpose(-2, -1) if turns % 2 else flipped
+
+    def relabel(self, label: Tensor, flips: Sequence[bool]) -> Tensor:
+        """Exchanges the classes of one sample's label (uint8, any shape) that change places under `flips`."""
+        pairs = [pair for axis, flip in zip(AXES, flips, strict=True) if flip for pair in self.swap.get(axis, ())]
+        if not pairs:
+            return label
+        table = torch.arange(256, dtype=torch.uint8)
+        for a, b in pairs:
+            table[[a, b]] = table[[b, a]]
+        return table.to(label.device)[label.int()]
+
+
+class Augment:
+    """Mirrors, turns, deforms and recolours samples; image, validity and label move together.
+
+    Every parameter is a pure function of (seed, sample index, operation), drawn by `draw` on the CPU where the sample is
+    read. `apply` does the work for a whole batch on its device and uses no other randomness. What it makes of a sample does
+    not depend on the rest of the batch: exactly for mirroring and turning, to float32 rounding (vectorised
+    arithmetic rounds an array's last few elements differently) for the rest.
+
+    Args:
+        symmetry: the data set's `Symmetry`, or the mapping that describes it; None for no mirroring.
+        affine: rotation, scale and shift, or None.
+        elastic: smooth deformation, or None; merged with `affine` into one resampling.
+        intensity: name -> change of intensity, made in this order; None leaves one out.
+    """
+
+    def __init__(
+        self,
+        symmetry: Symmetry | Mapping[str, Any] | None = None,
+        affine: Affine | None = None,
+        elastic: Elastic | None = None,
+        intensity: Mapping[str, Contrast | None] | None = None,
+    ) -> None:
+        self.symmetry = Symmetry.of(symmetry)
+        self.affine = affine
+        self.elastic = elastic
+        self.intensity = {name: change for name, change in (intensity or {}).items() if change is not None}
+
+    @property
+    def _operations(self) -> dict[str, Operation]:
+        named: dict[str, Operation | None] = {"affine": self.affine, "elastic": self.elastic}
+        named |= {f"intensity.{name}": change for name, change in self.intensity.items()}
+        return {name: operation for name, operation in named.items() if operation is not None}
+
+    def draw(self, seed: int, index: int, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
+        """Draws the parameters of sample `index` of a run with `seed`.
+
+        Args:
+            seed: the run's seed.
+            index: the sample's number in the run.
+            size: the window's (D, H, W) in pixels; D is 1 for scenes and pictures.
+            spacing: the case's pixel spacing along (z, y, x) in its unit of length.
+
+        Returns:
+            Arrays by name. Names, shapes and types are the same for all samples of one window size, so that a batch stacks them.
+
+        Raises:
+            ConfigError: The window does not suit the configuration.
+        """
+        drawn = self.symmetry.draw(generator(seed, index, "symmetry"), size)
+        for name, operation in self._operations.items():
+            rng = generator(seed, index, name)
+            drawn[f"{name}.on"] = np.array(rng.random() < operation.probability)
+            values = operation.draw(rng, size, spacing)
+            drawn |= {f"{name}.{key}": value for key, value in values.items()}
+        return drawn
+
+    @torch.no_grad()
+    def apply(
+        self, image: Tensor, valid: Tensor, label: Tensor, parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Augments a batch; the arguments are left as they are.
+
+        Args:
+            image: float32 [B, C, H, W] or [B, C, D, H, W], normalised, 0 where not valid.
+            valid: bool [B, (D,) H, W].
+            label: uint8 [B, (D,) H, W], 255 where not to be judged.
+            parameters: what `draw` returned, stacked [B, ...]; best left on the CPU, where they steer the work.
+
+        Returns:
+            Image, valid and label of the same shapes and types. A sample for which nothing was drawn is bitwise unchanged.
+        """
+        drawn = {name: values.cpu() for name, values in parameters.items()}
+        image, valid, label = self._reorient(image, valid, label, drawn)
+        self._warp(image, valid, label, drawn)
+        self._recolour(image, valid, drawn)
+        return image, valid, label
+
+    def _reorient(
+        self, image: Tensor, valid: Tensor, label: Tensor, drawn: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        moves = list(zip(drawn["flips"].tolist(), drawn["turns"].tolist(), strict=True))
+        label = torch.stack([self.symmetry.relabel(row, flips) for row, (flips, _) in zip(label, moves, strict=True)])
+        image, valid, label = (
+            torch.stack([self.symmetry.reorient(row, *move) for row, move in zip(batch, moves, strict=True)])
+            for batch in (image, valid, label)
+        )
+        return image, valid, label
+
+    def _warp(self, image: Tensor, valid: Tensor, label: Tensor, drawn: Mapping[str, Tensor]) -> None:
+        """Resamples, in place, the samples for which a deformation was drawn."""
+        off = torch.zeros(len(image), dtype=torch.bool)
+        turned, bent = drawn.get("affine.on", off), drawn.get("elastic.on", off)
+        rows = (turned | bent).nonzero().flatten()
+        if not len(rows):
+            return
+        n = len(rows)
+        matrix, shift, bend = torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 3), torch.zeros(n, 3, 1, 1, 1)
+        if self.affine:
+            matrix = torch.where(turned[rows, None, None], drawn["affine.matrix"][rows], matrix)
+            shift = torch.where(turned[rows, None], drawn["affine.shift"][rows], shift)
+        if self.elastic:
+            bend = torch.where(bent[rows, None, None, None, None], drawn["elastic.field"][rows], bend)
+        rows, *motion = (tensor.to(image.device) for tensor in (rows, matrix, shift, bend))
+        grid = sampling_grid(*motion, image.shape[2:])
+        image[rows], valid[rows], label[rows] = resample(image[rows], valid[rows], label[rows], grid)
+
+    def _recolour(self, image: Tensor, valid: Tensor, drawn: Mapping[str, Tensor]) -> None:
+        """Makes, in place, the changes of intensity on the samples for which they were drawn."""
+        weight = valid[:, None].to(image.dtype)
+        for name, change in self.intensity.items():
+            prefix = f"intensity.{name}."
+            chosen = drawn[prefix + "on"].nonzero().flatten()
+            if len(chosen):
+                values = {key.removeprefix(prefix): drawn[key][chosen] for key in drawn if key.startswith(prefix)}
+                rows = chosen.to(image.device)
+                inside = weight[rows]
+                image[rows] = change.apply(image[rows], inside, values) * inside

@@ -1,0 +1,102 @@
+"""Prepared data as Lightning wants it: batches of the sample stream, and the fixed batches of validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import numpy as np
+
+from voxtile.cases.case import IGNORE, Case
+from voxtile.cases.window import Size3
+from voxtile.data.augment import Augment
+from voxtile.data.batches import Batch, ReadAhead, collate
+from voxtile.data.prepared import Prepared
+from voxtile.data.stream import SampleStream
+from voxtile.cases.tiling import Tile, tiles
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which optimizer steps come next, and how big they are.
+
+    Attributes:
+        batch_size: samples per step over all devices.
+        coming: called before each stretch of training; the steps up to the next validation.
+    """
+
+    batch_size: int
+    coming: Callable[[], range]
+
+
+class VoxtileData(lightning.LightningDataModule):
+    """Training batches follow the sample stream; validation goes once through every pixel of the validation cases."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        size: Size3,
+        augment: Augment,
+        seed: int,
+        steps: Steps,
+        balance: float = 0.0,
+        workers: int = 2,
+    ) -> None:
+        """Makes the stream.
+
+        Args:
+            prepared: cases, split, surveys.
+            size: (depth, height, width) of training and validation windows.
+            augment: draws augmentation parameters.
+            seed: of the run.
+            steps: which steps come next.
+            balance: probability of a class-balanced window.
+            workers: reading threads.
+        """
+        super().__init__()
+        self.prepared, self.size, self.steps, self.workers = prepared, size, steps, workers
+        cases = prepared.split.train
+        balanced = [c for c in range(len(prepared.dataset.classes)) if c != prepared.dataset.background]
+        self.stream = SampleStream(
+            cases, [prepared.surveys[case.id] for case in cases], [prepared.intensity_of(case) for case in cases],
+            size, seed, augment, balance, balanced,
+        )  # fmt: skip
+
+    def train_dataloader(self) -> ReadAhead:
+        """This device's share of each coming step: samples rank, rank + world, … of the step's batch."""
+
+        def make(step: int) -> Batch:
+            rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+            first = step * self.steps.batch_size
+            return collate([self.stream.sample(first + i) for i in range(rank, self.steps.batch_size, world)])
+
+        return ReadAhead(self.steps.coming, make, self.workers)
+
+    def val_dataloader(self) -> ReadAhead:
+        """Fixed batches of windows, none with windows of two cases, dealt out to devices in turn."""
+        batches: list[tuple[int, Sequence[Tile]]] = []
+        for number, case in enumerate(self.prepared.split.val):
+            found = tiles(case.shape, self.size)
+            batches += [(number, found[i : i + self.steps.batch_size]) for i in range(0, len(found), self.steps.batch_size)]
+
+        def mine() -> Sequence[Any]:
+            return batches[self.trainer.global_rank :: self.trainer.world_size] if self.trainer else batches
+
+        return ReadAhead(mine, self._read, self.workers)
+
+    def _read(self, item: tuple[int, Sequence[Tile]]) -> Batch:
+        number, part = item
+        case = self.prepared.split.val[number]
+        return collate([window_of(case, number, tile) | self.prepared.intensity_of(case).arrays() for tile in part])
+
+
+def window_of(case: Case, number: int, tile: Tile) -> dict[str, Any]:
+    """One window with its label, which is the ignore index outside the tile's core and where the image holds no data."""
+    image, valid = case.read(tile.window)
+    label = np.full(tile.window.size, IGNORE, dtype=np.uint8)
+    core = tile.core.within(tile.window)
+    label[core] = case.read_label(tile.core)
+    label[~valid] = IGNORE
+    return {"image": image, "valid": valid, "label": label, "case": number}

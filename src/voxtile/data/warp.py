@@ -1,0 +1,161 @@
+"""Affine and elastic deformation of windows, in physical space, merged into one resampling.
+
+Axis order is (z, y, x) everywhere; a picture [H, W] is a volume of depth 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  # the name everybody knows it by
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxtile.cases.window import Size3
+from voxtile.data.operation import Operation, Spacing, checked_range, control_points, cubic_weights, log_uniform
+from voxtile.errors import ConfigError
+
+ANISOTROPIC = 3.0  # volumes whose spacings differ by more are deformed within their slices only, as nnU-Net does
+
+
+def moved_axes(size: Size3, spacing: Spacing) -> NDArray[np.bool_]:
+    """Which of the axes (z, y, x) a deformation may mix: not a single slice's z, nor an anisotropic volume's coarsest axis."""
+    moved = np.ones(3, dtype=np.bool_)
+    if size[0] == 1:
+        moved[0] = False
+    elif max(spacing) > ANISOTROPIC * min(spacing):
+        moved[int(np.argmax(spacing))] = False
+    return moved
+
+
+@dataclass(frozen=True)
+class Affine(Operation):
+    """Rotation, scaling and shift about the window's centre, rigid in the case's unit of length.
+
+    Attributes:
+        rotation: largest angle about each axis, in degrees. A slice, and an anisotropic volume, turn in one plane only.
+        scale: (smallest, largest) magnification, log-uniform.
+        translation: largest shift as a fraction of the window's size.
+    """
+
+    rotation: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    translation: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "scale", checked_range("Affine", "scale", self.scale))
+
+    def draw(self, rng: np.random.Generator, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
+        """Draws `matrix` [3, 3] and `shift` [3]: the result's pixel p (from the centre) shows the source's matrix @ p + shift."""
+        degrees = rng.uniform(-self.rotation, self.rotation, 3)
+        scale = log_uniform(rng, self.scale)
+        shift = rng.uniform(-self.translation, self.translation, 3) * size
+        moved = moved_axes(size, spacing)
+        physical = _rotation(np.radians(degrees), moved) / np.where(moved, scale, 1.0)
+        matrix = physical * np.array(spacing) / np.array(spacing)[:, None]
+        return {"matrix": matrix.astype(np.float32), "shift": np.where(moved, shift, 0.0).astype(np.float32)}
+
+
+def _rotation(angles: NDArray[np.float64], moved: NDArray[np.bool_]) -> NDArray[np.float64]:
+    out = np.eye(3)
+    for axis, (a, b) in enumerate(((1, 2), (0, 2), (0, 1))):
+        if moved[a] and moved[b]:
+            turn = np.eye(3)
+            turn[a, a] = turn[b, b] = np.cos(angles[axis])
+            turn[b, a] = np.sin(angles[axis])
+            turn[a, b] = -turn[b, a]
+            out = out @ turn
+    return out
+
+
+@dataclass(frozen=True)
+class Elastic(Operation):
+    """Smooth random deformation: Gaussian displacements of coarse control points, cubic in between.
+
+    U-Net's own (Ronneberger et al. 2015, section 3.1) moves a 3 x 3 grid over a 572 pixel tile by 10 pixels: control=286, std=10.
+
+    Attributes:
+        std: standard deviation of a control point's displacement along each axis, in `unit`.
+        control: largest distance between neighbouring control points, in pixels.
+        unit: "length" (the case's unit: mm for volumes, m for scenes, px for pictures) or "px" (multiples of the finest
+            spacing: the same number then suits scenes of any resolution). Displacements are isotropic in length with either.
+    """
+
+    std: float = 4.0
+    control: float = 64.0
+    unit: Literal["length", "px"] = "px"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unit not in ("length", "px") or self.control < 2 or self.std < 0:
+            raise ConfigError(
+                f"Elastic of the augmentation has unit={self.unit}, control={self.control}, std={self.std}; expected unit=length "
+                "or unit=px, at least 2 pixels between control points and a standard deviation that is not negative."
+            )
+
+    def draw(self, rng: np.random.Generator, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
+        """Draws `field` [3, gz, gy, gx]: displacements of the control points along (z, y, x), in pixels.
+
+        Raises:
+            ConfigError: The displacements are so large that they would tear the image.
+        """
+        moved = moved_axes(size, spacing)
+        unit = 1.0 if self.unit == "length" else min(np.array(spacing)[moved])
+        pixels = np.where(moved, self.std * unit / np.array(spacing), 0.0)
+        if pixels.max() > self.control / 3:
+            raise ConfigError(
+                f"The elastic augmentation would move control points {self.control:g} pixels apart by {pixels.max():.4g} pixels "
+                f"(std={self.std:g} {self.unit}, pixel spacing {tuple(spacing)}), which tears the image: at most a third of "
+                "their distance is sensible. Lower `augment.elastic.std`, or give it in pixels with `augment.elastic.unit=px`."
+            )
+        field = rng.standard_normal((3, *control_points(size, self.control))) * pixels[:, None, None, None]
+        return {"field": field.astype(np.float32)}
+
+
+def sampling_grid(matrix: Tensor, shift: Tensor, field: Tensor, size: Sequence[int]) -> Tensor:
+    """Where each pixel of the result lies in the source.
+
+    Args:
+        matrix: [n, 3, 3], as drawn by `Affine`, on the device that does the work, like the others.
+        shift: [n, 3].
+        field: [n, 3, gz, gy, gx], as drawn by `Elastic`.
+        size: (D, H, W), or (H, W) for 2D.
+
+    Returns:
+        Coordinates [n, (D,) H, W, 3 or 2] in the order (x, y, z) and the unit that `F.grid_sample` takes without `align_corners`.
+    """
+    dims, device = len(size), matrix.device
+    full = (1,) * (3 - dims) + tuple(size)
+    order = [2, 1, 0][:dims]
+    scale = torch.tensor([2.0 / full[axis] for axis in order], dtype=torch.float64, device=device)
+    matrix, shift = matrix[:, order].double() * scale[:, None], shift[:, order].double() * scale
+    z, y, x = (torch.arange(n, dtype=torch.float64, device=device) - (n - 1) / 2 for n in full)
+    wz, wy, wx = (cubic_weights(n, g, device) for n, g in zip(full, field.shape[2:], strict=True))
+    # Along x everything is a sum of few functions: the control points' weights, a constant and x itself.
+    rows = torch.einsum("zk,yl,nckli->nczyi", wz, wy, field[:, order].double() * scale[:, None, None, None])
+    constant = matrix[:, :, 0, None, None] * z[:, None] + matrix[:, :, 1, None, None] * y + shift[:, :, None, None]
+    slope = matrix[:, :, 2, None, None].expand_as(constant)
+    terms = torch.cat([rows, constant[..., None], slope[..., None]], dim=-1)
+    grid = terms @ torch.cat([wx.T, torch.ones_like(x)[None], x[None]])
+    return (grid if dims == 3 else grid[:, :, 0]).movedim(1, -1).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def resample(image: Tensor, valid: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reads image (linear between valid pixels), valid and label (nearest) at the coordinates of `sampling_grid`.
+
+    What lies outside the source becomes image 0, valid False and label 255. Shapes are those of `Augment.apply`.
+    """
+    # One number carries label and valid, and leaves 0 for outside.
+    code = (label.float() + 256 * valid + 1)[:, None]
+    code = F.grid_sample(code, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].int()
+    valid_out = code > 256
+    # Invalid pixels are 0 and have weight 0: dividing by the interpolated weight keeps them out of their neighbours.
+    weighted = torch.cat([image, valid[:, None].to(image.dtype)], dim=1)
+    weighted = F.grid_sample(weighted, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    factor = torch.where(valid_out[:, None], weighted[:, -1:].clamp(min=1e-3).reciprocal(), 0.0)
+    return weighted[:, :-1] * factor, valid_out, ((code - 1) & 255).to(torch.uint8)

@@ -1,0 +1,326 @@
+"""Training a run in its folder: from wherever it stands to the end, or to the next interruption."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from voxtile.cases.maps import atomic_write
+from voxtile.cases.window import Window
+from voxtile.data.datamodule import VoxtileData, window_of
+from voxtile.data.batches import collate
+from voxtile.cases.tiling import Tile, tiles
+from voxtile.errors import RunError, VoxtileError
+from voxtile.training import pictures
+from voxtile.training.metrics_file import MetricsFile
+from voxtile.training.module import SegmentationModule
+from voxtile.training.run_folder import RunFolder
+
+MOST_PICTURES = 4
+
+
+class InterruptedRunError(VoxtileError):
+    """The user, or the system, asked the run to stop; its state is saved."""
+
+    exit_code = 130
+
+
+class StopRequest:
+    """Remembers that Ctrl-C or SIGTERM came, so that the step under way can end and be saved; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: object) -> None:
+        """The signal handler."""
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def install(self) -> None:
+        """Takes over SIGINT and SIGTERM; again after Lightning has put its own handler there."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handlers as they were, afterwards."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.install()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Keeper(lightning.Callback):
+    """Saves what a run needs to go on: every so many steps, before each validation, after it, and when asked to stop."""
+
+    def __init__(self, folder: RunFolder, metrics: MetricsFile, stop: StopRequest, command: str) -> None:
+        self.folder, self.metrics, self.stop, self.command = folder, metrics, stop, command
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Puts our signal handlers before Lightning's."""
+        self.stop.install()
+
+    on_validation_start = on_train_start
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves where the schedule or a signal says so."""
+        assert isinstance(pl_module, SegmentationModule)
+        settings = pl_module.settings
+        pl_module.pending = pl_module.step == settings.next_validation(pl_module.step - 1)
+        if pl_module.pending or pl_module.step % settings.save_every == 0 or self.stop.signal is not None:
+            self.save(pl_module)
+        self._leave_if_asked(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Leaves a validation that is under way; it is taken up again from its start."""
+        assert isinstance(pl_module, SegmentationModule)
+        self._leave_if_asked(pl_module)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Keeps the best weights, then the state, in this order: a kill between the two repeats the validation."""
+        assert isinstance(pl_module, SegmentationModule)
+        if pl_module.best["step"] == pl_module.step:
+            save_weights(pl_module.judged, self.folder.weights / "best.safetensors", pl_module.step)
+        self.save(pl_module)
+        self.folder.set_status("running", step=pl_module.step, steps=pl_module.settings.steps, best=pl_module.best)
+        if pl_module.done:
+            trainer.should_stop = True
+
+    def save(self, module: SegmentationModule) -> None:
+        """Writes the resume state, whole or not at all."""
+        state = module.state() | {"metrics": self.metrics.sync()}
+        try:
+            atomic_write(self.folder.resume, lambda making: torch.save(state, making))
+        except OSError as error:
+            raise RunError(
+                f"The state of the run could not be saved to {self.folder.resume}: {error}. The last saved state is still there. "
+                "Free some disk space and give the same command again."
+            ) from error
+
+    def _leave_if_asked(self, module: SegmentationModule) -> None:
+        if self.stop.signal is not None:
+            raise InterruptedRunError(
+                f"Stopped by {signal.Signals(self.stop.signal).name} at step {module.step} of {module.settings.steps}; the state is "
+                f"saved in {self.folder.path}. The same command continues it: {self.command}"
+            )
+
+
+class Reporter(lightning.Callback):
+    """A progress bar on a terminal, a line per validation everywhere, and sample pictures."""
+
+    def __init__(self, console: Console, data: VoxtileData, folder: RunFolder) -> None:
+        self.console, self.data, self.folder = console, data, folder
+        self.shown = chosen_windows(data)
+        self.began = time.monotonic()
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Shows the bar."""
+        assert isinstance(pl_module, SegmentationModule)
+        self.task = self.bar.add_task("training", total=pl_module.settings.steps, completed=pl_module.step, loss="")
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the bar."""
+        assert isinstance(pl_module, SegmentationModule)
+        self.bar.update(self.task, completed=pl_module.step, loss=f"{pl_module.last_loss:.3f}")
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Says how well it went, and draws it."""
+        assert isinstance(pl_module, SegmentationModule)
+        scores, best = pl_module.scores, pl_module.best["step"] == pl_module.step
+        self.console.print(
+            f"step {pl_module.step:>6}/{pl_module.settings.steps}  train loss {pl_module.last_loss:.4f}  val loss {scores['loss']:.4f}  "
+            f"dice {scores['dice']:.4f}  iou {scores['iou']:.4f}  {time.monotonic() - self.began:.0f} s{'  best' if best else ''}",
+            highlight=False,
+        )
+        if best and trainer.is_global_zero:
+            path = draw(pl_module, self.data, self.shown, self.folder.path / "pictures" / "validation.png")
+            for logger in trainer.loggers:
+                log_picture(logger, path, pl_module.step)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Takes the bar away."""
+        self.bar.stop()
+
+
+def chosen_windows(data: VoxtileData) -> list[tuple[int, Tile]]:
+    """Up to four validation windows, each around a pixel of the case's rarest class, of cases spread over the split."""
+    split = data.prepared.split.val
+    picked = sorted({round(i * (len(split) - 1) / max(1, MOST_PICTURES - 1)) for i in range(min(MOST_PICTURES, len(split)))})
+    chosen = []
+    for number in picked:
+        found = data.prepared.surveys[split[number].id]
+        rarest = min((c for c, n in enumerate(found.counts) if n), key=lambda c: int(found.counts[c]))
+        pixel = found.locations[rarest][len(found.locations[rarest]) // 2]
+        cover = tiles(split[number].shape, data.size)
+        tile = next(t for t in cover if all(a <= p < b for a, p, b in zip(t.core.start, pixel, t.core.stop, strict=True)))
+        chosen.append((number, Tile(tile.window, tile.window, tile.weights)))
+    return chosen
+
+
+def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[int, Tile]], path: Path) -> Path:
+    """Draws input, label, prediction and error of the chosen windows (the middle slice of boxes) into a PNG."""
+    rows = []
+    for number, tile in shown:
+        case = data.prepared.split.val[number]
+        sample = window_of(case, number, tile)
+        batch = collate([sample | data.prepared.intensity_of(case).arrays()])
+        with torch.inference_mode():
+            image, _ = module.inputs({k: v.to(module.device) for k, v in batch.items()}, augment=False)
+            classes = module.judged.eval()(image).max(dim=1).indices[0].to(torch.uint8).cpu().numpy()
+        middle = tile.window.depth // 2
+        plane = classes if module.planar else classes[middle]
+        picture = pictures.row(
+            sample["image"][:, middle], sample["valid"][middle], sample["label"][middle], plane, data.prepared.dataset.colors
+        )
+        rows.append((f"{case.id} {Window.of(tile.window.start, tile.window.size)[:3]}", picture))
+    return pictures.save(pictures.sheet(rows, data.prepared.dataset.classes, data.prepared.dataset.colors), path)
+
+
+def log_picture(logger: Logger, path: Path, step: int) -> None:
+    """Hands a picture to a logger that takes pictures."""
+    if hasattr(logger, "log_image"):
+        logger.log_image(key="validation", images=[str(path)], step=step)
+    elif hasattr(getattr(logger, "experiment", None), "add_image"):
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            logger.experiment.add_image("validation", np.asarray(picture), step, dataformats="HWC")
+
+
+def save_weights(network: nn.Module, path: Path, step: int) -> None:
+    """Writes a network's state as safetensors, whole or not at all."""
+    # safetensors refuses tensors whose memory is not in row-major order, such as channels_last.
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    atomic_write(path, lambda making: save_file(state, making, metadata={"step": str(step), "format": "pt"}))
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Reads a network's state.
+
+    Raises:
+        RunError: The file is missing, damaged, or belongs to another network.
+    """
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path} does not hold the weights of this network: {reason}. Train the run again.") from error
+    except Exception as error:  # safetensors has an exception type of its own that it does not export in a stable place
+        raise RunError(f"{path} is damaged: {error}. Train the run again.") from error
+
+
+def load_resume(path: Path) -> dict[str, Any] | None:
+    """Reads the resume state, None where there is none; nothing in it is executed."""
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+    except Exception as error:  # torch raises many types for a damaged or a planted file
+        raise RunError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}. It is damaged, or not a file of this program. Delete it to train the "
+            "run from its start."
+        ) from error
+
+
+def fit(
+    module: SegmentationModule,
+    data: VoxtileData,
+    folder: RunFolder,
+    options: Mapping[str, Any],
+    loggers: Sequence[Logger],
+    console: Console,
+    command: str,
+) -> dict[str, Any]:
+    """Trains until nothing is left to do.
+
+    Args:
+        module: the module, at its start.
+        data: its data.
+        folder: where the run lives; where it holds a resume state, training goes on there.
+        options: of `lightning.Trainer` (accelerator, devices, precision, …).
+        loggers: Lightning loggers besides the metrics file.
+        console: where progress is shown.
+        command: what the user types to continue.
+
+    Returns:
+        The best validation: {"score", "step", "scores"}.
+
+    Raises:
+        InterruptedRunError: A signal came; the state is saved.
+        RunError: The loss became NaN, or a file could not be written.
+    """
+    state = load_resume(folder.resume)
+    if state is not None:
+        module.load_state(state)
+        console.print(f"continuing at step {module.step} of {module.settings.steps}", highlight=False)
+    metrics = MetricsFile(folder.metrics, state["metrics"] if state else 0)
+
+    def record(step: int, values: Mapping[str, float]) -> None:
+        metrics.add(step, values)
+        for logger in loggers:
+            logger.log_metrics(dict(values), step)
+
+    module.record = record
+    stop = StopRequest()
+    keeper = Keeper(folder, metrics, stop, command)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings(), stop.installed():
+        _quiet()
+        trainer = lightning.Trainer(
+            max_epochs=-1, num_sanity_val_steps=0, logger=list(loggers) or False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[keeper, Reporter(console, data, folder)], default_root_dir=folder.path,
+            use_distributed_sampler=False, **options,
+        )  # fmt: skip
+        if module.pending:
+            trainer.validate(module, dataloaders=data.val_dataloader(), verbose=False)
+        if not module.done:
+            trainer.fit(module, datamodule=data)
+    save_weights(module.judged, folder.weights / "last.safetensors", module.step)
+    metrics.sync()
+    metrics.close()
+    folder.set_status("finished", step=module.step, steps=module.settings.steps, best=module.best)
+    folder.resume.unlink(missing_ok=True)
+    return module.best
+
+
+def _quiet() -> None:
+    """Leaves out Lightning's remarks on choices that are meant."""
+    for text in (
+        ".*does not have many workers.*",  # ours are threads
+        ".*`max_epochs` was not set.*",
+        ".*is smaller than the logging interval.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*Starting from v1.9.0, `tensorboardX`.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+

@@ -1,0 +1,314 @@
+"""The LightningModule: one step of training, one pass of validation, and the state that makes both repeatable."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from voxtile.data.augment import Augment
+from voxtile.data.batches import Batch, flattened
+from voxtile.data.normalise import normalise
+from voxtile.data.rng import digest
+from voxtile.errors import ConfigError, RunError, did_you_mean, listed
+from voxtile.training.losses import Loss, surrogate
+from voxtile.training.schedules import Schedule
+from voxtile.training.scores import CaseConfusion, summarise
+
+MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how to train; every field but `log_every` and `save_every` is part of the run's identity.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: samples per step over all devices.
+        accumulate: parts that a device's share of a batch is cut into, to fit its memory; the gradient is the same.
+        val_every: steps between validations.
+        log_every: steps between rows of the training loss.
+        save_every: steps between saves of the resume state, besides one at each validation.
+        clip: largest norm of the gradient, None for no limit.
+        ema: decay of the exponential moving average of the weights, which is then what is validated; None for none.
+        patience: validations without a better score after which training stops; None for never.
+        monitor: name of the score that chooses the best weights; larger is better.
+        channels_last: memory order of the network's inputs and weights (2D).
+        groups: learning rates of named parameters, see `parameter_groups`.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    val_every: int = 100
+    log_every: int = 10
+    save_every: int = 100
+    clip: float | None = None
+    ema: float | None = None
+    patience: int | None = None
+    monitor: str = "dice"
+    channels_last: bool = True
+    groups: list[Any] = field(default_factory=list)
+
+    def next_validation(self, step: int) -> int:
+        """The first step after `step` that is followed by a validation."""
+        return min(step - step % self.val_every + self.val_every, self.steps)
+
+
+class NotFiniteError(RunError):
+    """The loss is no number any more."""
+
+
+class SegmentationModule(lightning.LightningModule):
+    """Trains a network that maps images to logits, and scores it per case.
+
+    All that happens in step i follows from the weights before it and (seed, i): the samples, their augmentation, dropout.
+    Counters are the module's own (`step`), not Lightning's, so that a run continued from `state` takes the same steps.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        augment: Augment,
+        make_optimizer: MakeOptimizer,
+        schedule: Schedule,
+        settings: Settings,
+        seed: int,
+        classes: Sequence[str],
+        background: int | None,
+        validation: Sequence[str],
+        record: Callable[[int, Mapping[str, float]], None],
+        parameters: Callable[[nn.Module], Iterable[Any]],
+    ) -> None:
+        """Takes the parts.
+
+        Args:
+            network: image [B, C, (D,) H, W] to logits [B, K, (D,) H, W].
+            loss: of additive statistics.
+            augment: what is done to a batch.
+            make_optimizer: builds the optimizer of parameter groups.
+            schedule: learning-rate factor by step.
+            settings: how long and how.
+            seed: of the run.
+            classes: names of the K classes.
+            background: class left out of means over foreground, or None.
+            validation: ids of the validation cases.
+            record: takes the run's numbers, (step, {name: value}).
+            parameters: cuts the network's parameters into groups for the optimizer.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.network, self.loss, self.augment, self.schedule = network, loss, augment, schedule
+        self.make_optimizer, self.settings, self.seed = make_optimizer, settings, seed
+        self.classes, self.background, self.record, self.groups_of = tuple(classes), background, record, parameters
+        self.planar = getattr(network, "dims", 2) == 2
+        self.channels_last = settings.channels_last and self.planar
+        if self.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
+        known = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background)
+        if settings.monitor not in known:
+            raise ConfigError(
+                f"'training.monitor={settings.monitor}' is no score.{did_you_mean(settings.monitor, known)} Choose from {listed(known, 30)}."
+            )
+        self.confusion = CaseConfusion(len(validation), len(classes))
+        self.val_statistics = torch.zeros(loss.size, dtype=torch.float64)
+        self.step = 0
+        self.best: dict[str, Any] = {}  # {"score", "step", "scores"} of the best validation
+        self.stale = 0  # validations since
+        self.pending = False  # whether the validation after `step` is still to come
+        self.scores: dict[str, float] = {}
+        self.last_loss = math.nan
+        self._window: list[float] = []  # losses since the last logged row
+        self._optimizer_state: dict[str, Any] | None = None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept: the average of the weights where there is one."""
+        return self.network if self.average is None else self.average
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train or validate."""
+        return not self.pending and (self.step >= self.settings.steps or self._out_of_patience)
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.stale >= self.settings.patience
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next step depends on, in plain types and tensors."""
+        optimizer = self._optimizer_state
+        if self._trainer is not None and self.trainer.optimizers:
+            optimizer = self.trainer.optimizers[0].state_dict()
+        scaler = getattr(self._trainer and self.trainer.precision_plugin, "scaler", None)
+        return {
+            "step": self.step,
+            "pending": self.pending,
+            "best": self.best,
+            "stale": self.stale,
+            "losses": list(self._window),
+            "last_loss": self.last_loss,
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": optimizer,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` returned; the optimizer's part when the optimizer is made."""
+        self.step, self.pending, self.best, self.stale = state["step"], state["pending"], state["best"], state["stale"]
+        self._window, self.last_loss = list(state["losses"]), state["last_loss"]
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self._optimizer_state, self._scaler_state = state["optimizer"], state["scaler"]
+
+    def configure_optimizers(self) -> Optimizer:
+        """Builds the optimizer and takes up its saved state."""
+        optimizer = self.make_optimizer(self.groups_of(self.network))
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        """Takes up the saved loss scale of half precision."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(self, "_scaler_state", None):
+            scaler.load_state_dict(self._scaler_state)
+
+    def inputs(self, batch: Batch, augment: bool) -> tuple[Tensor, Tensor]:
+        """Normalised (and augmented) images float32 [B, C, (D,) H, W] and labels uint8 [B, (D,) H, W] of a batch."""
+        image = normalise(batch["image"], batch["valid"], batch["low"], batch["high"], batch["mean"], batch["std"])
+        ready = {"image": image, "valid": batch["valid"], "label": batch["label"]}
+        if self.planar:
+            ready = flattened(ready)
+        image, label = ready["image"], ready["label"]
+        if augment:
+            image, _, label = self.augment.apply(image, ready["valid"], label, batch["augment"])
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return image, label
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Takes one optimizer step on this device's share of a batch."""
+        self._seed_dropout()
+        image, label = self.inputs(batch, augment=True)
+        parts = list(zip(image.chunk(self.settings.accumulate), label.chunk(self.settings.accumulate), strict=True))
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
+        self._set_rates(optimizer.optimizer)
+        optimizer.zero_grad()
+        total = self._total(parts)
+        done = torch.zeros(self.loss.size, device=self.device)
+        for part, target in parts:
+            statistics = self.loss.statistics(self.network(part), target)
+            done += statistics.detach()
+            known = self._summed(statistics.detach()) if total is None else total
+            self.manual_backward(surrogate(self.loss, statistics, known) * self.trainer.world_size)
+        value = float(self.loss.value(self._summed(done)))
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"The loss became {value} at step {self.step} of {self.settings.steps}, on samples of the cases "
+                f"{listed(self.case_ids(batch))}. The weights before this step are kept. Lower the learning rate ('optimizer.lr=…'), clip the "
+                "gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
+            )
+        optimizer.step()
+        self._follow()
+        self.step += 1
+        self.last_loss = value
+        self._window.append(value)
+        if self.step % self.settings.log_every == 0:
+            self.record(self.step, {"train/loss": sum(self._window) / len(self._window), "train/lr": optimizer.param_groups[0]["lr"]})
+            self._window.clear()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips the gradient, which half precision has scaled back by now."""
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+
+    def case_ids(self, batch: Batch) -> list[str]:
+        """The ids of the cases a batch was drawn from."""
+        names = self.trainer.train_dataloader.case_ids  # type: ignore[union-attr]
+        return sorted({names[index] for index in batch["case"].tolist()})
+
+    def _seed_dropout(self) -> None:
+        """From here on dropout and its like draw numbers that belong to this step and rank alone."""
+        torch.manual_seed(digest(self.seed, self.step, self.global_rank, "dropout") >> 65)
+
+    def _set_rates(self, optimizer: Optimizer) -> None:
+        factor = self.schedule.factor(self.step, self.settings.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _total(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """The statistics of the whole batch as far as gradients need them before; None where the only part is the whole."""
+        if not self.loss.needs_logits_first:
+            return self._summed(sum((self.loss.label_statistics(target) for _, target in parts), torch.zeros(())))
+        if len(parts) == 1:
+            return None
+        # A first look without gradients, from which dropout, and the running statistics of batch normalisation, must not differ after.
+        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        with torch.no_grad():
+            for norm in norms:
+                norm.momentum = 0.0
+            total = sum((self.loss.statistics(self.network(part), target) for part, target in parts), torch.zeros(()))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self._seed_dropout()
+        return self._summed(total)
+
+    def _summed(self, statistics: Tensor) -> Tensor:
+        """The sum of every rank's statistics."""
+        if self.trainer.world_size == 1:
+            return statistics
+        return self.all_gather(statistics).sum(dim=0)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Moves the average of the weights by one step; buffers (running statistics) are copied."""
+        if self.average is None or self.settings.ema is None:
+            return
+        mine, theirs = list(self.average.parameters()), list(self.network.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - self.settings.ema)
+        for a, b in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            a.copy_(b)
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting anew."""
+        self.confusion.reset()
+        self.val_statistics.zero_()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Counts one batch of windows; pixels that belong to another window's core carry the ignore index."""
+        image, label = self.inputs(batch, augment=False)
+        logits = self.judged(image)
+        self.val_statistics += self.loss.statistics(logits, label).double().cpu()
+        # max is several times faster than argmax over a strided axis on the CPU.
+        self.confusion.update(batch["case"].tolist(), logits.max(dim=1).indices, label)
+
+    def on_validation_epoch_end(self) -> None:
+        """Turns the counts into scores and remembers whether they are the best."""
+        matrices = self.confusion.compute().cpu().numpy()
+        self.scores = summarise(matrices, self.classes, self.background)
+        self.scores["loss"] = float(self.loss.value(self._summed(self.val_statistics)))
+        score = self.scores[self.settings.monitor]
+        self.record(self.step, {f"val/{name}": value for name, value in self.scores.items()})
+        if not self.best or math.isnan(self.best["score"]) or score > self.best["score"]:
+            self.best, self.stale = {"score": score, "step": self.step, "scores": self.scores}, 0
+        else:
+            self.stale += 1
+        self.pending = False
+

@@ -1,0 +1,86 @@
+"""Pictures of what a network does: input, label, prediction and error side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from voxtile.cases.case import IGNORE
+from voxtile.cases.maps import atomic_write
+
+Color = tuple[int, int, int]
+RIGHT, WRONG, UNJUDGED = (46, 46, 46), (220, 50, 47), (90, 90, 110)
+TITLES = ("input", "label", "prediction", "error")
+HEADER = 14  # pixels of the line with the titles
+
+
+def as_rgb(image: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """An image [C, h, w] as uint8 [h, w, 3]: three channels in reverse band order where there are four or more
+    (blue, green, red, …), as they are where there are three, else the first in grey; stretched to its 2nd and 98th percentile.
+    """
+    channels = [2, 1, 0] if len(image) > 3 else [0, 1, 2] if len(image) == 3 else [0, 0, 0]
+    out = np.zeros((*image.shape[1:], 3), dtype=np.uint8)
+    for position, channel in enumerate(channels):
+        band = np.where(valid, image[channel], 0).astype(np.float64)
+        low, high = np.percentile(band[valid], (2, 98)) if valid.any() else (0.0, 1.0)
+        out[..., position] = np.clip((band - low) / max(high - low, 1e-12), 0, 1) * 255
+    out[~valid] = UNJUDGED
+    return out
+
+
+def painted(classes: NDArray[np.uint8], colors: Sequence[Color]) -> NDArray[np.uint8]:
+    """Class indices [h, w] in their colours, uint8 [h, w, 3]."""
+    table = np.full((256, 3), UNJUDGED, dtype=np.uint8)
+    table[: len(colors)] = colors
+    return table[classes]
+
+
+def errors(label: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Where the prediction is wrong, uint8 [h, w, 3]; pixels that are not judged have a colour of their own."""
+    out = np.full((*label.shape, 3), RIGHT, dtype=np.uint8)
+    out[label != prediction] = WRONG
+    out[label == IGNORE] = UNJUDGED
+    return out
+
+
+def row(
+    image: NDArray[Any], valid: NDArray[np.bool_], label: NDArray[np.uint8], prediction: NDArray[np.uint8], colors: Sequence[Color]
+) -> NDArray[np.uint8]:
+    """One slice's four panels beside each other, enlarged by a whole factor to about 200 pixels' height."""
+    panels = [as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)]
+    factor = max(1, round(200 / label.shape[0]))
+    gap = np.full((label.shape[0] * factor, 4, 3), 255, dtype=np.uint8)
+    parts: list[NDArray[np.uint8]] = []
+    for panel in panels:
+        parts += [panel.repeat(factor, axis=0).repeat(factor, axis=1), gap]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def sheet(rows: Sequence[tuple[str, NDArray[np.uint8]]], classes: Sequence[str], colors: Sequence[Color]) -> Image.Image:
+    """Rows under each other, each with its case's name, under a line with the legend."""
+    width = max(panels.shape[1] for _, panels in rows)
+    height = HEADER + sum(panels.shape[0] + HEADER for _, panels in rows)
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    x = 2
+    for name, color in zip(classes, colors, strict=True):
+        draw.rectangle((x, 2, x + 9, 11), fill=tuple(color))
+        draw.text((x + 13, 1), name, fill="black")
+        x += 22 + int(draw.textlength(name))
+    y = HEADER
+    for name, panels in rows:
+        draw.text((2, y + 1), f"{name}: {' | '.join(TITLES)}", fill="black")
+        picture.paste(Image.fromarray(panels), (0, y + HEADER))
+        y += HEADER + panels.shape[0]
+    return picture
+
+
+def save(picture: Image.Image, path: Path) -> Path:
+    """Writes a PNG, whole or not at all."""
+    atomic_write(path, lambda making: picture.save(making, format="PNG"))
+    return path
