@@ -56,7 +56,7 @@ def test_one_more_group_moves_at_most_one_over_each_boundary(count, seed, val, t
     scheme, cases = GroupSplit(val, test, seed), scans(count, 1)
     before, after = sides(scheme(cases)), sides(scheme([*cases, memory_case(name)]))
     moves = [{before[group], after[group]} for group in before if before[group] != after[group]]
-    assert {"train", "test"} not in moves or len(moves) == 1  # a lone validation group in between
+    assert {"train", "test"} not in moves
     assert all(moves.count(move) <= 1 for move in moves)
 
 
@@ -69,7 +69,7 @@ def test_the_order_of_cases_and_another_one_in_a_group_change_nothing():
 
 def test_the_split_is_the_same_on_every_machine():
     split = GroupSplit(0.25, 0.25, seed=7)(scans(8, 1))
-    assert (ids(split.val), ids(split.test)) == (VAL, TEST)
+    assert (ids(split.val), ids(split.test)) == (["s004", "s005"], ["s002", "s007"])
 
 
 def test_seeds_differ_and_shares_of_validation_leave_test_alone():
@@ -105,14 +105,14 @@ def test_strata_balance_the_foreground(foreground, seed):
     shares = {case.id: np.array([1000 - share, share]) for case, share in zip(cases, foreground, strict=True)}
     split = GroupSplit(val=0.25, test=0.25, seed=seed, stratify=True)(cases, shares)
     strata = min(5, len(cases) // 4)
-    order = sorted(cases, key=lambda case: shares[case.id][1])
-    # Every stratum is dealt out on its own, so its share of each side is right to within rounding.
+    order = sorted(foreground)
+    # Every stratum is dealt out on its own: the shares come out right, and each side has a case of the emptiest and one of
+    # the fullest.
     for side in (split.val, split.test):
-        assert abs(len(side) - len(cases) / 4) <= strata / 2 + 0.5
-        levels = sorted(shares[case.id][1] for case in side)
-        lowest, highest = (shares[order[place].id][1] for place in (len(order) // strata, -(len(order) // strata) - 1))
-        assert levels[0] <= lowest
-        assert levels[-1] >= highest
+        assert abs(len(side) - len(cases) / 4) <= 1
+        levels = [shares[case.id][1] for case in side]
+        assert min(levels) <= order[len(order) // strata]
+        assert max(levels) >= order[(strata - 1) * len(order) // strata - 1]
 
 
 def test_stratified_folds_cover_every_group_once_and_share_the_foreground():
@@ -272,7 +272,7 @@ volumes = st.tuples(st.sampled_from([(4, 3), (2, 2), (3, 1), (1, 5), (3, 2, 1), 
 
 
 @settings(max_examples=60, deadline=None)
-@given(volumes, st.floats(0, 4), st.tuples(*[st.floats(0.5, 2)] * 3), st.tuples(*[st.integers(0, 2)] * 3))
+@given(volumes, st.floats(0, 4), st.tuples(*[st.floats(1, 2)] * 3), st.tuples(*[st.integers(0, 2)] * 3))
 def test_blocks_keep_the_buffer_and_never_overlap(layout, buffer, spacing, more):
     blocks, seed = layout
     counts = (1, *blocks)[-3:]

@@ -113,7 +113,7 @@ def test_rows_that_fill_up_a_batch_are_not_counted() -> None:
 
 
 def test_a_batch_with_too_few_case_indices_is_refused() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         CaseConfusion(2, K).update([0], *maps(4, (2, 3, 3)))
 
 
@@ -237,5 +237,5 @@ def test_case_rows_hold_each_case_once_and_average_to_the_summary() -> None:
 
 
 def test_rows_need_an_id_for_each_case() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         case_rows(CASES, ["a"], CLASSES)

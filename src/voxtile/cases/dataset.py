@@ -77,7 +77,9 @@ class LabelMap:
             raise ConfigError(f"'data.labels' names {len(names)} classes ({listed(names)}); a segmentation needs two or more.")
         bad = [name for name in names if not re.fullmatch(r"[\w .()+-]+", name)]
         if bad or len(names) > IGNORE:
-            raise ConfigError(f"'data.labels' holds class names with other signs than letters, digits and _ . ( ) + -: {listed(bad)}.")
+            raise ConfigError(
+                f"'data.labels' holds class names with other signs than letters, digits and _ . ( ) + -: {listed(bad)}."
+            )
         return cls(names, {int(value): IGNORE if name == "ignore" else names.index(name) for value, name in meaning.items()})
 
 
@@ -137,15 +139,25 @@ class Dataset:
         files = self.layout.find()
         unknown = [name for name in self.exclude if name not in {f.id for f in files}]
         if unknown:
-            raise ConfigError(f"'data.exclude' names {listed(unknown)}, and no case is called so.{did_you_mean(unknown[0], [f.id for f in files])}")
-        twice = [f.id for i, f in enumerate(files) if f.id in {g.id for g in files[:i]}] if len({f.id for f in files}) < len(files) else []
+            raise ConfigError(
+                f"'data.exclude' names {listed(unknown)}, and no case is called "
+                f"so.{did_you_mean(unknown[0], [f.id for f in files])}"
+            )
+        twice = (
+            [f.id for i, f in enumerate(files) if f.id in {g.id for g in files[:i]}]
+            if len({f.id for f in files}) < len(files)
+            else []
+        )
         if twice:
-            raise DataError(f"Several cases below {self.layout.root} are called {listed(twice)}. Make the ids unique ('data.layout.case=…').")
+            raise DataError(
+                f"Several cases below {self.layout.root} are called {listed(twice)}. Make the ids unique ('data.layout.case=…')."
+            )
         cases = [self.open(found) for found in files if found.id not in self.exclude]
         for case in cases[1:]:
             if len(case.channels) != len(cases[0].channels):
                 raise DataError(
-                    f"{case.image.path} has {len(case.channels)} channels ({listed(case.channels, 20)}), but {cases[0].image.path} has "
+                    f"{case.image.path} has {len(case.channels)} channels ({listed(case.channels, 20)}), but "
+                    f"{cases[0].image.path} has "
                     f"{len(cases[0].channels)} ({listed(cases[0].channels, 20)}). All cases need the same; choose common ones with "
                     "'data.channels=[…]' or leave the case out with 'data.exclude=[…]'."
                 )
@@ -172,7 +184,8 @@ class Dataset:
             source = _open_label(self.format, files.labels, image)
             if source.canonical.shape != image.canonical.shape:
                 raise DataError(
-                    f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} {image.canonical.shape}. "
+                    f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} "
+                    f"{image.canonical.shape}. "
                     "A label must have its image's size."
                 )
             labels = Labels(source, self.label_map.values)

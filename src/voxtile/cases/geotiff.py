@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class GeoTiffSource(Source):
                 continue
             try:
                 with rasterio.Env(**_ENV):
-                    dataset = _HANDLES.get(path, lambda path=path: _open(path))
+                    dataset = _HANDLES.get(path, partial(_open, path))
                     parts.append(dataset.read(bands, window=area))
                     if self._masked[number]:
                         valid[0] &= dataset.dataset_mask(window=area) > 0
@@ -167,7 +168,7 @@ class GeoTiffSource(Source):
 
 def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
     """The grid of an open raster, with the affine moved from pixel corners to pixel centres."""
-    transform: Affine = dataset.transform * Affine.translation(0.5, 0.5)
+    transform: Affine = dataset.transform @ Affine.translation(0.5, 0.5)
     affine = (
         (transform.a, transform.b, 0.0, transform.c),
         (transform.d, transform.e, 0.0, transform.f),
@@ -199,12 +200,12 @@ class AlignedLabel(Source):
                 )
             self.dtype = np.dtype(dataset.dtypes[0])
             self._nodata = dataset.nodata
-            left, bottom, right, top = rasterio.warp.transform_bounds(dataset.crs, onto._profile["crs"], *dataset.bounds)
+            left, bottom, right, top = rasterio.warp.transform_bounds(dataset.crs, onto._profile["crs"], *scene_grid(dataset).footprint)
             a, b, c, d = onto.stored.footprint
             if left >= c or right <= a or bottom >= d or top <= b:
                 raise DataError(
                     f"{path} covers {left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} and its image {onto.path} {a:.6g} … "
-                    f"{c:.6g}, {b:.6g} … {d:.6g} in the image's CRS: they do not overlap. Check that label and image belong together."
+                    f"{c:.6g}, {b:.6g} … {d:.6g} in the image's CRS: they do not overlap. Check that they belong together."
                 )
         self.paths = (path,)
         self.channels = ("label",)
@@ -318,7 +319,7 @@ class PolygonLabel(Source):
             shapes = [feature["geometry"] for feature in document["features"] if feature.get("geometry")]
             shapes = [shape for shape in shapes if shape["type"] in ("Polygon", "MultiPolygon")]
             self._shapes = rasterio.warp.transform_geom(own, crs, shapes) if shapes else []
-        except (OSError, ValueError, KeyError, AttributeError, RasterioError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RasterioError) as error:
             raise DataError(f"{path} cannot be read as GeoJSON polygons: {error!r}. Expected a FeatureCollection.") from error
         self._bounds = [rasterio.features.bounds(shape) for shape in self._shapes]
         self.paths, self.channels, self.dtype = (path,), ("label",), np.dtype(np.uint8)
@@ -327,8 +328,9 @@ class PolygonLabel(Source):
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`."""
         size: Size3 = window.size
-        transform = self._onto._profile["transform"] * Affine.translation(window.x, window.y)
-        left, bottom, right, top = rasterio.transform.array_bounds(size[1], size[2], transform)
+        transform = self._onto._profile["transform"] @ Affine.translation(window.x, window.y)
+        corners = [transform @ (x, y) for x in (0, window.width) for y in (0, window.height)]
+        (left, bottom), (right, top) = np.min(corners, axis=0), np.max(corners, axis=0)
         near = [
             (shape, 1)
             for shape, (a, b, c, d) in zip(self._shapes, self._bounds, strict=True)

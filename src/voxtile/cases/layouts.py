@@ -50,7 +50,8 @@ class Layout(ABC):
         """
         if not self.root.is_dir():
             raise DataError(
-                f"The data folder {self.root} does not exist (looked for in {Path.cwd()}). Put the data there, or name its place with "
+                f"The data folder {self.root} does not exist (looked for in {Path.cwd()}). Put the data there, or name its "
+                "place with "
                 "'data.layout.root=…' or, for the folder that holds all data sets, 'paths.data=…' or the variable VOXTILE_DATA."
             )
         cases = self._find()
@@ -70,7 +71,9 @@ class Layout(ABC):
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise DataError(f"{where} names '{name}', which lies outside {self.root}. Expected paths inside the data folder.")
         if not path.is_file():
-            raise DataError(f"{where} names '{name}', and {path} does not exist. Expected a file there; fetch it or take the line out.")
+            raise DataError(
+                f"{where} names '{name}', and {path} does not exist. Expected a file there; fetch it or take the line out."
+            )
         return path
 
 
@@ -142,7 +145,8 @@ class FolderLayout(Layout):
     def _check_pairs(self, missing: Sequence[Path], labelled: set[Path]) -> None:
         if missing and not self.unlabelled:
             raise DataError(
-                f"{len(missing)} images below {self.root} have no label at '{self.labels}': {listed(p.name for p in missing)}. Add the "
+                f"{len(missing)} images below {self.root} have no label at '{self.labels}': {listed(p.name for p in missing)}. "
+                "Add the "
                 "labels, or leave these images out with 'data.layout.unlabelled=true'."
             )
         if self.labels:
@@ -157,13 +161,17 @@ class FolderLayout(Layout):
         parts = sorted(parts, key=lambda part: natural_key(str(part[0][0])))
         fields = parts[0][2]
         if len(parts) > 1 and len(self.images) > 1:
-            raise DataError(f"Case '{name}' below {self.root} has {len(parts)} files per image pattern; bands and slices cannot both be stacked.")
+            raise DataError(
+                f"Case '{name}' below {self.root} has {len(parts)} files per image pattern; bands and slices cannot both be "
+                "stacked."
+            )
         images = parts[0][0] if len(self.images) > 1 else tuple(part[0][0] for part in parts)
         labels = tuple(dict.fromkeys(part[1] for part in parts if part[1] is not None))
         given = fields.get("split", "")
         if given and given not in self.splits:
             raise DataError(
-                f"{parts[0][0][0]} belongs to split '{given}', which 'data.layout.splits' does not know: it knows {listed(self.splits)}. "
+                f"{parts[0][0][0]} belongs to split '{given}', which 'data.layout.splits' does not know: it knows "
+                f"{listed(self.splits)}. "
                 f"Add it, for example 'data.layout.splits={{{given}: train, …}}'."
             )
         common = {key: value for key, value in fields.items() if all(part[2].get(key) == value for part in parts)}
@@ -221,7 +229,9 @@ class MsdLayout(Layout):
             document: dict[str, Any] = json.loads(listing.read_text(encoding="utf-8"))
             pairs = [(str(pair["image"]), str(pair["label"])) for pair in document["training"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{listing} cannot be read: {error!r}. Expected the Decathlon's JSON with a list 'training'.") from error
+            raise DataError(
+                f"{listing} cannot be read: {error!r}. Expected the Decathlon's JSON with a list 'training'."
+            ) from error
         cases = []
         for image, label in pairs:
             path = self._inside(image, str(listing))

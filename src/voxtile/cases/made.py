@@ -42,7 +42,8 @@ def make_once(folder: Path, recipe: Mapping[str, object], fill: Callable[[Path],
         if not _is_made(folder, recipe):  # no other process was first
             raise DataError(
                 f"The made-up data set could not be written to {folder}: {error}. Nothing was left under that name. Expected a "
-                "folder that can be written to and some 10 MB of free disk; make room, or name another folder with 'data.layout.root=…'."
+                "folder that can be written to and some 10 MB of free disk. Make room, or name another folder with "
+                "'data.layout.root=…'."
             ) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)

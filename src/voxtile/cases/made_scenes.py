@@ -36,7 +36,8 @@ SPECTRA = tuple(np.array(kinds, dtype=np.float32) for kinds in (
     ((0.040, 0.042, 0.026, 0.018), (0.062, 0.080, 0.078, 0.068)),  # clear, turbid
     ((0.090, 0.100, 0.110, 0.130), (0.130, 0.140, 0.155, 0.180), (0.105, 0.130, 0.165, 0.220)),  # asphalt, concrete, gravel
     ((0.070, 0.085, 0.165, 0.215), (0.120, 0.130, 0.140, 0.160), (0.060, 0.065, 0.072, 0.090), (0.24, 0.25, 0.26, 0.28)),
-    ((0.026, 0.045, 0.030, 0.29), (0.045, 0.080, 0.055, 0.36)),  # crowns of trees, grass; above: tiles, concrete, slate, sheet metal
+    # above: tiles, concrete, slate, sheet metal; below: crowns of trees, grass
+    ((0.026, 0.045, 0.030, 0.29), (0.045, 0.080, 0.055, 0.36)),
 ))  # fmt: skip
 HAZE = np.array([0.060, 0.045, 0.035, 0.015], dtype=np.float32)
 
@@ -128,7 +129,7 @@ def _smooth(rng: np.random.Generator, size: Size, scale: float) -> Array:
     for n in size:
         knots = np.arange(len(field)) - rng.uniform(2, 3)
         weights = np.exp(-1.2 * (np.arange(n)[:, None] / scale - knots) ** 2)
-        field = np.tensordot(field, weights, axes=(0, 1))  # takes the coarse axis in front and appends the fine one
+        field = np.einsum("a...,na->...n", field, weights)  # not BLAS: its bits and its speed depend on its threads
     return np.asarray((field - field.mean()) / field.std(), dtype=np.float32)
 
 
@@ -183,14 +184,14 @@ def _parcels(rng: np.random.Generator, size: Size) -> tuple[Array, Array]:
 def _houses(rng: np.random.Generator, roads: list[_Line], blocked: NDArray[np.bool_]) -> Array:
     """Roofs [y, x] along the roads of a few villages: rows of `SPECTRA[BUILDING]`, -1 where no house stands."""
     roofs, taken = np.full(blocked.shape, -1, dtype=np.intp), blocked.copy()
-    y, x = np.indices(blocked.shape, dtype=np.float32)
+    index = np.indices(blocked.shape, dtype=np.float32)
     for road in roads:
         near = np.abs(road.distance)
         sites = np.argwhere((near > 7) & (near < 26) & (_smooth(rng, near.shape, 30) > 0.3))
         for row, column in rng.permutation(sites)[:80]:
             length, width = rng.uniform(3.8, 7.5), rng.uniform(2.7, 4.5)  # half of them
             box = (slice(max(row - 9, 0), row + 10), slice(max(column - 9, 0), column + 10))
-            turn, dy, dx = road.heading[row, column], y[box] - row, x[box] - column
+            turn, dy, dx = road.heading[row, column], index[0][box] - row, index[1][box] - column
             long, wide = np.abs(dx * np.cos(turn) + dy * np.sin(turn)), np.abs(dy * np.cos(turn) - dx * np.sin(turn))
             if not taken[box][(long < length + 2) & (wide < width + 2)].any():
                 house = (long < length) & (wide < width)

@@ -99,7 +99,7 @@ def _lying(rng: np.random.Generator) -> tuple[Array, Array]:
     turn = Rotation.from_rotvec(rng.normal(0, 0.06, 3)).as_matrix() * (inplane, inplane, 145 / shape[2])
     middle = rng.normal((0, 0, 8), 3)  # of the grid, in the head's frame
     index = np.indices(shape, dtype=np.float32) - (np.array(shape, dtype=np.float32)[:, None, None, None] - 1) / 2
-    points = np.tensordot(turn.astype(np.float32), index, axes=1) + middle.astype(np.float32)[:, None, None, None]
+    points = np.einsum("ij,j...->i...", turn.astype(np.float32), index) + middle.astype(np.float32)[:, None, None, None]
     affine = np.eye(4)
     affine[:3, :3] = turn
     affine[:3, 3] = rng.normal(0, 20, 3) - turn @ (np.array(shape) - 1) / 2  # the scanner's origin lies where it happens to
@@ -111,7 +111,7 @@ def _waves(rng: np.random.Generator, length: float, count: int = 8) -> Callable[
     rates = rng.normal(size=(count, 3))
     rates *= 2 * np.pi / length * rng.uniform(0.6, 1.4, (count, 1)) / np.linalg.norm(rates, axis=1, keepdims=True)
     waves = list(zip(rates.astype(np.float32), rng.uniform(0, 2 * np.pi, count).tolist(), strict=True))
-    return lambda points: sum(np.sin(np.tensordot(rate, points, axes=1) + phase) for rate, phase in waves) * (2 / count) ** 0.5
+    return lambda points: sum(np.sin(np.einsum("i,i...", rate, points) + phase) for rate, phase in waves) * (2 / count) ** 0.5
 
 
 def _tissue(patient: np.random.Generator, points: Array, growth: float, healthy: bool) -> NDArray[np.uint8]:

@@ -165,7 +165,8 @@ def _decode(path: Path, turn: NDArray[np.float64]) -> NDArray[Any]:
     """Reads all voxels in canonical orientation [C, D, H, W]."""
     image = _load(path)
     try:
-        voxels = image.dataobj.get_scaled(np.float32) if _is_scaled(image) else image.dataobj.get_unscaled()
+        scaled = _is_scaled(image)
+        voxels = image.get_fdata(caching="unchanged", dtype=np.float32) if scaled else image.dataobj.get_unscaled()
     except _UNREADABLE as error:
         raise DataError(
             f"{path} could not be decoded: {error}. The file is probably cut off or damaged; fetch it again, or leave the case "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def _axis(length: int, side: int, overlap: float) -> list[tuple[int, int, int, N
     side = min(side, length)
     first = starts(length, side, overlap)
     # Neighbouring cores meet in the middle of what the windows share.
-    edges = [0, *((a + side + b) // 2 for a, b in zip(first, first[1:], strict=False)), length]
+    edges = [0, *((a + side + b) // 2 for a, b in pairwise(first)), length]
     # A Gaussian with a standard deviation of an eighth of the side trusts a window's middle more than its border.
     bell = np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (side / 8)) ** 2).clip(1e-4)
     total = np.zeros(length)

@@ -48,7 +48,8 @@ def target(name: str, trust: Sequence[str] = ()) -> Any:
     trusted = _below(module_name, trust)
     if not trusted and not _below(module_name, ALLOWED):
         raise ConfigError(
-            f"The configuration wants to build '{name}', which is not on the allow-list ({listed(ALLOWED, 20)}); nothing was run. If you "
+            f"The configuration wants to build '{name}', which is not on the allow-list ({listed(ALLOWED, 20)}); nothing was "
+            "run. If you "
             f"know and trust that module, type 'trust=[{module_name or name}]'."
         )
     try:
@@ -58,7 +59,9 @@ def target(name: str, trust: Sequence[str] = ()) -> Any:
         raise ConfigError(f"The configuration names '{name}', which does not exist: {error}.{near}") from error
     own = inspect.isclass(found) and _below(found.__module__, ALLOWED)
     if not trusted and not own:
-        raise ConfigError(f"'{name}' is no class of voxtile or its libraries; nothing was run. Type 'trust=[{module_name}]' to allow it.")
+        raise ConfigError(
+            f"'{name}' is no class of voxtile or its libraries; nothing was run. Type 'trust=[{module_name}]' to allow it."
+        )
     return found
 
 
@@ -82,7 +85,9 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
         ConfigError: A name is not allowed, or the arguments do not fit.
     """
     if "_target_" not in node:
-        raise ConfigError(f"'{where}' has no '_target_': it does not say what to build. Choose an option, for example from conf/{where}.")
+        raise ConfigError(
+            f"'{where}' has no '_target_': it does not say what to build. Choose an option, for example from conf/{where}."
+        )
     known = {"_target_", "_partial_"}
     maker = target(str(node["_target_"]), trust)
     arguments = {key: _built(value, f"{where}.{key}", trust) for key, value in node.items() if key not in known} | extra
@@ -94,7 +99,8 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
         unknown = [key for key in arguments if key not in accepted and key not in extra]
         if unknown:
             raise ConfigError(
-                f"'{where}' ({node['_target_']}) takes no '{unknown[0]}'.{did_you_mean(unknown[0], accepted)} It takes {listed(accepted, 20)}."
+                f"'{where}' ({node['_target_']}) takes no '{unknown[0]}'.{did_you_mean(unknown[0], accepted)} It takes "
+                f"{listed(accepted, 20)}."
             )
         arguments = {key: value for key, value in arguments.items() if key in accepted}
     if node.get("_partial_"):
@@ -116,7 +122,9 @@ def _called(maker: Callable[..., Any], where: str, args: Sequence[Any], argument
     try:
         return maker(*args, **arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"'{where}' cannot be built with {dict(arguments)}: {error}. See conf/{where.split('.')[0]} for examples.") from error
+        raise ConfigError(
+            f"'{where}' cannot be built with {dict(arguments)}: {error}. See conf/{where.split('.')[0]} for examples."
+        ) from error
 
 
 @dataclass(frozen=True)

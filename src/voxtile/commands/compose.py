@@ -48,8 +48,10 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
         try:
             hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
         except (HydraException, OmegaConfBaseException) as error:
-            return guarded(lambda: _explain(error, name))
-    return max(codes)
+            problem: Exception = error
+        else:
+            return max(codes)
+    return guarded(lambda: _explain(problem, name))
 
 
 def guarded(task: Callable[[], int], traceback: bool = False) -> int:
@@ -118,7 +120,7 @@ def known_keys(name: str) -> list[str]:
 
 def _explain(error: Exception, name: str) -> int:
     """Turns Hydra's error into a paragraph of ours; its advice to add '+' would hide a misspelt key."""
-    text = str(error)
+    text = str(error) or str(error.__cause__)
     if missing := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
         group, _, option = missing[1].rpartition("/")
         folder = conf_dir() / group
@@ -126,13 +128,12 @@ def _explain(error: Exception, name: str) -> int:
             raise ConfigError(f"There is no configuration '{missing[1]}'.{did_you_mean(missing[1], known_keys(name))}") from error
         options = sorted(path.stem for path in folder.glob("*.yaml"))
         raise ConfigError(
-            f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: {listed(options, 30)}."
+            f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: "
+            f"{listed(options, 30)}."
         ) from error
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)
         hint = did_you_mean(path, known) or did_you_mean(path, [k.split(".")[-1] for k in known])
-        raise ConfigError(
-            f"The configuration has no key '{path}'.{hint} All keys: python train.py --cfg job; a key that is really new is added with '+{path}=…'."
-        ) from error
+        raise ConfigError(f"The configuration has no key '{path}'.{hint} All keys: python train.py --cfg job") from error
     raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error

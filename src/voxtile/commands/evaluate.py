@@ -44,7 +44,8 @@ def evaluate(config: Mapping[str, Any]) -> int:
     recipe = trained.home.read("recipe.json")
     if prepared.split.digest != recipe["split"] or prepared.fingerprint != recipe["data"]:
         raise DataError(
-            f"The data in {trained.built.dataset.layout.root} is not what the run {trained.home.path} was trained on: its files or its split "
+            f"The data in {trained.built.dataset.layout.root} is not what the run {trained.home.path} was trained on: its files "
+            "or its split "
             "have changed. Put the data back as it was (manifest.json lists the split), or train a run on the new data."
         )
     cases = prepared.split.val if config["split"] == "val" else prepared.split.test

@@ -14,7 +14,9 @@ def make_loggers(config: Mapping[str, Any], home: RunFolder) -> list[Any]:
     loggers = []
     for name, node in config["logger"].items():
         if name == "tensorboard":
-            loggers.append(build(node, "logger.tensorboard", config["trust"], save_dir=str(home.path), name="tensorboard", version=""))
+            loggers.append(
+                build(node, "logger.tensorboard", config["trust"], save_dir=str(home.path), name="tensorboard", version="")
+            )
         elif name == "wandb":
             loggers.append(_wandb(node, home))
         else:

@@ -28,7 +28,10 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a sub-command and returns its exit code: 0, 1 unexpected, 2 configuration, 3 data, 4 run, 5 some of many failed, 130 stopped."""
+    """Runs a sub-command and returns its exit code.
+
+    0 done, 1 unexpected, 2 configuration, 3 data, 4 run, 5 some of many inputs failed, 130 stopped and saved.
+    """
     words = list(sys.argv[1:] if argv is None else [*argv, *sys.argv[1:]])
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())

@@ -47,7 +47,9 @@ def predict(config: Mapping[str, Any]) -> int:
                 out.print(f"skipped {files.id}: {error}", style="red", soft_wrap=True)
             tick()
     if failed:
-        raise PartialError(f"{len(failed)} of {len(found)} inputs could not be predicted: {listed(failed)}. The others are in {target}.")
+        raise PartialError(
+            f"{len(failed)} of {len(found)} inputs could not be predicted: {listed(failed)}. The others are in {target}."
+        )
     return 0
 
 
@@ -75,7 +77,9 @@ def find_inputs(source: Path, dataset: Dataset) -> list[CaseFiles]:
             cases = [files for files in layout.unlabelled_below(root) if all(path.is_relative_to(source) for path in files.images)]
             if cases:
                 return cases
-    paths = sorted((path for path in source.iterdir() if path.name.lower().endswith(suffixes)), key=lambda path: natural_key(path.name))
+    paths = sorted(
+        (path for path in source.iterdir() if path.name.lower().endswith(suffixes)), key=lambda path: natural_key(path.name)
+    )
     if not paths:
         raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
     return [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
@@ -104,7 +108,8 @@ def predict_case(
     case = trained.built.dataset.open(replace(files, labels=()))
     if len(case.channels) != len(data["channels"]):
         raise DataError(
-            f"{case.image.path} has {len(case.channels)} channels ({', '.join(case.channels)}), and the run {trained.home.path} was trained on "
+            f"{case.image.path} has {len(case.channels)} channels ({', '.join(case.channels)}), and the run {trained.home.path} "
+            "was trained on "
             f"{len(data['channels'])} ({', '.join(data['channels'])}). Expected the same channels."
         )
     found = survey(case, len(data["classes"]), label=False)
@@ -116,7 +121,9 @@ def predict_case(
     colors = tuple(tuple(color) for color in data["colors"])
     spec = MapSpec(tuple(data["classes"]), False, colors, tags, made)  # type: ignore[arg-type]  # JSON's lists of three
     specs = [spec, replace(spec, heatmap=True)] if config["heatmaps"] else [spec]
-    paths = [_output(case.image.map_name(files.id + ("_heatmap" if s.heatmap else ""), s), source, target, s.heatmap) for s in specs]
+    paths = [
+        _output(case.image.map_name(files.id + ("_heatmap" if s.heatmap else ""), s), source, target, s.heatmap) for s in specs
+    ]
     for path in paths:
         if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
             raise DataError(f"The map {path} would overwrite its own input. Name another output.")

@@ -17,7 +17,12 @@ def print_scores(out: Console, title: str, scores: Mapping[str, float | None], c
     table.add_section()
     table.add_row("mean over foreground", number(scores["dice"]), number(scores["iou"]))
     out.print(table)
-    four = {"pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy", "mean IU": "mean_iu", "frequency-weighted IU": "fw_iu"}
+    four = {
+        "pixel accuracy": "pixel_accuracy",
+        "mean accuracy": "mean_accuracy",
+        "mean IU": "mean_iu",
+        "frequency-weighted IU": "fw_iu",
+    }
     out.print("   ".join(f"{title} {number(scores[name])}" for title, name in four.items()), highlight=False)
 
 

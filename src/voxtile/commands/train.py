@@ -46,7 +46,8 @@ def train(config: Mapping[str, Any]) -> int:
         return 0
     if status["state"] == "failed" and not config["retry"]:
         raise RunError(
-            f"This run failed before, at step {status.get('step', '?')}: {status.get('reason', 'no reason is known')} Its folder is {home.path}. "
+            f"This run failed before, at step {status.get('step', '?')}: {status.get('reason', 'no reason is known')} Its "
+            f"folder is {home.path}. "
             "Change the configuration, or train it again from its last saved state with 'retry=true'."
         )
     if status["state"] == "interrupted" and not config["inexact"]:
@@ -130,7 +131,8 @@ def _train(config: Mapping[str, Any], built: Parts, prepared: Prepared, home: Ru
         out.print(f"[yellow]waived:[/] {sentence}", highlight=False)
     split = prepared.split
     out.print(
-        f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; {prepared.channels} "
+        f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; "
+        f"{prepared.channels} "
         f"channels; {len(prepared.dataset.classes)} classes; {sum(p.numel() for p in module.network.parameters()):,} parameters",
         highlight=False,
     )
@@ -156,13 +158,15 @@ def check_fit(network: Any, window: Sequence[int]) -> None:
     dims = getattr(network, "dims", 2)
     if len(window) != dims:
         raise ConfigError(
-            f"The network takes {dims}-dimensional windows ('model.dims={dims}'), and 'data.window={list(window)}' has {len(window)} sides. "
+            f"The network takes {dims}-dimensional windows ('model.dims={dims}'), and 'data.window={list(window)}' has "
+            f"{len(window)} sides. "
             f"Type 'model.dims={len(window)}', or give the window {dims} sides."
         )
     least = int(getattr(network, "min_train_size", 1))
     if min(window) < least:
         raise ConfigError(
-            f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger window, or a "
+            f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger "
+            "window, or a "
             "shallower network (for example 'model.depth=3')."
         )
 
@@ -177,7 +181,8 @@ def refuse_if_changed(home: RunFolder) -> None:
 
     if changed := changed_since(home):
         raise RunError(
-            f"The run {home.path} was interrupted, and since then:{changed} Continued, it would not end in the bits of an undisturbed run. "
+            f"The run {home.path} was interrupted, and since then:{changed} Continued, it would not end in the bits of an "
+            "undisturbed run. "
             "Go back to what it began with, or continue all the same with 'inexact=true' (the manifest then says so)."
         )
 
@@ -204,6 +209,7 @@ def report(home: RunFolder, prepared: Prepared, out: Console) -> None:
     example = prepared.split.val[0].image.path
     out.print(
         f"run folder   {path}\npictures     {path / 'pictures' / 'validation.png'}   (input, label, prediction, error)\n"
-        f"next         voxtile evaluate run={path} split=val\n             voxtile predict run={path} input={example} output=predictions",
+        f"next         voxtile evaluate run={path} split=val\n             voxtile predict run={path} input={example} "
+        "output=predictions",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -53,7 +53,9 @@ class Trained:
         try:
             config: Any = OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
         except (OSError, ValueError) as error:
-            raise RunError(f"{home.path / 'config.yaml'} cannot be read: {error}. The run folder is damaged; train the run again.") from error
+            raise RunError(
+                f"{home.path / 'config.yaml'} cannot be read: {error}. The run folder is damaged; train the run again."
+            ) from error
         config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
         if root is not None:
             config["data"]["layout"]["root"] = root
@@ -63,7 +65,11 @@ class Trained:
         file = home.weights / f"{weights}.safetensors"
         if not file.exists():
             there = sorted(p.stem for p in home.weights.glob("*.safetensors"))
-            hint = f" It has {listed(there)}.{did_you_mean(weights, there)}" if there else " The run has not come to its first validation."
+            hint = (
+                f" It has {listed(there)}.{did_you_mean(weights, there)}"
+                if there
+                else " The run has not come to its first validation."
+            )
             raise RunError(f"{home.path} holds no weights '{weights}'.{hint}")
         load_weights(network, file)
         return cls(home, built, manifest, network)
@@ -104,5 +110,7 @@ def device(name: str) -> torch.device:
         found = torch.device(name)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"'device={name}' cannot be used here: {str(error).splitlines()[0]}. Type 'device=cpu' or 'device=auto'.") from error
+        raise ConfigError(
+            f"'device={name}' cannot be used here: {str(error).splitlines()[0]}. Type 'device=cpu' or 'device=auto'."
+        ) from error
     return found

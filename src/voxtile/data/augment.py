@@ -96,8 +96,8 @@ class Augment:
 
     Every parameter is a pure function of (seed, sample index, operation), drawn by `draw` on the CPU where the sample is
     read. `apply` does the work for a whole batch on its device and uses no other randomness. What it makes of a sample does
-    not depend on the rest of the batch: exactly for mirroring and turning, to float32 rounding (vectorised
-    arithmetic rounds an array's last few elements differently) for the rest.
+    not depend on the rest of the batch: bitwise on a CPU, to float32 rounding on a GPU, where the samples that an operation was
+    drawn for are done together.
 
     Args:
         symmetry: the data set's `Symmetry`, or the mapping that describes it; None for no mirroring.
@@ -117,12 +117,8 @@ class Augment:
         self.affine = affine
         self.elastic = elastic
         self.intensity = {name: change for name, change in (intensity or {}).items() if change is not None}
-
-    @property
-    def _operations(self) -> dict[str, Operation]:
-        named: dict[str, Operation | None] = {"affine": self.affine, "elastic": self.elastic}
-        named |= {f"intensity.{name}": change for name, change in self.intensity.items()}
-        return {name: operation for name, operation in named.items() if operation is not None}
+        named = {"affine": affine, "elastic": elastic} | {f"intensity.{name}": change for name, change in self.intensity.items()}
+        self._operations: dict[str, Operation] = {name: operation for name, operation in named.items() if operation is not None}
 
     def draw(self, seed: int, index: int, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """Draws the parameters of sample `index` of a run with `seed`.
@@ -171,40 +167,42 @@ class Augment:
     def _reorient(
         self, image: Tensor, valid: Tensor, label: Tensor, drawn: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        moves = list(zip(drawn["flips"].tolist(), drawn["turns"].tolist(), strict=True))
-        label = torch.stack([self.symmetry.relabel(row, flips) for row, (flips, _) in zip(label, moves, strict=True)])
-        image, valid, label = (
-            torch.stack([self.symmetry.reorient(row, *move) for row, move in zip(batch, moves, strict=True)])
-            for batch in (image, valid, label)
-        )
-        return image, valid, label
+        """Mirrored and turned copies."""
+        out = torch.empty_like(image), torch.empty_like(valid), torch.empty_like(label)
+        for row, (flips, turns) in enumerate(zip(drawn["flips"].tolist(), drawn["turns"].tolist(), strict=True)):
+            for new, old in zip(out, (image[row], valid[row], self.symmetry.relabel(label[row], flips)), strict=True):
+                new[row] = self.symmetry.reorient(old, flips, turns)
+        return out
 
     def _warp(self, image: Tensor, valid: Tensor, label: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """Resamples, in place, the samples for which a deformation was drawn."""
         off = torch.zeros(len(image), dtype=torch.bool)
         turned, bent = drawn.get("affine.on", off), drawn.get("elastic.on", off)
-        rows = (turned | bent).nonzero().flatten()
-        if not len(rows):
-            return
-        n = len(rows)
-        matrix, shift, bend = torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 3), torch.zeros(n, 3, 1, 1, 1)
+        matrix, shift, field = torch.eye(3).expand(len(image), 3, 3), torch.zeros(1, 3), torch.zeros(1, 3, 1, 1, 1)
         if self.affine:
-            matrix = torch.where(turned[rows, None, None], drawn["affine.matrix"][rows], matrix)
-            shift = torch.where(turned[rows, None], drawn["affine.shift"][rows], shift)
+            matrix = torch.where(turned[:, None, None], drawn["affine.matrix"], matrix)
+            shift = torch.where(turned[:, None], drawn["affine.shift"], shift)
         if self.elastic:
-            bend = torch.where(bent[rows, None, None, None, None], drawn["elastic.field"][rows], bend)
-        rows, *motion = (tensor.to(image.device) for tensor in (rows, matrix, shift, bend))
-        grid = sampling_grid(*motion, image.shape[2:])
-        image[rows], valid[rows], label[rows] = resample(image[rows], valid[rows], label[rows], grid)
+            field = torch.where(bent[:, None, None, None, None], drawn["elastic.field"], field)
+        motion = matrix, shift.expand(len(image), -1), field.expand(len(image), *field.shape[1:])
+        for rows in _groups(turned | bent, image.device):
+            grid = sampling_grid(*(part[rows].to(image.device) for part in motion), image.shape[2:])
+            image[rows], valid[rows], label[rows] = resample(image[rows], valid[rows], label[rows], grid)
 
     def _recolour(self, image: Tensor, valid: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """Makes, in place, the changes of intensity on the samples for which they were drawn."""
-        weight = valid[:, None].to(image.dtype)
         for name, change in self.intensity.items():
             prefix = f"intensity.{name}."
-            chosen = drawn[prefix + "on"].nonzero().flatten()
-            if len(chosen):
-                values = {key.removeprefix(prefix): drawn[key][chosen] for key in drawn if key.startswith(prefix)}
-                rows = chosen.to(image.device)
-                inside = weight[rows]
-                image[rows] = change.apply(image[rows], inside, values) * inside
+            own = {key.removeprefix(prefix): values for key, values in drawn.items() if key.startswith(prefix)}
+            for rows in _groups(own.pop("on"), image.device):
+                picked, weight = image[rows], valid[rows][:, None].to(image.dtype)
+                change.apply(picked, weight, {key: values[rows] for key, values in own.items()})
+                image[rows] = picked.mul_(weight)
+
+
+def _groups(on: Tensor, device: torch.device) -> list[slice] | list[Tensor]:
+    """The samples that are on, as indexes of a batch: one by one on a CPU, which keeps one in its cache; all together on a GPU."""
+    rows = on.nonzero().flatten()
+    if device.type == "cpu":
+        return [slice(row, row + 1) for row in rows.tolist()]
+    return [rows] if len(rows) else []

@@ -77,7 +77,7 @@ class BlockSplit(SplitScheme):
         margin = dict.fromkeys(itertools.product(range(3), (-1, 1)), 0)
         for face in steps:
             if sides[_moved(index, face)] != sides[index]:
-                margin[face] = _pixels(self.buffer / 2.5, spacing[face[0]])
+                margin[face] = _pixels(self.buffer / 2, spacing[face[0]])
         for first, second in itertools.combinations(steps, 2):
             if first[0] == second[0]:
                 continue

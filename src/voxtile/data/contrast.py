@@ -25,16 +25,13 @@ class Contrast(Operation):
     """A change of intensity."""
 
     @abstractmethod
-    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
-        """Changes the samples it was drawn for.
+    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> None:
+        """Changes, in place, the samples it was drawn for.
 
         Args:
-            image: [n, C, (D,) H, W], 0 where not valid; may be overwritten.
+            image: [n, C, (D,) H, W], 0 where not valid. Afterwards it is finite everywhere; the caller makes it 0 there again.
             weight: float32 [n, 1, (D,) H, W], 1 where valid and 0 elsewhere.
             drawn: what `draw` returned, stacked [n, ...], on the CPU.
-
-        Returns:
-            The changed image; the caller sets it to 0 where it is not valid. It is finite everywhere.
         """
 
 
@@ -58,12 +55,12 @@ class Gain(Contrast):
         """Draws the `seed` [] of the channels' factors and offsets, as how many there are is not known here."""
         return {"seed": _seed(rng)}
 
-    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """See `Contrast.apply`."""
         channels = [np.random.Generator(np.random.Philox(seed)) for seed in drawn["seed"].tolist()]
         factor = np.stack([log_uniform(rng, self.factor, (image.shape[1],)) for rng in channels])
         offset = np.stack([rng.uniform(-self.offset, self.offset, image.shape[1]) for rng in channels])
-        return image.mul_(_like(torch.from_numpy(factor), image)).add_(_like(torch.from_numpy(offset), image))
+        image.mul_(_like(torch.from_numpy(factor), image)).add_(_like(torch.from_numpy(offset), image))
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,13 @@ class Gamma(Contrast):
         """Draws `exponent` [1]."""
         return {"exponent": log_uniform(rng, self.exponent, (1,)).astype(np.float32)}
 
-    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """See `Contrast.apply`."""
         low, high = _extremes(image, weight)
         extent = (high - low).clamp(min=torch.finfo(image.dtype).tiny)
         # exp(e * log(v)) takes a third of the time of pow on CPUs; log(0) = -inf gives 0 as it should.
         image.sub_(low).div_(extent).clamp_(0, 1).log_().mul_(_like(drawn["exponent"], image)).exp_()
-        return image.mul_(extent).add_(low)
+        image.mul_(extent).add_(low)
 
 
 @dataclass(frozen=True)
@@ -107,12 +104,11 @@ class Noise(Contrast):
         """Draws `std` [1] and the `seed` [] of the noise field."""
         return {"std": rng.uniform(0, self.std, 1).astype(np.float32), "seed": _seed(rng)}
 
-    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """See `Contrast.apply`. The field is made on the image's device: its bits differ between CPUs and GPUs."""
         generator = torch.Generator(image.device)
         for row, seed, std in zip(image, drawn["seed"].tolist(), drawn["std"].flatten().tolist(), strict=True):
             row.add_(torch.randn(row.shape, generator=generator.manual_seed(seed), device=row.device), alpha=std)
-        return image
 
 
 @dataclass(frozen=True)
@@ -136,12 +132,12 @@ class Blur(Contrast):
         kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma[:, None]) ** 2)
         return {"kernel": (kernel / kernel.sum(axis=1, keepdims=True)).astype(np.float32)}
 
-    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """See `Contrast.apply`."""
         mixed = torch.cat([image, weight], dim=1)
         for axis in range(2 - image.ndim, 0):
             mixed = _convolve(mixed, drawn["kernel"][:, axis], axis)
-        return mixed[:, :-1] / mixed[:, -1:].clamp(min=1e-3)
+        torch.div(mixed[:, :-1], mixed[:, -1:].clamp(min=1e-3), out=image)
 
 
 @dataclass(frozen=True)
@@ -160,12 +156,12 @@ class Bias(Contrast):
         """Draws `field` [gz, gy, gx]: the gain's logarithm at the control points."""
         return {"field": (rng.standard_normal(control_points(size, self.control)) * self.std).astype(np.float32)}
 
-    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """See `Contrast.apply`."""
         size = (1,) * (5 - image.ndim) + tuple(image.shape[2:])
         gain = smooth(drawn["field"].to(image.device), size).exp().to(image.dtype).view_as(weight)
         low, _ = _extremes(image, weight)
-        return image.sub_(low).mul_(gain).add_(low)
+        image.sub_(low).mul_(gain).add_(low)
 
 
 def _seed(rng: np.random.Generator) -> NDArray[np.int64]:

@@ -10,12 +10,12 @@ import lightning
 import numpy as np
 
 from voxtile.cases.case import IGNORE, Case
+from voxtile.cases.tiling import Tile, tiles
 from voxtile.cases.window import Size3
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, ReadAhead, collate
 from voxtile.data.prepared import Prepared
 from voxtile.data.stream import SampleStream
-from voxtile.cases.tiling import Tile, tiles
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def log_uniform(rng: np.random.Generator, bounds: tuple[float, float], shape: tu
     return np.exp(rng.uniform(math.log(bounds[0]), math.log(bounds[1]), shape))
 
 
+@lru_cache(maxsize=64)
 def control_points(size: Size3, distance: float) -> Size3:
     """How many control points at most `distance` pixels apart span a window of `size` along (z, y, x); 1 along an axis of length 1."""
     depth, height, width = (1 + math.ceil((pixels - 1) / distance) for pixels in size)
@@ -95,4 +96,4 @@ def cubic_weights(pixels: int, points: int, device: torch.device) -> Tensor:
 def smooth(field: Tensor, size: Sequence[int]) -> Tensor:
     """Interpolates values on control points [n, gz, gy, gx] smoothly to every pixel [n, D, H, W] of a window of `size`, in float64."""
     z, y, x = (cubic_weights(pixels, points, field.device) for pixels, points in zip(size, field.shape[1:], strict=True))
-    return torch.einsum("zk,yl,xm,nklm->nzyx", z, y, x, field.double())
+    return torch.einsum("zk,nkyx->nzyx", z, y @ (field.double() @ x.T))

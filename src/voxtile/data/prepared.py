@@ -127,15 +127,19 @@ def prepare(
         blind = [case.id for case in part if surveys[case.id].judged == 0]
         if blind:
             raise DataError(
-                f"{len(blind)} {side} cases hold no pixel that can be judged (all nodata, or every label ignored): {listed(blind)}. "
+                f"{len(blind)} {side} cases hold no pixel that can be judged (all nodata, or every label ignored): "
+                f"{listed(blind)}. "
                 f"Leave them out with 'data.exclude=[{','.join(blind)}]'."
             )
-    intensity = normalisation.of_dataset([surveys[case.id].sample for case in split.train]) if normalisation.per == "dataset" else None
+    intensity = (
+        normalisation.of_dataset([surveys[case.id].sample for case in split.train]) if normalisation.per == "dataset" else None
+    )
     ready = Prepared(dataset, split, surveys, images, tuple(waived), normalisation, intensity)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent:
         raise DataError(
-            f"No training case holds a pixel of class {listed(absent)}; a network cannot learn it. Split otherwise (for example 'split.seed=1' "
+            f"No training case holds a pixel of class {listed(absent)}; a network cannot learn it. Split otherwise (for example "
+            "'split.seed=1' "
             "or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
         )
     return ready
@@ -148,13 +152,17 @@ def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:
         ConfigError: It has another number of sides, or is larger than every case by more than rounding up to 32 pixels explains.
     """
     if len(window) not in (2, 3) or min(window) < 1:
-        raise ConfigError(f"'data.window={list(window)}' must be [height, width] for slices or [depth, height, width] for boxes, in pixels.")
+        raise ConfigError(
+            f"'data.window={list(window)}' must be [height, width] for slices or [depth, height, width] for boxes, in pixels."
+        )
     depth, height, width = (1, *window) if len(window) == 2 else tuple(window)
     largest = tuple(max(case.shape[axis] for case in cases) for axis in range(3))
     fitting = tuple(min(side, -(-most // 32) * 32) for side, most in zip((depth, height, width), largest, strict=True))
     if fitting != (depth, height, width):
         raise ConfigError(
-            f"'data.window={list(window)}' is larger than every case: the largest sides are {largest} (D, H, W) pixels, so each batch would be "
-            f"mostly padding. Expected at most {list(fitting[-len(window):])}; type 'data.window=[{','.join(map(str, fitting[-len(window):]))}]'."
+            f"'data.window={list(window)}' is larger than every case: the largest sides are {largest} (D, H, W) pixels, so each "
+            "batch would be "
+            f"mostly padding. Expected at most {list(fitting[-len(window) :])}; type "
+            f"'data.window=[{','.join(map(str, fitting[-len(window) :]))}]'."
         )
     return depth, height, width

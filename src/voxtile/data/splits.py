@@ -172,7 +172,7 @@ class GroupSplit(SplitScheme):
         least = math.ceil(1 / min(*self.parts, 1 - sum(self.parts)))
         side_of: dict[str, str] = {}
         for stratum in _strata(cases, shares, self.seed, least) if self.needs_shares else [ranked(cases, self.seed)]:
-            side_of |= sides_of(stratum, self.parts)
+            side_of |= sides_of(stratum, self.parts, side_of)
         return deal(cases, side_of), []
 
 
@@ -210,7 +210,8 @@ class KFold(SplitScheme):
             strata = _strata(cases, shares, self.seed, least)
         side_of: dict[str, str] = {}
         for number, stratum in enumerate(strata):
-            *test, rest = cut(stratum, self.parts)
+            locked = sum(side == "test" for side in side_of.values())
+            *test, rest = cut(stratum, self.parts, [locked, len(side_of) - locked])
             if len(rest) < self.folds:
                 raise ConfigError(
                     f"'split.folds={self.folds}' needs a group for every fold, and {len(cases)} cases in {len(stratum)} groups "
@@ -310,11 +311,11 @@ def ranked(cases: Iterable[Case], seed: int) -> list[str]:
     return sorted({case.group for case in cases}, key=lambda group: (digest("split", seed, group), group))
 
 
-def cut(groups: Sequence[str], parts: Sequence[float]) -> list[list[str]]:
+def cut(groups: Sequence[str], parts: Sequence[float], before: Sequence[int] = ()) -> list[list[str]]:
     """Cuts `groups` into contiguous blocks with the shares `parts`, then the rest; each gets at least one group.
 
     A boundary after the share s of n groups lies at floor(s n + 1/2), moved where a block would be empty: one group more
-    moves it by one place or by none.
+    moves it by one place or by none. The sizes of blocks cut `before` count in, so that what was rounded there is made up for here.
 
     Raises:
         ConfigError: There are fewer groups than blocks.
@@ -328,15 +329,16 @@ def cut(groups: Sequence[str], parts: Sequence[float]) -> list[list[str]]:
         )
     edges = [0]
     for number in range(len(parts)):
-        edge = _half_up(sum(parts[: number + 1]) * count)
+        edge = _half_up(sum(parts[: number + 1]) * (count + sum(before))) - sum(before[: number + 1])
         edges.append(min(max(edge, edges[-1] + 1), count - blocks + number + 1))
     return [list(groups[a:b]) for a, b in zip(edges, [*edges[1:], count], strict=True)]
 
 
-def sides_of(groups: Sequence[str], parts: Sequence[float]) -> dict[str, str]:
-    """The side of each of the ranked `groups`, for the shares [test, val] or [val]."""
+def sides_of(groups: Sequence[str], parts: Sequence[float], before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The side of each of the ranked `groups`, for the shares [test, val] or [val], given the sides of those dealt `before`."""
     names = ("test", "val", "train")[2 - len(parts) :]
-    return {group: side for side, block in zip(names, cut(groups, parts), strict=True) for group in block}
+    dealt = [list((before or {}).values()).count(name) for name in names]
+    return {group: side for side, block in zip(names, cut(groups, parts, dealt), strict=True) for group in block}
 
 
 def deal(cases: Iterable[Case], side_of: Mapping[str, str]) -> dict[str, list[Case]]:

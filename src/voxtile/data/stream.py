@@ -112,8 +112,8 @@ class SampleStream:
         """Reads sample `index`.
 
         Returns:
-            image [C, d, h, w] in the case's data type, valid [d, h, w], label uint8 [d, h, w] (255 where not valid), low, high, mean
-            and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
+            image [C, d, h, w] in the case's data type, valid [d, h, w], label uint8 [d, h, w] (255 where not valid), low, high,
+            mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
         """
         spec = self.spec(index)
         case = self.cases[spec.case]

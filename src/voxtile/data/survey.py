@@ -5,6 +5,7 @@ Labels are read whole (their content is part of a run's identity), images in eve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -180,10 +181,8 @@ def survey_all(
             found = _load(path)
         except (OSError, ValueError, KeyError):  # not there, or cut off
             found = survey(case, num_classes, label)
-            try:
+            with contextlib.suppress(OSError):  # a survey is only kept to save time
                 _save(found, path)
-            except OSError:
-                pass  # a survey is only kept to save time
         tick()
         return found
 

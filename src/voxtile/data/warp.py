@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from voxtile.errors import ConfigError
 ANISOTROPIC = 3.0  # volumes whose spacings differ by more are deformed within their slices only, as nnU-Net does
 
 
+@lru_cache(maxsize=64)
 def moved_axes(size: Size3, spacing: Spacing) -> NDArray[np.bool_]:
     """Which of the axes (z, y, x) a deformation may mix: not a single slice's z, nor an anisotropic volume's coarsest axis."""
     moved = np.ones(3, dtype=np.bool_)
@@ -137,12 +139,12 @@ def sampling_grid(matrix: Tensor, shift: Tensor, field: Tensor, size: Sequence[i
     z, y, x = (torch.arange(n, dtype=torch.float64, device=device) - (n - 1) / 2 for n in full)
     wz, wy, wx = (cubic_weights(n, g, device) for n, g in zip(full, field.shape[2:], strict=True))
     # Along x everything is a sum of few functions: the control points' weights, a constant and x itself.
-    rows = torch.einsum("zk,yl,nckli->nczyi", wz, wy, field[:, order].double() * scale[:, None, None, None])
+    rows = torch.einsum("zk,nckyi->nczyi", wz, wy @ (field[:, order].double() * scale[:, None, None, None]))
     constant = matrix[:, :, 0, None, None] * z[:, None] + matrix[:, :, 1, None, None] * y + shift[:, :, None, None]
     slope = matrix[:, :, 2, None, None].expand_as(constant)
     terms = torch.cat([rows, constant[..., None], slope[..., None]], dim=-1)
     grid = terms @ torch.cat([wx.T, torch.ones_like(x)[None], x[None]])
-    return (grid if dims == 3 else grid[:, :, 0]).movedim(1, -1).to(torch.float32, memory_format=torch.contiguous_format)
+    return (grid if dims == 3 else grid[:, :, 0]).float().movedim(1, -1)
 
 
 def resample(image: Tensor, valid: Tensor, label: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,11 +153,15 @@ def resample(image: Tensor, valid: Tensor, label: Tensor, grid: Tensor) -> tuple
     What lies outside the source becomes image 0, valid False and label 255. Shapes are those of `Augment.apply`.
     """
     # One number carries label and valid, and leaves 0 for outside.
-    code = (label.float() + 256 * valid + 1)[:, None]
-    code = F.grid_sample(code, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0].int()
-    valid_out = code > 256
-    # Invalid pixels are 0 and have weight 0: dividing by the interpolated weight keeps them out of their neighbours.
-    weighted = torch.cat([image, valid[:, None].to(image.dtype)], dim=1)
-    weighted = F.grid_sample(weighted, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    factor = torch.where(valid_out[:, None], weighted[:, -1:].clamp(min=1e-3).reciprocal(), 0.0)
-    return weighted[:, :-1] * factor, valid_out, ((code - 1) & 255).to(torch.uint8)
+    code = label.float().add_(valid, alpha=256).add_(1)[:, None]
+    code = F.grid_sample(code, grid, mode="nearest", padding_mode="zeros", align_corners=False).int()
+    inside = code > 256
+    weight = inside.to(image.dtype)
+    if not valid.all():
+        # Invalid pixels are 0 and have weight 0: dividing by the interpolated weight keeps them out of their neighbours.
+        weight /= _linear(valid[:, None].to(image.dtype), grid).clamp(min=1e-3)
+    return _linear(image, grid).mul_(weight), inside[:, 0], ((code[:, 0] - 1) & 255).to(torch.uint8)
+
+
+def _linear(image: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)

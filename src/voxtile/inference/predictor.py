@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxtile.cases.case import Case
+from voxtile.cases.tiling import Tile, tiles
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import Batch, ReadAhead, collate, flattened
 from voxtile.data.normalise import Intensity, normalise
-from voxtile.cases.tiling import Tile, tiles
 
 
 @dataclass(frozen=True)

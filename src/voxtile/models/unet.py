@@ -31,7 +31,11 @@ class Stage(nn.Sequential):
         layers: list[nn.Module] = []
         for channels in (inputs, outputs):
             # A normalisation subtracts the mean right after, so a bias before it would learn nothing.
-            layers += [conv(channels, outputs, 3, padding=1, bias=norm == "none"), _norm(norm, outputs, dims), nn.ReLU(inplace=True)]
+            layers += [
+                conv(channels, outputs, 3, padding=1, bias=norm == "none"),
+                _norm(norm, outputs, dims),
+                nn.ReLU(inplace=True),
+            ]
         if dropout:
             layers.append(nn.Dropout(dropout))
         super().__init__(*layers)

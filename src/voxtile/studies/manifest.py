@@ -80,7 +80,9 @@ def changes(old: Mapping[str, Any]) -> list[str]:
     now = code()
     if (old["code"].get("commit"), old["code"].get("diff")) != (now.get("commit"), now.get("diff")):
         found.append("the code has changed")
-    found += [f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value]
+    found += [
+        f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value
+    ]
     here = hardware()
     for key in ("machine", "threads", "gpus"):
         if old["hardware"].get(key) != here[key]:

@@ -20,10 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from voxtile.cases.maps import atomic_write
-from voxtile.cases.window import Window
-from voxtile.data.datamodule import VoxtileData, window_of
-from voxtile.data.batches import collate
 from voxtile.cases.tiling import Tile, tiles
+from voxtile.data.batches import collate
+from voxtile.data.datamodule import VoxtileData, window_of
 from voxtile.errors import RunError, VoxtileError
 from voxtile.training import pictures
 from voxtile.training.metrics_file import MetricsFile
@@ -123,7 +122,8 @@ class Keeper(lightning.Callback):
     def _leave_if_asked(self, module: SegmentationModule) -> None:
         if self.stop.signal is not None:
             raise InterruptedRunError(
-                f"Stopped by {signal.Signals(self.stop.signal).name} at step {module.step} of {module.settings.steps}; the state is "
+                f"Stopped by {signal.Signals(self.stop.signal).name} at step {module.step} of {module.settings.steps}; the "
+                "state is "
                 f"saved in {self.folder.path}. The same command continues it: {self.command}"
             )
 
@@ -135,7 +135,13 @@ class Reporter(lightning.Callback):
         self.console, self.data, self.folder = console, data, folder
         self.shown = chosen_windows(data)
         self.began = time.monotonic()
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -156,7 +162,8 @@ class Reporter(lightning.Callback):
         assert isinstance(pl_module, SegmentationModule)
         scores, best = pl_module.scores, pl_module.best["step"] == pl_module.step
         self.console.print(
-            f"step {pl_module.step:>6}/{pl_module.settings.steps}  train loss {pl_module.last_loss:.4f}  val loss {scores['loss']:.4f}  "
+            f"step {pl_module.step:>6}/{pl_module.settings.steps}  train loss {pl_module.last_loss:.4f}  val loss "
+            f"{scores['loss']:.4f}  "
             f"dice {scores['dice']:.4f}  iou {scores['iou']:.4f}  {time.monotonic() - self.began:.0f} s{'  best' if best else ''}",
             highlight=False,
         )
@@ -200,7 +207,7 @@ def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[in
         picture = pictures.row(
             sample["image"][:, middle], sample["valid"][middle], sample["label"][middle], plane, data.prepared.dataset.colors
         )
-        rows.append((f"{case.id} {Window.of(tile.window.start, tile.window.size)[:3]}", picture))
+        rows.append((f"{case.id}, z y x = {tile.window.start}: input | label | prediction | error", picture))
     return pictures.save(pictures.sheet(rows, data.prepared.dataset.classes, data.prepared.dataset.colors), path)
 
 
@@ -247,7 +254,8 @@ def load_resume(path: Path) -> dict[str, Any] | None:
         return state
     except Exception as error:  # torch raises many types for a damaged or a planted file
         raise RunError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}. It is damaged, or not a file of this program. Delete it to train the "
+            f"{path} cannot be read: {str(error).splitlines()[0]}. It is damaged, or not a file of this program. Delete it to "
+            "train the "
             "run from its start."
         ) from error
 
@@ -323,4 +331,3 @@ def _quiet() -> None:
         ".*Starting from v1.9.0, `tensorboardX`.*",
     ):
         warnings.filterwarnings("ignore", text)
-

@@ -118,7 +118,8 @@ class SegmentationModule(lightning.LightningModule):
         known = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background)
         if settings.monitor not in known:
             raise ConfigError(
-                f"'training.monitor={settings.monitor}' is no score.{did_you_mean(settings.monitor, known)} Choose from {listed(known, 30)}."
+                f"'training.monitor={settings.monitor}' is no score.{did_you_mean(settings.monitor, known)} Choose from "
+                f"{listed(known, 30)}."
             )
         self.confusion = CaseConfusion(len(validation), len(classes))
         self.val_statistics = torch.zeros(loss.size, dtype=torch.float64)
@@ -221,7 +222,8 @@ class SegmentationModule(lightning.LightningModule):
         if not math.isfinite(value):
             raise NotFiniteError(
                 f"The loss became {value} at step {self.step} of {self.settings.steps}, on samples of the cases "
-                f"{listed(self.case_ids(batch))}. The weights before this step are kept. Lower the learning rate ('optimizer.lr=…'), clip the "
+                f"{listed(self.case_ids(batch))}. The weights before this step are kept. Lower the learning rate "
+                "('optimizer.lr=…'), clip the "
                 "gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
             )
         optimizer.step()
@@ -230,7 +232,9 @@ class SegmentationModule(lightning.LightningModule):
         self.last_loss = value
         self._window.append(value)
         if self.step % self.settings.log_every == 0:
-            self.record(self.step, {"train/loss": sum(self._window) / len(self._window), "train/lr": optimizer.param_groups[0]["lr"]})
+            self.record(
+                self.step, {"train/loss": sum(self._window) / len(self._window), "train/lr": optimizer.param_groups[0]["lr"]}
+            )
             self._window.clear()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -258,7 +262,7 @@ class SegmentationModule(lightning.LightningModule):
             return self._summed(sum((self.loss.label_statistics(target) for _, target in parts), torch.zeros(())))
         if len(parts) == 1:
             return None
-        # A first look without gradients, from which dropout, and the running statistics of batch normalisation, must not differ after.
+        # A first look without gradients, after which dropout and batch normalisation must stand as before it.
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         with torch.no_grad():
@@ -311,4 +315,3 @@ class SegmentationModule(lightning.LightningModule):
         else:
             self.stale += 1
         self.pending = False
-

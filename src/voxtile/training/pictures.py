@@ -15,13 +15,13 @@ from voxtile.cases.maps import atomic_write
 
 Color = tuple[int, int, int]
 RIGHT, WRONG, UNJUDGED = (46, 46, 46), (220, 50, 47), (90, 90, 110)
-TITLES = ("input", "label", "prediction", "error")
 HEADER = 14  # pixels of the line with the titles
 
 
 def as_rgb(image: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """An image [C, h, w] as uint8 [h, w, 3]: three channels in reverse band order where there are four or more
-    (blue, green, red, …), as they are where there are three, else the first in grey; stretched to its 2nd and 98th percentile.
+    """An image [C, h, w] as uint8 [h, w, 3], each channel stretched from its 2nd to its 98th percentile.
+
+    Four channels or more are taken for blue, green, red, …; three for red, green, blue; of fewer the first is shown in grey.
     """
     channels = [2, 1, 0] if len(image) > 3 else [0, 1, 2] if len(image) == 3 else [0, 0, 0]
     out = np.zeros((*image.shape[1:], 3), dtype=np.uint8)
@@ -51,10 +51,19 @@ def errors(label: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[n
 def row(
     image: NDArray[Any], valid: NDArray[np.bool_], label: NDArray[np.uint8], prediction: NDArray[np.uint8], colors: Sequence[Color]
 ) -> NDArray[np.uint8]:
-    """One slice's four panels beside each other, enlarged by a whole factor to about 200 pixels' height."""
-    panels = [as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)]
-    factor = max(1, round(200 / label.shape[0]))
-    gap = np.full((label.shape[0] * factor, 4, 3), 255, dtype=np.uint8)
+    """One slice's input, label, prediction and error beside each other."""
+    return _beside([as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)])
+
+
+def pair(image: NDArray[Any], label: NDArray[np.uint8], colors: Sequence[Color]) -> NDArray[np.uint8]:
+    """A sample as the network sees it, beside its label."""
+    return _beside([as_rgb(image, np.ones(label.shape, dtype=np.bool_)), painted(label, colors)])
+
+
+def _beside(panels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Panels side by side, enlarged by a whole factor to about 200 pixels' height."""
+    factor = max(1, round(200 / panels[0].shape[0]))
+    gap = np.full((panels[0].shape[0] * factor, 4, 3), 255, dtype=np.uint8)
     parts: list[NDArray[np.uint8]] = []
     for panel in panels:
         parts += [panel.repeat(factor, axis=0).repeat(factor, axis=1), gap]
@@ -74,7 +83,7 @@ def sheet(rows: Sequence[tuple[str, NDArray[np.uint8]]], classes: Sequence[str],
         x += 22 + int(draw.textlength(name))
     y = HEADER
     for name, panels in rows:
-        draw.text((2, y + 1), f"{name}: {' | '.join(TITLES)}", fill="black")
+        draw.text((2, y + 1), name, fill="black")
         picture.paste(Image.fromarray(panels), (0, y + HEADER))
         y += HEADER + panels.shape[0]
     return picture

@@ -69,7 +69,8 @@ class RunFolder:
         recipe = self.read("recipe.json")
         if recipe.get("version") != VERSION:
             raise RunError(
-                f"{self.path} was written by version {recipe.get('version')} of the run format; this program reads version {VERSION}. "
+                f"{self.path} was written by version {recipe.get('version')} of the run format; this program reads version "
+                f"{VERSION}. "
                 "Use the release that wrote it (manifest.json names it), or train the run again."
             )
 
@@ -83,7 +84,9 @@ class RunFolder:
             content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
             return content
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / name} cannot be read: {error}. The run folder is damaged; train the run again.") from error
+            raise RunError(
+                f"{self.path / name} cannot be read: {error}. The run folder is damaged; train the run again."
+            ) from error
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file of the folder, whole or not at all."""
@@ -128,7 +131,8 @@ class RunFolder:
             holder = self._holder()
             if holder is not None:
                 raise RunError(
-                    f"The run {self.path} is being trained by process {holder['pid']} on {holder['host']}. Wait for it or stop it (Ctrl-C "
+                    f"The run {self.path} is being trained by process {holder['pid']} on {holder['host']}. Wait for it or stop "
+                    "it (Ctrl-C "
                     "saves its state); the same command then continues or reports."
                 )
             atomic_text(lease, json.dumps(mine))

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from voxtile.cases.case import IGNORE
 
-_BINS = 256  # class indices and the ignore index fit into a byte
+_BYTE = 256  # class indices and the ignore index are below
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -29,25 +29,27 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
         num_classes: K.
 
     Returns:
-        int64 [K, K] on the CPU, rows by label, columns by prediction.
+        int64 [K, K] on the CPU: rows by label, columns by prediction.
 
     Raises:
-        ValueError: The shapes differ, or an index at a judged pixel is not below `num_classes`.
+        ValueError: The shapes differ, or an index at a judged pixel is no class.
+        RuntimeError: An index is negative, on CUDA.
     """
     if prediction.shape != label.shape:
         raise ValueError(f"a prediction of shape {tuple(prediction.shape)} does not fit a label of shape {tuple(label.shape)}")
     # One bin for each pair of bytes: selecting the judged pixels first would take more than twice as long as all of this.
     if label.is_cuda:
-        counts = torch.bincount((label.long() << 8 | prediction).flatten(), minlength=_BINS**2).cpu().numpy()
+        counts = torch.bincount((label.long() << 8 | prediction).flatten(), minlength=_BYTE**2).cpu().numpy()
     else:  # NumPy's bincount is five times faster than torch's on the CPU
-        counts = np.bincount(label.numpy().ravel().astype(np.int64) << 8 | prediction.numpy().ravel(), minlength=_BINS**2)
-    table = counts.reshape(-1, _BINS)
+        counts = np.bincount(label.numpy().ravel().astype(np.int64) << 8 | prediction.numpy().ravel(), minlength=_BYTE**2)
+    table = counts.reshape(-1, _BYTE)
     judged = np.delete(table, IGNORE, axis=0)
     matrix = table[:num_classes, :num_classes]
-    if judged.sum() != matrix.sum():
+    overflow = prediction.numel() > 0 and int(prediction.max()) >= _BYTE  # would be counted under another label
+    if overflow or judged.sum() != matrix.sum():
         raise ValueError(
-            f"labels {np.flatnonzero(judged.sum(axis=1)).tolist()} (shifted by one above {IGNORE}) and predictions "
-            f"{np.flatnonzero(judged.sum(axis=0)).tolist()} occur, but there are only {num_classes} classes"
+            f"the label holds {torch.unique(label).tolist()} and the prediction {torch.unique(prediction).tolist()}, but at judged "
+            f"pixels only classes below {num_classes} are possible"
         )
     return torch.from_numpy(matrix.copy())
 

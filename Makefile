@@ -1,0 +1,50 @@
+# Two commands: `make train` and `make test`. `make help` lists the rest.
+SHELL := bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install train test test-slow lint types bench docs clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
+
+# Installed again only where the pinned versions have changed. pip compiles bytecode, which halves every later start.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("voxtile needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+install: .venv/installed  ## make .venv with the pinned versions
+
+train: .venv/installed  ## train the default network on the default scenes
+	$(BIN)/python train.py model=unet data=satellite
+
+test: .venv/installed-dev  ## the fast tests
+	$(BIN)/python -m pytest -n 2
+
+test-slow: .venv/installed-dev  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev  ## mypy, strict
+	$(BIN)/mypy
+
+bench: .venv/installed-dev  ## benchmarks, as ratios to a peer or a floor in the same run
+	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: .venv/installed-dev  ## check that every command and link in the docs works
+	$(BIN)/python -m pytest tests/test_docs.py
+
+clean:  ## remove what was built; runs and data stay
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

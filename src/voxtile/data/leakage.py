@@ -1,0 +1,210 @@
+"""The leakage gate: what must not be on two sides of a split, and what looks as if it should not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from voxtile.cases.case import Case
+from voxtile.data.footprints import near_pairs
+from voxtile.data.splits import Split
+from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+
+EDGE = 0.1  # pixels that footprints may overlap and still only touch: coordinates in files are rounded
+MOST_VALUES = 512  # kept of a case's distinct grey values
+LEAST_VALUES = 16  # fewer tell nothing
+ALIKE = 0.5  # share of grey values in common that is suspicious; parts of one scan measured 0.81 to 1, others below 0.01
+TOGETHER = "Give what belongs together one group, with 'data.group.pattern=…', 'data.group.expression=…' or 'data.group.csv=…'."
+Pairs = Iterable[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A case that is not independent of cases on another side of the split.
+
+    Attributes:
+        case: its id.
+        side: "val" or "test".
+        others: ids of the cases it depends on.
+        other_side: "train", or "val" for a test case.
+        why: a verb phrase that joins `case` and `others`.
+    """
+
+    case: str
+    side: str
+    others: tuple[str, ...]
+    other_side: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"'{self.case}' ({self.side}) {self.why} {listed(self.others)} ({self.other_side})"
+
+
+def find_leaks(split: Split, contents: Mapping[str, str]) -> list[Leak]:
+    """Finds what is on two sides of a split: one group, identical images, pixels of one file, one place on the ground.
+
+    Footprints that only touch do not overlap. Views of one file are compared by their regions only.
+
+    Args:
+        split: the split.
+        contents: digest of the image's content by case id; cases without one are not compared by content.
+    """
+    leaks = []
+    for side, other_side in (("val", "train"), ("test", "train"), ("test", "val")):
+        first, second = split.sides[side], split.sides[other_side]
+        same_file = set(_equal(first, second, lambda case: case.image.paths))
+        found: dict[str, Pairs] = {
+            "is of the same group as": _equal(first, second, lambda case: [case.group]),
+            "shares pixels of one file with": _overlapping(first, second, same_file),
+            "has the same image as": set(_equal(first, second, lambda case: filter(None, [contents.get(case.id)]))) - same_file,
+            "shows the same ground as": set(near_pairs(first, second, -EDGE)) - same_file,
+        }
+        for why, pairs in found.items():
+            for i, group in itertools.groupby(sorted(pairs), key=lambda pair: pair[0]):
+                leaks.append(Leak(first[i].id, side, tuple(second[j].id for _, j in group), other_side, why))
+    return leaks
+
+
+def gate(leaks: Sequence[Leak], waivers: Sequence[str] = ()) -> list[str]:
+    """Stops a run whose split leaks.
+
+    Args:
+        leaks: what `find_leaks` found.
+        waivers: ids of cases whose leaks are accepted; a leak is waived by its case, or by all of its others.
+
+    Returns:
+        One sentence for each waived leak, to be printed in everything that reports the run.
+
+    Raises:
+        DataError: Leaks are left.
+        ConfigError: A waiver names a case that no leak is about.
+    """
+    known = sorted({name for leak in leaks for name in (leak.case, *leak.others)})
+    idle = [name for name in waivers if name not in known]
+    if idle:
+        raise ConfigError(
+            f"'data.waive' names {listed(idle)}, but this split has no such leak; the cases that leak are "
+            f"{listed(known) or 'none'}.{did_you_mean(idle[0], known)} Take the name out."
+        )
+    waived = [leak for leak in leaks if leak.case in waivers or set(leak.others) <= set(waivers)]
+    left = [leak for leak in leaks if leak not in waived]
+    if left:
+        names = ",".join(f'"{name}"' for name in dict.fromkeys(leak.case for leak in left))
+        raise DataError(
+            f"The split leaks in {len(left)} places, so its scores would be too good: {listed(left)}. {TOGETHER} Or leave cases "
+            "out ('data.exclude=[…]'), or split by group ('split=groups'). To accept the leaks, which every report will then say, type "
+            f"'data.waive=[{names}]'."
+        )
+    return [f"Leak waived by the user: {leak}." for leak in waived]
+
+
+def suspicions(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Sentences about cases in different groups that look as if they belonged together, for `voxtile check`.
+
+    Args:
+        cases: the data set's cases, before they are cut into blocks.
+        distinct: grey values of each case by id, see `distinct_values`; cases without are not compared.
+    """
+    sentences = []
+    touching = [(i, j) for i, j in near_pairs(cases, cases, 1.0) if i < j and cases[i].group != cases[j].group]
+    if touching:
+        names = listed(f"{cases[i].id} and {cases[j].id}" for i, j in touching)
+        sentences.append(f"{len(touching)} pairs of cases in different groups touch or overlap on the ground: {names}. {TOGETHER}")
+    if alike := alike_pairs(cases, distinct):
+        names = listed(f"{cases[i].id} and {cases[j].id} ({share:.0%})" for i, j, share in alike)
+        what = "share most of their grey values, as parts of one scan do"
+        sentences.append(f"{len(alike)} pairs of cases in different groups {what}: {names}. {TOGETHER}")
+    return sentences
+
+
+def distinct_values(values: NDArray[Any]) -> NDArray[np.float64]:
+    """The grey values that can tell one scan from another, at most 512 of them, sorted.
+
+    Whole numbers tell nothing: every 8-bit image has the same 256. What is left is drawn by a hash of the value, so that
+    two images with a value in common both keep it or both drop it.
+
+    Args:
+        values: grey values in any shape; some or all of an image's.
+    """
+    values = np.unique(values[np.isfinite(values)].astype(np.float64))
+    values = values[values != np.rint(values)]
+    return np.sort(values[np.argsort(_hashes(values), kind="stable")[:MOST_VALUES]])
+
+
+def alike_pairs(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> list[tuple[int, int, float]]:
+    """Pairs of cases in different groups that share most of their grey values.
+
+    An image that was scaled after it was digitised holds multiples of a number that belongs to its scan, and two parts of
+    one scan hold the same ones. The measure is containment: of the values of the case that has fewer, the share that the
+    other has too. A scale that more than a quarter of the groups share (or all groups, where there are few) is the file
+    format's, such as 1/255, and not counted.
+
+    Args:
+        cases: the cases.
+        distinct: grey values by case id, see `distinct_values`.
+
+    Returns:
+        (index, index, containment), sorted by index.
+    """
+    kept = [(place, distinct_values(distinct[case.id])) for place, case in enumerate(cases) if case.id in distinct]
+    kept = [(place, values) for place, values in kept if len(values) >= LEAST_VALUES]
+    if not kept:
+        return []
+    places, values = zip(*kept, strict=True)
+    names = [cases[place].group for place in places]
+    groups, group = np.unique(names, return_inverse=True)
+    contained = _containment(values)
+    shared = (contained >= ALIKE) & (group[:, None] != group[None])
+    of_group = csr_array((np.ones(len(group)), (np.arange(len(group)), group)))
+    partners = ((shared.astype(np.float64) @ of_group) > 0).sum(axis=1)  # other groups that each case shares most values with
+    most = min(max(1, len(groups) // 4), len(groups) - 2)
+    shared &= (partners <= most)[:, None] & (partners <= most)[None]
+    return [(places[i], places[j], float(contained[i, j])) for i, j in np.argwhere(np.triu(shared))]
+
+
+def _containment(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Of the values of the case that has fewer, the share that the other has too [n, n].
+
+    A full set of values is all of a case's below its highest hash, so two are compared below the lower of theirs.
+    """
+    hashes = [np.sort(_hashes(part)) for part in values]
+    whole = np.iinfo(np.uint64).max
+    highest = np.array([part[-1] if len(part) == MOST_VALUES else whole for part in hashes], dtype=np.uint64)
+    comparable = np.array([np.searchsorted(part, highest, side="right") for part in hashes])  # [n, n]: of i, below j's highest
+    everything, column = np.unique(np.concatenate(hashes), return_inverse=True)
+    row = np.repeat(np.arange(len(hashes)), [len(part) for part in hashes])
+    holds = csr_array((np.ones(len(row)), (row, column)), shape=(len(hashes), len(everything)))
+    fewer = np.minimum(comparable, comparable.T)
+    shared = (holds @ holds.T).toarray() / np.maximum(fewer, 1)
+    return np.where(fewer >= LEAST_VALUES, shared, 0.0)
+
+
+def _hashes(values: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """A well mixed number for each value (the finaliser of SplitMix64, Steele et al. 2014)."""
+    bits = values.view(np.uint64)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def _equal(first: Sequence[Case], second: Sequence[Case], keys: Callable[[Case], Iterable[Hashable]]) -> list[tuple[int, int]]:
+    """Indices of cases that have a key in common."""
+    holders: dict[Hashable, list[int]] = {}
+    for place, case in enumerate(second):
+        for key in keys(case):
+            holders.setdefault(key, []).append(place)
+    return [(i, j) for i, case in enumerate(first) for key in keys(case) for j in holders.get(key, [])]
+
+
+def _overlapping(first: Sequence[Case], second: Sequence[Case], pairs: Pairs) -> Pairs:
+    """The pairs whose regions share a pixel."""
+    for i, j in pairs:
+        a, b = first[i].box, second[j].box
+        if all(low < high for low, high in zip((*a.start, *b.start), (*b.stop, *a.stop), strict=True)):
+            yield i, j

@@ -1,0 +1,141 @@
+"""Intensity normalisation: clip to percentiles, then zero mean and unit standard deviation, per channel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxtile.errors import ConfigError, DataError, did_you_mean
+
+# float32 holds every value of these exactly, or they are float32 or coarser themselves; the others are shifted in float64.
+_NARROW = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.bool, torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How one case, or a whole data set, is normalised; one number per channel.
+
+    Attributes:
+        low: pixels below become this; -inf where nothing is clipped.
+        high: pixels above become this; inf where nothing is clipped.
+        mean: is subtracted after clipping.
+        std: divides after that; never 0.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """The four as arrays [C], as `normalise` takes them once a batch has stacked them."""
+        return {name: np.array(values, dtype=np.float64) for name, values in vars(self).items()}
+
+    def as_dict(self) -> dict[str, list[float | None]]:
+        """Lists for JSON, which has no infinity: None stands for it."""
+        return {name: [value if math.isfinite(value) else None for value in values] for name, values in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[float | None]]) -> Intensity:
+        """Undoes `as_dict`."""
+        without = {"low": -math.inf, "high": math.inf}
+        return cls(**{name: tuple(without[name] if v is None else float(v) for v in row) for name, row in values.items()})
+
+
+class Normalisation:
+    """Measures how intensities are normalised; built from the configuration.
+
+    Args:
+        per: "case" where the scale of intensities is each case's own (MRI), "dataset" where it means something across cases (reflectances, CT).
+        clip: (lower, upper) percentiles of a channel to which its pixels are clipped first, or None.
+        nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0.
+
+    Raises:
+        ConfigError: `per` or `clip` is not one of these.
+    """
+
+    def __init__(
+        self, per: Literal["case", "dataset"] = "case", clip: Sequence[float] | None = (0.5, 99.5), nonzero: bool = False
+    ) -> None:
+        if per not in ("case", "dataset"):
+            raise ConfigError(f"Normalisation per '{per}' does not exist; expected per=case or per=dataset.{did_you_mean(per, ('case', 'dataset'))}")
+        if clip is not None and not (len(clip) == 2 and 0 <= clip[0] < clip[1] <= 100):
+            raise ConfigError(
+                f"Normalisation has clip={list(clip)}; expected two rising percentiles from 0 to 100, for example clip=[0.5,99.5], "
+                "or clip=null to clip nothing."
+            )
+        self.per = per
+        self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
+        self.nonzero = nonzero
+
+    def of_case(self, sample: NDArray[Any]) -> Intensity:
+        """Measures one case.
+
+        Args:
+            sample: valid pixels [C, n] of any real type. Infinite values are not counted. Without any value a channel is left as it is.
+        """
+        return self.of_dataset([sample])
+
+    def of_dataset(self, samples: Sequence[NDArray[Any]], weights: Sequence[float] | None = None) -> Intensity:
+        """Measures cases together.
+
+        Args:
+            samples: of each training case, valid pixels [C, n] of any real type.
+            weights: what one pixel of each sample counts: how many pixels of the case it stands for. 1 where None.
+
+        Raises:
+            DataError: There are no samples.
+        """
+        if not samples:
+            raise DataError("There is no case to measure intensities on: the training split is empty. Check `split` in the configuration.")
+        each = np.repeat(weights or np.ones(len(samples)), [sample.shape[1] for sample in samples])
+        pooled = np.concatenate([np.asarray(sample, dtype=np.float64) for sample in samples], axis=1)
+        if self.nonzero:
+            inside = (pooled != 0).any(axis=0)
+            pooled, each = pooled[:, inside], each[inside]
+        low, high, mean, std = zip(*(self._measure(values, each) for values in pooled), strict=True)
+        return Intensity(low, high, mean, std)
+
+    def _measure(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float, float]:
+        """Low, high, mean and std of one channel [n]."""
+        finite = np.isfinite(values)
+        values, weights = values[finite], weights[finite]
+        if not len(values):
+            return -math.inf, math.inf, 0.0, 1.0
+        low, high = -math.inf, math.inf
+        if self.clip is not None:
+            low, high = np.quantile(values, np.array(self.clip) / 100, weights=weights, method="inverted_cdf").tolist()
+            if low == high:  # a channel with few values unlike the rest must not be clipped to a constant
+                low, high = float(values.min()), float(values.max())
+            values = values.clip(low, high)
+        if values.min() == values.max():  # the deviation from a rounded mean would be tiny instead of 0
+            return low, high, float(values[0]), 1.0
+        mean = float(np.average(values, weights=weights))
+        return low, high, mean, math.sqrt(np.average((values - mean) ** 2, weights=weights))
+
+
+def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Clips and rescales a batch.
+
+    Args:
+        image: [B, C, ...] of any real type, also unsigned 16 bit.
+        valid: bool [B, ...].
+        low: [B, C], like high, mean and std; see `Intensity`.
+        high: [B, C].
+        mean: [B, C].
+        std: [B, C].
+
+    Returns:
+        float32 [B, C, ...], 0 where not valid.
+    """
+    dtype = torch.float32 if image.dtype in _NARROW else torch.float64
+    low, high, mean, std = (row.to(dtype).view(*row.shape, *(1,) * (image.ndim - 2)) for row in (low, high, mean, std))
+    scaled = image.to(dtype).clamp(low, high).sub_(mean).div_(std)
+    return torch.where(valid[:, None], scaled, 0.0).float()

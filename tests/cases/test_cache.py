@@ -1,0 +1,227 @@
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.testers.formats import file_size_limit
+from voxtile.cases import cache
+from voxtile.cases.cache import cache_folder, cached_array, content_hash
+from voxtile.errors import ConfigError, DataError
+
+SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"abc")
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "arrays"
+
+
+class Decoder:
+    """Counts how often it decodes."""
+
+    def __init__(self, value=7, pixels=24):
+        self.calls = 0
+        self.array = np.full((2, pixels // 2), value, dtype=np.int16)
+
+    def __call__(self):
+        self.calls += 1
+        return self.array
+
+
+def forget(monkeypatch):
+    """Leaves what only the disk knows, as in a new process."""
+    monkeypatch.setattr(cache, "_HASHES", {})
+    monkeypatch.setattr(cache, "_MAPPED", type(cache._MAPPED)())
+
+
+def arrays(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def test_an_array_is_decoded_once_and_read_only(path, folder, monkeypatch):
+    decode = Decoder()
+    for _ in range(3):
+        found = cached_array(path, decode, folder=folder)
+        np.testing.assert_array_equal(found, decode.array)
+        assert isinstance(found, np.memmap)
+        assert not found.flags.writeable
+        forget(monkeypatch)
+    assert decode.calls == 1
+    assert len(arrays(folder)) == 1
+
+
+def test_another_process_finds_it(path, folder):
+    cached_array(path, Decoder(), folder=folder)
+    code = (
+        "import sys; from pathlib import Path; from voxtile.cases.cache import cached_array\n"
+        "print(cached_array(Path(sys.argv[1]), None, folder=Path(sys.argv[2])).sum())"
+    )
+    out = subprocess.run([sys.executable, "-c", code, path, folder], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == str(7 * 24)
+
+
+def test_content_is_the_key_not_the_name(path, folder, tmp_path):
+    decode = Decoder()
+    cached_array(path, decode, folder=folder)
+    copy = tmp_path / "copy.bin"
+    copy.write_bytes(b"abc")
+    cached_array(copy, decode, folder=folder)
+    assert decode.calls == 1
+    path.write_bytes(b"abd")
+    assert cached_array(path, Decoder(8), folder=folder)[0, 0] == 8
+    assert cached_array(copy, decode, folder=folder)[0, 0] == 7
+
+
+def test_variant_and_code_version_are_part_of_the_key(path, folder, monkeypatch):
+    assert cached_array(path, Decoder(1), "a", folder=folder)[0, 0] == 1
+    assert cached_array(path, Decoder(2), "b", folder=folder)[0, 0] == 2
+    monkeypatch.setattr(cache, "CODE_VERSION", cache.CODE_VERSION + 1)
+    assert cached_array(path, Decoder(3), "a", folder=folder)[0, 0] == 3
+
+
+def test_a_damaged_array_is_made_again(path, folder, monkeypatch):
+    cached_array(path, Decoder(), folder=folder)
+    (file,) = folder.glob("*.npy")
+    file.write_bytes(file.read_bytes()[:100])
+    forget(monkeypatch)
+    decode = Decoder()
+    np.testing.assert_array_equal(cached_array(path, decode, folder=folder), decode.array)
+    assert decode.calls == 1
+
+
+def test_pickles_are_never_loaded(path, folder, monkeypatch):
+    cached_array(path, Decoder(), folder=folder)
+    (file,) = folder.glob("*.npy")
+    np.save(file, np.array([{"planted": 1}], dtype=object), allow_pickle=True)
+    forget(monkeypatch)
+    decode = Decoder()
+    np.testing.assert_array_equal(cached_array(path, decode, folder=folder), decode.array)
+
+
+def test_the_arrays_used_longest_ago_are_deleted_and_stay_readable_where_mapped(folder, tmp_path, monkeypatch):
+    size, mapped = 128 + 2 * 5000, []
+    files = [tmp_path / f"{number}.bin" for number in range(4)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]))
+    for number, file in enumerate(files[:3]):
+        mapped.append(cached_array(file, Decoder(number, 5000), folder=folder, max_bytes=3 * size))
+        stored = max(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)
+        os.utime(stored, ns=(0, 10**15 + number))  # so that the order doesn't hang on the clock
+    forget(monkeypatch)
+    cached_array(files[0], None, folder=folder)  # used again: now 1 is the oldest
+    cached_array(files[3], Decoder(3, 5000), folder=folder, max_bytes=3 * size)
+    assert len(list(folder.glob("*.npy"))) == 3
+    assert (mapped[1] == 1).all()
+    forget(monkeypatch)
+    again = [Decoder(number, 5000) for number in range(4)]
+    for file, decode in zip(files, again, strict=True):
+        cached_array(file, decode, folder=folder)
+    assert [decode.calls for decode in again] == [0, 1, 0, 0]
+
+
+def test_an_array_larger_than_the_bound_is_kept_alone(path, folder, tmp_path):
+    (tmp_path / "b.bin").write_bytes(b"b")
+    cached_array(tmp_path / "b.bin", Decoder(), folder=folder)
+    cached_array(path, Decoder(), folder=folder, max_bytes=10)
+    assert [name[:8] for name in arrays(folder)] == [SHA256_OF_ABC[:8]]
+
+
+def test_the_bound_comes_from_the_environment(path, folder, monkeypatch):
+    monkeypatch.setenv("VOXTILE_CACHE_BYTES", "much")
+    with pytest.raises(ConfigError, match="VOXTILE_CACHE_BYTES is 'much'"):
+        cached_array(path, Decoder(), folder=folder)
+    monkeypatch.setenv("VOXTILE_CACHE_BYTES", "2e9")
+    assert cached_array(path, Decoder(), folder=folder).sum() == 7 * 24
+
+
+def test_the_folder_comes_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXTILE_CACHE", str(tmp_path / "there"))
+    assert cache_folder() == tmp_path / "there"
+    monkeypatch.delenv("VOXTILE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "voxtile"
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(path, folder):
+    decode = Decoder(pixels=50_000)
+    with file_size_limit(20_000), pytest.raises(DataError, match=f"{folder}.*VOXTILE_CACHE"):
+        cached_array(path, decode, folder=folder)
+    assert arrays(folder) == []
+    np.testing.assert_array_equal(cached_array(path, decode, folder=folder), decode.array)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(path, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=f"{tmp_path / 'file'}.*VOXTILE_CACHE"):
+        cached_array(path, Decoder(), folder=tmp_path / "file")
+
+
+def test_threads_that_ask_at_the_same_time_get_the_same(path, folder):
+    together = threading.Barrier(4)
+
+    def ask(_):
+        together.wait()
+        return np.array(cached_array(path, Decoder(), folder=folder))
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(ask, range(4)):
+            np.testing.assert_array_equal(found, Decoder().array)
+    assert len(arrays(folder)) == 1
+
+
+def test_few_arrays_are_kept_mapped(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_MOST_OPEN", 2)
+    forget(monkeypatch)
+    for number in range(5):
+        (tmp_path / str(number)).write_bytes(bytes([number]))
+        cached_array(tmp_path / str(number), Decoder(), folder=folder)
+    assert len(cache._MAPPED) == 2
+
+
+def test_a_hash_is_sha256_and_computed_once(path, folder, monkeypatch):
+    assert content_hash(path, folder) == SHA256_OF_ABC
+    monkeypatch.setattr(cache.hashlib, "file_digest", None)  # neither this process nor the next reads the file again
+    assert content_hash(path, folder) == SHA256_OF_ABC
+    forget(monkeypatch)
+    assert content_hash(path, folder) == SHA256_OF_ABC
+
+
+def test_a_changed_file_is_hashed_again_even_with_its_old_size_and_time(path, folder, monkeypatch):
+    before = path.stat()
+    assert content_hash(path, folder) == SHA256_OF_ABC
+    path.write_bytes(b"abd")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert content_hash(path, folder) != SHA256_OF_ABC
+    path.write_bytes(b"abc")
+    forget(monkeypatch)
+    assert content_hash(path, folder) == SHA256_OF_ABC
+
+
+def test_a_hash_needs_no_writable_folder(path, tmp_path):
+    (tmp_path / "file").touch()
+    assert content_hash(path, tmp_path / "file") == SHA256_OF_ABC
+
+
+def test_a_damaged_note_of_a_hash_is_ignored(path, folder, monkeypatch):
+    content_hash(path, folder)
+    (note,) = (folder / "hashes").iterdir()
+    for damaged in ("", "[1]", '{"path": 1}', note.read_text().replace(path.name, "b.bin")):
+        note.write_text(damaged)
+        forget(monkeypatch)
+        assert content_hash(path, folder) == SHA256_OF_ABC
+
+
+def test_an_absent_file_is_named(tmp_path, folder):
+    with pytest.raises(DataError, match=r"absent\.bin cannot be read"):
+        content_hash(tmp_path / "absent.bin", folder)

@@ -1,0 +1,412 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.features
+import rasterio.warp
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.enums import ColorInterp
+
+from tests.testers.formats import FormatTester, few, windows
+from voxtile.cases.case import Case, Labels
+from voxtile.cases.geotiff import AlignedLabel, GeoTiffSource, PolygonLabel, label_source
+from voxtile.cases.maps import MapSpec
+from voxtile.cases.window import Window
+from voxtile.errors import DataError
+
+UTM = "EPSG:32633"
+NORTH_UP = Affine(10, 0, 500_000, 0, -10, 5_300_000)
+SPEC = MapSpec(("ground", "water", "roof"), colors=((9, 8, 7), (0, 0, 255), (255, 0, 0)), tags=(("run", "7"),))
+
+
+def save(path, bands, crs=UTM, transform=NORTH_UP, mask=None, **profile):
+    """Writes bands [C, H, W] and, where given, a mask [H, W]."""
+    count, height, width = bands.shape
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        width=width,
+        height=height,
+        count=count,
+        dtype=bands.dtype,
+        crs=crs,
+        transform=transform,
+        **profile,
+    ) as out:
+        out.write(bands)
+        if mask is not None:
+            out.write_mask(mask)
+    return path
+
+
+def bands(shape, dtype="uint8", seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(1, 100, shape).astype(dtype)
+
+
+def whole(source, channels=None):
+    picked = range(len(source.channels)) if channels is None else channels
+    return source.read(Window.whole(source.canonical.shape), picked)
+
+
+class GeoTiffTester(FormatTester):
+    def reopen(self, path):
+        return GeoTiffSource([path])
+
+
+class TestBytes(GeoTiffTester):
+    def make(self, folder, array):
+        return GeoTiffSource([save(folder / "a.tif", array[:, 0])])
+
+
+class TestTiledDoublesOnARotatedGrid(GeoTiffTester):
+    shape, dtype = (5, 1, 40, 33), "float64"
+
+    def make(self, folder, array):
+        rotated = NORTH_UP @ Affine.rotation(30)
+        return GeoTiffSource(
+            [save(folder / "a.tif", array[:, 0], transform=rotated, tiled=True, blockxsize=16, blockysize=16, compress="deflate")]
+        )
+
+
+class TestStackedFiles(GeoTiffTester):
+    shape, dtype = (3, 1, 20, 31), "uint16"
+
+    def make(self, folder, array):
+        first = save(folder / "place_S1.tif", array[:2, 0], crs="EPSG:4326", transform=Affine(1e-4, 0, 30, 0, -1e-4, 50))
+        second = save(folder / "place_S2.tif", array[2:, 0], crs="EPSG:4326", transform=Affine(1e-4, 0, 30, 0, -1e-4, 50))
+        return GeoTiffSource([first, second])
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+class TestWithoutGeoreference(GeoTiffTester):
+    shape, dtype = (1, 1, 12, 13), "int16"
+
+    def make(self, folder, array):
+        return GeoTiffSource([save(folder / "a.tif", array[:, 0], crs=None, transform=Affine.identity())])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+def test_the_data_type_is_the_files_own(tmp_path, dtype):
+    stored = bands((2, 5, 6), dtype)
+    source = GeoTiffSource([save(tmp_path / "a.tif", stored)])
+    pixels, _ = whole(source)
+    assert source.dtype == pixels.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(pixels[:, 0], stored)
+
+
+def test_files_of_several_types_are_stacked_in_the_widest_and_picked_in_any_order(tmp_path):
+    first, second = bands((2, 5, 6), "int16"), bands((1, 5, 6), "float32", seed=1) / 3
+    source = GeoTiffSource([save(tmp_path / "x_S2.tif", first), save(tmp_path / "x_S1.tif", second)])
+    assert source.dtype == np.float32
+    assert source.channels == ("S2_1", "S2_2", "S1_1")
+    pixels, _ = whole(source, (2, 0, 1))
+    np.testing.assert_array_equal(pixels[:, 0], np.concatenate([second, first]))
+
+
+def test_channels_are_named_by_their_descriptions_unless_those_name_the_file(tmp_path):
+    for name, descriptions, expected in (
+        ("a.tif", ("red", "nir"), ("red", "nir")),
+        ("a.tif", (None, None), ("band1", "band2")),
+        ("scene7.tif", ("scene7_VV", "scene7_VH"), ("band1", "band2")),
+        ("a.tif", ("same", "same"), ("band1", "band2")),
+    ):
+        path = save(tmp_path / name, bands((2, 5, 6)))
+        with rasterio.open(path, "r+") as out:
+            out.descriptions = descriptions
+        assert GeoTiffSource([path]).channels == expected
+
+
+def test_nan_in_any_band_is_no_data(tmp_path):
+    stored = bands((2, 5, 6), "float32")
+    stored[0, 1, 2], stored[1, 3, 4] = np.nan, np.nan
+    _, valid = whole(GeoTiffSource([save(tmp_path / "a.tif", stored, nodata=np.nan)]))
+    np.testing.assert_array_equal(valid[0], np.isfinite(stored).all(axis=0))
+
+
+def test_a_pixel_is_nodata_only_where_all_bands_are(tmp_path):
+    stored = bands((3, 5, 6), "int16")
+    stored[:, 1, 2], stored[0, 3, 4] = 0, 0
+    path = save(tmp_path / "a.tif", stored, nodata=0)
+    _, valid = whole(GeoTiffSource([path]))
+    assert np.argwhere(~valid[0]).tolist() == [[1, 2]]
+    _, valid = whole(GeoTiffSource([path]), (0,))
+    assert np.argwhere(~valid[0]).tolist() == [[1, 2], [3, 4]]
+    stored[:, 0, 0] = -9
+    _, valid = whole(GeoTiffSource([save(tmp_path / "a.tif", stored, nodata=0)], nodata=-9))
+    assert np.argwhere(~valid[0]).tolist() == [[0, 0]]
+
+
+def test_an_alpha_band_is_no_channel_and_says_where_data_is(tmp_path):
+    stored = bands((4, 5, 6))
+    stored[3] = 255
+    stored[3, 2, 2:4] = 0
+    path = save(tmp_path / "a.tif", stored)
+    with rasterio.open(path, "r+") as out:
+        out.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    source = GeoTiffSource([path])
+    pixels, valid = whole(source)
+    assert len(source.channels) == 3
+    np.testing.assert_array_equal(pixels[:, 0], stored[:3])
+    np.testing.assert_array_equal(valid[0], stored[3] > 0)
+
+
+@pytest.mark.parametrize("internal", [True, False])
+def test_masks_inside_the_file_and_beside_it_are_kept(tmp_path, internal):
+    mask = np.random.default_rng(0).random((5, 6)) > 0.5
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal):
+        path = save(tmp_path / "a.tif", bands((2, 5, 6)), mask=mask)
+    assert (tmp_path / "a.tif.msk").exists() != internal
+    _, valid = whole(GeoTiffSource([path]))
+    np.testing.assert_array_equal(valid[0], mask)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_world_file_beside_the_file_places_it(tmp_path):
+    path = save(tmp_path / "a.tif", bands((1, 5, 6)), crs=None, transform=Affine.identity())
+    (tmp_path / "a.tfw").write_text("10\n0\n0\n-10\n505\n895\n")
+    assert GeoTiffSource([path]).stored.footprint == (500, 850, 560, 900)
+
+
+def test_scale_and_offset_tags_are_applied_after_nodata(tmp_path):
+    stored = bands((2, 5, 6), "uint16")
+    stored[:, 0, 0] = 0
+    path = save(tmp_path / "a.tif", stored, nodata=0)
+    with rasterio.open(path, "r+") as out:
+        out.scales, out.offsets = (0.1, 1.0), (-5.0, 0.0)
+    source = GeoTiffSource([path])
+    pixels, valid = whole(source)
+    assert source.dtype == pixels.dtype == np.float32
+    np.testing.assert_allclose(
+        pixels[:, 0], stored * np.array([0.1, 1])[:, None, None] + np.array([-5, 0])[:, None, None], rtol=1e-6
+    )
+    assert np.argwhere(~valid[0]).tolist() == [[0, 0]]
+
+
+def test_a_rotated_grid_is_placed_as_rasterio_places_it(tmp_path):
+    transform = NORTH_UP @ Affine.rotation(30) @ Affine.scale(1, 2)
+    path = save(tmp_path / "a.tif", bands((1, 5, 6)), transform=transform)
+    grid = GeoTiffSource([path]).canonical
+    assert grid.spacing == pytest.approx((1, 20, 10))
+    assert grid.unit == "m"
+    with rasterio.open(path) as dataset:
+        for row, column in ((0, 0), (4, 5)):
+            np.testing.assert_allclose((grid.matrix @ (column, row, 0, 1))[:2], dataset.xy(row, column))
+
+
+def test_degrees_become_metres_at_the_scenes_latitude(tmp_path):
+    transform = Affine(0.001, 0, 15, 0, -0.001, 60)
+    grid = GeoTiffSource([save(tmp_path / "a.tif", bands((1, 5, 6)), crs="EPSG:4326", transform=transform)]).canonical
+    assert grid.spacing == pytest.approx((1, 111.3, 55.7), rel=5e-3)
+
+
+def test_files_on_another_grid_are_not_stacked(tmp_path):
+    first = save(tmp_path / "a_1.tif", bands((1, 5, 6)))
+    for other in (
+        save(tmp_path / "a_2.tif", bands((1, 5, 7))),
+        save(tmp_path / "a_3.tif", bands((1, 5, 6)), transform=NORTH_UP @ Affine.translation(1, 0)),
+        save(tmp_path / "a_4.tif", bands((1, 5, 6)), crs="EPSG:32634"),
+    ):
+        with pytest.raises(DataError, match=f"{other.name} lies on another grid than .*a_1.tif"):
+            GeoTiffSource([first, other])
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0not a picture")
+    for name in ("a.tif", "absent.tif"):
+        with pytest.raises(DataError, match=f"{name} cannot be read as a GeoTIFF"):
+            GeoTiffSource([tmp_path / name])
+
+
+def test_a_cut_off_file_is_named_with_the_window(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 255, (1, 300, 300), dtype=np.uint8)
+    path = save(tmp_path / "a.tif", stored, tiled=True, blockxsize=64, blockysize=64, compress="deflate")
+    with path.open("rb+") as file:
+        file.truncate(40_000)
+    source = GeoTiffSource([path])
+    with pytest.raises(DataError, match=r"a\.tif could not be read at window \(0, 200, 200, 1, 64, 64\).*cut off"):
+        source.read(Window(0, 200, 200, 1, 64, 64), (0,))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_missing_reference_system_is_noted(tmp_path):
+    assert GeoTiffSource([save(tmp_path / "a.tif", bands((1, 5, 6)))]).notes() == []
+    plain = save(tmp_path / "b.tif", bands((1, 5, 6)), crs=None, transform=Affine.identity())
+    assert "no coordinate reference system" in GeoTiffSource([plain]).notes()[0]
+
+
+class TestLabels:
+    @pytest.fixture
+    def scene(self, tmp_path):
+        return GeoTiffSource([save(tmp_path / "scene.tif", bands((2, 60, 50)))])
+
+    def test_a_label_on_the_same_grid_is_read_as_it_is(self, tmp_path, scene):
+        stored = bands((1, 60, 50), seed=1)
+        label = label_source(save(tmp_path / "l.tif", stored), scene)
+        np.testing.assert_array_equal(whole(label)[0][:, 0], stored)
+
+    @pytest.mark.parametrize(
+        ("crs", "transform"),
+        [
+            (UTM, NORTH_UP @ Affine.translation(-3, 4) @ Affine.scale(0.5)),
+            (UTM, NORTH_UP @ Affine.translation(5, 5) @ Affine.rotation(10)),
+            ("EPSG:4326", Affine(1e-4, 0, 15.001, 0, -1e-4, 47.853)),
+        ],
+    )
+    def test_a_label_on_another_grid_equals_rasterios_reprojection(self, tmp_path, scene, crs, transform):
+        stored = bands((1, 64, 80), seed=1)
+        label = label_source(save(tmp_path / "l.tif", stored, crs=crs, transform=transform), scene)
+        expected = np.zeros((60, 50), dtype=np.uint8)
+        rasterio.warp.reproject(stored[0], expected, src_crs=crs, src_transform=transform, dst_crs=UTM, dst_transform=NORTH_UP)
+        values, valid = whole(label)
+        assert isinstance(label, AlignedLabel)
+        np.testing.assert_array_equal(values[0, 0], expected)
+        np.testing.assert_array_equal(valid[0], expected > 0)  # `bands` holds no zero
+        assert valid.any()
+
+    def test_nodata_of_an_aligned_label_is_not_judged(self, tmp_path, scene):
+        stored = bands((1, 60, 50), seed=1) % 3
+        path = save(tmp_path / "l.tif", stored, transform=NORTH_UP @ Affine.translation(1, 0), nodata=0)
+        values, valid = whole(label_source(path, scene))
+        np.testing.assert_array_equal(values[0, 0, :, 1:][valid[0, :, 1:]], stored[0, :, :-1][stored[0, :, :-1] > 0])
+        np.testing.assert_array_equal(valid[0, :, 1:], stored[0, :, :-1] > 0)
+
+    @few
+    @given(data=st.data())
+    def test_a_window_of_an_aligned_label_is_a_slice_of_the_whole(self, tmp_path, scene, data):
+        stored = bands((1, 64, 80), seed=1)
+        label = label_source(save(tmp_path / "l.tif", stored, transform=NORTH_UP @ Affine.rotation(10)), scene)
+        window = data.draw(windows(scene.canonical.shape))
+        for part, full in zip(label.read(window, (0,)), whole(label), strict=True):
+            np.testing.assert_array_equal(part, full[..., *window.slices])
+
+    def test_maps_of_an_aligned_label_lie_on_the_scenes_grid(self, tmp_path, scene):
+        label = label_source(save(tmp_path / "l.tif", bands((1, 30, 30)), transform=NORTH_UP @ Affine.scale(2)), scene)
+        assert label.map_name("m", SPEC) == "m.tif"
+        with label.open_map(tmp_path / "m.tif", SPEC) as writer:
+            assert GeoTiffSource([writer.close()]).stored == scene.stored
+
+    def test_a_label_that_cannot_be_laid_over_its_scene_is_refused(self, tmp_path, scene):
+        for path, words in (
+            (save(tmp_path / "two.tif", bands((2, 60, 50))), "has 2 bands"),
+            (save(tmp_path / "far.tif", bands((1, 9, 9)), transform=NORTH_UP @ Affine.translation(99, 0)), "do not overlap"),
+        ):
+            with pytest.raises(DataError, match=f"{path.name}.*{words}"):
+                label_source(path, scene)
+
+    @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+    def test_a_label_of_another_size_without_reference_system_is_refused(self, tmp_path, scene):
+        path = save(tmp_path / "l.tif", bands((1, 9, 9)), crs=None, transform=Affine.identity())
+        with pytest.raises(DataError, match=r"l\.tif has 9x9 pixels, its image .*scene\.tif 60x50"):
+            label_source(path, scene)
+
+    def test_labels_read_as_classes(self, tmp_path, scene):
+        stored = bands((1, 60, 50), seed=1) % 3
+        label = label_source(save(tmp_path / "l.tif", stored, nodata=2), scene)
+        found = Case("a", "a", scene, Labels(label, {0: 1, 1: 0})).read_label(Window(0, 0, 0, 1, 60, 50))
+        np.testing.assert_array_equal(found[0], np.array([1, 0, 255])[stored[0]])
+
+
+class TestPolygons:
+    @staticmethod
+    def ring(*points):
+        """A closed ring of points given in metres right of and below the scene's corner."""
+        return [[500_000 + x, 5_300_000 - y] for x, y in (*points, points[0])]
+
+    SHAPES = (
+        {"type": "Polygon", "coordinates": [ring((33, 33), (303, 97), (111, 423))]},
+        {
+            "type": "MultiPolygon",
+            "coordinates": [
+                [ring((203, 193), (403, 193), (403, 493), (203, 493)), ring((253, 243), (353, 243), (353, 443), (253, 443))],
+                [ring((13, 513), (93, 513), (88, 593))],
+            ],
+        },
+    )
+
+    @pytest.fixture
+    def scene(self, tmp_path):
+        return GeoTiffSource([save(tmp_path / "scene.tif", bands((1, 60, 50)))])
+
+    def collection(self, path, shapes, crs=None):
+        features = [{"type": "Feature", "properties": {}, "geometry": shape} for shape in [*shapes, None]]
+        document = {"type": "FeatureCollection", "features": features}
+        if crs:
+            document["crs"] = {"type": "name", "properties": {"name": crs}}
+        path.write_text(json.dumps(document))
+        return path
+
+    @few
+    @given(data=st.data())
+    def test_windows_equal_rasterising_the_whole(self, tmp_path, scene, data):
+        label = PolygonLabel(self.collection(tmp_path / "l.geojson", self.SHAPES, "urn:ogc:def:crs:EPSG::32633"), scene)
+        expected = rasterio.features.rasterize(self.SHAPES, (60, 50), transform=NORTH_UP, dtype="uint8")
+        assert 0 < expected.mean() < 1
+        window = data.draw(windows(scene.canonical.shape))
+        values, valid = label.read(window, (0,))
+        np.testing.assert_array_equal(values[0, 0], expected[window.slices[1:]])
+        assert valid.shape == window.size
+        assert valid.all()
+
+    def test_coordinates_are_longitude_and_latitude_unless_the_file_says_otherwise(self, tmp_path, scene):
+        degrees = rasterio.warp.transform_geom(UTM, "EPSG:4326", list(self.SHAPES), precision=9)
+        for name, crs in (("a", None), ("b", "urn:ogc:def:crs:OGC:1.3:CRS84")):
+            label = PolygonLabel(self.collection(tmp_path / name, degrees, crs), scene)
+            expected = rasterio.features.rasterize(self.SHAPES, (60, 50), transform=NORTH_UP, dtype="uint8")
+            np.testing.assert_array_equal(whole(label)[0][0, 0], expected)
+
+    def test_a_scene_without_polygons_is_background(self, tmp_path, scene):
+        assert whole(PolygonLabel(self.collection(tmp_path / "l.geojson", []), scene))[0].max() == 0
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"features": 3}', '{"features": [{"geometry": {"type": "Polygon"}}]}'])
+    def test_a_broken_file_is_named(self, tmp_path, scene, text):
+        (tmp_path / "l.geojson").write_text(text)
+        with pytest.raises(DataError, match=r"l\.geojson cannot be read as GeoJSON"):
+            PolygonLabel(tmp_path / "l.geojson", scene)
+
+    @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+    def test_a_scene_without_reference_system_is_refused(self, tmp_path):
+        plain = GeoTiffSource([save(tmp_path / "a.tif", bands((1, 5, 6)), crs=None, transform=Affine.identity())])
+        with pytest.raises(DataError, match="no coordinate reference system"):
+            PolygonLabel(self.collection(tmp_path / "l.geojson", self.SHAPES), plain)
+
+
+def written(source, path, spec, values):
+    with source.open_map(path, spec) as writer:
+        writer.write(Window.whole(source.canonical.shape), values)
+        return writer.close()
+
+
+def test_a_map_is_a_cloud_optimized_geotiff_that_names_its_classes(tmp_path):
+    source = GeoTiffSource([save(tmp_path / "a.tif", np.zeros((1, 1300, 1100), np.uint8))])
+    labels = np.random.default_rng(0).integers(0, 3, (1, 1300, 1100), dtype=np.uint8)
+    with rasterio.open(written(source, tmp_path / "m.tif", SPEC, labels)) as dataset:
+        np.testing.assert_array_equal(dataset.read(), labels)
+        assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert dataset.tags()["classes"] == "0=ground, 1=water, 2=roof"
+        assert dataset.tags()["run"] == "7"
+        assert dataset.overviews(1) == [2, 4]
+        assert dataset.block_shapes == [(512, 512)]
+        assert dataset.compression.name == "deflate"
+        assert (dataset.nodata, dataset.dtypes) == (255, ("uint8",))
+        assert (dataset.crs, dataset.transform) == (rasterio.crs.CRS.from_string(UTM), NORTH_UP)
+        colors = dataset.colormap(1)
+        assert [colors[index][:3] for index in range(3)] == list(SPEC.colors)
+        assert colors[255][3] == 0
+
+
+def test_a_heatmap_has_one_described_band_per_class(tmp_path):
+    source = GeoTiffSource([save(tmp_path / "a.tif", bands((1, 60, 50)))])
+    spec = MapSpec(("ground", "water"), heatmap=True)
+    heat = np.random.default_rng(0).random((2, 1, 60, 50), dtype=np.float32)
+    heat[:, 0, :5] = np.nan
+    with rasterio.open(written(source, tmp_path / "m.tif", spec, heat)) as dataset:
+        assert dataset.descriptions == ("ground", "water")
+        assert dataset.dtypes == ("float32", "float32")
+        assert math.isnan(dataset.nodata)
+        np.testing.assert_array_equal(dataset.read(), heat[:, 0])

@@ -1,0 +1,150 @@
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.testers.formats import file_size_limit
+from voxtile.cases.maps import MapSpec, MapWriter, atomic_text, default_colors
+from voxtile.cases.window import Window
+from voxtile.errors import DataError
+
+SHAPE = (2, 6, 8)
+SPEC = MapSpec(("a", "b"), key="one")
+HALF = Window(0, 0, 0, 2, 6, 4)
+REST = Window(0, 0, 4, 2, 6, 4)
+ONES = np.ones((2, 6, 4), dtype=np.uint8)
+
+
+def finish(array, making):
+    np.save(making, array)
+
+
+def opened(folder, spec=SPEC, shape=SHAPE, finish=finish):
+    return MapWriter(folder / "map.npy", shape, spec, finish)
+
+
+def begun(folder, spec=SPEC):
+    """A map of which one half was written before its writer was abandoned."""
+    with opened(folder, spec) as writer:
+        writer.write(HALF, ONES)
+
+
+def test_a_writer_killed_by_the_system_is_continued(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from voxtile.cases.maps import MapSpec, MapWriter
+from voxtile.cases.window import Window
+writer = MapWriter(Path(sys.argv[1]) / "map.npy", (2, 6, 8), MapSpec(("a", "b"), key="one"), None)
+writer.write(Window(0, 0, 0, 2, 6, 4), np.ones((2, 6, 4), dtype=np.uint8))
+writer._array[:, :, :, 4:] = 1  # the next window was half written
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == -signal.SIGKILL
+    with opened(tmp_path) as writer:
+        assert writer.finished == [HALF]
+        writer.write(REST, 0 * ONES)
+        np.testing.assert_array_equal(np.load(writer.close())[0], np.repeat([1, 0], 4) * np.ones((2, 6, 1)))
+
+
+def test_a_line_of_the_journal_that_was_cut_off_is_not_believed(tmp_path):
+    begun(tmp_path)
+    with (tmp_path / "map.npy.journal").open("a") as journal:
+        journal.write(json.dumps(list(REST))[:-1])
+    with opened(tmp_path) as writer:
+        assert writer.finished == [HALF]
+        writer.write(REST, ONES)
+    with opened(tmp_path) as writer:
+        assert writer.finished == [HALF, REST]
+
+
+@pytest.mark.parametrize("damage", ["", "[]\n", "{\n", "\0\0\n", None])
+def test_a_damaged_journal_begins_anew(tmp_path, damage):
+    begun(tmp_path)
+    journal = tmp_path / "map.npy.journal"
+    journal.unlink() if damage is None else journal.write_text(damage)
+    with opened(tmp_path) as writer:
+        assert writer.finished == []
+        assert (np.load(writer.close()) == 255).all()
+
+
+def test_unfinished_work_of_another_key_kind_or_shape_begins_anew(tmp_path):
+    for spec, shape in (
+        (MapSpec(("a", "b"), key="two"), SHAPE),
+        (MapSpec(("a", "b"), heatmap=True, key="one"), SHAPE),
+        (SPEC, (2, 8, 6)),
+    ):
+        begun(tmp_path)
+        with opened(tmp_path, spec, shape) as writer:
+            assert writer.finished == []
+            found = np.load(writer.close())
+            assert found.shape == (2 if spec.heatmap else 1, *shape)
+            assert np.isnan(found).all() if spec.heatmap else (found == 255).all()
+
+
+def test_an_old_journal_never_speaks_of_a_new_side_file(tmp_path):
+    begun(tmp_path)
+    with file_size_limit(50), pytest.raises(DataError, match="Could not begin to write"):
+        opened(tmp_path, MapSpec(("a", "b"), key="two"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_the_map_is_refused(tmp_path):
+    with opened(tmp_path) as writer:
+        for window, array in ((HALF, ONES[:1]), (HALF, ONES[None, None]), (HALF.shifted((0, 0, 5)), ONES)):
+            with pytest.raises(ValueError, match=r"takes an array|reaches outside"):
+                writer.write(window, array)
+        assert writer.finished == []
+
+
+def test_an_error_that_is_not_of_the_disk_leaves_nothing_either(tmp_path):
+    def broken(array, making):
+        making.mkdir()
+        (making / "half").touch()
+        raise RuntimeError("a bug")
+
+    with opened(tmp_path, finish=broken) as writer, pytest.raises(RuntimeError, match="a bug"):
+        writer.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.npy.journal", "map.npy.part"]
+
+
+def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path):
+    for names in (("a", "b"), ("b", "c")):
+
+        def files(array, making, names=names):
+            making.mkdir()
+            for name in names:
+                (making / name).write_text(name)
+
+        with MapWriter(tmp_path / "map", SHAPE, SPEC, files) as writer:
+            writer.close()
+    assert sorted(path.name for path in (tmp_path / "map").iterdir()) == ["b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["map"]
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"Could not begin to write .*file/map\.npy"):
+        opened(tmp_path / "file")
+
+
+def test_text_is_replaced_whole(tmp_path):
+    for text in ("first", "zweites"):
+        atomic_text(tmp_path / "new" / "a.txt", text)
+        assert (tmp_path / "new" / "a.txt").read_text() == text
+    with pytest.raises(OSError, match="too large"), file_size_limit(3):
+        atomic_text(tmp_path / "new" / "a.txt", "third text")
+    assert (tmp_path / "new" / "a.txt").read_text() == "zweites"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 40])
+def test_default_colours_are_as_many_as_asked_for_and_distinct(count):
+    colors = default_colors(count)
+    assert len(set(colors)) == len(colors) == count
+    assert all(0 <= value < 256 for color in colors for value in color)
+    assert default_colors(50)[:count] == colors
