@@ -1,6 +1,6 @@
-"""Samples per second of batch augmentation, against MONAI's transforms doing the same in the same run, on one thread.
+"""Samples per second of batch augmentation, against MONAI's transforms doing the same in the same run: `python bench/augment.py`.
 
-    python bench/augment.py
+One thread, drawing included, counted in processor time: that another program is busy disturbs less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def theirs(often: float, seldom: float) -> transforms.Compose:
             transforms.RandFlipd(keys, prob=0.5, spatial_axis=0),
             transforms.RandFlipd(keys, prob=0.5, spatial_axis=1),
             transforms.RandRotate90d(keys, prob=0.75),
-            transforms.RandAffined(keys, prob=often, rotate_range=angle, scale_range=(-0.2, 0.25), mode=modes, padding_mode="zeros"),
+            transforms.RandAffined(
+                keys, prob=often, rotate_range=angle, scale_range=(-0.2, 0.25), mode=modes, padding_mode="zeros"
+            ),
             transforms.Rand2DElasticd(keys, (64, 64), (4, 4), prob=seldom, mode=modes, padding_mode="zeros"),
             transforms.RandBiasFieldd(["image"], prob=seldom, coeff_range=(0.0, 0.1)),
             transforms.RandScaleIntensityFixedMeand(["image"], prob=often, factors=0.3),

@@ -1,4 +1,5 @@
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -103,10 +104,12 @@ def test_a_damaged_array_is_made_again(path, folder, monkeypatch):
 def test_pickles_are_never_loaded(path, folder, monkeypatch):
     cached_array(path, Decoder(), folder=folder)
     (file,) = folder.glob("*.npy")
-    np.save(file, np.array([{"planted": 1}], dtype=object), allow_pickle=True)
+    planted = type("Planted", (), {"__reduce__": lambda self: (path.unlink, ())})()
+    file.write_bytes(pickle.dumps(planted))
     forget(monkeypatch)
     decode = Decoder()
     np.testing.assert_array_equal(cached_array(path, decode, folder=folder), decode.array)
+    assert path.exists()
 
 
 def test_the_arrays_used_longest_ago_are_deleted_and_stay_readable_where_mapped(folder, tmp_path, monkeypatch):

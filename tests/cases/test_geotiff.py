@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
-from tests.testers.formats import FormatTester, few, windows
+from tests.testers.formats import FormatTester, few, tiles, windows
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import AlignedLabel, GeoTiffSource, PolygonLabel, label_source
 from voxtile.cases.maps import MapSpec
@@ -168,7 +168,7 @@ def test_masks_inside_the_file_and_beside_it_are_kept(tmp_path, internal):
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_world_file_beside_the_file_places_it(tmp_path):
-    path = save(tmp_path / "a.tif", bands((1, 5, 6)), crs=None, transform=Affine.identity())
+    path = save(tmp_path / "a.tif", bands((1, 5, 6)), crs=None, transform=None)
     (tmp_path / "a.tfw").write_text("10\n0\n0\n-10\n505\n895\n")
     assert GeoTiffSource([path]).stored.footprint == (500, 850, 560, 900)
 
@@ -214,6 +214,12 @@ def test_files_on_another_grid_are_not_stacked(tmp_path):
     ):
         with pytest.raises(DataError, match=f"{other.name} lies on another grid than .*a_1.tif"):
             GeoTiffSource([first, other])
+
+
+def test_a_file_that_was_replaced_is_read_anew(tmp_path):
+    for seed in (0, 1):
+        stored = bands((1, 5, 6), seed=seed)
+        np.testing.assert_array_equal(whole(GeoTiffSource([save(tmp_path / "a.tif", stored)]))[0][:, 0], stored)
 
 
 def test_an_unreadable_file_is_named(tmp_path):
@@ -313,6 +319,8 @@ class TestLabels:
 
 
 class TestPolygons:
+    """Polygons over a scene, in the scene's own metres unless said otherwise."""
+
     @staticmethod
     def ring(*points):
         """A closed ring of points given in metres right of and below the scene's corner."""
@@ -359,6 +367,15 @@ class TestPolygons:
             label = PolygonLabel(self.collection(tmp_path / name, degrees, crs), scene)
             expected = rasterio.features.rasterize(self.SHAPES, (60, 50), transform=NORTH_UP, dtype="uint8")
             np.testing.assert_array_equal(whole(label)[0][0, 0], expected)
+
+    def test_polygons_lie_right_on_a_rotated_scene(self, tmp_path):
+        rotated = NORTH_UP @ Affine.rotation(-20)
+        scene = GeoTiffSource([save(tmp_path / "rotated.tif", bands((1, 60, 50)), transform=rotated)])
+        label = PolygonLabel(self.collection(tmp_path / "l.geojson", self.SHAPES, UTM), scene)
+        expected = rasterio.features.rasterize(self.SHAPES, (60, 50), transform=rotated, dtype="uint8")
+        for window in tiles((1, 60, 50), (1, 7, 9)):
+            np.testing.assert_array_equal(label.read(window, (0,))[0][0, 0], expected[window.slices[1:]])
+        assert expected.any()
 
     def test_a_scene_without_polygons_is_background(self, tmp_path, scene):
         assert whole(PolygonLabel(self.collection(tmp_path / "l.geojson", []), scene))[0].max() == 0

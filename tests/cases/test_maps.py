@@ -2,6 +2,8 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -86,10 +88,18 @@ def test_unfinished_work_of_another_key_kind_or_shape_begins_anew(tmp_path):
             assert np.isnan(found).all() if spec.heatmap else (found == 255).all()
 
 
-def test_an_old_journal_never_speaks_of_a_new_side_file(tmp_path):
+def test_an_old_journal_never_speaks_of_a_new_side_file(tmp_path, monkeypatch):
     begun(tmp_path)
-    with file_size_limit(50), pytest.raises(DataError, match="Could not begin to write"):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", Mock(side_effect=KeyboardInterrupt))  # the new side file has no journal yet
         opened(tmp_path, MapSpec(("a", "b"), key="two"))
+    with opened(tmp_path) as writer:
+        assert writer.finished == []
+
+
+def test_a_full_disk_at_the_beginning_leaves_nothing(tmp_path):
+    with file_size_limit(50), pytest.raises(DataError, match="Could not begin to write"):
+        opened(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -125,6 +125,12 @@ def test_stratified_folds_cover_every_group_once_and_share_the_foreground():
     assert full == [2, 2, 2, 2]
 
 
+def test_stratified_folds_are_of_one_size():
+    cases = scans(30, 1)
+    shares = {case.id: [100, int(case.id[1:])] for case in cases}
+    assert [len(KFold(5, fold, stratify=True)(cases, shares).val) for fold in range(5)] == [6] * 5
+
+
 def test_strata_need_the_labels():
     assert GroupSplit(stratify=True).needs_shares
     assert not GroupSplit().needs_shares
@@ -341,6 +347,14 @@ def test_a_volume_is_cut_into_slabs():
 def test_blocks_that_cannot_be_made_are_an_error(blocks, buffer, message):
     with pytest.raises(ConfigError, match=message):
         BlockSplit(blocks, buffer)([memory_case("scene", (1, 8, 8))])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_block_between_two_others_is_as_wide_as_the_buffer(seed):
+    scene = memory_case("scene", (1, 15, 4))
+    with pytest.raises(ConfigError, match="too small"):
+        BlockSplit((3, 1), buffer=6, val=0.3, test=0, seed=seed)([scene])
+    assert len(BlockSplit((3, 1), buffer=2, val=0.3, test=0, seed=seed)([scene]).train) == 2
 
 
 # --- what is written down

@@ -169,6 +169,13 @@ class LossTester:
             first, second = (torch.autograd.grad(loss(logits, label), logits)[0] for _ in range(2))
         assert torch.equal(first, second)
 
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_statistics_may_be_summed_up_in_double_precision_on_the_cpu(self, space, device):
+        loss = self.make().to(device)
+        logits, label = (part.to(device) for part in batch(space, torch.float32))
+        kept = loss.statistics(logits, label).double().cpu()
+        torch.testing.assert_close(loss.value(kept).item(), loss(logits, label).item(), rtol=1e-6, atol=0)
+
     def test_labels_may_be_bytes(self, space):
         logits, label = batch(space)
         assert torch.equal(self.make()(logits, label.byte()), self.make()(logits, label))

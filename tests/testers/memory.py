@@ -9,7 +9,6 @@ import numpy as np
 from voxtile.cases.case import Case, Labels, Source
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, plain_affine
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.window import Window
 
 
 class MemorySource(Source):
@@ -61,8 +60,3 @@ def memory_case(name, shape=(1, 4, 4), *, group=None, split="", array=None, labe
         source = MemorySource(np.asarray(label)[None], path=f"{name}_label.npy", **grid)
         labels = Labels(source, {int(value): int(value) for value in np.unique(label)})
     return Case(name, name if group is None else group, image, labels, split=split)
-
-
-def whole(case: Case) -> Window:
-    """The window that covers `case`."""
-    return Window.whole(case.shape)

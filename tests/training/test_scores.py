@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,3 +241,21 @@ def test_case_rows_hold_each_case_once_and_average_to_the_summary() -> None:
 def test_rows_need_an_id_for_each_case() -> None:
     with pytest.raises(ValueError, match="longer"):
         case_rows(CASES, ["a"], CLASSES)
+
+
+def test_worked_table_of_the_docs() -> None:
+    """Label, prediction and common pixels of the five cases in docs/scores.md, in pictures of 300 pixels."""
+    pixels = [(100, 100, 80), (100, 50, 0), (100, 0, 0), (0, 50, 0), (0, 0, 0)]
+    matrices = [[[300 - t - p + both, p - both], [t - both, both]] for t, p, both in pixels]
+    summary = summarise(np.array(matrices), ["rest", "lesion"], background=0)
+    assert class_scores(np.array(matrices)).dice[:, 1].tolist() == pytest.approx([0.8, 0, 0, 0, math.nan], nan_ok=True)
+    assert summary["dice/lesion"] == pytest.approx(0.2)
+    assert [summary[f"{name}/lesion"] for name in ("missed", "false_alarm", "undefined")] == [1, 1, 1]
+
+
+def test_every_name_is_defined_in_the_docs() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "scores.md").read_text(encoding="utf-8")
+    names = {*summarise(CASES, ["x", "y", "z"], 0), *case_rows(CASES[:1], ["a"], ["x", "y", "z"])[0]}
+    generic = {re.sub("/.$", "/<class>", name) for name in names}
+    assert {name for name in generic if f"`{name}`" not in docs} == set()
+    assert len(generic) == 19

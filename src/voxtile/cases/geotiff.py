@@ -45,6 +45,10 @@ def _open(path: Path) -> rasterio.DatasetReader:
             raise DataError(f"{path} cannot be read as a GeoTIFF: {error}. Expected an intact raster file.") from error
 
 
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
 class GeoTiffSource(Source):
     """One GeoTIFF, or several on the same grid whose bands are stacked in the order given.
 
@@ -68,12 +72,14 @@ class GeoTiffSource(Source):
         self._nodata: list[float | None] = []
         self._scale: list[tuple[float, float]] = []
         self._masked = [False] * len(self.paths)
+        self._stamps: list[int] = []  # modification times: no open handle of a file that was replaced is used
         names: list[str] = []
         dtypes: list[str] = []
         files = distinct_names(self.paths)
         for number, path in enumerate(self.paths):
             with rasterio.Env(**_ENV), _open(path) as dataset:
                 self._check_grid(dataset, path)
+                self._stamps.append(_stamp(path))
                 self._masked[number] = any(
                     MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums
                 )
@@ -115,7 +121,7 @@ class GeoTiffSource(Source):
                 continue
             try:
                 with rasterio.Env(**_ENV):
-                    dataset = _HANDLES.get(path, partial(_open, path))
+                    dataset = _HANDLES.get((path, self._stamps[number]), partial(_open, path))
                     parts.append(dataset.read(bands, window=area))
                     if self._masked[number]:
                         valid[0] &= dataset.dataset_mask(window=area) > 0
@@ -199,8 +205,10 @@ class AlignedLabel(Source):
                     "Expected a label of the image's size, or a CRS in both files."
                 )
             self.dtype = np.dtype(dataset.dtypes[0])
-            self._nodata = dataset.nodata
-            left, bottom, right, top = rasterio.warp.transform_bounds(dataset.crs, onto._profile["crs"], *scene_grid(dataset).footprint)
+            self._nodata, self._stamp = dataset.nodata, _stamp(path)
+            left, bottom, right, top = rasterio.warp.transform_bounds(
+                dataset.crs, onto._profile["crs"], *scene_grid(dataset).footprint
+            )
             a, b, c, d = onto.stored.footprint
             if left >= c or right <= a or bottom >= d or top <= b:
                 raise DataError(
@@ -221,7 +229,7 @@ class AlignedLabel(Source):
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`."""
         area = RasterWindow(window.x, window.y, window.width, window.height)
-        key = (self.path, self._onto.path)
+        key = (self.path, self._stamp, self._onto.path)
         try:
             with rasterio.Env(**_ENV):
                 dataset = _HANDLES.get(key, self._open_warped)

@@ -220,7 +220,6 @@ def _finisher(header: Any, turn: NDArray[np.float64], spec: MapSpec) -> Callable
         image = kind(voxels if spec.heatmap else voxels[..., 0], header.get_best_affine(), header)
         own = image.header
         own.set_data_dtype(spec.dtype)
-        own.set_slope_inter(1, 0)
         own.set_intent("none" if spec.heatmap else "label")
         own["cal_min"] = own["cal_max"] = 0  # the input's display range would hide the classes
         own["descrip"] = b"voxtile map; its classes are named in the header extension"

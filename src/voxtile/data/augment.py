@@ -19,7 +19,8 @@ from voxtile.data.warp import Affine, Elastic, resample, sampling_grid
 from voxtile.errors import ConfigError, did_you_mean
 
 AXES = ("z", "y", "x")
-_FLIPS_OF_TURNS = (set(), {2}, {1, 2}, {1})  # quarter turns in (y, x) are these flips, and then a transposition for odd ones
+# Quarter turns in (y, x) are flips of these axes, followed by a transposition for odd ones.
+_FLIPS_OF_TURNS: tuple[set[int], ...] = (set(), {2}, {1, 2}, {1})
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,14 @@ class Symmetry:
     swap: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "flips", tuple(self.flips))
-        swap = {axis: tuple((int(a), int(b)) for a, b in pairs) for axis, pairs in (self.swap or {}).items()}
+        try:
+            swap = {axis: tuple((int(a), int(b)) for a, b in pairs) for axis, pairs in (self.swap or {}).items()}
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"data.symmetry has swap={self.swap}; expected pairs of class indices for each axis, for example "
+                "swap={x: [[1, 2]]} where classes 1 and 2 are a left and a right structure."
+            ) from error
+        object.__setattr__(self, "flips", tuple(self.flips or ()))
         object.__setattr__(self, "swap", swap)
         for axis in (*self.flips, *swap):
             if axis not in AXES:
@@ -144,9 +151,7 @@ class Augment:
         return drawn
 
     @torch.no_grad()
-    def apply(
-        self, image: Tensor, valid: Tensor, label: Tensor, parameters: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def apply(self, image: Tensor, valid: Tensor, label: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Augments a batch; the arguments are left as they are.
 
         Args:
@@ -164,9 +169,7 @@ class Augment:
         self._recolour(image, valid, drawn)
         return image, valid, label
 
-    def _reorient(
-        self, image: Tensor, valid: Tensor, label: Tensor, drawn: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _reorient(self, image: Tensor, valid: Tensor, label: Tensor, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Mirrored and turned copies."""
         out = torch.empty_like(image), torch.empty_like(valid), torch.empty_like(label)
         for row, (flips, turns) in enumerate(zip(drawn["flips"].tolist(), drawn["turns"].tolist(), strict=True)):
@@ -184,9 +187,10 @@ class Augment:
             shift = torch.where(turned[:, None], drawn["affine.shift"], shift)
         if self.elastic:
             field = torch.where(bent[:, None, None, None, None], drawn["elastic.field"], field)
-        motion = matrix, shift.expand(len(image), -1), field.expand(len(image), *field.shape[1:])
+        shift, field = shift.expand(len(image), -1), field.expand(len(image), *field.shape[1:])
         for rows in _groups(turned | bent, image.device):
-            grid = sampling_grid(*(part[rows].to(image.device) for part in motion), image.shape[2:])
+            matrices, shifts, fields = (values[rows].to(image.device) for values in (matrix, shift, field))
+            grid = sampling_grid(matrices, shifts, fields, image.shape[2:])
             image[rows], valid[rows], label[rows] = resample(image[rows], valid[rows], label[rows], grid)
 
     def _recolour(self, image: Tensor, valid: Tensor, drawn: Mapping[str, Tensor]) -> None:

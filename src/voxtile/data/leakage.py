@@ -95,11 +95,12 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = ()) -> list[str]:
     waived = [leak for leak in leaks if leak.case in waivers or set(leak.others) <= set(waivers)]
     left = [leak for leak in leaks if leak not in waived]
     if left:
-        names = ",".join(f'"{name}"' for name in dict.fromkeys(leak.case for leak in left))
+        names = [f'"{name}"' for name in dict.fromkeys(leak.case for leak in left)]
+        waive = ",".join(names[:8] + ["…"] * (len(names) > 8))
         raise DataError(
-            f"The split leaks in {len(left)} places, so its scores would be too good: {listed(left)}. {TOGETHER} Or leave cases "
-            "out ('data.exclude=[…]'), or split by group ('split=groups'). To accept the leaks, which every report will then say, type "
-            f"'data.waive=[{names}]'."
+            f"Leaks between the sides of the split ({len(left)}) would make its scores too good: {listed(left)}. {TOGETHER} Or "
+            "leave cases out ('data.exclude=[…]'), or split by group ('split=groups'). To accept the leaks, which every report "
+            f"will then say, type 'data.waive=[{waive}]'."
         )
     return [f"Leak waived by the user: {leak}." for leak in waived]
 
@@ -107,33 +108,37 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = ()) -> list[str]:
 def suspicions(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> list[str]:
     """Sentences about cases in different groups that look as if they belonged together, for `voxtile check`.
 
+    Blocks of one file are not looked at: that they lie side by side is meant.
+
     Args:
-        cases: the data set's cases, before they are cut into blocks.
+        cases: the cases.
         distinct: grey values of each case by id, see `distinct_values`; cases without are not compared.
     """
     sentences = []
-    touching = [(i, j) for i, j in near_pairs(cases, cases, 1.0) if i < j and cases[i].group != cases[j].group]
+    touching = [(i, j) for i, j in near_pairs(cases, cases, 1.0) if i < j and _unrelated(cases[i], cases[j])]
     if touching:
         names = listed(f"{cases[i].id} and {cases[j].id}" for i, j in touching)
-        sentences.append(f"{len(touching)} pairs of cases in different groups touch or overlap on the ground: {names}. {TOGETHER}")
-    if alike := alike_pairs(cases, distinct):
+        sentences.append(f"Cases in different groups touch or overlap on the ground ({len(touching)} pairs): {names}. {TOGETHER}")
+    alike = [(i, j, share) for i, j, share in alike_pairs(cases, distinct) if _unrelated(cases[i], cases[j])]
+    if alike:
         names = listed(f"{cases[i].id} and {cases[j].id} ({share:.0%})" for i, j, share in alike)
         what = "share most of their grey values, as parts of one scan do"
-        sentences.append(f"{len(alike)} pairs of cases in different groups {what}: {names}. {TOGETHER}")
+        sentences.append(f"Cases in different groups {what} ({len(alike)} pairs): {names}. {TOGETHER}")
     return sentences
 
 
 def distinct_values(values: NDArray[Any]) -> NDArray[np.float64]:
     """The grey values that can tell one scan from another, at most 512 of them, sorted.
 
-    Whole numbers tell nothing: every 8-bit image has the same 256. What is left is drawn by a hash of the value, so that
-    two images with a value in common both keep it or both drop it.
+    Whole numbers tell nothing: every 8-bit image has the same 256. Nor do halves and quarters, the means of two and four
+    of them. What is left is drawn by a hash of the value, so that two images with a value in common both keep it or both
+    drop it.
 
     Args:
         values: grey values in any shape; some or all of an image's.
     """
     values = np.unique(values[np.isfinite(values)].astype(np.float64))
-    values = values[values != np.rint(values)]
+    values = values[4 * values != np.rint(4 * values)]
     return np.sort(values[np.argsort(_hashes(values), kind="stable")[:MOST_VALUES]])
 
 
@@ -200,6 +205,11 @@ def _equal(first: Sequence[Case], second: Sequence[Case], keys: Callable[[Case],
         for key in keys(case):
             holders.setdefault(key, []).append(place)
     return [(i, j) for i, case in enumerate(first) for key in keys(case) for j in holders.get(key, [])]
+
+
+def _unrelated(a: Case, b: Case) -> bool:
+    """Whether two cases have neither a group nor a file in common."""
+    return a.group != b.group and not set(a.image.paths) & set(b.image.paths)
 
 
 def _overlapping(first: Sequence[Case], second: Sequence[Case], pairs: Pairs) -> Pairs:

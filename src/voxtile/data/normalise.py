@@ -14,6 +14,7 @@ from torch import Tensor
 
 from voxtile.errors import ConfigError, DataError, did_you_mean
 
+MOST_PIXELS = 4_000_000  # from which a data set is measured; more would only take longer
 # float32 holds every value of these exactly, or they are float32 or coarser themselves; the others are shifted in float64.
 _NARROW = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.bool, torch.float16, torch.bfloat16, torch.float32)
 
@@ -53,7 +54,8 @@ class Normalisation:
     """Measures how intensities are normalised; built from the configuration.
 
     Args:
-        per: "case" where the scale of intensities is each case's own (MRI), "dataset" where it means something across cases (reflectances, CT).
+        per: "case" where the scale of intensities is each case's own (MRI), "dataset" where it means the same in all of them
+            (reflectances, CT).
         clip: (lower, upper) percentiles of a channel to which its pixels are clipped first, or None.
         nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0.
 
@@ -65,7 +67,8 @@ class Normalisation:
         self, per: Literal["case", "dataset"] = "case", clip: Sequence[float] | None = (0.5, 99.5), nonzero: bool = False
     ) -> None:
         if per not in ("case", "dataset"):
-            raise ConfigError(f"Normalisation per '{per}' does not exist; expected per=case or per=dataset.{did_you_mean(per, ('case', 'dataset'))}")
+            hint = did_you_mean(per, ("case", "dataset"))
+            raise ConfigError(f"Normalisation per '{per}' does not exist; expected per=case or per=dataset.{hint}")
         if clip is not None and not (len(clip) == 2 and 0 <= clip[0] < clip[1] <= 100):
             raise ConfigError(
                 f"Normalisation has clip={list(clip)}; expected two rising percentiles from 0 to 100, for example clip=[0.5,99.5], "
@@ -79,7 +82,7 @@ class Normalisation:
         """Measures one case.
 
         Args:
-            sample: valid pixels [C, n] of any real type. Infinite values are not counted. Without any value a channel is left as it is.
+            sample: valid pixels [C, n] of any real type. Without any, the channels stay as they are.
         """
         return self.of_dataset([sample])
 
@@ -94,19 +97,18 @@ class Normalisation:
             DataError: There are no samples.
         """
         if not samples:
-            raise DataError("There is no case to measure intensities on: the training split is empty. Check `split` in the configuration.")
-        each = np.repeat(weights or np.ones(len(samples)), [sample.shape[1] for sample in samples])
-        pooled = np.concatenate([np.asarray(sample, dtype=np.float64) for sample in samples], axis=1)
+            raise DataError("No case to measure intensities on: the training split is empty. Check `split` in the configuration.")
+        every = max(1, sum(sample.shape[1] for sample in samples) // MOST_PIXELS)
+        parts = [sample[:, ::every] for sample in samples]
         if self.nonzero:
-            inside = (pooled != 0).any(axis=0)
-            pooled, each = pooled[:, inside], each[inside]
-        low, high, mean, std = zip(*(self._measure(values, each) for values in pooled), strict=True)
+            parts = [part[:, (part != 0).any(axis=0)] for part in parts]
+        each = np.repeat(np.ones(len(parts)) if weights is None else weights, [part.shape[1] for part in parts])
+        channels = (np.concatenate([part[c] for part in parts]).astype(np.float64) for c in range(len(parts[0])))
+        low, high, mean, std = zip(*(self._measure(values, each) for values in channels), strict=True)
         return Intensity(low, high, mean, std)
 
     def _measure(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float, float]:
         """Low, high, mean and std of one channel [n]."""
-        finite = np.isfinite(values)
-        values, weights = values[finite], weights[finite]
         if not len(values):
             return -math.inf, math.inf, 0.0, 1.0
         low, high = -math.inf, math.inf

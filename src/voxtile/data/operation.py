@@ -34,7 +34,8 @@ class Operation(ABC):
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise ConfigError(
-                f"{type(self).__name__} of the augmentation has probability={self.probability}; expected a number from 0 (never) to 1 (always)."
+                f"{type(self).__name__} of the augmentation has probability={self.probability}; expected a number from 0 (never) "
+                "to 1 (always)."
             )
 
     @abstractmethod
@@ -73,7 +74,7 @@ def log_uniform(rng: np.random.Generator, bounds: tuple[float, float], shape: tu
 
 @lru_cache(maxsize=64)
 def control_points(size: Size3, distance: float) -> Size3:
-    """How many control points at most `distance` pixels apart span a window of `size` along (z, y, x); 1 along an axis of length 1."""
+    """How many control points at most `distance` pixels apart span a window of `size` along (z, y, x); 1 for a length of 1."""
     depth, height, width = (1 + math.ceil((pixels - 1) / distance) for pixels in size)
     return depth, height, width
 
@@ -85,7 +86,7 @@ def _weights(pixels: int, points: int) -> Tensor:
 
 
 def cubic_weights(pixels: int, points: int, device: torch.device) -> Tensor:
-    """Weights [pixels, points], float64, of cubic interpolation between `points` control points, the outer ones on the outer pixels.
+    """Weights [pixels, points], float64, of cubic interpolation between control points, the outer ones on the outer pixels.
 
     Multiplying a field by the weights of each of its axes is bicubic (tricubic) interpolation, at a tenth of the time of
     `F.interpolate`. In float64, neither autocast nor TF32 can coarsen the products.
@@ -94,6 +95,6 @@ def cubic_weights(pixels: int, points: int, device: torch.device) -> Tensor:
 
 
 def smooth(field: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolates values on control points [n, gz, gy, gx] smoothly to every pixel [n, D, H, W] of a window of `size`, in float64."""
+    """Interpolates values on control points [n, gz, gy, gx] to every pixel [n, D, H, W] of a window of `size`, in float64."""
     z, y, x = (cubic_weights(pixels, points, field.device) for pixels, points in zip(size, field.shape[1:], strict=True))
     return torch.einsum("zk,nkyx->nzyx", z, y @ (field.double() @ x.T))

@@ -82,7 +82,8 @@ class Elastic(Operation):
     U-Net's own (Ronneberger et al. 2015, section 3.1) moves a 3 x 3 grid over a 572 pixel tile by 10 pixels: control=286, std=10.
 
     Attributes:
-        std: standard deviation of a control point's displacement along each axis, in `unit`.
+        std: standard deviation of a control point's displacement along each axis, in `unit`; never more than a quarter of the
+            control points' distance, so that the few slices of a thin window keep their order.
         control: largest distance between neighbouring control points, in pixels.
         unit: "length" (the case's unit: mm for volumes, m for scenes, px for pictures) or "px" (multiples of the finest
             spacing: the same number then suits scenes of any resolution). Displacements are isotropic in length with either.
@@ -115,7 +116,10 @@ class Elastic(Operation):
                 f"(std={self.std:g} {self.unit}, pixel spacing {tuple(spacing)}), which tears the image: at most a third of "
                 "their distance is sensible. Lower `augment.elastic.std`, or give it in pixels with `augment.elastic.unit=px`."
             )
-        field = rng.standard_normal((3, *control_points(size, self.control))) * pixels[:, None, None, None]
+        points = control_points(size, self.control)
+        distance = (np.array(size) - 1) / np.maximum(np.array(points) - 1, 1)
+        pixels = np.minimum(pixels, distance / 4)
+        field = rng.standard_normal((3, *points)) * pixels[:, None, None, None]
         return {"field": field.astype(np.float32)}
 
 

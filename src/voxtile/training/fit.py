@@ -329,5 +329,6 @@ def _quiet() -> None:
         ".*is smaller than the logging interval.*",
         ".*Trying to infer the `batch_size`.*",
         ".*Starting from v1.9.0, `tensorboardX`.*",
+        ".*LeafSpec.* is deprecated.*",  # torch 2.14 of lightning 2.6
     ):
         warnings.filterwarnings("ignore", text)

@@ -60,7 +60,7 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def value(self, statistics: Tensor) -> Tensor:
-        """The loss, a scalar, from the sum [S] of all parts' statistics; 0 where every pixel is ignored."""
+        """The loss, a scalar, from the sum [S] of all parts' statistics, on any device; 0 where every pixel is ignored."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of one whole batch."""
@@ -281,8 +281,8 @@ class Dice(Loss):
         """The mean over classes if `batch`, else over terms."""
         if self.batch:
             overlap, predicted, label = statistics.view(3, self.num_classes)
-            terms = torch.where(self.averaged, self._terms(overlap, predicted, label), 0.0)
-            return terms.sum() / self.averaged.sum()
+            averaged = self.averaged.to(statistics.device)
+            return torch.where(averaged, self._terms(overlap, predicted, label), 0.0).sum() / averaged.sum()
         return statistics[0] / statistics[1].clamp_min(1)
 
     def _terms(self, overlap: Tensor, predicted: Tensor, label: Tensor) -> Tensor:

@@ -144,16 +144,16 @@ def _parsed(fields: Mapping[str, Any]) -> Group:
     for name in fields:
         if name not in known:
             raise ConfigError(
-                f"A group of `optimizer.groups` has the field '{name}'.{did_you_mean(name, known)} The fields are {listed(known)}."
+                f"A group of `training.groups` has the field '{name}'.{did_you_mean(name, known)} The fields are {listed(known)}."
             )
     if "pattern" not in fields:
-        raise ConfigError(f"A group of `optimizer.groups`, {dict(fields)}, has no 'pattern': give one, for example 'bias$'.")
+        raise ConfigError(f"A group of `training.groups`, {dict(fields)}, has no 'pattern': give one, for example 'bias$'.")
     group = Group(**fields)
     try:
         re.compile(group.pattern)
     except re.error as error:
         raise ConfigError(
-            f"The pattern '{group.pattern}' of `optimizer.groups` is no regular expression: {error}. "
+            f"The pattern '{group.pattern}' of `training.groups` is no regular expression: {error}. "
             "Give part of a parameter's name, for example 'head' or 'bias$'."
         ) from error
     return group
@@ -162,11 +162,11 @@ def _parsed(fields: Mapping[str, Any]) -> Group:
 def _nothing_left(pattern: str, known: Sequence[str]) -> str:
     if any(re.search(pattern, name) for name in known):
         return (
-            f"Every parameter that the pattern '{pattern}' of `optimizer.groups` matches belongs to an earlier group already: the "
+            f"Every parameter that the pattern '{pattern}' of `training.groups` matches belongs to an earlier group already: the "
             "first match wins. Move the group up or remove it."
         )
     parts = sorted({part for name in known for part in name.split(".")} | set(known))
     return (
-        f"The pattern '{pattern}' of `optimizer.groups` matches none of the network's {len(known)} parameters."
+        f"The pattern '{pattern}' of `training.groups` matches none of the network's {len(known)} parameters."
         f"{did_you_mean(pattern, parts)} There are {listed(known)}."
     )

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from voxtile.cases.case import Case, Labels, distinct_names
+from voxtile.cases.grid import WorkingGrid, plain_affine
+from voxtile.cases.maps import MapSpec
+from voxtile.cases.pictures import PictureSource
+from voxtile.cases.window import Window
+from voxtile.errors import DataError
+
+
+def picture(path, array, label=False):
+    Image.fromarray(array).save(path)
+    return PictureSource([path], label=label)
+
+
+@pytest.fixture
+def values():
+    return np.random.default_rng(0).integers(0, 4, (9, 8), dtype=np.uint8)
+
+
+@pytest.fixture
+def case(tmp_path, values):
+    image = picture(tmp_path / "a.png", np.stack([values, 2 * values, 3 * values], axis=-1))
+    label = picture(tmp_path / "l.png", values, label=True)
+    return Case("a", "place", image, Labels(label, {0: 2, 1: 0, 2: 1, 3: 255}))
+
+
+def test_stored_values_become_classes(case, values):
+    expected = np.array([2, 0, 1, 255])[values]
+    np.testing.assert_array_equal(case.read_label(Window(0, 0, 0, 1, 9, 8))[0], expected)
+
+
+def test_a_label_is_ignored_outside_the_case_and_outside_a_view(case, values):
+    expected = np.pad(np.array([2, 0, 1, 255])[values], 3, constant_values=255)
+    np.testing.assert_array_equal(case.read_label(Window(0, -3, -3, 1, 15, 14))[0], expected)
+    assert (case.read_label(Window(0, 20, 20, 1, 2, 2)) == 255).all()
+    view = case.view(Window(0, 2, 2, 1, 4, 3))
+    expected = np.pad(np.array([2, 0, 1, 255])[values[2:6, 2:5]], 1, constant_values=255)
+    np.testing.assert_array_equal(view.read_label(Window(0, -1, -1, 1, 6, 5))[0], expected)
+
+
+def test_a_value_the_configuration_does_not_know_is_named_with_its_file(case, values):
+    odd = Case("a", "a", case.image, Labels(case.labels.source, {0: 0, 1: 1}))
+    with pytest.raises(DataError, match=r"l\.png holds the label values 2, 3 .*it maps 0, 1.*2: ignore"):
+        odd.read_label(Window(0, 0, 0, 1, 9, 8))
+    y, x = np.argwhere(values == 1)[0]
+    assert odd.read_label(Window(0, y, x, 1, 1, 1)).item() == 1
+
+
+def test_a_case_without_label_says_so(case):
+    with pytest.raises(DataError, match=r"Case 'b' .* has no label"):
+        Case("b", "b", case.image).read_label(Window(0, 0, 0, 1, 1, 1))
+
+
+def test_channels_may_be_chosen_and_ordered(case, values):
+    chosen = Case("a", "a", case.image, select=(2, 0))
+    assert chosen.channels == ("blue", "red")
+    pixels, _ = chosen.read(Window(0, 0, 0, 1, 9, 8))
+    np.testing.assert_array_equal(pixels[:, 0], np.stack([3 * values, values]))
+
+
+def test_views_nest_and_keep_their_place_in_the_world(case):
+    inner = case.view(Window(0, 2, 3, 1, 6, 5), ":b").view(Window(0, 1, 1, 1, 2, 2), "c")
+    assert (inner.id, inner.group, inner.shape) == ("a:bc", "place", (1, 2, 2))
+    assert inner.box == Window(0, 3, 4, 1, 2, 2)
+    assert isinstance(inner.grid, WorkingGrid)
+    np.testing.assert_array_equal(inner.grid.matrix[:3, 3], (4, 3, 0))
+    assert case.grid == WorkingGrid((1, 9, 8), plain_affine())
+    with pytest.raises(DataError, match="reaches outside"):
+        inner.view(Window(0, 1, 1, 1, 2, 1))
+
+
+def test_a_map_never_takes_the_place_of_the_label(case, tmp_path):
+    with pytest.raises(DataError, match="take the place of an input"):
+        case.open_map(tmp_path / "l.png", MapSpec(("a", "b")))
+    (tmp_path / "link.png").symlink_to(tmp_path / "l.png")
+    with pytest.raises(DataError, match="take the place of an input"):
+        case.open_map(tmp_path / "link.png", MapSpec(("a", "b")))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("p1_t1.nii.gz", "p1_flair.nii.gz"), ("t1", "flair")),
+        (("Bolivia_7_S1Hand.tif", "Bolivia_7_S2Hand.tif"), ("S1Hand", "S2Hand")),
+        (("a_0000.nii", "a_0001.nii", "a_0002.nii"), ("0000", "0001", "0002")),
+        (("a.tif", "a_b.tif"), ("file1", "file2")),
+        (("x/a.tif", "y/a.tif"), ("file1", "file2")),
+    ],
+)
+def test_stacked_files_are_named_by_what_tells_them_apart(tmp_path, names, expected):
+    assert distinct_names([tmp_path / name for name in names]) == expected

@@ -1,0 +1,309 @@
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+from rasterio.warp import transform, transform_bounds
+
+from tests.testers.memory import memory_case, north_up
+from voxtile.cases.window import Window
+from voxtile.data.blocks import BlockSplit
+from voxtile.data.footprints import near_pairs
+from voxtile.data.leakage import alike_pairs, distinct_values, find_leaks, gate, suspicions
+from voxtile.data.splits import GroupSplit, Split
+from voxtile.errors import ConfigError, DataError
+
+UTM33, UTM34, DEGREES = (CRS.from_epsg(code).to_wkt() for code in (32633, 32634, 4326))
+few = settings(max_examples=40, deadline=None)
+
+
+def scene(name, left=0.0, top=0.0, *, size=10, pixel=10.0, crs=UTM33, **more):
+    """A square scene at (left, top) pixels from a place on the system's central meridian (or from 15° E, 50° N)."""
+    x0, y0 = (15.0, 50.0) if crs == DEGREES else (500_000.0, 5_500_000.0)
+    affine = north_up(x0 + left * pixel, y0 - top * pixel, pixel)
+    return memory_case(name, (1, size, size), affine=affine, crs=crs, unit="m", **more)
+
+
+def leaks(train, val, test=(), contents=None):
+    return [str(leak) for leak in find_leaks(Split(tuple(train), tuple(val), tuple(test)), contents or {})]
+
+
+# --- on the ground
+
+
+@few
+@given(st.tuples(*[st.integers(-14, 14)] * 2), st.integers(3, 12), st.sampled_from([(UTM33, 10.0), (DEGREES, 1e-4)]))
+def test_scenes_leak_where_they_share_a_pixel_and_only_there(offset, size, system):
+    crs, pixel = system
+    first = scene("a", crs=crs, pixel=pixel)
+    second = scene("b", *offset, size=size, crs=crs, pixel=pixel)
+    cover = np.zeros((60, 60), dtype=int)
+    cover[20:30, 20:30] += 1
+    cover[20 + offset[1] : 20 + offset[1] + size, 20 + offset[0] : 20 + offset[0] + size] += 1
+    assert bool(leaks([first], [second])) == (cover.max() == 2)
+
+
+def test_touching_scenes_may_overlap_by_a_rounding_error_only():
+    assert not leaks([scene("a")], [scene("b", left=9.95)])
+    assert leaks([scene("a")], [scene("b", left=9.85)]) == ["'b' (val) shows the same ground as a (train)"]
+
+
+def test_turned_scenes_are_compared_as_they_lie_not_by_their_boxes():
+    def turned(x):
+        c = 10 * np.sqrt(0.5)
+        affine = ((c, c, 0, x), (c, -c, 0, 5e6), (0, 0, 1, 0), (0, 0, 0, 1))
+        return memory_case(f"t{x}", (1, 20, 20), affine=affine, crs=UTM33, unit="m")
+
+    small = scene("small", size=2)
+    corner = memory_case("corner", (1, 2, 2), affine=north_up(0, 5e6 + 130), crs=UTM33, unit="m")
+    assert turned(0).grid.footprint[0] < corner.grid.footprint[0] < corner.grid.footprint[2] < turned(0).grid.footprint[2]
+    assert near_pairs([turned(0)], [corner, small], -0.1) == []
+    assert near_pairs([turned(0)], [turned(150)], -0.1) == [(0, 0)]
+    assert near_pairs([turned(0)], [turned(283)], -0.1) == []  # tip to tip
+    assert near_pairs([turned(0)], [turned(283)], 1.0) == [(0, 0)]
+
+
+@few
+@given(st.tuples(*[st.floats(-300, 300)] * 2))
+def test_scenes_in_two_systems_leak_where_one_covers_a_point_of_the_other(offset):
+    first = scene("a", size=100, crs=UTM33)
+    (x,), (y,) = transform(UTM33, UTM34, [500_000.0 + 10 * offset[0]], [5_500_000.0 - 10 * offset[1]])
+    second = memory_case("b", (1, 100, 100), affine=north_up(x, y, 10.0), crs=UTM34, unit="m")
+    # Points inside the one, brought into the other's system by itself: independent of outlines and of degrees.
+    left, bottom, right, top = second.grid.footprint
+    grid = np.meshgrid(np.linspace(left, right, 80), np.linspace(bottom, top, 80))
+    px, py = transform(UTM34, UTM33, grid[0].ravel(), grid[1].ravel())
+    a, b, c, d = first.grid.footprint
+    depth = np.minimum.reduce([np.array(px) - a, c - np.array(px), np.array(py) - b, d - np.array(py)]).max()
+    if abs(depth) > 40:  # two pixels of the 80 x 80 points, and what lies between them
+        assert bool(near_pairs([first], [second], -0.1)) == (depth > 0)
+
+
+def test_the_edges_of_a_large_scene_are_curves_in_another_system():
+    large = memory_case("large", (1, 100, 100), affine=north_up(700_000, 6_600_000, 1000.0), crs=UTM33, unit="m", metres=(1, 1))
+    # In degrees the middle of the northern edge lies 0.3 km north of the straight line between its ends.
+    for inwards, overlaps in ((160, True), (-60, False)):
+        (x,), (y,) = transform(UTM33, DEGREES, [750_000], [6_600_000 - inwards])
+        small = memory_case("small", (1, 2, 2), affine=north_up(x, y, 2e-4), crs=DEGREES, unit="m")
+        assert near_pairs([large], [small], -0.1) == [(0, 0)] * overlaps
+
+
+def test_a_scene_over_the_antimeridian_is_not_everywhere():
+    fiji = memory_case(
+        "fiji", (1, 100, 100), affine=north_up(813_000, 8_000_000, 100.0), crs=CRS.from_epsg(32760).to_wkt(), unit="m"
+    )
+    bounds = transform_bounds(fiji.grid.crs, "EPSG:4326", *fiji.grid.footprint)
+    assert bounds[0] > bounds[2]
+    away = memory_case("away", (1, 10, 10), affine=north_up(20.0, bounds[3], 0.1), crs=DEGREES, unit="m", metres=(1e5, 1e5))
+    assert near_pairs([fiji], [away, fiji], -0.1) == [(0, 1)]
+
+
+def test_scenes_whose_place_on_earth_is_unknown_are_compared_in_their_own_system_only():
+    local = 'LOCAL_CS["site",UNIT["metre",1]]'
+    site, shifted = (memory_case(name, (1, 9, 9), affine=north_up(x), crs=local, unit="m") for name, x in (("s", 0), ("t", 40)))
+    assert near_pairs([site], [shifted, scene("a"), memory_case("plain")], -0.1) == [(0, 0)]
+
+
+def test_volumes_and_pictures_lie_nowhere():
+    assert not leaks([memory_case("a", unit="mm")], [memory_case("b", unit="mm")])
+
+
+# --- groups, contents, files
+
+
+def test_a_group_on_two_sides_leaks_for_each_pair_of_sides():
+    train = [memory_case("t1", group="p"), memory_case("t2", group="p"), memory_case("t3", group="q")]
+    found = leaks(train, [memory_case("v", group="p")], [memory_case("x", group="p")])
+    assert found == [
+        "'v' (val) is of the same group as t1, t2 (train)",
+        "'x' (test) is of the same group as t1, t2 (train)",
+        "'x' (test) is of the same group as v (val)",
+    ]
+
+
+def test_identical_images_leak():
+    train, val = [memory_case("a"), memory_case("b")], [memory_case("c"), memory_case("d")]
+    assert leaks(train, val, contents={"a": "1", "b": "2", "c": "3", "d": "2"}) == ["'d' (val) has the same image as b (train)"]
+    assert leaks(train, val, contents={"a": "", "c": ""}) == []
+
+
+def test_views_of_one_file_leak_only_where_their_regions_meet():
+    whole = scene("a")
+    left, right, middle = (whole.view(Window(0, 0, x, 1, 10, 5), f"#{x}") for x in (0, 5, 3))
+    left, right, middle = (replace(case, group=case.id) for case in (left, right, middle))
+    same = {case.id: "nothing but zeros" for case in (left, right, middle)}
+    assert leaks([left], [right], contents=same) == []
+    assert leaks([left], [middle], contents=same) == ["'a#3' (val) shares pixels of one file with a#0 (train)"]
+
+
+def test_blocks_do_not_leak_into_each_other_but_overlapping_scenes_do():
+    split = BlockSplit((2, 2), test=0.25)([scene("a"), scene("far", left=100)])
+    assert find_leaks(split, {}) == []
+    split = BlockSplit((2, 2), test=0.25)([scene("a"), scene("near", left=3)])
+    assert {leak.why for leak in find_leaks(split, {})} == {"shows the same ground as"}
+
+
+@few
+@given(st.integers(3, 30), st.integers(1, 3), st.integers(0, 9))
+def test_a_split_by_group_never_leaks(count, per_group, seed):
+    cases = [memory_case(f"c{number}", group=f"g{number // per_group}") for number in range(count * per_group)]
+    assert find_leaks(GroupSplit(seed=seed)(cases), {case.id: case.group for case in cases}) == []
+
+
+# --- the gate
+
+
+@pytest.fixture
+def leaking():
+    split = Split(
+        (memory_case("t#1", group="p"), memory_case("t 2", group="p")),
+        (memory_case("12", group="p"),),
+        (memory_case("x", group="p"),),
+    )
+    return find_leaks(split, {"t#1": "same", "12": "same"})
+
+
+def test_the_gate_lists_leaks_and_its_advice_can_be_typed(leaking):
+    with pytest.raises(DataError) as caught:
+        gate(leaking)
+    text = str(caught.value)
+    assert "the sides of the split (4)" in text
+    assert "'12' (val) is of the same group as t#1, t 2 (train)" in text
+    assert "'12' (val) has the same image as t#1 (train)" in text
+    typed = text[text.index("data.waive=") : text.rindex("'")]
+    names = OverridesParser.create().parse_override(typed).value()
+    assert gate(leaking, [str(name) for name in names]) == [f"Leak waived by the user: {leak}." for leak in leaking]
+
+
+def test_a_clean_split_passes_the_gate():
+    assert gate([]) == []
+
+
+def test_a_waiver_frees_the_leaks_of_its_case_only(leaking):
+    with pytest.raises(DataError) as caught:
+        gate(leaking, ["12"])
+    assert "the sides of the split (1)" in str(caught.value)
+    assert "'x' (test) is of the same group as t#1, t 2 (train)" in str(caught.value)
+    assert len(gate(leaking, ["t#1", "t 2", "12"])) == 4  # the leaks' other cases, all of them
+    with pytest.raises(DataError, match=r"sides of the split \(3\)"):
+        gate(leaking, ["t#1"])  # one of two, and the only one with the same image
+
+
+def test_a_waiver_without_a_leak_is_an_error(leaking):
+    with pytest.raises(ConfigError, match=r"names y, .*12, t 2, t#1, x\."):
+        gate(leaking, ["12", "x", "y"])
+    with pytest.raises(ConfigError, match="are none"):
+        gate([], ["12"])
+
+
+# --- suspicions
+
+
+def scans(number, step, seed):
+    """Two parts of one scan: multiples of `step` in float32, bell-shaped around different greys."""
+    rng = np.random.default_rng([seed, number])
+    parts = {f"{number}{side}": rng.normal(centre, 45, 9000).clip(0, 400).astype(int) for side, centre in (("l", 150), ("r", 170))}
+    return {name: distinct_values((grey * step).astype(np.float32)) for name, grey in parts.items()}
+
+
+def names_of(pairs, cases):
+    return {(cases[i].id, cases[j].id) for i, j, _ in pairs}
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 30))
+def test_parts_of_one_scan_are_found_by_their_grey_values_and_others_are_not(seed, count):
+    steps = np.random.default_rng(seed).uniform(3, 10, count)
+    distinct = {name: values for n, step in enumerate(steps) for name, values in scans(n, step, seed).items()}
+    cases = [memory_case(name) for name in distinct]
+    assert names_of(alike_pairs(cases, distinct), cases) == {(f"{n}l", f"{n}r") for n in range(count)}
+    grouped = [memory_case(name, group=name[:-1]) for name in distinct]
+    assert alike_pairs(grouped, distinct) == []
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 12), st.sampled_from(["uint8", "halves", "unit", "uint16", "continuous"]))
+def test_images_of_one_format_are_not_alike(seed, count, form):
+    rng = np.random.default_rng(seed)
+    distinct = {}
+    for number in range(count):
+        grey = rng.normal(rng.uniform(90, 160), rng.uniform(20, 60), 20000).clip(0, 255).astype(np.uint8)
+        image = {
+            "uint8": grey,
+            "halves": (grey[::2].astype(float) + grey[1::2]) / 2,
+            "unit": grey.astype(np.float32) / 255,
+            "uint16": grey.astype(np.uint16) * 257,
+            "continuous": rng.normal(0, 1, 20000).astype(np.float32),
+        }[form]
+        distinct[f"c{number}"] = distinct_values(image)
+    assert alike_pairs([memory_case(name) for name in distinct], distinct) == []
+
+
+def test_a_draw_of_many_values_keeps_the_share_in_common():
+    rng = np.random.default_rng(0)
+    pool = rng.random(90_000)
+    images = {"a": pool[:60_000], "b": pool[15_000:75_000], "c": rng.random(60_000), "d": rng.random(1000), "e": pool[:6000]}
+    distinct = {name: distinct_values(values) for name, values in images.items()}
+    assert all(len(values) == 512 for values in distinct.values())
+    cases = [memory_case(name) for name in images] + [memory_case(f"other{n}") for n in range(9)]
+    distinct |= {f"other{n}": distinct_values(rng.random(3000)) for n in range(9)}
+    found = {(cases[i].id, cases[j].id): share for i, j, share in alike_pairs(cases, distinct)}
+    assert found.keys() == {("a", "b"), ("a", "e")}
+    assert found["a", "e"] == 1
+    assert found["a", "b"] == pytest.approx(0.75, abs=0.08)
+
+
+def test_what_cannot_tell_scans_apart_is_dropped():
+    values = np.array([[1, 2.5, 3.25, np.nan], [np.inf, 0.3, -0.7, 0.3]])
+    assert distinct_values(values).tolist() == [-0.7, 0.3]
+    assert distinct_values(np.arange(9, dtype=np.uint8)).size == 0
+    many = np.random.default_rng(1).random(5000)
+    assert np.array_equal(distinct_values(many), distinct_values(distinct_values(many)))
+
+
+def test_a_thousand_cases_are_compared():
+    distinct = {f"c{n:04d}": np.arange(1, 300) * (1 + n // 2 * 1e-3 + 1 / 3) for n in range(1000)}
+    cases = [memory_case(name) for name in distinct]
+    found = names_of(alike_pairs(cases, distinct), cases)
+    assert {(f"c{n:04d}", f"c{n + 1:04d}") for n in range(0, 1000, 2)} == found
+
+
+def test_check_is_told_of_scenes_that_touch_and_scans_that_are_alike():
+    cases = [
+        scene("a"),
+        scene("b", left=10.9),
+        scene("c", top=11.1),
+        scene("d", left=10, group="a"),
+        *(memory_case(n) for n in "xyz"),
+    ]
+    lattice = np.arange(1, 100) * 1.2345
+    distinct = {"x": lattice, "y": lattice[5:], "z": lattice * 1.11}
+    ground, grey = suspicions(cases, distinct)
+    assert ground.startswith("Cases in different groups touch or overlap on the ground (2 pairs): a and b, b and d. ")
+    head = "Cases in different groups share most of their grey values, as parts of one scan do (1 pairs): x and y (100%). "
+    assert grey.startswith(head)
+    assert "data.group.expression" in grey
+    assert suspicions([scene("a"), scene("b", left=20)], {}) == []
+
+
+def test_blocks_of_one_file_are_not_suspicious():
+    split = BlockSplit((2, 2), test=0.25)([scene("a", size=20)])
+    blocks = [*split.train, *split.val, *split.test]
+    distinct = {case.id: np.arange(1, 100) * step for case, step in zip(blocks, (1.2345, 1.2345, 1.357, 1.468), strict=True)}
+    assert len(alike_pairs(blocks, distinct)) == 1
+    assert suspicions(blocks, distinct) == []
+
+
+def test_a_thousand_scenes_are_gone_through():
+    places = list(itertools.product(range(32), range(32)))
+    tiles = [scene(f"s{x}_{y}", 10 * x, 10 * y) for x, y in places]
+    split = Split(tuple(tiles[::2]), tuple(tiles[1::2]))
+    assert find_leaks(split, {}) == []
+    moved = replace(tiles[600], id="moved", group="moved", image=scene("moved", 10 * 18, 10 * 24 + 1).image)
+    assert [str(leak) for leak in find_leaks(replace(split, val=(*split.val, moved)), {})] == [
+        "'moved' (val) shows the same ground as s18_24 (train)"
+    ]
