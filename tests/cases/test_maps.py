@@ -90,9 +90,10 @@ def test_unfinished_work_of_another_key_kind_or_shape_begins_anew(tmp_path):
 
 def test_an_old_journal_never_speaks_of_a_new_side_file(tmp_path, monkeypatch):
     begun(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", Mock(side_effect=KeyboardInterrupt))  # the new side file has no journal yet
-        opened(tmp_path, MapSpec(("a", "b"), key="two"))
+        with pytest.raises(KeyboardInterrupt):
+            opened(tmp_path, MapSpec(("a", "b"), key="two"))
     with opened(tmp_path) as writer:
         assert writer.finished == []
 

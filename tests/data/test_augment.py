@@ -288,8 +288,9 @@ def test_a_volume_of_one_slice_is_treated_as_a_picture():
 # Changes of intensity
 
 
-def changed(operation, size=FLAT, count=4):
+def changed(operation, size=FLAT, count=4, offset=0.0):
     augment, (image, valid, label) = Augment(intensity={"it": operation}), batch(size, count)
+    image = (image + offset) * valid[:, None]
     parameters = drawn(augment, range(count), size)
     out, seen, classes = augment.apply(image, valid, label, parameters)
     assert same((seen, classes), (valid, label))
@@ -309,8 +310,9 @@ def test_gain_is_linear_with_numbers_of_its_own_for_each_sample_and_channel():
         np.testing.assert_allclose(np.polyval(fits[i, c], image[i, c][valid[i]]), out[i, c][valid[i]], atol=1e-5)
 
 
-def test_gamma_is_a_power_between_each_channels_extremes():
-    image, valid, out, parameters = changed(Gamma(1, exponent=(0.5, 2)))
+@pytest.mark.parametrize("offset", [-9.0, 0.0, 9.0])
+def test_gamma_is_a_power_between_each_channels_extremes(offset):
+    image, valid, out, parameters = changed(Gamma(1, exponent=(0.5, 2)), offset=offset)
     for i, c in np.ndindex(4, 3):
         values = image[i, c][valid[i]]
         low, extent = values.min(), np.ptp(values)
