@@ -75,8 +75,12 @@ class LabelMap:
         names = tuple(dict.fromkeys(str(name) for name in meaning.values() if name != "ignore"))
         if len(names) < 2:
             raise ConfigError(f"'data.labels' names {len(names)} classes ({listed(names)}); a segmentation needs two or more.")
+        if len(names) > IGNORE:
+            raise ConfigError(
+                f"'data.labels' names {len(names)} classes; a map holds at most {IGNORE}, since {IGNORE} is 'ignore'."
+            )
         bad = [name for name in names if not re.fullmatch(r"[\w .()+-]+", name)]
-        if bad or len(names) > IGNORE:
+        if bad:
             raise ConfigError(
                 f"'data.labels' holds class names with other signs than letters, digits and _ . ( ) + -: {listed(bad)}."
             )
@@ -118,6 +122,8 @@ class Dataset:
         """
         if format not in SUFFIXES:
             raise ConfigError(f"'data.format={format}' is unknown; choose from {listed(SUFFIXES)}.{did_you_mean(format, SUFFIXES)}")
+        if nodata is not None and format != "geotiff":
+            raise ConfigError(f"'data.nodata={nodata:g}' is for 'data.format=geotiff' only; take it out for format '{format}'.")
         self.name, self.format = name, format
         self.layout = layout if isinstance(layout, Layout) else layout()
         self.label_map = LabelMap.of(labels)
@@ -181,6 +187,11 @@ class Dataset:
             select = tuple(image.channels.index(name) for name in self.channels)
         labels = None
         if files.labels:
+            if len(files.labels) > 1 and self.format != "picture":
+                raise DataError(
+                    f"Case '{files.id}' has {len(files.labels)} label files: {listed(files.labels)}. Only pictures are stacked as "
+                    f"slices; expected one label for format '{self.format}'. Make the ids unique ('data.layout.case=…')."
+                )
             source = _open_label(self.format, files.labels, image)
             if source.canonical.shape != image.canonical.shape:
                 raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from abc import ABC, abstractmethod
@@ -130,7 +131,10 @@ class FolderLayout(Layout):
         found: dict[str, list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]] = {}
         labelled: set[Path] = set()
         missing: list[Path] = []
+        label_files = {path for path, _ in self._match(self.labels)} if self.labels else set()
         for path, fields in self._match(self.images[0]):
+            if path in label_files:  # "{id}.tif" matches "a_mask.tif" as well
+                continue
             images = (path, *(self._filled(pattern, fields, path) for pattern in self.images[1:]))
             label = self.root / self._format(self.labels, fields) if self.labels else None
             if label is not None and not label.exists():
@@ -139,27 +143,26 @@ class FolderLayout(Layout):
             if label is not None:
                 labelled.add(label)
             found.setdefault(self._format(self.case, fields), []).append((images, label, fields))
-        self._check_pairs(missing, labelled)
+        self._check_pairs(missing, sorted(label_files - labelled))
         return [self._case(name, found[name]) for name in sorted(found, key=natural_key)]
 
-    def _check_pairs(self, missing: Sequence[Path], labelled: set[Path]) -> None:
+    def _check_pairs(self, missing: Sequence[Path], alone: Sequence[Path]) -> None:
         if missing and not self.unlabelled:
             raise DataError(
                 f"{len(missing)} images below {self.root} have no label at '{self.labels}': {listed(p.name for p in missing)}. "
                 "Add the "
                 "labels, or leave these images out with 'data.layout.unlabelled=true'."
             )
-        if self.labels:
-            alone = [path for path, _ in self._match(self.labels) if path not in labelled]
-            if alone:
-                raise DataError(
-                    f"{len(alone)} labels below {self.root} have no image at '{self.images[0]}': {listed(p.name for p in alone)}. "
-                    "Add the images, or move these labels away."
-                )
+        if alone:
+            raise DataError(
+                f"{len(alone)} labels below {self.root} have no image at '{self.images[0]}': {listed(p.name for p in alone)}. "
+                "Add the images, or move these labels away."
+            )
 
     def _case(self, name: str, parts: list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]) -> CaseFiles:
         parts = sorted(parts, key=lambda part: natural_key(str(part[0][0])))
         fields = parts[0][2]
+        self._check_slices(name, [(part[0][0], part[2]) for part in parts])
         if len(parts) > 1 and len(self.images) > 1:
             raise DataError(
                 f"Case '{name}' below {self.root} has {len(parts)} files per image pattern; bands and slices cannot both be "
@@ -177,6 +180,16 @@ class FolderLayout(Layout):
         common = {key: value for key, value in fields.items() if all(part[2].get(key) == value for part in parts)}
         return CaseFiles(name, images, labels, self.splits.get(given, ""), common)
 
+    def _check_slices(self, name: str, parts: Sequence[tuple[Path, dict[str, str]]]) -> None:
+        """Files of one id are slices only where a name tells them apart and where they lie in one split."""
+        told_apart = {tuple(sorted((key, value) for key, value in fields.items() if key != "split")) for _, fields in parts}
+        if len(told_apart) < len(parts) or len({fields.get("split") for _, fields in parts}) > 1:
+            raise DataError(
+                f"Several files below {self.root} make case '{name}' and are no slices of one: "
+                f"{listed(path.relative_to(self.root) for path, _ in parts)}. Expected one split per case, and ids that tell "
+                "cases apart: put more names of the pattern into the id, for example 'data.layout.case=\"{split}_{id}\"'."
+            )
+
     def _match(self, pattern: str) -> list[tuple[Path, dict[str, str]]]:
         """Files below the root that match, with what the names stand for."""
         seen: set[str] = set()
@@ -193,7 +206,7 @@ class FolderLayout(Layout):
         pieces = re.split(r"(\{\w+(?::d)?\}|\*)", pattern)
         token = re.compile(r"\*|\{(?P<name>\w+)(?::(?P<kind>d))?\}")
         regex = re.compile("".join(token.sub(part, piece) if token.fullmatch(piece) else re.escape(piece) for piece in pieces))
-        wild = re.sub(r"\{\w+(?::d)?\}", "*", pattern)
+        wild = "".join("*" if token.fullmatch(piece) else glob.escape(piece) for piece in pieces)
         hits = []
         for path in sorted(self.root.glob(wild)):
             match = regex.fullmatch(path.relative_to(self.root).as_posix())
@@ -259,7 +272,11 @@ class ListLayout(Layout):
         cases = []
         for split, name in self.lists.items():
             listing = self._inside(name, "data.layout.lists")
-            for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                lines = listing.read_text(encoding="utf-8").splitlines()
+            except (OSError, ValueError) as error:
+                raise DataError(f"{listing} cannot be read: {error}. Expected a text file with lines 'image label'.") from error
+            for number, line in enumerate(lines, 1):
                 parts = line.split()
                 if not parts:
                     continue

@@ -14,7 +14,7 @@ from torch import Tensor
 from voxtile.cases.window import Size3
 from voxtile.data.contrast import Contrast
 from voxtile.data.operation import Operation, Spacing
-from voxtile.data.rng import generator
+from voxtile.data.rng import digest, generator
 from voxtile.data.warp import Affine, Elastic, resample, sampling_grid
 from voxtile.errors import ConfigError, did_you_mean
 
@@ -126,6 +126,7 @@ class Augment:
         self.intensity = {name: change for name, change in (intensity or {}).items() if change is not None}
         named = {"affine": affine, "elastic": elastic} | {f"intensity.{name}": change for name, change in self.intensity.items()}
         self._operations: dict[str, Operation] = {name: operation for name, operation in named.items() if operation is not None}
+        self._places: dict[tuple[str, Size3], dict[str, NDArray[Any]]] = {}
 
     def draw(self, seed: int, index: int, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """Draws the parameters of sample `index` of a run with `seed`.
@@ -144,11 +145,18 @@ class Augment:
         """
         drawn = self.symmetry.draw(generator(seed, index, "symmetry"), size)
         for name, operation in self._operations.items():
-            rng = generator(seed, index, name)
-            drawn[f"{name}.on"] = np.array(rng.random() < operation.probability)
-            values = operation.draw(rng, size, spacing)
-            drawn |= {f"{name}.{key}": value for key, value in values.items()}
+            # Whether it happens comes from the digest alone: making a generator takes ten times as long.
+            on = digest(seed, index, name, "on") < operation.probability * 2**128
+            values = operation.draw(generator(seed, index, name), size, spacing) if on else self._zeros(name, size, spacing)
+            drawn |= {f"{name}.on": np.array(on)} | {f"{name}.{key}": value for key, value in values.items()}
         return drawn
+
+    def _zeros(self, name: str, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
+        """What holds the place of an operation's parameters in samples for which it was not drawn."""
+        if (name, size) not in self._places:
+            example = self._operations[name].draw(generator(0, 0, name), size, spacing)
+            self._places[name, size] = {key: np.zeros_like(value) for key, value in example.items()}
+        return self._places[name, size]
 
     @torch.no_grad()
     def apply(self, image: Tensor, valid: Tensor, label: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -159,7 +159,7 @@ class Bias(Contrast):
     def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """See `Contrast.apply`."""
         size = (1,) * (5 - image.ndim) + tuple(image.shape[2:])
-        gain = smooth(drawn["field"].to(image.device), size).exp().to(image.dtype).view_as(weight)
+        gain = smooth(drawn["field"].to(image.device), size).exp().to(image.dtype).reshape(weight.shape)
         low, _ = _extremes(image, weight)
         image.sub_(low).mul_(gain).add_(low)
 

@@ -57,6 +57,7 @@ class VoxtileData(lightning.LightningDataModule):
         """
         super().__init__()
         self.prepared, self.size, self.steps, self.workers = prepared, size, steps, workers
+        self._intensities = [prepared.intensity_of(case) for case in prepared.split.val]
         cases = prepared.split.train
         balanced = [c for c in range(len(prepared.dataset.classes)) if c != prepared.dataset.background]
         self.stream = SampleStream(
@@ -89,7 +90,7 @@ class VoxtileData(lightning.LightningDataModule):
     def _read(self, item: tuple[int, Sequence[Tile]]) -> Batch:
         number, part = item
         case = self.prepared.split.val[number]
-        return collate([window_of(case, number, tile) | self.prepared.intensity_of(case).arrays() for tile in part])
+        return collate([window_of(case, number, tile) | self._intensities[number].arrays() for tile in part])
 
 
 def window_of(case: Case, number: int, tile: Tile) -> dict[str, Any]:

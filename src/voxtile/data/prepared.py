@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.window import Size3
@@ -63,7 +65,7 @@ class Prepared:
     @property
     def class_counts(self) -> list[int]:
         """Judged pixels per class in the training cases."""
-        return [int(n) for n in sum(self.surveys[case.id].counts for case in self.split.train)]
+        return [int(n) for n in np.sum([self.surveys[case.id].counts for case in self.split.train], axis=0)]
 
     @property
     def present_counts(self) -> list[int]:
@@ -122,7 +124,6 @@ def prepare(
     # The labels of test cases stay closed; their images are looked at for duplicates only.
     locked = survey_all(split.test, classes, cache, label=False, tick=tick)
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
-    waived = gate(find_leaks(split, images), waive)
     for side, part in (("training", split.train), ("validation", split.val)):
         blind = [case.id for case in part if surveys[case.id].judged == 0]
         if blind:
@@ -131,6 +132,7 @@ def prepare(
                 f"{listed(blind)}. "
                 f"Leave them out with 'data.exclude=[{','.join(blind)}]'."
             )
+    waived = gate(find_leaks(split, images), waive)
     intensity = (
         normalisation.of_dataset([surveys[case.id].sample for case in split.train]) if normalisation.per == "dataset" else None
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Size3, Window
 from voxtile.data.rng import digest, generator
 
-VERSION = 1  # part of the cache's key: raise it when what a survey holds or how it is made changes
+VERSION = 2  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
 MOST_LOCATIONS = 4096  # per class
@@ -35,14 +37,14 @@ class Survey:
     """What one pass over a case found.
 
     Attributes:
-        image_digest: of the image's shape, channels and the sampled blocks' pixels.
+        image_digest: of the image's shape, channels and the sampled blocks' pixels and validity.
         label_digest: of the label's class indices, "" where the label was not read.
         counts: pixels per class [K], only pixels that hold data.
         judged: pixels that are to be judged, the sum of `counts`.
         pixels: pixels in the case.
         valid: share of the sampled pixels that hold data.
         locations: per class, (z, y, x) of up to 4096 evenly drawn pixels, int32 [m, 3].
-        sample: up to 200000 evenly spaced pixels that hold data, float64 [C, n].
+        sample: about 200000 evenly spaced pixels that hold data, float64 [C, n].
     """
 
     image_digest: str
@@ -83,7 +85,7 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
     """
     parts = list(blocks(case.shape))
     chosen = {parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_IMAGE_BLOCKS)).astype(int))}
-    every = max(1, sum(part.pixels for part in chosen) // MOST_PIXELS)
+    every = math.ceil(sum(part.pixels for part in chosen) / MOST_PIXELS)
     image_hash = hashlib.sha256(repr((case.shape, case.channels, case.dtype.str)).encode())
     label_hash = hashlib.sha256()
     counts = np.zeros(num_classes, dtype=np.int64)
@@ -95,6 +97,7 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
         if part in chosen:
             array, valid = case.read(part)
             image_hash.update(np.ascontiguousarray(array).tobytes())
+            image_hash.update(np.packbits(valid).tobytes())
             sample.append(array[:, valid][:, ::every].astype(np.float64))
             seen, held = seen + part.pixels, held + int(valid.sum())
         if label:
@@ -136,7 +139,8 @@ def _key(case: Case, num_classes: int, label: bool) -> str:
     files = [*case.image.paths, *(case.labels.source.paths if case.labels and label else ())]
     stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     meaning = sorted(case.labels.values.items()) if case.labels and label else ()
-    text = digest(VERSION, stamps, case.channels, tuple(case.box), meaning, num_classes, getattr(case.image, "nodata", None))
+    nodata = getattr(case.image, "_nodata", None)  # the configuration may override a scene's own
+    text = digest(VERSION, stamps, case.channels, tuple(case.box), meaning, num_classes, nodata)
     return f"{text:032x}"
 
 
@@ -149,7 +153,7 @@ def _save(found: Survey, path: Path) -> None:
 
 
 def _load(path: Path) -> Survey:
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         image, label = (str(value) for value in stored["facts"])
         places = tuple(stored[f"locations_{i}"] for i in range(len(stored["counts"])))
         return Survey(image, label, stored["counts"], int(stored["pixels"]), float(stored["valid"]), places, stored["sample"])
@@ -179,7 +183,7 @@ def survey_all(
         path = folder / "surveys" / f"{_key(case, num_classes, label)}.npz"
         try:
             found = _load(path)
-        except (OSError, ValueError, KeyError):  # not there, or cut off
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged
             found = survey(case, num_classes, label)
             with contextlib.suppress(OSError):  # a survey is only kept to save time
                 _save(found, path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ class Band:
 
     Attributes:
         window: where it lies; bands of a case partition it.
-        probabilities: float32 [K, d, h, w].
+        probabilities: float32 [K, d, h, w], NaN where the image holds no data.
         valid: which pixels hold data [d, h, w].
     """
 
@@ -75,6 +74,7 @@ class Predictor:
         self.planar = getattr(network, "dims", 2) == 2
         margin = int(getattr(network, "margin", 0))
         self.margin = (0 if self.planar else margin, margin, margin)
+        self._classes: int | None = None
 
     def bands(self, case: Case, intensity: Intensity) -> Iterator[Band]:
         """Predicts `case`, normalised by `intensity`, and yields its bands in reading order."""
@@ -82,12 +82,8 @@ class Predictor:
         batches = [found[i : i + self.batch_size] for i in range(0, len(found), self.batch_size)]
         joiner = _Joiner(case.shape, self.planar)
         for batch in ReadAhead(lambda: batches, lambda part: self._read(case, intensity, part), self.workers):
-            probabilities = self._judge(batch) if batch["valid"].any() else None
-            for i, tile in enumerate(batch["tiles"]):
-                if probabilities is None:
-                    yield from joiner.add(tile, None, batch["valid"][i].numpy())
-                else:
-                    yield from joiner.add(tile, probabilities[i], batch["valid"][i].numpy())
+            for tile, probabilities, valid in zip(batch["tiles"], self._judge(batch), batch["valid"], strict=True):
+                yield from joiner.add(tile, probabilities, valid.numpy())
         yield from joiner.rest()
 
     def _read(self, case: Case, intensity: Intensity, part: Sequence[Tile]) -> Batch:
@@ -99,20 +95,30 @@ class Predictor:
         return batch | {"tiles": list(part)}
 
     def _judge(self, batch: Batch) -> Tensor:
-        """Probabilities [B, K, d, h, w] of a batch's windows, on the CPU."""
-        moved: dict[str, Any] = {k: v.to(self.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        """Probabilities [B, K, d, h, w] of a batch's windows, on the CPU; 0 for windows without data, which are not sent."""
+        held = batch["valid"].flatten(1).any(dim=1)
+        if self._classes is None:
+            held[0] = True  # the first window of all tells how many classes there are
+        size = batch["valid"].shape[1:]
+        if not held.any():
+            return torch.zeros(len(held), self._classes or 0, *size)
+        moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items() if isinstance(value, Tensor)}
         image = normalise(moved["image"], moved["seen"], moved["low"], moved["high"], moved["mean"], moved["std"])
+        image = image[held.to(image.device)]
         if self.planar:
             image = flattened({"image": image})["image"]
         with torch.inference_mode(), self._autocast():
             logits = self.network(image).float()
         if self.planar:
             logits = logits[:, :, None]
-        _, y, x = self.margin
-        z = self.margin[0]
-        depth, height, width = batch["valid"].shape[1:]
-        logits = logits[:, :, z : z + depth, y : y + height, x : x + width]
-        return torch.softmax(logits, dim=1).cpu()
+        inner = tuple(slice(margin, margin + side) for margin, side in zip(self.margin, size, strict=True))
+        probabilities = torch.softmax(logits[(..., *inner)], dim=1).cpu()
+        self._classes = probabilities.shape[1]
+        if held.all():
+            return probabilities
+        everywhere = torch.zeros(len(held), self._classes, *size)
+        everywhere[held] = probabilities
+        return everywhere
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == torch.float32:
@@ -133,17 +139,13 @@ class _Joiner:
         self.total = torch.empty(0)
         self.valid = np.empty(0, dtype=np.bool_)
 
-    def add(self, tile: Tile, probabilities: Tensor | None, valid: NDArray[np.bool_]) -> Iterator[Band]:
-        """Adds the probabilities [K, d, h, w] of one window; None where the window holds no data."""
+    def add(self, tile: Tile, probabilities: Tensor, valid: NDArray[np.bool_]) -> Iterator[Band]:
+        """Adds the probabilities [K, d, h, w] of one window."""
         if self.box is None or self._row(tile.window) != self._row(self.box):
-            yield from self._move(tile.window, 0 if probabilities is None else len(probabilities))
+            yield from self._move(tile.window, len(probabilities))
         assert self.box is not None
         at = tile.window.within(self.box)
         self.valid[at] |= valid
-        if probabilities is None:
-            return
-        if not len(self.total):
-            self.total = torch.zeros((len(probabilities), *self.box.size))
         z, y, x = (torch.from_numpy(axis) for axis in tile.weights)
         weights = (y[:, None] * x)[None] if self.planar else z[:, None, None] * y[:, None] * x
         self.total[(slice(None), *at)] += probabilities * weights
@@ -171,13 +173,12 @@ class _Joiner:
             kept = max(0, self.box.size[axis] - done) if same_plane else 0
         total, valid = self.total, self.valid
         self.valid = np.zeros(box.size, dtype=np.bool_)
-        self.total = torch.zeros((len(total) or classes, *box.size))
+        self.total = torch.zeros((classes, *box.size))
         if kept:
             old = (slice(None),) * axis + (slice(-kept, None),)
             new = (slice(None),) * axis + (slice(0, kept),)
             self.valid[new] = valid[old]
-            if len(total):
-                self.total[(slice(None), *new)] = total[(slice(None), *old)]
+            self.total[(slice(None), *new)] = total[(slice(None), *old)]
         self.box = box
 
     def _hand_out(self, rows: int) -> Iterator[Band]:
@@ -186,5 +187,6 @@ class _Joiner:
             return
         part = (slice(None),) * self.axis + (slice(0, rows),)
         size = [rows if a == self.axis else length for a, length in enumerate(self.box.size)]
-        total = self.total if len(self.total) else torch.zeros((1, *self.box.size))
-        yield Band(Window.of(self.box.start, size), total[(slice(None), *part)].clone(), self.valid[part].copy())
+        probabilities, valid = self.total[(slice(None), *part)].clone(), self.valid[part].copy()
+        probabilities[:, torch.from_numpy(~valid)] = torch.nan
+        yield Band(Window.of(self.box.start, size), probabilities, valid)

@@ -13,13 +13,21 @@ from voxtile.models.sizes import crop_to, pad_to_multiple
 Norm = Literal["batch", "instance", "group", "none"]
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that takes a map of one pixel as well, which PyTorch's refuses with one channel per group."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises [B, C, …] over each group of channels."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def _norm(kind: Norm, channels: int, dims: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm3d(channels) if dims == 3 else nn.BatchNorm2d(channels)
     if kind == "instance":
-        return nn.GroupNorm(channels, channels)  # the same sums as InstanceNorm, and it accepts 1x1 maps
+        return GroupNorm(channels, channels)  # the same sums as InstanceNorm
     if kind == "group":
-        return nn.GroupNorm(min(8, channels), channels)
+        return GroupNorm(math.gcd(8, channels), channels)
     return nn.Identity()
 
 
@@ -107,7 +115,6 @@ class UNet(nn.Module):
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / incoming))
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.score.weight, std=0.01)  # scores near zero: no class is favoured before the first step
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps an image [B, C, H, W] ([B, C, D, H, W] if `dims` is 3) to logits [B, num_classes, …] of the same size."""

@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from voxtile.cases.dataset import Dataset, LabelMap
+from voxtile.cases.layouts import FolderLayout
+from voxtile.cases.window import Window
+from voxtile.errors import ConfigError, DataError
+
+LABELS = {0: "ground", 1: "water", 2: "water", -1: "ignore"}
+
+
+def write_tif(path, array, *, nodata=None, names=()):
+    """A GeoTIFF of `array` [C, H, W]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = array.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, nodata=nodata, crs="EPSG:32633",
+        transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_500_000),
+    ) as out:  # fmt: skip
+        out.write(array)
+        for number, name in enumerate(names, 1):
+            out.set_band_description(number, name)
+
+
+def scene(root, name, label, *, bands=2, image=None, **options):
+    """A scene and its label [H, W]."""
+    pixels = np.arange(1, 1 + bands * label.size, dtype=np.int16).reshape(bands, *label.shape) if image is None else image
+    write_tif(root / "images" / f"{name}.tif", pixels, **options)
+    write_tif(root / "labels" / f"{name}.tif", label[None])
+
+
+def dataset(root, **settings):
+    layout = FolderLayout(root, "images/{id}.tif", "labels/{id}.tif")
+    return Dataset(**{"name": "d", "format": "geotiff", "layout": layout, "labels": LABELS} | settings)
+
+
+@pytest.fixture
+def label():
+    return np.array([[0, 1, 2], [-1, 2, 0]], dtype=np.int16)
+
+
+def whole(case):
+    return Window.whole(case.shape)
+
+
+# --- what label values mean
+
+
+def test_values_become_classes_several_to_one_and_some_to_ignore(tmp_path, label):
+    scene(tmp_path, "a", label)
+    data = dataset(tmp_path)
+    (case,) = data.cases()
+    assert data.classes == ("ground", "water")
+    np.testing.assert_array_equal(case.read_label(whole(case))[0], [[0, 1, 1], [255, 1, 0]])
+
+
+def test_classes_are_numbered_in_the_order_of_the_configuration():
+    assert LabelMap.of({7: "roof", 3: "ground", 9: "roof", 0: "ignore"}) == LabelMap(("roof", "ground"), {7: 0, 3: 1, 9: 0, 0: 255})
+
+
+def test_an_unknown_label_value_is_an_error_that_lists_the_values_and_the_file(tmp_path, label):
+    label[0, 0], label[1, 2] = 5, 9
+    scene(tmp_path, "a", label)
+    (case,) = dataset(tmp_path).cases()
+    with pytest.raises(DataError, match=r"labels/a\.tif holds the label values 5, 9 .*it maps -1, 0, 1, 2\. .*5: ignore"):
+        case.read_label(whole(case))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({0: "ground"}, r"names 1 classes \(ground\)"),
+        ({0: "ground", 1: "ignore"}, r"names 1 classes"),
+        ({0: "ground", 1: "a/b"}, r"other signs .* a/b"),
+        ({value: f"class{value}" for value in range(256)}, r"256 classes; a map holds at most 255"),
+    ],
+)
+def test_labels_that_cannot_be_classes_are_refused(labels, message):
+    with pytest.raises(ConfigError, match=message):
+        LabelMap.of(labels)
+
+
+def test_a_map_of_255_classes_is_possible():
+    assert len(LabelMap.of({value: f"class{value}" for value in range(255)}).classes) == 255
+
+
+# --- channels
+
+
+def test_scenes_with_another_number_of_channels_are_named(tmp_path, label):
+    scene(tmp_path, "a", label)
+    scene(tmp_path, "b", label, bands=3)
+    with pytest.raises(DataError, match=r"b\.tif has 3 channels \(band1, band2, band3\), but .*a\.tif has 2 "):
+        dataset(tmp_path).cases()
+
+
+def test_channels_are_chosen_by_name_in_the_order_asked_for(tmp_path, label):
+    scene(tmp_path, "a", label, bands=3, names=("red", "green", "nir"))
+    (case,) = dataset(tmp_path, channels=["nir", "red"]).cases()
+    assert case.channels == ("nir", "red")
+    pixels, _ = case.read(whole(case))
+    np.testing.assert_array_equal(pixels[:, 0], np.arange(1, 19).reshape(3, 2, 3)[[2, 0]])
+
+
+def test_choosing_common_channels_makes_unlike_scenes_alike(tmp_path, label):
+    scene(tmp_path, "a", label)
+    scene(tmp_path, "b", label, bands=3)
+    assert {case.channels for case in dataset(tmp_path, channels=["band2"]).cases()} == {("band2",)}
+
+
+def test_a_channel_that_is_not_there_is_an_error_with_the_nearest_name(tmp_path, label):
+    scene(tmp_path, "a", label, names=("red", "green"))
+    with pytest.raises(DataError, match=r"a\.tif has no channel gren; it has red, green\. Did you mean 'green'"):
+        dataset(tmp_path, channels=["gren"]).cases()
+
+
+# --- which cases
+
+
+def test_excluded_cases_are_not_even_opened(tmp_path, label):
+    scene(tmp_path, "good", label)
+    scene(tmp_path, "broken", label)
+    (tmp_path / "images" / "broken.tif").write_bytes(b"no raster")
+    with pytest.raises(DataError, match=r"broken\.tif cannot be read"):
+        dataset(tmp_path).cases()
+    assert [case.id for case in dataset(tmp_path, exclude=["broken"]).cases()] == ["good"]
+
+
+def test_excluding_a_case_that_is_not_there_suggests_the_nearest(tmp_path, label):
+    scene(tmp_path, "kampala", label)
+    with pytest.raises(ConfigError, match=r"'data\.exclude' names kampla.*Did you mean 'kampala'"):
+        dataset(tmp_path, exclude=["kampla"]).cases()
+
+
+def test_two_cases_of_one_name_are_an_error(tmp_path, label):
+    from voxtile.cases.layouts import ListLayout
+
+    scene(tmp_path, "a", label)
+    for side in ("train", "test"):
+        (tmp_path / f"{side}.txt").write_text("images/a.tif labels/a.tif\n")
+    layout = ListLayout(tmp_path, {"train": "train.txt", "test": "test.txt"})
+    with pytest.raises(DataError, match=r"Several cases .* are called a\."):
+        dataset(tmp_path, layout=layout).cases()
+
+
+def test_groups_and_splits_reach_the_cases(tmp_path, label):
+    scene(tmp_path, "train/place1_2020", label)
+    scene(tmp_path, "test/place2_2020", label)
+    layout = FolderLayout(tmp_path, "images/{split}/{place}_{year:d}.tif", "labels/{split}/{place}_{year:d}.tif", "{place}_{year}")
+    cases = dataset(tmp_path, layout=layout, group={"expression": "place"}).cases()
+    assert [(case.id, case.group, case.split) for case in cases] == [
+        ("place1_2020", "place1", "train"),
+        ("place2_2020", "place2", "test"),
+    ]
+
+
+# --- labels and formats
+
+
+def picture_dataset(root):
+    layout = FolderLayout(root, "{id}_{slice:d}.png", "{id}_{slice:d}_mask.png", "{id}")
+    return Dataset("d", "picture", layout, {0: "ground", 1: "water"})
+
+
+def test_a_label_of_another_size_is_an_error_that_names_both(tmp_path):
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a_1.png")
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a_1_mask.png")
+    with pytest.raises(DataError, match=r"a_1_mask\.png has shape \(1, 4, 6\) .*a_1\.png \(1, 4, 5\).*image's size"):
+        picture_dataset(tmp_path).cases()
+
+
+def test_slices_are_one_volume_with_labels_in_the_same_order(tmp_path):
+    for number in (1, 2, 10):
+        Image.fromarray(np.full((4, 5), number, np.uint8)).save(tmp_path / f"a_{number}.png")
+        Image.fromarray(np.full((4, 5), number == 2, np.uint8)).save(tmp_path / f"a_{number}_mask.png")
+    (case,) = picture_dataset(tmp_path).cases()
+    assert case.read(whole(case))[0][0, :, 0, 0].tolist() == [1, 2, 10]
+    assert case.read_label(whole(case))[:, 0, 0].tolist() == [0, 1, 0]
+
+
+def test_scenes_are_not_stacked_as_slices(tmp_path, label):
+    scene(tmp_path, "north/a", label)
+    scene(tmp_path, "south/a", label)
+    layout = FolderLayout(tmp_path, "images/{part}/{id}.tif", "labels/{part}/{id}.tif")
+    with pytest.raises(DataError, match=r"Case 'a' has 2 label files: .*north/a\.tif, .*south/a\.tif.*data\.layout\.case"):
+        dataset(tmp_path, layout=layout).cases()
+
+
+def test_nodata_of_the_configuration_comes_before_the_files(tmp_path, label):
+    image = np.array([[[0, 7, 1], [2, 7, 0]]], dtype=np.int16)
+    scene(tmp_path, "a", label, image=image, nodata=0)
+    for nodata, empty in ((None, 0), (7, 7)):
+        (case,) = dataset(tmp_path, nodata=nodata).cases()
+        np.testing.assert_array_equal(case.read(whole(case))[1][0], image[0] != empty)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "geotif"}, r"'data\.format=geotif' is unknown.*Did you mean 'geotiff'"),
+        ({"background": "sea"}, r"'data\.background=sea' is no class; the classes are ground, water"),
+        ({"format": "nifti", "nodata": 0.0}, r"'data\.nodata=0' is for 'data\.format=geotiff' only"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_a_file_is_read(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        dataset(tmp_path / "nothing", **settings)
+
+
+def test_background_is_a_class_index_and_colours_follow_the_classes(tmp_path):
+    data = dataset(tmp_path, background="water", colors={"water": (0, 0, 255)})
+    assert data.background == 1
+    assert data.colors[1] == (0, 0, 255)
+    assert len(set(data.colors)) == 2

@@ -1,0 +1,275 @@
+import json
+
+import pytest
+
+from voxtile.cases.layouts import FolderLayout, ListLayout, MsdLayout
+from voxtile.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+def put(root, *names):
+    """Empty files; layouts look at names only."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def names(root, paths):
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+def found(layout):
+    """id -> (images, labels, split), in the order found."""
+    return {c.id: (names(layout.root, c.images), names(layout.root, c.labels), c.split) for c in layout.find()}
+
+
+# --- by name patterns
+
+
+def test_paired_folders_are_cases_in_numeric_order(root):
+    put(root, *(f"{part}/s_{n}.tif" for part in ("images", "labels") for n in (10, 2, 1)))
+    layout = FolderLayout(root, "images/{id}.tif", "labels/{id}.tif")
+    assert found(layout) == {f"s_{n}": ([f"images/s_{n}.tif"], [f"labels/s_{n}.tif"], "") for n in (1, 2, 10)}
+    assert list(found(layout)) == ["s_1", "s_2", "s_10"]
+    assert not layout.several_files
+
+
+def test_a_pattern_with_a_split_gives_each_case_its_side(root):
+    put(root, "train/a.jpg", "trainannot/a.png", "val/b.jpg", "valannot/b.png")
+    layout = FolderLayout(root, "{split}/{id}.jpg", "{split}annot/{id}.png")
+    assert found(layout) == {
+        "a": (["train/a.jpg"], ["trainannot/a.png"], "train"),
+        "b": (["val/b.jpg"], ["valannot/b.png"], "val"),
+    }
+
+
+def test_split_names_of_the_data_set_are_translated(root):
+    put(root, "training/a.tif", "holdout/b.tif")
+    layout = FolderLayout(root, "{split}/{id}.tif", splits={"training": "train", "holdout": "test"})
+    assert {name: split for name, (_, _, split) in found(layout).items()} == {"a": "train", "b": "test"}
+
+
+def test_a_split_nobody_declared_is_an_error_that_names_it(root):
+    put(root, "train/a.tif", "holdout/b.tif")
+    with pytest.raises(DataError, match=r"b\.tif belongs to split 'holdout'.*knows train, val, test.*splits=\{holdout: train"):
+        FolderLayout(root, "{split}/{id}.tif").find()
+
+
+def test_slices_of_a_patient_are_stacked_by_number(root):
+    put(root, *(f"p{p}/p{p}_{n}{end}.tif" for p in (1, 2) for n in (10, 1, 2) for end in ("", "_mask")))
+    layout = FolderLayout(root, "{patient}/{patient}_{slice:d}.tif", "{patient}/{patient}_{slice:d}_mask.tif", case="{patient}")
+    images, labels, _ = found(layout)["p1"]
+    assert images == ["p1/p1_1.tif", "p1/p1_2.tif", "p1/p1_10.tif"]
+    assert labels == ["p1/p1_1_mask.tif", "p1/p1_2_mask.tif", "p1/p1_10_mask.tif"]
+    assert list(found(layout)) == ["p1", "p2"]
+    assert layout.several_files
+    assert [dict(case.fields) for case in layout.find()] == [{"patient": "p1"}, {"patient": "p2"}]
+
+
+def test_several_patterns_are_the_bands_of_one_case(root):
+    put(root, "s1/a.tif", "s2/a.tif", "s1/b.tif", "s2/b.tif")
+    layout = FolderLayout(root, ["s2/{id}.tif", "s1/{id}.tif"])
+    assert found(layout)["a"] == (["s2/a.tif", "s1/a.tif"], [], "")
+    assert layout.several_files
+    (root / "s1/b.tif").unlink()
+    with pytest.raises(DataError, match=r"s2/b\.tif has no partner .*s1/b\.tif"):
+        layout.find()
+
+
+def test_a_name_that_occurs_twice_stands_for_one_text(root):
+    put(root, "p1/p1_a.tif", "p1/p2_a.tif")
+    assert list(found(FolderLayout(root, "{patient}/{patient}_{kind}.tif", case="{patient}"))) == ["p1"]
+
+
+def test_digits_and_stars_match_what_they_say(root):
+    put(root, "x/7.tif", "x/7b.tif", "y/8.tif", "x/deeper/9.tif")
+    assert list(found(FolderLayout(root, "*/{id:d}.tif"))) == ["7", "8"]
+
+
+def test_brackets_in_folder_names_are_no_wildcards(root):
+    put(root, "scenes [v1]/a.tif", "scenes v/b.tif")
+    assert list(found(FolderLayout(root, "scenes [v1]/{id}.tif"))) == ["a"]
+
+
+def test_labels_beside_their_images_are_no_images(root):
+    put(root, "a.tif", "a_mask.tif", "b.tif", "b_mask.tif")
+    assert found(FolderLayout(root, "{id}.tif", "{id}_mask.tif")) == {
+        "a": (["a.tif"], ["a_mask.tif"], ""),
+        "b": (["b.tif"], ["b_mask.tif"], ""),
+    }
+
+
+def test_images_without_a_label_are_named_or_left_out(root):
+    put(root, "images/a.tif", "images/b.tif", "images/c.tif", "labels/a.tif")
+    with pytest.raises(DataError, match=r"2 images .* no label .*b\.tif, c\.tif.*unlabelled=true"):
+        FolderLayout(root, "images/{id}.tif", "labels/{id}.tif").find()
+    assert list(found(FolderLayout(root, "images/{id}.tif", "labels/{id}.tif", unlabelled=True))) == ["a"]
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_labels_without_an_image_are_named(root, unlabelled):
+    put(root, "images/a.tif", "labels/a.tif", "labels/b.tif")
+    with pytest.raises(DataError, match=r"1 labels .* no image .*b\.tif"):
+        FolderLayout(root, "images/{id}.tif", "labels/{id}.tif", unlabelled=unlabelled).find()
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "case"),
+    [
+        (["train/a.tif", "val/a.tif"], "{split}/{id}.tif", "{id}"),
+        (["train/a_1.tif", "val/a_2.tif"], "{split}/{id}_{slice:d}.tif", "{id}"),
+        (["x/a.tif", "y/a.tif"], "*/{id}.tif", "{id}"),
+    ],
+)
+def test_files_that_share_an_id_without_being_slices_are_an_error_that_names_them(root, files, pattern, case):
+    put(root, *files)
+    with pytest.raises(DataError, match=r"Several files .* make case 'a' .*" + ", ".join(files)):
+        FolderLayout(root, pattern, case=case).find()
+
+
+def test_an_id_made_of_more_names_tells_such_files_apart(root):
+    put(root, "train/a.tif", "val/a.tif")
+    assert list(found(FolderLayout(root, "{split}/{id}.tif", case="{split}_{id}"))) == ["train_a", "val_a"]
+
+
+def test_bands_and_slices_are_not_mixed(root):
+    put(root, *(f"{band}/p_{n}.tif" for band in ("red", "nir") for n in (1, 2)))
+    with pytest.raises(DataError, match="bands and slices cannot both"):
+        FolderLayout(root, ["red/{id}_{slice:d}.tif", "nir/{id}_{slice:d}.tif"]).find()
+
+
+def test_a_label_pattern_may_only_use_names_of_the_images(root):
+    put(root, "images/a.tif")
+    with pytest.raises(DataError, match=r"uses \{place\}.*it defines id"):
+        FolderLayout(root, "images/{id}.tif", "labels/{place}.tif").find()
+
+
+def test_another_folder_is_searched_by_the_same_patterns_without_labels(root, tmp_path):
+    put(tmp_path, "new/images/q.tif")
+    layout = FolderLayout(root, "images/{id}.tif", "labels/{id}.tif")
+    (case,) = layout.unlabelled_below(tmp_path / "new")
+    assert (case.id, case.labels) == ("q", ())
+
+
+# --- the Decathlon's dataset.json
+
+
+def msd(root, pairs):
+    (root / "dataset.json").write_text(json.dumps({"training": [{"image": a, "label": b} for a, b in pairs], "test": ["./t.nii.gz"]}))
+    return MsdLayout(root)
+
+
+def test_the_decathlons_pairs_become_cases_in_its_order(root):
+    put(root, *(f"{part}/h_{n}.nii.gz" for part in ("imagesTr", "labelsTr") for n in (3, 20)))
+    layout = msd(root, [(f"./imagesTr/h_{n}.nii.gz", f"./labelsTr/h_{n}.nii.gz") for n in (20, 3)])
+    assert found(layout) == {f"h_{n}": ([f"imagesTr/h_{n}.nii.gz"], [f"labelsTr/h_{n}.nii.gz"], "") for n in (20, 3)}
+    assert list(found(layout)) == ["h_20", "h_3"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "imagesTr/../../outside.nii.gz"])
+def test_a_listing_cannot_point_outside_the_data_folder(root, name):
+    put(root.parent, "outside.nii.gz")
+    put(root, "imagesTr/a.nii.gz")
+    for pair in ((name, "imagesTr/a.nii.gz"), ("imagesTr/a.nii.gz", name)):
+        with pytest.raises(DataError, match=f"names '{name}', which lies outside"):
+            msd(root, [pair]).find()
+
+
+def test_a_link_out_of_the_data_folder_is_refused_too(root):
+    put(root.parent, "secret.nii.gz")
+    (root / "a.nii.gz").symlink_to(root.parent / "secret.nii.gz")
+    with pytest.raises(DataError, match="lies outside"):
+        msd(root, [("a.nii.gz", "a.nii.gz")]).find()
+
+
+def test_a_listed_file_that_is_not_there_is_named(root):
+    put(root, "a.nii.gz")
+    with pytest.raises(DataError, match=r"dataset\.json names 'b\.nii\.gz', and .* does not exist"):
+        msd(root, [("a.nii.gz", "b.nii.gz")]).find()
+
+
+@pytest.mark.parametrize("text", ["{not json", "[]", "{}", '{"training": ["a.nii.gz"]}', '{"training": [{"image": "a"}]}', "\udcff"])
+def test_a_broken_listing_is_an_error_that_names_it(root, text):
+    (root / "dataset.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=r"dataset\.json cannot be read.*list 'training'"):
+        MsdLayout(root).find()
+
+
+def test_a_missing_listing_is_an_error_that_names_it(root):
+    with pytest.raises(DataError, match=r"dataset\.json cannot be read"):
+        MsdLayout(root).find()
+
+
+# --- list files
+
+
+def test_lists_name_pairs_by_split(root):
+    put(root, "train/a.png", "trainannot/a.png", "test/b.png", "testannot/b.png")
+    (root / "train.txt").write_text("train/a.png trainannot/a.png\n\n")
+    (root / "test.txt").write_text("test/b.png\ttestannot/b.png")
+    assert found(ListLayout(root, {"train": "train.txt", "test": "test.txt"})) == {
+        "a": (["train/a.png"], ["trainannot/a.png"], "train"),
+        "b": (["test/b.png"], ["testannot/b.png"], "test"),
+    }
+
+
+@pytest.mark.parametrize("line", ["a.png", "a.png l.png more.png"])
+def test_a_line_that_is_no_pair_is_named_by_its_number(root, line):
+    put(root, "a.png", "l.png")
+    (root / "train.txt").write_text(f"a.png l.png\n{line}\n")
+    with pytest.raises(DataError, match=rf"train\.txt, line 2: expected 'image label', found '{line}'"):
+        ListLayout(root, {"train": "train.txt"}).find()
+
+
+def test_a_list_cannot_point_outside_the_data_folder(root):
+    put(root, "a.png")
+    (root / "train.txt").write_text("a.png ../../etc/passwd\n")
+    with pytest.raises(DataError, match=r"line 1, names '\.\./\.\./etc/passwd', which lies outside"):
+        ListLayout(root, {"train": "train.txt"}).find()
+    with pytest.raises(DataError, match=r"data\.layout\.lists names '\.\./lists\.txt', which lies outside"):
+        ListLayout(root, {"train": "../lists.txt"}).find()
+
+
+def test_a_list_or_a_listed_file_that_is_not_there_is_named(root):
+    with pytest.raises(DataError, match=r"data\.layout\.lists names 'train\.txt'.*does not exist"):
+        ListLayout(root, {"train": "train.txt"}).find()
+    put(root, "a.png")
+    (root / "train.txt").write_text("a.png gone.png\n")
+    with pytest.raises(DataError, match=r"line 1, names 'gone\.png'.*does not exist"):
+        ListLayout(root, {"train": "train.txt"}).find()
+
+
+def test_a_list_that_is_no_text_is_named(root):
+    (root / "train.txt").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(DataError, match=r"train\.txt cannot be read.*'image label'"):
+        ListLayout(root, {"train": "train.txt"}).find()
+
+
+# --- all of them
+
+
+LAYOUTS = [
+    lambda root: FolderLayout(root, "images/{id}.tif"),
+    lambda root: MsdLayout(root),
+    lambda root: ListLayout(root, {"train": "train.txt"}),
+]
+
+
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_a_missing_folder_is_named_with_the_way_to_set_it(root, make):
+    with pytest.raises(DataError, match=r"gone does not exist .*data\.layout\.root=.*VOXTILE_DATA"):
+        make(root / "gone").find()
+
+
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_a_folder_without_cases_is_an_error_that_says_what_was_looked_for(root, make):
+    (root / "dataset.json").write_text('{"training": []}')
+    (root / "train.txt").touch()
+    with pytest.raises(DataError, match=r"holds no case: .*(images/\{id\}\.tif|'training'|train\.txt)"):
+        make(root).find()

@@ -1,0 +1,223 @@
+"""Preparing a data set of real files: what stops it, what its fingerprint depends on, and that test labels stay closed."""
+
+import numpy as np
+import pytest
+import rasterio
+
+from tests.testers.memory import memory_case
+from voxtile.cases.dataset import Dataset
+from voxtile.cases.layouts import FolderLayout
+from voxtile.data.augment import Augment
+from voxtile.data.datamodule import Steps, VoxtileData
+from voxtile.data.normalise import Normalisation
+from voxtile.data.prepared import prepare, window_size
+from voxtile.data.splits import GivenSplit, GroupSplit
+from voxtile.errors import ConfigError, DataError
+
+LABELS = {0: "ground", 1: "water", 2: "roof", 255: "ignore"}
+SCENES = {"train": ("a", "b", "c"), "val": ("d", "e"), "test": ("f", "g")}
+
+
+def write(path, array, nodata=None, corner=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = array.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, nodata=nodata, crs="EPSG:32633",
+        transform=rasterio.Affine(10, 0, 500_000 + 10_000 * corner, 0, -10, 5_500_000),
+    ) as out:  # fmt: skip
+        out.write(array)
+
+
+def scene(root, side, name, *, image=None, label=None):
+    """A scene of two bands with an unlike seed, at a place of its own."""
+    number = ord(name)
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(1, 999, (2, 24, 40), dtype=np.int16) if image is None else image
+    classes = rng.integers(0, 3, (24, 40), dtype=np.uint8) if label is None else label
+    write(root / side / "images" / f"{name}.tif", pixels, nodata=0, corner=number)
+    write(root / side / "labels" / f"{name}.tif", classes[None], corner=number)
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "data"
+    for side, names in SCENES.items():
+        for name in names:
+            scene(folder, side, name)
+    return folder
+
+
+def dataset(root, **settings):
+    layout = FolderLayout(root, "{split}/images/{id}.tif", "{split}/labels/{id}.tif")
+    return Dataset("d", "geotiff", layout, LABELS, **settings)
+
+
+def ready(root, *, scheme=None, per="dataset", data=None, **options):
+    return prepare(data or dataset(root), scheme or GivenSplit(), Normalisation(per), root.parent / "cache", **options)
+
+
+def test_a_data_set_is_split_surveyed_and_measured(root):
+    ticks = []
+    found = ready(root, progress=lambda total, title: ticks.append(total) or (lambda: ticks.append(1)))
+    assert {side: tuple(case.id for case in cases) for side, cases in found.split.sides.items()} == SCENES
+    assert set(found.surveys) == {"a", "b", "c", "d", "e"}
+    assert set(found.images) == {"a", "b", "c", "d", "e", "f", "g"}
+    assert found.channels == 2
+    labels = [np.random.default_rng(ord(name)) for name in "abc"]
+    labels = [(rng.integers(1, 999, (2, 24, 40), dtype=np.int16), rng.integers(0, 3, (24, 40), dtype=np.uint8))[1] for rng in labels]
+    assert found.class_counts == np.bincount(np.ravel(labels)).tolist()
+    assert found.present_counts == [3 * 24 * 40] * 3
+    assert ticks == [7] + [1] * 7
+
+
+def test_intensities_come_from_training_cases_only_or_from_each_case(root):
+    shared = ready(root)
+    pixels = np.concatenate([shared.surveys[name].sample for name in "abc"], axis=1)
+    np.testing.assert_allclose(shared.intensity.mean, Normalisation("dataset").of_dataset([pixels]).mean)
+    assert {shared.intensity_of(case) for case in shared.split.val} == {shared.intensity}
+    own = ready(root, per="case")
+    assert own.intensity is None
+    assert len({own.intensity_of(case) for case in own.split.val}) == 2
+
+
+def test_a_limit_keeps_the_first_cases_of_each_side(root):
+    found = ready(root, limit=1)
+    assert [case.id for case in (*found.split.train, *found.split.val)] == ["a", "d"]
+
+
+# --- what stops it
+
+
+def test_a_leak_is_an_error_until_it_is_waived(root):
+    scene(root, "val", "d", image=np.random.default_rng(ord("a")).integers(1, 999, (2, 24, 40), dtype=np.int16))
+    with pytest.raises(DataError, match=r"'d' \(val\) has the same image as a \(train\).*data\.waive="):
+        ready(root)
+    (sentence,) = ready(root, waive=["d"]).waived
+    assert "'d' (val) has the same image as a (train)" in sentence
+
+
+def test_a_test_image_in_training_is_a_leak_too(root):
+    scene(root, "test", "f", image=np.random.default_rng(ord("b")).integers(1, 999, (2, 24, 40), dtype=np.int16))
+    with pytest.raises(DataError, match=r"'f' \(test\) has the same image as b \(train\)"):
+        ready(root)
+
+
+def test_a_class_that_training_never_shows_is_named(root):
+    for name in SCENES["train"]:
+        scene(root, "train", name, label=np.random.default_rng(0).integers(0, 2, (24, 40), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"No training case holds a pixel of class roof;.*split\.seed"):
+        ready(root)
+
+
+@pytest.mark.parametrize(("side", "name", "word"), [("train", "b", "training"), ("val", "e", "validation")])
+def test_a_scene_without_any_data_is_named_with_the_way_to_leave_it_out(root, side, name, word):
+    scene(root, side, name, image=np.zeros((2, 24, 40), np.int16))
+    with pytest.raises(DataError, match=rf"1 {word} cases hold no pixel .*'data\.exclude=\[{name}\]'"):
+        ready(root)
+    assert name not in ready(root, data=dataset(root, exclude=[name])).surveys
+
+
+def test_empty_scenes_on_two_sides_are_called_empty_and_not_a_leak(root):
+    for side, name in (("train", "b"), ("val", "e")):
+        scene(root, side, name, image=np.zeros((2, 24, 40), np.int16))
+    with pytest.raises(DataError, match=r"cases hold no pixel"):
+        ready(root)
+
+
+def test_a_label_that_is_ignored_everywhere_is_named(root):
+    scene(root, "val", "e", label=np.full((24, 40), 255, np.uint8))
+    with pytest.raises(DataError, match=r"1 validation cases hold no pixel .*: e\."):
+        ready(root)
+
+
+def test_an_empty_side_of_the_split_is_an_error(root):
+    with pytest.raises(DataError, match="leaves nothing for 'val'"):
+        ready(root, data=dataset(root, exclude=["d", "e"]))
+
+
+def test_the_window_is_checked_against_the_cases():
+    cases = [memory_case("a", (1, 50, 70)), memory_case("b", (4, 20, 90))]
+    assert window_size([64, 96], cases) == (1, 64, 96)
+    assert window_size([4, 50, 90], cases) == (4, 50, 90)
+    with pytest.raises(ConfigError, match=r"'data\.window=\[65, 96\]' is larger than every case.*\(4, 50, 90\).*'data\.window=\[64,96\]'"):
+        window_size([65, 96], cases)
+    for wrong in ([64], [1, 2, 3, 4], [0, 64]):
+        with pytest.raises(ConfigError, match=r"must be \[height, width\]"):
+            window_size(wrong, cases)
+
+
+# --- identity and the locked side
+
+
+def test_the_fingerprint_depends_on_content_and_not_on_the_place(root):
+    before = ready(root)
+    moved = root.rename(root.with_name("elsewhere"))
+    after = ready(moved)
+    assert (after.fingerprint, after.test_fingerprint) == (before.fingerprint, before.test_fingerprint)
+    scene(moved, "train", "a", label=np.zeros((24, 40), np.uint8))
+    changed = ready(moved)
+    assert changed.fingerprint != before.fingerprint
+    assert changed.test_fingerprint == before.test_fingerprint
+    scene(moved, "test", "f", image=np.ones((2, 24, 40), np.int16))
+    assert ready(moved).test_fingerprint != before.test_fingerprint
+
+
+class Closing(Dataset):
+    """Takes the labels of test cases away as soon as their headers were read."""
+
+    def cases(self):
+        found = super().cases()
+        for case in found:
+            if case.split == "test":
+                case.labels.source.path.unlink()
+        return found
+
+
+def test_labels_of_test_cases_are_never_read(root):
+    layout = FolderLayout(root, "{split}/images/{id}.tif", "{split}/labels/{id}.tif")
+    found = ready(root, data=Closing("d", "geotiff", layout, LABELS))
+    assert [case.id for case in found.split.test] == ["f", "g"]
+    assert not any(case.labels.source.path.exists() for case in found.split.test)
+
+
+def test_stratifying_counts_the_labels_of_all_cases(root):
+    found = ready(root, scheme=GroupSplit(val=0.3, test=0.3, stratify=True))
+    assert sum(map(len, found.split.sides.values())) == 7
+    assert found.split == ready(root, scheme=GroupSplit(val=0.3, test=0.3, stratify=True)).split
+
+
+# --- batches of it
+
+
+def batches(found, workers=2, size=(1, 16, 16)):
+    data = VoxtileData(found, size, Augment(), 0, Steps(3, lambda: range(4, 7)), 0.3, workers)
+    return data, list(data.train_dataloader()), list(data.val_dataloader())
+
+
+def test_training_batches_are_the_streams_samples_of_the_coming_steps(root):
+    data, train, _ = batches(ready(root))
+    assert [batch["index"].tolist() for batch in train] == [[12, 13, 14], [15, 16, 17], [18, 19, 20]]
+    np.testing.assert_array_equal(train[1]["image"][2], data.stream.sample(17)["image"])
+
+
+def test_validation_judges_every_pixel_once_and_never_mixes_cases(root):
+    found = ready(root)
+    _, _, val = batches(found)
+    assert all(len(set(batch["case"].tolist())) == 1 and len(batch["case"]) <= 3 for batch in val)
+    for number, case in enumerate(found.split.val):
+        judged = np.concatenate([batch["label"].flatten() for batch in val if batch["case"][0] == number])
+        assert np.bincount(judged, minlength=256)[:3].tolist() == found.surveys[case.id].counts.tolist()
+
+
+def test_validation_batches_carry_their_cases_own_intensities(root):
+    found = ready(root, per="case")
+    for batch in batches(found)[2]:
+        own = found.intensity_of(found.split.val[batch["case"][0]]).arrays()
+        assert all(np.array_equal(row, own["mean"]) for row in batch["mean"].numpy())
+
+
+def test_workers_change_nothing(root):
+    found = ready(root)
+    for alone, together in zip(batches(found, 0)[1:], batches(found, 3)[1:], strict=True):
+        for a, b in zip(alone, together, strict=True):
+            assert all(np.array_equal(a[key], b[key]) for key in ("image", "valid", "label", "case"))

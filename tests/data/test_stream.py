@@ -1,0 +1,185 @@
+"""The sample stream is a pure function of (seed, i), and its windows are where they should be."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.testers.memory import MemorySource, memory_case
+from voxtile.cases.case import Case, Labels
+from voxtile.cases.window import Window
+from voxtile.data.augment import Augment
+from voxtile.data.normalise import Intensity
+from voxtile.data.stream import SampleStream
+from voxtile.data.survey import survey
+from voxtile.errors import DataError
+
+few = settings(max_examples=15, deadline=None)
+PLAIN = Intensity((-np.inf,), (np.inf,), (0.0,), (1.0,))
+CLASSES = 3
+
+
+def case_of(name, shape, seed=0, *, valid=None, label=None):
+    """A case whose pixels number its places, so that a sample shows where it was cut."""
+    array = 1 + np.arange(np.prod(shape), dtype=np.int32).reshape(1, *shape)
+    if label is None:
+        label = np.random.default_rng(seed).choice([0, 1, 2, 255], shape, p=[0.6, 0.2, 0.1, 0.1])
+    labels = Labels(MemorySource(label[None], path=f"{name}_l.npy"), {0: 0, 1: 1, 2: 2, 255: 255})
+    return Case(name, name, MemorySource(array, valid=valid, path=f"{name}.npy"), labels)
+
+
+def stream_of(cases, size=(1, 8, 8), seed=0, **options):
+    found = [survey(case, CLASSES) for case in cases]
+    return SampleStream(cases, found, [PLAIN] * len(cases), size, seed, Augment({"flips": ["y", "x"]}), **options)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return [case_of("a", (1, 40, 30), 1), case_of("b", (3, 20, 50), 2), case_of("c", (1, 9, 9), 3)]
+
+
+def plain(value):
+    """Arrays as bytes, for comparing samples."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    return (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+
+
+# --- a pure function
+
+
+@few
+@given(seed=st.integers(0, 2**31), order=st.permutations(range(12)))
+def test_a_sample_depends_on_seed_and_index_only(cases, seed, order):
+    expected = [plain(stream_of(cases, seed=seed, balance=0.3, balanced=(1, 2)).sample(i)) for i in range(12)]
+    other = stream_of(cases, seed=seed, balance=0.3, balanced=(1, 2))
+    assert {i: plain(other.sample(i)) for i in order} == dict(enumerate(expected))
+
+
+def test_threads_get_the_same_samples(cases):
+    far = [*range(40), *range(10_000, 10_040)]  # many decks on: more than are remembered
+    expected = [plain(stream_of(cases).sample(i)) for i in far]
+    shared = stream_of(cases)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda i: plain(shared.sample(i)), far)) == expected
+
+
+def test_another_seed_gives_other_samples(cases):
+    streams = [stream_of(cases, seed=seed) for seed in (0, 1)]
+    first, second = ([stream.spec(i) for i in range(30)] for stream in streams)
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
+
+
+# --- where windows lie
+
+
+@few
+@given(st.integers(0, 10**6))
+def test_windows_stay_in_the_case_and_hold_what_lies_there(cases, index):
+    stream = stream_of(cases)
+    spec, sample = stream.spec(index), stream.sample(index)
+    case = cases[spec.case]
+    assert spec.window.size == (1, 8, 8)
+    assert spec.window.inside(case.shape)
+    np.testing.assert_array_equal(sample["image"], case.read(spec.window)[0])
+    np.testing.assert_array_equal(sample["label"], case.read_label(spec.window))
+    assert sample["valid"].all()
+    assert (sample["index"], sample["case"]) == (index, spec.case)
+
+
+def test_windows_stay_in_a_view(cases):
+    view = cases[0].view(Window(0, 10, 5, 1, 15, 20), ":part")
+    stream = stream_of([view])
+    inside = cases[0].read(Window(0, 10, 5, 1, 15, 20))[0]
+    seen = np.unique([stream.sample(i)["image"] for i in range(60)])
+    np.testing.assert_array_equal(seen, np.unique(inside))
+
+
+def test_every_pixel_comes_up(cases):
+    stream = stream_of([cases[2]], size=(1, 4, 4))
+    seen = np.unique([stream.sample(i)["image"] for i in range(200)])
+    assert len(seen) == 81
+
+
+def test_windows_are_laid_around_a_judged_pixel(cases):
+    stream = stream_of(cases)
+    assert all((stream.sample(i)["label"] != 255).any() for i in range(100))
+
+
+def test_areas_without_data_are_never_the_anchor():
+    valid = np.zeros((1, 60, 60), dtype=bool)
+    valid[:, 40:45, 12:17] = True
+    stream = stream_of([case_of("a", (1, 60, 60), valid=valid)])
+    for i in range(100):
+        sample = stream.sample(i)
+        assert sample["valid"].any()
+        assert (sample["label"][~sample["valid"]] == 255).all()
+
+
+def test_a_window_larger_than_the_case_has_it_in_its_middle():
+    stream = stream_of([case_of("a", (1, 5, 6))], size=(1, 9, 16))
+    assert {stream.spec(i).window for i in range(20)} == {Window(0, -2, -5, 1, 9, 16)}
+    sample = stream.sample(0)
+    inner = np.zeros((1, 9, 16), dtype=bool)
+    inner[:, 2:7, 5:11] = True
+    np.testing.assert_array_equal(sample["valid"], inner)
+    np.testing.assert_array_equal(sample["image"][0][inner], np.arange(1, 31))
+    assert (sample["image"][0][~inner] == 0).all()
+    assert (sample["label"][~inner] == 255).all()
+
+
+# --- how often what comes
+
+
+def test_one_pass_deals_each_case_by_its_judged_pixels(cases):
+    stream = stream_of(cases)
+    windows = [-(-survey(case, CLASSES).judged // 64) for case in cases]
+    assert len(stream) == sum(windows)
+    for turn in range(3):
+        dealt = [stream.spec(turn * len(stream) + i).case for i in range(len(stream))]
+        assert [dealt.count(number) for number in range(len(cases))] == windows
+    orders = {tuple(stream.spec(turn * len(stream) + i).case for i in range(len(stream))) for turn in range(5)}
+    assert len(orders) == 5
+
+
+def test_without_balance_classes_come_by_their_share():
+    label = np.zeros((1, 64, 64), np.uint8)
+    label[:, 48:] = 1
+    stream = stream_of([case_of("a", (1, 64, 64), label=label)], size=(1, 1, 1))
+    share = np.mean([stream.spec(i).window.y >= 48 for i in range(2000)])
+    assert abs(share - 0.25) < 0.04  # 4 standard deviations
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_balance_brings_rare_classes_up(balance):
+    first, second = np.zeros((1, 64, 64), np.uint8), np.zeros((1, 64, 64), np.uint8)
+    first[0, 7, 9], second[0, 30:32, 5] = 1, 2
+    both = [case_of("a", (1, 64, 64), label=first), case_of("b", (1, 64, 64), label=second)]
+    stream = stream_of(both, size=(1, 1, 1), balance=balance, balanced=(1, 2))
+    specs = [stream.spec(i) for i in range(2000)]
+    found = np.array([(first, second)[spec.case][spec.window.start] for spec in specs])
+    for rare in (1, 2):
+        assert abs((found == rare).mean() - balance / 2) < 0.05
+
+
+def test_a_class_that_no_case_holds_is_not_drawn():
+    label = np.ones((1, 16, 16), np.uint8)
+    stream = stream_of([case_of("a", (1, 16, 16), label=label)], balance=1.0, balanced=(1, 2))
+    assert all((stream.sample(i)["label"] == 1).all() for i in range(20))
+
+
+def test_a_case_with_nothing_to_judge_is_named():
+    blind = case_of("cloudy", (1, 16, 16), valid=np.zeros((1, 16, 16), dtype=bool))
+    with pytest.raises(DataError, match=r"1 training cases hold no pixel .*cloudy.*'data\.exclude=\[cloudy\]'"):
+        stream_of([case_of("a", (1, 16, 16)), blind])
+
+
+def test_numbers_for_normalisation_are_the_cases_own():
+    both = [memory_case(name, (1, 2, 2), label=np.array([[[0, 1], [1, 0]]])) for name in "ab"]
+    numbers = [Intensity((0.0,), (9.0,), (float(n),), (n + 1.0,)) for n in range(2)]
+    stream = SampleStream(both, [survey(case, 2) for case in both], numbers, (1, 2, 2), 0, Augment())
+    for i in range(10):
+        sample = stream.sample(i)
+        assert (sample["mean"], sample["std"]) == (sample["case"], sample["case"] + 1)

@@ -1,0 +1,262 @@
+"""One pass over a case against brute force, what its digests depend on, and the cache of surveys."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+
+from voxtile.cases.case import Case, Labels
+from voxtile.cases.geotiff import GeoTiffSource, label_source
+from voxtile.cases.window import Window
+from voxtile.data import survey as module
+from voxtile.data.survey import blocks, fingerprint, survey, survey_all
+from voxtile.errors import DataError
+
+CLASSES, VALUES = 3, {0: 0, 1: 1, 2: 2, 9: 255}
+
+
+def write(path, array, nodata=None):
+    """A GeoTIFF of `array` [C, H, W]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = array.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, nodata=nodata, crs="EPSG:32633",
+        transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_500_000),
+    ) as out:  # fmt: skip
+        out.write(array)
+
+
+def open_case(folder, name="a", nodata=None):
+    image = GeoTiffSource([folder / f"{name}.tif"], nodata)
+    return Case(name, name, image, Labels(label_source(folder / f"{name}_label.tif", image), VALUES))
+
+
+@pytest.fixture
+def image():
+    pixels = np.random.default_rng(0).integers(1, 500, (2, 50, 70), dtype=np.int16)
+    pixels[:, :20, :30] = 0
+    return pixels
+
+
+@pytest.fixture
+def label():
+    return np.random.default_rng(1).choice([0, 1, 9], (50, 70), p=[0.7, 0.2, 0.1]).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, image, label):
+    return rewritten(tmp_path / "data", image, label)
+
+
+def rewritten(folder, image, label):
+    write(folder / "a.tif", image, nodata=0)
+    write(folder / "a_label.tif", label[None])
+    return folder
+
+
+@pytest.fixture(params=[1024, 16], ids=["one block", "many blocks"])
+def _block(request, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", request.param)
+
+
+def equal(a, b):
+    return (
+        (a.image_digest, a.label_digest, a.pixels, a.valid) == (b.image_digest, b.label_digest, b.pixels, b.valid)
+        and np.array_equal(a.counts, b.counts)
+        and np.array_equal(a.sample, b.sample)
+        and all(np.array_equal(x, y) for x, y in zip(a.locations, b.locations, strict=True))
+    )
+
+
+# --- what it finds
+
+
+@pytest.mark.usefixtures("_block")
+def test_counts_and_shares_are_those_of_brute_force(folder, image, label):
+    found = survey(open_case(folder), CLASSES)
+    valid = (image != 0).any(axis=0)
+    assert found.counts.tolist() == [int(((label == value) & valid).sum()) for value in range(CLASSES)]
+    assert found.judged == ((label != 9) & valid).sum()
+    assert found.pixels == label.size
+    assert found.valid == pytest.approx(valid.mean())
+    np.testing.assert_array_equal(np.sort(found.sample), np.sort(image[:, valid]))
+
+
+@pytest.mark.usefixtures("_block")
+def test_locations_hold_their_class_and_data(folder, image, label):
+    found = survey(open_case(folder), CLASSES)
+    for index, places in enumerate(found.locations):
+        assert len(places) == min(found.counts[index], module.MOST_LOCATIONS)
+        assert len(np.unique(places, axis=0)) == len(places)
+        z, y, x = places.T
+        assert (z == 0).all()
+        assert (label[y, x] == index).all()
+        assert (image[:, y, x] != 0).all()
+
+
+def test_a_draw_of_locations_is_even(folder, image, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 16)
+    monkeypatch.setattr(module, "MOST_LOCATIONS", 400)
+    rewritten(folder, image, np.zeros((50, 70), np.uint8))
+    places = survey(open_case(folder), CLASSES).locations[0]
+    assert places.shape == (400, 3)
+    valid = (image != 0).any(axis=0)
+    expected = 400 * valid[:, :35].sum() / valid.sum()
+    assert abs((places[:, 2] < 35).sum() - expected) < 40  # 4 standard deviations
+
+
+def test_the_sample_of_a_big_case_is_thinned_evenly(folder, monkeypatch):
+    monkeypatch.setattr(module, "MOST_PIXELS", 1000)
+    found = survey(open_case(folder), CLASSES)
+    assert 500 < found.sample.shape[1] <= 1000
+
+
+def test_of_a_huge_case_only_some_blocks_of_the_image_are_read(folder, monkeypatch, label):
+    monkeypatch.setattr(module, "BLOCK", 10)
+    monkeypatch.setattr(module, "MOST_IMAGE_BLOCKS", 7)
+    case, read = open_case(folder), []
+    monkeypatch.setattr(Case, "read", lambda self, window, original=Case.read: read.append(window) or original(self, window))
+    found = survey(case, CLASSES)
+    assert len(read) == 7
+    assert read[0].start == (0, 0, 0)
+    assert read[-1].stop == case.shape
+    assert found.counts.sum() > (label != 9).sum() / 2  # the label is read whole
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 5), (1, 2050, 1030), (300, 100, 120), (7, 1500, 90)])
+def test_blocks_partition_the_case_and_are_small(shape):
+    times = np.zeros(shape, dtype=np.int8)
+    for part in blocks(shape, 1024 * 1024):
+        assert part.pixels <= 1024 * 1024
+        times[part.slices] += 1
+    assert (times == 1).all()
+
+
+def test_a_case_without_any_data_has_nothing_to_judge(folder, image, label):
+    rewritten(folder, np.zeros_like(image), label)
+    found = survey(open_case(folder), CLASSES)
+    assert (found.judged, found.valid, found.sample.shape) == (0, 0.0, (2, 0))
+
+
+def test_a_view_is_surveyed_by_its_part_only(folder, image, label):
+    region = Window(0, 15, 25, 1, 20, 30)
+    found = survey(open_case(folder).view(region, ":part"), CLASSES)
+    part, valid = label[15:35, 25:55], (image != 0).any(axis=0)[15:35, 25:55]
+    assert found.counts.tolist() == [int(((part == value) & valid).sum()) for value in range(CLASSES)]
+
+
+# --- digests
+
+
+def test_digests_change_with_a_pixel(folder, image, label):
+    before = survey(open_case(folder), CLASSES)
+    image[1, 40, 60] += 1
+    pixel = survey(open_case(rewritten(folder, image, label)), CLASSES)
+    assert pixel.image_digest != before.image_digest
+    assert pixel.label_digest == before.label_digest
+    label[40, 60] = 2
+    other = survey(open_case(rewritten(folder, image, label)), CLASSES)
+    assert other.image_digest == pixel.image_digest
+    assert other.label_digest != pixel.label_digest
+
+
+def test_the_images_digest_changes_with_what_counts_as_data(folder):
+    assert survey(open_case(folder), CLASSES).image_digest != survey(open_case(folder, nodata=-1), CLASSES).image_digest
+
+
+def test_digests_do_not_change_with_the_files_place_or_time(folder, tmp_path):
+    before = survey(open_case(folder), CLASSES)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    for path in (tmp_path / "elsewhere").iterdir():
+        os.utime(path, (1, 1))
+    assert equal(survey(open_case(tmp_path / "elsewhere"), CLASSES), before)
+
+
+def test_the_fingerprint_changes_with_ids_and_content_and_not_with_the_order(folder):
+    found = survey(open_case(folder), CLASSES)
+    unread = survey(open_case(folder), CLASSES, label=False)
+    assert fingerprint({"a": found, "b": unread}) == fingerprint({"b": unread, "a": found})
+    several = [{"a": found}, {"b": found}, {"a": unread}, {"a": found, "b": unread}, {"b": found, "a": unread}]
+    assert len({fingerprint(surveys) for surveys in several}) == len(several)
+
+
+def test_without_the_label_its_file_is_never_read(folder):
+    case = open_case(folder)
+    before = survey(case, CLASSES)
+    (folder / "a_label.tif").unlink()
+    found = survey(case, CLASSES, label=False)
+    assert (found.label_digest, found.judged) == ("", 0)
+    assert found.image_digest == before.image_digest
+    np.testing.assert_array_equal(found.sample, before.sample)
+
+
+def test_an_unknown_label_value_stops_the_survey(folder, image, label):
+    label[3, 3] = 77
+    with pytest.raises(DataError, match="label values 77"):
+        survey(open_case(rewritten(folder, image, label)), CLASSES)
+
+
+# --- the cache
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Ids of the cases that were really surveyed."""
+    ids = []
+    original = module.survey
+    monkeypatch.setattr(module, "survey", lambda case, *args: ids.append(case.id) or original(case, *args))
+    return ids
+
+
+def test_a_cached_survey_equals_a_fresh_one(folder, tmp_path, made):
+    ticks = []
+    first, second = (survey_all([open_case(folder)], CLASSES, tmp_path / "cache", tick=lambda: ticks.append(1)) for _ in range(2))
+    assert equal(first["a"], second["a"])
+    assert made == ["a"]
+    assert len(ticks) == 2
+
+
+def test_surveys_come_by_id_whichever_thread_is_first(folder, tmp_path, label):
+    cases = []
+    for number in range(12):
+        name = f"s{number}"
+        write(folder / f"{name}.tif", np.full((1, 8, 8), number + 1, np.int16))
+        write(folder / f"{name}_label.tif", np.full((1, 8, 8), number % CLASSES, np.uint8))
+        cases.append(open_case(folder, name))
+    found = survey_all(cases, CLASSES, tmp_path / "cache")
+    assert list(found) == [case.id for case in cases]
+    assert all(found[f"s{n}"].counts[n % CLASSES] == 64 and found[f"s{n}"].sample[0, 0] == n + 1 for n in range(12))
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"garbage" + data[7:]])
+def test_a_damaged_cache_file_is_made_anew(folder, tmp_path, made, damage):
+    first = survey_all([open_case(folder)], CLASSES, tmp_path / "cache")
+    (kept,) = (tmp_path / "cache" / "surveys").iterdir()
+    kept.write_bytes(damage(kept.read_bytes()))
+    assert equal(survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"], first["a"])
+    assert equal(survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"], first["a"])
+    assert made == ["a", "a"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(folder, tmp_path):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    assert equal(survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"], survey(open_case(folder), CLASSES))
+
+
+def test_the_cache_notices_what_could_change_a_survey(folder, tmp_path, made, image, label):
+    cache = tmp_path / "cache"
+    survey_all([open_case(folder)], CLASSES, cache)
+    survey_all([open_case(folder, nodata=-1)], CLASSES, cache)
+    survey_all([open_case(folder)], CLASSES + 1, cache)
+    survey_all([open_case(folder)], CLASSES, cache, label=False)
+    survey_all([open_case(folder).view(Window(0, 0, 0, 1, 9, 9))], CLASSES, cache)
+    case = open_case(folder)
+    survey_all([Case("a", "a", case.image, Labels(case.labels.source, VALUES | {9: 2}))], CLASSES, cache)
+    survey_all([Case("a", "a", case.image, case.labels, select=(1,))], CLASSES, cache)
+    label[0, 69] = 2
+    rewritten(folder, image, label)
+    os.utime(folder / "a_label.tif", (5, 5))
+    survey_all([open_case(folder)], CLASSES, cache)
+    assert made == ["a"] * 8

@@ -1,0 +1,46 @@
+"""A run killed at any moment and started again ends in the bits of an undisturbed one."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.testers.killing import MOMENTS
+from tests.testers.tiny import scene_words
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(words: list[str], moments: list[tuple[str, int]]) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.testers.killing"], input=json.dumps({"words": words, "moments": moments}), cwd=ROOT,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stderr.splitlines()[-1])
+
+
+def bits(runs: Path) -> dict[str, bytes]:
+    (home,) = [path for path in runs.iterdir() if (path / "recipe.json").exists()]
+    names = ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "status.json")
+    assert not (home / "resume.pt").exists()
+    return {name: (home / name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_at_ten_moments_ends_in_the_same_bits(tmp_path: Path, workers: int) -> None:
+    words = [*scene_words(tmp_path), f"workers={workers}", "training.steps=24", "training.ema=0.9", "model.dropout=0.2", "augment=strong"]
+    chance = random.Random(workers)
+    moments = [(name, chance.randint(1, 2)) for name in MOMENTS]
+    chance.shuffle(moments)
+    undisturbed, disturbed = ([*words, f"paths.runs={tmp_path / name}"] for name in ("calm", "rough"))
+    assert run(undisturbed, []) == {"killed": [], "last": 0}
+    outcome = run(disturbed, moments)
+    assert outcome["last"] == 0
+    assert sum(outcome["killed"]) >= 8  # late moments may find the run already finished
+    calm, rough = bits(tmp_path / "calm"), bits(tmp_path / "rough")
+    for name, content in calm.items():
+        assert rough[name] == content, name
