@@ -161,7 +161,9 @@ def test_another_folder_is_searched_by_the_same_patterns_without_labels(root, tm
 
 
 def msd(root, pairs):
-    (root / "dataset.json").write_text(json.dumps({"training": [{"image": a, "label": b} for a, b in pairs], "test": ["./t.nii.gz"]}))
+    (root / "dataset.json").write_text(
+        json.dumps({"training": [{"image": a, "label": b} for a, b in pairs], "test": ["./t.nii.gz"]})
+    )
     return MsdLayout(root)
 
 
@@ -194,7 +196,9 @@ def test_a_listed_file_that_is_not_there_is_named(root):
         msd(root, [("a.nii.gz", "b.nii.gz")]).find()
 
 
-@pytest.mark.parametrize("text", ["{not json", "[]", "{}", '{"training": ["a.nii.gz"]}', '{"training": [{"image": "a"}]}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["{not json", "[]", "{}", '{"training": ["a.nii.gz"]}', '{"training": [{"image": "a"}]}', "\udcff"]
+)
 def test_a_broken_listing_is_an_error_that_names_it(root, text):
     (root / "dataset.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=r"dataset\.json cannot be read.*list 'training'"):

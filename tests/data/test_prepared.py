@@ -64,7 +64,9 @@ def test_a_data_set_is_split_surveyed_and_measured(root):
     assert set(found.images) == {"a", "b", "c", "d", "e", "f", "g"}
     assert found.channels == 2
     labels = [np.random.default_rng(ord(name)) for name in "abc"]
-    labels = [(rng.integers(1, 999, (2, 24, 40), dtype=np.int16), rng.integers(0, 3, (24, 40), dtype=np.uint8))[1] for rng in labels]
+    labels = [
+        (rng.integers(1, 999, (2, 24, 40), dtype=np.int16), rng.integers(0, 3, (24, 40), dtype=np.uint8))[1] for rng in labels
+    ]
     assert found.class_counts == np.bincount(np.ravel(labels)).tolist()
     assert found.present_counts == [3 * 24 * 40] * 3
     assert ticks == [7] + [1] * 7
@@ -109,10 +111,10 @@ def test_a_class_that_training_never_shows_is_named(root):
         ready(root)
 
 
-@pytest.mark.parametrize(("side", "name", "word"), [("train", "b", "training"), ("val", "e", "validation")])
-def test_a_scene_without_any_data_is_named_with_the_way_to_leave_it_out(root, side, name, word):
+@pytest.mark.parametrize(("side", "name"), [("train", "b"), ("val", "e")])
+def test_a_scene_without_any_data_is_named_with_the_way_to_leave_it_out(root, side, name):
     scene(root, side, name, image=np.zeros((2, 24, 40), np.int16))
-    with pytest.raises(DataError, match=rf"1 {word} cases hold no pixel .*'data\.exclude=\[{name}\]'"):
+    with pytest.raises(DataError, match=rf"1 cases .* hold no pixel .*'data\.exclude=\[{name}\]'"):
         ready(root)
     assert name not in ready(root, data=dataset(root, exclude=[name])).surveys
 
@@ -120,13 +122,13 @@ def test_a_scene_without_any_data_is_named_with_the_way_to_leave_it_out(root, si
 def test_empty_scenes_on_two_sides_are_called_empty_and_not_a_leak(root):
     for side, name in (("train", "b"), ("val", "e")):
         scene(root, side, name, image=np.zeros((2, 24, 40), np.int16))
-    with pytest.raises(DataError, match=r"cases hold no pixel"):
+    with pytest.raises(DataError, match=r"2 cases .* hold no pixel .*: b, e\."):
         ready(root)
 
 
 def test_a_label_that_is_ignored_everywhere_is_named(root):
     scene(root, "val", "e", label=np.full((24, 40), 255, np.uint8))
-    with pytest.raises(DataError, match=r"1 validation cases hold no pixel .*: e\."):
+    with pytest.raises(DataError, match=r"1 cases .* hold no pixel .*: e\."):
         ready(root)
 
 
@@ -139,7 +141,9 @@ def test_the_window_is_checked_against_the_cases():
     cases = [memory_case("a", (1, 50, 70)), memory_case("b", (4, 20, 90))]
     assert window_size([64, 96], cases) == (1, 64, 96)
     assert window_size([4, 50, 90], cases) == (4, 50, 90)
-    with pytest.raises(ConfigError, match=r"'data\.window=\[65, 96\]' is larger than every case.*\(4, 50, 90\).*'data\.window=\[64,96\]'"):
+    with pytest.raises(
+        ConfigError, match=r"'data\.window=\[65, 96\]' is larger than every case.*\(4, 50, 90\).*'data\.window=\[64,96\]'"
+    ):
         window_size([65, 96], cases)
     for wrong in ([64], [1, 2, 3, 4], [0, 64]):
         with pytest.raises(ConfigError, match=r"must be \[height, width\]"):
@@ -183,7 +187,7 @@ def test_labels_of_test_cases_are_never_read(root):
 def test_stratifying_counts_the_labels_of_all_cases(root):
     found = ready(root, scheme=GroupSplit(val=0.3, test=0.3, stratify=True))
     assert sum(map(len, found.split.sides.values())) == 7
-    assert found.split == ready(root, scheme=GroupSplit(val=0.3, test=0.3, stratify=True)).split
+    assert found.split.digest == ready(root, scheme=GroupSplit(val=0.3, test=0.3, stratify=True)).split.digest
 
 
 # --- batches of it

@@ -1,5 +1,6 @@
 """Very small data sets in real formats, with a Hydra configuration each, for tests that run whole commands."""
 
+import json
 from pathlib import Path
 
 import nibabel
@@ -52,13 +53,13 @@ def volumes(folder: Path, count: int = 5, shape: tuple[int, int, int] = (18, 16,
     pairs = []
     for number in range(count):
         label = np.repeat(blob(rng, *shape[:2])[..., None], shape[2], axis=2)
-        image = (label * 400 + rng.normal(100, 30, shape)).astype(np.int16)
+        image = (label * 400.0 + rng.normal(100, 30, shape)).astype(np.int16)
         affine = np.diag([-1.5, 1.5, 3.0, 1.0])
         affine[:3, 3] = number
         for kind, array in (("imagesTr", image), ("labelsTr", label)):
             nibabel.save(nibabel.Nifti1Image(array, affine), folder / kind / f"v{number}.nii.gz")
         pairs.append({"image": f"./imagesTr/v{number}.nii.gz", "label": f"./labelsTr/v{number}.nii.gz"})
-    (folder / "dataset.json").write_text(yaml.safe_dump({"training": pairs}, default_flow_style=True, width=10**6))
+    (folder / "dataset.json").write_text(json.dumps({"training": pairs}))
     return folder
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from voxtile.errors import ConfigError, did_you_mean, listed
 
@@ -163,6 +164,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
     from voxtile.cases.dataset import Dataset
     from voxtile.training.module import Settings
 
+    _check_numbers(config)
     trust = config["trust"]
     data = dict(config["data"])
     unknown = [key for key in data if key not in (*DATA_KEYS, *RUN_KEYS, "layout")]
@@ -182,6 +184,26 @@ def parts(config: Mapping[str, Any]) -> Parts:
     )
 
 
+# Values that no class of ours takes and checks: path, and the least and most they may be.
+NUMBERS: Mapping[str, tuple[type[int] | type[float], float, float]] = {
+    "seed": (int, 0, 2**32 - 1),  # what NumPy takes
+    "workers": (int, 0, 1024),
+    "data.balance": (float, 0, 1),
+    "data.limit": (int, 1, math.inf),
+    "optimizer.lr": (float, 0, math.inf),
+}
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    for path, (kind, least, most) in NUMBERS.items():
+        group, _, key = path.rpartition(".")
+        value = (config[group] if group else config).get(key)
+        number = isinstance(value, int | kind) and not isinstance(value, bool)
+        if not (value is None and path == "data.limit") and not (number and least <= value <= most):
+            what = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"'{path}={value}' must be {what} from {least:g}{f' to {most:g}' if most < math.inf else ' up'}.")
+
+
 def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
     """The training settings, with their types checked by OmegaConf."""
     names = [field.name for field in fields(kind)]
@@ -190,12 +212,16 @@ def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
         raise ConfigError(f"'training' takes no '{unknown[0]}'.{did_you_mean(unknown[0], names)} It takes {listed(names, 20)}.")
     try:
         typed = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(dict(values)))
-        settings = kind(**OmegaConf.to_container(typed))  # type: ignore[arg-type]  # a structured node gives a dict
+        settings = kind(**OmegaConf.to_container(typed, throw_on_missing=True))  # type: ignore[arg-type]  # gives a dict
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"The configuration lacks 'training.{error.full_key}'. Give it a value.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"'training' has a value of the wrong type: {' '.join(str(error).split())}.") from error
-    for name in ("steps", "batch_size", "accumulate", "val_every", "log_every", "save_every"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"'training.{name}={getattr(settings, name)}' must be 1 or more.")
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"'training.{error.full_key}' has a value of the wrong type: {reason}.") from error
+    for name in ("steps", "batch_size", "accumulate", "val_every", "log_every", "save_every", "patience"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"'training.{name}={value}' must be 1 or more.")
     return settings
 
 

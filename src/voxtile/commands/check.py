@@ -27,10 +27,11 @@ def check(config: Mapping[str, Any]) -> int:
     """Looks at a training configuration, its data, and one real step."""
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
-    from voxtile.commands.train import command_line, prepare_data
+    from voxtile.commands.train import check_trainer, command_line, prepare_data
 
     out = console()
     built = parts(config)
+    check_trainer(config["trainer"])
     prepared = prepare_data(built, out)
     print_split(out, prepared)
     print_intensities(out, prepared)
@@ -41,8 +42,7 @@ def check(config: Mapping[str, Any]) -> int:
         out.print(f"\n{len(remarks)} things to look at:", style="bold")
         for remark in remarks:
             out.print(f"  - {remark}", soft_wrap=True)
-    words = command_line().replace("voxtile check", "voxtile train", 1).split(" check ", 1)
-    out.print(f"\nto train: {' train '.join(words)}", soft_wrap=True)
+    out.print(f"\nto train: {command_line()}", soft_wrap=True)
     return 0
 
 

@@ -28,6 +28,15 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
+STOPPED = 130  # exit code of a command that was asked to stop
+# Hydra's flags that take a word of their own.
+_VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
+
+
+class _StoppedError(BaseException):
+    """Ends a multirun whose job was asked to stop; not an Exception, since Hydra keeps those of a job and goes on."""
+
+
 def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -> int:
     """Composes the configuration `name` with the overrides in `argv` and calls `task` on it, once per job of a multirun.
 
@@ -43,15 +52,19 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
 
     def job(config: DictConfig) -> None:
         codes.append(guarded(lambda: task(plain(config)), OmegaConf.select(config, "debug_errors", default=False)))
+        if codes[-1] == STOPPED:
+            raise _StoppedError
 
     with _arguments(argv):
         try:
             hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        except _StoppedError:
+            return STOPPED
         except (HydraException, OmegaConfBaseException) as error:
             problem: Exception = error
         else:
             return max(codes)
-    return guarded(lambda: _explain(problem, name))
+    return guarded(lambda: _explain(problem, name, _config_dirs(argv)))
 
 
 def guarded(task: Callable[[], int], traceback: bool = False) -> int:
@@ -87,7 +100,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def _arguments(argv: Sequence[str]) -> Iterator[None]:
     """Puts `argv` where Hydra reads it, and lets errors through instead of having Hydra print them and exit."""
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [before[0], *argv]
+    sys.argv = [before[0], *_flags_first(argv)]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
@@ -98,6 +111,28 @@ def _arguments(argv: Sequence[str]) -> Iterator[None]:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def _flags_first(argv: Sequence[str]) -> list[str]:
+    """The same words with flags before overrides: Hydra's parser takes no override after a flag that follows one."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word.startswith("-"):
+            flags.append(word)
+            flags += [next(words, "")] if word in _VALUED else []
+        else:
+            overrides.append(word)
+    # A flag with an optional word must not swallow the first override.
+    return [*flags, "--", *overrides] if flags and overrides else [*flags, *overrides]
+
+
+def _config_dirs(argv: Sequence[str]) -> list[Path]:
+    """Our folder of configurations, and the one that the user adds with `--config-dir`."""
+    added = [Path(value) for flag, value in zip(argv, argv[1:], strict=False) if flag in ("--config-dir", "-cd")]
+    added += [Path(word.split("=", 1)[1]) for word in argv if word.startswith("--config-dir=")]
+    return [conf_dir(), *added]
 
 
 def known_keys(name: str) -> list[str]:
@@ -118,15 +153,14 @@ def known_keys(name: str) -> list[str]:
     return [*keys, *groups]
 
 
-def _explain(error: Exception, name: str) -> int:
+def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
     """Turns Hydra's error into a paragraph of ours; its advice to add '+' would hide a misspelt key."""
     text = str(error) or str(error.__cause__)
     if missing := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
         group, _, option = missing[1].rpartition("/")
-        folder = conf_dir() / group
-        if not group or not folder.is_dir():
+        if not group or not any((folder / group).is_dir() for folder in folders):
             raise ConfigError(f"There is no configuration '{missing[1]}'.{did_you_mean(missing[1], known_keys(name))}") from error
-        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
         raise ConfigError(
             f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: "
             f"{listed(options, 30)}."

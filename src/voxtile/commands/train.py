@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
@@ -33,6 +34,7 @@ def train(config: Mapping[str, Any]) -> int:
 
     out = console()
     built = parts(config)
+    check_trainer(config["trainer"])
     prepared = prepare_data(built, out)
     from voxtile.data.stream import STREAM_VERSION
 
@@ -52,9 +54,13 @@ def train(config: Mapping[str, Any]) -> int:
         )
     if status["state"] == "interrupted" and not config["inexact"]:
         refuse_if_changed(home)
+    # What does not fit together shows here, before there is a run folder.
+    module = make_module(built, prepared, lambda step, values: None)
+    check_fit(module.network, config["data"]["window"])
+    data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
     with home.lease():
         began = time.time()
-        _train(config, built, prepared, home, out)
+        _train(config, prepared, module, data, home, out)
         home.write("manifest.json", home.read("manifest.json") | {"seconds": round(time.time() - began, 1)})
     report(home, prepared, out)
     return 0
@@ -74,8 +80,9 @@ def prepare_data(built: Parts, out: Console) -> Prepared:
 
 
 def command_line() -> str:
-    """What the user typed, to be typed again."""
-    return shlex.join(["python" if sys.argv[0].endswith(".py") else "", *sys.argv]).removeprefix("'' ")
+    """What the user types to train with the configuration that was composed."""
+    program = ["python", sys.argv[0]] if Path(sys.argv[0]).name == "train.py" else ["voxtile", "train"]
+    return shlex.join([*program, *(word for word in sys.argv[1:] if word != "--")])
 
 
 def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping[str, float]], None]) -> Any:
@@ -112,21 +119,21 @@ def make_data(built: Parts, prepared: Prepared, coming: Callable[[], range]) -> 
     return VoxtileData(prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"])
 
 
-def _train(config: Mapping[str, Any], built: Parts, prepared: Prepared, home: RunFolder, out: Console) -> None:
+def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any, home: RunFolder, out: Console) -> None:
     from omegaconf import OmegaConf
 
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.loggers import make_loggers
-    from voxtile.errors import VoxtileError
-    from voxtile.studies.manifest import manifest
+    from voxtile.studies.manifest import continued, manifest
     from voxtile.training.fit import InterruptedRunError, fit
 
-    module = make_module(built, prepared, lambda step, values: None)
-    check_fit(module.network, config["data"]["window"])
-    data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
+    steps = module.settings.steps
+    facts = manifest(command_line(), prepared)
+    if (home.path / "manifest.json").exists():
+        facts = continued(home.read("manifest.json"), facts)
     atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-    home.write("manifest.json", manifest(command_line(), prepared))
-    home.set_status("running", step=0, steps=built.settings.steps)
+    home.write("manifest.json", facts)
+    home.set_status("running", step=0, steps=steps)
     for sentence in prepared.waived:
         out.print(f"[yellow]waived:[/] {sentence}", highlight=False)
     split = prepared.split
@@ -140,11 +147,42 @@ def _train(config: Mapping[str, Any], built: Parts, prepared: Prepared, home: Ru
     try:
         fit(module, data, home, trainer, make_loggers(config, home), out, command_line())
     except InterruptedRunError:
-        home.set_status("interrupted", step=module.step, steps=built.settings.steps, best=module.best)
+        home.set_status("interrupted", step=module.step, steps=steps, best=module.best)
         raise
-    except VoxtileError as error:
-        home.set_status("failed", step=module.step, steps=built.settings.steps, best=module.best, reason=str(error))
+    except Exception as error:
+        home.set_status("failed", step=module.step, steps=steps, best=module.best, reason=str(error) or type(error).__name__)
         raise
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuses options that `lightning.Trainer` would.
+
+    Raises:
+        ConfigError: An option or precision is unknown, or there is no such device here.
+    """
+    import inspect
+
+    import lightning
+    import torch
+
+    from voxtile.errors import ConfigError, did_you_mean, listed
+
+    known = inspect.signature(lightning.Trainer).parameters
+    if unknown := [name for name in options if name not in known]:
+        raise ConfigError(f"'trainer' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)} It takes {listed(known, 50)}.")
+    precision = str(options["precision"])
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"'trainer.precision={precision}' is unknown.{did_you_mean(precision, PRECISIONS)} Choose from {listed(PRECISIONS)}."
+        )
+    if options["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"'trainer.accelerator={options['accelerator']}' asks for a GPU, and PyTorch finds none here. Type 'trainer=cpu', or "
+            "look with 'nvidia-smi' why there is none."
+        )
 
 
 def check_fit(network: Any, window: Sequence[int]) -> None:

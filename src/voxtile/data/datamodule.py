@@ -17,6 +17,8 @@ from voxtile.data.batches import Batch, ReadAhead, collate
 from voxtile.data.prepared import Prepared
 from voxtile.data.stream import SampleStream
 
+SMALLEST_BATCH = 8  # windows per validation batch: without gradients there is room for more than a small training batch
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -78,9 +80,10 @@ class VoxtileData(lightning.LightningDataModule):
     def val_dataloader(self) -> ReadAhead:
         """Fixed batches of windows, none with windows of two cases, dealt out to devices in turn."""
         batches: list[tuple[int, Sequence[Tile]]] = []
+        size = max(self.steps.batch_size, SMALLEST_BATCH)
         for number, case in enumerate(self.prepared.split.val):
             found = tiles(case.shape, self.size)
-            batches += [(number, found[i : i + self.steps.batch_size]) for i in range(0, len(found), self.steps.batch_size)]
+            batches += [(number, found[i : i + size]) for i in range(0, len(found), size)]
 
         def mine() -> Sequence[Any]:
             return batches[self.trainer.global_rank :: self.trainer.world_size] if self.trainer else batches

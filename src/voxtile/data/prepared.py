@@ -124,27 +124,41 @@ def prepare(
     # The labels of test cases stay closed; their images are looked at for duplicates only.
     locked = survey_all(split.test, classes, cache, label=False, tick=tick)
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
-    for side, part in (("training", split.train), ("validation", split.val)):
-        blind = [case.id for case in part if surveys[case.id].judged == 0]
-        if blind:
-            raise DataError(
-                f"{len(blind)} {side} cases hold no pixel that can be judged (all nodata, or every label ignored): "
-                f"{listed(blind)}. "
-                f"Leave them out with 'data.exclude=[{','.join(blind)}]'."
-            )
+    split = _judgeable(split, surveys)
     waived = gate(find_leaks(split, images), waive)
-    intensity = (
-        normalisation.of_dataset([surveys[case.id].sample for case in split.train]) if normalisation.per == "dataset" else None
-    )
+    intensity = _intensity(normalisation, [surveys[case.id] for case in split.train])
     ready = Prepared(dataset, split, surveys, images, tuple(waived), normalisation, intensity)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent:
         raise DataError(
             f"No training case holds a pixel of class {listed(absent)}; a network cannot learn it. Split otherwise (for example "
-            "'split.seed=1' "
-            "or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
+            "'split.seed=1' or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
         )
     return ready
+
+
+def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
+    """The split without blocks that hold no pixel to judge; a whole case without any is an error."""
+    sides: dict[str, tuple[Case, ...]] = {"train": split.train, "val": split.val}
+    blind = [case for side in sides.values() for case in side if surveys[case.id].judged == 0]
+    whole = [case.id for case in blind if case.region is None]
+    if whole:
+        raise DataError(
+            f"{len(whole)} cases of the training and validation splits hold no pixel that can be judged (all nodata, or every label "
+            f"ignored): {listed(whole)}. Leave them out with 'data.exclude=[{','.join(whole)}]'."
+        )
+    names = {case.id for case in blind}
+    kept = {side: tuple(case for case in part if case.id not in names) for side, part in sides.items()}
+    return replace(split, **kept, left_out=(*split.left_out, *sorted(names)))
+
+
+def _intensity(normalisation: Normalisation, surveys: Sequence[Survey]) -> Intensity | None:
+    """How the training set is normalised as a whole; None where each case is by itself."""
+    if normalisation.per == "case":
+        return None
+    # A sampled pixel stands for as many as its case has for each pixel in the sample.
+    weights = [found.pixels * found.valid / max(1, found.sample.shape[1]) for found in surveys]
+    return normalisation.of_dataset([found.sample for found in surveys], weights)
 
 
 def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:

@@ -43,6 +43,12 @@ def manifest(command: str, prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def continued(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that goes on: as it began, and under "segments" what each later start was made with."""
+    kept = ("command", "started", "code", "versions", "hardware")
+    return {**old, "segments": [*old.get("segments", []), {key: new[key] for key in kept}]}
+
+
 def versions() -> dict[str, str]:
     """Of Python, voxtile and the packages that can change a number."""
     return {"python": platform.python_version(), "voxtile": voxtile.__version__} | {

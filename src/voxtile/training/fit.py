@@ -227,7 +227,8 @@ def save_weights(network: nn.Module, path: Path, step: int) -> None:
     """Writes a network's state as safetensors, whole or not at all."""
     # safetensors refuses tensors whose memory is not in row-major order, such as channels_last.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    atomic_write(path, lambda making: save_file(state, making, metadata={"step": str(step), "format": "pt"}))
+    # One entry only: safetensors writes several in an order that changes from call to call.
+    atomic_write(path, lambda making: save_file(state, making, metadata={"step": str(step)}))
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -28,21 +28,19 @@ class RunFolder:
     `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`, `evaluations/`, `log.txt`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, recipe: Recipe | None = None) -> None:
         self.path = path
+        self._recipe = recipe
         self.weights = path / "weights"
         self.metrics = path / "metrics.csv"
         self.resume = path / "resume.pt"
 
     @classmethod
     def of(cls, root: Path, name: str, recipe: Recipe) -> RunFolder:
-        """The folder of a recipe's run below `root`; made, with its recipe, where it does not exist."""
-        folder = cls(root / f"{name}-{recipe.identity[:8]}")
-        known = folder.path / "recipe.json"
-        if known.exists():
+        """The folder of a recipe's run below `root`; where it does not exist, the first `lease` makes it, with its recipe."""
+        folder = cls(root / f"{name}-{recipe.identity[:8]}", recipe)
+        if (folder.path / "recipe.json").exists():
             folder.check()
-        else:
-            atomic_text(known, json.dumps(recipe.as_dict() | {"identity": recipe.identity}, indent=1))
         return folder
 
     @classmethod
@@ -118,6 +116,10 @@ class RunFolder:
             return held if _alive(held["pid"], held["started"]) else None
         return held if age < SILENCE else None
 
+    def _make(self) -> None:
+        if self._recipe is not None and not (self.path / "recipe.json").exists():
+            self.write("recipe.json", self._recipe.as_dict() | {"identity": self._recipe.identity})
+
     @contextmanager
     def lease(self) -> Iterator[None]:
         """Holds the run for this process, with a heartbeat; a second process is refused.
@@ -125,6 +127,7 @@ class RunFolder:
         Raises:
             RunError: Another living process holds it.
         """
+        self._make()
         lease = self.path / "lease.json"
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
         with _exclusive(self.path / ".lock"):

@@ -1,0 +1,103 @@
+"""Commands run in this process, and two small finished runs that many tests look at."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.testers.tiny import scene_words, volume_words
+from voxtile.commands.main import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command said and how it ended; its words on screen are one line each, however wide the screen."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return " ".join((self.out + self.err).split())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: the words that train it, its folder and its data."""
+
+    words: list[str]
+    home: Path
+    folder: Path
+    said: str
+
+    def read(self, name: str) -> dict:
+        return json.loads((self.home / name).read_text())
+
+
+Command = Callable[..., Outcome]
+
+
+def homes(runs: Path) -> list[Path]:
+    """The run folders below `runs`."""
+    return sorted(path.parent for path in runs.glob("*/recipe.json"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_one_elses_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever a command writes by default goes below the tests' own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DATA", "RUNS", "CACHE"):
+            patch.setenv(f"VOXTILE_{name}", str(tmp_path_factory.mktemp(name.lower())))
+        yield
+
+
+@pytest.fixture
+def voxtile(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs `voxtile <words>` in this process."""
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["voxtile", *map(str, words)])
+        capfd.readouterr()
+        code = main()
+        said = capfd.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return Outcome(code, said.out, said.err)
+
+    return run
+
+
+def _trained(folder: Path, words: list[str]) -> Run:
+    log = folder / "said.txt"
+    with pytest.MonkeyPatch.context() as patch, log.open("w") as said:
+        patch.setattr(sys, "argv", ["voxtile", "train", *words])
+        patch.setattr(sys, "stdout", said)
+        assert main() == 0
+    (home,) = homes(folder / "runs")
+    return Run(words, home, folder, log.read_text())
+
+
+@pytest.fixture(scope="session")
+def scene_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on six scenes; only to be looked at."""
+    folder = tmp_path_factory.mktemp("scene_run")
+    return _trained(folder, scene_words(folder))
+
+
+@pytest.fixture(scope="session")
+def volume_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on five volumes; only to be looked at."""
+    folder = tmp_path_factory.mktemp("volume_run")
+    return _trained(folder, volume_words(folder))
+
+
+@pytest.fixture
+def copied_run(scene_run: Run, tmp_path: Path) -> Run:
+    """A run folder that a test may change; its data stay where they are."""
+    home = tmp_path / "runs" / scene_run.home.name
+    shutil.copytree(scene_run.home, home)
+    return Run([*scene_run.words, f"paths.runs={tmp_path / 'runs'}"], home, scene_run.folder, scene_run.said)

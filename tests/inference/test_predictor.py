@@ -1,0 +1,252 @@
+"""Sliding windows against applying the network to the whole case at once."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from tests.testers.memory import memory_case
+from voxtile.cases.case import Case
+from voxtile.cases.window import Window
+from voxtile.data.normalise import Intensity
+from voxtile.inference.predictor import Predictor
+
+few = settings(max_examples=25, deadline=None)
+CHANNELS, CLASSES = 2, 3
+SCALE = Intensity((-np.inf,) * 2, (np.inf,) * 2, (100.0, 50.0), (60.0, 80.0))
+
+
+class Convolutions(nn.Module):
+    """Fixed convolutions that keep the size, with `margin` pixels of context: a 1x1 layer where it is 0."""
+
+    def __init__(self, dims=2, margin=0):
+        super().__init__()
+        self.dims, self.margin, self.sent = dims, margin, []
+        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        generator = torch.Generator().manual_seed(0)
+        channels = [CHANNELS, *[4] * max(margin - 1, 0), CLASSES]
+        self.layers = nn.Sequential(*(conv(a, b, 3 if margin else 1) for a, b in pairwise(channels)))
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5, generator=generator)
+            nn.init.normal_(layer.bias, generator=generator)
+
+    def forward(self, image):
+        self.sent += [*image]
+        return functional.pad(self.layers(image), [self.margin] * 2 * self.dims)  # what is cropped away must not matter
+
+
+def case_of(shape, seed=0, valid=None, dtype=np.uint8):
+    array = np.random.default_rng(seed).integers(0, 256, (CHANNELS, *shape)).astype(dtype)
+    case = memory_case("a", array=array)
+    if valid is not None:
+        case.image.valid = valid
+    return case
+
+
+def joined(predictor, case):
+    """Probabilities [K, D, H, W] and classes [D, H, W] of all bands, which must partition the case."""
+    probabilities = np.full((CLASSES, *case.shape), -1, np.float32)
+    classes, times = np.zeros(case.shape, np.uint8), np.zeros(case.shape, int)
+    for band in predictor.bands(case, SCALE):
+        assert band.probabilities.shape == (CLASSES, *band.window.size)
+        assert band.probabilities.dtype == torch.float32
+        probabilities[:, *band.window.slices] = band.probabilities
+        classes[band.window.slices] = band.classes()
+        times[band.window.slices] += 1
+    assert (times == 1).all()
+    return probabilities, classes
+
+
+def whole(network, case):
+    """What the network's layers say of the whole case at once, mirrored at its border."""
+    pixels, valid = case.read(Window.whole(case.shape))
+    image = (pixels - np.reshape(SCALE.mean, (-1, 1, 1, 1))) / np.reshape(SCALE.std, (-1, 1, 1, 1))
+    image[:, ~valid] = 0
+    margins = [(0, 0), (network.margin if network.dims == 3 else 0,) * 2, (network.margin,) * 2, (network.margin,) * 2]
+    image = torch.from_numpy(np.pad(image, margins, mode="reflect")).float()
+    with torch.inference_mode():
+        if network.dims == 3:
+            return torch.softmax(network.layers(image[None])[0], 0).numpy()
+        return torch.softmax(network.layers(image.transpose(0, 1)).transpose(0, 1), 0).numpy()
+
+
+@few
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 30), st.integers(1, 30)),
+    side=st.tuples(st.integers(1, 12), st.integers(1, 40)),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+    batch=st.integers(1, 7),
+)
+def test_slices_through_windows_equal_the_whole_case_at_once(shape, side, overlap, batch):
+    network, case = Convolutions(), case_of(shape)
+    probabilities, classes = joined(Predictor(network, (1, *side), overlap, batch, workers=0), case)
+    expected = whole(network, case)
+    np.testing.assert_allclose(probabilities, expected, atol=2e-6)
+    top = np.sort(expected, axis=0)
+    clear = top[-1] - top[-2] > 1e-5
+    np.testing.assert_array_equal(classes[clear], expected.argmax(axis=0)[clear])
+
+
+@few
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 14), st.integers(1, 14)),
+    size=st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(1, 16)),
+    overlap=st.sampled_from([0.0, 0.25, 0.5]),
+)
+def test_boxes_through_windows_equal_the_whole_case_at_once(shape, size, overlap):
+    network, case = Convolutions(dims=3), case_of(shape)
+    np.testing.assert_allclose(joined(Predictor(network, size, overlap, workers=0), case)[0], whole(network, case), atol=2e-6)
+
+
+@pytest.mark.parametrize("margin", [1, 3])
+@pytest.mark.parametrize(
+    ("dims", "shape", "size"),
+    [
+        (2, (1, 31, 44), (1, 16, 16)),
+        (2, (3, 9, 20), (1, 8, 8)),
+        (2, (1, 5, 6), (1, 16, 16)),
+        (3, (7, 12, 13), (4, 8, 8)),
+    ],
+)
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_a_network_with_a_margin_sees_real_neighbours_and_the_mirrored_border(dims, margin, shape, size, overlap):
+    network, case = Convolutions(dims, margin), case_of(shape)
+    np.testing.assert_allclose(joined(Predictor(network, size, overlap, workers=0), case)[0], whole(network, case), atol=5e-6)
+
+
+def test_a_view_is_mirrored_at_its_own_border():
+    network, scene = Convolutions(margin=2), case_of((1, 40, 40))
+    view = scene.view(Window(0, 10, 8, 1, 17, 20))
+    np.testing.assert_allclose(joined(Predictor(network, (1, 8, 8), workers=0), view)[0], whole(network, view), atol=5e-6)
+
+
+class Constant(nn.Module):
+    logits = torch.tensor([0.3, -1.0, 2.0])
+
+    def forward(self, image):
+        return self.logits[:, None, None].expand(len(image), -1, *image.shape[2:])
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.9])
+def test_constant_logits_come_back_at_every_pixel(overlap):
+    probabilities, classes = joined(Predictor(Constant(), (1, 10, 12), overlap, workers=0), case_of((2, 23, 31)))
+    expected = torch.softmax(Constant.logits, 0).numpy()[:, None, None, None]
+    np.testing.assert_allclose(probabilities, np.broadcast_to(expected, probabilities.shape), rtol=2e-6)
+    assert (classes == 2).all()
+
+
+# --- where there is no data
+
+
+def test_pixels_without_data_are_255_and_nan_and_the_others_do_not_notice():
+    valid = np.random.default_rng(1).random((2, 25, 33)) < 0.7
+    network, case = Convolutions(), case_of((2, 25, 33), valid=valid)
+    probabilities, classes = joined(Predictor(network, (1, 8, 8), workers=0), case)
+    assert (classes[~valid] == 255).all()
+    assert (classes[valid] < CLASSES).all()
+    assert np.isnan(probabilities[:, ~valid]).all()
+    np.testing.assert_allclose(probabilities[:, valid], whole(network, case)[:, valid], atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_window_without_data_is_not_sent_to_the_network(dtype, batch):
+    valid = np.zeros((1, 32, 32), dtype=bool)
+    valid[:, :8, 3], valid[:, 20, 30] = True, True
+    network, case = Convolutions(), case_of((1, 32, 32), valid=valid, dtype=dtype)
+    probabilities, _ = joined(Predictor(network, (1, 8, 8), 0.0, batch, workers=0), case)
+    assert len(network.sent) == 2
+    np.testing.assert_allclose(probabilities[:, valid], whole(network, case)[:, valid], atol=2e-6)
+
+
+def test_of_a_case_without_data_one_window_is_sent_to_learn_the_number_of_classes():
+    network, case = Convolutions(), case_of((1, 32, 32), valid=np.zeros((1, 32, 32), dtype=bool))
+    probabilities, classes = joined(Predictor(network, (1, 8, 8), 0.0, workers=0), case)
+    assert len(network.sent) == 1
+    assert (classes == 255).all()
+    assert np.isnan(probabilities).all()
+
+
+def test_a_case_that_begins_without_data_still_has_all_classes_in_its_first_band():
+    valid = np.zeros((1, 32, 16), dtype=bool)
+    valid[:, 24:] = True
+    network = Convolutions()
+    joined(Predictor(network, (1, 8, 8), 0.0, 1, workers=0), case_of((1, 32, 16), valid=valid))
+    assert len(network.sent) == 1 + 2
+
+
+# --- bands and how they are made
+
+
+@pytest.mark.parametrize(("dims", "size", "thickest"), [(2, (1, 8, 8), 1 * 8 * 30), (3, (4, 8, 8), 4 * 40 * 30)])
+def test_bands_come_in_reading_order_and_are_no_thicker_than_a_window(dims, size, thickest):
+    bands = list(Predictor(Convolutions(dims), size, 0.5, workers=0).bands(case_of((10, 40, 30)), SCALE))
+    starts = [band.window.start for band in bands]
+    assert starts == sorted(starts)
+    assert max(band.window.pixels for band in bands) <= thickest
+
+
+def test_a_band_that_was_handed_out_does_not_change():
+    kept, copies = [], []
+    for band in Predictor(Convolutions(), (1, 8, 8), 0.5, workers=0).bands(case_of((1, 40, 30)), SCALE):
+        kept.append(band)
+        copies.append((band.probabilities.clone(), band.valid.copy()))
+    assert all(
+        torch.equal(band.probabilities, a) and np.array_equal(band.valid, b) for band, (a, b) in zip(kept, copies, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("dims", "size"), [(2, (1, 8, 8)), (3, (2, 8, 8))])
+def test_reading_threads_change_no_bit(dims, size):
+    valid = np.random.default_rng(2).random((4, 33, 29)) < 0.5
+    case = case_of((4, 33, 29), valid=valid)
+    results = [joined(Predictor(Convolutions(dims, margin=1), size, workers=workers), case) for workers in (0, 2)]
+    for alone, together in zip(*results, strict=True):
+        np.testing.assert_array_equal(alone, together)
+
+
+def test_a_predictor_goes_over_many_cases():
+    network = Convolutions()
+    predictor = Predictor(network, (1, 16, 16), workers=2)
+    for seed, shape in enumerate([(1, 20, 20), (3, 7, 40), (1, 1, 1)]):
+        case = case_of(shape, seed)
+        np.testing.assert_allclose(joined(predictor, case)[0], whole(network, case), atol=2e-6)
+
+
+def test_the_network_is_taken_into_evaluation_mode():
+    class Random(Constant):
+        def forward(self, image):
+            return functional.dropout(super().forward(image).contiguous(), 0.5, self.training)
+
+    (band,) = Predictor(Random().train(), (1, 8, 8), workers=0).bands(case_of((1, 8, 8)), SCALE)
+    assert band.probabilities[:, 0, 0, 0].numpy() == pytest.approx(torch.softmax(Constant.logits, 0).numpy(), rel=1e-6)
+
+
+def test_an_unreadable_window_stops_the_prediction(monkeypatch):
+    def broken(self, window, channels=None, pad=None):
+        raise OSError("cut off")
+
+    monkeypatch.setattr(Case, "read", broken)
+    for workers in (0, 2):
+        with pytest.raises(OSError, match="cut off"):
+            list(Predictor(Convolutions(), (1, 8, 8), workers=workers).bands(case_of((1, 20, 20)), SCALE))
+
+
+def test_lower_precision_runs_the_network_in_it_and_returns_float32():
+    kinds = set()
+
+    class Watching(Convolutions):
+        def forward(self, image):
+            scores = self.layers(image)
+            kinds.add(scores.dtype)
+            return scores
+
+    network, case = Watching(), case_of((1, 20, 20))
+    probabilities, _ = joined(Predictor(network, (1, 8, 8), precision=torch.bfloat16, workers=0), case)
+    assert kinds == {torch.bfloat16}
+    np.testing.assert_allclose(probabilities, whole(network, case), atol=0.03)
