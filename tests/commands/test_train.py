@@ -1,15 +1,316 @@
 """voxtile train: what a run leaves, what makes it another run, and what the options do."""
 
-from tests.commands.conftest import Command, Run
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import rasterio
+import yaml
+from omegaconf import OmegaConf
+
+from tests.commands.conftest import Command, Run, homes
+from tests.testers.tiny import SMALL, scene_words, volume_words
+from voxtile.commands.build import parts
+from voxtile.commands.compose import plain
+from voxtile.errors import ConfigError
 
 
-def test_first(scene_run: Run, volume_run: Run, voxtile: Command) -> None:
-    print(scene_run.said)
-    print(sorted(p.relative_to(scene_run.home) for p in scene_run.home.rglob("*")))
-    r = voxtile("train", *scene_run.words)
-    print(r)
-    r = voxtile("train", *scene_run.words, "training.stepz=1")
-    print(r)
-    r = voxtile("train", *volume_run.words)
-    print(r)
-    assert 0
+def losses(home: Path, name: str = "train/loss") -> list[float]:
+    with (home / "metrics.csv").open() as rows:
+        return [float(row["value"]) for row in csv.DictReader(rows) if row["name"] == name]
+
+
+@pytest.fixture
+def words(scene_run: Run, tmp_path: Path) -> list[str]:
+    """Trains on the session's scenes in a folder of the test's own."""
+    return [*scene_run.words, f"paths.runs={tmp_path / 'runs'}", "workers=0"]
+
+
+@pytest.fixture
+def short(words: list[str]) -> list[str]:
+    """Two steps and one validation."""
+    return [*words, "training.steps=2", "training.val_every=2"]
+
+
+def test_a_run_leaves_its_whole_folder(scene_run: Run, volume_run: Run) -> None:
+    for run in (scene_run, volume_run):
+        files = {str(path.relative_to(run.home)) for path in run.home.rglob("*") if path.is_file()}
+        assert files == {
+            ".lock", "recipe.json", "config.yaml", "manifest.json", "status.json", "metrics.csv",
+            "weights/best.safetensors", "weights/last.safetensors", "pictures/validation.png",
+        }  # fmt: skip
+        status = run.read("status.json")
+        assert (status["state"], status["step"], status["steps"]) == ("finished", 6, 6)
+        assert run.home.name.endswith(run.read("recipe.json")["identity"][:8])
+        assert len(losses(run.home)) == 6
+        assert len(losses(run.home, "val/dice")) == 2
+
+
+def test_a_run_says_dice_and_iou_per_class_and_what_comes_next(scene_run: Run) -> None:
+    scores = scene_run.read("status.json")["best"]["scores"]
+    lines = scene_run.said.splitlines()
+    for name in ("ground", "disc"):
+        row = next(line for line in lines if line.split()[1:2] == [name])
+        assert f"{scores[f'dice/{name}']:.4f}" in row
+        assert f"{scores[f'iou/{name}']:.4f}" in row
+    assert f"voxtile evaluate run={scene_run.home} split=val" in scene_run.said
+    assert f"voxtile predict run={scene_run.home} input=" in scene_run.said
+    assert str(scene_run.home / "pictures" / "validation.png") in scene_run.said
+
+
+def test_the_manifest_says_what_made_the_run(scene_run: Run) -> None:
+    manifest = scene_run.read("manifest.json")
+    assert manifest["command"].startswith("voxtile train ")
+    assert {"torch", "lightning", "numpy", "voxtile", "python"} <= set(manifest["versions"])
+    split = manifest["data"]["split"]
+    assert sorted(len(split[side]) for side in ("train", "val", "test")) == [1, 1, 4]
+    assert manifest["data"]["classes"] == ["ground", "disc"]
+    assert "segments" not in manifest
+
+
+def test_the_same_command_reports_at_once(scene_run: Run, voxtile: Command) -> None:
+    before = {path: path.stat().st_mtime_ns for path in scene_run.home.rglob("*") if path.is_file()}
+    said = voxtile("train", *scene_run.words)
+    assert said.code == 0
+    assert "This run is finished; nothing was trained." in said.text
+    assert said.out.splitlines()[-6:] == scene_run.said.splitlines()[-6:]  # the same scores and folders
+    assert {path: path.stat().st_mtime_ns for path in scene_run.home.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_says_when_versions_have_changed_since(copied_run: Run, voxtile: Command) -> None:
+    manifest = copied_run.home / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"torch": "', '"torch": "0.'))
+    said = voxtile("train", *copied_run.words)
+    assert said.code == 0
+    assert "torch was 0." in said.text
+
+
+@pytest.mark.parametrize("change", ["workers=2", "training.log_every=3", "training.save_every=1", "logger=tensorboard", "retry=true"])
+def test_what_changes_no_number_keeps_the_identity(scene_run: Run, voxtile: Command, change: str) -> None:
+    said = voxtile("train", *scene_run.words, change)
+    assert said.code == 0
+    assert "nothing was trained" in said.text
+    assert len(homes(scene_run.home.parent)) == 1
+
+
+def test_a_run_elsewhere_has_the_same_identity_and_bits(scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    assert voxtile("train", *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert home.name == scene_run.home.name
+    for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv"):
+        assert (home / name).read_bytes() == (scene_run.home / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=1", "training.batch_size=3", "trainer.precision=bf16-mixed", "training.steps=3", "split.seed=1", "data.balance=0.5"]
+)  # fmt: skip
+def test_what_changes_numbers_is_another_run(
+    scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command, change: str
+) -> None:
+    said = voxtile("train", *words, change)
+    assert said.code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert home.name != scene_run.home.name
+    assert (home / "metrics.csv").read_bytes() != (scene_run.home / "metrics.csv").read_bytes()
+
+
+def test_another_label_pixel_is_another_run(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    words = scene_words(tmp_path)
+    case = scene_run.read("manifest.json")["data"]["split"]["train"][0]
+    with rasterio.open(tmp_path / "scenes" / "labels" / f"{case['id']}.tif", "r+") as label:
+        label.write(1 - label.read(1, window=((0, 1), (0, 1))), 1, window=((0, 1), (0, 1)))
+    assert voxtile("train", *words, "training.steps=2").code == 0
+    recipes = [Run([], home, tmp_path, "").read("recipe.json") for home in (scene_run.home, *homes(tmp_path / "runs"))]
+    assert recipes[0]["split"] == recipes[1]["split"]
+    assert recipes[0]["data"] != recipes[1]["data"]
+
+
+MISSPELT = {
+    "training.stepz=1": "'training.stepz'. Did you mean 'training.steps'?",
+    "+training.stepz=1": "'training' takes no 'stepz'. Did you mean 'steps'?",
+    "+model.widht=8": "takes no 'widht'. Did you mean 'width'?",
+    "+trainer.precison=1": "'trainer' takes no 'precison'. Did you mean 'precision'?",
+    "batch_size=3": "Did you mean 'training.batch_size'?",
+    "model=unett": "'model=unett' does not exist. Did you mean 'unet'?",
+    "data=dics": "'data=dics' does not exist. Did you mean 'discs'?",
+    "modle=unet": "'modle'. Did you mean 'model'?",
+    "debug=fats": "Did you mean 'fast'?",
+    "training.monitor=dise": "'training.monitor=dise' is no score. Did you mean 'dice'?",
+    "training.groups=[{pattern: '^scoer'}]": "matches none of the network's",
+    "trainer.precision=bf16-mixd": "Did you mean 'bf16-mixed'?",
+    "training.steps=abc": "'training.steps' has a value of the wrong type",
+    "steps": "'steps'",
+    "model.norm=bacth": "'model' cannot be built",
+}
+WRONG = {
+    "data.windwo=[8,8]": "'data' takes no 'windwo'. Did you mean 'window'?",
+    "~training.steps": "lacks 'training.steps'",
+    "training.steps=0": "'training.steps=0' must be 1 or more",
+    "training.patience=0": "'training.patience=0' must be 1 or more",
+    "training.ema=1.5": "'training.ema=1.5'",
+    "training.clip=0": "'training.clip=null'",
+    "training.groups=[1]": "'training.groups=[1]' must hold",
+    "seed=x": "'seed=x' must be a whole number",
+    "optimizer.lr=fast": "'optimizer.lr=fast' must be a number",
+    "data.window=16": "'data.window=16' must be",
+    "data.labels=2": "'data.labels=2' must name",
+    "data.limit=0": "'data.limit=0' must be",
+    "trust=torch": "'trust=[torch]'",
+}
+
+
+@pytest.mark.parametrize(("word", "hint"), MISSPELT.items())
+def test_a_wrong_setting_is_named_with_the_right_one(
+    words: list[str], tmp_path: Path, voxtile: Command, word: str, hint: str
+) -> None:
+    said = voxtile("train", *words, word)
+    assert said.code == 2
+    assert hint in said.text
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("word", "hint"), WRONG.items())
+def test_a_value_out_of_its_range_is_named_with_what_is_expected(scene_run: Run, word: str, hint: str) -> None:
+    config = OmegaConf.load(scene_run.home / "config.yaml")
+    path, _, value = word.removeprefix("~").partition("=")
+    if word.startswith("~"):
+        del config[path.split(".")[0]][path.split(".")[1]]
+    else:
+        OmegaConf.update(config, path, yaml.safe_load(value))
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        parts(plain(config))
+
+
+@pytest.mark.parametrize("name", ["fast", "overfit", "limit", "profile"])
+def test_ways_of_debugging_run(scene_run: Run, tmp_path: Path, voxtile: Command, name: str) -> None:
+    own = [word for word in scene_run.words if word not in SMALL or word.startswith(("model", "trainer"))]
+    few = [] if name == "fast" else ["training.steps=2", "training.batch_size=2"]
+    said = voxtile("train", *own, f"paths.runs={tmp_path}", f"debug={name}", *few)
+    assert said.code == 0
+    (home,) = homes(tmp_path)
+    run = Run([], home, tmp_path, "")
+    assert run.read("status.json")["step"] == 2
+    limit = {"overfit": 2, "limit": 4}.get(name, 4)
+    assert len(run.read("manifest.json")["data"]["split"]["train"]) == limit
+    assert ("optimizer_step" in said.out) == (name == "profile")
+
+
+def test_tensorboard_gets_scalars_and_pictures(short: list[str], tmp_path: Path, voxtile: Command) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert voxtile("train", *short, "logger=tensorboard").code == 0
+    (home,) = homes(tmp_path / "runs")
+    events = EventAccumulator(str(home / "tensorboard"))
+    events.Reload()
+    (dice,) = events.Scalars("val/dice")
+    assert (dice.step, dice.value) == (2, pytest.approx(losses(home, "val/dice")[0]))
+    assert events.Images("validation")
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_works_without_a_network(
+    short: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said = voxtile("train", *short, "logger=wandb", f"logger.wandb.mode={mode}")
+    assert said.code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert Run([], home, tmp_path, "").read("status.json")["state"] == "finished"
+    assert bool(list(home.glob("wandb/offline-run-*"))) == (mode == "offline")
+
+
+def test_a_multirun_reports_every_run(short: list[str], tmp_path: Path, voxtile: Command) -> None:
+    said = voxtile("train", *short, "-m", "seed=0,1")
+    assert said.code == 0
+    found = homes(tmp_path / "runs")
+    assert len(found) == 2
+    assert all(f"run folder {home} " in said.text for home in found)
+    assert len({Run([], home, tmp_path, "").read("recipe.json")["identity"] for home in found}) == 2
+    again = voxtile("train", *short, "--multirun", "seed=0,1")
+    assert again.text.count("nothing was trained") == 2
+
+
+def test_a_multirun_goes_on_after_a_run_that_failed(short: list[str], tmp_path: Path, voxtile: Command) -> None:
+    said = voxtile("train", "-m", *short, "data.window=[4,4],[16,16]")
+    assert said.code == 2
+    assert "'data.window=[4, 4]' is smaller than" in said.text
+    assert len(homes(tmp_path / "runs")) == 1
+
+
+def test_a_failed_run_is_refused_until_told_to_retry(copied_run: Run, voxtile: Command) -> None:
+    status = copied_run.home / "status.json"
+    status.write_text('{"state": "failed", "step": 4, "reason": "The cable was pulled."}')
+    said = voxtile("train", *copied_run.words)
+    assert said.code == 4
+    assert "failed before, at step 4: The cable was pulled." in said.text
+    assert "'retry=true'" in said.text
+    assert voxtile("train", *copied_run.words, "retry=true").code == 0
+    assert copied_run.read("status.json")["state"] == "finished"
+
+
+def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(copied_run: Run, voxtile: Command) -> None:
+    status, manifest = copied_run.home / "status.json", copied_run.home / "manifest.json"
+    status.write_text('{"state": "interrupted", "step": 0}')
+    manifest.write_text(manifest.read_text().replace('"torch": "', '"torch": "0.'))
+    said = voxtile("train", *copied_run.words)
+    assert said.code == 4
+    assert "torch was 0." in said.text
+    assert "'inexact=true'" in said.text
+    assert voxtile("train", *copied_run.words, "inexact=true").code == 0
+    done = copied_run.read("manifest.json")
+    assert done["versions"]["torch"].startswith("0.")
+    (segment,) = done["segments"]
+    assert "0." + segment["versions"]["torch"] == done["versions"]["torch"]
+    assert "inexact=true" in segment["command"]
+
+
+@pytest.mark.parametrize("loss", ["ce", "dice_ce"])
+def test_accumulated_parts_give_the_gradient_of_the_whole(
+    words: list[str], tmp_path: Path, voxtile: Command, loss: str
+) -> None:
+    common = [*words, f"loss={loss}", "model.norm=group", "model.dropout=0", "training.batch_size=4", "training.val_every=6"]
+    curves = []
+    for count in (1, 2):
+        runs = tmp_path / str(count)
+        assert voxtile("train", *common, f"training.accumulate={count}", f"paths.runs={runs}").code == 0
+        curves.append(losses(homes(runs)[0]))
+    assert len(curves[0]) == 6
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_patience_stops_when_the_score_stays(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    settings = ["training.steps=50", "training.val_every=1", "training.patience=2", "optimizer.lr=0"]
+    assert voxtile("train", *words, *settings, "model.norm=none").code == 0
+    run = Run([], homes(tmp_path / "runs")[0], tmp_path, "")
+    assert run.read("status.json")["state"] == "finished"
+    assert run.read("status.json")["step"] == 3  # the first score, and two that are no better
+    assert run.read("status.json")["best"]["step"] == 1
+
+
+def test_the_average_of_the_weights_is_judged_and_kept(scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    assert voxtile("train", *words, "training.ema=0.9").code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert losses(home) == losses(scene_run.home)  # training itself is untouched
+    assert losses(home, "val/loss") != losses(scene_run.home, "val/loss")
+    assert (home / "weights" / "last.safetensors").read_bytes() != (scene_run.home / "weights" / "last.safetensors").read_bytes()
+
+
+def test_a_group_of_parameters_has_its_own_rate(short: list[str], tmp_path: Path, voxtile: Command) -> None:
+    from safetensors.torch import load_file
+
+    frozen = "training.groups=[{pattern: '^score', lr_scale: 0, weight_decay: 0}]"
+    weights = []
+    for steps in (1, 2):
+        assert voxtile("train", *short, f"training.steps={steps}", frozen, f"paths.runs={tmp_path / str(steps)}").code == 0
+        weights.append(load_file(homes(tmp_path / str(steps))[0] / "weights" / "last.safetensors"))
+    moved = {name for name in weights[0] if not weights[0][name].equal(weights[1][name])}
+    assert not any(name.startswith("score") for name in moved)
+    assert "encoder.0.0.weight" in moved
+
+
+def test_volumes_can_be_trained_on_boxes(tmp_path: Path, voxtile: Command) -> None:
+    words = volume_words(tmp_path, window=[8, 16, 16])
+    said = voxtile("train", *words, "model.dims=3", "training.steps=2", "training.val_every=2")
+    assert said.code == 0
+    assert Run([], homes(tmp_path / "runs")[0], tmp_path, "").read("status.json")["state"] == "finished"

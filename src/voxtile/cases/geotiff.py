@@ -33,14 +33,16 @@ from voxtile.errors import DataError
 
 _HANDLES = HandleCache(most=32)
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
-_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE", "GDAL_CACHEMAX": 256}
+# Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
+_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
 
 
 def _open(path: Path) -> rasterio.DatasetReader:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a plain TIFF is a fine image; `check` says so
         try:
-            return rasterio.open(path)
+            with rasterio.Env(**_ENV):
+                return rasterio.open(path)
         except RasterioError as error:
             raise DataError(f"{path} cannot be read as a GeoTIFF: {error}. Expected an intact raster file.") from error
 
@@ -77,7 +79,7 @@ class GeoTiffSource(Source):
         dtypes: list[str] = []
         files = distinct_names(self.paths)
         for number, path in enumerate(self.paths):
-            with rasterio.Env(**_ENV), _open(path) as dataset:
+            with _open(path) as dataset:
                 self._check_grid(dataset, path)
                 self._stamps.append(_stamp(path))
                 self._masked[number] = any(
@@ -120,11 +122,10 @@ class GeoTiffSource(Source):
             if not bands:
                 continue
             try:
-                with rasterio.Env(**_ENV):
-                    dataset = _HANDLES.get((path, self._stamps[number]), partial(_open, path))
-                    parts.append(dataset.read(bands, window=area))
-                    if self._masked[number]:
-                        valid[0] &= dataset.dataset_mask(window=area) > 0
+                dataset = _HANDLES.get((path, self._stamps[number]), partial(_open, path))
+                parts.append(dataset.read(bands, window=area))
+                if self._masked[number]:
+                    valid[0] &= dataset.dataset_mask(window=area) > 0
             except RasterioError as error:
                 raise DataError(
                     f"{path} could not be read at window {tuple(window)} (z, y, x, depth, height, width): {error}. The file is "
@@ -197,7 +198,7 @@ class AlignedLabel(Source):
     """A one-band label raster brought onto another grid by reprojection, nearest neighbour, window by window."""
 
     def __init__(self, path: Path, onto: GeoTiffSource) -> None:
-        with rasterio.Env(**_ENV), _open(path) as dataset:
+        with _open(path) as dataset:
             if dataset.crs is None or onto.stored.crs is None:
                 raise DataError(
                     f"{path} has {dataset.height}x{dataset.width} pixels, its image {onto.path} {onto.stored.shape[1]}x"
@@ -231,9 +232,8 @@ class AlignedLabel(Source):
         area = RasterWindow(window.x, window.y, window.width, window.height)
         key = (self.path, self._stamp, self._onto.path)
         try:
-            with rasterio.Env(**_ENV):
-                dataset = _HANDLES.get(key, self._open_warped)
-                return dataset.read([1], window=area)[:, None], dataset.read_masks(1, window=area)[None] > 0
+            dataset = _HANDLES.get(key, self._open_warped)
+            return dataset.read([1], window=area)[:, None], dataset.read_masks(1, window=area)[None] > 0
         except RasterioError as error:
             raise DataError(f"{self.path} could not be read at window {tuple(window)}: {error}.") from error
 
@@ -269,7 +269,7 @@ def _write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[
     nodata = math.nan if spec.heatmap else IGNORE
     tile = 512
     try:
-        with rasterio.Env(**_ENV):
+        with rasterio.Env():  # one environment for all that follows, instead of one per call
             with rasterio.open(
                 plain, "w", driver="GTiff", width=width, height=height, count=count, dtype=spec.dtype, nodata=nodata, tiled=True,
                 blockxsize=tile, blockysize=tile, compress="zstd", zstd_level=1, BIGTIFF="IF_SAFER", **profile,

@@ -164,7 +164,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
     from voxtile.cases.dataset import Dataset
     from voxtile.training.module import Settings
 
-    _check_numbers(config)
+    _check_values(config)
     trust = config["trust"]
     data = dict(config["data"])
     unknown = [key for key in data if key not in (*DATA_KEYS, *RUN_KEYS, "layout")]
@@ -194,14 +194,22 @@ NUMBERS: Mapping[str, tuple[type[int] | type[float], float, float]] = {
 }
 
 
-def _check_numbers(config: Mapping[str, Any]) -> None:
+def _check_values(config: Mapping[str, Any]) -> None:
+    data, trust = config["data"], config["trust"]
+    window = data["window"]
+    if not isinstance(window, list) or not all(isinstance(side, int) for side in window):
+        raise ConfigError(f"'data.window={window}' must be [height, width] or [depth, height, width] in pixels, for example [96,96].")
+    if not isinstance(data["labels"], Mapping):
+        raise ConfigError(f"'data.labels={data['labels']}' must name a class for each stored value: {{0: ground, 1: building}}.")
+    if not isinstance(trust, list):
+        raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
     for path, (kind, least, most) in NUMBERS.items():
         group, _, key = path.rpartition(".")
         value = (config[group] if group else config).get(key)
         number = isinstance(value, int | kind) and not isinstance(value, bool)
         if not (value is None and path == "data.limit") and not (number and least <= value <= most):
             what = "a whole number" if kind is int else "a number"
-            raise ConfigError(f"'{path}={value}' must be {what} from {least:g}{f' to {most:g}' if most < math.inf else ' up'}.")
+            raise ConfigError(f"'{path}={value}' must be {what} from {least}{f' to {most}' if most < math.inf else ' up'}.")
 
 
 def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
@@ -222,6 +230,12 @@ def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"'training.{name}={value}' must be 1 or more.")
+    if settings.ema is not None and not 0 <= settings.ema < 1:
+        raise ConfigError(f"'training.ema={settings.ema}' is a decay: give 0 or more and less than 1, for example 0.99, or null.")
+    if settings.clip is not None and settings.clip <= 0:
+        raise ConfigError(f"'training.clip={settings.clip}' must be more than 0; type 'training.clip=null' for no limit.")
+    if not all(isinstance(group, Mapping) for group in settings.groups):
+        raise ConfigError(f"'training.groups={settings.groups}' must hold entries like {{pattern: '^score', lr_scale: 10}}.")
     return settings
 
 

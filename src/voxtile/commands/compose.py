@@ -28,6 +28,16 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
+def folder_of(name: str) -> Path:
+    """Where the configuration `name` lies: what a run is made of in `conf`, a command's own settings beside its code.
+
+    The two are kept apart because Hydra takes any override whose key is a group's name, such as `split=val`, for a choice of the
+    group.
+    """
+    own = Path(__file__).parent
+    return own if (own / f"{name}.yaml").exists() else conf_dir()
+
+
 STOPPED = 130  # exit code of a command that was asked to stop
 # Hydra's flags that take a word of their own.
 _VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
@@ -41,7 +51,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
     """Composes the configuration `name` with the overrides in `argv` and calls `task` on it, once per job of a multirun.
 
     Args:
-        name: a file of the configuration folder, without its ending.
+        name: a configuration file without its ending, see `folder_of`.
         argv: what the user typed after the command, Hydra's own flags included.
         task: takes the resolved configuration as plain dicts and lists and returns an exit code.
 
@@ -57,7 +67,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
 
     with _arguments(argv):
         try:
-            hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+            hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
         except _StoppedError:
             return STOPPED
         except (HydraException, OmegaConfBaseException) as error:
@@ -138,7 +148,7 @@ def _config_dirs(argv: Sequence[str]) -> list[Path]:
 def known_keys(name: str) -> list[str]:
     """Every path of the default configuration `name`, and its groups."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(folder_of(name)), version_base="1.3"):
         config = compose(name)
     keys: list[str] = []
 
@@ -149,7 +159,7 @@ def known_keys(name: str) -> list[str]:
                 walk(node._get_node(key), f"{path}{key}.")
 
     walk(config, "")
-    groups = [entry.name for entry in conf_dir().iterdir() if entry.is_dir()]
+    groups = [entry.name for entry in folder_of(name).iterdir() if entry.is_dir() and not entry.name.startswith("_")]
     return [*keys, *groups]
 
 

@@ -57,6 +57,7 @@ def train(config: Mapping[str, Any]) -> int:
     # What does not fit together shows here, before there is a run folder.
     module = make_module(built, prepared, lambda step, values: None)
     check_fit(module.network, config["data"]["window"])
+    module.configure_optimizers()
     data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
     with home.lease():
         began = time.time()
@@ -120,6 +121,7 @@ def make_data(built: Parts, prepared: Prepared, coming: Callable[[], range]) -> 
 
 
 def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any, home: RunFolder, out: Console) -> None:
+    from lightning.pytorch.profilers import SimpleProfiler
     from omegaconf import OmegaConf
 
     from voxtile.cases.maps import atomic_text
@@ -144,8 +146,12 @@ def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any
         highlight=False,
     )
     trainer = dict(config["trainer"])
+    if trainer.get("profiler") == "simple":
+        trainer["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
     try:
         fit(module, data, home, trainer, make_loggers(config, home), out, command_line())
+        for path in home.path.glob("*-profile.txt"):
+            out.print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     except InterruptedRunError:
         home.set_status("interrupted", step=module.step, steps=steps, best=module.best)
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -79,19 +78,24 @@ class SampleStream:
         # Which cases hold each class; a class that no case holds cannot be drawn.
         holders = [(c, [i for i, found in enumerate(surveys) if len(found.locations[c])]) for c in balanced]
         self.holders = [(c, where) for c, where in holders if where]
-        self._shuffled = lru_cache(maxsize=4)(self._shuffle)
+        self._shuffled: tuple[int, NDArray[np.intp]] = (-1, self.deck)  # the latest pass's order, made once per pass
 
     def __len__(self) -> int:
         """Samples in one pass over the deck."""
         return len(self.deck)
 
-    def _shuffle(self, turn: int) -> NDArray[np.intp]:
-        return generator(self.seed, turn, "deck").permutation(len(self.deck))
+    def _order(self, turn: int) -> NDArray[np.intp]:
+        """The order of the deck in pass `turn`."""
+        known, order = self._shuffled
+        if known != turn:
+            order = generator(self.seed, turn, "deck").permutation(len(self.deck))
+            self._shuffled = turn, order  # one assignment: other threads see the old pair or the new one
+        return order
 
     def spec(self, index: int) -> Spec:
         """Case and window of sample `index`."""
         turn, position = divmod(index, len(self.deck))
-        case = int(self.deck[self._shuffled(turn)[position]])
+        case = int(self.deck[self._order(turn)[position]])
         draw = generator(self.seed, index, "window")
         if self.holders and draw.random() < self.balance:
             wanted, where = self.holders[int(draw.integers(len(self.holders)))]

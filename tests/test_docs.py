@@ -1,0 +1,143 @@
+"""The documents: links lead somewhere, commands compose, examples work, scores are defined."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import HydraException
+
+from tests.testers.composing import ROOT, command_words, composed, fences
+from voxtile.commands.build import build, parts
+from voxtile.data.splits import GroupSplit, KFold
+from voxtile.training.scores import case_rows, summarise
+
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {
+    " ".join(words): words
+    for path in DOCUMENTS
+    for language, block in fences(path.read_text(encoding="utf-8"))
+    for line in block.splitlines()
+    if language != "text" and (words := command_words(line.strip()))
+}
+ROOMS = ("cases", "data", "models", "inference", "training", "studies", "commands")
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the current one, with the README's files: blocks whose first line is a comment with a path."""
+    for _, block in fences((ROOT / "README.md").read_text(encoding="utf-8")):
+        if named := re.match(r"# ([\w/]+\.(?:yaml|py))\n", block):
+            path = tmp_path / named[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VOXTILE_DATA", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    local = [target.partition("#")[0] for target in targets if "://" not in target]
+    missing = [target for target in local if target and not (path.parent / target).exists()]
+    assert not missing
+
+
+def test_every_document_is_in_the_readmes_index() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"(docs/{path.name})" in readme for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_every_command_is_shown() -> None:
+    assert {words[0] for words in COMMANDS.values()} == {"train", "check", "evaluate", "predict"}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_composes(words: list[str], examples: Path) -> None:
+    assert composed(words)
+
+
+def test_a_misspelt_command_does_not_compose(examples: Path) -> None:
+    for words in (["train", "trainig.steps=1"], ["train", "data=satelite"], ["evaluate", "run=r", "spilt=val"]):
+        with pytest.raises(HydraException):
+            composed(words)
+
+
+def test_the_readmes_data_sets_are_built(examples: Path) -> None:
+    (scenes,) = composed(["train", "--config-dir", "my_conf", "data=mine"])
+    built = parts(scenes)
+    assert built.dataset.classes == ("other", "forest", "water")
+    assert built.dataset.label_map.values[-1] == 255
+    assert built.dataset.grouping("river_2019", {}) == built.dataset.grouping("river_2023", {}) == "river"
+    assert built.dataset.layout.root == examples / "mine"
+    assert isinstance(built.scheme, GroupSplit)
+    (volumes,) = composed(["train", "--config-dir", "my_conf", "data=my_volumes", "split=kfold"])
+    built = parts(volumes)
+    assert built.normalisation.per == "case"
+    assert isinstance(built.scheme, KFold)
+    patient = examples / "my_volumes" / "p7"
+    patient.mkdir(parents=True)
+    for name in ("1_flair", "1_lesions", "2_flair", "2_lesions"):
+        (patient / f"{name}.nii.gz").touch()
+    assert [(files.id, built.dataset.grouping(files.id, files.fields)) for files in built.dataset.layout.find()] == [
+        ("p7_1", "p7"), ("p7_2", "p7"),
+    ]  # fmt: skip
+
+
+def test_the_readmes_networks_give_logits_of_the_images_size(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(examples))
+    for name, trust in (("two_layers", ["my_nets"]), ("basic_unet", [])):
+        (config,) = composed(["train", "--config-dir", "my_conf", f"model={name}"])
+        network = build(config["model"], "model", trust, in_channels=3, num_classes=5).eval()
+        assert network(torch.zeros(2, 3, 48, 41)).shape == (2, 5, 48, 41)
+    sys.modules.pop("my_nets")
+
+
+def section(title: str) -> str:
+    """A part of docs/scores.md under a heading of the second level."""
+    text = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8")
+    return re.split(r"^## ", text.partition(f"\n## {title}")[2], flags=re.MULTILINE)[0]
+
+
+def rows(text: str) -> set[str]:
+    """The names in the first column of a section's tables."""
+    return set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE))
+
+
+def test_every_score_is_defined_and_every_definition_is_a_score() -> None:
+    matrices = np.ones((2, 2, 2), dtype=np.int64)
+    made = {name.replace("/ground", "/<class>").replace("/water", "/<class>") for name in summarise(matrices, ("ground", "water"), 0)}
+    assert rows(section("Over the whole split")) | rows(section("Per case, then averaged")) == made
+
+
+def test_every_column_of_the_case_table_is_defined() -> None:
+    (row,) = case_rows(np.ones((1, 1, 1), dtype=np.int64), ["case"], ["water"])
+    text = section("`cases.csv`")
+    assert rows(text) == {name.replace("/water", "/<class>") for name in row if "/" in name}
+    assert all(f"`{name}`" in text for name in row if "/" not in name)
+
+
+def test_the_exit_codes_are_documented() -> None:
+    tree = ast.parse((ROOT / "src/voxtile/errors.py").read_text(encoding="utf-8"))
+    codes = {
+        node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "exit_code" and isinstance(node.value, ast.Constant)
+    }
+    documented = re.findall(r"^\| ([0-9]+) \|", (ROOT / "docs/runs.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert codes | {0, 130} == {int(code) for code in documented}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src/voxtile").glob("*/*.py")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_imports_point_one_way(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    rooms = {module.split(".")[1] for module in modules if module.startswith("voxtile.")} & set(ROOMS)
+    assert not [room for room in rooms if ROOMS.index(room) > ROOMS.index(path.parent.name)]
+    if path.parent.name != "commands":
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        assert not [name for name in [*modules, *names] if name.split(".")[0] == "hydra"]
