@@ -87,7 +87,8 @@ def main() -> None:
         floor = rate(lambda: bare(folder, stream))
         print(f"{'bare rasterio loop':<28} {floor:8.0f} windows/s  1.00")
         ways: dict[str, Callable[[], Iterable[object]]] = {
-            f"{count} threads": lambda count=count: ReadAhead(lambda: range(BATCHES), steps.__getitem__, count) for count in (0, 1, 2)
+            f"{count} threads": lambda count=count: ReadAhead(lambda: range(BATCHES), steps.__getitem__, count)
+            for count in (0, 1, 2)
         }
         loader = torch.utils.data.DataLoader(
             steps, batch_size=None, num_workers=2, multiprocessing_context="forkserver", persistent_workers=True

@@ -110,7 +110,9 @@ def rows(text: str) -> set[str]:
 
 def test_every_score_is_defined_and_every_definition_is_a_score() -> None:
     matrices = np.ones((2, 2, 2), dtype=np.int64)
-    made = {name.replace("/ground", "/<class>").replace("/water", "/<class>") for name in summarise(matrices, ("ground", "water"), 0)}
+    made = {
+        name.replace("/ground", "/<class>").replace("/water", "/<class>") for name in summarise(matrices, ("ground", "water"), 0)
+    }
     assert rows(section("Over the whole split")) | rows(section("Per case, then averaged")) == made
 
 
@@ -126,7 +128,9 @@ def test_the_exit_codes_are_documented() -> None:
     codes = {
         node.value.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "exit_code" and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.Assign)
+        and getattr(node.targets[0], "id", "") == "exit_code"
+        and isinstance(node.value, ast.Constant)
     }
     documented = re.findall(r"^\| ([0-9]+) \|", (ROOT / "docs/runs.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert codes | {0, 130} == {int(code) for code in documented}

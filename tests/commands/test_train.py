@@ -86,7 +86,9 @@ def test_a_finished_run_says_when_versions_have_changed_since(copied_run: Run, v
     assert "torch was 0." in said.text
 
 
-@pytest.mark.parametrize("change", ["workers=2", "training.log_every=3", "training.save_every=1", "logger=tensorboard", "retry=true"])
+@pytest.mark.parametrize(
+    "change", ["workers=2", "training.log_every=3", "training.save_every=1", "logger=tensorboard", "retry=true"]
+)
 def test_what_changes_no_number_keeps_the_identity(scene_run: Run, voxtile: Command, change: str) -> None:
     said = voxtile("train", *scene_run.words, change)
     assert said.code == 0
@@ -266,9 +268,7 @@ def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(copi
 
 
 @pytest.mark.parametrize("loss", ["ce", "dice_ce"])
-def test_accumulated_parts_give_the_gradient_of_the_whole(
-    words: list[str], tmp_path: Path, voxtile: Command, loss: str
-) -> None:
+def test_accumulated_parts_give_the_gradient_of_the_whole(words: list[str], tmp_path: Path, voxtile: Command, loss: str) -> None:
     common = [*words, f"loss={loss}", "model.norm=group", "model.dropout=0", "training.batch_size=4", "training.val_every=6"]
     curves = []
     for count in (1, 2):

@@ -10,12 +10,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import torch
 
-import voxtile.data.warp
 import voxtile.training.fit as fit
 import voxtile.training.metrics_file as metrics_file
 from voxtile.commands.main import main
@@ -55,7 +54,7 @@ def half_written(count: int, _: Any = None) -> None:
             return inner(state, path)
         buffer = io.BytesIO()
         inner(state, buffer)
-        with open(path, "wb") as handle:
+        with Path(path).open("wb") as handle:
             handle.write(buffer.getvalue()[: buffer.tell() // 2])
             handle.flush()
             os.fsync(handle.fileno())

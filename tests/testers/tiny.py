@@ -84,7 +84,12 @@ def scene_words(folder: Path, **changes: object) -> list[str]:
         "format": "geotiff", "layout": layout, "labels": {0: "ground", 1: "disc"}, "background": "ground", "window": [16, 16],
         "symmetry": {"flips": ["y", "x"], "rot90": True},
     }  # fmt: skip
-    return [*configured(folder, "discs", **data | changes), f"paths.cache={folder / 'cache'}", f"paths.runs={folder / 'runs'}", *SMALL]
+    return [
+        *configured(folder, "discs", **data | changes),
+        f"paths.cache={folder / 'cache'}",
+        f"paths.runs={folder / 'runs'}",
+        *SMALL,
+    ]
 
 
 def volume_words(folder: Path, **changes: object) -> list[str]:

@@ -87,6 +87,13 @@ class LabelMap:
         return cls(names, {int(value): IGNORE if name == "ignore" else names.index(name) for value, name in meaning.items()})
 
 
+def _color(name: str, values: Sequence[int]) -> tuple[int, int, int]:
+    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
+        raise ConfigError(f"'data.colors.{name}={list(values)}' is no colour; give red, green and blue from 0 to 255.")
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue
+
+
 class Dataset:
     """Opens the cases of one data set. Built by Hydra from `conf/data/*.yaml`."""
 
@@ -134,7 +141,7 @@ class Dataset:
         self.grouping = Grouping(**(group or {}))
         self.channels, self.nodata, self.exclude = channels, nodata, tuple(exclude)
         default = default_colors(len(self.classes))
-        self.colors = tuple(tuple((colors or {}).get(c, default[i])) for i, c in enumerate(self.classes))
+        self.colors = tuple(_color(name, (colors or {}).get(name, default[i])) for i, name in enumerate(self.classes))
 
     def cases(self) -> list[Case]:
         """Opens every labelled case (headers only), in the layout's order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import math
@@ -95,10 +96,9 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
     known = {"_target_", "_partial_"}
     maker = target(str(node["_target_"]), trust)
     arguments = {key: _built(value, f"{where}.{key}", trust) for key, value in node.items() if key not in known} | extra
-    try:
+    accepted: Mapping[str, inspect.Parameter] = {}
+    with contextlib.suppress(TypeError, ValueError):  # some classes written in C have no signature
         accepted = inspect.signature(maker).parameters
-    except (TypeError, ValueError):
-        accepted = {}
     if accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         unknown = [key for key in arguments if key not in accepted and key not in extra]
         if unknown:
@@ -198,14 +198,16 @@ def _check_values(config: Mapping[str, Any]) -> None:
     data, trust = config["data"], config["trust"]
     window = data["window"]
     if not isinstance(window, list) or not all(isinstance(side, int) for side in window):
-        raise ConfigError(f"'data.window={window}' must be [height, width] or [depth, height, width] in pixels, for example [96,96].")
+        raise ConfigError(
+            f"'data.window={window}' must be [height, width] or [depth, height, width] in pixels, for example [96,96]."
+        )
     if not isinstance(data["labels"], Mapping):
         raise ConfigError(f"'data.labels={data['labels']}' must name a class for each stored value: {{0: ground, 1: building}}.")
     if not isinstance(trust, list):
         raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
     for path, (kind, least, most) in NUMBERS.items():
         group, _, key = path.rpartition(".")
-        value = (config[group] if group else config).get(key)
+        value: Any = (config[group] if group else config).get(key)
         number = isinstance(value, int | kind) and not isinstance(value, bool)
         if not (value is None and path == "data.limit") and not (number and least <= value <= most):
             what = "a whole number" if kind is int else "a number"

@@ -48,6 +48,7 @@ def check(config: Mapping[str, Any]) -> int:
 
 def print_split(out: Console, prepared: Prepared) -> None:
     """Cases, groups, pixels and class shares of each side."""
+    import numpy as np
     from rich.table import Table
 
     names = prepared.dataset.classes
@@ -61,7 +62,7 @@ def print_split(out: Console, prepared: Prepared) -> None:
             table.add_row(side, str(len(cases)), groups, *["locked"] * (2 + len(names)))
             continue
         found = [prepared.surveys[case.id] for case in cases]
-        counts = sum(survey.counts for survey in found)
+        counts = np.sum([survey.counts for survey in found], axis=0)
         pixels, judged = sum(survey.pixels for survey in found), int(counts.sum())
         shares = [f"{100 * n / max(judged, 1):.2f} %" for n in counts]
         table.add_row(side, str(len(cases)), groups, f"{pixels:,}", f"{100 * judged / max(pixels, 1):.1f} %", *shares)
@@ -85,16 +86,14 @@ def print_intensities(out: Console, prepared: Prepared) -> None:
 
 def look_at_files(prepared: Prepared) -> list[str]:
     """What is odd about single files, and about pairs of cases."""
-    import numpy as np
-
-    from voxtile.data.leakage import suspicions
+    from voxtile.data.leakage import distinct_values, suspicions
 
     split = prepared.split
     cases = [*split.train, *split.val]
     notes = [
         note for case in cases for source in (case.image, case.labels and case.labels.source) if source for note in source.notes()
     ]
-    distinct = {case.id: np.unique(prepared.surveys[case.id].sample[0]) for case in cases}
+    distinct = {case.id: distinct_values(prepared.surveys[case.id].sample) for case in cases}
     return sorted(set(notes)) + list(suspicions(cases, distinct))
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import voxtile
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed
@@ -100,6 +101,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """
     try:
         content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"'{error.full_key}' has no value. Type '{error.full_key}=…'.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"The configuration cannot be resolved: {str(error).splitlines()[0]}.") from error
     assert isinstance(content, dict)
@@ -140,7 +143,7 @@ def _flags_first(argv: Sequence[str]) -> list[str]:
 
 def _config_dirs(argv: Sequence[str]) -> list[Path]:
     """Our folder of configurations, and the one that the user adds with `--config-dir`."""
-    added = [Path(value) for flag, value in zip(argv, argv[1:], strict=False) if flag in ("--config-dir", "-cd")]
+    added = [Path(value) for flag, value in pairwise(argv) if flag in ("--config-dir", "-cd")]
     added += [Path(word.split("=", 1)[1]) for word in argv if word.startswith("--config-dir=")]
     return [conf_dir(), *added]
 
@@ -179,5 +182,5 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
         path = key[1].split("@")[0]
         known = known_keys(name)
         hint = did_you_mean(path, known) or did_you_mean(path, [k.split(".")[-1] for k in known])
-        raise ConfigError(f"The configuration has no key '{path}'.{hint} All keys: python train.py --cfg job") from error
+        raise ConfigError(f"The configuration has no key '{path}'.{hint} All keys: voxtile {name} --cfg job") from error
     raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
@@ -52,7 +51,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
     if not cases:
         raise DataError(f"The split of {trained.home.path} has no {config['split']} cases. Train with a split that has some.")
     if config["split"] == "test":
-        looks = record_look(Path(config["paths"]["runs"]), prepared.test_fingerprint, recipe["identity"], "evaluate")
+        looks = record_look(trained.ledger(config), prepared.test_fingerprint, recipe["identity"], "evaluate")
         out.print(f"look number {looks} at this test split, recorded")
     matrices = []
     with progress(out) as start:

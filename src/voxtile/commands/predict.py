@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from voxtile.commands import compose
 
 if TYPE_CHECKING:
+    from voxtile.cases.case import Source
     from voxtile.cases.dataset import Dataset
     from voxtile.cases.layouts import CaseFiles
+    from voxtile.cases.maps import MapSpec
     from voxtile.commands.trained import Trained
     from voxtile.inference.predictor import Predictor
 
@@ -26,7 +28,7 @@ def predict(config: Mapping[str, Any]) -> int:
     """Applies the run that the configuration names to its input."""
     from voxtile.commands.console import console, progress
     from voxtile.commands.trained import Trained
-    from voxtile.errors import PartialError, VoxtileError, listed
+    from voxtile.errors import DataError, PartialError, VoxtileError, listed
 
     out = console()
     trained = Trained.open(config["run"], config["weights"], config["trust"])
@@ -46,6 +48,8 @@ def predict(config: Mapping[str, Any]) -> int:
                 failed.append(files.id)
                 out.print(f"skipped {files.id}: {error}", style="red", soft_wrap=True)
             tick()
+    if len(failed) == len(found) > 1:
+        raise DataError(f"None of the {len(found)} inputs in {source} could be predicted; each line above says why.")
     if failed:
         raise PartialError(
             f"{len(failed)} of {len(found)} inputs could not be predicted: {listed(failed)}. The others are in {target}."
@@ -114,16 +118,13 @@ def predict_case(
         )
     found = survey(case, len(data["classes"]), label=False)
     if found.image_digest in data["test_images"].values():
-        record_look(Path(config["paths"]["runs"]), data["test_fingerprint"], identity, "predict")
+        record_look(trained.ledger(config), data["test_fingerprint"], identity, "predict")
     intensity = trained.intensity or trained.built.normalisation.of_case(found.sample)
     made = f"{identity} {config['weights']} {config['overlap']} {found.image_digest}"
     tags = (("software", f"voxtile {trained.manifest['versions']['voxtile']}"), ("run", identity), ("weights", config["weights"]))
-    colors = tuple(tuple(color) for color in data["colors"])
-    spec = MapSpec(tuple(data["classes"]), False, colors, tags, made)  # type: ignore[arg-type]  # JSON's lists of three
+    spec = MapSpec(tuple(data["classes"]), False, trained.built.dataset.colors, tags, made)
     specs = [spec, replace(spec, heatmap=True)] if config["heatmaps"] else [spec]
-    paths = [
-        _output(case.image.map_name(files.id + ("_heatmap" if s.heatmap else ""), s), source, target, s.heatmap) for s in specs
-    ]
+    paths = [_output(case.image, files.id, s, source, target) for s in specs]
     for path in paths:
         if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
             raise DataError(f"The map {path} would overwrite its own input. Name another output.")
@@ -136,8 +137,18 @@ def predict_case(
         return [writer.close() for writer in writers]
 
 
-def _output(name: str, source: Path, target: Path, heatmap: bool) -> Path:
-    """Where a map goes: below the output folder, or at the output itself where it is a file name for a single input file."""
-    if source.is_file() and target.suffix and not target.is_dir():
-        return target.with_name(name) if heatmap else target
-    return target / name
+def _output(image: Source, name: str, spec: MapSpec, source: Path, target: Path) -> Path:
+    """Where a map goes: below the output folder, or at the output itself where it is a file name for a single input file.
+
+    Raises:
+        DataError: The output's ending is not that of the input's format.
+    """
+    from voxtile.errors import DataError
+
+    if not (source.is_file() and target.suffix and not target.is_dir()):
+        return target / image.map_name(name + ("_heatmap" if spec.heatmap else ""), spec)
+    ending = image.map_name("", spec)
+    stem = _stem(target, (image.map_name("", replace(spec, heatmap=False)),))
+    if not spec.heatmap and not target.name.lower().endswith(ending):
+        raise DataError(f"The output {target} ends in '{target.suffix}', and a map of {source} is a '{ending}' file. Type that ending.")
+    return target.with_name(image.map_name(f"{stem}_heatmap", spec)) if spec.heatmap else target

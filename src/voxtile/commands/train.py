@@ -104,8 +104,9 @@ def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping
     )  # fmt: skip
     rate = float(config["optimizer"]["lr"])
     return SegmentationModule(
-        network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes, dataset.background,
-        [case.id for case in prepared.split.val], record, lambda model: parameter_groups(model, built.settings.groups, rate),
+        network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes,
+        dataset.background, [case.id for case in prepared.split.val], record,
+        lambda model: parameter_groups(model, built.settings.groups, rate),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +81,10 @@ class Trained:
         stored = self.manifest["data"]["intensity"]
         return None if stored is None else Intensity.from_dict(stored)
 
+    def ledger(self, config: Mapping[str, Any]) -> Path:
+        """The folder of the ledger of looks at test splits: `paths.runs`, or the folder that the run lies in."""
+        return Path(config["paths"]["runs"] or self.home.path.parent).expanduser()
+
     def predictor(self, config: Mapping[str, Any]) -> Predictor:
         """A predictor with the run's window and the settings of a command.
 
@@ -88,8 +93,11 @@ class Trained:
         """
         if config["precision"] not in PRECISIONS:
             raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
-        if not 0 <= config["overlap"] < 1:
+        if not isinstance(config["overlap"], int | float) or not 0 <= config["overlap"] < 1:
             raise ConfigError(f"'overlap={config['overlap']}' is the share of a window's side; give 0 or more and less than 1.")
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            if not isinstance(config[name], int) or config[name] < least:
+                raise ConfigError(f"'{name}={config[name]}' must be a whole number from {least} up.")
         window = self.built.config["data"]["window"]
         size = (1, *window) if len(window) == 2 else tuple(window)
         return Predictor(

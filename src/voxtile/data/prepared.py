@@ -144,7 +144,8 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
     whole = [case.id for case in blind if case.region is None]
     if whole:
         raise DataError(
-            f"{len(whole)} cases of the training and validation splits hold no pixel that can be judged (all nodata, or every label "
+            f"{len(whole)} cases of the training and validation splits hold no pixel that can be judged (all nodata, or every "
+            "label "
             f"ignored): {listed(whole)}. Leave them out with 'data.exclude=[{','.join(whole)}]'."
         )
     names = {case.id for case in blind}

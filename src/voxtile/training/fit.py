@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
@@ -215,10 +217,7 @@ def log_picture(logger: Logger, path: Path, step: int) -> None:
     """Hands a picture to a logger that takes pictures."""
     if hasattr(logger, "log_image"):
         logger.log_image(key="validation", images=[str(path)], step=step)
-    elif hasattr(getattr(logger, "experiment", None), "add_image"):
-        import numpy as np
-        from PIL import Image
-
+    elif isinstance(logger, TensorBoardLogger):
         with Image.open(path) as picture:
             logger.experiment.add_image("validation", np.asarray(picture), step, dataformats="HWC")
 
@@ -306,9 +305,10 @@ def fit(
     with warnings.catch_warnings(), stop.installed():
         _quiet()
         trainer = lightning.Trainer(
-            max_epochs=-1, num_sanity_val_steps=0, logger=list(loggers) or False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[keeper, Reporter(console, data, folder)], default_root_dir=folder.path,
-            use_distributed_sampler=False, **options,
+            max_epochs=-1, num_sanity_val_steps=0, logger=list(loggers) or False, use_distributed_sampler=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[keeper, Reporter(console, data, folder)],
+            default_root_dir=folder.path, **options,
         )  # fmt: skip
         if module.pending:
             trainer.validate(module, dataloaders=data.val_dataloader(), verbose=False)

@@ -27,18 +27,18 @@ class MetricsFile:
             path.write_text(HEADER, encoding="utf-8")
         else:
             os.truncate(path, size)
-        self._handle = path.open("a", encoding="utf-8")
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one row per value."""
-        self._handle.writelines(f"{step},{name},{float(value)!r}\n" for name, value in values.items())
+        """Appends one row per value; no handle stays open, so that a run that stops anywhere leaves what it said."""
+        with self._path.open("a", encoding="utf-8") as rows:
+            rows.writelines(f"{step},{name},{float(value)!r}\n" for name, value in values.items())
 
     def sync(self) -> int:
         """Brings everything to the disk and returns the file's length in bytes."""
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
-        return self._path.stat().st_size
+        with self._path.open("rb+") as rows:
+            os.fsync(rows.fileno())
+            return rows.seek(0, os.SEEK_END)
 
     def close(self) -> None:
-        """Closes the file."""
-        self._handle.close()
+        """The last rows reach the disk."""
+        self.sync()

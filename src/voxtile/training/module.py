@@ -113,7 +113,7 @@ class SegmentationModule(lightning.LightningModule):
         self.planar = getattr(network, "dims", 2) == 2
         self.channels_last = settings.channels_last and self.planar
         if self.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
         known = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background)
         if settings.monitor not in known:
@@ -188,6 +188,10 @@ class SegmentationModule(lightning.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(self, "_scaler_state", None):
             scaler.load_state_dict(self._scaler_state)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves pixels to the device; the augmentation's parameters are read on the CPU and stay there."""
+        return {key: value if key == "augment" else value.to(device, non_blocking=True) for key, value in batch.items()}
 
     def inputs(self, batch: Batch, augment: bool) -> tuple[Tensor, Tensor]:
         """Normalised (and augmented) images float32 [B, C, (D,) H, W] and labels uint8 [B, (D,) H, W] of a batch."""
@@ -278,14 +282,17 @@ class SegmentationModule(lightning.LightningModule):
         """The sum of every rank's statistics."""
         if self.trainer.world_size == 1:
             return statistics
-        return self.all_gather(statistics).sum(dim=0)
+        gathered = self.all_gather(statistics.to(self.device))
+        assert isinstance(gathered, Tensor)
+        return gathered.sum(dim=0)
 
     @torch.no_grad()
     def _follow(self) -> None:
         """Moves the average of the weights by one step; buffers (running statistics) are copied."""
         if self.average is None or self.settings.ema is None:
             return
-        mine, theirs = list(self.average.parameters()), list(self.network.parameters())
+        mine: list[Tensor] = list(self.average.parameters())
+        theirs: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - self.settings.ema)
         for a, b in zip(self.average.buffers(), self.network.buffers(), strict=True):
             a.copy_(b)

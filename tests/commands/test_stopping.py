@@ -1,0 +1,124 @@
+"""Ctrl-C and SIGTERM save first; the same command continues; a run that is under way belongs to one process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Command, Run, homes
+from voxtile.training.module import SegmentationModule
+
+ROOT = Path(__file__).parents[2]
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture
+def words(scene_run: Run, tmp_path: Path) -> list[str]:
+    return [*scene_run.words, f"paths.runs={tmp_path / 'runs'}"]
+
+
+@pytest.fixture
+def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, signal.Signals, int], None]:
+    """Lets the module's `count`-th call of a method be met by a signal."""
+
+    def arrange(method: str, number: signal.Signals, count: int) -> None:
+        inner, calls = getattr(SegmentationModule, method), []
+
+        def wrapped(self: SegmentationModule, *args: object) -> object:
+            calls.append(1)
+            if len(calls) == count:
+                os.kill(os.getpid(), number)
+            return inner(self, *args)
+
+        monkeypatch.setattr(SegmentationModule, method, wrapped)
+
+    return arrange
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("method", "count", "step"), [("training_step", 4, 4), ("validation_step", 1, 3)])
+def test_a_signal_saves_and_the_same_command_ends_in_the_same_bits(
+    scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command, signalled: Callable, monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals, method: str, count: int, step: int,
+) -> None:  # fmt: skip
+    before = [signal.getsignal(n) for n in SIGNALS]
+    signalled(method, number, count)
+    said = voxtile("train", *words)
+    assert said.code == 130
+    assert f"Stopped by {number.name} at step {step} of 6; the state is saved" in said.text
+    assert "The same command continues it: voxtile train --config-dir" in said.text
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+    (home,) = homes(tmp_path / "runs")
+    run = Run(words, home, tmp_path, "")
+    assert (run.read("status.json")["state"], run.read("status.json")["step"]) == ("interrupted", step)
+    assert (home / "resume.pt").exists()
+    assert not (home / "lease.json").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["voxtile"])
+    said = voxtile("train", *words)
+    assert said.code == 0
+    assert f"continuing at step {step} of 6" in said.text
+    assert not (home / "resume.pt").exists()
+    for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "status.json"):
+        assert (home / name).read_bytes() == (scene_run.home / name).read_bytes()
+
+
+def test_stopping_a_multirun_starts_no_further_run(words: list[str], tmp_path: Path, voxtile: Command, signalled: Callable) -> None:
+    signalled("training_step", signal.SIGINT, 1)
+    said = voxtile("train", "-m", *words, "seed=0,1")
+    assert said.code == 130
+    assert len(homes(tmp_path / "runs")) == 1
+
+
+def started(words: list[str], runs: Path) -> subprocess.Popen[str]:
+    """A training process that has taken its first steps."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *words, "training.steps=100000", "training.val_every=100000"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not list(runs.glob("*/resume.pt")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    return process
+
+
+def test_a_running_process_keeps_its_run_and_stops_when_asked(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    process = started(words, tmp_path / "runs")
+    try:
+        (home,) = homes(tmp_path / "runs")
+        said = voxtile("train", *words, "training.steps=100000", "training.val_every=100000")
+        assert said.code == 4
+        assert f"is being trained by process {process.pid} on" in said.text
+        resumed = (home / "resume.pt").stat().st_mtime_ns
+        deadline = time.monotonic() + 60
+        while (home / "resume.pt").stat().st_mtime_ns == resumed:  # it goes on
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, out
+    assert "Stopped by SIGTERM at step" in out
+    assert f"python {ROOT / 'train.py'} --config-dir" in " ".join(out.split())
+    assert "Traceback" not in out
+    run = Run(words, home, tmp_path, "")
+    assert run.read("status.json")["state"] == "interrupted"
+
+
+def test_a_process_that_died_leaves_its_run_to_the_next(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    """What a kill leaves: a lease and the state "running"; nothing has to be cleaned up by hand."""
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    assert voxtile("train", *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    (home / "status.json").write_text('{"state": "running", "step": 2}')
+    (home / "lease.json").write_text(f'{{"host": "{os.uname().nodename}", "pid": {gone.pid}, "started": "1"}}')
+    said = voxtile("train", *words)
+    assert said.code == 0
+    assert Run(words, home, tmp_path, "").read("status.json")["state"] == "finished"
