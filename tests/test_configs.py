@@ -1,4 +1,4 @@
-"""Every file in `conf/` opens with a command that uses it; the command composes, and everything in it is built."""
+"""Every configuration file opens with a command that uses it; the command composes, and everything in it is built."""
 
 import inspect
 import subprocess
@@ -10,14 +10,14 @@ import pytest
 
 from tests.testers.composing import ROOT, command_words, composed
 from voxtile.commands.build import build, parts, target
-from voxtile.commands.compose import conf_dir
+from voxtile.commands.compose import conf_dir, folder_of
 
-FILES = sorted(conf_dir().rglob("*.yaml"))
-OPTIONS = [path for path in FILES if path.parent != conf_dir()]
+OPTIONS = sorted(conf_dir().glob("*/*.yaml"))
+FILES = [*(folder_of(name) / f"{name}.yaml" for name in ("train", "evaluate", "predict")), *OPTIONS]
 
 
 def name(path: Path) -> str:
-    return path.relative_to(conf_dir()).as_posix()
+    return f"{path.parent.name}/{path.name}"
 
 
 def header(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from tests.testers.composing import ROOT, command_words, composed, fences
 from voxtile.commands.build import build, parts
 from voxtile.data.splits import GroupSplit, KFold
+from voxtile.training.recipe import ADDED, FIELDS
 from voxtile.training.scores import case_rows, summarise
 
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,9 +29,9 @@ ROOMS = ("cases", "data", "models", "inference", "training", "studies", "command
 
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, the current one, with the README's files: blocks whose first line is a comment with a path."""
+    """A folder, the current one, with the README's files: blocks that open with a comment that holds a path."""
     for _, block in fences((ROOT / "README.md").read_text(encoding="utf-8")):
-        if named := re.match(r"# ([\w/]+\.(?:yaml|py))\n", block):
+        if named := re.match(r"(?:# @package _global_\n)?# ([\w/]+\.(?:yaml|py))\n", block):
             path = tmp_path / named[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block, encoding="utf-8")
@@ -121,6 +122,12 @@ def test_every_column_of_the_case_table_is_defined() -> None:
     text = section("`cases.csv`")
     assert rows(text) == {name.replace("/water", "/<class>") for name in row if "/" in name}
     assert all(f"`{name}`" in text for name in row if "/" not in name)
+
+
+def test_every_field_of_the_identity_is_documented() -> None:
+    text = (ROOT / "docs/runs.md").read_text(encoding="utf-8").partition("\n## Identity")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", text.partition("not in it")[0]))
+    assert {field.rpartition(".")[2] for field in (*FIELDS, *ADDED)} <= named
 
 
 def test_the_exit_codes_are_documented() -> None:

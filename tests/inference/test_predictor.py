@@ -250,3 +250,17 @@ def test_lower_precision_runs_the_network_in_it_and_returns_float32():
     probabilities, _ = joined(Predictor(network, (1, 8, 8), precision=torch.bfloat16, workers=0), case)
     assert kinds == {torch.bfloat16}
     np.testing.assert_allclose(probabilities, whole(network, case), atol=0.03)
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_a_continued_prediction_yields_the_bands_that_were_missing(kept: int) -> None:
+    torch.manual_seed(0)
+    network, case = torch.nn.Conv2d(2, 3, 1), case_of((2, 40, 24))
+    predictor = Predictor(network, (1, 16, 16), overlap=0.5, batch_size=3, workers=0)
+    whole = list(predictor.bands(case, SCALE))
+    done = [band.window for band in whole[:kept]]
+    rest = list(Predictor(network, (1, 16, 16), overlap=0.5, batch_size=3, workers=0).bands(case, SCALE, done))
+    assert [band.window for band in rest] == [band.window for band in whole[kept:]]
+    assert len(rest) > 0
+    for again, before in zip(rest, whole[kept:], strict=True):
+        torch.testing.assert_close(again.probabilities, before.probabilities)

@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from voxtile.commands.compose import conf_dir, plain
+from voxtile.commands.compose import folder_of, plain
 from voxtile.commands.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +42,10 @@ def composed(words: list[str]) -> list[dict[str, Any]]:
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args(words[1:])
     search = [f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]"] if given.config_dir else []
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    name = FILES[words[0]]
+    with initialize_config_dir(str(folder_of(name)), version_base="1.3"):
         jobs = _jobs(given.overrides) if given.multirun else [given.overrides]
-        return [plain(compose(FILES[words[0]], [*search, *job])) for job in jobs]
+        return [plain(compose(name, [*search, *job])) for job in jobs]
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:

@@ -41,7 +41,10 @@ def evaluate(config: Mapping[str, Any]) -> int:
     predictor = trained.predictor(config)
     prepared = prepare_data(trained.built, out)
     recipe = trained.home.read("recipe.json")
-    if prepared.split.digest != recipe["split"] or prepared.fingerprint != recipe["data"]:
+    same = prepared.split.digest == recipe["split"] and prepared.fingerprint == recipe["data"]
+    if config["split"] == "test":
+        same = same and prepared.test_fingerprint == trained.manifest["data"]["test_fingerprint"]
+    if not same:
         raise DataError(
             f"The data in {trained.built.dataset.layout.root} is not what the run {trained.home.path} was trained on: its files "
             "or its split "

@@ -130,7 +130,9 @@ def predict_case(
             raise DataError(f"The map {path} would overwrite its own input. Name another output.")
     with ExitStack() as stack:
         writers = [stack.enter_context(case.open_map(path, s)) for path, s in zip(paths, specs, strict=True)]
-        for band in predictor.bands(case, intensity):
+        # What a killed command of the same kind has brought to the disk is not computed again.
+        done = set.intersection(*(set(writer.finished) for writer in writers))
+        for band in predictor.bands(case, intensity, done):
             writers[0].write(band.window, band.classes())
             for writer in writers[1:]:
                 writer.write(band.window, band.probabilities.numpy())

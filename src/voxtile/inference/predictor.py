@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -76,23 +76,36 @@ class Predictor:
         self.margin = (0 if self.planar else margin, margin, margin)
         self._classes: int | None = None
 
-    def bands(self, case: Case, intensity: Intensity) -> Iterator[Band]:
-        """Predicts `case`, normalised by `intensity`, and yields its bands in reading order."""
+    def bands(self, case: Case, intensity: Intensity, done: Collection[Window] = ()) -> Iterator[Band]:
+        """Predicts `case`, normalised by `intensity`, and yields its bands in reading order.
+
+        Args:
+            case: the case.
+            intensity: how it is normalised.
+            done: windows of bands that an earlier call has yielded; they are not yielded again, and what only they need is
+                not computed.
+        """
         found = tiles(case.shape, self.size, self.overlap)
-        batches = [found[i : i + self.batch_size] for i in range(0, len(found), self.batch_size)]
         joiner = _Joiner(case.shape, self.planar)
+        wanted = joiner.rows_needed(found, done)
+        judged = self._judged(case, intensity, [tile for tile in found if joiner.row(tile.window) in wanted])
+        for tile in found:
+            ready = joiner.add(tile, *next(judged)) if joiner.row(tile.window) in wanted else joiner.pass_by(tile)
+            yield from (band for band in ready if band.window not in done)
+        yield from (band for band in joiner.rest() if band.window not in done)
+
+    def _judged(self, case: Case, intensity: Intensity, found: Sequence[Tile]) -> Iterator[tuple[Tensor, NDArray[np.bool_]]]:
+        """Probabilities [K, d, h, w] and validity [d, h, w] of windows, in order, computed in batches that are read ahead."""
+        batches = [found[i : i + self.batch_size] for i in range(0, len(found), self.batch_size)]
         for batch in ReadAhead(lambda: batches, lambda part: self._read(case, intensity, part), self.workers):
-            for tile, probabilities, valid in zip(batch["tiles"], self._judge(batch), batch["valid"], strict=True):
-                yield from joiner.add(tile, probabilities, valid.numpy())
-        yield from joiner.rest()
+            yield from zip(self._judge(batch), (valid.numpy() for valid in batch["valid"]), strict=True)
 
     def _read(self, case: Case, intensity: Intensity, part: Sequence[Tile]) -> Batch:
         samples = []
         for tile in part:
             image, valid = case.read(tile.window.grown(self.margin), pad="reflect")
             samples.append({"image": image, "seen": valid, "valid": valid[tile.window.within(tile.window.grown(self.margin))]})
-        batch = collate([sample | intensity.arrays() for sample in samples])
-        return batch | {"tiles": list(part)}
+        return collate([sample | intensity.arrays() for sample in samples])
 
     def _judge(self, batch: Batch) -> Tensor:
         """Probabilities [B, K, d, h, w] of a batch's windows, on the CPU; 0 for windows without data, which are not sent."""
@@ -141,14 +154,36 @@ class _Joiner:
 
     def add(self, tile: Tile, probabilities: Tensor, valid: NDArray[np.bool_]) -> Iterator[Band]:
         """Adds the probabilities [K, d, h, w] of one window."""
-        if self.box is None or self._row(tile.window) != self._row(self.box):
-            yield from self._move(tile.window, len(probabilities))
+        yield from self.pass_by(tile)
         assert self.box is not None
+        if not len(self.total):
+            self.total = torch.zeros((len(probabilities), *self.box.size))
         at = tile.window.within(self.box)
         self.valid[at] |= valid
         z, y, x = (torch.from_numpy(axis) for axis in tile.weights)
         weights = (y[:, None] * x)[None] if self.planar else z[:, None, None] * y[:, None] * x
         self.total[(slice(None), *at)] += probabilities * weights
+
+    def pass_by(self, tile: Tile) -> Iterator[Band]:
+        """Moves the buffer to the row of a window without adding anything."""
+        if self.box is None or self.row(tile.window) != self.row(self.box):
+            yield from self._move(tile.window)
+
+    def rows_needed(self, found: Sequence[Tile], done: Collection[Window]) -> set[tuple[int, ...]]:
+        """The rows of windows that reach into a band which is not done."""
+        boxes = {self.row(tile.window): self._box(tile.window) for tile in found}
+        starts = list(boxes)
+        needed = set()
+        for number, (row, box) in enumerate(boxes.items()):
+            after = starts[number + 1] if number + 1 < len(starts) else None
+            same_plane = after is not None and after[:-1] == row[:-1]
+            rows = after[-1] - row[-1] if after is not None and same_plane else box.size[self.axis]
+            size = [rows if a == self.axis else side for a, side in enumerate(box.size)]
+            if Window.of(box.start, size) not in done:
+                first, last = row[-1], row[-1] + rows
+                side = box.size[self.axis]
+                needed |= {r for r in starts if r[:-1] == row[:-1] and r[-1] < last and r[-1] + side > first}
+        return needed
 
     def rest(self) -> Iterator[Band]:
         """What is left in the buffer after the last window."""
@@ -156,15 +191,19 @@ class _Joiner:
             yield from self._hand_out(self.box.size[self.axis])
             self.box = None
 
-    def _row(self, window: Window) -> tuple[int, ...]:
+    def row(self, window: Window) -> tuple[int, ...]:
+        """What windows that need the same place of the buffer have in common."""
         return window.start[: self.axis + 1]
 
-    def _move(self, window: Window, classes: int) -> Iterator[Band]:
+    def _box(self, window: Window) -> Window:
+        """The buffer's place for a window: as thick as the window, as wide as the case."""
+        size = [window.size[a] if a <= self.axis else self.shape[a] for a in range(3)]
+        return Window.of([window.start[a] if a <= self.axis else 0 for a in range(3)], size)
+
+    def _move(self, window: Window) -> Iterator[Band]:
         """Hands out what lies before `window` and moves the buffer to its row."""
         axis = self.axis
-        size = [window.size[a] if a <= axis else self.shape[a] for a in range(3)]
-        start = [window.start[a] if a <= axis else 0 for a in range(3)]
-        box = Window.of(start, size)
+        box = self._box(window)
         kept = 0
         if self.box is not None:
             same_plane = self.box.start[:axis] == box.start[:axis]
@@ -173,7 +212,7 @@ class _Joiner:
             kept = max(0, self.box.size[axis] - done) if same_plane else 0
         total, valid = self.total, self.valid
         self.valid = np.zeros(box.size, dtype=np.bool_)
-        self.total = torch.zeros((classes, *box.size))
+        self.total = torch.zeros((len(total), *box.size))
         if kept:
             old = (slice(None),) * axis + (slice(-kept, None),)
             new = (slice(None),) * axis + (slice(0, kept),)

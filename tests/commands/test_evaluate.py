@@ -1,0 +1,210 @@
+"""voxtile evaluate: whole cases, every pixel once, looks at the test split counted."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from tests.commands.conftest import Command, Run, homes
+from tests.testers.tiny import scene_words
+from voxtile.commands.main import main
+
+CLASSES = ("ground", "disc")
+
+
+def pixels(path: Path) -> np.ndarray:
+    with rasterio.open(path) as file:
+        return file.read(1)
+
+
+def counts(label: np.ndarray, prediction: np.ndarray) -> dict[str, tuple[int, int, int]]:
+    """(hits, false alarms, misses) per class, counted pixel by pixel."""
+    return {
+        name: (
+            int(((label == c) & (prediction == c)).sum()),
+            int(((label != c) & (prediction == c)).sum()),
+            int(((label == c) & (prediction != c)).sum()),
+        )
+        for c, name in enumerate(CLASSES)
+    }
+
+
+def dice(hits: int, false: int, missed: int) -> float:
+    return 2 * hits / (2 * hits + false + missed) if hits + false + missed else math.nan
+
+
+@pytest.fixture(scope="module")
+def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on twelve scenes, of which five hold no disc."""
+    folder = tmp_path_factory.mktemp("mixed_run")
+    words = scene_words(folder)
+    shutil.rmtree(folder / "scenes")
+    from tests.testers.tiny import scenes
+
+    scenes(folder / "scenes", count=12)
+    for number in range(5):
+        with rasterio.open(folder / "scenes" / "labels" / f"s{number}.tif", "r+") as label:
+            label.write(np.zeros_like(label.read(1)), 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["voxtile", "train", *words, "split.val=0.5", "training.steps=12", "optimizer.lr=0.01"])
+        assert main() == 0
+    (home,) = homes(folder / "runs")
+    return Run(words, home, folder, "")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_scores_equal_those_counted_on_the_maps_that_predict_writes(
+    mixed_run: Run, tmp_path: Path, voxtile: Command, split: str
+) -> None:
+    where = [f"run={mixed_run.home}", "overlap=0.5", f"paths.runs={tmp_path}"]
+    assert voxtile("evaluate", *where, f"split={split}").code == 0
+    assert voxtile("predict", *where, f"input={mixed_run.folder / 'scenes' / 'images'}", f"output={tmp_path / 'maps'}").code == 0
+    names = [case["id"] for case in mixed_run.read("manifest.json")["data"]["split"][split]]
+    found = {
+        name: counts(pixels(mixed_run.folder / "scenes" / "labels" / f"{name}.tif"), pixels(tmp_path / "maps" / f"{name}.tif"))
+        for name in names
+    }
+    folder = mixed_run.home / "evaluations" / f"{split}-best"
+    with (folder / "cases.csv").open() as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert list(rows) == names
+    for name, row in rows.items():
+        for kind in CLASSES:
+            hits, false, missed = found[name][kind]
+            assert float(row[f"dice/{kind}"] or "nan") == pytest.approx(dice(hits, false, missed), nan_ok=True)
+            assert int(row[f"label_pixels/{kind}"]) == hits + missed
+            assert int(row[f"predicted_pixels/{kind}"]) == hits + false
+    summary = json.loads((folder / "summary.json").read_text())
+    scores = summary["scores"]
+    for kind in CLASSES:
+        each = [found[name][kind] for name in names]
+        hits, false, missed = (sum(column) for column in zip(*each, strict=True))
+        defined = [dice(*triple) for triple in each if sum(triple)]
+        assert scores[f"iou/{kind}"] == pytest.approx(hits / (hits + false + missed))
+        assert scores[f"pooled_dice/{kind}"] == pytest.approx(dice(hits, false, missed))
+        assert scores[f"dice/{kind}"] == pytest.approx(np.mean(defined))
+        assert scores[f"missed/{kind}"] == sum(h + m > 0 and h + f == 0 for h, f, m in each)
+        assert scores[f"false_alarm/{kind}"] == sum(h + m == 0 and f > 0 for h, f, m in each)
+        assert scores[f"undefined/{kind}"] == sum(h + f + m == 0 for h, f, m in each)
+    assert np.sum(summary["confusion"]) == 40 * 36 * len(names)
+    assert summary["run"] == mixed_run.read("recipe.json")["identity"]
+
+
+def test_missed_and_absent_structures_are_counted(mixed_run: Run, voxtile: Command) -> None:
+    assert voxtile("evaluate", f"run={mixed_run.home}").code == 0
+    scores = json.loads((mixed_run.home / "evaluations" / "val-best" / "summary.json").read_text())["scores"]
+    blank = {f"s{number}" for number in range(5)}
+    absent = sum(case["id"] in blank for case in mixed_run.read("manifest.json")["data"]["split"]["val"])
+    assert absent >= 1
+    assert scores["false_alarm/disc"] + scores["undefined/disc"] == absent
+
+
+def test_the_last_weights_have_scores_of_their_own(scene_run: Run, voxtile: Command, tmp_path: Path) -> None:
+    said = voxtile("evaluate", f"run={scene_run.home}", "weights=last")
+    assert said.code == 0
+    assert "1 whole cases, last weights" in said.text
+    assert str(scene_run.home / "evaluations" / "val-last" / "cases.csv") in said.text
+
+
+def test_each_look_at_test_is_recorded(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    data = scene_run.read("manifest.json")["data"]
+    common = [f"run={scene_run.home}", f"paths.runs={tmp_path / 'runs'}"]
+    ledger = tmp_path / "runs" / "test_ledger" / f"{data['test_fingerprint']}.jsonl"
+    images = scene_run.folder / "scenes" / "images"
+    (case,) = data["split"]["test"]
+    (other,) = data["split"]["val"]
+    assert voxtile("evaluate", *common).code == 0
+    assert voxtile("predict", *common, f"input={images / other['id']}.tif", f"output={tmp_path / 'a'}").code == 0
+    assert not ledger.exists()
+    assert "look number 1 at this test split" in voxtile("evaluate", *common, "split=test").text
+    assert voxtile("predict", *common, f"input={images / case['id']}.tif", f"output={tmp_path / 'b'}").code == 0
+    assert "look number 3 at this test split" in voxtile("evaluate", *common, "split=test").text
+    looks = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [look["what"] for look in looks] == ["evaluate", "predict", "evaluate"]
+    assert {look["run"] for look in looks} == {scene_run.read("recipe.json")["identity"]}
+
+
+def test_a_moved_run_works_from_any_folder_and_keeps_its_ledger_beside_it(
+    copied_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VOXTILE_RUNS")
+    elsewhere = tmp_path / "a b"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert voxtile("evaluate", f"run=../runs/{copied_run.home.name}", "split=test").code == 0
+    assert (copied_run.home / "evaluations" / "test-best" / "summary.json").exists()
+    assert list((copied_run.home.parent / "test_ledger").iterdir())
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_moved_data_are_found_with_root(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    shutil.copytree(copied_run.folder / "scenes", tmp_path / "moved")
+    assert voxtile("evaluate", f"run={copied_run.home}", f"root={tmp_path / 'moved'}").code == 0
+    said = voxtile("evaluate", f"run={copied_run.home}", f"root={tmp_path / 'gone'}")
+    assert said.code == 3
+    assert str(tmp_path / "gone") in said.text
+
+
+@pytest.mark.parametrize(("side", "kind"), [("val", "labels"), ("train", "images"), ("test", "images")])
+def test_data_changed_after_training_are_refused(
+    copied_run: Run, tmp_path: Path, voxtile: Command, side: str, kind: str
+) -> None:
+    shutil.copytree(copied_run.folder / "scenes", tmp_path / "moved")
+    (case, *_) = copied_run.read("manifest.json")["data"]["split"][side]
+    with rasterio.open(tmp_path / "moved" / kind / f"{case['id']}.tif", "r+") as file:
+        file.write(1 - file.read(1), 1)
+    said = voxtile("evaluate", f"run={copied_run.home}", f"root={tmp_path / 'moved'}", f"split={'test' if side == 'test' else 'val'}")
+    assert said.code == 3
+    assert "is not what the run" in said.text
+    assert not (copied_run.home / "evaluations").exists()
+
+
+def test_training_and_validating_leave_the_labels_of_test_closed(
+    scene_run: Run, tmp_path: Path, voxtile: Command
+) -> None:
+    words = scene_words(tmp_path)
+    (case,) = scene_run.read("manifest.json")["data"]["split"]["test"]
+    label = tmp_path / "scenes" / "labels" / f"{case['id']}.tif"
+    with rasterio.open(label, "r+") as file:
+        file.write(np.full((40, 36), 77, dtype=np.uint8), 1)  # whoever reads it stops
+    assert voxtile("train", *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert home.name == scene_run.home.name
+    assert voxtile("evaluate", f"run={home}").code == 0
+    said = voxtile("evaluate", f"run={home}", "split=test", f"paths.runs={tmp_path}")
+    assert said.code == 3
+    assert f"{label} holds the label values 77" in said.text
+    assert not (home / "evaluations" / "test-best").exists()
+
+
+WRONG = {
+    "split=tset": (2, "'split=tset' cannot be evaluated; choose val or test"),
+    "overlap=1": (2, "'overlap=1' is the share"),
+    "overlap=much": (2, "'overlap=much' is the share"),
+    "batch_size=0": (2, "'batch_size=0' must be a whole number from 1 up"),
+    "workers=-1": (2, "'workers=-1' must be a whole number from 0 up"),
+    "precision=f32": (2, "'precision=f32' is unknown; choose from float32"),
+    "device=gpu": (2, "Type 'device=cpu' or 'device=auto'"),
+    "weights=bset": (4, "holds no weights 'bset'. It has best, last. Did you mean 'best'?"),
+    "ovrelap=0": (2, "no key 'ovrelap'. Did you mean 'overlap'?"),
+}
+
+
+@pytest.mark.parametrize(("word", "expected"), WRONG.items())
+def test_a_wrong_setting_is_named(scene_run: Run, voxtile: Command, word: str, expected: tuple[int, str]) -> None:
+    said = voxtile("evaluate", f"run={scene_run.home}", word)
+    assert said.code == expected[0]
+    assert expected[1] in said.text
+
+
+def test_a_run_that_is_not_there_is_named_with_those_that_are(scene_run: Run, voxtile: Command) -> None:
+    said = voxtile("evaluate", f"run={scene_run.home}x")
+    assert said.code == 4
+    assert f"{scene_run.home}x is no run folder" in said.text
+    assert scene_run.home.name in said.text
+    assert "'run' has no value. Type 'run=…'" in voxtile("evaluate").text
