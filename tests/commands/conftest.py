@@ -53,6 +53,8 @@ def _no_one_elses_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         for name in ("DATA", "RUNS", "CACHE"):
             patch.setenv(f"VOXTILE_{name}", str(tmp_path_factory.mktemp(name.lower())))
+        # The checkout may be edited while the tests run, which is no concern of theirs.
+        patch.setattr("voxtile.studies.manifest.code", lambda: {"commit": "0" * 40, "diff": ""})
         yield
 
 
@@ -99,5 +101,5 @@ def volume_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def copied_run(scene_run: Run, tmp_path: Path) -> Run:
     """A run folder that a test may change; its data stay where they are."""
     home = tmp_path / "runs" / scene_run.home.name
-    shutil.copytree(scene_run.home, home)
+    shutil.copytree(scene_run.home, home, ignore=shutil.ignore_patterns("evaluations"))
     return Run([*scene_run.words, f"paths.runs={tmp_path / 'runs'}"], home, scene_run.folder, scene_run.said)

@@ -86,6 +86,13 @@ def test_a_finished_run_says_when_versions_have_changed_since(copied_run: Run, v
     assert "torch was 0." in said.text
 
 
+def test_a_finished_run_says_when_the_code_has_changed_since(
+    scene_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voxtile.studies.manifest.code", lambda: {"commit": "1" * 40, "diff": ""})
+    assert "nothing was trained. the code has changed." in voxtile("train", *scene_run.words).text
+
+
 @pytest.mark.parametrize(
     "change", ["workers=2", "training.log_every=3", "training.save_every=1", "logger=tensorboard", "retry=true"]
 )

@@ -71,6 +71,8 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
             hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
         except _StoppedError:
             return STOPPED
+        except SystemExit as end:  # of Hydra's own flags, such as --help
+            return int(end.code or 0)
         except (HydraException, OmegaConfBaseException) as error:
             problem: Exception = error
         else:

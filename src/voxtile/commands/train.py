@@ -60,9 +60,10 @@ def train(config: Mapping[str, Any]) -> int:
     module.configure_optimizers()
     data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
     with home.lease():
-        began = time.time()
-        _train(config, prepared, module, data, home, out)
-        home.write("manifest.json", home.read("manifest.json") | {"seconds": round(time.time() - began, 1)})
+        if home.status["state"] != "finished":  # by another process, since the first look
+            began = time.time()
+            _train(config, prepared, module, data, home, out)
+            home.write("manifest.json", home.read("manifest.json") | {"seconds": round(time.time() - began, 1)})
     report(home, prepared, out)
     return 0
 

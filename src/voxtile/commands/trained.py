@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from voxtile.commands.build import Parts, build, parts
 from voxtile.data.normalise import Intensity
@@ -53,9 +54,10 @@ class Trained:
         home = RunFolder.existing(path)
         try:
             config: Any = OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, YAMLError) as error:
+            reason = " ".join(str(error).split())
             raise RunError(
-                f"{home.path / 'config.yaml'} cannot be read: {error}. The run folder is damaged; train the run again."
+                f"{home.path / 'config.yaml'} cannot be read: {reason}. The run folder is damaged; train the run again."
             ) from error
         config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
         if root is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+import torch
 
 from voxtile.cases.case import IGNORE, Case
 from voxtile.cases.tiling import Tile, tiles
@@ -89,6 +90,10 @@ class VoxtileData(lightning.LightningDataModule):
             return batches[self.trainer.global_rank :: self.trainer.world_size] if self.trainer else batches
 
         return ReadAhead(mine, self._read, self.workers)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves pixels to the device; the augmentation's parameters are read on the CPU and stay there."""
+        return {key: value if key == "augment" else value.to(device, non_blocking=True) for key, value in batch.items()}
 
     def _read(self, item: tuple[int, Sequence[Tile]]) -> Batch:
         number, part = item

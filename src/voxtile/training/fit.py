@@ -311,7 +311,7 @@ def fit(
             default_root_dir=folder.path, **options,
         )  # fmt: skip
         if module.pending:
-            trainer.validate(module, dataloaders=data.val_dataloader(), verbose=False)
+            trainer.validate(module, datamodule=data, verbose=False)
         if not module.done:
             trainer.fit(module, datamodule=data)
     save_weights(module.judged, folder.weights / "last.safetensors", module.step)

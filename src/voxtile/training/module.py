@@ -189,10 +189,6 @@ class SegmentationModule(lightning.LightningModule):
         if scaler is not None and getattr(self, "_scaler_state", None):
             scaler.load_state_dict(self._scaler_state)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves pixels to the device; the augmentation's parameters are read on the CPU and stay there."""
-        return {key: value if key == "augment" else value.to(device, non_blocking=True) for key, value in batch.items()}
-
     def inputs(self, batch: Batch, augment: bool) -> tuple[Tensor, Tensor]:
         """Normalised (and augmented) images float32 [B, C, (D,) H, W] and labels uint8 [B, (D,) H, W] of a batch."""
         image = normalise(batch["image"], batch["valid"], batch["low"], batch["high"], batch["mean"], batch["std"])

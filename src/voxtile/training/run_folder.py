@@ -25,7 +25,7 @@ class RunFolder:
     """One run's folder.
 
     Files: `recipe.json` (identity), `config.yaml` (resolved), `manifest.json`, `status.json` (state, step, scores), `metrics.csv`,
-    `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`, `evaluations/`, `log.txt`.
+    `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`, `evaluations/`.
     """
 
     def __init__(self, path: Path, recipe: Recipe | None = None) -> None:

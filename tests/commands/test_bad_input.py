@@ -1,0 +1,317 @@
+"""Bad input: one clear paragraph that names the place and the remedy, no traceback, nothing half-written."""
+
+import errno
+import pickle
+import re
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import rasterio
+import yaml
+
+from tests.commands.conftest import Command, Outcome, Run, homes
+from tests.testers.formats import file_size_limit
+from tests.testers.tiny import scene, scene_words, volume_words
+from voxtile.training.module import SegmentationModule
+
+
+def images(folder: Path) -> Path:
+    return folder / "scenes" / "images"
+
+
+def labels(folder: Path) -> Path:
+    return folder / "scenes" / "labels"
+
+
+def refused(said: Outcome, code: int, *words: object) -> None:
+    """The command ended with `code` and said every one of `words`, in at most one paragraph."""
+    assert said.code == code, said
+    for word in words:
+        assert str(word) in said.text
+    assert len(said.err.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    return scene_words(tmp_path)
+
+
+@pytest.fixture
+def refuses(words: list[str], tmp_path: Path, voxtile: Command):  # noqa: ANN201
+    """Trains, expects a refusal, and that no run folder was begun."""
+
+    def train(code: int, *said: object, extra: tuple[str, ...] = ()) -> None:
+        refused(voxtile("train", *words, *extra), code, *said)
+        assert not (tmp_path / "runs").exists()
+
+    return train
+
+
+def test_a_missing_folder(refuses, tmp_path) -> None:
+    gone = tmp_path / "gone"
+    refuses(3, f"The data folder {gone} does not exist", "'data.layout.root=…'", extra=(f"data.layout.root={gone}",))
+
+
+def test_a_folder_without_cases(refuses, tmp_path) -> None:
+    refuses(3, tmp_path / "scenes", "'pictures/{id}.tif'", extra=("data.layout.images='pictures/{id}.tif'",))
+
+
+def test_an_image_without_a_label(refuses, tmp_path) -> None:
+    (labels(tmp_path) / "s3.tif").unlink()
+    refuses(3, "s3.tif", "label", "data.layout")
+
+
+def test_a_label_without_an_image(refuses, tmp_path) -> None:
+    (images(tmp_path) / "s3.tif").unlink()
+    refuses(3, tmp_path / "scenes", "have no image at 'images/{id}.tif': s3.tif", "Add the images, or move these labels away")
+
+
+def test_another_number_of_bands(refuses, tmp_path) -> None:
+    scene(images(tmp_path) / "s3.tif", np.ones((3, 40, 36), dtype=np.float32), 3)
+    refuses(3, f"{images(tmp_path) / 's3.tif'} has 3 channels", "s0.tif has 2", "data.exclude=[…]")
+
+
+def test_a_channel_that_is_not_there(refuses, tmp_path) -> None:
+    refuses(3, images(tmp_path) / "s0.tif", "has no channel band7", "band1, band2", extra=("data.channels=[band1,band7]",))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_label_of_another_size(refuses, tmp_path) -> None:
+    path = labels(tmp_path) / "s3.tif"
+    with rasterio.open(path, "w", driver="GTiff", height=20, width=18, count=1, dtype="uint8") as out:
+        out.write(np.zeros((1, 20, 18), dtype=np.uint8))
+    refuses(3, path, "18", "20", images(tmp_path) / "s3.tif")
+
+
+def test_an_unknown_label_value(refuses, tmp_path) -> None:
+    path = labels(tmp_path) / "s0.tif"
+    with rasterio.open(path, "r+") as label:
+        label.write(np.array([[7, 9]], dtype=np.uint8), 1, window=((0, 1), (0, 2)))
+    refuses(3, f"{path} holds the label values 7, 9", "it maps 0, 1", "7: ignore")
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.0])
+def test_a_scene_that_is_cut_off(refuses, tmp_path, kept) -> None:
+    path = images(tmp_path) / "s0.tif"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    refuses(3, path, "cut off" if kept else "cannot be read")
+
+
+def test_a_file_that_is_no_scene(refuses, tmp_path) -> None:
+    (images(tmp_path) / "s0.tif").write_text("<html>404</html>")
+    refuses(3, images(tmp_path) / "s0.tif", "cannot be read as a GeoTIFF")
+
+
+def test_a_volume_that_is_cut_off(tmp_path, voxtile) -> None:
+    words = volume_words(tmp_path)
+    path = tmp_path / "volumes" / "imagesTr" / "v0.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused(voxtile("train", *words), 3, path)
+    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_a_label_volume_of_another_shape(tmp_path, voxtile) -> None:
+    words = volume_words(tmp_path)
+    path = tmp_path / "volumes" / "labelsTr" / "v0.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((18, 16, 4), dtype=np.uint8), nibabel.load(path).affine), path)
+    refused(voxtile("train", *words), 3, path, path.parent.parent / "imagesTr" / "v0.nii.gz")
+
+
+def test_a_scene_without_data(refuses, tmp_path, scene_run: Run) -> None:
+    case = scene_run.read("manifest.json")["data"]["split"]["train"][0]["id"]
+    scene(images(tmp_path) / f"{case}.tif", np.full((2, 40, 36), -1, dtype=np.float32), int(case[1:]), nodata=-1)
+    refuses(3, "hold no pixel that can be judged", f"'data.exclude=[{case}]'")
+
+
+def test_a_case_that_only_the_configuration_knows(refuses) -> None:
+    refuses(2, "'data.exclude' names s11", "Did you mean 's1'?", extra=("data.exclude=[s11]",))
+
+
+def test_an_empty_split(refuses) -> None:
+    refuses(2, "1 groups (s5)", "at least 3", "'split.test=0'", extra=("data.exclude=[s0,s1,s2,s3,s4]",))
+
+
+def test_a_window_larger_than_every_case(refuses) -> None:
+    refuses(2, "'data.window=[128, 128]' is larger than every case", "type 'data.window=[64,64]'", extra=("data.window=[128,128]",))
+
+
+def test_a_window_too_small_for_the_network(refuses) -> None:
+    refuses(2, "'data.window=[16, 16]' is smaller than 32 pixels", "'model.depth=3'", extra=("model.depth=4",))
+
+
+def test_a_network_of_other_dimensions(refuses) -> None:
+    refuses(2, "'model.dims=3'", "'data.window=[16, 16]'", "Type 'model.dims=2'", extra=("model.dims=3",))
+
+
+def test_a_class_absent_from_training(refuses) -> None:
+    refuses(3, "No training case holds a pixel of class square", "data.labels", extra=("+data.labels.2=square",))
+
+
+def test_a_leak_between_splits(tmp_path, voxtile) -> None:
+    words = scene_words(tmp_path)
+    for kind in (images(tmp_path), labels(tmp_path)):
+        for number in range(6):
+            (kind / f"s{number}.tif").write_bytes((kind / "s0.tif").read_bytes())
+    refused(voxtile("train", *words), 3, "s0", "s1", "data.waive")
+
+
+def test_a_misspelt_key(refuses) -> None:
+    refuses(2, "'training.stesp'. Did you mean 'training.steps'?", extra=("training.stesp=3",))
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_a_run_folder_from_another_version(copied_run: Run, tmp_path, voxtile, command) -> None:
+    recipe = copied_run.home / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"version": 1', '"version": 99'))
+    words = copied_run.words if command == "train" else [f"run={copied_run.home}", f"paths.runs={tmp_path}"]
+    extra = [f"input={images(copied_run.folder)}", f"output={tmp_path / 'out'}"] if command == "predict" else []
+    refused(voxtile(command, *words, *extra), 4, f"{copied_run.home} was written by version 99", "version 1", "train the run again")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "manifest.json", "config.yaml", "weights/best.safetensors"])
+def test_a_run_folder_with_a_file_cut_off(copied_run: Run, tmp_path, voxtile, name) -> None:
+    path = copied_run.home / name
+    path.write_bytes(path.read_bytes()[:40])
+    refused(voxtile("evaluate", f"run={copied_run.home}"), 4, path, "rain the run again")
+
+
+PLANTED = [
+    "os.system", "builtins.eval", "builtins.exec", "subprocess.Popen", "voxtile.cases.layouts.os.system", "voxtile.cases.layouts.glob.glob",
+    "hydra.utils.call", "hydra.utils.instantiate", "numpy.load", "joblib.load", "pandas.read_pickle", "torch.load", "torch.optim.swa_utils.torch.load",
+    "voxtile.commands.build.importlib.import_module", "voxtile.data.splits.Path", "monai.networks.nets.torch.hub.load",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", PLANTED)
+def test_a_planted_target_is_not_run(copied_run: Run, tmp_path, voxtile, target) -> None:
+    marker = tmp_path / "marker"
+    config = copied_run.home / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["model"] = {"_target_": target, "_args_": [f"touch {marker}"], "command": f"touch {marker}", "args": f"touch {marker}"}
+    config.write_text(yaml.safe_dump(content))
+    said = voxtile("evaluate", f"run={copied_run.home}")
+    refused(said, 2, f"'{target}'")
+    assert "nothing was run" in said.text or "does not exist" in said.text
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("place", ["data.layout", "split", "normalise", "augment", "scheduler", "optimizer", "augment.affine"])
+def test_a_planted_target_anywhere_is_not_run(copied_run: Run, tmp_path, voxtile, place) -> None:
+    marker = tmp_path / "marker"
+    config = copied_run.home / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    node = content
+    for part in place.split("."):
+        node = node[part]
+    node.clear()
+    node.update({"_target_": "os.system", "command": f"touch {marker}", "lr": 1})
+    content["trust"] = ["os"]  # a run folder cannot vouch for itself
+    config.write_text(yaml.safe_dump(content))
+    source = images(copied_run.folder) / "s0.tif"
+    said = voxtile("predict", f"run={copied_run.home}", f"input={source}", f"output={tmp_path / 'out'}")
+    refused(said, 2, "'os.system'", "nothing was run")
+    assert not marker.exists()
+    assert not (tmp_path / "out").exists()
+
+
+class Planted:
+    """Pickles to a call that makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_a_planted_pickle_as_resume_state_is_not_run(copied_run: Run, tmp_path, voxtile) -> None:
+    marker = tmp_path / "marker"
+    (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 2}')
+    resume = copied_run.home / "resume.pt"
+    resume.write_bytes(pickle.dumps(Planted(marker)))
+    refused(voxtile("train", *copied_run.words), 4, f"{resume} cannot be read", "Delete it")
+    assert not marker.exists()
+    pickle.loads(resume.read_bytes())
+    assert marker.exists()  # the pickle would have
+
+
+def test_planted_pickles_as_weights_are_not_run(copied_run: Run, tmp_path, voxtile) -> None:
+    marker = tmp_path / "marker"
+    weights = copied_run.home / "weights" / "best.safetensors"
+    weights.write_bytes(pickle.dumps(Planted(marker)))
+    refused(voxtile("evaluate", f"run={copied_run.home}"), 4, weights, "Train the run again")
+    assert not marker.exists()
+
+
+def test_a_full_disk_while_predicting(scene_run: Run, tmp_path, voxtile) -> None:
+    source = scene(tmp_path / "large.tif", np.random.default_rng(0).normal(1, 1, (2, 400, 500)).astype(np.float32))
+    target = tmp_path / "out" / "large.tif"
+    common = ["predict", f"run={scene_run.home}", f"input={source}", f"output={target}", "overlap=0"]
+    with file_size_limit(150_000):
+        said = voxtile(*common)
+    refused(said, 3, target, "disk")
+    assert not target.exists()
+    assert voxtile(*common).code == 0
+    assert [path.name for path in target.parent.iterdir()] == ["large.tif"]
+
+
+@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="torch.save raises RuntimeError, and Keeper.save expects OSError")
+def test_a_full_disk_while_training(words, tmp_path, voxtile) -> None:
+    with file_size_limit(50_000):
+        said = voxtile("train", *words)
+    assert said.code == 4
+    (home,) = homes(tmp_path / "runs")
+    assert str(home / "resume.pt") in said.text
+    assert "Free some disk space" in said.text
+    assert not (home / "resume.pt").exists()
+    assert not [path for path in home.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    assert voxtile("train", *words, "retry=true").code == 0
+
+
+def test_a_full_disk_while_a_map_is_finished(scene_run: Run, tmp_path, voxtile, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("voxtile.cases.maps._publish", full)
+    source = images(scene_run.folder) / "s0.tif"
+    refused(voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}"), 3, "No space left on device")
+    assert not (tmp_path / "out" / "s0.tif").exists()
+
+
+@pytest.mark.xfail(raises=AttributeError, strict=True, reason="SegmentationModule.case_ids asks ReadAhead for names it has not")
+def test_a_loss_that_is_no_number_any_more(scene_run: Run, tmp_path, voxtile, monkeypatch) -> None:
+    words = [*scene_run.words, f"paths.runs={tmp_path}"]
+    inner = SegmentationModule.training_step
+
+    def poisoned(self: SegmentationModule, batch: dict, index: int) -> None:
+        if self.step == 5:
+            batch["image"][:] = np.nan
+        inner(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "training_step", poisoned)
+        said = voxtile("train", *words)
+    refused(said, 4, "The loss became nan at step 5 of 6, on samples of the cases s", "'optimizer.lr=…'", "'training.clip=1'")
+    (home,) = homes(tmp_path)
+    run = Run([], home, tmp_path, "")
+    assert (run.read("status.json")["state"], run.read("status.json")["step"]) == ("failed", 5)
+    assert "The loss became nan" in run.read("status.json")["reason"]
+    refused(voxtile("train", *words), 4, "The loss became nan", "'retry=true'")
+    said = voxtile("train", *words, "retry=true")
+    assert said.code == 0
+    assert "continuing at step 4 of 6" in said.text  # the last good state
+    for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv"):
+        assert (home / name).read_bytes() == (scene_run.home / name).read_bytes()
+
+
+@pytest.mark.xfail(raises=AttributeError, strict=True, reason="SegmentationModule.case_ids asks ReadAhead for names it has not")
+def test_a_rate_that_is_far_too_high(words, tmp_path, voxtile) -> None:
+    said = voxtile("train", *words, "optimizer.lr=1e30", "training.clip=null")
+    assert said.code == 4
+    assert re.search(r"The loss became \S+ at step \d of 6, on samples of the cases s\d", said.text)

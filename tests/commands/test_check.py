@@ -1,0 +1,96 @@
+"""voxtile check: what it says of the data and the costs, and that it leaves nothing but a picture."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+from tests.commands.conftest import Command, Outcome
+from tests.testers.tiny import scene, scene_words, volume_words
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+def row(said: Outcome, name: str) -> list[str]:
+    return next(line.replace("│", " ").split() for line in said.out.splitlines() if line.replace("│", " ").split()[:1] == [name])
+
+
+def test_a_sound_data_set_ends_with_the_command_to_train(folder: Path, voxtile: Command) -> None:
+    words = scene_words(folder)
+    said = voxtile("check", *words)
+    assert said.code == 0
+    train, val, test = (row(said, side) for side in ("train", "val", "test"))
+    shares = [np.mean([(rasterio.open(p).read() == c).mean() for p in (folder / "scenes/labels").glob("*.tif")]) for c in (0, 1)]
+    assert train[1:4] == ["4", "4", f"{4 * 40 * 36:,}"]
+    assert float(train[6]) == pytest.approx(100 * shares[0], abs=10)
+    assert val[1:4] == ["1", "1", f"{40 * 36:,}"]
+    assert test == ["test", "1", "1", "locked", "locked", "locked", "locked"]
+    assert len(row(said, "band1")) == len(row(said, "band2")) == 6
+    assert float(row(said, "band1")[4]) > float(row(said, "band2")[4])  # the first band shows the discs
+    assert re.search(r"one step [\d.]+ s, one validation [\d.]+ s: 6 steps take about [\d.]+ minutes", said.text)
+    assert re.search(r"memory [\d.]+ GiB .* disk \d+ MiB, of which \d+ MiB \(the resume state\)", said.text)
+    assert said.text.endswith(f"to train: voxtile train {' '.join(words)}")
+
+
+def test_the_command_it_ends_with_trains(folder: Path, voxtile: Command) -> None:
+    said = voxtile("check", *scene_words(folder), "training.steps=2", "training.val_every=2")
+    line = said.out.splitlines()[-1]
+    assert voxtile(*line.removeprefix("to train: voxtile ").split()).code == 0
+
+
+def test_it_leaves_a_picture_sheet_and_no_run(folder: Path, voxtile: Command) -> None:
+    words = scene_words(folder)
+    said = voxtile("check", *words)
+    assert not (folder / "runs").exists()
+    left = [path for path in (folder / "here").rglob("*") if path.is_file()]
+    assert left == [folder / "here" / "check" / "discs.png"]
+    assert "check/discs.png" in said.text
+    with Image.open(left[0]) as sheet:
+        assert len(np.unique(np.asarray(sheet))) > 20
+
+
+def test_volumes_are_checked_on_boxes(folder: Path, voxtile: Command) -> None:
+    words = volume_words(folder, window=[8, 16, 16])
+    assert voxtile("check", *words, "model.dims=3").code == 0
+    assert (folder / "here" / "check" / "tubes.png").exists()
+
+
+def test_what_to_look_at_is_listed(folder: Path, voxtile: Command) -> None:
+    words = scene_words(folder, labels={0: "ground", 1: "disc", 2: "pole"})
+    labels = folder / "scenes" / "labels"
+    with rasterio.open(labels / "s0.tif", "r+") as label:
+        label.write(np.full((1, 2), 2, dtype=np.uint8), 1, window=((0, 1), (0, 2)))
+    said = voxtile("check", *words)
+    assert said.code == 0
+    assert "class 'pole' is 0.0" in said.text
+    assert "'data.balance=0.5' draws windows with it more often" in said.text
+    assert "class 'pole' occurs in no validation case" in said.text
+    assert "'split.stratify=true'" in said.text
+
+
+def test_a_pair_of_cases_that_share_their_values_is_suspicious(folder: Path, voxtile: Command) -> None:
+    words = scene_words(folder)
+    with rasterio.open(folder / "scenes" / "images" / "s5.tif") as file:
+        bands = file.read()
+    bands[:, :2] += 0.001
+    scene(folder / "scenes" / "images" / "s0.tif", bands)
+    said = voxtile("check", *words)
+    assert said.code == 0
+    assert "s0" in said.text
+    assert "s5" in said.text
+    assert "things to look at" in said.text
+
+
+def test_what_stops_a_training_stops_the_check(folder: Path, voxtile: Command) -> None:
+    said = voxtile("check", *scene_words(folder), "data.window=[128,128]")
+    assert said.code == 2
+    assert "larger than every case" in said.text
+    assert list((folder / "here").iterdir()) == []

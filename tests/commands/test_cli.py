@@ -1,0 +1,103 @@
+"""The command line itself: help, versions, words that are wrong, and what is imported before a run starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Command, Run
+from voxtile import __version__
+from voxtile.commands.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "lightning", "monai", "torchmetrics", "rasterio", "nibabel", "scipy", "pandas", "matplotlib", "wandb")
+# Runs a command and prints, after what it says, which heavy modules it has imported and its exit code.
+PROBE = f"""
+import sys
+from voxtile.commands.main import main
+code = 0
+try:
+    code = main()
+except SystemExit as error:
+    code = error.code or 0
+print("imported", *[name for name in {HEAVY} if name in sys.modules])
+print("code", code)
+"""
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help", None])
+def test_help_lists_the_commands(voxtile: Command, word: str | None) -> None:
+    said = voxtile(*([] if word is None else [word]))
+    assert said.code == 0
+    for name, text in COMMANDS.items():
+        assert f"{name}" in said.out
+        assert text in said.out
+
+
+def test_the_version(voxtile: Command) -> None:
+    assert voxtile("--version").out.strip() == __version__
+
+
+def test_an_unknown_command_is_named_with_the_nearest(voxtile: Command) -> None:
+    said = voxtile("trian")
+    assert said.code == 2
+    assert "voxtile has no command 'trian'. Did you mean 'train'?" in said.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself(name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["voxtile", name, "--help"])
+    assert main() == 0
+    out = capfd.readouterr().out
+    assert "voxtile" in out
+    assert "==" in out
+
+
+LIGHT = {
+    "train --help": (0, "== What can be chosen"),
+    "train --cfg job": (0, "_target_: voxtile.models.unet.UNet"),
+    "train training.stepz=1": (2, "Did you mean 'training.steps'?"),
+    "train model=unett": (2, "Did you mean 'unet'?"),
+    "evaluate --help": (0, "voxtile evaluate run="),
+    "predict inptu=x": (2, "Did you mean 'input'?"),
+}
+
+
+def test_help_and_configuration_errors_import_nothing_heavy() -> None:
+    """In one process for all, since what one imports the others would show as well."""
+    script = "import contextlib\n" + "\n".join(
+        f"sys.argv = ['voxtile', *{words.split()!r}]\n{PROBE.replace('import sys', '', 1)}" for words in LIGHT
+    )
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{script}"], capture_output=True, text=True, timeout=120, check=True)
+    parts = (done.stdout).split("\ncode ")
+    assert [int(part.splitlines()[0]) for part in parts[1:]] == [code for code, _ in LIGHT.values()]
+    for line in done.stdout.splitlines():
+        if line.startswith("imported"):
+            assert line == "imported"
+    for _, words in LIGHT.values():
+        assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_commands_work_from_any_folder(scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "nothing was trained" in voxtile("train", *scene_run.words).text
+    assert voxtile("train", "--cfg", "job").code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_may_stand_anywhere(voxtile: Command) -> None:
+    for words in (["seed=3", "--cfg", "job", "model.width=5"], ["--cfg", "job", "seed=3", "model.width=5"]):
+        said = voxtile("train", *words)
+        assert said.code == 0
+        assert "seed: 3" in said.out
+        assert "width: 5" in said.out
+
+
+def test_train_py_is_voxtile_train() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "modle=unet"], capture_output=True, text=True, timeout=120, cwd=ROOT / "tests", check=False
+    )
+    assert done.returncode == 2
+    assert "Did you mean 'model'?" in done.stderr

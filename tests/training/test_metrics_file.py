@@ -1,0 +1,58 @@
+"""The metrics file keeps every bit of its numbers and goes back to a checkpoint."""
+
+import math
+import struct
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from voxtile.training.metrics_file import HEADER, MetricsFile
+
+
+def rows(path: Path) -> list[tuple[int, str, float]]:
+    lines = path.read_text().splitlines()
+    assert lines[0] + "\n" == HEADER
+    return [(int(step), name, float(value)) for step, name, value in (line.split(",") for line in lines[1:])]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(st.floats(), max_size=10))
+def test_a_value_comes_back_with_the_same_bits(tmp_path: Path, values: list[float]) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    for step, value in enumerate(values):
+        metrics.add(step, {"train/loss": value})
+    found = [value for _, _, value in rows(tmp_path / "metrics.csv")]
+    for a, b in zip(found, values, strict=True):
+        assert struct.pack("d", a) == struct.pack("d", b) or (math.isnan(a) and math.isnan(b))
+
+
+def test_it_is_cut_back_to_the_checkpoint_and_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    calm, rough = tmp_path / "calm.csv", tmp_path / "rough.csv"
+    metrics = MetricsFile(calm)
+    for step in range(6):
+        metrics.add(step, {"train/loss": 1 / (step + 3), "train/lr": 0.1})
+    metrics = MetricsFile(rough)
+    for step in range(3):
+        metrics.add(step, {"train/loss": 1 / (step + 3), "train/lr": 0.1})
+    size = metrics.sync()
+    assert size == rough.stat().st_size
+    metrics.add(3, {"train/loss": 7.0})  # after the checkpoint, lost with the process
+    with rough.open("a") as file:
+        file.write("4,train/l")  # a row that was cut off
+    metrics = MetricsFile(rough, size)
+    for step in range(3, 6):
+        metrics.add(step, {"train/loss": 1 / (step + 3), "train/lr": 0.1})
+    assert rough.read_bytes() == calm.read_bytes()
+
+
+def test_what_was_added_is_in_the_file_at_once(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics.add(1, {"val/dice": 0.5, "val/iou": 0.25})
+    assert rows(tmp_path / "metrics.csv") == [(1, "val/dice", 0.5), (1, "val/iou", 0.25)]
+
+
+def test_a_run_from_the_start_throws_an_older_file_away(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "metrics.csv").add(1, {"a": 1.0})
+    MetricsFile(tmp_path / "metrics.csv")
+    assert rows(tmp_path / "metrics.csv") == []

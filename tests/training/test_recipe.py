@@ -1,0 +1,89 @@
+"""What belongs to a run's identity, and what does not."""
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voxtile.training import recipe
+from voxtile.training.recipe import FIELDS, Recipe, differences
+
+CONFIG = {
+    "model": {"_target_": "voxtile.models.unet.UNet", "width": 16}, "loss": {"_target_": "x"}, "optimizer": {"lr": 1e-3},
+    "scheduler": {}, "augment": {}, "normalise": {}, "split": {"val": 0.2}, "seed": 0,
+    "data": {"name": "d", "format": "geotiff", "labels": {0: "a", 1: "b"}, "window": [96, 96], "layout": {"root": "/here"}},
+    "training": {"steps": 10, "batch_size": 2, "log_every": 1, "save_every": 1},
+    "trainer": {"precision": "32-true", "accelerator": "cpu", "devices": 1}, "logger": {}, "paths": {"runs": "runs"}, "workers": 2,
+}  # fmt: skip
+
+
+def identity(config: dict, data: str = "data", split: str = "split", stream: int = 1) -> str:
+    return Recipe.of(config, data, split, stream).identity
+
+
+def changed(path: str, value: object) -> dict:
+    config = copy.deepcopy(CONFIG)
+    *groups, key = path.split(".")
+    node = config
+    for group in groups:
+        node = node[group]
+    node[key] = value
+    return config
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_every_listed_field_counts(path: str) -> None:
+    assert identity(changed(path, "something else")) != identity(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "path", ["workers", "paths.runs", "logger", "training.log_every", "training.save_every", "data.layout", "trainer.accelerator"]
+)
+def test_what_is_not_listed_does_not_count(path: str) -> None:
+    assert identity(changed(path, "something else")) == identity(CONFIG)
+
+
+def test_data_split_and_stream_count() -> None:
+    known = {identity(CONFIG), identity(CONFIG, data="x"), identity(CONFIG, split="x"), identity(CONFIG, stream=2)}
+    assert len(known) == 4
+    parent = Recipe.of(CONFIG, "data", "split", 1)
+    assert Recipe(parent.settings, "data", "split", 1, parent="weights").identity != parent.identity
+
+
+def test_a_recipe_read_back_has_the_same_identity() -> None:
+    import json
+
+    made = Recipe.of(CONFIG, "data", "split", 1)
+    stored = json.loads(json.dumps(made.as_dict()))
+    assert Recipe(stored["settings"], stored["data"], stored["split"], stored["stream"], stored["parent"]).identity == made.identity
+
+
+def test_the_order_of_keys_does_not_count() -> None:
+    assert identity(dict(reversed(CONFIG.items()))) == identity(CONFIG)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(old=VALUES, new=VALUES)
+def test_identities_differ_exactly_where_values_do(old: object, new: object) -> None:
+    import json
+
+    same = json.dumps(old) == json.dumps(new)
+    assert (identity(changed("training.clip", old)) == identity(changed("training.clip", new))) == same
+
+
+def test_a_field_added_later_is_left_out_at_the_value_that_stood_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity(CONFIG)
+    monkeypatch.setattr(recipe, "ADDED", {"training.deep_supervision": False})
+    assert identity(CONFIG) == before
+    assert identity(changed("training.deep_supervision", False)) == before
+    assert identity(changed("training.deep_supervision", True)) != before
+
+
+def test_differences_name_path_old_and_new() -> None:
+    old, new = (Recipe.of(config, "d", "s", 1).as_dict() for config in (CONFIG, changed("training.steps", 20)))
+    assert differences(old, new) == ["training.steps: 10 -> 20"]
+    assert differences(old, old) == []

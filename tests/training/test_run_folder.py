@@ -1,0 +1,143 @@
+"""Who may write to a run folder, and what its files say of its state."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from voxtile.errors import RunError
+from voxtile.training import run_folder
+from voxtile.training.recipe import Recipe
+from voxtile.training.run_folder import SILENCE, RunFolder
+
+RECIPE = Recipe({"seed": 0}, "data", "split", 1)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> RunFolder:
+    return RunFolder.of(tmp_path, "a-unet-s0", RECIPE)
+
+
+@pytest.fixture
+def other():
+    """A living process that is not this one."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.communicate(b"\n")
+
+
+def held_by(home: RunFolder, pid: int, started: str, host: str = os.uname().nodename, age: float = 0) -> None:
+    """What a process leaves when it is killed, or while it trains."""
+    home._make()
+    lease = home.path / "lease.json"
+    lease.write_text(json.dumps({"host": host, "pid": pid, "started": started}))
+    os.utime(lease, (time.time() - age,) * 2)
+    home.set_status("running", step=3)
+
+
+def test_the_folder_is_made_with_its_recipe_by_the_first_lease(home: RunFolder) -> None:
+    assert home.path.name == f"a-unet-s0-{RECIPE.identity[:8]}"
+    assert not home.path.exists()
+    assert home.status == {"state": "queued"}
+    with home.lease():
+        assert home.read("recipe.json") == RECIPE.as_dict() | {"identity": RECIPE.identity}
+        assert home.read("lease.json")["pid"] == os.getpid()
+    assert not (home.path / "lease.json").exists()
+    assert RunFolder.existing(home.path).read("recipe.json")["identity"] == RECIPE.identity
+
+
+def test_a_living_process_keeps_its_run(home: RunFolder, other: subprocess.Popen) -> None:
+    held_by(home, other.pid, run_folder._start_time(other.pid), age=10 * SILENCE)  # a busy process may be late with its heartbeat
+    assert home.status["state"] == "running"
+    with pytest.raises(RunError, match=f"is being trained by process {other.pid} on {os.uname().nodename}"), home.lease():
+        pass
+    assert home.read("lease.json")["pid"] == other.pid
+
+
+def test_the_same_process_cannot_take_a_run_twice(home: RunFolder) -> None:
+    with home.lease():
+        with pytest.raises(RunError, match="is being trained"), home.lease():
+            pass
+        assert home.read("lease.json")["pid"] == os.getpid()
+
+
+def test_a_dead_process_loses_its_run(home: RunFolder) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    held_by(home, gone.pid, "1")
+    assert home.status == {"state": "interrupted", "step": 3}
+    with home.lease():
+        assert home.read("lease.json")["pid"] == os.getpid()
+
+
+def test_a_later_process_with_the_same_number_is_told_apart(home: RunFolder, other: subprocess.Popen) -> None:
+    held_by(home, other.pid, "1")  # ticks after the system's start, long before this process
+    assert home.status["state"] == "interrupted"
+    with home.lease():
+        assert home.read("lease.json")["pid"] == os.getpid()
+
+
+def test_another_machine_s_process_lives_while_its_heart_beats(home: RunFolder) -> None:
+    held_by(home, 1, "1", host="elsewhere", age=SILENCE / 2)
+    assert home.status["state"] == "running"
+    with pytest.raises(RunError, match="process 1 on elsewhere"), home.lease():
+        pass
+    held_by(home, 1, "1", host="elsewhere", age=SILENCE + 5)
+    assert home.status["state"] == "interrupted"
+    with home.lease():
+        assert home.read("lease.json")["host"] == os.uname().nodename
+
+
+def test_the_heart_beats(home: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "HEARTBEAT", 0.01)
+    with home.lease():
+        lease = home.path / "lease.json"
+        os.utime(lease, (0, 0))
+        deadline = time.monotonic() + 30
+        while lease.stat().st_mtime < time.time() - 60:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_lease_that_is_cut_off_is_nobodys(home: RunFolder) -> None:
+    held_by(home, os.getpid(), run_folder._start_time(os.getpid()))
+    (home.path / "lease.json").write_text('{"host": "a')
+    assert home.status["state"] == "interrupted"
+    with home.lease():
+        assert home.read("lease.json")["pid"] == os.getpid()
+
+
+def test_the_lease_ends_with_an_error_too(home: RunFolder) -> None:
+    with pytest.raises(ZeroDivisionError), home.lease():
+        1 / 0  # noqa: B018
+    assert not (home.path / "lease.json").exists()
+
+
+@pytest.mark.parametrize("state", ["interrupted", "failed", "finished"])
+def test_a_state_comes_back_with_its_facts(home: RunFolder, state: str) -> None:
+    home._make()
+    home.set_status(state, step=7, best={"score": 0.5})
+    assert home.status == {"state": state, "step": 7, "best": {"score": 0.5}}
+
+
+def test_a_folder_of_another_version_is_refused(home: RunFolder, tmp_path: Path) -> None:
+    home.write("recipe.json", RECIPE.as_dict() | {"version": 2})
+    for opened in (lambda: RunFolder.existing(home.path), lambda: RunFolder.of(tmp_path, "a-unet-s0", RECIPE)):
+        with pytest.raises(RunError, match="written by version 2 of the run format; this program reads version 1"):
+            opened()
+
+
+def test_what_is_no_run_folder_is_named_with_the_runs_beside_it(home: RunFolder) -> None:
+    with home.lease(), pytest.raises(RunError, match=rf"is no run folder.*{home.path.name}.*'run=<folder>'"):
+        RunFolder.existing(home.path.parent / "b")
+
+
+def test_a_file_that_is_cut_off_is_named(home: RunFolder) -> None:
+    home.write("status.json", {"state": "running"})
+    (home.path / "status.json").write_text('{"sta')
+    with pytest.raises(RunError, match=r"status\.json cannot be read"):
+        _ = home.status
