@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# An editable install puts the checkout on the path by a .pth file, which -S leaves out; so the libraries' folder is named.
+# An editable install puts the checkout on the path; only the folder of the other libraries may stay of it.
 RUN = """
 import sys
 sys.path[:] = [{target!r}, *[p for p in sys.path if not p.startswith({root!r}) or "site-packages" in p]]
@@ -51,17 +51,21 @@ def test_the_default_run_trains_from_an_empty_folder(wheel: Path, tmp_path: Path
     subprocess.run(install, check=True, capture_output=True, timeout=300)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VOXTILE")} | {"HOME": str(tmp_path)}
     script = RUN.format(target=str(target), root=str(ROOT))
-    for words in (["train", "debug=fast"], ["train", "debug=fast"]):
+    for words in [["train", "debug=fast"]] * 2:
         done = subprocess.run(
-            [sys.executable, "-c", script, *words], cwd=empty, env=environment, capture_output=True, text=True, timeout=500, check=False
+            [sys.executable, "-c", script, *words],
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Dice" in done.stdout
     assert "nothing was trained" in done.stdout
     (home,) = (path.parent for path in empty.glob("runs/*/recipe.json"))
-    done = subprocess.run(
-        [sys.executable, "-c", script, "evaluate", f"run={home.relative_to(empty)}"], cwd=empty, env=environment, capture_output=True,
-        text=True, timeout=500, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-c", script, "evaluate", f"run={home.relative_to(empty)}"]
+    done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (home / "evaluations" / "val-best" / "summary.json").exists()

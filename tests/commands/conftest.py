@@ -85,14 +85,14 @@ def _trained(folder: Path, words: list[str]) -> Run:
 
 @pytest.fixture(scope="session")
 def scene_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run on six scenes; only to be looked at."""
+    """A run on six scenes; tests may evaluate it and change nothing else."""
     folder = tmp_path_factory.mktemp("scene_run")
     return _trained(folder, scene_words(folder))
 
 
 @pytest.fixture(scope="session")
 def volume_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run on five volumes; only to be looked at."""
+    """A run on five volumes; tests may evaluate it and change nothing else."""
     folder = tmp_path_factory.mktemp("volume_run")
     return _trained(folder, volume_words(folder))
 

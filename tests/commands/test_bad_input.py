@@ -39,7 +39,7 @@ def words(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def refuses(words: list[str], tmp_path: Path, voxtile: Command):  # noqa: ANN201
+def refuses(words: list[str], tmp_path: Path, voxtile: Command):
     """Trains, expects a refusal, and that no run folder was begun."""
 
     def train(code: int, *said: object, extra: tuple[str, ...] = ()) -> None:
@@ -182,10 +182,23 @@ def test_a_run_folder_with_a_file_cut_off(copied_run: Run, tmp_path, voxtile, na
 
 
 PLANTED = [
-    "os.system", "builtins.eval", "builtins.exec", "subprocess.Popen", "voxtile.cases.layouts.os.system", "voxtile.cases.layouts.glob.glob",
-    "hydra.utils.call", "hydra.utils.instantiate", "numpy.load", "joblib.load", "pandas.read_pickle", "torch.load", "torch.optim.swa_utils.torch.load",
-    "voxtile.commands.build.importlib.import_module", "voxtile.data.splits.Path", "monai.networks.nets.torch.hub.load",
-]  # fmt: skip
+    "os.system",
+    "builtins.eval",
+    "builtins.exec",
+    "subprocess.Popen",
+    "voxtile.cases.layouts.os.system",
+    "voxtile.cases.layouts.glob.glob",
+    "hydra.utils.call",
+    "hydra.utils.instantiate",
+    "numpy.load",
+    "joblib.load",
+    "pandas.read_pickle",
+    "torch.load",
+    "torch.optim.swa_utils.torch.load",
+    "voxtile.commands.build.importlib.import_module",
+    "voxtile.data.splits.Path",
+    "monai.networks.nets.torch.hub.load",
+]
 
 
 @pytest.mark.parametrize("target", PLANTED)
@@ -280,7 +293,9 @@ def test_a_full_disk_while_a_map_is_finished(scene_run: Run, tmp_path, voxtile, 
 
     monkeypatch.setattr("voxtile.cases.maps._publish", full)
     source = images(scene_run.folder) / "s0.tif"
-    refused(voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}"), 3, "No space left on device")
+    refused(
+        voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}"), 3, "No space left on device"
+    )
     assert not (tmp_path / "out" / "s0.tif").exists()
 
 

@@ -97,7 +97,12 @@ def test_flags_may_stand_anywhere(voxtile: Command) -> None:
 
 def test_train_py_is_voxtile_train() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", "modle=unet"], capture_output=True, text=True, timeout=120, cwd=ROOT / "tests", check=False
+        [sys.executable, ROOT / "train.py", "modle=unet"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT / "tests",
+        check=False,
     )
     assert done.returncode == 2
     assert "Did you mean 'model'?" in done.stderr

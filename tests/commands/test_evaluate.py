@@ -151,22 +151,20 @@ def test_moved_data_are_found_with_root(copied_run: Run, tmp_path: Path, voxtile
 
 
 @pytest.mark.parametrize(("side", "kind"), [("val", "labels"), ("train", "images"), ("test", "images")])
-def test_data_changed_after_training_are_refused(
-    copied_run: Run, tmp_path: Path, voxtile: Command, side: str, kind: str
-) -> None:
+def test_data_changed_after_training_are_refused(copied_run: Run, tmp_path: Path, voxtile: Command, side: str, kind: str) -> None:
     shutil.copytree(copied_run.folder / "scenes", tmp_path / "moved")
     (case, *_) = copied_run.read("manifest.json")["data"]["split"][side]
     with rasterio.open(tmp_path / "moved" / kind / f"{case['id']}.tif", "r+") as file:
         file.write(1 - file.read(1), 1)
-    said = voxtile("evaluate", f"run={copied_run.home}", f"root={tmp_path / 'moved'}", f"split={'test' if side == 'test' else 'val'}")
+    said = voxtile(
+        "evaluate", f"run={copied_run.home}", f"root={tmp_path / 'moved'}", f"split={'test' if side == 'test' else 'val'}"
+    )
     assert said.code == 3
     assert "is not what the run" in said.text
     assert not (copied_run.home / "evaluations").exists()
 
 
-def test_training_and_validating_leave_the_labels_of_test_closed(
-    scene_run: Run, tmp_path: Path, voxtile: Command
-) -> None:
+def test_training_and_validating_leave_the_labels_of_test_closed(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     words = scene_words(tmp_path)
     (case,) = scene_run.read("manifest.json")["data"]["split"]["test"]
     label = tmp_path / "scenes" / "labels" / f"{case['id']}.tif"

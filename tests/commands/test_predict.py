@@ -97,7 +97,9 @@ def slice_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     from voxtile.commands.main import main
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["voxtile", "train", *words, *SMALL, f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"])
+        patch.setattr(
+            "sys.argv", ["voxtile", "train", *words, *SMALL, f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}"]
+        )
         assert main() == 0
     return Run(words, homes(folder / "runs")[0], folder, "")
 

@@ -40,8 +40,9 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, signal.Signals,
     return arrange
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize(("method", "count", "step"), [("training_step", 4, 4), ("validation_step", 1, 3)])
+@pytest.mark.parametrize(
+    ("number", "method", "count", "step"), [(signal.SIGINT, "training_step", 4, 4), (signal.SIGTERM, "validation_step", 1, 3)]
+)
 def test_a_signal_saves_and_the_same_command_ends_in_the_same_bits(
     scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command, signalled: Callable, monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals, method: str, count: int, step: int,
@@ -111,14 +112,11 @@ def test_a_running_process_keeps_its_run_and_stops_when_asked(words: list[str], 
     assert run.read("status.json")["state"] == "interrupted"
 
 
-def test_a_process_that_died_leaves_its_run_to_the_next(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+def test_a_process_that_died_leaves_its_run_to_the_next(copied_run: Run, voxtile: Command) -> None:
     """What a kill leaves: a lease and the state "running"; nothing has to be cleaned up by hand."""
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
     gone.wait()
-    assert voxtile("train", *words).code == 0
-    (home,) = homes(tmp_path / "runs")
-    (home / "status.json").write_text('{"state": "running", "step": 2}')
-    (home / "lease.json").write_text(f'{{"host": "{os.uname().nodename}", "pid": {gone.pid}, "started": "1"}}')
-    said = voxtile("train", *words)
-    assert said.code == 0
-    assert Run(words, home, tmp_path, "").read("status.json")["state"] == "finished"
+    (copied_run.home / "status.json").write_text('{"state": "running", "step": 2}')
+    (copied_run.home / "lease.json").write_text(f'{{"host": "{os.uname().nodename}", "pid": {gone.pid}, "started": "1"}}')
+    assert voxtile("train", *copied_run.words).code == 0
+    assert copied_run.read("status.json")["state"] == "finished"

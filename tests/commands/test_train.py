@@ -36,6 +36,7 @@ def short(words: list[str]) -> list[str]:
 def test_a_run_leaves_its_whole_folder(scene_run: Run, volume_run: Run) -> None:
     for run in (scene_run, volume_run):
         files = {str(path.relative_to(run.home)) for path in run.home.rglob("*") if path.is_file()}
+        files = {name for name in files if not name.startswith("evaluations")}  # other tests' work
         assert files == {
             ".lock", "recipe.json", "config.yaml", "manifest.json", "status.json", "metrics.csv",
             "weights/best.safetensors", "weights/last.safetensors", "pictures/validation.png",
@@ -112,7 +113,7 @@ def test_a_run_elsewhere_has_the_same_identity_and_bits(scene_run: Run, words: l
 
 
 @pytest.mark.parametrize(
-    "change", ["seed=1", "training.batch_size=3", "trainer.precision=bf16-mixed", "training.steps=3", "split.seed=1", "data.balance=0.5"]
+    "change", ["seed=1", "training.batch_size=3", "trainer.precision=bf16-mixed", "training.steps=3", "split.seed=1"]
 )  # fmt: skip
 def test_what_changes_numbers_is_another_run(
     scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command, change: str

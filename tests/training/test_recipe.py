@@ -66,7 +66,7 @@ def test_the_order_of_keys_does_not_count() -> None:
 VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(old=VALUES, new=VALUES)
 def test_identities_differ_exactly_where_values_do(old: object, new: object) -> None:
     import json

@@ -152,5 +152,7 @@ def _output(image: Source, name: str, spec: MapSpec, source: Path, target: Path)
     ending = image.map_name("", spec)
     stem = _stem(target, (image.map_name("", replace(spec, heatmap=False)),))
     if not spec.heatmap and not target.name.lower().endswith(ending):
-        raise DataError(f"The output {target} ends in '{target.suffix}', and a map of {source} is a '{ending}' file. Type that ending.")
+        raise DataError(
+            f"The output {target} ends in '{target.suffix}', and a map of {source} is a '{ending}' file. Type that ending."
+        )
     return target.with_name(image.map_name(f"{stem}_heatmap", spec)) if spec.heatmap else target
