@@ -274,7 +274,6 @@ def test_a_full_disk_while_predicting(scene_run: Run, tmp_path, voxtile) -> None
     assert [path.name for path in target.parent.iterdir()] == ["large.tif"]
 
 
-@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="torch.save raises RuntimeError, and Keeper.save expects OSError")
 def test_a_full_disk_while_training(words, tmp_path, voxtile) -> None:
     with file_size_limit(50_000):
         said = voxtile("train", *words)
@@ -299,7 +298,6 @@ def test_a_full_disk_while_a_map_is_finished(scene_run: Run, tmp_path, voxtile, 
     assert not (tmp_path / "out" / "s0.tif").exists()
 
 
-@pytest.mark.xfail(raises=AttributeError, strict=True, reason="SegmentationModule.case_ids asks ReadAhead for names it has not")
 def test_a_loss_that_is_no_number_any_more(scene_run: Run, tmp_path, voxtile, monkeypatch) -> None:
     words = [*scene_run.words, f"paths.runs={tmp_path}"]
     inner = SegmentationModule.training_step
@@ -325,7 +323,6 @@ def test_a_loss_that_is_no_number_any_more(scene_run: Run, tmp_path, voxtile, mo
         assert (home / name).read_bytes() == (scene_run.home / name).read_bytes()
 
 
-@pytest.mark.xfail(raises=AttributeError, strict=True, reason="SegmentationModule.case_ids asks ReadAhead for names it has not")
 def test_a_rate_that_is_far_too_high(words, tmp_path, voxtile) -> None:
     said = voxtile("train", *words, "optimizer.lr=1e30", "training.clip=null")
     assert said.code == 4

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,11 +176,12 @@ def test_digests_do_not_change_with_the_files_place_or_time(folder, tmp_path):
 
 
 def test_the_fingerprint_changes_with_ids_and_content_and_not_with_the_order(folder):
-    found = survey(open_case(folder), CLASSES)
-    unread = survey(open_case(folder), CLASSES, label=False)
-    assert fingerprint({"a": found, "b": unread}) == fingerprint({"b": unread, "a": found})
-    several = [{"a": found}, {"b": found}, {"a": unread}, {"a": found, "b": unread}, {"b": found, "a": unread}]
-    assert len({fingerprint(surveys) for surveys in several}) == len(several)
+    a = open_case(folder)
+    b = replace(a, id="b")
+    found, unread = survey(a, CLASSES), survey(a, CLASSES, label=False)
+    assert fingerprint([a, b], {a.id: found, "b": unread}) == fingerprint([b, a], {"b": unread, a.id: found})
+    several = [([a], found, found), ([b], found, found), ([a], unread, found), ([a, b], found, unread), ([a, b], unread, found)]
+    assert len({fingerprint(cases, {a.id: first, "b": second}) for cases, first, second in several}) == len(several)
 
 
 def test_without_the_label_its_file_is_never_read(folder):

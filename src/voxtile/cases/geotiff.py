@@ -35,6 +35,8 @@ _HANDLES = HandleCache(most=32)
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
 # Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
 _ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+# By the file's ending and not by its content: a text file could tell GDAL to read other files or addresses.
+_DRIVERS = {".jp2": "JP2OpenJPEG", ".png": "PNG", ".vrt": "VRT"}
 
 
 def _open(path: Path) -> rasterio.DatasetReader:
@@ -42,7 +44,7 @@ def _open(path: Path) -> rasterio.DatasetReader:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a plain TIFF is a fine image; `check` says so
         try:
             with rasterio.Env(**_ENV):
-                return rasterio.open(path)
+                return rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower(), "GTiff"))
         except RasterioError as error:
             raise DataError(f"{path} cannot be read as a GeoTIFF: {error}. Expected an intact raster file.") from error
 

@@ -16,53 +16,52 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from voxtile.errors import ConfigError, did_you_mean, listed
 
-# Modules below which classes may be named by `_target_`. Each holds networks, optimizers or plain data handling; what their
-# constructors take is data. The name must lead to a class that is defined there, not to something they import.
-ALLOWED = (
-    "voxtile.models",
-    "voxtile.cases.layouts",
-    "voxtile.data.augment",
-    "voxtile.data.blocks",
-    "voxtile.data.contrast",
-    "voxtile.data.normalise",
-    "voxtile.data.splits",
-    "voxtile.data.warp",
-    "voxtile.training.losses",
-    "voxtile.training.schedules",
-    "lightning.pytorch.loggers",
-    "monai.networks.nets",
-    "torch.optim",
-)
+# For each part of the configuration, the modules below which its `_target_` may name classes. Each holds networks, optimizers or
+# plain data handling; what their constructors take is data. The name must lead to a class that is defined there, not to something
+# they import.
+ALLOWED: Mapping[str, tuple[str, ...]] = {
+    "model": ("voxtile.models", "monai.networks.nets"),
+    "loss": ("voxtile.training.losses",),
+    "optimizer": ("torch.optim",),
+    "scheduler": ("voxtile.training.schedules",),
+    "augment": ("voxtile.data.augment", "voxtile.data.contrast", "voxtile.data.warp"),
+    "normalise": ("voxtile.data.normalise",),
+    "split": ("voxtile.data.splits", "voxtile.data.blocks"),
+    "data": ("voxtile.cases.layouts",),
+    "logger": ("lightning.pytorch.loggers",),
+}
 
 
 def _below(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
-def target(name: str, trust: Sequence[str] = ()) -> Any:
+def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
     """The class that a `_target_` names.
 
     Args:
         name: dotted path.
+        where: path of the node in the configuration; its first part says which modules are allowed.
         trust: further modules whose classes and functions may be built.
 
     Raises:
         ConfigError: The name is not allowed or leads nowhere.
     """
     module_name, _, attribute = name.rpartition(".")
+    allowed = ALLOWED.get(where.split(".")[0], ())
     trusted = _below(module_name, trust)
-    if not trusted and not _below(module_name, ALLOWED):
+    if not trusted and not _below(module_name, allowed):
         raise ConfigError(
-            f"The configuration wants to build '{name}', which is not on the allow-list ({listed(ALLOWED, 20)}); nothing was "
-            "run. If you "
-            f"know and trust that module, type 'trust=[{module_name or name}]'."
+            f"'{where}' wants to build '{name}', which is not on the allow-list of '{where.split('.')[0]}' ({listed(allowed)}); "
+            "nothing "
+            f"was run. If you know and trust that module, type 'trust=[{module_name or name}]'."
         )
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         near = did_you_mean(attribute, _names(module_name))
         raise ConfigError(f"The configuration names '{name}', which does not exist: {error}.{near}") from error
-    own = inspect.isclass(found) and _below(found.__module__, ALLOWED)
+    own = inspect.isclass(found) and _below(found.__module__, allowed)
     if not trusted and not own:
         raise ConfigError(
             f"'{name}' is no class of voxtile or its libraries; nothing was run. Type 'trust=[{module_name}]' to allow it."
@@ -94,7 +93,7 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
             f"'{where}' has no '_target_': it does not say what to build. Choose an option, for example from conf/{where}."
         )
     known = {"_target_", "_partial_"}
-    maker = target(str(node["_target_"]), trust)
+    maker = target(str(node["_target_"]), where, trust)
     arguments = {key: _built(value, f"{where}.{key}", trust) for key, value in node.items() if key not in known} | extra
     accepted: Mapping[str, inspect.Parameter] = {}
     with contextlib.suppress(TypeError, ValueError):  # some classes written in C have no signature

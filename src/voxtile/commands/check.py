@@ -129,7 +129,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     from voxtile.training import pictures
 
     module = make_module(built, prepared, lambda step, values: None)
-    check_fit(module.network, config["data"]["window"])
+    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
     data = make_data(built, prepared, lambda: range(2))
     optimizer = module.configure_optimizers()
     seconds = 0.0

@@ -52,11 +52,11 @@ def train(config: Mapping[str, Any]) -> int:
             f"folder is {home.path}. "
             "Change the configuration, or train it again from its last saved state with 'retry=true'."
         )
-    if status["state"] == "interrupted" and not config["inexact"]:
+    if home.resume.exists() and not config["inexact"]:
         refuse_if_changed(home)
     # What does not fit together shows here, before there is a run folder.
     module = make_module(built, prepared, lambda step, values: None)
-    check_fit(module.network, config["data"]["window"])
+    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
     module.configure_optimizers()
     data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
     with home.lease():
@@ -106,7 +106,7 @@ def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping
     rate = float(config["optimizer"]["lr"])
     return SegmentationModule(
         network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes,
-        dataset.background, [case.id for case in prepared.split.val], record,
+        dataset.background, [case.id for case in prepared.split.train], [case.id for case in prepared.split.val], record,
         lambda model: parameter_groups(model, built.settings.groups, rate),
     )  # fmt: skip
 
@@ -139,7 +139,7 @@ def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any
     home.write("manifest.json", facts)
     home.set_status("running", step=0, steps=steps)
     for sentence in prepared.waived:
-        out.print(f"[yellow]waived:[/] {sentence}", highlight=False)
+        out.print(f"waived: {sentence}", style="yellow")
     split = prepared.split
     out.print(
         f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; "
@@ -163,24 +163,27 @@ def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+TRAINER = ("accelerator", "devices", "precision", "deterministic", "profiler")
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
-    """Refuses options that `lightning.Trainer` would.
+    """Refuses options that `lightning.Trainer` would, and those of its own that would end or change a run behind its recipe's back.
 
     Raises:
         ConfigError: An option or precision is unknown, or there is no such device here.
     """
-    import inspect
-
-    import lightning
     import torch
 
     from voxtile.errors import ConfigError, did_you_mean, listed
 
-    known = inspect.signature(lightning.Trainer).parameters
-    if unknown := [name for name in options if name not in known]:
-        raise ConfigError(f"'trainer' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)} It takes {listed(known, 50)}.")
+    if unknown := [name for name in options if name not in TRAINER]:
+        raise ConfigError(
+            f"'trainer' takes no '{unknown[0]}'.{did_you_mean(unknown[0], TRAINER)} It takes {listed(TRAINER)}; how long to "
+            "train is said "
+            "by 'training'."
+        )
+    if options["devices"] != 1:
+        raise ConfigError(f"'trainer.devices={options['devices']}': a run trains on one device. Type 'trainer.devices=1'.")
     precision = str(options["precision"])
     if precision not in PRECISIONS:
         raise ConfigError(
@@ -193,12 +196,15 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         )
 
 
-def check_fit(network: Any, window: Sequence[int]) -> None:
-    """Refuses a window that the network cannot train on.
+def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) -> None:
+    """Refuses a network and a window that do not fit each other or the data.
 
     Raises:
-        ConfigError: The window has another number of sides than the network, or is too small for it.
+        ConfigError: The window has another number of sides than the network or is too small for it, or the network's logits have
+            not the image's size and one channel per class.
     """
+    import torch
+
     from voxtile.errors import ConfigError
 
     dims = getattr(network, "dims", 2)
@@ -214,6 +220,24 @@ def check_fit(network: Any, window: Sequence[int]) -> None:
             f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger "
             "window, or a "
             "shallower network (for example 'model.depth=3')."
+        )
+    expected = (1, classes, *window)
+    try:
+        with torch.inference_mode():
+            found = tuple(network.eval()(torch.zeros(1, channels, *window)).shape)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"The network cannot take an image of shape {(1, channels, *window)} [B, C, size]: {str(error).splitlines()[0]}. "
+            "Choose "
+            "another 'data.window' or other settings of 'model'."
+        ) from error
+    finally:
+        network.train()
+    if found != expected:
+        raise ConfigError(
+            f"The network gives logits of shape {found} for an image of {(1, channels, *window)}; expected {expected}, one "
+            "channel per class "
+            "and the image's size. Give it the number of classes under the name it takes, for example 'model.out_channels=…'."
         )
 
 
@@ -250,7 +274,7 @@ def report(home: RunFolder, prepared: Prepared, out: Console) -> None:
     best = home.status["best"]
     print_scores(out, f"validation at step {best['step']}", best["scores"], prepared.dataset.classes)
     for sentence in prepared.waived:
-        out.print(f"[yellow]waived:[/] {sentence}", highlight=False)
+        out.print(f"waived: {sentence}", style="yellow")
     path = home.path
     example = prepared.split.val[0].image.path
     out.print(

@@ -18,7 +18,7 @@ from voxtile.data.batches import Batch, ReadAhead, collate
 from voxtile.data.prepared import Prepared
 from voxtile.data.stream import SampleStream
 
-SMALLEST_BATCH = 8  # windows per validation batch: without gradients there is room for more than a small training batch
+SMALLEST_BATCH = 8  # slices per validation batch: without gradients there is room for more than a small training batch
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class VoxtileData(lightning.LightningDataModule):
     def val_dataloader(self) -> ReadAhead:
         """Fixed batches of windows, none with windows of two cases, dealt out to devices in turn."""
         batches: list[tuple[int, Sequence[Tile]]] = []
-        size = max(self.steps.batch_size, SMALLEST_BATCH)
+        size = max(self.steps.batch_size, SMALLEST_BATCH if self.size[0] == 1 else 1)
         for number, case in enumerate(self.prepared.split.val):
             found = tiles(case.shape, self.size)
             batches += [(number, found[i : i + size]) for i in range(0, len(found), size)]

@@ -50,7 +50,7 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         """Of the training and validation data."""
-        return fingerprint(dict(self.surveys))
+        return fingerprint([*self.split.train, *self.split.val], self.surveys)
 
     @property
     def test_fingerprint(self) -> str:
@@ -150,6 +150,13 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
         )
     names = {case.id for case in blind}
     kept = {side: tuple(case for case in part if case.id not in names) for side, part in sides.items()}
+    bare = [side for side, part in kept.items() if not part]
+    if bare:
+        raise DataError(
+            f"Every block of the {listed(bare)} split is without pixels that can be judged. Cut the scenes otherwise, for "
+            "example with "
+            "'split.seed=1' or other 'split.blocks'."
+        )
     return replace(split, **kept, left_out=(*split.left_out, *sorted(names)))
 
 

@@ -11,7 +11,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +194,7 @@ def survey_all(
         return dict(zip([case.id for case in cases], pool.map(one, cases), strict=True))
 
 
-def fingerprint(surveys: dict[str, Survey]) -> str:
-    """The data's fingerprint: changes with the ids, the labels' content and the images' sampled content, in no other way."""
-    rows = sorted((name, found.image_digest, found.label_digest) for name, found in surveys.items())
+def fingerprint(cases: Sequence[Case], surveys: Mapping[str, Survey]) -> str:
+    """The data's fingerprint: changes with ids, spacing, the labels' content and the images' sampled content, and with nothing else."""
+    rows = sorted((c.id, c.grid.spacing, c.grid.unit, surveys[c.id].image_digest, surveys[c.id].label_digest) for c in cases)
     return f"{digest(rows):032x}"

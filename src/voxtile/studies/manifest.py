@@ -83,6 +83,7 @@ def _git(root: Path, *words: str) -> str:
 def changes(old: Mapping[str, Any]) -> list[str]:
     """What has changed since a manifest was written, one phrase each: code, versions, threads and GPUs."""
     found = []
+    old = (old.get("segments") or [old])[-1]  # the latest start is what would be continued
     now = code()
     if (old["code"].get("commit"), old["code"].get("diff")) != (now.get("commit"), now.get("diff")):
         found.append("the code has changed")

@@ -115,10 +115,11 @@ class Keeper(lightning.Callback):
         state = module.state() | {"metrics": self.metrics.sync()}
         try:
             atomic_write(self.folder.resume, lambda making: torch.save(state, making))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
             raise RunError(
-                f"The state of the run could not be saved to {self.folder.resume}: {error}. The last saved state is still there. "
-                "Free some disk space and give the same command again."
+                f"The state of the run could not be saved to {self.folder.resume}: {str(error).splitlines()[0]}. What was saved "
+                "before is "
+                "still there. Free some disk space and give the same command again, with 'retry=true'."
             ) from error
 
     def _leave_if_asked(self, module: SegmentationModule) -> None:
@@ -314,6 +315,11 @@ def fit(
             trainer.validate(module, datamodule=data, verbose=False)
         if not module.done:
             trainer.fit(module, datamodule=data)
+    if not module.done:
+        raise RunError(
+            f"Training ended at step {module.step} of {module.settings.steps} although nobody asked it to. The state is saved in "
+            f"{folder.path}; the same command continues it."
+        )
     save_weights(module.judged, folder.weights / "last.safetensors", module.step)
     metrics.sync()
     metrics.close()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
+
+from voxtile.errors import RunError
 
 
 def record_look(runs: Path, fingerprint: str, run: str, what: str) -> int:
@@ -17,6 +20,8 @@ def record_look(runs: Path, fingerprint: str, run: str, what: str) -> int:
         run: identity of the run that looks.
         what: "evaluate" or "predict".
     """
+    if not re.fullmatch(r"[0-9a-f]{32}", fingerprint):
+        raise RunError(f"'{fingerprint}' is no fingerprint of test data: the run's manifest.json is damaged. Train the run again.")
     path = runs / "test_ledger" / f"{fingerprint}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "run": run, "what": what})

@@ -63,6 +63,12 @@ class Settings:
         return min(step - step % self.val_every + self.val_every, self.steps)
 
 
+def scaler_state(trainer: lightning.Trainer) -> dict[str, Any] | None:
+    """The loss scale of half precision, None in other precisions."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else dict(scaler.state_dict())
+
+
 class NotFiniteError(RunError):
     """The loss is no number any more."""
 
@@ -85,6 +91,7 @@ class SegmentationModule(lightning.LightningModule):
         seed: int,
         classes: Sequence[str],
         background: int | None,
+        training: Sequence[str],
         validation: Sequence[str],
         record: Callable[[int, Mapping[str, float]], None],
         parameters: Callable[[nn.Module], Iterable[Any]],
@@ -101,6 +108,7 @@ class SegmentationModule(lightning.LightningModule):
             seed: of the run.
             classes: names of the K classes.
             background: class left out of means over foreground, or None.
+            training: ids of the training cases, in the order of the sample stream.
             validation: ids of the validation cases.
             record: takes the run's numbers, (step, {name: value}).
             parameters: cuts the network's parameters into groups for the optimizer.
@@ -110,12 +118,15 @@ class SegmentationModule(lightning.LightningModule):
         self.network, self.loss, self.augment, self.schedule = network, loss, augment, schedule
         self.make_optimizer, self.settings, self.seed = make_optimizer, settings, seed
         self.classes, self.background, self.record, self.groups_of = tuple(classes), background, record, parameters
+        self.training_cases = tuple(training)
         self.planar = getattr(network, "dims", 2) == 2
         self.channels_last = settings.channels_last and self.planar
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
-        known = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background)
+        counted = ("missed/", "false_alarm/", "undefined/")  # of these, less is better
+        scores = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background)
+        known = [name for name in scores if not name.startswith(counted)]
         if settings.monitor not in known:
             raise ConfigError(
                 f"'training.monitor={settings.monitor}' is no score.{did_you_mean(settings.monitor, known)} Choose from "
@@ -130,7 +141,9 @@ class SegmentationModule(lightning.LightningModule):
         self.scores: dict[str, float] = {}
         self.last_loss = math.nan
         self._window: list[float] = []  # losses since the last logged row
+        # As they were saved, until the optimizer and the loss scale exist.
         self._optimizer_state: dict[str, Any] | None = None
+        self._scaler_state: dict[str, Any] | None = None
 
     @property
     def judged(self) -> nn.Module:
@@ -151,7 +164,7 @@ class SegmentationModule(lightning.LightningModule):
         optimizer = self._optimizer_state
         if self._trainer is not None and self.trainer.optimizers:
             optimizer = self.trainer.optimizers[0].state_dict()
-        scaler = getattr(self._trainer and self.trainer.precision_plugin, "scaler", None)
+            self._scaler_state = scaler_state(self.trainer)
         return {
             "step": self.step,
             "pending": self.pending,
@@ -162,7 +175,7 @@ class SegmentationModule(lightning.LightningModule):
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": optimizer,
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": self._scaler_state,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -186,7 +199,7 @@ class SegmentationModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Takes up the saved loss scale of half precision."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(self, "_scaler_state", None):
+        if scaler is not None and self._scaler_state:
             scaler.load_state_dict(self._scaler_state)
 
     def inputs(self, batch: Batch, augment: bool) -> tuple[Tensor, Tensor]:
@@ -244,8 +257,7 @@ class SegmentationModule(lightning.LightningModule):
 
     def case_ids(self, batch: Batch) -> list[str]:
         """The ids of the cases a batch was drawn from."""
-        names = self.trainer.train_dataloader.case_ids  # type: ignore[union-attr]
-        return sorted({names[index] for index in batch["case"].tolist()})
+        return sorted({self.training_cases[index] for index in batch["case"].tolist()})
 
     def _seed_dropout(self) -> None:
         """From here on dropout and its like draw numbers that belong to this step and rank alone."""
@@ -313,7 +325,7 @@ class SegmentationModule(lightning.LightningModule):
         self.scores["loss"] = float(self.loss.value(self._summed(self.val_statistics)))
         score = self.scores[self.settings.monitor]
         self.record(self.step, {f"val/{name}": value for name, value in self.scores.items()})
-        if not self.best or math.isnan(self.best["score"]) or score > self.best["score"]:
+        if not self.best or score > self.best["score"] or (math.isnan(self.best["score"]) and not math.isnan(score)):
             self.best, self.stale = {"score": score, "step": self.step, "scores": self.scores}, 0
         else:
             self.stale += 1

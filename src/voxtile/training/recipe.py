@@ -88,7 +88,7 @@ class Recipe:
     @property
     def identity(self) -> str:
         """32 hexadecimal digits that change when, and only when, something changes that can change the run's numbers."""
-        kept = {path: value for path, value in self.settings.items() if path not in ADDED or value != ADDED[path]}
+        kept = {path: _ordered(value) for path, value in self.settings.items() if path not in ADDED or value != ADDED[path]}
         text = json.dumps(self.as_dict() | {"settings": kept}, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -101,6 +101,13 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
         value = value[part]
     # JSON has text keys only; {1: forest} must hash as it will be read back.
     return json.loads(json.dumps(value, default=str))
+
+
+def _ordered(value: Any) -> Any:
+    """Mappings as lists of pairs, since their order can matter (augmentations come one after the other) and JSON's is sorted away."""
+    if isinstance(value, Mapping):
+        return [[key, _ordered(item)] for key, item in value.items()]
+    return [_ordered(item) for item in value] if isinstance(value, list) else value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
