@@ -207,7 +207,7 @@ def test_training_batches_are_the_streams_samples_of_the_coming_steps(root):
 def test_validation_judges_every_pixel_once_and_never_mixes_cases(root):
     found = ready(root)
     _, _, val = batches(found)
-    assert all(len(set(batch["case"].tolist())) == 1 and len(batch["case"]) <= 3 for batch in val)
+    assert all(len(set(batch["case"].tolist())) == 1 and len(batch["case"]) <= 8 for batch in val)
     for number, case in enumerate(found.split.val):
         judged = np.concatenate([batch["label"].flatten() for batch in val if batch["case"][0] == number])
         assert np.bincount(judged, minlength=256)[:3].tolist() == found.surveys[case.id].counts.tolist()

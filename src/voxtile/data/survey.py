@@ -195,6 +195,6 @@ def survey_all(
 
 
 def fingerprint(cases: Sequence[Case], surveys: Mapping[str, Survey]) -> str:
-    """The data's fingerprint: changes with ids, spacing, the labels' content and the images' sampled content, and with nothing else."""
+    """The data's fingerprint: changes with ids, spacing, the labels' content and the images' sampled content, and nothing else."""
     rows = sorted((c.id, c.grid.spacing, c.grid.unit, surveys[c.id].image_digest, surveys[c.id].label_digest) for c in cases)
     return f"{digest(rows):032x}"

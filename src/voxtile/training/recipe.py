@@ -104,7 +104,7 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
 
 
 def _ordered(value: Any) -> Any:
-    """Mappings as lists of pairs, since their order can matter (augmentations come one after the other) and JSON's is sorted away."""
+    """Mappings as lists of pairs, since their order can matter (of augmentations, say) and JSON's is sorted away."""
     if isinstance(value, Mapping):
         return [[key, _ordered(item)] for key, item in value.items()]
     return [_ordered(item) for item in value] if isinstance(value, list) else value
