@@ -257,9 +257,11 @@ def label_source(path: Path, onto: GeoTiffSource) -> Source:
     label = GeoTiffSource([path])
     if len(label.channels) != 1:
         raise DataError(f"{path} has {len(label.channels)} bands; a label has one band of class values.")
-    same = label.stored.shape == onto.stored.shape and label.stored.crs == onto.stored.crs
-    if same and (label.stored.crs is None or label.stored.corner_distance(onto.stored) < 0.1):
-        return label
+    if label.stored.shape == onto.stored.shape:
+        # Masks of the image's size often come without georeference: they can only mean its pixels.
+        unplaced = label.stored.crs is None
+        if unplaced or (label.stored.crs == onto.stored.crs and label.stored.corner_distance(onto.stored) < 0.1):
+            return label
     return AlignedLabel(path, onto)
 
 

@@ -74,13 +74,13 @@ class PictureSource(Source):
         """Reads the headers.
 
         Args:
-            paths: one file, or the slices of a volume in any order.
+            paths: one file, or the slices of a volume in their order; a layout sorts images and takes their labels along.
             label: whether the values are classes.
 
         Raises:
             DataError: A file cannot be read, slices differ in size or mode, or Pillow would silently lose precision.
         """
-        self.paths = tuple(sorted(paths, key=lambda path: natural_key(path.name)))
+        self.paths = tuple(paths)
         self._label = label
         self._notes: list[str] = []
         found = [pair for path in self.paths for pair in self._inspect(path)]

@@ -166,6 +166,8 @@ def parts(config: Mapping[str, Any]) -> Parts:
     _check_values(config)
     trust = config["trust"]
     data = dict(config["data"])
+    if strange := [key for key in config if key not in TOP_KEYS]:
+        raise ConfigError(f"The configuration takes no '{strange[0]}'.{did_you_mean(strange[0], TOP_KEYS)}")
     unknown = [key for key in data if key not in (*DATA_KEYS, *RUN_KEYS, "layout")]
     if unknown:
         raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], (*DATA_KEYS, *RUN_KEYS, 'layout'))}")
@@ -183,6 +185,11 @@ def parts(config: Mapping[str, Any]) -> Parts:
     )
 
 
+TOP_KEYS = (
+    "model", "loss", "optimizer", "scheduler", "augment", "normalise", "split", "trainer", "logger", "data", "experiment", "debug",
+    "seed", "training", "paths", "workers", "trust", "retry", "inexact", "debug_errors",
+)  # fmt: skip
+
 # Values that no class of ours takes and checks: path, and the least and most they may be.
 NUMBERS: Mapping[str, tuple[type[int] | type[float], float, float]] = {
     "seed": (int, 0, 2**32 - 1),  # what NumPy takes
@@ -195,6 +202,8 @@ NUMBERS: Mapping[str, tuple[type[int] | type[float], float, float]] = {
 
 def _check_values(config: Mapping[str, Any]) -> None:
     data, trust = config["data"], config["trust"]
+    if missing := [key for key in ("name", "format", "layout", "labels", "window") if data.get(key) is None]:
+        raise ConfigError(f"The data set's configuration lacks '{missing[0]}'. conf/data/satellite.yaml shows what it needs.")
     window = data["window"]
     if not isinstance(window, list) or not all(isinstance(side, int) for side in window):
         raise ConfigError(

@@ -84,6 +84,9 @@ def guarded(task: Callable[[], int], traceback: bool = False) -> int:
     """Calls `task`; an error that the user can mend is printed as its paragraph and becomes an exit code."""
     try:
         return task()
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return STOPPED
     except VoxtileError as error:
         if traceback:
             raise

@@ -37,7 +37,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
     out = console()
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
-    trained = Trained.open(config["run"], config["weights"], config["trust"], config["root"])
+    trained = Trained.open(config["run"], config["weights"], config["trust"], config["root"], config["paths"]["cache"])
     predictor = trained.predictor(config)
     prepared = prepare_data(trained.built, out)
     recipe = trained.home.read("recipe.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,13 @@ def find_inputs(source: Path, dataset: Dataset) -> list[CaseFiles]:
     )
     if not paths:
         raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
-    return [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
+    found = [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
+    twice = [a.id for a, b in pairwise(sorted(found, key=lambda files: files.id)) if a.id == b.id]
+    if twice:
+        raise DataError(
+            f"{source} holds several files called {listed(twice)} with different endings; their maps would have one name."
+        )
+    return found
 
 
 def _stem(path: Path, suffixes: Sequence[str]) -> str:
@@ -102,6 +109,8 @@ def predict_case(
     Raises:
         DataError: The file cannot be read, has not the run's channels, or a result cannot be written.
     """
+    from voxtile import __version__
+    from voxtile.cases.cache import content_hash
     from voxtile.cases.maps import MapSpec
     from voxtile.data.survey import survey
     from voxtile.errors import DataError
@@ -120,7 +129,8 @@ def predict_case(
     if found.image_digest in data["test_images"].values():
         record_look(trained.ledger(config), data["test_fingerprint"], identity, "predict")
     intensity = trained.intensity or trained.built.normalisation.of_case(found.sample)
-    made = f"{identity} {config['weights']} {config['overlap']} {found.image_digest}"
+    weights = content_hash(trained.home.weights / f"{config['weights']}.safetensors")
+    made = f"{identity} {weights} {config['overlap']} {config['precision']} {__version__} {found.image_digest}"
     tags = (("software", f"voxtile {trained.manifest['versions']['voxtile']}"), ("run", identity), ("weights", config["weights"]))
     spec = MapSpec(tuple(data["classes"]), False, trained.built.dataset.colors, tags, made)
     specs = [spec, replace(spec, heatmap=True)] if config["heatmaps"] else [spec]

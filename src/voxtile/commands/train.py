@@ -135,7 +135,10 @@ def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any
     facts = manifest(command_line(), prepared)
     if (home.path / "manifest.json").exists():
         facts = continued(home.read("manifest.json"), facts)
-    atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    # Named from the top, so that evaluating from another folder finds the data.
+    layout = {**config["data"]["layout"], "root": str(prepared.dataset.layout.root.resolve())}
+    kept = {**config, "data": {**config["data"], "layout": layout}}
+    atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
     home.write("manifest.json", facts)
     home.set_status("running", step=0, steps=steps)
     for sentence in prepared.waived:

@@ -38,7 +38,7 @@ class Trained:
     network: torch.nn.Module
 
     @classmethod
-    def open(cls, path: str, weights: str, trust: Sequence[str], root: str | None = None) -> Trained:
+    def open(cls, path: str, weights: str, trust: Sequence[str], root: str | None = None, cache: str | None = None) -> Trained:
         """Opens a run folder; what it holds is checked, and nothing in it is executed.
 
         Args:
@@ -46,6 +46,7 @@ class Trained:
             weights: "best" or "last".
             trust: modules whose classes may be built although they are not on the allow-list.
             root: the data set's folder, where it is no longer where the run found it.
+            cache: where surveys are kept; the run's own folder for that may be somebody else's.
 
         Raises:
             RunError: The folder is no run of this version, or holds no such weights.
@@ -62,6 +63,8 @@ class Trained:
         config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
         if root is not None:
             config["data"]["layout"]["root"] = root
+        if cache is not None:
+            config["paths"]["cache"] = cache
         built, manifest = parts(config), home.read("manifest.json")
         data = manifest["data"]
         network = build(config["model"], "model", trust, in_channels=len(data["channels"]), num_classes=len(data["classes"]))

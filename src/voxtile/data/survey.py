@@ -137,11 +137,16 @@ class _Locations:
 def _key(case: Case, num_classes: int, label: bool) -> str:
     """Changes whenever the survey could: the files by size and time of change, the channels, the label's meaning."""
     files = [*case.image.paths, *(case.labels.source.paths if case.labels and label else ())]
-    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stamps = [(str(path.resolve()), path.stat().st_size, *_times(path)) for path in files]
     meaning = sorted(case.labels.values.items()) if case.labels and label else ()
     nodata = getattr(case.image, "_nodata", None)  # the configuration may override a scene's own
     text = digest(VERSION, stamps, case.channels, tuple(case.box), meaning, num_classes, nodata)
     return f"{text:032x}"
+
+
+def _times(path: Path) -> tuple[int, int]:
+    """When content and inode changed; copying tools can set the first back, but not the second."""
+    return path.stat().st_mtime_ns, path.stat().st_ctime_ns
 
 
 def _save(found: Survey, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -65,15 +67,24 @@ def hardware() -> dict[str, Any]:
 
 
 def code() -> dict[str, str]:
-    """Commit and uncommitted changes of the checkout that voxtile runs from; empty where it is an installed package."""
-    root = Path(voxtile.__file__).parents[2]
-    if not (root / ".git").exists():
-        return {}
-    try:
-        commit = _git(root, "rev-parse", "HEAD").strip()
-        return {"commit": commit, "diff": _git(root, "diff", "HEAD", "--", "src", "train.py")}
-    except (OSError, subprocess.CalledProcessError):
-        return {}  # no git, or a checkout without a commit
+    """A digest of voxtile's source files; where it runs from a checkout, also its commit and uncommitted changes."""
+    package = Path(voxtile.__file__).parent
+    root = package.parents[1]
+    found = {"sources": sources(package)}
+    if (root / ".git").exists():
+        # Without git, or in a checkout without a commit, the digest is all there is.
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            commit = _git(root, "rev-parse", "HEAD").strip()
+            found |= {"commit": commit, "diff": _git(root, "diff", "HEAD", "--", "src", "train.py")}
+    return found
+
+
+def sources(package: Path) -> str:
+    """SHA-256 of the names and contents of all Python files below a folder, committed or not."""
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        found.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
 
 
 def _git(root: Path, *words: str) -> str:
@@ -84,8 +95,7 @@ def changes(old: Mapping[str, Any]) -> list[str]:
     """What has changed since a manifest was written, one phrase each: code, versions, threads and GPUs."""
     found = []
     old = (old.get("segments") or [old])[-1]  # the latest start is what would be continued
-    now = code()
-    if (old["code"].get("commit"), old["code"].get("diff")) != (now.get("commit"), now.get("diff")):
+    if old["code"].get("sources") != code().get("sources"):
         found.append("the code has changed")
     found += [
         f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -41,6 +42,13 @@ class RunFolder:
         folder = cls(root / f"{name}-{recipe.identity[:8]}", recipe)
         if (folder.path / "recipe.json").exists():
             folder.check()
+            known = folder.read("recipe.json").get("identity")
+            if known != recipe.identity:
+                raise RunError(
+                    f"{folder.path} holds another run (identity {known}) than this one ({recipe.identity}). Move that folder "
+                    "away, or "
+                    "train into another one with 'paths.runs=…'."
+                )
         return folder
 
     @classmethod
@@ -143,7 +151,8 @@ class RunFolder:
 
         def beat() -> None:
             while not ended.wait(HEARTBEAT):
-                os.utime(lease)
+                with contextlib.suppress(OSError):  # a file system that hangs for a while must not end the heartbeat
+                    os.utime(lease)
 
         heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
         heart.start()
@@ -152,7 +161,9 @@ class RunFolder:
         finally:
             ended.set()
             heart.join()
-            lease.unlink(missing_ok=True)
+            # Taken over by another machine that believed this one dead, it is no longer ours to remove.
+            if lease.exists() and json.loads(lease.read_text(encoding="utf-8")) == mine:
+                lease.unlink()
 
 
 @contextmanager
