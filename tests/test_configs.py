@@ -55,7 +55,7 @@ def test_everything_in_an_option_is_built(path: Path) -> None:
         facts = {"num_classes": classes, "class_counts": [100] * classes, "present_counts": [100] * classes}
         build(config["loss"], "loss", background=built.dataset.background, **facts)
         for node in config["logger"].values():
-            target(node["_target_"])
+            target(node["_target_"], "logger")
         assert config["trainer"].keys() <= inspect.signature(lightning.Trainer).parameters.keys()
 
 

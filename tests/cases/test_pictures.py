@@ -47,7 +47,9 @@ def written(source, path, spec, values):
 
 class PictureTester(FormatTester):
     def reopen(self, path):
-        return PictureSource(sorted(path.iterdir()) if path.is_dir() else [path], label=True)
+        return PictureSource(
+            sorted(path.iterdir(), key=lambda file: natural_key(file.name)) if path.is_dir() else [path], label=True
+        )
 
 
 class TestColourPng(PictureTester):
@@ -67,7 +69,7 @@ class TestSlices(PictureTester):
 
     def make(self, folder, array):
         paths = [save(folder / f"p_{z + 1}.png", np.moveaxis(array[:, z], 0, -1)) for z in range(12)]
-        return PictureSource(sorted(paths))
+        return PictureSource(paths)
 
 
 class TestPages(PictureTester):

@@ -90,7 +90,7 @@ def test_a_finished_run_says_when_versions_have_changed_since(copied_run: Run, v
 def test_a_finished_run_says_when_the_code_has_changed_since(
     scene_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("voxtile.studies.manifest.code", lambda: {"commit": "1" * 40, "diff": ""})
+    monkeypatch.setattr("voxtile.studies.manifest.code", lambda: {"sources": "1" * 64})
     assert "nothing was trained. the code has changed." in voxtile("train", *scene_run.words).text
 
 

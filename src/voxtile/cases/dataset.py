@@ -176,8 +176,12 @@ class Dataset:
                 )
         return cases
 
-    def open(self, files: CaseFiles) -> Case:
+    def open(self, files: CaseFiles, grouped: bool = True) -> Case:
         """Opens one case.
+
+        Args:
+            files: its files.
+            grouped: whether the data set's rule for groups applies; a new file is a group of its own.
 
         Raises:
             DataError: The image or label cannot be read, has not the expected channels, or the two do not fit.
@@ -207,5 +211,5 @@ class Dataset:
                     "A label must have its image's size."
                 )
             labels = Labels(source, self.label_map.values)
-        group = self.grouping(files.id, files.fields)
+        group = self.grouping(files.id, files.fields) if grouped else files.id
         return Case(files.id, group, image, labels, select, split=files.split)

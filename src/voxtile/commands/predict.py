@@ -118,7 +118,7 @@ def predict_case(
 
     data = trained.manifest["data"]
     identity = trained.home.read("recipe.json")["identity"]
-    case = trained.built.dataset.open(replace(files, labels=()))
+    case = trained.built.dataset.open(replace(files, labels=()), grouped=False)
     if len(case.channels) != len(data["channels"]):
         raise DataError(
             f"{case.image.path} has {len(case.channels)} channels ({', '.join(case.channels)}), and the run {trained.home.path} "

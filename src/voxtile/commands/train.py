@@ -52,7 +52,8 @@ def train(config: Mapping[str, Any]) -> int:
             f"folder is {home.path}. "
             "Change the configuration, or train it again from its last saved state with 'retry=true'."
         )
-    if home.resume.exists() and not config["inexact"]:
+    going_on = status["state"] == "interrupted" or (status["state"] == "failed" and home.resume.exists())
+    if going_on and not config["inexact"]:
         refuse_if_changed(home)
     # What does not fit together shows here, before there is a run folder.
     module = make_module(built, prepared, lambda step, values: None)
