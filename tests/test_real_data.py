@@ -10,7 +10,7 @@ from tests.testers.composing import composed
 from voxtile.cases.window import Window
 from voxtile.commands.build import parts
 
-DATA = os.environ.get("VOXTILE_DATA", "")
+DATA = os.environ.get("VOXTILE_DATA", "")  # as it was before other tests of this process set it to a folder of their own
 SETS = {
     # name: cases, channels, classes found in the first cases, groups
     "hippocampus": (200, 1, {0, 1, 2}, 132),
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not Path(DATA).is_dir() or not DATA, reason="VOX
 @pytest.mark.parametrize("name", SETS)
 def test_a_real_data_set_opens_with_the_cases_channels_and_labels_that_it_has(name: str) -> None:
     count, channels, classes, groups = SETS[name]
-    (config,) = composed(["train", f"data={name}"])
+    (config,) = composed(["train", f"data={name}", f"paths.data={DATA}"])
     cases = parts(config).dataset.cases()
     assert len(cases) == count
     assert len({case.group for case in cases}) == groups
