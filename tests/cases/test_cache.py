@@ -65,8 +65,8 @@ def test_an_array_is_decoded_once_and_read_only(path, folder, monkeypatch):
 def test_another_process_finds_it(path, folder):
     cached_array(path, Decoder(), folder=folder)
     code = (
-        "import sys; from pathlib import Path; from voxtile.cases.cache import cached_array\n"
-        "print(cached_array(Path(sys.argv[1]), None, folder=Path(sys.argv[2])).sum())"
+        "import sys; from pathlib import Path; from voxtile.cases.cache import cached_array\nprint(cached_array(Path(sys.argv[1]), "
+        "None, folder=Path(sys.argv[2])).sum())"
     )
     out = subprocess.run([sys.executable, "-c", code, path, folder], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == str(7 * 24)

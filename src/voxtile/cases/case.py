@@ -92,8 +92,8 @@ class Labels:
             unknown = np.unique(numbers[~known])
             raise DataError(
                 f"{self.source.path} holds the label values {listed(v.item() for v in unknown)} (window {tuple(window)}), which "
-                f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them to `data.labels`, for "
-                f"example 'data.labels={{..., {unknown[0].item():g}: ignore}}' where they are not to be judged."
+                f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them to `data.labels`, for example "
+                f"'data.labels={{..., {unknown[0].item():g}: ignore}}' where they are not to be judged."
             )
         return out
 
@@ -234,8 +234,8 @@ class Case:
     def _check_inside(self, window: Window) -> None:
         if not window.inside(self.shape):
             raise DataError(
-                f"Window {tuple(window)} (z, y, x, depth, height, width) reaches outside case '{self.id}' ({self.image.path}) "
-                f"of shape {self.shape} (D, H, W). Name a padding to read past the border."
+                f"Window {tuple(window)} (z, y, x, depth, height, width) reaches outside case '{self.id}' ({self.image.path}) of "
+                f"shape {self.shape} (D, H, W). Name a padding to read past the border."
             )
 
 

@@ -169,10 +169,9 @@ class Dataset:
         for case in cases[1:]:
             if len(case.channels) != len(cases[0].channels):
                 raise DataError(
-                    f"{case.image.path} has {len(case.channels)} channels ({listed(case.channels, 20)}), but "
-                    f"{cases[0].image.path} has "
-                    f"{len(cases[0].channels)} ({listed(cases[0].channels, 20)}). All cases need the same; choose common ones with "
-                    "'data.channels=[…]' or leave the case out with 'data.exclude=[…]'."
+                    f"{case.image.path} has {len(case.channels)} channels ({listed(case.channels, 20)}), but {cases[0].image.path} "
+                    f"has {len(cases[0].channels)} ({listed(cases[0].channels, 20)}). All cases need the same; choose common ones "
+                    "with 'data.channels=[…]' or leave the case out with 'data.exclude=[…]'."
                 )
         return cases
 
@@ -207,8 +206,7 @@ class Dataset:
             if source.canonical.shape != image.canonical.shape:
                 raise DataError(
                     f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} "
-                    f"{image.canonical.shape}. "
-                    "A label must have its image's size."
+                    f"{image.canonical.shape}. A label must have its image's size."
                 )
             labels = Labels(source, self.label_map.values)
         group = self.grouping(files.id, files.fields) if grouped else files.id

@@ -203,9 +203,9 @@ class AlignedLabel(Source):
         with _open(path) as dataset:
             if dataset.crs is None or onto.stored.crs is None:
                 raise DataError(
-                    f"{path} has {dataset.height}x{dataset.width} pixels, its image {onto.path} {onto.stored.shape[1]}x"
-                    f"{onto.stored.shape[2]}, and without a coordinate reference system on both the label cannot be aligned. "
-                    "Expected a label of the image's size, or a CRS in both files."
+                    f"{path} has {dataset.height}x{dataset.width} pixels, its image {onto.path} "
+                    f"{onto.stored.shape[1]}x{onto.stored.shape[2]}, and without a coordinate reference system on both the label "
+                    "cannot be aligned. Expected a label of the image's size, or a CRS in both files."
                 )
             self.dtype = np.dtype(dataset.dtypes[0])
             self._nodata, self._stamp = dataset.nodata, _stamp(path)

@@ -215,7 +215,7 @@ class _Table:
     def __call__(self, case_id: str, fields: Mapping[str, str]) -> str:
         if case_id not in self._groups:
             raise DataError(
-                f"Case '{case_id}' is not in column '{self._key}' of {self._path} (data.group.csv), so its group is unknown."
-                f"{did_you_mean(case_id, self._groups)} Add a row, or leave the case out with 'data.exclude=[{case_id}]'."
+                f"Case '{case_id}' is not in column '{self._key}' of {self._path} (data.group.csv), so its group is "
+                f"unknown.{did_you_mean(case_id, self._groups)} Add a row, or leave the case out with 'data.exclude=[{case_id}]'."
             )
         return self._groups[case_id]

@@ -51,9 +51,9 @@ class Layout(ABC):
         """
         if not self.root.is_dir():
             raise DataError(
-                f"The data folder {self.root} does not exist (looked for in {Path.cwd()}). Put the data there, or name its "
-                "place with "
-                "'data.layout.root=…' or, for the folder that holds all data sets, 'paths.data=…' or the variable VOXTILE_DATA."
+                f"The data folder {self.root} does not exist (looked for in {Path.cwd()}). Put the data there, or name its place "
+                "with 'data.layout.root=…' or, for the folder that holds all data sets, 'paths.data=…' or the variable "
+                "VOXTILE_DATA."
             )
         cases = self._find()
         if not cases:
@@ -149,14 +149,13 @@ class FolderLayout(Layout):
     def _check_pairs(self, missing: Sequence[Path], alone: Sequence[Path]) -> None:
         if missing and not self.unlabelled:
             raise DataError(
-                f"{len(missing)} images below {self.root} have no label at '{self.labels}': {listed(p.name for p in missing)}. "
-                "Add the "
-                "labels, or leave these images out with 'data.layout.unlabelled=true'."
+                f"{len(missing)} images below {self.root} have no label at '{self.labels}': {listed(p.name for p in missing)}. Add "
+                "the labels, or leave these images out with 'data.layout.unlabelled=true'."
             )
         if alone:
             raise DataError(
-                f"{len(alone)} labels below {self.root} have no image at '{self.images[0]}': {listed(p.name for p in alone)}. "
-                "Add the images, or move these labels away."
+                f"{len(alone)} labels below {self.root} have no image at '{self.images[0]}': {listed(p.name for p in alone)}. Add "
+                "the images, or move these labels away."
             )
 
     def _case(self, name: str, parts: list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]) -> CaseFiles:
@@ -174,8 +173,7 @@ class FolderLayout(Layout):
         if given and given not in self.splits:
             raise DataError(
                 f"{parts[0][0][0]} belongs to split '{given}', which 'data.layout.splits' does not know: it knows "
-                f"{listed(self.splits)}. "
-                f"Add it, for example 'data.layout.splits={{{given}: train, …}}'."
+                f"{listed(self.splits)}. Add it, for example 'data.layout.splits={{{given}: train, …}}'."
             )
         common = {key: value for key, value in fields.items() if all(part[2].get(key) == value for part in parts)}
         return CaseFiles(name, images, labels, self.splits.get(given, ""), common)

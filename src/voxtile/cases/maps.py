@@ -75,8 +75,8 @@ class MapWriter:
             self._log = self._journal.open("ab", buffering=0)
         except OSError as error:
             raise DataError(
-                f"Could not begin to write {path}: {error}. Expected a writable folder with room for "
-                f"{self._bytes / 1e6:.0f} MB beside the map; free some disk space or name another output."
+                f"Could not begin to write {path}: {error}. Expected a writable folder with room for {self._bytes / 1e6:.0f} MB "
+                "beside the map; free some disk space or name another output."
             ) from error
 
     @property

@@ -116,8 +116,8 @@ def _load(path: Path) -> Any:
         raise DataError(f"{path} has the shape {image.shape}. Expected a volume (x, y, z), or (x, y, z, channels).")
     if image.get_data_dtype().kind not in "iuf":
         raise DataError(
-            f"{path} holds values of type {image.get_data_dtype()}. Expected integers or real numbers; save colours as one "
-            "channel each, complex numbers as magnitudes."
+            f"{path} holds values of type {image.get_data_dtype()}. Expected integers or real numbers; save colours as one channel "
+            "each, complex numbers as magnitudes."
         )
     return image
 
@@ -169,8 +169,8 @@ def _decode(path: Path, turn: NDArray[np.float64]) -> NDArray[Any]:
         voxels = image.get_fdata(caching="unchanged", dtype=np.float32) if scaled else image.dataobj.get_unscaled()
     except _UNREADABLE as error:
         raise DataError(
-            f"{path} could not be decoded: {error}. The file is probably cut off or damaged; fetch it again, or leave the case "
-            "out with 'data.exclude=[…]'."
+            f"{path} could not be decoded: {error}. The file is probably cut off or damaged; fetch it again, or leave the case out "
+            "with 'data.exclude=[…]'."
         ) from error
     turned = apply_orientation(voxels.reshape(*voxels.shape[:3], -1), turn)
     return np.ascontiguousarray(turned.transpose(3, 2, 1, 0), dtype=_dtype(image))
@@ -204,8 +204,8 @@ def _compare(grid: Grid, other: Grid, name: str, other_name: str) -> list[str]:
     away = other.corner_distance(grid)
     if away > _TOLERANCE:
         raise DataError(
-            f"{name} lies {away:.3g} voxels away from {other_name} at a corner, by the affines of their headers. Expected the "
-            "same place; check that the files belong together, then copy the right header, or resample one of them."
+            f"{name} lies {away:.3g} voxels away from {other_name} at a corner, by the affines of their headers. Expected the same "
+            "place; check that the files belong together, then copy the right header, or resample one of them."
         )
     return [f"{name} lies {away:.2g} voxels away from {other_name} at a corner, taken as the same place."] if away > 1e-3 else []
 

@@ -89,8 +89,8 @@ class PictureSource(Source):
         for part, kind in found:
             if kind != self._kind:
                 raise DataError(
-                    f"{part} has {kind}, the first slice {self._slices[0]} {self._kind}. The slices of a volume must have one "
-                    "size and one mode; convert this one, or leave it out of the pattern of file names."
+                    f"{part} has {kind}, the first slice {self._slices[0]} {self._kind}. The slices of a volume must have one size "
+                    "and one mode; convert this one, or leave it out of the pattern of file names."
                 )
         if 1 < len(self.paths) < len(found):
             paged = next(part for part in self._slices if part.page)

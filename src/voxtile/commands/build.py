@@ -53,8 +53,7 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
     if not trusted and not _below(module_name, allowed):
         raise ConfigError(
             f"'{where}' wants to build '{name}', which is not on the allow-list of '{where.split('.')[0]}' ({listed(allowed)}); "
-            "nothing "
-            f"was run. If you know and trust that module, type 'trust=[{module_name or name}]'."
+            f"nothing was run. If you know and trust that module, type 'trust=[{module_name or name}]'."
         )
     try:
         found = getattr(importlib.import_module(module_name), attribute)

@@ -46,9 +46,8 @@ def evaluate(config: Mapping[str, Any]) -> int:
         same = same and prepared.test_fingerprint == trained.manifest["data"]["test_fingerprint"]
     if not same:
         raise DataError(
-            f"The data in {trained.built.dataset.layout.root} is not what the run {trained.home.path} was trained on: its files "
-            "or its split "
-            "have changed. Put the data back as it was (manifest.json lists the split), or train a run on the new data."
+            f"The data in {trained.built.dataset.layout.root} is not what the run {trained.home.path} was trained on: its files or "
+            "its split have changed. Put the data back as it was (manifest.json lists the split), or train a run on the new data."
         )
     cases = prepared.split.val if config["split"] == "val" else prepared.split.test
     if not cases:

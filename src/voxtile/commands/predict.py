@@ -122,8 +122,7 @@ def predict_case(
     if len(case.channels) != len(data["channels"]):
         raise DataError(
             f"{case.image.path} has {len(case.channels)} channels ({', '.join(case.channels)}), and the run {trained.home.path} "
-            "was trained on "
-            f"{len(data['channels'])} ({', '.join(data['channels'])}). Expected the same channels."
+            f"was trained on {len(data['channels'])} ({', '.join(data['channels'])}). Expected the same channels."
         )
     found = survey(case, len(data["classes"]), label=False)
     if found.image_digest in data["test_images"].values():

@@ -48,9 +48,8 @@ def train(config: Mapping[str, Any]) -> int:
         return 0
     if status["state"] == "failed" and not config["retry"]:
         raise RunError(
-            f"This run failed before, at step {status.get('step', '?')}: {status.get('reason', 'no reason is known')} Its "
-            f"folder is {home.path}. "
-            "Change the configuration, or train it again from its last saved state with 'retry=true'."
+            f"This run failed before, at step {status.get('step', '?')}: {status.get('reason', 'no reason is known')} Its folder "
+            f"is {home.path}. Change the configuration, or train it again from its last saved state with 'retry=true'."
         )
     going_on = status["state"] == "interrupted" or (status["state"] == "failed" and home.resume.exists())
     if going_on and not config["inexact"]:
@@ -147,8 +146,8 @@ def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any
     split = prepared.split
     out.print(
         f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; "
-        f"{prepared.channels} "
-        f"channels; {len(prepared.dataset.classes)} classes; {sum(p.numel() for p in module.network.parameters()):,} parameters",
+        f"{prepared.channels} channels; {len(prepared.dataset.classes)} classes; "
+        f"{sum(p.numel() for p in module.network.parameters()):,} parameters",
         highlight=False,
     )
     trainer = dict(config["trainer"])
@@ -182,9 +181,8 @@ def check_trainer(options: Mapping[str, Any]) -> None:
 
     if unknown := [name for name in options if name not in TRAINER]:
         raise ConfigError(
-            f"'trainer' takes no '{unknown[0]}'.{did_you_mean(unknown[0], TRAINER)} It takes {listed(TRAINER)}; how long to "
-            "train is said "
-            "by 'training'."
+            f"'trainer' takes no '{unknown[0]}'.{did_you_mean(unknown[0], TRAINER)} It takes {listed(TRAINER)}; how long to train "
+            "is said by 'training'."
         )
     if options["devices"] != 1:
         raise ConfigError(f"'trainer.devices={options['devices']}': a run trains on one device. Type 'trainer.devices=1'.")
@@ -215,15 +213,13 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) 
     if len(window) != dims:
         raise ConfigError(
             f"The network takes {dims}-dimensional windows ('model.dims={dims}'), and 'data.window={list(window)}' has "
-            f"{len(window)} sides. "
-            f"Type 'model.dims={len(window)}', or give the window {dims} sides."
+            f"{len(window)} sides. Type 'model.dims={len(window)}', or give the window {dims} sides."
         )
     least = int(getattr(network, "min_train_size", 1))
     if min(window) < least:
         raise ConfigError(
             f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger "
-            "window, or a "
-            "shallower network (for example 'model.depth=3')."
+            "window, or a shallower network (for example 'model.depth=3')."
         )
     expected = (1, classes, *window)
     try:
@@ -232,16 +228,15 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) 
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"The network cannot take an image of shape {(1, channels, *window)} [B, C, size]: {str(error).splitlines()[0]}. "
-            "Choose "
-            "another 'data.window' or other settings of 'model'."
+            "Choose another 'data.window' or other settings of 'model'."
         ) from error
     finally:
         network.train()
     if found != expected:
         raise ConfigError(
-            f"The network gives logits of shape {found} for an image of {(1, channels, *window)}; expected {expected}, one "
-            "channel per class "
-            "and the image's size. Give it the number of classes under the name it takes, for example 'model.out_channels=…'."
+            f"The network gives logits of shape {found} for an image of {(1, channels, *window)}; expected {expected}, one channel "
+            "per class and the image's size. Give it the number of classes under the name it takes, for example "
+            "'model.out_channels=…'."
         )
 
 
@@ -256,8 +251,8 @@ def refuse_if_changed(home: RunFolder) -> None:
     if changed := changed_since(home):
         raise RunError(
             f"The run {home.path} was interrupted, and since then:{changed} Continued, it would not end in the bits of an "
-            "undisturbed run. "
-            "Go back to what it began with, or continue all the same with 'inexact=true' (the manifest then says so)."
+            "undisturbed run. Go back to what it began with, or continue all the same with 'inexact=true' (the manifest then says "
+            "so)."
         )
 
 
@@ -282,8 +277,7 @@ def report(home: RunFolder, prepared: Prepared, out: Console) -> None:
     path = home.path
     example = prepared.split.val[0].image.path
     out.print(
-        f"run folder   {path}\npictures     {path / 'pictures' / 'validation.png'}   (input, label, prediction, error)\n"
-        f"next         voxtile evaluate run={path} split=val\n             voxtile predict run={path} input={example} "
-        "output=predictions",
+        f"run folder   {path}\npictures     {path / 'pictures' / 'validation.png'}   (input, label, prediction, error)\nnext       "
+        f"  voxtile evaluate run={path} split=val\n             voxtile predict run={path} input={example} output=predictions",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

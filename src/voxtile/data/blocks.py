@@ -39,8 +39,8 @@ class BlockSplit(SplitScheme):
         """
         if len(blocks) not in (2, 3) or min(blocks) < 1 or sum(count > 1 for count in blocks) not in (1, 2):
             raise ConfigError(
-                f"'split.blocks={list(blocks)}' must be [rows, columns] or [slabs, rows, columns], with more than one block "
-                "along one or two axes, for example 'split.blocks=[4,4]' for a scene or 'split.blocks=[6,1,1]' for a stack."
+                f"'split.blocks={list(blocks)}' must be [rows, columns] or [slabs, rows, columns], with more than one block along "
+                "one or two axes, for example 'split.blocks=[4,4]' for a scene or 'split.blocks=[6,1,1]' for a stack."
             )
         if buffer < 0:
             raise ConfigError(f"'split.buffer={buffer}' must not be negative: it is a distance in the unit of the case's grid.")

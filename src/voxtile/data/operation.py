@@ -61,8 +61,8 @@ def checked_range(owner: str, name: str, values: Sequence[float], low: float = 0
     pair = tuple(float(value) for value in values)
     if len(pair) != 2 or not low < pair[0] <= pair[1]:
         raise ConfigError(
-            f"{owner} of the augmentation has {name}={list(pair)}; expected two numbers [smallest, largest] above {low:g}, "
-            f"for example {name}=[0.8, 1.25]."
+            f"{owner} of the augmentation has {name}={list(pair)}; expected two numbers [smallest, largest] above {low:g}, for "
+            f"example {name}=[0.8, 1.25]."
         )
     return pair[0], pair[1]
 

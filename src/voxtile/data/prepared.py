@@ -145,17 +145,15 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
     if whole:
         raise DataError(
             f"{len(whole)} cases of the training and validation splits hold no pixel that can be judged (all nodata, or every "
-            "label "
-            f"ignored): {listed(whole)}. Leave them out with 'data.exclude=[{','.join(whole)}]'."
+            f"label ignored): {listed(whole)}. Leave them out with 'data.exclude=[{','.join(whole)}]'."
         )
     names = {case.id for case in blind}
     kept = {side: tuple(case for case in part if case.id not in names) for side, part in sides.items()}
     bare = [side for side, part in kept.items() if not part]
     if bare:
         raise DataError(
-            f"Every block of the {listed(bare)} split is without pixels that can be judged. Cut the scenes otherwise, for "
-            "example with "
-            "'split.seed=1' or other 'split.blocks'."
+            f"Every block of the {listed(bare)} split is without pixels that can be judged. Cut the scenes otherwise, for example "
+            "with 'split.seed=1' or other 'split.blocks'."
         )
     return replace(split, **kept, left_out=(*split.left_out, *sorted(names)))
 
@@ -185,8 +183,7 @@ def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:
     if fitting != (depth, height, width):
         raise ConfigError(
             f"'data.window={list(window)}' is larger than every case: the largest sides are {largest} (D, H, W) pixels, so each "
-            "batch would be "
-            f"mostly padding. Expected at most {list(fitting[-len(window) :])}; type "
+            f"batch would be mostly padding. Expected at most {list(fitting[-len(window) :])}; type "
             f"'data.window=[{','.join(map(str, fitting[-len(window) :]))}]'."
         )
     return depth, height, width

@@ -247,9 +247,9 @@ class FileSplit(SplitScheme):
         unknown = [name for part in names.values() for name in part if name not in by_id]
         if unknown:
             raise DataError(
-                f"{self.file} names {len(unknown)} cases that the data set does not have: {listed(unknown)}."
-                f"{did_you_mean(unknown[0], by_id)} Expected the ids of cases as 'voxtile check' shows them, for example "
-                f"{listed(by_id, 3)}; take the others out of the file."
+                f"{self.file} names {len(unknown)} cases that the data set does not have: "
+                f"{listed(unknown)}.{did_you_mean(unknown[0], by_id)} Expected the ids of cases as 'voxtile check' shows them, for "
+                f"example {listed(by_id, 3)}; take the others out of the file."
             )
         used = [name for part in names.values() for name in part]
         if len(set(used)) < len(used):

@@ -113,8 +113,8 @@ class Elastic(Operation):
         if pixels.max() > self.control / 3:
             raise ConfigError(
                 f"The elastic augmentation would move control points {self.control:g} pixels apart by {pixels.max():.4g} pixels "
-                f"(std={self.std:g} {self.unit}, pixel spacing {tuple(spacing)}), which tears the image: at most a third of "
-                "their distance is sensible. Lower `augment.elastic.std`, or give it in pixels with `augment.elastic.unit=px`."
+                f"(std={self.std:g} {self.unit}, pixel spacing {tuple(spacing)}), which tears the image: at most a third of their "
+                "distance is sensible. Lower `augment.elastic.std`, or give it in pixels with `augment.elastic.unit=px`."
             )
         points = control_points(size, self.control)
         distance = (np.array(size) - 1) / np.maximum(np.array(points) - 1, 1)

@@ -45,8 +45,8 @@ def class_weight_table(
         return weights
     if rule not in RULES:
         raise ConfigError(
-            f"`class_weights={rule}` is no rule.{did_you_mean(rule, RULES)} Give null, 'inverse', 'median_frequency', "
-            f"or a list of {num_classes} numbers."
+            f"`class_weights={rule}` is no rule.{did_you_mean(rule, RULES)} Give null, 'inverse', 'median_frequency', or a list of "
+            f"{num_classes} numbers."
         )
     counts = _counts(rule, "class_counts", class_counts, num_classes)
     if rule == "inverse":

@@ -118,16 +118,14 @@ class Keeper(lightning.Callback):
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
             raise RunError(
                 f"The state of the run could not be saved to {self.folder.resume}: {str(error).splitlines()[0]}. What was saved "
-                "before is "
-                "still there. Free some disk space and give the same command again, with 'retry=true'."
+                "before is still there. Free some disk space and give the same command again, with 'retry=true'."
             ) from error
 
     def _leave_if_asked(self, module: SegmentationModule) -> None:
         if self.stop.signal is not None:
             raise InterruptedRunError(
-                f"Stopped by {signal.Signals(self.stop.signal).name} at step {module.step} of {module.settings.steps}; the "
-                "state is "
-                f"saved in {self.folder.path}. The same command continues it: {self.command}"
+                f"Stopped by {signal.Signals(self.stop.signal).name} at step {module.step} of {module.settings.steps}; the state "
+                f"is saved in {self.folder.path}. The same command continues it: {self.command}"
             )
 
 
@@ -166,8 +164,8 @@ class Reporter(lightning.Callback):
         scores, best = pl_module.scores, pl_module.best["step"] == pl_module.step
         self.console.print(
             f"step {pl_module.step:>6}/{pl_module.settings.steps}  train loss {pl_module.last_loss:.4f}  val loss "
-            f"{scores['loss']:.4f}  "
-            f"dice {scores['dice']:.4f}  iou {scores['iou']:.4f}  {time.monotonic() - self.began:.0f} s{'  best' if best else ''}",
+            f"{scores['loss']:.4f}  dice {scores['dice']:.4f}  iou {scores['iou']:.4f}  {time.monotonic() - self.began:.0f} "
+            f"s{'  best' if best else ''}",
             highlight=False,
         )
         if best and trainer.is_global_zero:
@@ -256,8 +254,7 @@ def load_resume(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # torch raises many types for a damaged or a planted file
         raise RunError(
             f"{path} cannot be read: {str(error).splitlines()[0]}. It is damaged, or not a file of this program. Delete it to "
-            "train the "
-            "run from its start."
+            "train the run from its start."
         ) from error
 
 

@@ -236,8 +236,7 @@ class SegmentationModule(lightning.LightningModule):
             raise NotFiniteError(
                 f"The loss became {value} at step {self.step} of {self.settings.steps}, on samples of the cases "
                 f"{listed(self.case_ids(batch))}. The weights before this step are kept. Lower the learning rate "
-                "('optimizer.lr=…'), clip the "
-                "gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
+                "('optimizer.lr=…'), clip the gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
             )
         optimizer.step()
         self._follow()

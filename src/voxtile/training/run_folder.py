@@ -45,9 +45,8 @@ class RunFolder:
             known = folder.read("recipe.json").get("identity")
             if known != recipe.identity:
                 raise RunError(
-                    f"{folder.path} holds another run (identity {known}) than this one ({recipe.identity}). Move that folder "
-                    "away, or "
-                    "train into another one with 'paths.runs=…'."
+                    f"{folder.path} holds another run (identity {known}) than this one ({recipe.identity}). Move that folder away, "
+                    "or train into another one with 'paths.runs=…'."
                 )
         return folder
 
@@ -76,8 +75,7 @@ class RunFolder:
         if recipe.get("version") != VERSION:
             raise RunError(
                 f"{self.path} was written by version {recipe.get('version')} of the run format; this program reads version "
-                f"{VERSION}. "
-                "Use the release that wrote it (manifest.json names it), or train the run again."
+                f"{VERSION}. Use the release that wrote it (manifest.json names it), or train the run again."
             )
 
     def read(self, name: str) -> dict[str, Any]:
@@ -142,9 +140,8 @@ class RunFolder:
             holder = self._holder()
             if holder is not None:
                 raise RunError(
-                    f"The run {self.path} is being trained by process {holder['pid']} on {holder['host']}. Wait for it or stop "
-                    "it (Ctrl-C "
-                    "saves its state); the same command then continues or reports."
+                    f"The run {self.path} is being trained by process {holder['pid']} on {holder['host']}. Wait for it or stop it "
+                    "(Ctrl-C saves its state); the same command then continues or reports."
                 )
             atomic_text(lease, json.dumps(mine))
         ended = threading.Event()

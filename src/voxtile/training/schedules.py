@@ -153,8 +153,8 @@ def _parsed(fields: Mapping[str, Any]) -> Group:
         re.compile(group.pattern)
     except re.error as error:
         raise ConfigError(
-            f"The pattern '{group.pattern}' of `training.groups` is no regular expression: {error}. "
-            "Give part of a parameter's name, for example 'head' or 'bias$'."
+            f"The pattern '{group.pattern}' of `training.groups` is no regular expression: {error}. Give part of a parameter's "
+            "name, for example 'head' or 'bias$'."
         ) from error
     return group
 
@@ -167,6 +167,6 @@ def _nothing_left(pattern: str, known: Sequence[str]) -> str:
         )
     parts = sorted({part for name in known for part in name.split(".")} | set(known))
     return (
-        f"The pattern '{pattern}' of `training.groups` matches none of the network's {len(known)} parameters."
-        f"{did_you_mean(pattern, parts)} There are {listed(known)}."
+        f"The pattern '{pattern}' of `training.groups` matches none of the network's {len(known)} "
+        f"parameters.{did_you_mean(pattern, parts)} There are {listed(known)}."
     )
