@@ -8,36 +8,52 @@ class VoxtileError(Exception):
     """An error with a message for the user; commands print it without a traceback and exit with `exit_code`."""
 
     exit_code = 1
+    label = "Error"
 
 
 class ConfigError(VoxtileError):
     """The configuration names something that does not exist or does not fit together."""
 
     exit_code = 2
+    label = "Configuration error"
 
 
 class DataError(VoxtileError):
     """A file or a data set is not what it should be."""
 
     exit_code = 3
+    label = "Data error"
 
 
 class RunError(VoxtileError):
     """A run folder is missing, busy, from another version, or its training failed."""
 
     exit_code = 4
+    label = "Run error"
 
 
 class PartialError(VoxtileError):
     """Some of many inputs failed; the others were finished."""
 
     exit_code = 5
+    label = "Incomplete"
+
+
+def reason(error: BaseException) -> str:
+    """What another library says is wrong, on one line and without a full stop, to stand in a sentence."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) < 300 else text[:300] + " …"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the nearest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, as in 1 case, 2 cases."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listed(items: Iterable[object], most: int = 8) -> str:

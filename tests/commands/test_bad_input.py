@@ -1,6 +1,7 @@
 """Bad input: one clear paragraph that names the place and the remedy, no traceback, nothing half-written."""
 
 import errno
+import os
 import pickle
 import re
 from pathlib import Path
@@ -9,11 +10,13 @@ import nibabel
 import numpy as np
 import pytest
 import rasterio
+import torch
 import yaml
 
 from tests.commands.conftest import Command, Outcome, Run, homes
 from tests.testers.formats import file_size_limit
 from tests.testers.tiny import scene, scene_words, volume_words
+from voxtile.commands.main import main
 from voxtile.training.module import SegmentationModule
 
 
@@ -89,7 +92,7 @@ def test_an_unknown_label_value(refuses, tmp_path) -> None:
     path = labels(tmp_path) / "s0.tif"
     with rasterio.open(path, "r+") as label:
         label.write(np.array([[7, 9]], dtype=np.uint8), 1, window=((0, 1), (0, 2)))
-    refuses(3, f"{path} holds the label values 7, 9", "it maps 0, 1", "7: ignore")
+    refuses(3, f"{path} holds the label values 7, 9", "it maps 0, 1", "'+data.labels.7=ignore'")
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
@@ -148,6 +151,82 @@ def test_a_network_of_other_dimensions(refuses) -> None:
     refuses(2, "'model.dims=3'", "'data.window=[16, 16]'", "Type 'model.dims=2'", extra=("model.dims=3",))
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model=null", "'model=null': a run needs a 'model'"),
+        ("data=nothing", "'--config-dir"),
+        ("experiment=nothing", "'experiment=nothing' does not exist"),
+        ("training=5", "'training=5' takes the place of all settings of 'training'"),
+        ("data.name=a/b", "'data.name=a/b' names run folders"),
+        ("data.window=[16]", "'data.window=[16]' must be [height, width]"),
+        ("data.window=[16,32]", "'data.symmetry.rot90=true' turns windows"),
+        ("model.width=0", "width 1 or more"),
+        ("logger=wandb logger.wandb.mode=ofline", "Did you mean 'offline'?"),
+        ("model.pretrained=true model._target_=monai.networks.nets.FlexibleUNet", "'trust=[monai.networks.nets]'"),
+    ],
+)
+def test_a_value_that_cannot_be(words, tmp_path, voxtile, word, said) -> None:
+    if word.startswith("data=nothing"):
+        words = words[2:]
+    extra = [f"+{part}" if part.startswith("model.pre") else part for part in word.split()]
+    outcome = voxtile("train", *(w for w in words if not (word == "data=nothing" and w.startswith("data="))), *extra)
+    refused(outcome, 2, *([] if "config-dir" in said else [said]))
+    assert not (tmp_path / "runs").exists()
+
+
+WRONG_FILES = {
+    "no YAML": ("data:\n  name: [a\n", "is no YAML"),
+    "no package": ("data:\n  name: mine\n", "'# @package _global_'"),
+    "no data": ("# @package _global_\nname: mine\n", "Put it under 'data:'"),
+    "no target": (
+        "# @package _global_\ndata:\n  {name: m, format: geotiff, layout: {root: x}, labels: {0: a, 1: b}, window: [8, 8]}\n",
+        "'data.layout' has no '_target_'",
+    ),
+    "no window": (
+        "# @package _global_\ndata:\n  {name: m, format: geotiff, layout: {root: x}, labels: {0: a, 1: b}}\n",
+        "lacks 'window'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_FILES)
+def test_a_data_set_file_that_is_wrong(tmp_path, voxtile, kind) -> None:
+    text, said = WRONG_FILES[kind]
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text(text)
+    refused(voxtile("train", "--config-dir", tmp_path / "conf", "data=mine", f"paths.runs={tmp_path / 'runs'}"), 2, said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_option_of_ones_own_without_its_folder(voxtile) -> None:
+    refused(voxtile("train", "data=mine"), 2, "'data=mine' does not exist", "needs '--config-dir <folder>'")
+
+
+def test_debug_null_is_what_it_is_anyway(voxtile) -> None:
+    assert voxtile("train", "debug=null", "experiment=null", "--cfg", "job").code == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_for_runs_that_cannot_be_written(words, tmp_path, voxtile) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused(voxtile("train", *words, f"paths.runs={tmp_path / 'locked'}"), 4, tmp_path / "locked", "'paths.runs=…'")
+
+
+def test_a_file_where_the_folder_for_runs_should_be(words, tmp_path, voxtile) -> None:
+    (tmp_path / "file").write_text("")
+    for command in ("train", "check"):
+        refused(voxtile(command, *words, f"paths.runs={tmp_path / 'file'}"), 4, tmp_path / "file", "'paths.runs=…'")
+
+
+def test_a_traceback_comes_with_the_paragraph_and_the_same_code(words, capfd, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["voxtile", "train", *words, "data.window=[16]", "debug_errors=true"])
+    assert main() == 2
+    said = capfd.readouterr().err
+    assert "Traceback" in said
+    assert said.strip().splitlines()[-1].startswith("Configuration error: 'data.window=[16]'")
+
+
 def test_a_class_absent_from_training(refuses) -> None:
     refuses(3, "No training case holds a pixel of class square", "data.labels", extra=("+data.labels.2=square",))
 
@@ -179,6 +258,49 @@ def test_a_run_folder_with_a_file_cut_off(copied_run: Run, tmp_path, voxtile, na
     path = copied_run.home / name
     path.write_bytes(path.read_bytes()[:40])
     refused(voxtile("evaluate", f"run={copied_run.home}"), 4, path, "rain the run again")
+
+
+DAMAGED = {
+    "recipe.json": "[]",
+    "manifest.json": "{}",
+    "config.yaml": "- a\n- b\n",
+    "status.json": "[1]",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_run_folder_with_something_else_in_a_file(copied_run: Run, voxtile, name) -> None:
+    (copied_run.home / name).write_text(DAMAGED[name])
+    command = ["train", *copied_run.words] if name == "status.json" else ["evaluate", f"run={copied_run.home}"]
+    refused(voxtile(*command), 4, copied_run.home / name, "train the run again")
+
+
+@pytest.mark.parametrize("state", [{}, {"step": 2}, [1, 2], "text"])
+def test_a_resume_state_that_is_none(copied_run: Run, voxtile, state) -> None:
+    (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 2}')
+    torch.save(state, copied_run.home / "resume.pt")
+    refused(voxtile("train", *copied_run.words), 4, copied_run.home / "resume.pt", "Delete it to train the run from its start")
+
+
+def test_a_run_that_is_nowhere(copied_run: Run, voxtile, tmp_path) -> None:
+    refused(voxtile("evaluate", f"run={tmp_path / 'runs' / 'other'}"), 4, "has no recipe.json", copied_run.home)
+
+
+def test_data_that_are_no_longer_there(copied_run: Run, voxtile) -> None:
+    config = copied_run.home / "config.yaml"
+    config.write_text(config.read_text().replace(str(copied_run.folder / "scenes"), "/gone"))
+    refused(voxtile("evaluate", f"run={copied_run.home}"), 3, "/gone", "'root=<folder>'")
+    assert voxtile("evaluate", f"run={copied_run.home}", f"root={copied_run.folder / 'scenes'}").code == 0
+
+
+def test_a_metrics_file_that_is_gone(words, tmp_path, voxtile, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "on_validation_epoch_start", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            voxtile("train", *words)
+    (home,) = homes(tmp_path / "runs")
+    (home / "metrics.csv").unlink()
+    refused(voxtile("train", *words, "retry=true"), 4, home / "metrics.csv", "delete resume.pt")
 
 
 PLANTED = [
@@ -321,6 +443,25 @@ def test_a_loss_that_is_no_number_any_more(scene_run: Run, tmp_path, voxtile, mo
     assert "continuing at step 4 of 6" in said.text  # the last good state
     for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv"):
         assert (home / name).read_bytes() == (scene_run.home / name).read_bytes()
+
+
+class Root(torch.nn.Module):
+    """A network whose loss is finite and whose gradient is not: the slope of a root at 0."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.scale.sqrt()[:, None, None] * image[:, :1] + 0 * image.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("clip", ["null", "1"])
+def test_a_gradient_that_is_no_number(words, tmp_path, voxtile, clip) -> None:
+    network = ["model=unet", "~model", f"+model._target_={__name__}.Root", f"trust=[{__name__}]", f"training.clip={clip}"]
+    own = [w for w in words if not w.startswith("model.")]
+    said = voxtile("train", *own, *network[1:])
+    refused(said, 4, "The gradient became", "at step 0 of 6")
 
 
 def test_a_rate_that_is_far_too_high(words, tmp_path, voxtile) -> None:

@@ -160,7 +160,7 @@ def test_data_changed_after_training_are_refused(copied_run: Run, tmp_path: Path
         "evaluate", f"run={copied_run.home}", f"root={tmp_path / 'moved'}", f"split={'test' if side == 'test' else 'val'}"
     )
     assert said.code == 3
-    assert "is not what the run" in said.text
+    assert "are not what the run" in said.text
     assert not (copied_run.home / "evaluations").exists()
 
 
@@ -186,7 +186,7 @@ WRONG = {
     "overlap=much": (2, "'overlap=much' is the share"),
     "batch_size=0": (2, "'batch_size=0' must be a whole number from 1 up"),
     "workers=-1": (2, "'workers=-1' must be a whole number from 0 up"),
-    "precision=f32": (2, "'precision=f32' is unknown; choose from float32"),
+    "precision=float32": (2, "'precision=float32' is unknown; choose from 32-true"),
     "device=gpu": (2, "Type 'device=cpu' or 'device=auto'"),
     "weights=bset": (4, "holds no weights 'bset'. It has best, last. Did you mean 'best'?"),
     "ovrelap=0": (2, "no key 'ovrelap'. Did you mean 'overlap'?"),

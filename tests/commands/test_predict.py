@@ -10,7 +10,7 @@ import rasterio
 from PIL import Image
 
 from tests.commands.conftest import Command, Run, homes
-from tests.testers.tiny import SMALL, blob, configured, scene
+from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
 
 
 def test_a_scene_s_map_lies_on_its_scene(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
@@ -118,6 +118,60 @@ def test_a_folder_of_slices_becomes_a_folder_of_maps(slice_run: Run, tmp_path: P
             np.testing.assert_array_equal(np.asarray(found), np.asarray(same))
 
 
+def test_slices_of_a_test_case_are_known_again(slice_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    sides = slice_run.read("manifest.json")["data"]["split"]
+    common = [f"run={slice_run.home}", f"paths.runs={tmp_path}"]
+    (tmp_path / "in").mkdir()
+    for side, looks in (("val", 0), ("test", 1)):
+        name = sides[side][0]["id"]
+        source = shutil.copy(slice_run.folder / "set" / name / f"{name}_2.png", tmp_path / "in" / f"{side}.png")
+        said = voxtile("predict", *common, f"input={source}", f"output={tmp_path / 'out'}")
+        assert said.code == 0
+        assert said.text.count("look number 1 at this test split, recorded") == looks
+
+
+def test_a_scene_whose_blocks_are_test_is_known_again(tmp_path: Path, voxtile: Command) -> None:
+    words = [*scene_words(tmp_path), "split=blocks", "split.blocks=[2,2]", "data.exclude=[s1,s2,s3,s4,s5]"]
+    assert voxtile("train", *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    source = tmp_path / "scenes" / "images" / "s0.tif"
+    said = voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'out'}")
+    assert said.code == 0
+    assert "look number 1 at this test split, recorded" in said.text
+
+
+def test_the_run_s_name_patterns_find_its_images_only(tmp_path: Path, voxtile: Command) -> None:
+    words = scene_words(tmp_path)
+    nested = tmp_path / "new"
+    for place in ("a", "b"):
+        (nested / place).mkdir(parents=True)
+        shutil.copy(tmp_path / "scenes" / "images" / f"s{place == 'b':d}.tif", nested / place / "image.tif")
+        shutil.copy(tmp_path / "scenes" / "labels" / "s0.tif", nested / place / "label.tif")
+    for number in range(6):
+        (tmp_path / "set" / f"p{number}").mkdir(parents=True)
+        for kind in ("image", "label"):
+            shutil.copy(tmp_path / "scenes" / f"{kind}s" / f"s{number}.tif", tmp_path / "set" / f"p{number}" / f"{kind}.tif")
+    patterns = ["data.layout.images='{place}/image.tif'", "data.layout.labels='{place}/label.tif'", "+data.layout.case='{place}'"]
+    assert voxtile("train", *words, f"data.layout.root={tmp_path / 'set'}", *patterns).code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert voxtile("predict", f"run={home}", f"input={nested}", f"output={tmp_path / 'out'}").code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.tif", "b.tif"]
+    said = voxtile("predict", f"run={home}", f"input={nested / 'a'}", f"output={tmp_path / 'one'}")
+    assert "left out, since the run's name patterns for images do not find them: label.tif" in said.text
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["a.tif"]
+
+
+def test_an_older_heatmap_beside_a_new_map_is_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    common = [
+        "predict",
+        f"run={scene_run.home}",
+        f"input={scene_run.folder}/scenes/images/s1.tif",
+        f"output={tmp_path / 'my map (1)'}",
+    ]
+    assert voxtile(*common, "heatmaps=true").code == 0
+    assert "s1_heatmap.tif is of an earlier command" in voxtile(*common).text
+
+
 def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     images = scene_run.folder / "scenes" / "images"
     (tmp_path / "in").mkdir()
@@ -145,7 +199,7 @@ def test_other_channels_are_refused(scene_run: Run, tmp_path: Path, voxtile: Com
     source = scene_run.folder / "scenes" / "labels" / "s1.tif"
     said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}")
     assert said.code == 3
-    assert f"{source} has 1 channels" in said.text
+    assert f"{source} has 1 channel (" in said.text
     assert "trained on 2 (band1, band2)" in said.text
     assert not (tmp_path / "out").exists()
 

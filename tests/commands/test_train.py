@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -253,7 +254,7 @@ def test_a_failed_run_is_refused_until_told_to_retry(copied_run: Run, voxtile: C
     status.write_text('{"state": "failed", "step": 4, "reason": "The cable was pulled."}')
     said = voxtile("train", *copied_run.words)
     assert said.code == 4
-    assert "failed before, at step 4: The cable was pulled." in said.text
+    assert "failed before, at step 4, and said: The cable was pulled." in said.text
     assert "'retry=true'" in said.text
     assert voxtile("train", *copied_run.words, "retry=true").code == 0
     assert copied_run.read("status.json")["state"] == "finished"
@@ -273,6 +274,26 @@ def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(copi
     (segment,) = done["segments"]
     assert "0." + segment["versions"]["torch"] == done["versions"]["torch"]
     assert "inexact=true" in segment["command"]
+    assert segment["seconds"] > 0
+
+
+def test_a_run_begun_on_a_gpu_does_not_go_on_here_unless_told_to(copied_run: Run, voxtile: Command) -> None:
+    (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 0}')
+    manifest = copied_run.home / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    said = voxtile("train", *copied_run.words)
+    assert said.code == 4
+    assert "device was cuda, is cpu" in said.text
+
+
+def test_what_was_trusted_stands_in_the_commands_to_come(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    own = [word for word in words if not word.startswith("model.")]
+    said = voxtile("train", *own, "model.width=4", "model.depth=2", "trust=[my.nets]", f"paths.runs={tmp_path / 'my runs'}")
+    assert said.code == 0
+    line = next(line for line in said.out.splitlines() if line.strip().startswith("voxtile predict"))
+    assert line.endswith("output=predictions 'trust=[my.nets]'")
+    typed = shlex.split(line)
+    assert voxtile(*typed[1:-2], f"output={tmp_path / 'out'}").code == 0
 
 
 @pytest.mark.parametrize("loss", ["ce", "dice_ce"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # the name everybody knows it by
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -273,7 +273,7 @@ def test_the_same_call_gives_the_same_bits_and_touches_nothing_else():
     assert same(augment.apply(*before, parameters), augment.apply(*before, parameters))
     assert same(before, kept)
     assert torch.equal(states[0], torch.get_rng_state())
-    np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002  # the global one is meant
     assert states[2] == random.getstate()
 
 

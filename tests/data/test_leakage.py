@@ -193,11 +193,15 @@ def test_a_waiver_frees_the_leaks_of_its_case_only(leaking):
         gate(leaking, ["t#1"])  # one of two, and the only one with the same image
 
 
-def test_a_waiver_without_a_leak_is_an_error(leaking):
+def test_a_waiver_that_names_no_case_is_an_error(leaking):
     with pytest.raises(ConfigError, match=r"names y, .*12, t 2, t#1, x\."):
         gate(leaking, ["12", "x", "y"])
     with pytest.raises(ConfigError, match="are none"):
         gate([], ["12"])
+
+
+def test_a_waiver_is_idle_in_a_split_without_its_leak():
+    assert gate([], ["12"], known=["12", "13"]) == []
 
 
 # --- suspicions

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 from pathlib import Path
 
 import hydra.utils
@@ -99,20 +100,25 @@ def test_shares_that_leave_nothing_are_an_error(val, test):
 
 
 @few
-@given(st.lists(st.integers(0, 1000), min_size=12, max_size=60), st.integers(0, 5))
-def test_strata_balance_the_foreground(foreground, seed):
+@given(st.lists(st.integers(0, 1000), min_size=12, max_size=60), st.integers(0, 5), st.sampled_from([0.0, 0.25]))
+def test_strata_balance_the_foreground_of_what_is_not_test(foreground, seed, test):
     cases = [memory_case(f"c{number:02d}") for number in range(len(foreground))]
     shares = {case.id: np.array([1000 - share, share]) for case, share in zip(cases, foreground, strict=True)}
-    split = GroupSplit(val=0.25, test=0.25, seed=seed, stratify=True)(cases, shares)
-    strata = min(5, len(cases) // 4)
-    order = sorted(foreground)
-    # Every stratum is dealt out on its own: the shares come out right, and each side has a case of the emptiest and one of
+    scheme = GroupSplit(val=0.25, test=test, seed=seed, stratify=True)
+    open_ones = {case.id: shares[case.id] for case in scheme.readable(cases)}
+    split = scheme(cases, open_ones)  # the shares of test cases are not there
+    assert split.test == GroupSplit(val=0.25, test=test, seed=seed)(cases).test
+    rest = [*split.train, *split.val]
+    assert {case.id for case in rest} == open_ones.keys()
+    part = 0.25 / (1 - test)
+    strata = min(5, len(rest) // math.ceil(1 / part))
+    order = sorted(int(shares[case.id][1]) for case in rest)
+    # Every stratum is dealt out on its own: the share comes out right, and validation has a case of the emptiest and one of
     # the fullest.
-    for side in (split.val, split.test):
-        assert abs(len(side) - len(cases) / 4) <= 1
-        levels = [shares[case.id][1] for case in side]
-        assert min(levels) <= order[len(order) // strata]
-        assert max(levels) >= order[(strata - 1) * len(order) // strata - 1]
+    assert abs(len(split.val) - len(rest) * part) <= 1
+    levels = [shares[case.id][1] for case in split.val]
+    assert min(levels) <= order[len(order) // strata]
+    assert max(levels) >= order[(strata - 1) * len(order) // strata - 1]
 
 
 def test_stratified_folds_cover_every_group_once_and_share_the_foreground():

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.testers.networks import NetworkTester, noise
 from voxtile.models.sizes import crop_to, pad_to_multiple
-from voxtile.models.unet import UNet
+from voxtile.models.unet import MaxPool3d, UNet
 
 NORMS = ["batch", "instance", "group", "none"]
 
@@ -30,6 +30,14 @@ class TestUNetWithGroupNorm(NetworkTester):
 class TestUNetAsInThePaper(NetworkTester):
     def make(self, in_channels, num_classes, dims=2):
         return UNet(in_channels, num_classes, width=4, depth=2, norm="none", dropout=0.5, dims=dims)
+
+
+def test_volumes_are_pooled_as_pytorch_does():
+    image = noise(2, 3, 4, 6, 8).requires_grad_()
+    ours, theirs = MaxPool3d()(image), nn.MaxPool3d(2)(image)
+    weight = noise(*ours.shape, seed=1)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(*(torch.autograd.grad((pooled * weight).sum(), image)[0] for pooled in (ours, theirs)))
 
 
 def parameters(in_channels, classes, width, depth, most, norm, dims):

@@ -13,6 +13,7 @@ A new format is a subclass that says what it holds and how to make a file of it:
 import errno
 import pickle
 import resource
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -61,20 +62,20 @@ def file_size_limit(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-class FormatTester:
+class FormatTester(ABC):
     """Attributes: the shape (C, D, H, W), at least 6x7 pixels, and data type of the array that `make` is given."""
 
     shape = (3, 1, 23, 17)
     dtype = "uint8"
     spec = MapSpec(("ground", "water", "roof"), key="one")
 
+    @abstractmethod
     def make(self, folder, array):
         """Writes `array` [C, D, H, W] in the format and returns its source."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reopen(self, path):
         """The source of a finished map."""
-        raise NotImplementedError
 
     @pytest.fixture
     def array(self):

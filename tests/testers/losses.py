@@ -1,5 +1,6 @@
 """What every loss must do. A new loss is tested by a subclass whose `make` builds it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -74,9 +75,9 @@ def deterministic_algorithms() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("space", SPACES, ids=["2d", "3d"])
-class LossTester:
-    def make(self) -> Loss:
-        raise NotImplementedError
+class LossTester(ABC):
+    @abstractmethod
+    def make(self) -> Loss: ...
 
     @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
     def test_scores_at_ignored_pixels_have_no_influence(self, space, poison):

@@ -7,6 +7,8 @@ A new network is a subclass that says how to build a small one:
             return UNet(in_channels, num_classes, width=4, depth=2, dims=dims)
 """
 
+from abc import ABC, abstractmethod
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,14 +22,14 @@ def noise(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-class NetworkTester:
+class NetworkTester(ABC):
     """Attributes: `dims`, what the network takes: 2 for images, 3 for volumes."""
 
     dims = (2, 3)
 
+    @abstractmethod
     def make(self, in_channels, num_classes, dims=2):
         """Builds a small network."""
-        raise NotImplementedError
 
     @pytest.fixture(autouse=True)
     def _seed(self):

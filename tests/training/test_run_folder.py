@@ -113,7 +113,7 @@ def test_a_lease_that_is_cut_off_is_nobodys(home: RunFolder) -> None:
 
 def test_the_lease_ends_with_an_error_too(home: RunFolder) -> None:
     with pytest.raises(ZeroDivisionError), home.lease():
-        1 / 0  # noqa: B018
+        1 / 0  # noqa: B018  # an error that nobody expects
     assert not (home.path / "lease.json").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_folder_of_another_version_is_refused(home: RunFolder, tmp_path: Path)
 
 
 def test_what_is_no_run_folder_is_named_with_the_runs_beside_it(home: RunFolder) -> None:
-    with home.lease(), pytest.raises(RunError, match=rf"is no run folder.*{home.path.name}.*'run=<folder>'"):
+    with home.lease(), pytest.raises(RunError, match=rf"is no run folder.*'run=<folder>'.*{home.path.name}"):
         RunFolder.existing(home.path.parent / "b")
 
 
@@ -141,3 +141,22 @@ def test_a_file_that_is_cut_off_is_named(home: RunFolder) -> None:
     (home.path / "status.json").write_text('{"sta')
     with pytest.raises(RunError, match=r"status\.json cannot be read"):
         _ = home.status
+
+
+@pytest.mark.parametrize("lease", ["{}", "[]", '{"host": "a", "pid": "b", "started": ""}'])
+def test_a_lease_that_is_none_is_nobodys(home: RunFolder, lease: str) -> None:
+    held_by(home, os.getpid(), run_folder._start_time(os.getpid()))
+    (home.path / "lease.json").write_text(lease)
+    assert home.status["state"] == "interrupted"
+
+
+def test_a_process_whose_run_was_taken_over_writes_nothing_more(home: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "HEARTBEAT", 0.01)
+    theirs = json.dumps({"host": "elsewhere", "pid": 1, "started": "2"})
+    with home.lease():
+        home.check_held()
+        (home.path / "lease.json").write_text(theirs)
+        assert home.lost.wait(10)
+        with pytest.raises(RunError, match="taken over by another machine"):
+            home.check_held()
+    assert (home.path / "lease.json").read_text() == theirs

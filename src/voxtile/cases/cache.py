@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.maps import atomic_text, atomic_write
-from voxtile.errors import ConfigError, DataError
+from voxtile.errors import ConfigError, DataError, reason
 
 CODE_VERSION = 1  # raise it whenever a decoder's output changes
 _MOST_BYTES = 20_000_000_000
@@ -55,7 +55,7 @@ def content_hash(path: Path, folder: Path | None = None) -> str:
         if key not in _HASHES:
             _HASHES[key] = _remembered(path, stamp, (folder or cache_folder()) / "hashes")
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
     return _HASHES[key]
 
 
@@ -104,7 +104,7 @@ def cached_array(
         except OSError as error:
             raise DataError(
                 f"The decoded form of {path} ({made.nbytes / 1e6:.0f} MB) could not be written to the cache folder {folder}: "
-                f"{error}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
+                f"{reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
             ) from error
         _trim(folder, file, max_bytes)
         array = _mapped(file)

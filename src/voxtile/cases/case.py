@@ -92,8 +92,8 @@ class Labels:
             unknown = np.unique(numbers[~known])
             raise DataError(
                 f"{self.source.path} holds the label values {listed(v.item() for v in unknown)} (window {tuple(window)}), which "
-                f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them to `data.labels`, for example "
-                f"'data.labels={{..., {unknown[0].item():g}: ignore}}' where they are not to be judged."
+                f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them under 'labels:' in the data "
+                f"set's file, or type, where they are not to be judged, '+data.labels.{unknown[0].item():g}=ignore'."
             )
         return out
 

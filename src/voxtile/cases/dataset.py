@@ -11,7 +11,7 @@ from voxtile.cases.case import IGNORE, Case, Labels, Source
 from voxtile.cases.groups import Grouping
 from voxtile.cases.layouts import CaseFiles, Layout
 from voxtile.cases.maps import default_colors
-from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed
 
 
 def _open_image(kind: str, paths: Sequence[Path], nodata: float | None) -> Source:
@@ -169,9 +169,9 @@ class Dataset:
         for case in cases[1:]:
             if len(case.channels) != len(cases[0].channels):
                 raise DataError(
-                    f"{case.image.path} has {len(case.channels)} channels ({listed(case.channels, 20)}), but {cases[0].image.path} "
-                    f"has {len(cases[0].channels)} ({listed(cases[0].channels, 20)}). All cases need the same; choose common ones "
-                    "with 'data.channels=[…]' or leave the case out with 'data.exclude=[…]'."
+                    f"{case.image.path} has {counted(len(case.channels), 'channel')} ({listed(case.channels, 20)}), but "
+                    f"{cases[0].image.path} has {len(cases[0].channels)} ({listed(cases[0].channels, 20)}). All cases need the "
+                    "same; choose common ones with 'data.channels=[…]' or leave the case out with 'data.exclude=[…]'."
                 )
         return cases
 

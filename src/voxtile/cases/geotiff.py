@@ -29,7 +29,7 @@ from voxtile.cases.grid import CanonicalGrid, StoredGrid, degree_metres
 from voxtile.cases.handles import HandleCache
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Size3, Window
-from voxtile.errors import DataError
+from voxtile.errors import DataError, reason
 
 _HANDLES = HandleCache(most=32)
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
@@ -46,7 +46,7 @@ def _open(path: Path) -> rasterio.DatasetReader:
             with rasterio.Env(**_ENV):
                 return rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower(), "GTiff"))
         except RasterioError as error:
-            raise DataError(f"{path} cannot be read as a GeoTIFF: {error}. Expected an intact raster file.") from error
+            raise DataError(f"{path} cannot be read as a GeoTIFF: {reason(error)}. Expected an intact raster file.") from error
 
 
 def _stamp(path: Path) -> int:
@@ -130,8 +130,8 @@ class GeoTiffSource(Source):
                     valid[0] &= dataset.dataset_mask(window=area) > 0
             except RasterioError as error:
                 raise DataError(
-                    f"{path} could not be read at window {tuple(window)} (z, y, x, depth, height, width): {error}. The file is "
-                    "probably cut off or damaged there; fetch it again, or leave the case out with 'data.exclude=[…]'."
+                    f"{path} could not be read at window {tuple(window)} (z, y, x, depth, height, width): {reason(error)}. The "
+                    "file is probably cut off or damaged there; fetch it again, or leave the case out with 'data.exclude=[…]'."
                 ) from error
         array = parts[0] if len(parts) == 1 else np.concatenate([part.astype(self.dtype, copy=False) for part in parts])
         if len(parts) > 1:  # bands came file by file: back to the order asked for
@@ -237,7 +237,7 @@ class AlignedLabel(Source):
             dataset = _HANDLES.get(key, self._open_warped)
             return dataset.read([1], window=area)[:, None], dataset.read_masks(1, window=area)[None] > 0
         except RasterioError as error:
-            raise DataError(f"{self.path} could not be read at window {tuple(window)}: {error}.") from error
+            raise DataError(f"{self.path} could not be read at window {tuple(window)}: {reason(error)}.") from error
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """See `Source.open_map`."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 
 Rule = Callable[[str, Mapping[str, str]], str]  # (case id, fields of its name) -> group
 
@@ -80,7 +80,7 @@ class _Pattern:
             self._regex = re.compile(pattern)
         except re.error as error:
             raise ConfigError(
-                f"'data.group.pattern={pattern}' is no regular expression: {error}. Expected, for example, '^[A-Z]+' or "
+                f"'data.group.pattern={pattern}' is no regular expression: {reason(error)}. Expected, for example, '^[A-Z]+' or "
                 "'_(?P<group>[0-9]+)_'."
             ) from error
 
@@ -146,8 +146,8 @@ class _Expression:
             return str(self._value(self._tree, names))
         except (ValueError, ZeroDivisionError) as error:
             raise DataError(
-                f"'data.group.expression={self._text}' gives no group for case '{case_id}' with {names}: {error}. Correct the "
-                f"expression, or leave the case out with 'data.exclude=[{case_id}]'."
+                f"'data.group.expression={self._text}' gives no group for case '{case_id}' with {names}: {reason(error)}. Correct "
+                f"the expression, or leave the case out with 'data.exclude=[{case_id}]'."
             ) from error
 
     def _value(self, node: ast.expr, names: Mapping[str, int | str]) -> int | str:
@@ -196,7 +196,9 @@ class _Table:
                 reader = csvfile.DictReader(file, delimiter=delimiter)
                 rows, columns = list(reader), list(reader.fieldnames or ())
         except (OSError, UnicodeDecodeError, csvfile.Error) as error:
-            raise DataError(f"The table {path} (data.group.csv) cannot be read: {error}. Expected a UTF-8 CSV file.") from error
+            raise DataError(
+                f"The table {path} (data.group.csv) cannot be read: {reason(error)}. Expected a UTF-8 CSV file."
+            ) from error
         for setting, name in (("key", key), ("column", column)):
             if name not in columns:
                 raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from voxtile.cases.pictures import natural_key
-from voxtile.errors import DataError, listed
+from voxtile.errors import DataError, listed, reason
 
 SPLITS = ("train", "val", "test")
 
@@ -67,9 +68,10 @@ class Layout(ABC):
     def _expected(self) -> str: ...
 
     def _inside(self, name: str, where: str) -> Path:
-        """The path of a file named in a list; names that point outside the data folder are refused."""
-        path = self.root / name
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        """The path of a file named in a list; names that lead outside the data folder are refused, links that lie in it are not."""
+        relative = Path(os.path.normpath(name))
+        path = self.root / relative
+        if relative.is_absolute() or ".." in relative.parts:
             raise DataError(f"{where} names '{name}', which lies outside {self.root}. Expected paths inside the data folder.")
         if not path.is_file():
             raise DataError(
@@ -111,39 +113,35 @@ class FolderLayout(Layout):
         self.labels, self.case, self.unlabelled = labels, case, unlabelled
         self.splits = dict(splits or {name: name for name in SPLITS})
 
-    @property
-    def several_files(self) -> bool:
-        """Whether a case is made of several files: bands or slices."""
-        return len(self.images) > 1 or bool(self._names(self.images[0]) - self._names(self.case) - {"split"})
-
-    @staticmethod
-    def _names(pattern: str) -> set[str]:
-        return set(re.findall(r"\{(\w+)", pattern))
-
-    def unlabelled_below(self, root: Path) -> list[CaseFiles]:
-        """Cases below another folder by the same image patterns, without labels; empty where nothing matches."""
-        return FolderLayout(str(root), self.images, None, self.case, self.splits)._find()
+    def images_below(self, root: Path) -> list[CaseFiles]:
+        """Cases below another folder by the same patterns, without labels, whether there are any or not."""
+        layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits)
+        return layout._gathered(layout._image_files(), {})
 
     def _expected(self) -> str:
         return f"no file matches '{self.images[0]}' (data.layout.images)"
 
     def _find(self) -> list[CaseFiles]:
-        found: dict[str, list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]] = {}
-        labelled: set[Path] = set()
-        missing: list[Path] = []
+        images = self._image_files()
+        if not self.labels:
+            return self._gathered(images, {})
+        label_of = {path: self.root / self._format(self.labels, fields) for path, fields in images.items()}
+        missing = [path for path, label in label_of.items() if not label.exists()]
+        label_files = {path for path, _ in self._match(self.labels)}
+        self._check_pairs(missing, sorted(label_files - set(label_of.values())))
+        return self._gathered({path: fields for path, fields in images.items() if path not in missing}, label_of)
+
+    def _image_files(self) -> dict[Path, dict[str, str]]:
+        """Files of the first image pattern, with what its names stand for; "{id}.tif" finds "a_mask.tif" as well, so labels go."""
         label_files = {path for path, _ in self._match(self.labels)} if self.labels else set()
-        for path, fields in self._match(self.images[0]):
-            if path in label_files:  # "{id}.tif" matches "a_mask.tif" as well
-                continue
-            images = (path, *(self._filled(pattern, fields, path) for pattern in self.images[1:]))
-            label = self.root / self._format(self.labels, fields) if self.labels else None
-            if label is not None and not label.exists():
-                missing.append(path)
-                continue
-            if label is not None:
-                labelled.add(label)
-            found.setdefault(self._format(self.case, fields), []).append((images, label, fields))
-        self._check_pairs(missing, sorted(label_files - labelled))
+        return {path: fields for path, fields in self._match(self.images[0]) if path not in label_files}
+
+    def _gathered(self, images: Mapping[Path, dict[str, str]], label_of: Mapping[Path, Path]) -> list[CaseFiles]:
+        """Cases of files of the first image pattern, with the labels there are."""
+        found: dict[str, list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]] = {}
+        for path, fields in images.items():
+            files = (path, *(self._filled(pattern, fields, path) for pattern in self.images[1:]))
+            found.setdefault(self._format(self.case, fields), []).append((files, label_of.get(path), fields))
         return [self._case(name, found[name]) for name in sorted(found, key=natural_key)]
 
     def _check_pairs(self, missing: Sequence[Path], alone: Sequence[Path]) -> None:
@@ -273,7 +271,9 @@ class ListLayout(Layout):
             try:
                 lines = listing.read_text(encoding="utf-8").splitlines()
             except (OSError, ValueError) as error:
-                raise DataError(f"{listing} cannot be read: {error}. Expected a text file with lines 'image label'.") from error
+                raise DataError(
+                    f"{listing} cannot be read: {reason(error)}. Expected a text file with lines 'image label'."
+                ) from error
             for number, line in enumerate(lines, 1):
                 parts = line.split()
                 if not parts:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from voxtile.errors import DataError
+from voxtile.errors import DataError, reason
 
 MARKER = "made.json"
 
@@ -41,8 +41,8 @@ def make_once(folder: Path, recipe: Mapping[str, object], fill: Callable[[Path],
     except OSError as error:
         if not _is_made(folder, recipe):  # no other process was first
             raise DataError(
-                f"The made-up data set could not be written to {folder}: {error}. Nothing was left under that name. Expected a "
-                "folder that can be written to and some 10 MB of free disk. Make room, or name another folder with "
+                f"The made-up data set could not be written to {folder}: {reason(error)}. Nothing was left under that name. "
+                "Expected a folder that can be written to and some 10 MB of free disk. Make room, or name another folder with "
                 "'data.layout.root=…'."
             ) from error
     finally:

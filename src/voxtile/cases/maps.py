@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.window import Size3, Window
-from voxtile.errors import DataError
+from voxtile.errors import DataError, reason
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class MapWriter:
             self._log = self._journal.open("ab", buffering=0)
         except OSError as error:
             raise DataError(
-                f"Could not begin to write {path}: {error}. Expected a writable folder with room for {self._bytes / 1e6:.0f} MB "
-                "beside the map; free some disk space or name another output."
+                f"Could not begin to write {path}: {reason(error)}. Expected a writable folder with room for "
+                f"{self._bytes / 1e6:.1f} MB beside the map; free some disk space or name another output."
             ) from error
 
     @property
@@ -157,7 +157,7 @@ class MapWriter:
 
     def _failed(self, error: OSError) -> DataError:
         return DataError(
-            f"Could not write {self.path}: {error}. Nothing was left under that name; the finished windows are in "
+            f"Could not write {self.path}: {reason(error)}. Nothing was left under that name; the finished windows are in "
             f"{self._part.name}. Free some disk space or name another output, and give the same command again."
         )
 

@@ -21,7 +21,7 @@ from voxtile.cases.case import Source, distinct_names
 from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Window
-from voxtile.errors import DataError
+from voxtile.errors import DataError, reason
 
 _UNITS = {1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micrometre", 0.001)}  # NIfTI-1's codes; millimetres in one of them
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, ImageFileError, HeaderDataError)
@@ -109,7 +109,7 @@ def _load(path: Path) -> Any:
     try:
         image = nib.load(path)
     except _UNREADABLE as error:
-        raise DataError(f"{path} cannot be read as NIfTI: {error}. Expected an intact .nii or .nii.gz file.") from error
+        raise DataError(f"{path} cannot be read as NIfTI: {reason(error)}. Expected an intact .nii or .nii.gz file.") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"{path} is {type(image).__name__}, not NIfTI. Expected a .nii or .nii.gz file.")
     if len(image.shape) not in (3, 4) or 0 in image.shape:
@@ -169,8 +169,8 @@ def _decode(path: Path, turn: NDArray[np.float64]) -> NDArray[Any]:
         voxels = image.get_fdata(caching="unchanged", dtype=np.float32) if scaled else image.dataobj.get_unscaled()
     except _UNREADABLE as error:
         raise DataError(
-            f"{path} could not be decoded: {error}. The file is probably cut off or damaged; fetch it again, or leave the case out "
-            "with 'data.exclude=[…]'."
+            f"{path} could not be decoded: {reason(error)}. The file is probably cut off or damaged; fetch it again, or leave the "
+            "case out with 'data.exclude=[…]'."
         ) from error
     turned = apply_orientation(voxels.reshape(*voxels.shape[:3], -1), turn)
     return np.ascontiguousarray(turned.transpose(3, 2, 1, 0), dtype=_dtype(image))

@@ -23,7 +23,7 @@ from voxtile.cases.case import IGNORE, Source
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, plain_affine
 from voxtile.cases.maps import MapSpec, MapWriter, default_colors
 from voxtile.cases.window import Size3, Window
-from voxtile.errors import DataError, listed
+from voxtile.errors import DataError, listed, reason
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _BIG = 64_000_000  # bytes of a decoded file above which it goes through the disk cache, not the memory of each process
@@ -230,8 +230,8 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         raise DataError(f"{path} is too big for a picture: {error} Convert it to a GeoTIFF, which is read by window.") from error
     except _UNREADABLE as error:
         raise DataError(
-            f"{path} cannot be read as a picture: {error}. Expected an intact {', '.join(_FORMATS)} file of at most four channels "
-            "(more, or double precision: read it with 'data.format=geotiff')."
+            f"{path} cannot be read as a picture: {reason(error)}. Expected an intact {', '.join(_FORMATS)} file of at most four "
+            "channels (more, or double precision: read it with 'data.format=geotiff')."
         ) from error
 
 

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from voxtile.errors import ConfigError, did_you_mean, listed
+from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed, reason
 
 # For each part of the configuration, the modules below which its `_target_` may name classes. Each holds networks, optimizers or
 # plain data handling; what their constructors take is data. The name must lead to a class that is defined there, not to something
@@ -30,6 +31,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "data": ("voxtile.cases.layouts",),
     "logger": ("lightning.pytorch.loggers",),
 }
+
+
+# Arguments by which other people's networks fetch or load weights, some of them as pickles.
+LOADING = re.compile(r"pretrain|weights|url|repo|filename")
 
 
 def _below(name: str, modules: Sequence[str]) -> bool:
@@ -59,7 +64,7 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         near = did_you_mean(attribute, _names(module_name))
-        raise ConfigError(f"The configuration names '{name}', which does not exist: {error}.{near}") from error
+        raise ConfigError(f"The configuration names '{name}', which does not exist: {reason(error)}.{near}") from error
     own = inspect.isclass(found) and _below(found.__module__, allowed)
     if not trusted and not own:
         raise ConfigError(
@@ -89,11 +94,17 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
     """
     if "_target_" not in node:
         raise ConfigError(
-            f"'{where}' has no '_target_': it does not say what to build. Choose an option, for example from conf/{where}."
+            f"'{where}' has no '_target_': it does not say what to build. Files in conf/{where.split('.')[0]} show how."
         )
     known = {"_target_", "_partial_"}
     maker = target(str(node["_target_"]), where, trust)
     arguments = {key: _built(value, f"{where}.{key}", trust) for key, value in node.items() if key not in known} | extra
+    loading = [key for key, value in arguments.items() if value and where == "model" and LOADING.search(key)]
+    if loading and not _below(str(node["_target_"]).rpartition(".")[0], (*trust, "voxtile.models")):
+        raise ConfigError(
+            f"'model.{loading[0]}={arguments[loading[0]]}' would have {node['_target_']} load a file that voxtile does not check; "
+            f"nothing was run. If you trust it, type 'trust=[{str(node['_target_']).rpartition('.')[0]}]'."
+        )
     accepted: Mapping[str, inspect.Parameter] = {}
     with contextlib.suppress(TypeError, ValueError):  # some classes written in C have no signature
         accepted = inspect.signature(maker).parameters
@@ -123,9 +134,11 @@ def _built(value: Any, where: str, trust: Sequence[str]) -> Any:
 def _called(maker: Callable[..., Any], where: str, args: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
     try:
         return maker(*args, **arguments)
-    except (TypeError, ValueError) as error:
+    except VoxtileError:
+        raise
+    except Exception as error:  # other people's constructors refuse their arguments in any way
         raise ConfigError(
-            f"'{where}' cannot be built with {dict(arguments)}: {error}. See conf/{where.split('.')[0]} for examples."
+            f"'{where}' cannot be built with {dict(arguments)}: {reason(error)}. See conf/{where.split('.')[0]} for examples."
         ) from error
 
 
@@ -162,14 +175,22 @@ def parts(config: Mapping[str, Any]) -> Parts:
     from voxtile.cases.dataset import Dataset
     from voxtile.training.module import Settings
 
-    _check_values(config)
+    for key in SECTIONS:
+        if not isinstance(config.get(key), Mapping):
+            raise ConfigError(
+                f"'{key}={config.get(key)}' takes the place of all settings of '{key}'. Set one, as in '{key}.<name>=…'."
+            )
     trust = config["trust"]
     data = dict(config["data"])
+    known = (*DATA_KEYS, *RUN_KEYS, "layout")
+    if "data" in data:
+        raise ConfigError("'data' holds 'data' again: the data set's file must begin with the line '# @package _global_'.")
     if strange := [key for key in config if key not in TOP_KEYS]:
-        raise ConfigError(f"The configuration takes no '{strange[0]}'.{did_you_mean(strange[0], TOP_KEYS)}")
-    unknown = [key for key in data if key not in (*DATA_KEYS, *RUN_KEYS, "layout")]
-    if unknown:
-        raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], (*DATA_KEYS, *RUN_KEYS, 'layout'))}")
+        inner = f" Put it under 'data:' in the data set's file ({strange[0]} is a key of 'data')." if strange[0] in known else ""
+        raise ConfigError(f"The configuration takes no '{strange[0]}'.{inner or did_you_mean(strange[0], TOP_KEYS)}")
+    if unknown := [key for key in data if key not in known]:
+        raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
+    _check_values(config)
     layout = build(data["layout"], "data.layout", trust)
     dataset = Dataset(layout=layout, **{key: data[key] for key in DATA_KEYS if key in data})
     return Parts(
@@ -189,6 +210,10 @@ TOP_KEYS = (
     "seed", "training", "paths", "workers", "trust", "retry", "inexact", "debug_errors",
 )  # fmt: skip
 
+WANDB_MODES = ("online", "offline", "disabled")
+
+SECTIONS = ("model", "loss", "optimizer", "scheduler", "augment", "normalise", "split", "trainer", "data", "training", "paths")
+
 # Values that no class of ours takes and checks: path, and the least and most they may be.
 NUMBERS: Mapping[str, tuple[type[int] | type[float], float, float]] = {
     "seed": (int, 0, 2**32 - 1),  # what NumPy takes
@@ -203,13 +228,28 @@ def _check_values(config: Mapping[str, Any]) -> None:
     data, trust = config["data"], config["trust"]
     if missing := [key for key in ("name", "format", "layout", "labels", "window") if data.get(key) is None]:
         raise ConfigError(f"The data set's configuration lacks '{missing[0]}'. conf/data/satellite.yaml shows what it needs.")
+    if not re.fullmatch(r"\w[\w.-]*", str(data["name"]), re.ASCII):
+        raise ConfigError(
+            f"'data.name={data['name']}' names run folders: give letters, digits, '_', '-' and '.', for example 'forest_2019'."
+        )
     window = data["window"]
-    if not isinstance(window, list) or not all(isinstance(side, int) for side in window):
+    if not isinstance(window, list) or len(window) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in window):
         raise ConfigError(
             f"'data.window={window}' must be [height, width] or [depth, height, width] in pixels, for example [96,96]."
         )
     if not isinstance(data["labels"], Mapping):
         raise ConfigError(f"'data.labels={data['labels']}' must name a class for each stored value: {{0: ground, 1: building}}.")
+    if data["symmetry"].get("rot90") and window[-1] != window[-2]:
+        raise ConfigError(
+            f"'data.symmetry.rot90=true' turns windows by 90°, and 'data.window={window}' is not square. Make it square, or type "
+            "'data.symmetry.rot90=false'."
+        )
+    wandb = (config["logger"] or {}).get("wandb")
+    if wandb and wandb.get("mode") not in WANDB_MODES:
+        raise ConfigError(
+            f"'logger.wandb.mode={wandb.get('mode')}' is unknown.{did_you_mean(str(wandb.get('mode')), WANDB_MODES)} Choose from "
+            f"{listed(WANDB_MODES)}."
+        )
     if not isinstance(trust, list):
         raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
     for path, (kind, least, most) in NUMBERS.items():
@@ -233,8 +273,7 @@ def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(f"The configuration lacks 'training.{error.full_key}'. Give it a value.") from error
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"'training.{error.full_key}' has a value of the wrong type: {reason}.") from error
+        raise ConfigError(f"'training.{error.full_key}' has a value of the wrong type: {reason(error)}.") from error
     for name in ("steps", "batch_size", "accumulate", "val_every", "log_every", "save_every", "patience"):
         value = getattr(settings, name)
         if value is not None and value < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from voxtile.commands.build import Parts
+    from voxtile.data.datamodule import VoxtileData
     from voxtile.data.prepared import Prepared
+    from voxtile.training.module import SegmentationModule
 
 PICTURED = 6  # samples on the sheet
+MOST_PIXELS = 1_000_000  # that the table of intensities is made from
+STEPS = 3
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,9 +28,11 @@ def main(argv: Sequence[str]) -> int:
 
 def check(config: Mapping[str, Any]) -> int:
     """Looks at a training configuration, its data, and one real step."""
+    from voxtile.commands.assemble import check_trainer, prepare_data
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
-    from voxtile.commands.train import check_trainer, command_line, prepare_data
+    from voxtile.commands.train import command_line
+    from voxtile.errors import counted
 
     out = console()
     built = parts(config)
@@ -39,7 +44,7 @@ def check(config: Mapping[str, Any]) -> int:
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]
     try_a_step(out, config, built, prepared)
     if remarks:
-        out.print(f"\n{len(remarks)} things to look at:", style="bold")
+        out.print(f"\n{counted(len(remarks), 'thing')} to look at:", style="bold")
         for remark in remarks:
             out.print(f"  - {remark}", soft_wrap=True)
     out.print(f"\nto train: {command_line()}", soft_wrap=True)
@@ -74,7 +79,9 @@ def print_intensities(out: Console, prepared: Prepared) -> None:
     import numpy as np
     from rich.table import Table
 
-    samples = np.concatenate([prepared.surveys[case.id].sample for case in prepared.split.train], axis=1)
+    found = [prepared.surveys[case.id].sample for case in prepared.split.train]
+    every = 1 + sum(sample.shape[1] for sample in found) // MOST_PIXELS
+    samples = np.concatenate([sample[:, ::every] for sample in found], axis=1).astype(np.float64)
     table = Table(
         "channel", "0.5 %", "median", "99.5 %", "mean", "std", title="intensities of the training cases", title_justify="left"
     )
@@ -120,55 +127,59 @@ def look_at_classes(prepared: Prepared) -> list[str]:
 
 
 def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: Prepared) -> None:
-    """Takes two real steps and one validation batch, times them, and says what the whole will cost."""
+    """Takes a few steps of the training and a batch of its validation, times them, and says what the whole will cost."""
+    import torch
+
+    from voxtile.commands.assemble import check_fit, make_data, make_module
+    from voxtile.commands.build import folder
+    from voxtile.errors import counted
+    from voxtile.training.fit import StepTimes, bare_trainer
+
+    module = make_module(built, prepared, lambda step, values: None)
+    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
+    data = make_data(built, prepared, lambda: range(STEPS))
+    times = StepTimes()
+    options = {name: value for name, value in config["trainer"].items() if name != "profiler"}
+    with bare_trainer([times], max_epochs=1, limit_val_batches=1, logger=False, **options) as trainer:
+        trainer.fit(module, datamodule=data)
+    settings = built.settings
+    step, validation = times.step, times.validation_batch * len(data.val_dataloader().items())
+    total = settings.steps * step + -(-settings.steps // settings.val_every) * validation
+    weights = sum(p.numel() * p.element_size() for p in module.network.parameters())
+    state = sum(
+        v.numel() * v.element_size() for s in trainer.optimizers[0].state.values() for v in s.values() if torch.is_tensor(v)
+    )
+    kept = 2 + (settings.ema is not None)
+    out.print(
+        f"one step {step:.2f} s, one validation {validation:.1f} s: {counted(settings.steps, 'step')} take about {total / 60:.1f} "
+        "minutes here\n"
+        f"memory {peak_memory():.1f} GiB; disk {(weights * (kept + 1) + state) / 2**20:.0f} MiB, of which "
+        f"{(weights * (kept - 1) + state) / 2**20:.0f} MiB (the resume state) go when the run is finished",
+    )  # fmt: skip
+    path = draw_samples(module.cpu(), data, prepared, folder(config["paths"]["runs"]) / "check" / f"{prepared.dataset.name}.png")
+    out.print(f"samples as the network sees them: {path}", soft_wrap=True)
+
+
+def peak_memory() -> float:
+    """The most memory of this process so far in GiB, on the GPU where one was used."""
     import resource
 
     import torch
 
-    from voxtile.commands.train import check_fit, make_data, make_module
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def draw_samples(module: SegmentationModule, data: VoxtileData, prepared: Prepared, path: Path) -> Path:
+    """Draws the first training samples, augmented and normalised, each beside its label."""
     from voxtile.training import pictures
 
-    module = make_module(built, prepared, lambda step, values: None)
-    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
-    data = make_data(built, prepared, lambda: range(2))
-    optimizer = module.configure_optimizers()
-    seconds = 0.0
-    shown: Any = None
-    for batch in data.train_dataloader():
-        began = time.perf_counter()
-        image, label = module.inputs(batch, augment=True)
-        shown = (image, label) if shown is None else shown
-        optimizer.zero_grad()
-        module.loss(module.network(image), label).backward()
-        optimizer.step()
-        seconds = time.perf_counter() - began  # of the second step: the first one pays for warming up
-    module.network.eval()
-    batches = list(data.val_dataloader().items())
-    began = time.perf_counter()
-    with torch.inference_mode():
-        module.network(module.inputs(data._read(batches[0]), augment=False)[0])
-    judging = (time.perf_counter() - began) * len(batches)
-    settings = built.settings
-    total = settings.steps * seconds + -(-settings.steps // settings.val_every) * judging
-    weights = sum(p.numel() * p.element_size() for p in module.network.parameters())
-    state = sum(v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v))
-    kept = 2 + (settings.ema is not None)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    out.print(
-        f"one step {seconds:.2f} s, one validation {judging:.1f} s: {settings.steps} steps take about {total / 60:.1f} minutes "
-        "on this processor\n"
-        f"memory {peak:.1f} GiB at most so far; disk {(weights * (kept + 1) + state) / 2**20:.0f} MiB, of which "
-        f"{(weights * (kept - 1) + state) / 2**20:.0f} MiB (the resume state) go when the run is finished",
-        highlight=False,
-    )  # fmt: skip
+    image, label = module.inputs(next(iter(data.train_dataloader())), augment=True)
     rows = []
-    image, label = shown
     for index in range(min(PICTURED, len(image))):
-        pixels, classes = image[index].detach().numpy(), label[index].numpy()
+        pixels, classes = image[index].numpy(), label[index].numpy()
         if pixels.ndim == 4:
             pixels, classes = pixels[:, pixels.shape[1] // 2], classes[classes.shape[0] // 2]
-        panel = pictures.pair(pixels, classes, prepared.dataset.colors)
-        rows.append((f"sample {index}", panel))
-    path = Path("check") / f"{prepared.dataset.name}.png"
-    pictures.save(pictures.sheet(rows, prepared.dataset.classes, prepared.dataset.colors), path)
-    out.print(f"samples as the network sees them: {path}", soft_wrap=True)
+        rows.append((f"sample {index}", pictures.pair(pixels, classes, prepared.dataset.colors)))
+    return pictures.save(pictures.sheet(rows, prepared.dataset.classes, prepared.dataset.colors), path)

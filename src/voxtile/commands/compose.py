@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from traceback import print_exception
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,9 +18,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # OmegaConf's parser, which publishes no types
 
 import voxtile
-from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed
+from voxtile.commands.words import readable
+from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
 
 
 def conf_dir() -> Path:
@@ -62,18 +65,20 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
     codes: list[int] = [0]
 
     def job(config: DictConfig) -> None:
-        codes.append(guarded(lambda: task(plain(config)), OmegaConf.select(config, "debug_errors", default=False)))
+        with _cache_at(OmegaConf.select(config, "paths.cache")):
+            codes.append(guarded(lambda: task(plain(config)), OmegaConf.select(config, "debug_errors", default=False)))
         if codes[-1] == STOPPED:
             raise _StoppedError
 
-    with _arguments(argv):
+    with _arguments(readable(argv)):
         try:
+            sys.argv = [sys.argv[0], *without_nulls(sys.argv[1:], groups_of(name))]
             hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
         except _StoppedError:
             return STOPPED
         except SystemExit as end:  # of Hydra's own flags, such as --help
             return int(end.code or 0)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, VoxtileError) as error:
             problem: Exception = error
         else:
             return max(codes)
@@ -85,17 +90,26 @@ def guarded(task: Callable[[], int], traceback: bool = False) -> int:
     try:
         return task()
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        print("Stopped. The same command begins again, or goes on from what was saved.", file=sys.stderr)
         return STOPPED
     except VoxtileError as error:
-        if traceback:
+        problem: VoxtileError = error
+    except OSError as error:
+        if not error.filename:  # not about a file
             raise
-        from rich.console import Console
+        problem = RunError(
+            f"{error.filename} cannot be read or written: {error.strerror}. Expected a folder that this user may write to, with "
+            "room; choose where results go with 'paths.runs=…' and 'paths.cache=…'."
+        )
+        problem.__cause__ = error
+    if traceback:
+        print_exception(problem)
+    from rich.console import Console
 
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"[bold red]{type(error).__name__.removesuffix('Error')}:[/] ", end="")
-        console.print(str(error), markup=False)
-        return error.exit_code
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]{problem.label}:[/] ", end="")
+    console.print(str(problem), markup=False)
+    return problem.exit_code
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -109,9 +123,24 @@ def plain(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise ConfigError(f"'{error.full_key}' has no value. Type '{error.full_key}=…'.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"The configuration cannot be resolved: {str(error).splitlines()[0]}.") from error
+        raise ConfigError(f"The configuration cannot be resolved: {reason(error)}.") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+@contextmanager
+def _cache_at(folder: str | None) -> Iterator[None]:
+    """Lets the cache of decoded files, which knows no configuration, and processes that are started follow `paths.cache`."""
+    before = os.environ.get("VOXTILE_CACHE")
+    if folder is not None:
+        os.environ["VOXTILE_CACHE"] = folder
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["VOXTILE_CACHE"] = before
+        elif folder is not None:
+            del os.environ["VOXTILE_CACHE"]
 
 
 @contextmanager
@@ -167,25 +196,52 @@ def known_keys(name: str) -> list[str]:
                 walk(node._get_node(key), f"{path}{key}.")
 
     walk(config, "")
-    groups = [entry.name for entry in folder_of(name).iterdir() if entry.is_dir() and not entry.name.startswith("_")]
-    return [*keys, *groups]
+    return [*keys, *groups_of(name)]
+
+
+def groups_of(name: str) -> list[str]:
+    """The groups of the configuration `name`; `experiment` is one, also while it has no option."""
+    folder = folder_of(name)
+    found = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("_")}
+    return sorted(found | {"experiment"} if folder == conf_dir() else ())
+
+
+def without_nulls(words: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """The words without `debug=null` and `experiment=null`, which are so anyway, and which Hydra does not take.
+
+    Raises:
+        ConfigError: Another group is to be null.
+    """
+    for word in words:
+        group, _, value = word.partition("=")
+        if group in groups and value == "null" and group not in ("debug", "experiment"):
+            raise ConfigError(f"'{word}': a run needs a '{group}'. Type '{group}=<option>'; conf/{group} holds the options.")
+    return [word for word in words if word not in ("debug=null", "experiment=null")]
 
 
 def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
     """Turns Hydra's error into a paragraph of ours; its advice to add '+' would hide a misspelt key."""
+    if isinstance(error, VoxtileError):
+        raise error
+    if isinstance(error, YAMLError):
+        raise ConfigError(f"A configuration file is no YAML: {' '.join(str(error).split())}. Correct it there.") from error
     text = str(error) or str(error.__cause__)
     if missing := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
         group, _, option = missing[1].rpartition("/")
         if not group or not any((folder / group).is_dir() for folder in folders):
             raise ConfigError(f"There is no configuration '{missing[1]}'.{did_you_mean(missing[1], known_keys(name))}") from error
-        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")}) or ["none"]
+        own = "" if len(folders) > 1 else " An option in a folder of your own needs '--config-dir <folder>'."
         raise ConfigError(
             f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: "
-            f"{listed(options, 30)}."
+            f"{listed(options, 30)}.{own}"
         ) from error
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)
+        if path in known:
+            part = path.rpartition(".")[0]
+            raise ConfigError(f"'{path}' cannot be set: another override has replaced '{part}', which holds it.") from error
         hint = did_you_mean(path, known) or did_you_mean(path, [k.split(".")[-1] for k in known])
         raise ConfigError(f"The configuration has no key '{path}'.{hint} All keys: voxtile {name} --cfg job") from error
     raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from voxtile.errors import counted
+
 
 def console() -> Console:
     """The console; where there is no terminal, plain lines as long as they come."""
@@ -24,7 +26,7 @@ def progress(out: Console) -> Iterator[Callable[[int, str], Callable[[], object]
 
     def start(total: int, title: str) -> Callable[[], object]:
         if not out.is_terminal:
-            out.print(f"{title}: {total} cases")
+            out.print(f"{title}: {counted(total, 'case')}")
         task = bars.add_task(title, total=total)
         return lambda: bars.advance(task)
 

@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(config: Mapping[str, Any]) -> int:
     """Scores the run that the configuration names."""
+    from voxtile.commands.assemble import prepare_data
     from voxtile.commands.console import console, progress
-    from voxtile.commands.train import prepare_data
     from voxtile.commands.trained import Trained
     from voxtile.data.survey import survey
     from voxtile.errors import ConfigError, DataError
@@ -37,17 +37,24 @@ def evaluate(config: Mapping[str, Any]) -> int:
     out = console()
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
-    trained = Trained.open(config["run"], config["weights"], config["trust"], config["root"], config["paths"]["cache"])
+    trained = Trained.open(str(config["run"]), config["weights"], config["trust"], config["root"], config["paths"]["cache"])
     predictor = trained.predictor(config)
-    prepared = prepare_data(trained.built, out)
+    root = trained.built.dataset.layout.root
+    try:
+        prepared = prepare_data(trained.built, out)
+    except DataError as error:
+        raise DataError(
+            f"The data in {root} cannot be scored as those of the run {trained.home.path}: {error} If the run's data lie elsewhere "
+            "now, say where with 'root=<folder>'."
+        ) from error
     recipe = trained.home.read("recipe.json")
     same = prepared.split.digest == recipe["split"] and prepared.fingerprint == recipe["data"]
     if config["split"] == "test":
         same = same and prepared.test_fingerprint == trained.manifest["data"]["test_fingerprint"]
     if not same:
         raise DataError(
-            f"The data in {trained.built.dataset.layout.root} is not what the run {trained.home.path} was trained on: its files or "
-            "its split have changed. Put the data back as it was (manifest.json lists the split), or train a run on the new data."
+            f"The data in {root} are not what the run {trained.home.path} was trained on: files or split have changed. Put them "
+            "back as they were (manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run."
         )
     cases = prepared.split.val if config["split"] == "val" else prepared.split.test
     if not cases:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from voxtile.commands import compose
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from voxtile.cases.case import Source
     from voxtile.cases.dataset import Dataset
     from voxtile.cases.layouts import CaseFiles
@@ -32,16 +34,20 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.errors import DataError, PartialError, VoxtileError, listed
 
     out = console()
-    trained = Trained.open(config["run"], config["weights"], config["trust"])
-    source, target = Path(config["input"]).expanduser(), Path(config["output"]).expanduser()
-    found = find_inputs(source, trained.built.dataset)
+    trained = Trained.open(str(config["run"]), config["weights"], config["trust"])
+    source, target = Path(str(config["input"])).expanduser(), Path(str(config["output"])).expanduser()
+    found, left_out = find_inputs(source, trained.built.dataset)
+    if left_out:
+        out.print(f"left out, since the run's name patterns for images do not find them: {listed(left_out)}", soft_wrap=True)
+    if source.is_dir() and target.exists() and not target.is_dir():
+        raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
     predictor = trained.predictor(config)
     failed: list[str] = []
     with progress(out) as start:
         tick = start(len(found), "predicting")
         for files in found:
             try:
-                for path in predict_case(trained, predictor, files, source, target, config):
+                for path in predict_case(trained, predictor, files, source, target, config, out):
                     out.print(f"{path}", soft_wrap=True)
             except VoxtileError as error:
                 if len(found) == 1:
@@ -58,10 +64,14 @@ def predict(config: Mapping[str, Any]) -> int:
     return 0
 
 
-def find_inputs(source: Path, dataset: Dataset) -> list[CaseFiles]:
+def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[str]]:
     """The cases that a file or folder holds.
 
-    A folder is searched with the run's own name patterns where its cases are made of several files, else for files of its format.
+    A folder is searched with the run's own name patterns, as a data set of its own or as a part of one; where they find nothing,
+    for files of the run's format.
+
+    Returns:
+        The cases, and the names of files of the format in this folder that the patterns have left out.
 
     Raises:
         DataError: There is nothing to predict.
@@ -74,17 +84,18 @@ def find_inputs(source: Path, dataset: Dataset) -> list[CaseFiles]:
     suffixes = SUFFIXES[dataset.format]
     layout = dataset.layout
     if source.is_file():
-        return [CaseFiles(_stem(source, suffixes), (source,))]
+        return [CaseFiles(_stem(source, suffixes), (source,))], []
     if not source.is_dir():
         raise DataError(f"The input {source} does not exist. Name a file or a folder with 'input=…'.")
-    if isinstance(layout, FolderLayout) and layout.several_files:
-        for root in (source, source.parent):
-            cases = [files for files in layout.unlabelled_below(root) if all(path.is_relative_to(source) for path in files.images)]
-            if cases:
-                return cases
     paths = sorted(
         (path for path in source.iterdir() if path.name.lower().endswith(suffixes)), key=lambda path: natural_key(path.name)
     )
+    if isinstance(layout, FolderLayout):
+        for root in (source, source.parent):
+            cases = [files for files in layout.images_below(root) if all(path.is_relative_to(source) for path in files.images)]
+            if cases:
+                used = {path for files in cases for path in files.images}
+                return cases, [path.name for path in paths if path not in used]
     if not paths:
         raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
     found = [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
@@ -93,7 +104,7 @@ def find_inputs(source: Path, dataset: Dataset) -> list[CaseFiles]:
         raise DataError(
             f"{source} holds several files called {listed(twice)} with different endings; their maps would have one name."
         )
-    return found
+    return found, []
 
 
 def _stem(path: Path, suffixes: Sequence[str]) -> str:
@@ -102,7 +113,7 @@ def _stem(path: Path, suffixes: Sequence[str]) -> str:
 
 
 def predict_case(
-    trained: Trained, predictor: Predictor, files: CaseFiles, source: Path, target: Path, config: Mapping[str, Any]
+    trained: Trained, predictor: Predictor, files: CaseFiles, source: Path, target: Path, config: Mapping[str, Any], out: Console
 ) -> list[Path]:
     """Writes one case's map, and its heatmaps where they are asked for; returns the paths.
 
@@ -113,7 +124,7 @@ def predict_case(
     from voxtile.cases.cache import content_hash
     from voxtile.cases.maps import MapSpec
     from voxtile.data.survey import survey
-    from voxtile.errors import DataError
+    from voxtile.errors import DataError, counted
     from voxtile.training.ledger import record_look
 
     data = trained.manifest["data"]
@@ -121,12 +132,16 @@ def predict_case(
     case = trained.built.dataset.open(replace(files, labels=()), grouped=False)
     if len(case.channels) != len(data["channels"]):
         raise DataError(
-            f"{case.image.path} has {len(case.channels)} channels ({', '.join(case.channels)}), and the run {trained.home.path} "
-            f"was trained on {len(data['channels'])} ({', '.join(data['channels'])}). Expected the same channels."
+            f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
+            f"{trained.home.path} was trained on {len(data['channels'])} ({', '.join(data['channels'])}). Expected the same."
         )
     found = survey(case, len(data["classes"]), label=False)
-    if found.image_digest in data["test_images"].values():
-        record_look(trained.ledger(config), data["test_fingerprint"], identity, "predict")
+    known_by = {found.image_digest}
+    if trained.built.dataset.format == "picture":  # slices of a stack are told by their files
+        known_by |= {content_hash(path) for path in files.images}
+    if known_by & set(data["test_files"]):
+        looks = record_look(trained.ledger(config), data["test_fingerprint"], identity, "predict")
+        out.print(f"{files.id} is a test case of this run, or a part of one: look number {looks} at this test split, recorded")
     intensity = trained.intensity or trained.built.normalisation.of_case(found.sample)
     weights = content_hash(trained.home.weights / f"{config['weights']}.safetensors")
     made = f"{identity} {weights} {config['overlap']} {config['precision']} {__version__} {found.image_digest}"
@@ -137,6 +152,9 @@ def predict_case(
     for path in paths:
         if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
             raise DataError(f"The map {path} would overwrite its own input. Name another output.")
+    stale = _output(case.image, files.id, replace(spec, heatmap=True), source, target)
+    if not config["heatmaps"] and stale.exists():
+        out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)
     with ExitStack() as stack:
         writers = [stack.enter_context(case.open_map(path, s)) for path, s in zip(paths, specs, strict=True)]
         # What a killed command of the same kind has brought to the disk is not computed again.

@@ -13,12 +13,17 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # OmegaConf's parser
 
 from voxtile.commands.build import Parts, build, parts
 from voxtile.data.normalise import Intensity
-from voxtile.errors import ConfigError, RunError, did_you_mean, listed
+from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
 from voxtile.inference.predictor import Predictor
 from voxtile.training.fit import load_weights
 from voxtile.training.run_folder import RunFolder
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# As Lightning calls them for training.
+PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+# What a manifest says of a run's data.
+DATA = ("channels", "classes", "background", "colors", "intensity", "test_fingerprint", "test_files")
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,39 @@ class Trained:
         try:
             config: Any = OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
         except (OSError, ValueError, YAMLError) as error:
-            reason = " ".join(str(error).split())
             raise RunError(
-                f"{home.path / 'config.yaml'} cannot be read: {reason}. The run folder is damaged; train the run again."
+                f"{home.path / 'config.yaml'} cannot be read: {reason(error)}. The run folder is damaged; train the run again."
             ) from error
-        config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
-        if root is not None:
-            config["data"]["layout"]["root"] = root
-        if cache is not None:
-            config["paths"]["cache"] = cache
-        built, manifest = parts(config), home.read("manifest.json")
+        try:
+            config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
+            if root is not None:
+                config["data"]["layout"]["root"] = str(root)
+            if cache is not None:
+                config["paths"]["cache"] = cache
+            built = parts(config)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{home.path / 'config.yaml'} is no configuration of a run: {error!r}. The run folder is damaged; train the run "
+                "again."
+            ) from error
+        manifest = home.read("manifest.json", "data", "versions")
         data = manifest["data"]
+        if missing := [key for key in DATA if not isinstance(data, dict) or key not in data]:
+            raise RunError(
+                f"{home.path / 'manifest.json'} says nothing of {listed(missing)}. The run folder is damaged; train the run again."
+            )
         network = build(config["model"], "model", trust, in_channels=len(data["channels"]), num_classes=len(data["classes"]))
         file = home.weights / f"{weights}.safetensors"
         if not file.exists():
             there = sorted(p.stem for p in home.weights.glob("*.safetensors"))
+            status = home.status
+            failed = (
+                f": it failed at step {status.get('step', '?')}, and said: {status.get('reason')}" if "reason" in status else "."
+            )
             hint = (
                 f" It has {listed(there)}.{did_you_mean(weights, there)}"
                 if there
-                else " The run has not come to its first validation."
+                else f" The run has not come to its first validation{failed}"
             )
             raise RunError(f"{home.path} holds no weights '{weights}'.{hint}")
         load_weights(network, file)
@@ -123,7 +142,5 @@ def device(name: str) -> torch.device:
         found = torch.device(name)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"'device={name}' cannot be used here: {str(error).splitlines()[0]}. Type 'device=cpu' or 'device=auto'."
-        ) from error
+        raise ConfigError(f"'device={name}' cannot be used here: {reason(error)}. Type 'device=cpu' or 'device=auto'.") from error
     return found

@@ -71,26 +71,29 @@ def find_leaks(split: Split, contents: Mapping[str, str]) -> list[Leak]:
     return leaks
 
 
-def gate(leaks: Sequence[Leak], waivers: Sequence[str] = ()) -> list[str]:
+def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str] = ()) -> list[str]:
     """Stops a run whose split leaks.
 
     Args:
         leaks: what `find_leaks` found.
-        waivers: ids of cases whose leaks are accepted; a leak is waived by its case, or by all of its others.
+        waivers: ids of cases whose leaks are accepted; a leak is waived by its case, or by all of its others. In a split
+            without such a leak (another fold, say) a waiver is idle.
+        known: ids of all cases.
 
     Returns:
         One sentence for each waived leak, to be printed in everything that reports the run.
 
     Raises:
         DataError: Leaks are left.
-        ConfigError: A waiver names a case that no leak is about.
+        ConfigError: A waiver names no case.
     """
-    known = sorted({name for leak in leaks for name in (leak.case, *leak.others)})
-    idle = [name for name in waivers if name not in known]
-    if idle:
+    cases = sorted({*known, *(name for leak in leaks for name in (leak.case, *leak.others))})
+    strange = [name for name in waivers if name not in cases]
+    if strange:
+        leaky = sorted({name for leak in leaks for name in (leak.case, *leak.others)})
         raise ConfigError(
-            f"'data.waive' names {listed(idle)}, but this split has no such leak; the cases that leak are "
-            f"{listed(known) or 'none'}.{did_you_mean(idle[0], known)} Take the name out."
+            f"'data.waive' names {listed(strange)}, and no case is called so.{did_you_mean(strange[0], cases)} The cases that leak "
+            f"are {listed(leaky) or 'none'}. Take the name out."
         )
     waived = [leak for leak in leaks if leak.case in waivers or set(leak.others) <= set(waivers)]
     left = [leak for leak in leaks if leak not in waived]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voxtile.cases.cache import content_hash
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.window import Size3
@@ -36,6 +37,7 @@ class Prepared:
         split: which case is where.
         surveys: of the training and validation cases, by id.
         images: digests of all cases' images, test cases too, by id.
+        test_files: digests by which a file that a test case is, or is a part of, is known again.
         waived: sentences about leaks that the user has accepted.
     """
 
@@ -43,6 +45,7 @@ class Prepared:
     split: Split
     surveys: Mapping[str, Survey]
     images: Mapping[str, str]
+    test_files: tuple[str, ...]
     waived: tuple[str, ...]
     normalisation: Normalisation
     intensity: Intensity | None
@@ -113,7 +116,8 @@ def prepare(
     classes = len(dataset.classes)
     shares = None
     if scheme.needs_shares:
-        found = survey_all(cases, classes, cache, tick=progress(len(cases), "reading labels"))
+        readable = scheme.readable(cases)
+        found = survey_all(readable, classes, cache, tick=progress(len(readable), "reading labels"))
         shares = {name: survey.counts for name, survey in found.items()}
     split = scheme(cases, shares)
     if limit is not None:
@@ -125,9 +129,10 @@ def prepare(
     locked = survey_all(split.test, classes, cache, label=False, tick=tick)
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
     split = _judgeable(split, surveys)
-    waived = gate(find_leaks(split, images), waive)
+    waived = gate(find_leaks(split, images), waive, (*images, *(case.id for case in cases)))
     intensity = _intensity(normalisation, [surveys[case.id] for case in split.train])
-    ready = Prepared(dataset, split, surveys, images, tuple(waived), normalisation, intensity)
+    files = known_again(split.test, classes, cache)
+    ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent:
         raise DataError(
@@ -135,6 +140,14 @@ def prepare(
             "'split.seed=1' or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
         )
     return ready
+
+
+def known_again(cases: Sequence[Case], classes: int, cache: Path) -> tuple[str, ...]:
+    """Digests of the whole images that `cases` are or are cut from and, where they are stacked of slices, of each file."""
+    whole = {case.image.paths: replace(case, id=str(case.image.path), region=None) for case in cases}
+    found = survey_all(list(whole.values()), classes, cache, label=False)
+    slices = [path for paths in whole if len(paths) > 1 for path in paths]
+    return tuple(sorted({survey.image_digest for survey in found.values()} | {content_hash(path, cache) for path in slices}))
 
 
 def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from voxtile.cases.case import Case
 from voxtile.data.rng import digest
-from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 
 SIDES = ("train", "val", "test")
 MOST_STRATA = 5
@@ -63,7 +63,7 @@ class SplitScheme(ABC):
     """Decides which case is where. A new scheme is one subclass and a file in `conf/split`.
 
     Attributes:
-        needs_shares: whether the class counts of every case are needed.
+        needs_shares: whether the class counts of the cases that are not for test are needed.
         remedy: what to type where a side comes out empty.
     """
 
@@ -75,7 +75,7 @@ class SplitScheme(ABC):
 
         Args:
             cases: cases with unique ids, in any order.
-            shares: judged pixels of each class by case id; needed where `needs_shares`.
+            shares: judged pixels of each class by id of the `readable` cases; needed where `needs_shares`.
 
         Raises:
             ConfigError: The scheme does not fit the number of groups.
@@ -92,6 +92,10 @@ class SplitScheme(ABC):
                 )
         parts = {side: tuple(sorted(part, key=lambda case: case.id)) for side, part in sides.items()}
         return Split(parts["train"], parts["val"], parts.get("test", ()), tuple(sorted(left_out)))
+
+    def readable(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases whose labels may be read to split them: all that are not for test."""
+        return list(cases)
 
     @abstractmethod
     def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
@@ -148,8 +152,8 @@ class GroupSplit(SplitScheme):
     """Shares of the groups, cut as contiguous blocks of an order that is a hash of seed and group.
 
     The first block is test, the second validation, the rest training. An added group moves at most one other group over
-    each boundary, and the test groups do not change with `val`. Stratified, this holds within strata only, whose own
-    boundaries move with the quantiles.
+    each boundary, and the test groups do not change with `val`. Stratified, this holds for validation within strata only,
+    whose own boundaries move with the quantiles; test is drawn before, since the labels of its cases stay closed.
     """
 
     def __init__(self, val: float = 0.2, test: float = 0.2, seed: int = 0, stratify: bool = False) -> None:
@@ -159,8 +163,9 @@ class GroupSplit(SplitScheme):
             val: share of the groups for validation.
             test: share of the groups for test, 0 for none.
             seed: of the order of groups.
-            stratify: sort groups by their share of foreground pixels, cut them into up to five strata at the quantiles
-                and deal out each stratum on its own, so that every side gets empty, middling and full ones.
+            stratify: sort the groups that are not for test by their share of foreground pixels, cut them into up to five
+                strata at the quantiles and deal out each stratum on its own, so that training and validation both get
+                empty, middling and full ones.
 
         Raises:
             ConfigError: The shares leave nothing for training.
@@ -169,18 +174,27 @@ class GroupSplit(SplitScheme):
         self.seed, self.needs_shares = seed, stratify
 
     def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
-        least = math.ceil(1 / min(*self.parts, 1 - sum(self.parts)))
-        side_of: dict[str, str] = {}
-        for stratum in _strata(cases, shares, self.seed, least) if self.needs_shares else [ranked(cases, self.seed)]:
-            side_of |= sides_of(stratum, self.parts, side_of)
+        side_of = sides_of(ranked(cases, self.seed), self.parts)
+        if self.needs_shares:
+            rest = [case for case in cases if side_of[case.group] != "test"]
+            part = self.parts[-1] / (1 - sum(self.parts[:-1]))
+            dealt: dict[str, str] = {}
+            for stratum in _strata(rest, shares, self.seed, math.ceil(1 / min(part, 1 - part))):
+                dealt |= sides_of(stratum, [part], dealt)
+            side_of |= dealt
         return deal(cases, side_of), []
+
+    def readable(self, cases: Sequence[Case]) -> list[Case]:
+        """All but the test cases."""
+        side_of = sides_of(ranked(cases, self.seed), self.parts)
+        return [case for case in cases if side_of[case.group] != "test"]
 
 
 class KFold(SplitScheme):
     """One fold of a cross-validation: contiguous blocks of the same order of groups as `GroupSplit`.
 
     Every group that is not held out for test is in validation in exactly one fold. The test groups are those of a
-    `GroupSplit` with the same share and seed. Stratified, each stratum is cut into folds on its own.
+    `GroupSplit` with the same share and seed. Stratified, each stratum of the others is cut into folds.
     """
 
     def __init__(self, folds: int = 5, fold: int = 0, seed: int = 0, test: float = 0.0, stratify: bool = False) -> None:
@@ -204,25 +218,32 @@ class KFold(SplitScheme):
         self.parts = [share("test", test)] if test else []
 
     def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
-        strata = [ranked(cases, self.seed)]
-        if self.needs_shares:  # each stratum holds a group for every fold after its test groups are taken out
-            least = max([math.ceil(1 / part) for part in self.parts] + [math.ceil((self.folds + 1) / (1 - sum(self.parts)))])
-            strata = _strata(cases, shares, self.seed, least)
-        side_of: dict[str, str] = {}
+        test, rest = self._cut(cases)
+        if len(rest) < self.folds:
+            raise ConfigError(
+                f"'split.folds={self.folds}' needs a group for every fold, and {len(cases)} cases in {len(test) + len(rest)} "
+                f"groups leave {len(rest)} (test aside). Type 'split.folds={max(2, len(rest))}', or check the rule of 'data.group'."
+            )
+        strata = [rest]
+        if self.needs_shares:
+            strata = _strata([case for case in cases if case.group not in test], shares, self.seed, self.folds)
+        side_of = dict.fromkeys(test, "test")
         for number, stratum in enumerate(strata):
-            locked = sum(side == "test" for side in side_of.values())
-            *test, rest = cut(stratum, self.parts, [locked, len(side_of) - locked])
-            if len(rest) < self.folds:
-                raise ConfigError(
-                    f"'split.folds={self.folds}' needs a group for every fold, and {len(cases)} cases in {len(stratum)} groups "
-                    f"leave {len(rest)} (test aside). Type 'split.folds={max(2, len(rest))}', or check the rule of 'data.group'."
-                )
             # strata start with different folds, so that the larger blocks do not all fall to the same one
             block = (self.fold + number) % self.folds
-            start, stop = (_half_up(edge * len(rest) / self.folds) for edge in (block, block + 1))
-            side_of |= {group: "val" if start <= place < stop else "train" for place, group in enumerate(rest)}
-            side_of |= {group: "test" for part in test for group in part}
+            start, stop = (_half_up(edge * len(stratum) / self.folds) for edge in (block, block + 1))
+            side_of |= {group: "val" if start <= place < stop else "train" for place, group in enumerate(stratum)}
         return deal(cases, side_of), []
+
+    def readable(self, cases: Sequence[Case]) -> list[Case]:
+        """All but the test cases."""
+        test, _ = self._cut(cases)
+        return [case for case in cases if case.group not in test]
+
+    def _cut(self, cases: Sequence[Case]) -> tuple[list[str], list[str]]:
+        """The groups that are test in every fold, and the others, ranked."""
+        *test, rest = cut(ranked(cases, self.seed), self.parts)
+        return [group for part in test for group in part], rest
 
 
 class FileSplit(SplitScheme):
@@ -262,7 +283,7 @@ class FileSplit(SplitScheme):
             document = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"The split file {self.file} cannot be read: {error}. Expected a JSON file; name it with 'split.file=…'."
+                f"The split file {self.file} cannot be read: {reason(error)}. Expected a JSON file; name it with 'split.file=…'."
             ) from error
         if isinstance(document, dict) and self.fold:
             raise ConfigError(f"'split.fold={self.fold}' was asked for, and {self.file} holds one split. Type 'split.fold=0'.")

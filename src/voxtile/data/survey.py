@@ -25,7 +25,7 @@ from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Size3, Window
 from voxtile.data.rng import digest, generator
 
-VERSION = 2  # part of the cache's key: raise it when what a survey holds or how it is made changes
+VERSION = 3  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
 MOST_LOCATIONS = 4096  # per class
@@ -44,7 +44,7 @@ class Survey:
         pixels: pixels in the case.
         valid: share of the sampled pixels that hold data.
         locations: per class, (z, y, x) of up to 4096 evenly drawn pixels, int32 [m, 3].
-        sample: about 200000 evenly spaced pixels that hold data, float64 [C, n].
+        sample: about 200000 evenly spaced pixels that hold data, in the case's data type [C, n].
     """
 
     image_digest: str
@@ -53,7 +53,7 @@ class Survey:
     pixels: int
     valid: float
     locations: tuple[NDArray[np.int32], ...]
-    sample: NDArray[np.float64]
+    sample: NDArray[Any]
 
     @property
     def judged(self) -> int:
@@ -90,7 +90,7 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
     label_hash = hashlib.sha256()
     counts = np.zeros(num_classes, dtype=np.int64)
     found = _Locations(num_classes)
-    sample: list[NDArray[np.float64]] = []
+    sample: list[NDArray[Any]] = []
     seen = held = 0
     for number, part in enumerate(parts):
         valid = np.ones(part.size, dtype=np.bool_)
@@ -98,7 +98,7 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
             array, valid = case.read(part)
             image_hash.update(np.ascontiguousarray(array).tobytes())
             image_hash.update(np.packbits(valid).tobytes())
-            sample.append(array[:, valid][:, ::every].astype(np.float64))
+            sample.append(array[:, valid][:, ::every])
             seen, held = seen + part.pixels, held + int(valid.sum())
         if label:
             classes = case.read_label(part)

@@ -31,6 +31,20 @@ def _norm(kind: Norm, channels: int, dims: int) -> nn.Module:
     return nn.Identity()
 
 
+class MaxPool3d(nn.Module):
+    """Halves [B, C, D, H, W] by maxima of 2x2x2 pixels, first in the plane, then along the depth.
+
+    The gradient of PyTorch's MaxPool3d has no deterministic form on CUDA; that of MaxPool2d has.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maxima [B, C, D / 2, H / 2, W / 2]; sides are even."""
+        batch, channels, depth, height, width = image.shape
+        plane = torch.max_pool2d(image.reshape(batch, channels * depth, height, width), 2)
+        columns = torch.max_pool2d(plane.reshape(batch, channels, depth, -1), (2, 1))
+        return columns.reshape(batch, channels, depth // 2, height // 2, width // 2)
+
+
 class Stage(nn.Sequential):
     """Two 3x3 convolutions, each with normalisation and ReLU; the size stays."""
 
@@ -85,11 +99,14 @@ class UNet(nn.Module):
             dims: 2 or 3.
 
         Raises:
-            ValueError: `dims`, `depth` or `norm` is out of range.
+            ValueError: `dims`, `depth`, `norm` or `width` is out of range.
         """
         super().__init__()
-        if dims not in (2, 3) or depth < 1 or norm not in ("batch", "instance", "group", "none"):
-            raise ValueError(f"UNet takes dims 2 or 3, depth >= 1 and norm batch|instance|group|none, not {dims}, {depth}, {norm}")
+        if dims not in (2, 3) or not 1 <= depth <= 10 or norm not in ("batch", "instance", "group", "none") or width < 1:
+            raise ValueError(
+                f"UNet takes dims 2 or 3, depth 1 to 10, norm batch|instance|group|none and width 1 or more, not {dims}, {depth}, "
+                f"{norm} and {width}"
+            )
         self.dims = dims
         self.stride = 2**depth
         self.margin = 0
@@ -98,7 +115,7 @@ class UNet(nn.Module):
         inputs = [in_channels, *widths[:-1]]
         drops = [dropout if level >= depth - 1 else 0.0 for level in range(depth + 1)]
         self.encoder = nn.ModuleList(Stage(a, b, dims, norm, p) for a, b, p in zip(inputs, widths, drops, strict=True))
-        self.pool = nn.MaxPool3d(2) if dims == 3 else nn.MaxPool2d(2)
+        self.pool = MaxPool3d() if dims == 3 else nn.MaxPool2d(2)
         transposed = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (below, here) from the bottom up
         self.up = nn.ModuleList(transposed(below, here, 2, stride=2) for below, here in pairs)

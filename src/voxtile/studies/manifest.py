@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "monai", "torchmetrics", "rasterio", "nibabel", "scipy", "hydra-core")
 
 
-def manifest(command: str, prepared: Prepared) -> dict[str, Any]:
-    """Command, code, versions, hardware and data of a run that starts now."""
+def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:
+    """Command, code, versions, hardware and data of a run that starts now on a kind of device ("cpu" or "cuda")."""
     split = prepared.split
     return {
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": code(),
         "versions": versions(),
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "data": {
             "fingerprint": prepared.fingerprint,
             "split": split.as_dict(),
             "test_fingerprint": prepared.test_fingerprint,
-            "test_images": {case.id: prepared.images[case.id] for case in split.test},
+            "test_files": list(prepared.test_files),
             "channels": list(split.train[0].channels),
             "classes": list(prepared.dataset.classes),
             "background": prepared.dataset.background,
@@ -51,6 +51,12 @@ def continued(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {**old, "segments": [*old.get("segments", []), {key: new[key] for key in kept}]}
 
 
+def segment(written: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest that is about the run's latest start."""
+    found: dict[str, Any] = (written.get("segments") or [written])[-1]
+    return found
+
+
 def versions() -> dict[str, str]:
     """Of Python, voxtile and the packages that can change a number."""
     return {"python": platform.python_version(), "voxtile": voxtile.__version__} | {
@@ -58,12 +64,18 @@ def versions() -> dict[str, str]:
     }
 
 
-def hardware() -> dict[str, Any]:
-    """What the run computes on."""
+def hardware(device: str) -> dict[str, Any]:
+    """What the run computes on, and what else is here."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+    return {
+        "device": device,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
 
 
 def code() -> dict[str, str]:
@@ -91,17 +103,17 @@ def _git(root: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
 
 
-def changes(old: Mapping[str, Any]) -> list[str]:
-    """What has changed since a manifest was written, one phrase each: code, versions, threads and GPUs."""
+def changes(old: Mapping[str, Any], device: str) -> list[str]:
+    """What has changed since a manifest was written, one phrase each: code, versions, device, threads and GPUs."""
     found = []
-    old = (old.get("segments") or [old])[-1]  # the latest start is what would be continued
+    old = segment(old)  # the latest start is what would be continued
     if old["code"].get("sources") != code().get("sources"):
         found.append("the code has changed")
     found += [
         f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value
     ]
-    here = hardware()
-    for key in ("machine", "threads", "gpus"):
+    here = hardware(device)
+    for key in ("device", "machine", "threads", "gpus"):
         if old["hardware"].get(key) != here[key]:
             found.append(f"{key} was {old['hardware'].get(key)}, is {here[key]}")
     return found

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,7 +26,7 @@ from voxtile.cases.maps import atomic_write
 from voxtile.cases.tiling import Tile, tiles
 from voxtile.data.batches import collate
 from voxtile.data.datamodule import VoxtileData, window_of
-from voxtile.errors import RunError, VoxtileError
+from voxtile.errors import RunError, VoxtileError, reason
 from voxtile.training import pictures
 from voxtile.training.metrics_file import MetricsFile
 from voxtile.training.module import SegmentationModule
@@ -38,6 +39,7 @@ class InterruptedRunError(VoxtileError):
     """The user, or the system, asked the run to stop; its state is saved."""
 
     exit_code = 130
+    label = "Interrupted"
 
 
 class StopRequest:
@@ -103,6 +105,7 @@ class Keeper(lightning.Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keeps the best weights, then the state, in this order: a kill between the two repeats the validation."""
         assert isinstance(pl_module, SegmentationModule)
+        self.folder.check_held()
         if pl_module.best["step"] == pl_module.step:
             save_weights(pl_module.judged, self.folder.weights / "best.safetensors", pl_module.step)
         self.save(pl_module)
@@ -112,13 +115,14 @@ class Keeper(lightning.Callback):
 
     def save(self, module: SegmentationModule) -> None:
         """Writes the resume state, whole or not at all."""
+        self.folder.check_held()
         state = module.state() | {"metrics": self.metrics.sync()}
         try:
             atomic_write(self.folder.resume, lambda making: torch.save(state, making))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
             raise RunError(
-                f"The state of the run could not be saved to {self.folder.resume}: {str(error).splitlines()[0]}. What was saved "
-                "before is still there. Free some disk space and give the same command again, with 'retry=true'."
+                f"The state of the run could not be saved to {self.folder.resume}: {reason(error)}. What was saved before is still "
+                "there. Free some disk space and give the same command again, with 'retry=true'."
             ) from error
 
     def _leave_if_asked(self, module: SegmentationModule) -> None:
@@ -178,6 +182,34 @@ class Reporter(lightning.Callback):
         self.bar.stop()
 
 
+class StepTimes(lightning.Callback):
+    """Measures the latest training step and validation batch: the first ones pay for warming up.
+
+    Attributes:
+        step: seconds of a training step.
+        validation_batch: seconds of a validation batch.
+    """
+
+    def __init__(self) -> None:
+        self.step = self.validation_batch = self._began = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Starts the clock."""
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stops it; a step ends with reading the loss, so a GPU has done its work by now."""
+        self.step = time.perf_counter() - self._began
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Starts the clock."""
+        self._began = time.perf_counter()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Stops it; a batch ends with counting, for which a GPU must have done its work."""
+        self.validation_batch = time.perf_counter() - self._began
+
+
 def chosen_windows(data: VoxtileData) -> list[tuple[int, Tile]]:
     """Up to four validation windows, each around a pixel of the case's rarest class, of cases spread over the split."""
     split = data.prepared.split.val
@@ -225,8 +257,14 @@ def save_weights(network: nn.Module, path: Path, step: int) -> None:
     """Writes a network's state as safetensors, whole or not at all."""
     # safetensors refuses tensors whose memory is not in row-major order, such as channels_last.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    # One entry only: safetensors writes several in an order that changes from call to call.
-    atomic_write(path, lambda making: save_file(state, making, metadata={"step": str(step)}))
+    try:
+        # One entry only: safetensors writes several in an order that changes from call to call.
+        atomic_write(path, lambda making: save_file(state, making, metadata={"step": str(step)}))
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"The weights could not be saved to {path}: {reason(error)}. Free some disk space and give the same command again, "
+            "with 'retry=true'."
+        ) from error
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -237,11 +275,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     try:
         network.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{path} does not hold the weights of this network: {reason}. Train the run again.") from error
-    except Exception as error:  # safetensors has an exception type of its own that it does not export in a stable place
-        raise RunError(f"{path} is damaged: {error}. Train the run again.") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise RunError(f"{path} does not hold the weights of this network: {reason(error)}. Train the run again.") from error
 
 
 def load_resume(path: Path) -> dict[str, Any] | None:
@@ -253,8 +288,8 @@ def load_resume(path: Path) -> dict[str, Any] | None:
         return state
     except Exception as error:  # torch raises many types for a damaged or a planted file
         raise RunError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}. It is damaged, or not a file of this program. Delete it to "
-            "train the run from its start."
+            f"{path} cannot be read: {reason(error)}. It is damaged, or not a file of this program. Delete it to train the run "
+            "from its start."
         ) from error
 
 
@@ -287,9 +322,15 @@ def fit(
     """
     state = load_resume(folder.resume)
     if state is not None:
-        module.load_state(state)
+        try:
+            module.load_state(state)
+            size = int(state["metrics"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise RunError(
+                f"{folder.resume} is no state of this run: {reason(error)}. Delete it to train the run from its start."
+            ) from error
         console.print(f"continuing at step {module.step} of {module.settings.steps}", highlight=False)
-    metrics = MetricsFile(folder.metrics, state["metrics"] if state else 0)
+    metrics = MetricsFile(folder.metrics, 0 if state is None else size)
 
     def record(step: int, values: Mapping[str, float]) -> None:
         metrics.add(step, values)
@@ -299,15 +340,14 @@ def fit(
     module.record = record
     stop = StopRequest()
     keeper = Keeper(folder, metrics, stop, command)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings(), stop.installed():
-        _quiet()
-        trainer = lightning.Trainer(
-            max_epochs=-1, num_sanity_val_steps=0, logger=list(loggers) or False, use_distributed_sampler=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            callbacks=[keeper, Reporter(console, data, folder)],
-            default_root_dir=folder.path, **options,
-        )  # fmt: skip
+    making = bare_trainer(
+        [keeper, Reporter(console, data, folder)],
+        max_epochs=-1,
+        logger=list(loggers) or False,
+        default_root_dir=folder.path,
+        **options,
+    )
+    with stop.installed(), making as trainer:
         if module.pending:
             trainer.validate(module, datamodule=data, verbose=False)
         if not module.done:
@@ -325,14 +365,27 @@ def fit(
     return module.best
 
 
-def _quiet() -> None:
-    """Leaves out Lightning's remarks on choices that are meant."""
-    for text in (
-        ".*does not have many workers.*",  # ours are threads
-        ".*`max_epochs` was not set.*",
-        ".*is smaller than the logging interval.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*Starting from v1.9.0, `tensorboardX`.*",
-        ".*LeafSpec.* is deprecated.*",  # torch 2.14 of lightning 2.6
-    ):
-        warnings.filterwarnings("ignore", text)
+@contextmanager
+def bare_trainer(callbacks: Sequence[lightning.Callback], **options: Any) -> Iterator[lightning.Trainer]:
+    """A Lightning trainer that only loops, places and casts; logging, saving and progress are ours.
+
+    Args:
+        callbacks: its callbacks.
+        options: further options of `lightning.Trainer`.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Remarks on choices that are meant.
+        for text in (
+            ".*does not have many workers.*",  # ours are threads
+            ".*`max_epochs` was not set.*",
+            ".*is smaller than the logging interval.*",
+            ".*Trying to infer the `batch_size`.*",
+            ".*Starting from v1.9.0, `tensorboardX`.*",
+            ".*LeafSpec.* is deprecated.*",  # torch 2.14 of lightning 2.6
+        ):
+            warnings.filterwarnings("ignore", text)
+        yield lightning.Trainer(
+            callbacks=list(callbacks), num_sanity_val_steps=0, use_distributed_sampler=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, **options,
+        )  # fmt: skip

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from voxtile.errors import RunError
+
 HEADER = "step,name,value\n"
 
 
@@ -21,12 +23,21 @@ class MetricsFile:
         Args:
             path: the file.
             size: its length in bytes at the checkpoint that the run continues from; 0 starts it anew.
+
+        Raises:
+            RunError: The file is missing or shorter than that.
         """
         self._path = path
         if size == 0:
             path.write_text(HEADER, encoding="utf-8")
-        else:
-            os.truncate(path, size)
+            return
+        there = path.stat().st_size if path.is_file() else 0
+        if there < size:
+            raise RunError(
+                f"{path} has {there} bytes, and the run had written {size} when it was saved. The run folder is damaged: put the "
+                "file back, or delete resume.pt to train the run from its start."
+            )
+        os.truncate(path, size)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row per value; no handle stays open, so that a run that stops anywhere leaves what it said."""

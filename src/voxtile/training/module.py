@@ -70,7 +70,7 @@ def scaler_state(trainer: lightning.Trainer) -> dict[str, Any] | None:
 
 
 class NotFiniteError(RunError):
-    """The loss is no number any more."""
+    """The loss or its gradient is no number any more."""
 
 
 class SegmentationModule(lightning.LightningModule):
@@ -141,6 +141,7 @@ class SegmentationModule(lightning.LightningModule):
         self.scores: dict[str, float] = {}
         self.last_loss = math.nan
         self._window: list[float] = []  # losses since the last logged row
+        self._batch: Batch = {}  # of the step under way
         # As they were saved, until the optimizer and the loss scale exist.
         self._optimizer_state: dict[str, Any] | None = None
         self._scaler_state: dict[str, Any] | None = None
@@ -232,12 +233,8 @@ class SegmentationModule(lightning.LightningModule):
             known = self._summed(statistics.detach()) if total is None else total
             self.manual_backward(surrogate(self.loss, statistics, known) * self.trainer.world_size)
         value = float(self.loss.value(self._summed(done)))
-        if not math.isfinite(value):
-            raise NotFiniteError(
-                f"The loss became {value} at step {self.step} of {self.settings.steps}, on samples of the cases "
-                f"{listed(self.case_ids(batch))}. The weights before this step are kept. Lower the learning rate "
-                "('optimizer.lr=…'), clip the gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
-            )
+        self._refuse_infinite("loss", value, batch)
+        self._batch = batch
         optimizer.step()
         self._follow()
         self.step += 1
@@ -250,9 +247,22 @@ class SegmentationModule(lightning.LightningModule):
             self._window.clear()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips the gradient, which half precision has scaled back by now."""
+        """Clips the gradient, which half precision has scaled back by now, and refuses one that is not finite."""
         if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        # Half precision's scaler expects infinite gradients now and then, and leaves the step out itself.
+        if scaler_state(self.trainer) is None:
+            self._refuse_infinite("gradient", float(norm), self._batch)
+
+    def _refuse_infinite(self, what: str, value: float, batch: Batch) -> None:
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"The {what} became {value} at step {self.step} of {self.settings.steps}, on samples of the cases "
+                f"{listed(self.case_ids(batch))}. The weights before this step are kept. Lower the learning rate "
+                "('optimizer.lr=…'), clip the gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
+            )
 
     def case_ids(self, batch: Batch) -> list[str]:
         """The ids of the cases a batch was drawn from."""

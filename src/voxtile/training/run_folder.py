@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from voxtile.cases.maps import atomic_text
-from voxtile.errors import RunError
+from voxtile.errors import RunError, listed, reason
 from voxtile.training.recipe import VERSION, Recipe
 
 HEARTBEAT = 10.0  # seconds between two signs of life
@@ -31,6 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe | None = None) -> None:
         self.path = path
+        self.lost = threading.Event()  # set where another machine, which believed this process dead, has taken the run over
         self._recipe = recipe
         self.weights = path / "weights"
         self.metrics = path / "metrics.csv"
@@ -42,7 +43,7 @@ class RunFolder:
         folder = cls(root / f"{name}-{recipe.identity[:8]}", recipe)
         if (folder.path / "recipe.json").exists():
             folder.check()
-            known = folder.read("recipe.json").get("identity")
+            known = folder.read("recipe.json", "identity")["identity"]
             if known != recipe.identity:
                 raise RunError(
                     f"{folder.path} holds another run (identity {known}) than this one ({recipe.identity}). Move that folder away, "
@@ -59,9 +60,10 @@ class RunFolder:
         """
         folder = cls(Path(path).expanduser())
         if not (folder.path / "recipe.json").is_file():
-            near = sorted(p.parent.name for p in folder.path.parent.glob("*/recipe.json")) if folder.path.parent.is_dir() else []
-            here = f" Runs in {folder.path.parent}: {', '.join(near[:6])}." if near else ""
-            raise RunError(f"{folder.path} is no run folder: it has no recipe.json.{here} Name one with 'run=<folder>'.")
+            places = dict.fromkeys((folder.path, folder.path.parent, Path(os.environ.get("VOXTILE_RUNS", "runs"))))
+            near = [str(found.parent) for place in places for found in sorted(place.glob("*/recipe.json"))]
+            here = f" Runs are: {listed(dict.fromkeys(near))}." if near else ""
+            raise RunError(f"{folder.path} is no run folder: it has no recipe.json. Name one with 'run=<folder>'.{here}")
         folder.check()
         return folder
 
@@ -71,26 +73,31 @@ class RunFolder:
         Raises:
             RunError: The version differs, or the recipe cannot be read.
         """
-        recipe = self.read("recipe.json")
+        recipe = self.read("recipe.json", "version")
         if recipe.get("version") != VERSION:
             raise RunError(
                 f"{self.path} was written by version {recipe.get('version')} of the run format; this program reads version "
                 f"{VERSION}. Use the release that wrote it (manifest.json names it), or train the run again."
             )
+        self.read("recipe.json", "identity", "data", "split")
 
-    def read(self, name: str) -> dict[str, Any]:
-        """Reads a JSON file of the folder.
+    def read(self, name: str, *keys: str) -> dict[str, Any]:
+        """Reads a JSON object of the folder, which must have these keys.
 
         Raises:
-            RunError: It is missing or cut off.
+            RunError: It is missing, cut off, or something else.
         """
         try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-            return content
+            content: Any = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{self.path / name} cannot be read: {error}. The run folder is damaged; train the run again."
+                f"{self.path / name} cannot be read: {reason(error)}. The run folder is damaged; train the run again."
             ) from error
+        missing = [key for key in keys if key not in content] if isinstance(content, dict) else ["{…}"]
+        if missing:
+            raise RunError(f"{self.path / name} lacks {listed(missing)}. The run folder is damaged; train the run again.")
+        found: dict[str, Any] = content
+        return found
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file of the folder, whole or not at all."""
@@ -101,7 +108,7 @@ class RunFolder:
         """State ("queued", "running", "interrupted", "failed", "finished") and what goes with it."""
         if not (self.path / "status.json").exists():
             return {"state": "queued"}
-        status = self.read("status.json")
+        status = self.read("status.json", "state")
         if status["state"] == "running" and self._holder() is None:
             return status | {"state": "interrupted"}
         return status
@@ -114,12 +121,13 @@ class RunFolder:
         """Who holds the run's lease alive, or None."""
         lease = self.path / "lease.json"
         try:
-            held: dict[str, Any] = json.loads(lease.read_text(encoding="utf-8"))
+            held: Any = json.loads(lease.read_text(encoding="utf-8"))
             age = time.time() - lease.stat().st_mtime
-        except (OSError, ValueError):
+            host, pid, started = held["host"], int(held["pid"]), held["started"]
+        except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
             return None
-        if held["host"] == socket.gethostname():
-            return held if _alive(held["pid"], held["started"]) else None
+        if host == socket.gethostname():
+            return held if _alive(pid, started) else None
         return held if age < SILENCE else None
 
     def _make(self) -> None:
@@ -149,6 +157,9 @@ class RunFolder:
         def beat() -> None:
             while not ended.wait(HEARTBEAT):
                 with contextlib.suppress(OSError):  # a file system that hangs for a while must not end the heartbeat
+                    if not self._is(lease, mine):
+                        self.lost.set()
+                        return
                     os.utime(lease)
 
         heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -158,9 +169,29 @@ class RunFolder:
         finally:
             ended.set()
             heart.join()
-            # Taken over by another machine that believed this one dead, it is no longer ours to remove.
-            if lease.exists() and json.loads(lease.read_text(encoding="utf-8")) == mine:
-                lease.unlink()
+            with contextlib.suppress(OSError):
+                if self._is(lease, mine):  # else taken over, and no longer ours to remove
+                    lease.unlink()
+
+    @staticmethod
+    def _is(lease: Path, mine: Mapping[str, Any]) -> bool:
+        try:
+            found: bool = json.loads(lease.read_text(encoding="utf-8")) == mine
+        except ValueError:
+            return False
+        return found
+
+    def check_held(self) -> None:
+        """Refuses to write into a run that another machine has taken over.
+
+        Raises:
+            RunError: It has.
+        """
+        if self.lost.is_set():
+            raise RunError(
+                f"The run {self.path} was taken over by another machine, which had seen no sign of life from this one for "
+                f"{SILENCE:.0f} s. Nothing more is written here; lease.json in the folder names that machine."
+            )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from voxtile.errors import ConfigError, did_you_mean, listed
+from voxtile.errors import ConfigError, did_you_mean, listed, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +153,8 @@ def _parsed(fields: Mapping[str, Any]) -> Group:
         re.compile(group.pattern)
     except re.error as error:
         raise ConfigError(
-            f"The pattern '{group.pattern}' of `training.groups` is no regular expression: {error}. Give part of a parameter's "
-            "name, for example 'head' or 'bias$'."
+            f"The pattern '{group.pattern}' of `training.groups` is no regular expression: {reason(error)}. Give part of a "
+            "parameter's name, for example 'head' or 'bias$'."
         ) from error
     return group
 

@@ -1,0 +1,142 @@
+"""What trains, assembled from the configuration and the data: what train, check and evaluate have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from voxtile.commands.build import Parts
+    from voxtile.data.prepared import Prepared
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+TRAINER = ("accelerator", "devices", "precision", "deterministic", "profiler")
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuses options that `lightning.Trainer` would, and those of its own that would end or change a run behind its recipe's back.
+
+    Raises:
+        ConfigError: An option or precision is unknown, or there is no such device here.
+    """
+    import torch
+
+    from voxtile.errors import ConfigError, did_you_mean, listed
+
+    if unknown := [name for name in options if name not in TRAINER]:
+        raise ConfigError(
+            f"'trainer' takes no '{unknown[0]}'.{did_you_mean(unknown[0], TRAINER)} It takes {listed(TRAINER)}; how long to train "
+            "is said by 'training'."
+        )
+    if options["devices"] != 1:
+        raise ConfigError(f"'trainer.devices={options['devices']}': a run trains on one device. Type 'trainer.devices=1'.")
+    precision = str(options["precision"])
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"'trainer.precision={precision}' is unknown.{did_you_mean(precision, PRECISIONS)} Choose from {listed(PRECISIONS)}."
+        )
+    if options["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"'trainer.accelerator={options['accelerator']}' asks for a GPU, and PyTorch finds none here. Type 'trainer=cpu', or "
+            "look with 'nvidia-smi' why there is none."
+        )
+
+
+def device_of(options: Mapping[str, Any]) -> str:
+    """The kind of device, "cpu" or "cuda", that the options of the trainer lead to here."""
+    import torch
+
+    wanted = options["accelerator"]
+    return "cuda" if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def prepare_data(built: Parts, out: Console) -> Prepared:
+    """Opens, splits and surveys the data, with a progress bar."""
+    from voxtile.commands.build import folder
+    from voxtile.commands.console import progress
+    from voxtile.data.prepared import prepare
+
+    with progress(out) as tick:
+        return prepare(
+            built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), built.config["data"]["waive"],
+            built.config["data"]["limit"], tick,
+        )  # fmt: skip
+
+
+def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping[str, float]], None]) -> Any:
+    """Builds network, loss and LightningModule for prepared data."""
+    import lightning
+
+    from voxtile.commands.build import build
+    from voxtile.training.module import SegmentationModule
+    from voxtile.training.schedules import parameter_groups
+
+    config, dataset = built.config, prepared.dataset
+    lightning.seed_everything(config["seed"], verbose=False)
+    facts = {"num_classes": len(dataset.classes)}
+    network = build(config["model"], "model", built.trust, in_channels=prepared.channels, **facts)
+    loss = build(
+        config["loss"], "loss", built.trust, class_counts=prepared.class_counts, present_counts=prepared.present_counts,
+        background=dataset.background, **facts,
+    )  # fmt: skip
+    rate = float(config["optimizer"]["lr"])
+    return SegmentationModule(
+        network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes,
+        dataset.background, [case.id for case in prepared.split.train], [case.id for case in prepared.split.val], record,
+        lambda model: parameter_groups(model, built.settings.groups, rate),
+    )  # fmt: skip
+
+
+def make_data(built: Parts, prepared: Prepared, coming: Callable[[], range]) -> Any:
+    """Builds the data module."""
+    from voxtile.data.datamodule import Steps, VoxtileData
+    from voxtile.data.prepared import window_size
+
+    data = built.config["data"]
+    size = window_size(data["window"], [*prepared.split.train, *prepared.split.val])
+    steps = Steps(built.settings.batch_size, coming)
+    return VoxtileData(prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"])
+
+
+def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) -> None:
+    """Refuses a network and a window that do not fit each other or the data.
+
+    Raises:
+        ConfigError: The window has another number of sides than the network or is too small for it, or the network's logits have
+            not the image's size and one channel per class.
+    """
+    import torch
+
+    from voxtile.errors import ConfigError, reason
+
+    dims = getattr(network, "dims", 2)
+    if len(window) != dims:
+        raise ConfigError(
+            f"The network takes {dims}-dimensional windows ('model.dims={dims}'), and 'data.window={list(window)}' has "
+            f"{len(window)} sides. Type 'model.dims={len(window)}', or give the window {dims} sides."
+        )
+    least = int(getattr(network, "min_train_size", 1))
+    if min(window) < least:
+        raise ConfigError(
+            f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger "
+            "window, or a shallower network (for example 'model.depth=3')."
+        )
+    expected = (1, classes, *window)
+    try:
+        with torch.inference_mode():
+            found = tuple(network.eval()(torch.zeros(1, channels, *window)).shape)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"The network cannot take an image of shape {(1, channels, *window)} [B, C, size]: {reason(error)}. "
+            "Choose another 'data.window' or other settings of 'model'."
+        ) from error
+    finally:
+        network.train()
+    if found != expected:
+        raise ConfigError(
+            f"The network gives logits of shape {found} for an image of {(1, channels, *window)}; expected {expected}, one channel "
+            "per class and the image's size. Give it the number of classes under the name it takes, for example "
+            "'model.out_channels=…'."
+        )

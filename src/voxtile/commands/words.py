@@ -1,0 +1,53 @@
+"""The words of a command line: what a user typed, as Hydra can read it, and what is printed to be typed next."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+# Settings that hold a path or a name: whatever stands there is text, also `scene (1).tif`, `1_000` and `a,b.tif`.
+TEXTS = (
+    "run", "input", "output", "root", "paths.data", "paths.runs", "paths.cache", "data.layout.root", "data.name",
+    "data.group.csv", "split.file",
+)  # fmt: skip
+
+
+def quoted(text: str) -> str:
+    """A text as a value that Hydra reads back as this text."""
+    if re.fullmatch(r"[A-Za-z/.][A-Za-z0-9/._@-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return text
+    # Before a quote, or at the end, a backslash would escape; it is doubled there.
+    inner = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    inner = re.sub(r"(\\+)$", r"\1\1", inner)
+    return f"'{inner}'"
+
+
+def word(key: str, text: object) -> str:
+    """`key=text` as it is typed in a shell."""
+    return shlex.quote(f"{key}={quoted(str(text))}")
+
+
+def readable(argv: Sequence[str]) -> list[str]:
+    """The same words, with values in quotes that are meant as text and that Hydra's grammar would refuse or read otherwise."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    several = any(flag in argv for flag in ("-m", "--multirun"))
+    parser = OverridesParser.create()
+
+    def one(given: str) -> str:
+        key, equals, value = given.partition("=")
+        if given.startswith("-") or not equals or not re.fullmatch(r"[+~]{0,2}[\w./@:]+", key):
+            return given
+        if re.fullmatch(r"'.*'|\".*\"|null|.*\$\{.*", value, re.DOTALL) or not value:
+            return given
+        if key in TEXTS and not (several and "," in value):
+            return f"{key}={quoted(value)}"
+        try:
+            parser.parse_override(given)
+        except HydraException:
+            return f"{key}={quoted(value)}"
+        return given
+
+    return [one(given) for given in argv]

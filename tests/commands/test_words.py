@@ -1,0 +1,48 @@
+"""Words of a command line: any text survives the way through Hydra's grammar, and what is printed can be typed."""
+
+import shlex
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voxtile.commands.words import quoted, readable, word
+
+PARSER = OverridesParser.create()
+ODD = [
+    "a b", "ü.tif", "a=b", "scene (1).tif", "~/x", "a,b", "a'b", 'a"b', "a\\'b", "a\\", "12", "1_000", "null", "true", "[x]", "",
+]  # fmt: skip
+
+
+def value(text: str) -> object:
+    return PARSER.parse_override(text).value()
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_an_odd_text_comes_through(text: str) -> None:
+    assert value(f"input={quoted(text)}") == text
+    (typed,) = shlex.split(word("input", text))
+    assert value(typed) == text
+
+
+@given(st.text(st.characters(exclude_categories=("C",)), max_size=12))
+def test_any_text_comes_through(text: str) -> None:
+    assert value(f"input={quoted(text)}") == text
+
+
+@given(st.sampled_from([text for text in ODD if text not in ("", "null")]))
+def test_what_stands_for_a_path_is_text_without_quotes(text: str) -> None:
+    assert value(readable([f"input={text}"])[0]) == text
+
+
+def test_only_what_needs_quotes_gets_them() -> None:
+    same = ["seed=1,2", "data.window=[64,64]", "+data.labels.7=ignore", "~data.group", "--cfg", "job", "input='a b'", "root=null"]
+    same += ["data.labels={0: a, 1: b}", "paths.runs=${oc.env:HOME}/runs", "optimizer=adamw"]
+    assert readable(same) == same
+    assert readable(["data.window=[64,64"]) == ["data.window='[64,64'"]  # so that an error can name the key
+
+
+def test_a_sweep_over_paths_stays_one() -> None:
+    assert readable(["-m", "split.file=a.json,b.json"]) == ["-m", "split.file=a.json,b.json"]
+    assert readable(["split.file=a,b.json"]) == ["split.file='a,b.json'"]
