@@ -106,3 +106,21 @@ def test_train_py_is_voxtile_train() -> None:
     )
     assert done.returncode == 2
     assert "Did you mean 'model'?" in done.stderr
+
+
+COMPLETED = {
+    "voxtile tr": "train",
+    "voxtile train mod": "model=",
+    "voxtile train data=sat": "data=satellite",
+    "voxtile evaluate spl": "split=",
+    "voxtile predict prec": "precision=",
+}
+
+
+@pytest.mark.parametrize(("line", "found"), COMPLETED.items())
+def test_the_shell_completes_what_was_begun(voxtile: Command, monkeypatch: pytest.MonkeyPatch, line: str, found: str) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    said = voxtile("-sc", "query=bash")
+    assert said.code == 0
+    assert found in said.out.split()
+    assert "complete -o nospace" in voxtile("-sc", "install=bash").out

@@ -28,6 +28,21 @@ def usage() -> str:
     )
 
 
+def complete(words: Sequence[str]) -> int:
+    """Hydra's shell completion, which knows nothing of sub-commands; the shell gives the line so far in `COMP_LINE`."""
+    if not words[1:2] or not words[1].startswith("query"):  # install=… and uninstall=… are the same for all
+        code: int = import_module("voxtile.commands.train").main(words)
+        return code
+    line = os.environ.get("COMP_LINE", "")
+    name = [*line.split(), ""][1]
+    if name not in COMMANDS or line.endswith(name):
+        print(" ".join(command for command in COMMANDS if command.startswith(name)))
+        return 0
+    os.environ["COMP_LINE"] = line.replace(f" {name} ", " ", 1)
+    code = import_module(f"voxtile.commands.{name}").main(words)
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command and returns its exit code.
 
@@ -40,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
+    if words[0] in ("-sc", "--shell-completion"):
+        return complete(words)
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         print(f"voxtile has no command '{name}'.{did_you_mean(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
