@@ -34,7 +34,7 @@ def complete(words: Sequence[str]) -> int:
         code: int = import_module("voxtile.commands.train").main(words)
         return code
     line = os.environ.get("COMP_LINE", "")
-    name = [*line.split(), ""][1]
+    name = [*line.split(), "", ""][1]
     if name not in COMMANDS or line.endswith(name):
         print(" ".join(command for command in COMMANDS if command.startswith(name)))
         return 0
