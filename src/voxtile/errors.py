@@ -56,6 +56,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def typed(names: Iterable[str]) -> str:
+    """Names as they stand in a list on the command line: '["p#1","b"]'."""
+    return "[" + ",".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names) + "]"
+
+
 def listed(items: Iterable[object], most: int = 8) -> str:
     """Joins items with commas, cutting a long list and saying how many are left out."""
     names = [str(item) for item in items]

@@ -43,7 +43,7 @@ def test_a_label_is_ignored_outside_the_case_and_outside_a_view(case, values):
 
 def test_a_value_the_configuration_does_not_know_is_named_with_its_file(case, values):
     odd = Case("a", "a", case.image, Labels(case.labels.source, {0: 0, 1: 1}))
-    with pytest.raises(DataError, match=r"l\.png holds the label values 2, 3 .*it maps 0, 1.*2=ignore"):
+    with pytest.raises(DataError, match=r"l\.png holds the label values 2, 3 .*it maps 0, 1.*2: ignore"):
         odd.read_label(Window(0, 0, 0, 1, 9, 8))
     y, x = np.argwhere(values == 1)[0]
     assert odd.read_label(Window(0, y, x, 1, 1, 1)).item() == 1

@@ -275,6 +275,17 @@ class TestLabels:
         np.testing.assert_array_equal(valid[0], expected > 0)  # `bands` holds no zero
         assert valid.any()
 
+    @pytest.mark.parametrize("shift", [0, 1])
+    def test_a_value_that_the_configuration_names_counts_whatever_the_nodata_tag_says(self, tmp_path, scene, shift):
+        stored = np.zeros((1, *scene.stored.shape[1:]), dtype=np.uint8)
+        stored[0, 2, 3] = 1
+        path = save(tmp_path / "l.tif", stored, transform=NORTH_UP @ Affine.translation(shift, 0), nodata=0)
+        for named, judged in (({0, 1}, True), ({1}, False)):
+            _, valid = whole(label_source(path, scene, named))
+            assert valid[0, 2, 3 + shift]
+            assert valid[0, 5, 5] == judged
+            assert valid[0, 5, 0] == (judged and not shift)  # past the label's own edge there is nothing to name
+
     def test_nodata_of_an_aligned_label_is_not_judged(self, tmp_path, scene):
         stored = bands((1, 60, 50), seed=1) % 3
         path = save(tmp_path / "l.tif", stored, transform=NORTH_UP @ Affine.translation(1, 0), nodata=0)
@@ -427,3 +438,23 @@ def test_a_heatmap_has_one_described_band_per_class(tmp_path):
         assert dataset.dtypes == ("float32", "float32")
         assert math.isnan(dataset.nodata)
         np.testing.assert_array_equal(dataset.read(), heat[:, 0])
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    path = save(tmp_path / "slc.tif", np.ones((1, 8, 9), dtype=np.complex64))
+    with pytest.raises(DataError, match="holds complex numbers"):
+        GeoTiffSource([path])
+
+
+def test_polygons_whose_system_is_null_are_in_longitude_and_latitude(tmp_path):
+    scene = GeoTiffSource([save(tmp_path / "a.tif", np.zeros((1, 20, 20), dtype=np.uint8))])
+    ring = [(x, y) for x, y in ((0, 0), (100, 0), (100, -100), (0, -100), (0, 0))]
+    shape = {"type": "Polygon", "coordinates": [[(500_000 + x, 5_300_000 + y) for x, y in ring]]}
+    far = {"type": "Polygon", "coordinates": [[(900_000 + x, 5_300_000 + y) for x, y in ring]]}
+    features = [{"type": "Feature", "geometry": rasterio.warp.transform_geom(UTM, "EPSG:4326", each)} for each in (shape, far)]
+    (tmp_path / "l.geojson").write_text(json.dumps({"type": "FeatureCollection", "crs": None, "features": features}))
+    label = PolygonLabel(tmp_path / "l.geojson", scene)
+    assert len(label._shapes) == 1  # of many scenes that share a file, each keeps its own
+    array, _ = whole(label)
+    assert array[0, 0, :10, :10].all()
+    assert array.sum() == 100

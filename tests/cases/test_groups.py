@@ -164,14 +164,14 @@ def test_a_table_names_the_group(table):
 )
 def test_a_wrong_column_is_an_error(table, settings, message):
     with pytest.raises(ConfigError, match=message):
-        Grouping(csv=table, **settings)
+        Grouping(csv=table, **settings)("s1", {})
 
 
 def test_a_table_that_contradicts_itself_is_an_error(tmp_path):
     path = tmp_path / "groups.csv"
     path.write_text("id,group\na,1\nb,1\na,2\n")
     with pytest.raises(DataError, match="row 3: 'a'"):
-        Grouping(csv=str(path))
+        Grouping(csv=str(path))("a", {})
 
 
 @pytest.mark.parametrize("content", [None, b"id,group\n\xff\xfe,1\n"])
@@ -180,7 +180,7 @@ def test_an_unreadable_table_is_an_error(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match="cannot be read"):
-        Grouping(csv=str(path))
+        Grouping(csv=str(path))("a", {})
 
 
 def test_two_rules_or_a_misspelt_one_are_an_error():

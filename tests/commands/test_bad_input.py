@@ -4,6 +4,8 @@ import errno
 import os
 import pickle
 import re
+import threading
+import time
 from pathlib import Path
 
 import nibabel
@@ -92,7 +94,7 @@ def test_an_unknown_label_value(refuses, tmp_path) -> None:
     path = labels(tmp_path) / "s0.tif"
     with rasterio.open(path, "r+") as label:
         label.write(np.array([[7, 9]], dtype=np.uint8), 1, window=((0, 1), (0, 2)))
-    refuses(3, f"{path} holds the label values 7, 9", "it maps 0, 1", "'+data.labels.7=ignore'")
+    refuses(3, f"{path} holds the label values 7, 9", "it maps 0, 1", "'7: ignore'")
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
@@ -128,7 +130,7 @@ def test_a_label_volume_of_another_shape(tmp_path, voxtile) -> None:
 def test_a_scene_without_data(refuses, tmp_path, scene_run: Run) -> None:
     case = scene_run.read("manifest.json")["data"]["split"]["train"][0]["id"]
     scene(images(tmp_path) / f"{case}.tif", np.full((2, 40, 36), -1, dtype=np.float32), int(case[1:]), nodata=-1)
-    refuses(3, "hold no pixel that can be judged", f"'data.exclude=[{case}]'")
+    refuses(3, "hold no pixel that can be judged", f"'data.exclude=[\"{case}\"]'")
 
 
 def test_a_case_that_only_the_configuration_knows(refuses) -> None:
@@ -159,6 +161,9 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("experiment=nothing", "'experiment=nothing' does not exist"),
         ("training=5", "'training=5' takes the place of all settings of 'training'"),
         ("data.name=a/b", "'data.name=a/b' names run folders"),
+        ("data.symmetry=3", "'data.symmetry=3' is of the wrong kind"),
+        ("data.exclude=s0", "'data.exclude=[p7]'"),
+        ("data.group=abc", "'data.group={pattern:"),
         ("data.window=[16]", "'data.window=[16]' must be [height, width]"),
         ("data.window=[16,32]", "'data.symmetry.rot90=true' turns windows"),
         ("model.width=0", "width 1 or more"),
@@ -365,6 +370,19 @@ class Planted:
         return Path.touch, (self.marker,)
 
 
+@pytest.mark.parametrize("place", [(), ("width",)])
+def test_a_planted_download_is_not_begun(copied_run: Run, voxtile, monkeypatch, place) -> None:
+    monkeypatch.setattr("monai.networks.nets.hovernet.download_url", lambda *args, **named: pytest.fail("downloads"))
+    config = copied_run.home / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    planted = {"_target_": "monai.networks.nets.HoVerNet", "pretrained_url": "http://127.0.0.1:9/x"}
+    content["model"] = content["model"] | {"width": planted} if place else planted
+    config.write_text(yaml.safe_dump(content))
+    refused(
+        voxtile("evaluate", f"run={copied_run.home}"), 2, "would have monai.networks.nets.HoVerNet load a file", "nothing was run"
+    )
+
+
 def test_a_planted_pickle_as_resume_state_is_not_run(copied_run: Run, tmp_path, voxtile) -> None:
     marker = tmp_path / "marker"
     (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 2}')
@@ -406,6 +424,46 @@ def test_a_full_disk_while_training(words, tmp_path, voxtile) -> None:
     assert not (home / "resume.pt").exists()
     assert not [path for path in home.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
     assert voxtile("train", *words, "retry=true").code == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "status.json", "manifest.json", "config.yaml"])
+def test_a_full_disk_is_said_of_any_file(words, tmp_path, voxtile, monkeypatch, name) -> None:
+    inner = Path.open
+
+    def full(self: Path, mode: str = "r", *args: object, **named: object):
+        if self.name.endswith(name) and mode != "r":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return inner(self, mode, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        said = voxtile("train", *words)
+    refused(said, 4, f"{name} cannot be read or written: No space left on device", "'paths.runs=…'")
+    assert voxtile("train", *words, "retry=true").code == 0
+
+
+def test_a_run_that_another_machine_has_taken_over(words, tmp_path, voxtile, monkeypatch) -> None:
+    inner = SegmentationModule.training_step
+    theirs: dict[str, bytes] = {}
+
+    def overtaken(self: SegmentationModule, batch: dict, index: int) -> None:
+        inner(self, batch, index)
+        if self.step == 4:
+            (home,) = homes(tmp_path / "runs")
+            for name in ("lease.json", "status.json", "manifest.json"):
+                (home / name).write_text('{"host": "elsewhere", "state": "running"}')
+                theirs[name] = (home / name).read_bytes()
+            deadline = time.monotonic() + 30
+            while not any(thread.name == "heartbeat" for thread in threading.enumerate()) or time.monotonic() < deadline:
+                if not any(thread.name == "heartbeat" and thread.is_alive() for thread in threading.enumerate()):
+                    break
+                time.sleep(0.02)
+
+    monkeypatch.setattr("voxtile.training.run_folder.HEARTBEAT", 0.02)
+    monkeypatch.setattr(SegmentationModule, "training_step", overtaken)
+    refused(voxtile("train", *words), 4, "was taken over by another machine")
+    (home,) = homes(tmp_path / "runs")
+    assert {name: (home / name).read_bytes() for name in theirs} == theirs
 
 
 def test_a_full_disk_while_a_map_is_finished(scene_run: Run, tmp_path, voxtile, monkeypatch) -> None:

@@ -118,6 +118,19 @@ def test_a_folder_of_slices_becomes_a_folder_of_maps(slice_run: Run, tmp_path: P
             np.testing.assert_array_equal(np.asarray(found), np.asarray(same))
 
 
+def test_a_file_that_exists_is_replaced_only_when_told(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    (tmp_path / "s1.tif").write_text("somebody's ground truth")
+    common = ["predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path}"]
+    said = voxtile(*common)
+    assert said.code == 3
+    assert f"{tmp_path / 's1.tif'} exists already" in said.text
+    assert (tmp_path / "s1.tif").read_text() == "somebody's ground truth"
+    assert voxtile(*common, "overwrite=true").code == 0
+    with rasterio.open(tmp_path / "s1.tif") as found:
+        assert found.shape == (40, 36)
+
+
 def test_slices_of_a_test_case_are_known_again(slice_run: Run, tmp_path: Path, voxtile: Command) -> None:
     sides = slice_run.read("manifest.json")["data"]["split"]
     common = [f"run={slice_run.home}", f"paths.runs={tmp_path}"]
@@ -169,7 +182,7 @@ def test_an_older_heatmap_beside_a_new_map_is_said(scene_run: Run, tmp_path: Pat
         f"output={tmp_path / 'my map (1)'}",
     ]
     assert voxtile(*common, "heatmaps=true").code == 0
-    assert "s1_heatmap.tif is of an earlier command" in voxtile(*common).text
+    assert "s1_heatmap.tif is of an earlier command" in voxtile(*common, "overwrite=true").text
 
 
 def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

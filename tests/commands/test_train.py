@@ -15,6 +15,7 @@ from tests.testers.tiny import SMALL, scene_words, volume_words
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
 from voxtile.errors import ConfigError
+from voxtile.training.module import SegmentationModule
 
 
 def losses(home: Path, name: str = "train/loss") -> list[float]:
@@ -231,6 +232,28 @@ def test_wandb_works_without_a_network(
     assert bool(list(home.glob("wandb/offline-run-*"))) == (mode == "offline")
 
 
+def test_runs_of_a_multirun_are_tracked_apart(short: list[str], tmp_path: Path, voxtile: Command) -> None:
+    assert voxtile("train", *short, "logger=wandb", "logger.wandb.mode=offline", "-m", "seed=0,1").code == 0
+    for home in homes(tmp_path / "runs"):
+        (folder,) = home.glob("wandb/offline-run-*")
+        assert folder.name.endswith(Run([], home, tmp_path, "").read("recipe.json")["identity"][:16])
+
+
+def test_a_run_with_a_table_of_groups_is_opened_from_anywhere(
+    tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = scene_words(tmp_path)
+    (tmp_path / "places.csv").write_text("id,group\n" + "".join(f"s{n},p{n}\n" for n in range(6)))
+    monkeypatch.chdir(tmp_path)
+    assert voxtile("train", *words, "data.group={csv: places.csv}").code == 0
+    (home,) = homes(tmp_path / "runs")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert voxtile("evaluate", f"run={home}").code == 0
+    (tmp_path / "places.csv").unlink()
+    assert voxtile("predict", f"run={home}", f"input={tmp_path}/scenes/images/s0.tif", f"output={tmp_path / 'out'}").code == 0
+
+
 def test_a_multirun_reports_every_run(short: list[str], tmp_path: Path, voxtile: Command) -> None:
     said = voxtile("train", *short, "-m", "seed=0,1")
     assert said.code == 0
@@ -260,16 +283,36 @@ def test_a_failed_run_is_refused_until_told_to_retry(copied_run: Run, voxtile: C
     assert copied_run.read("status.json")["state"] == "finished"
 
 
-def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(copied_run: Run, voxtile: Command) -> None:
-    status, manifest = copied_run.home / "status.json", copied_run.home / "manifest.json"
-    status.write_text('{"state": "interrupted", "step": 0}')
+@pytest.fixture
+def half_run(words: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run whose process was killed after its fourth step."""
+
+    def killed(self: SegmentationModule, batch: dict, index: int) -> None:
+        if self.step == 4:
+            raise ZeroDivisionError
+        step(self, batch, index)
+
+    step = SegmentationModule.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "training_step", killed)
+        with pytest.raises(ZeroDivisionError):
+            voxtile("train", *words)
+    (home,) = homes(tmp_path / "runs")
+    (home / "status.json").write_text('{"state": "interrupted", "step": 4}')
+    return Run(words, home, tmp_path, "")
+
+
+def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(half_run: Run, voxtile: Command) -> None:
+    manifest = half_run.home / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"torch": "', '"torch": "0.'))
-    said = voxtile("train", *copied_run.words)
+    said = voxtile("train", *half_run.words)
     assert said.code == 4
     assert "torch was 0." in said.text
     assert "'inexact=true'" in said.text
-    assert voxtile("train", *copied_run.words, "inexact=true").code == 0
-    done = copied_run.read("manifest.json")
+    said = voxtile("train", *half_run.words, "inexact=true")
+    assert said.code == 0
+    assert "continuing at step 4 of 6" in said.text
+    done = half_run.read("manifest.json")
     assert done["versions"]["torch"].startswith("0.")
     (segment,) = done["segments"]
     assert "0." + segment["versions"]["torch"] == done["versions"]["torch"]
@@ -277,13 +320,22 @@ def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(copi
     assert segment["seconds"] > 0
 
 
-def test_a_run_begun_on_a_gpu_does_not_go_on_here_unless_told_to(copied_run: Run, voxtile: Command) -> None:
-    (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 0}')
-    manifest = copied_run.home / "manifest.json"
+def test_a_run_begun_on_a_gpu_does_not_go_on_here_unless_told_to(half_run: Run, voxtile: Command) -> None:
+    manifest = half_run.home / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"device": "cpu"', '"device": "cuda"'))
-    said = voxtile("train", *copied_run.words)
+    said = voxtile("train", *half_run.words)
     assert said.code == 4
     assert "device was cuda, is cpu" in said.text
+
+
+def test_where_nothing_was_saved_there_is_nothing_to_continue(half_run: Run, voxtile: Command) -> None:
+    (half_run.home / "resume.pt").unlink()
+    manifest = half_run.home / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"torch": "', '"torch": "0.'))
+    assert voxtile("train", *half_run.words).code == 0
+    done = half_run.read("manifest.json")
+    assert "segments" not in done
+    assert not done["versions"]["torch"].startswith("0.")
 
 
 def test_what_was_trusted_stands_in_the_commands_to_come(words: list[str], tmp_path: Path, voxtile: Command) -> None:

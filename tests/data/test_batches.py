@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from voxtile.data.batches import ReadAhead, collate, flattened, pinned
+from voxtile.data.batches import ReadAhead, collate, flattened
 
 WORKERS = [0, 1, 3]
 
@@ -131,11 +131,3 @@ def test_the_depth_axis_of_planes_is_taken_away():
     assert {key: tuple(batch[key].shape) for key in ("image", "valid", "label", "mean")} == {
         "image": (5, 2, 3, 4), "valid": (5, 3, 4), "label": (5, 3, 4), "mean": (5, 2),
     }  # fmt: skip
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
-def test_pinning_reaches_nested_tensors():
-    batch = pinned(collate([sample("uint8")]) | {"tiles": ["kept"]})
-    assert batch["image"].is_pinned()
-    assert batch["augment"]["affine"]["angle"].is_pinned()
-    assert batch["tiles"] == ["kept"]

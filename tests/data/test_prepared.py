@@ -115,7 +115,7 @@ def test_a_class_that_training_never_shows_is_named(root):
 @pytest.mark.parametrize(("side", "name"), [("train", "b"), ("val", "e")])
 def test_a_scene_without_any_data_is_named_with_the_way_to_leave_it_out(root, side, name):
     scene(root, side, name, image=np.zeros((2, 24, 40), np.int16))
-    with pytest.raises(DataError, match=rf"1 cases .* hold no pixel .*'data\.exclude=\[{name}\]'"):
+    with pytest.raises(DataError, match=rf"1 case .* hold no pixel .*'data\.exclude=\[.{name}.\]'"):
         ready(root)
     assert name not in ready(root, data=dataset(root, exclude=[name])).surveys
 
@@ -129,7 +129,7 @@ def test_empty_scenes_on_two_sides_are_called_empty_and_not_a_leak(root):
 
 def test_a_label_that_is_ignored_everywhere_is_named(root):
     scene(root, "val", "e", label=np.full((24, 40), 255, np.uint8))
-    with pytest.raises(DataError, match=r"1 cases .* hold no pixel .*: e\."):
+    with pytest.raises(DataError, match=r"1 case .* hold no pixel .*: e\."):
         ready(root)
 
 
@@ -194,6 +194,14 @@ def test_stratifying_leaves_the_labels_of_test_cases_closed(root, scheme, monkey
     assert sum(map(len, found.split.sides.values())) == 7
     assert found.split.test
     assert set(opened) == {case.id for case in (*found.split.train, *found.split.val)}
+
+
+def test_a_few_cases_for_a_look_need_not_hold_every_class(root):
+    for name in ("a", "b", "c"):
+        scene(root, "train", name, label=np.full((24, 40), int(name == "c"), dtype=np.uint8))
+    with pytest.raises(DataError, match="No training case holds a pixel of class roof"):
+        ready(root)
+    assert ready(root, limit=2).class_counts[1:] == [0, 0]
 
 
 # --- batches of it

@@ -172,7 +172,7 @@ def test_a_class_that_no_case_holds_is_not_drawn():
 
 def test_a_case_with_nothing_to_judge_is_named():
     blind = case_of("cloudy", (1, 16, 16), valid=np.zeros((1, 16, 16), dtype=bool))
-    with pytest.raises(DataError, match=r"1 training cases hold no pixel .*cloudy.*'data\.exclude=\[cloudy\]'"):
+    with pytest.raises(DataError, match=r"1 training case hold no pixel .*cloudy.*'data\.exclude=\[.cloudy.\]'"):
         stream_of([case_of("a", (1, 16, 16)), blind])
 
 

@@ -97,6 +97,18 @@ def test_locations_hold_their_class_and_data(folder, image, label):
         assert (image[:, y, x] != 0).all()
 
 
+def test_the_digest_knows_an_image_under_another_name(tmp_path):
+    """Some writers put the file's name into a band's description."""
+    digests = set()
+    for name in ("Ghana_1", "copy"):
+        path = tmp_path / f"{name}.tif"
+        write(path, np.arange(72, dtype=np.uint8).reshape(1, 8, 9))
+        with rasterio.open(path, "r+") as out:
+            out.set_band_description(1, "Ghana_1_VV")
+        digests.add(survey(Case(name, name, GeoTiffSource([path])), 2, label=False).image_digest)
+    assert len(digests) == 1
+
+
 def test_a_draw_of_locations_is_even(folder, image, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 16)
     monkeypatch.setattr(module, "MOST_LOCATIONS", 400)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxtile.training import recipe
-from voxtile.training.recipe import FIELDS, Recipe, differences
+from voxtile.training.recipe import FIELDS, Recipe
 
 CONFIG = {
     "model": {"_target_": "voxtile.models.unet.UNet", "width": 16}, "loss": {"_target_": "x"}, "optimizer": {"lr": 1e-3},
@@ -83,7 +83,7 @@ def test_a_field_added_later_is_left_out_at_the_value_that_stood_for_it(monkeypa
     assert identity(changed("training.deep_supervision", True)) != before
 
 
-def test_differences_name_path_old_and_new() -> None:
-    old, new = (Recipe.of(config, "d", "s", 1).as_dict() for config in (CONFIG, changed("training.steps", 20)))
-    assert differences(old, new) == ["training.steps: 10 -> 20"]
-    assert differences(old, old) == []
+@pytest.mark.parametrize(("group", "place"), [("split", "file"), ("data.group", "csv")])
+def test_where_a_table_lies_does_not_count(group: str, place: str) -> None:
+    here, there = (identity(changed(group, {place: path, "fold": 1})) for path in ("table.csv", "/elsewhere/table.csv"))
+    assert here == there != identity(changed(group, {place: "table.csv", "fold": 2}))

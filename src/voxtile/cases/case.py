@@ -93,7 +93,7 @@ class Labels:
             raise DataError(
                 f"{self.source.path} holds the label values {listed(v.item() for v in unknown)} (window {tuple(window)}), which "
                 f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them under 'labels:' in the data "
-                f"set's file, or type, where they are not to be judged, '+data.labels.{unknown[0].item():g}=ignore'."
+                f"set's file, where they are not to be judged as '{unknown[0].item():g}: ignore'."
             )
         return out
 

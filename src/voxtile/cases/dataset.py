@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +29,13 @@ def _open_image(kind: str, paths: Sequence[Path], nodata: float | None) -> Sourc
     return PictureSource(paths)
 
 
-def _open_label(kind: str, paths: Sequence[Path], image: Source) -> Source:
+def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collection[int]) -> Source:
     if kind == "geotiff":
         from voxtile.cases.geotiff import GeoTiffSource, PolygonLabel, label_source
 
         assert isinstance(image, GeoTiffSource)
         polygons = paths[0].suffix.lower() in (".geojson", ".json")
-        return PolygonLabel(paths[0], image) if polygons else label_source(paths[0], image)
+        return PolygonLabel(paths[0], image) if polygons else label_source(paths[0], image, named)
     if kind == "nifti":
         from voxtile.cases.nifti import NiftiSource, nifti_label
 
@@ -202,7 +202,7 @@ class Dataset:
                     f"Case '{files.id}' has {len(files.labels)} label files: {listed(files.labels)}. Only pictures are stacked as "
                     f"slices; expected one label for format '{self.format}'. Make the ids unique ('data.layout.case=…')."
                 )
-            source = _open_label(self.format, files.labels, image)
+            source = _open_label(self.format, files.labels, image, self.label_map.values)
             if source.canonical.shape != image.canonical.shape:
                 raise DataError(
                     f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,8 @@ class GeoTiffSource(Source):
                     name = (dataset.descriptions[band - 1] or default).strip()
                     # Some writers put the file's name into the description; such names differ from scene to scene.
                     names.append(default if path.stem.split(".")[0] in name else name)
+        if np.result_type(*dtypes).kind == "c":
+            raise DataError(f"{self.path} holds complex numbers. Expected real ones; save magnitude and phase as bands.")
         self._scaled = any(pair != (1.0, 0.0) for pair in self._scale)
         self.dtype = np.dtype(np.float32) if self._scaled else np.result_type(*dtypes)
         self.channels = tuple(names) if len(set(names)) == len(names) else tuple(f"band{i + 1}" for i in range(len(names)))
@@ -199,7 +201,7 @@ def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
 class AlignedLabel(Source):
     """A one-band label raster brought onto another grid by reprojection, nearest neighbour, window by window."""
 
-    def __init__(self, path: Path, onto: GeoTiffSource) -> None:
+    def __init__(self, path: Path, onto: GeoTiffSource, named: Collection[int] = ()) -> None:
         with _open(path) as dataset:
             if dataset.crs is None or onto.stored.crs is None:
                 raise DataError(
@@ -208,7 +210,7 @@ class AlignedLabel(Source):
                     "cannot be aligned. Expected a label of the image's size, or a CRS in both files."
                 )
             self.dtype = np.dtype(dataset.dtypes[0])
-            self._nodata, self._stamp = dataset.nodata, _stamp(path)
+            self._nodata, self._stamp = None if dataset.nodata in named else dataset.nodata, _stamp(path)
             left, bottom, right, top = rasterio.warp.transform_bounds(
                 dataset.crs, onto._profile["crs"], *scene_grid(dataset).footprint
             )
@@ -226,13 +228,13 @@ class AlignedLabel(Source):
         transform, crs = self._onto._profile["transform"], self._onto._profile["crs"]
         return WarpedVRT(
             _open(self.path), crs=crs, transform=transform, width=self.stored.shape[2], height=self.stored.shape[1],
-            resampling=Resampling.nearest, add_alpha=self._nodata is None, nodata=self._nodata,
+            resampling=Resampling.nearest, add_alpha=self._nodata is None, src_nodata=self._nodata, nodata=self._nodata,
         )  # fmt: skip
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`."""
         area = RasterWindow(window.x, window.y, window.width, window.height)
-        key = (self.path, self._stamp, self._onto.path)
+        key = (self.path, self._stamp, self._nodata, self._onto.path)
         try:
             dataset = _HANDLES.get(key, self._open_warped)
             return dataset.read([1], window=area)[:, None], dataset.read_masks(1, window=area)[None] > 0
@@ -248,21 +250,29 @@ class AlignedLabel(Source):
         return self._onto.map_name(stem, spec)
 
 
-def label_source(path: Path, onto: GeoTiffSource) -> Source:
+def label_source(path: Path, onto: GeoTiffSource, named: Collection[int] = ()) -> Source:
     """Opens a label raster, aligned to the grid of its image where it lies on another one.
+
+    Args:
+        path: the raster.
+        onto: its image.
+        named: values that the configuration gives a meaning; a nodata tag does not take it away from them, since many a tool
+            writes nodata=0 into masks in which 0 is a class.
 
     Raises:
         DataError: The label has several bands, or cannot be aligned.
     """
     label = GeoTiffSource([path])
+    if label._nodata[0] in named:
+        label = GeoTiffSource([path], nodata=math.nan)  # which no whole number equals
     if len(label.channels) != 1:
         raise DataError(f"{path} has {len(label.channels)} bands; a label has one band of class values.")
     if label.stored.shape == onto.stored.shape:
         # Masks of the image's size often come without georeference: they can only mean its pixels.
-        unplaced = label.stored.crs is None
+        unplaced = label.stored.crs is None or onto.stored.crs is None
         if unplaced or (label.stored.crs == onto.stored.crs and label.stored.corner_distance(onto.stored) < 0.1):
             return label
-    return AlignedLabel(path, onto)
+    return AlignedLabel(path, onto, named)
 
 
 def _write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[str, Any]) -> None:
@@ -327,13 +337,16 @@ class PolygonLabel(Source):
             raise DataError(f"{onto.path} has no coordinate reference system, so the polygons of {path} cannot be placed on it.")
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            own = document.get("crs", {}).get("properties", {}).get("name", "EPSG:4326")
+            own = ((document.get("crs") or {}).get("properties") or {}).get("name", "EPSG:4326")
             shapes = [feature["geometry"] for feature in document["features"] if feature.get("geometry")]
             shapes = [shape for shape in shapes if shape["type"] in ("Polygon", "MultiPolygon")]
             self._shapes = rasterio.warp.transform_geom(own, crs, shapes) if shapes else []
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RasterioError) as error:
             raise DataError(f"{path} cannot be read as GeoJSON polygons: {error!r}. Expected a FeatureCollection.") from error
-        self._bounds = [rasterio.features.bounds(shape) for shape in self._shapes]
+        left, bottom, right, top = onto.stored.footprint
+        bounds = [(shape, rasterio.features.bounds(shape)) for shape in self._shapes]
+        near = [(shape, b) for shape, b in bounds if b[0] <= right and b[2] >= left and b[1] <= top and b[3] >= bottom]
+        self._shapes, self._bounds = [shape for shape, _ in near], [b for _, b in near]
         self.paths, self.channels, self.dtype = (path,), ("label",), np.dtype(np.uint8)
         self.stored, self.canonical, self._onto = onto.stored, onto.canonical, onto
 

@@ -7,9 +7,10 @@ import csv as csvfile
 import operator
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
-from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
+from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason, typed
 
 Rule = Callable[[str, Mapping[str, str]], str]  # (case id, fields of its name) -> group
 
@@ -43,7 +44,6 @@ class Grouping:
 
         Raises:
             ConfigError: A setting is unknown or wrong, or several rules are given.
-            DataError: The table cannot be read or contradicts itself.
         """
         known = ("pattern", "expression", "csv", "key", "column", "delimiter")
         if unknown:
@@ -53,20 +53,24 @@ class Grouping:
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) > 1:
             raise ConfigError(f"'data.group' gives {' and '.join(chosen)}, and a group follows from one rule. Keep one of them.")
+        if len(delimiter) != 1:
+            raise ConfigError(f"'data.group.delimiter={delimiter}' must be one character, such as ',' or ';'.")
         self._rule: Rule = lambda case_id, fields: case_id
         if pattern is not None:
             self._rule = _Pattern(pattern)
         elif expression is not None:
             self._rule = _Expression(str(expression))
         elif csv is not None:
-            self._rule = _Table(Path(csv), key, column, delimiter)
+            # Read at the first case: new files that are only predicted need no group, and the table may be elsewhere.
+            table = cache(lambda: _Table(Path(csv).expanduser(), key, column, delimiter))
+            self._rule = lambda case_id, fields: table()(case_id, fields)
 
     def __call__(self, case_id: str, fields: Mapping[str, str]) -> str:
         """The group of the case called `case_id`, whose name holds the `fields` of the layout's patterns.
 
         Raises:
             ConfigError: The expression uses a variable that does not exist, or mixes texts and numbers.
-            DataError: The rule finds no group for this case.
+            DataError: The rule finds no group for this case, or the table cannot be read or contradicts itself.
         """
         group = self._rule(case_id, fields)
         if not group:
@@ -89,7 +93,7 @@ class _Pattern:
         if match is None:
             raise DataError(
                 f"Case '{case_id}' does not match 'data.group.pattern={self._regex.pattern}', so its group is unknown. Widen the "
-                f"pattern, or leave the case out with 'data.exclude=[{case_id}]'."
+                f"pattern, or leave the case out with 'data.exclude={typed([case_id])}'."
             )
         return (match["group"] if "group" in self._regex.groupindex else match[0]) or ""
 
@@ -147,7 +151,7 @@ class _Expression:
         except (ValueError, ZeroDivisionError) as error:
             raise DataError(
                 f"'data.group.expression={self._text}' gives no group for case '{case_id}' with {names}: {reason(error)}. Correct "
-                f"the expression, or leave the case out with 'data.exclude=[{case_id}]'."
+                f"the expression, or leave the case out with 'data.exclude={typed([case_id])}'."
             ) from error
 
     def _value(self, node: ast.expr, names: Mapping[str, int | str]) -> int | str:
@@ -188,8 +192,6 @@ class _Expression:
 class _Table:
     def __init__(self, path: Path, key: str, column: str, delimiter: str) -> None:
         self._path, self._key = path, key
-        if len(delimiter) != 1:
-            raise ConfigError(f"'data.group.delimiter={delimiter}' must be one character, such as ',' or ';'.")
         try:
             # utf-8-sig: spreadsheets put a byte order mark before the first column's name
             with path.open(encoding="utf-8-sig", newline="") as file:
@@ -218,6 +220,7 @@ class _Table:
         if case_id not in self._groups:
             raise DataError(
                 f"Case '{case_id}' is not in column '{self._key}' of {self._path} (data.group.csv), so its group is "
-                f"unknown.{did_you_mean(case_id, self._groups)} Add a row, or leave the case out with 'data.exclude=[{case_id}]'."
+                f"unknown.{did_you_mean(case_id, self._groups)} Add a row, or leave the case out with "
+                f"'data.exclude={typed([case_id])}'."
             )
         return self._groups[case_id]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from voxtile.cases.pictures import natural_key
-from voxtile.errors import DataError, listed, reason
+from voxtile.errors import ConfigError, DataError, listed, reason
 
 SPLITS = ("train", "val", "test")
 
@@ -109,7 +109,9 @@ class FolderLayout(Layout):
             unlabelled: whether cases without a label are left out instead of being an error.
         """
         super().__init__(root)
-        self.images = [images] if isinstance(images, str) else list(images)
+        self.images = [images] if isinstance(images, str) else [str(pattern) for pattern in images]
+        if not self.images:
+            raise ConfigError("'data.layout.images' is empty. Give a pattern of file names, for example 'images/{id}.tif'.")
         self.labels, self.case, self.unlabelled = labels, case, unlabelled
         self.splits = dict(splits or {name: name for name in SPLITS})
 

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -194,15 +195,27 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an error of the operating system the file that it is about: a disk that is full does not say what it was for."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` make a file beside `path`, syncs it and moves it under its name; on failure nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     making = _beside(path)
-    try:
-        write(making)
-        _publish(making, path)
-    finally:
-        _remove(making)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(making)
+            _publish(making, path)
+        finally:
+            _remove(making)
 
 
 def atomic_text(path: Path, text: str) -> None:

@@ -59,9 +59,10 @@ def prepare_data(built: Parts, out: Console) -> Prepared:
     from voxtile.data.prepared import prepare
 
     with progress(out) as tick:
+        data = built.config["data"]
         return prepare(
-            built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), built.config["data"]["waive"],
-            built.config["data"]["limit"], tick,
+            built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), data["waive"] or (),
+            data["limit"], tick,
         )  # fmt: skip
 
 
@@ -69,17 +70,16 @@ def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping
     """Builds network, loss and LightningModule for prepared data."""
     import lightning
 
-    from voxtile.commands.build import build
+    from voxtile.commands.build import build, build_network
     from voxtile.training.module import SegmentationModule
     from voxtile.training.schedules import parameter_groups
 
     config, dataset = built.config, prepared.dataset
     lightning.seed_everything(config["seed"], verbose=False)
-    facts = {"num_classes": len(dataset.classes)}
-    network = build(config["model"], "model", built.trust, in_channels=prepared.channels, **facts)
+    network = build_network(config["model"], built.trust, prepared.channels, len(dataset.classes))
     loss = build(
         config["loss"], "loss", built.trust, class_counts=prepared.class_counts, present_counts=prepared.present_counts,
-        background=dataset.background, **facts,
+        background=dataset.background, num_classes=len(dataset.classes),
     )  # fmt: skip
     rate = float(config["optimizer"]["lr"])
     return SegmentationModule(
@@ -123,20 +123,21 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) 
             f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger "
             "window, or a shallower network (for example 'model.depth=3')."
         )
-    expected = (1, classes, *window)
-    try:
-        with torch.inference_mode():
-            found = tuple(network.eval()(torch.zeros(1, channels, *window)).shape)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"The network cannot take an image of shape {(1, channels, *window)} [B, C, size]: {reason(error)}. "
-            "Choose another 'data.window' or other settings of 'model'."
-        ) from error
-    finally:
-        network.train()
-    if found != expected:
-        raise ConfigError(
-            f"The network gives logits of shape {found} for an image of {(1, channels, *window)}; expected {expected}, one channel "
-            "per class and the image's size. Give it the number of classes under the name it takes, for example "
-            "'model.out_channels=…'."
-        )
+    odd = [side - 1 if side > least else side for side in window]  # whole cases have sides of any length
+    for size in (window, odd):
+        try:
+            with torch.inference_mode():
+                found = tuple(network.eval()(torch.zeros(1, channels, *size)).shape)
+        except Exception as error:  # other people's networks refuse sizes in any way
+            raise ConfigError(
+                f"The network cannot take an image of shape {(1, channels, *size)} [B, C, size]: {reason(error)}. Choose another "
+                "'data.window' or other settings of 'model'; in evaluation a network must take any size."
+            ) from error
+        finally:
+            network.train()
+        if found != (1, classes, *size):
+            raise ConfigError(
+                f"The network gives logits of shape {found} for an image of {(1, channels, *size)}; expected "
+                f"{(1, classes, *size)}, one channel per class and the image's size. Give it the number of classes under the name "
+                "it takes, for example 'model.out_channels=…', and have it pad and crop what it cannot halve."
+            )

@@ -99,11 +99,11 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
     known = {"_target_", "_partial_"}
     maker = target(str(node["_target_"]), where, trust)
     arguments = {key: _built(value, f"{where}.{key}", trust) for key, value in node.items() if key not in known} | extra
-    loading = [key for key, value in arguments.items() if value and where == "model" and LOADING.search(key)]
+    loading = [key for key, value in arguments.items() if value and where.split(".")[0] == "model" and LOADING.search(key)]
     if loading and not _below(str(node["_target_"]).rpartition(".")[0], (*trust, "voxtile.models")):
         raise ConfigError(
-            f"'model.{loading[0]}={arguments[loading[0]]}' would have {node['_target_']} load a file that voxtile does not check; "
-            f"nothing was run. If you trust it, type 'trust=[{str(node['_target_']).rpartition('.')[0]}]'."
+            f"'{where}.{loading[0]}={arguments[loading[0]]}' would have {node['_target_']} load a file that voxtile does not "
+            f"check; nothing was run. If you trust it, type 'trust=[{str(node['_target_']).rpartition('.')[0]}]'."
         )
     accepted: Mapping[str, inspect.Parameter] = {}
     with contextlib.suppress(TypeError, ValueError):  # some classes written in C have no signature
@@ -119,6 +119,20 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
     if node.get("_partial_"):
         return lambda *args: _called(maker, where, args, arguments)
     return _called(maker, where, (), arguments)
+
+
+def build_network(node: Mapping[str, Any], trust: Sequence[str], in_channels: int, num_classes: int) -> Any:
+    """Builds the network of a configuration; one of MONAI, which takes some sizes only, in an adapter that pads and crops.
+
+    Raises:
+        ConfigError: See `build`.
+    """
+    network = build(node, "model", trust, in_channels=in_channels, num_classes=num_classes)
+    if not _below(type(network).__module__, ("monai",)):
+        return network
+    from voxtile.models.adapter import Padded
+
+    return Padded(network, int(node.get("spatial_dims", 2)))
 
 
 def _built(value: Any, where: str, trust: Sequence[str]) -> Any:
@@ -138,8 +152,14 @@ def _called(maker: Callable[..., Any], where: str, args: Sequence[Any], argument
         raise
     except Exception as error:  # other people's constructors refuse their arguments in any way
         raise ConfigError(
-            f"'{where}' cannot be built with {dict(arguments)}: {reason(error)}. See conf/{where.split('.')[0]} for examples."
+            f"'{where}' cannot be built with {_shown(arguments)}: {reason(error)}. See conf/{where.split('.')[0]} for examples."
         ) from error
+
+
+def _shown(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as a configuration holds them; what was built of other parts of it would say nothing."""
+    plain = (bool, int, float, str, list, dict)
+    return {key: value for key, value in arguments.items() if value is None or type(value) in plain}
 
 
 @dataclass(frozen=True)
@@ -192,7 +212,8 @@ def parts(config: Mapping[str, Any]) -> Parts:
         raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
     _check_values(config)
     layout = build(data["layout"], "data.layout", trust)
-    dataset = Dataset(layout=layout, **{key: data[key] for key in DATA_KEYS if key in data})
+    facts = {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
+    dataset = _called(Dataset, "data", (), facts | {"layout": layout})
     return Parts(
         config,
         dataset,
@@ -212,6 +233,11 @@ TOP_KEYS = (
 
 WANDB_MODES = ("online", "offline", "disabled")
 
+# Values of `data` with parts: what holds them, and an example. Null is none of them.
+KINDS: Sequence[tuple[str, type, str]] = (
+    ("symmetry", Mapping, "{flips: [x]}"), ("group", Mapping, "{pattern: '^[a-z]+'}"), ("colors", Mapping, "{water: [0,0,255]}"),
+    ("exclude", list, "[p7]"), ("waive", list, "[p7]"), ("channels", list, "[red,nir]"),
+)  # fmt: skip
 SECTIONS = ("model", "loss", "optimizer", "scheduler", "augment", "normalise", "split", "trainer", "data", "training", "paths")
 
 # Values that no class of ours takes and checks: path, and the least and most they may be.
@@ -239,7 +265,10 @@ def _check_values(config: Mapping[str, Any]) -> None:
         )
     if not isinstance(data["labels"], Mapping):
         raise ConfigError(f"'data.labels={data['labels']}' must name a class for each stored value: {{0: ground, 1: building}}.")
-    if data["symmetry"].get("rot90") and window[-1] != window[-2]:
+    for key, kind, example in KINDS:
+        if data.get(key) is not None and not isinstance(data[key], kind):
+            raise ConfigError(f"'data.{key}={data[key]}' is of the wrong kind. Expected, for example, 'data.{key}={example}'.")
+    if (data["symmetry"] or {}).get("rot90") and window[-1] != window[-2]:
         raise ConfigError(
             f"'data.symmetry.rot90=true' turns windows by 90°, and 'data.window={window}' is not square. Make it square, or type "
             "'data.symmetry.rot90=false'."

@@ -140,7 +140,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     data = make_data(built, prepared, lambda: range(STEPS))
     times = StepTimes()
     options = {name: value for name, value in config["trainer"].items() if name != "profiler"}
-    with bare_trainer([times], max_epochs=1, limit_val_batches=1, logger=False, **options) as trainer:
+    with bare_trainer([times], max_epochs=1, limit_val_batches=2, logger=False, **options) as trainer:
         trainer.fit(module, datamodule=data)
     settings = built.settings
     step, validation = times.step, times.validation_batch * len(data.val_dataloader().items())

@@ -140,18 +140,23 @@ def predict_case(
     if trained.built.dataset.format == "picture":  # slices of a stack are told by their files
         known_by |= {content_hash(path) for path in files.images}
     if known_by & set(data["test_files"]):
-        looks = record_look(trained.ledger(config), data["test_fingerprint"], identity, "predict")
-        out.print(f"{files.id} is a test case of this run, or a part of one: look number {looks} at this test split, recorded")
+        if not trained.looks:  # one command is one look
+            trained.looks.append(record_look(trained.ledger(config), data["test_fingerprint"], identity, "predict"))
+        out.print(
+            f"{files.id} is a test case of this run, or a part of one: look number {trained.looks[0]} at this test split, recorded"
+        )
     intensity = trained.intensity or trained.built.normalisation.of_case(found.sample)
     weights = content_hash(trained.home.weights / f"{config['weights']}.safetensors")
     made = f"{identity} {weights} {config['overlap']} {config['precision']} {__version__} {found.image_digest}"
-    tags = (("software", f"voxtile {trained.manifest['versions']['voxtile']}"), ("run", identity), ("weights", config["weights"]))
+    tags = (("software", f"voxtile {__version__}"), ("run", identity), ("weights", config["weights"]))
     spec = MapSpec(tuple(data["classes"]), False, trained.built.dataset.colors, tags, made)
     specs = [spec, replace(spec, heatmap=True)] if config["heatmaps"] else [spec]
     paths = [_output(case.image, files.id, s, source, target) for s in specs]
     for path in paths:
         if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
             raise DataError(f"The map {path} would overwrite its own input. Name another output.")
+        if path.exists() and not config["overwrite"]:
+            raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
     stale = _output(case.image, files.id, replace(spec, heatmap=True), source, target)
     if not config["heatmaps"] and stale.exists():
         out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)

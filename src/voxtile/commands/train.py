@@ -52,8 +52,7 @@ def train(config: Mapping[str, Any]) -> int:
             f"This run failed before, at step {status.get('step', '?')}, and said: {status.get('reason', 'nothing.')} Its folder "
             f"is {home.path}. Change the configuration, or train it again from its last saved state with 'retry=true'."
         )
-    going_on = status["state"] == "interrupted" or (status["state"] == "failed" and home.resume.exists())
-    if going_on and not config["inexact"]:
+    if status["state"] in ("interrupted", "failed") and home.resume.exists() and not config["inexact"]:
         refuse_if_changed(home, device)
     # What does not fit together shows here, before there is a run folder.
     module = make_module(built, prepared, lambda step, values: None)
@@ -80,20 +79,22 @@ def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.assemble import device_of
     from voxtile.commands.loggers import make_loggers
+    from voxtile.errors import RunError
     from voxtile.studies.manifest import continued, manifest, segment
     from voxtile.training.fit import InterruptedRunError, fit
 
     steps = module.settings.steps
     facts = manifest(command_line(), prepared, device_of(config["trainer"]))
-    if (home.path / "manifest.json").exists():
+    if home.resume.exists() and (home.path / "manifest.json").exists():
         facts = continued(home.read("manifest.json"), facts)
     began = time.monotonic()
-    # Named from the top, so that evaluating from another folder finds the data.
-    layout = {**config["data"]["layout"], "root": str(prepared.dataset.layout.root.resolve())}
-    kept = {**config, "data": {**config["data"], "layout": layout}}
-    atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
+    kept = OmegaConf.create(dict(config))
+    for place in ("data.layout.root", "data.group.csv", "split.file"):
+        if path := OmegaConf.select(kept, place):  # named from the top, so that evaluating from another folder finds it
+            OmegaConf.update(kept, place, str(Path(path).expanduser().absolute()))
+    atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(kept))
     home.write("manifest.json", facts)
-    home.set_status("running", step=0, steps=steps)
+    home.set_status("running", **({"step": 0, "steps": steps} | {k: v for k, v in home.status.items() if k in ("step", "best")}))
     for sentence in prepared.waived:
         out.print(f"waived: {sentence}", style="yellow")
     split = prepared.split
@@ -106,21 +107,26 @@ def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any
     trainer = dict(config["trainer"])
     if trainer.get("profiler") == "simple":
         trainer["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
+    loggers = make_loggers(config, home)
     try:
-        fit(module, data, home, trainer, make_loggers(config, home), out, command_line())
+        fit(module, data, home, trainer, loggers, out, command_line())
         for path in home.path.glob("*-profile.txt"):
             out.print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     except InterruptedRunError:
         home.set_status("interrupted", step=module.step, steps=steps, best=module.best)
         raise
     except Exception as error:
-        with suppress(OSError):  # the disk that is full may be the reason
+        with suppress(OSError, RunError):  # the disk that is full, or a run taken over, may be the reason
             home.set_status("failed", step=module.step, steps=steps, best=module.best, reason=str(error) or type(error).__name__)
         raise
     finally:
         segment(facts)["seconds"] = round(time.monotonic() - began, 1)
-        with suppress(OSError):
+        with suppress(OSError, RunError):
             home.write("manifest.json", facts)
+        for logger in loggers:
+            logger.finalize("success")
+            if hasattr(logger.experiment, "finish"):  # else wandb would take the next run of a multirun for this one
+                logger.experiment.finish()
 
 
 def refuse_if_changed(home: RunFolder, device: str) -> None:

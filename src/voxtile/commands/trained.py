@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]  # OmegaConf's parser, which publishes no types
 
-from voxtile.commands.build import Parts, build, parts
+from voxtile.commands.build import Parts, build_network, parts
 from voxtile.data.normalise import Intensity
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
 from voxtile.inference.predictor import Predictor
@@ -35,12 +35,14 @@ class Trained:
         built: its parts, built anew from its configuration.
         manifest: what it was made from.
         network: with the weights asked for.
+        looks: numbers under which this command's looks at test cases were recorded.
     """
 
     home: RunFolder
     built: Parts
     manifest: Mapping[str, Any]
     network: torch.nn.Module
+    looks: list[int] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: str, weights: str, trust: Sequence[str], root: str | None = None, cache: str | None = None) -> Trained:
@@ -82,7 +84,7 @@ class Trained:
             raise RunError(
                 f"{home.path / 'manifest.json'} says nothing of {listed(missing)}. The run folder is damaged; train the run again."
             )
-        network = build(config["model"], "model", trust, in_channels=len(data["channels"]), num_classes=len(data["classes"]))
+        network = build_network(config["model"], trust, len(data["channels"]), len(data["classes"]))
         file = home.weights / f"{weights}.safetensors"
         if not file.exists():
             there = sorted(p.stem for p in home.weights.glob("*.safetensors"))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 Batch = dict[str, Any]
 
@@ -36,13 +35,6 @@ def flattened(batch: Batch) -> Batch:
     """Takes the depth axis of length 1 away: image [B, C, h, w], valid and label [B, h, w]."""
     axes = {"image": 2, "valid": 1, "label": 1}
     return {key: value.squeeze(axes[key]) if key in axes else value for key, value in batch.items()}
-
-
-def pinned(batch: Any) -> Any:
-    """The batch in page-locked memory, from which copies to a GPU overlap with computing."""
-    if isinstance(batch, Tensor):
-        return batch.pin_memory()
-    return {key: pinned(value) for key, value in batch.items()} if isinstance(batch, Mapping) else batch
 
 
 class ReadAhead:

@@ -17,7 +17,7 @@ from voxtile.data.normalise import Intensity, Normalisation
 from voxtile.data.rng import digest
 from voxtile.data.splits import Split, SplitScheme
 from voxtile.data.survey import Survey, fingerprint, survey_all
-from voxtile.errors import ConfigError, DataError, listed
+from voxtile.errors import ConfigError, DataError, counted, listed, typed
 
 # Shows progress over `total` items: called once with their number and a title, returns what to call after each.
 Progress = Callable[[int, str], Callable[[], object]]
@@ -118,7 +118,8 @@ def prepare(
     if scheme.needs_shares:
         readable = scheme.readable(cases)
         found = survey_all(readable, classes, cache, tick=progress(len(readable), "reading labels"))
-        shares = {name: survey.counts for name, survey in found.items()}
+        first = dataset.background or 0
+        shares = {name: [survey.counts[first], *np.delete(survey.counts, first)] for name, survey in found.items()}
     split = scheme(cases, shares)
     if limit is not None:
         split = replace(split, train=split.train[:limit], val=split.val[:limit])
@@ -134,7 +135,7 @@ def prepare(
     files = known_again(split.test, classes, cache)
     ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
-    if absent:
+    if absent and limit is None:  # a few cases for a look need not hold all
         raise DataError(
             f"No training case holds a pixel of class {listed(absent)}; a network cannot learn it. Split otherwise (for example "
             "'split.seed=1' or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
@@ -157,8 +158,8 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
     whole = [case.id for case in blind if case.region is None]
     if whole:
         raise DataError(
-            f"{len(whole)} cases of the training and validation splits hold no pixel that can be judged (all nodata, or every "
-            f"label ignored): {listed(whole)}. Leave them out with 'data.exclude=[{','.join(whole)}]'."
+            f"{counted(len(whole), 'case')} of the training and validation splits hold no pixel that can be judged (all nodata, or "
+            f"every label ignored): {listed(whole)}. Leave them out with 'data.exclude={typed(whole)}'."
         )
     names = {case.id for case in blind}
     kept = {side: tuple(case for case in part if case.id not in names) for side, part in sides.items()}

@@ -16,7 +16,7 @@ from voxtile.data.augment import Augment
 from voxtile.data.normalise import Intensity
 from voxtile.data.rng import generator
 from voxtile.data.survey import Survey
-from voxtile.errors import DataError, listed
+from voxtile.errors import DataError, counted, listed, typed
 
 STREAM_VERSION = 1  # part of a run's identity: raise it when the same (seed, i) gives another sample
 
@@ -68,8 +68,8 @@ class SampleStream:
         empty = [case.id for case, found in zip(cases, surveys, strict=True) if found.judged == 0]
         if empty:
             raise DataError(
-                f"{len(empty)} training cases hold no pixel that could be judged (all nodata, or all labels ignored): "
-                f"{listed(empty)}. Leave them out with 'data.exclude=[{','.join(empty)}]'."
+                f"{counted(len(empty), 'training case')} hold no pixel that could be judged (all nodata, or all labels ignored): "
+                f"{listed(empty)}. Leave them out with 'data.exclude={typed(empty)}'."
             )
         self.cases, self.surveys, self.intensities = cases, surveys, intensities
         self.size, self.seed, self.augment, self.balance = size, seed, augment, balance

@@ -25,7 +25,7 @@ from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Size3, Window
 from voxtile.data.rng import digest, generator
 
-VERSION = 3  # part of the cache's key: raise it when what a survey holds or how it is made changes
+VERSION = 4  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
 MOST_LOCATIONS = 4096  # per class
@@ -37,7 +37,7 @@ class Survey:
     """What one pass over a case found.
 
     Attributes:
-        image_digest: of the image's shape, channels and the sampled blocks' pixels and validity.
+        image_digest: of the image's shape, number of channels, data type, and the sampled blocks' pixels and validity.
         label_digest: of the label's class indices, "" where the label was not read.
         counts: pixels per class [K], only pixels that hold data.
         judged: pixels that are to be judged, the sum of `counts`.
@@ -86,7 +86,7 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
     parts = list(blocks(case.shape))
     chosen = {parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_IMAGE_BLOCKS)).astype(int))}
     every = math.ceil(sum(part.pixels for part in chosen) / MOST_PIXELS)
-    image_hash = hashlib.sha256(repr((case.shape, case.channels, case.dtype.str)).encode())
+    image_hash = hashlib.sha256(repr((case.shape, len(case.channels), case.dtype.str)).encode())
     label_hash = hashlib.sha256()
     counts = np.zeros(num_classes, dtype=np.int64)
     found = _Locations(num_classes)

@@ -172,7 +172,12 @@ class _Joiner:
     def rows_needed(self, found: Sequence[Tile], done: Collection[Window]) -> set[tuple[int, ...]]:
         """The rows of windows that reach into a band which is not done."""
         boxes = {self.row(tile.window): self._box(tile.window) for tile in found}
+        if not done:
+            return set(boxes)
         starts = list(boxes)
+        planes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for row in starts:
+            planes.setdefault(row[:-1], []).append(row)
         needed = set()
         for number, (row, box) in enumerate(boxes.items()):
             after = starts[number + 1] if number + 1 < len(starts) else None
@@ -182,7 +187,7 @@ class _Joiner:
             if Window.of(box.start, size) not in done:
                 first, last = row[-1], row[-1] + rows
                 side = box.size[self.axis]
-                needed |= {r for r in starts if r[:-1] == row[:-1] and r[-1] < last and r[-1] + side > first}
+                needed |= {r for r in planes[row[:-1]] if r[-1] < last and r[-1] + side > first}
         return needed
 
     def rest(self) -> Iterator[Band]:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -72,10 +73,21 @@ def hardware(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "machine": platform.machine(),
+        "cpu": cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
     }
+
+
+def cpu() -> str:
+    """The processor's name where the system tells, and the instructions that PyTorch chooses its kernels by."""
+    import torch
+
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def code() -> dict[str, str]:
@@ -113,7 +125,7 @@ def changes(old: Mapping[str, Any], device: str) -> list[str]:
         f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value
     ]
     here = hardware(device)
-    for key in ("device", "machine", "threads", "gpus"):
+    for key in ("device", "machine", "cpu", "threads", "gpus"):
         if old["hardware"].get(key) != here[key]:
             found.append(f"{key} was {old['hardware'].get(key)}, is {here[key]}")
     return found

@@ -333,6 +333,7 @@ def fit(
     metrics = MetricsFile(folder.metrics, 0 if state is None else size)
 
     def record(step: int, values: Mapping[str, float]) -> None:
+        folder.check_held()
         metrics.add(step, values)
         for logger in loggers:
             logger.log_metrics(dict(values), step)
@@ -348,18 +349,21 @@ def fit(
         **options,
     )
     with stop.installed(), making as trainer:
-        if module.pending:
-            trainer.validate(module, datamodule=data, verbose=False)
-        if not module.done:
-            trainer.fit(module, datamodule=data)
+        try:
+            if module.pending:
+                trainer.validate(module, datamodule=data, verbose=False)
+            if not module.done:
+                trainer.fit(module, datamodule=data)
+        except SystemExit as end:  # what Lightning makes of a second Ctrl-C
+            raise KeyboardInterrupt from end
     if not module.done:
         raise RunError(
             f"Training ended at step {module.step} of {module.settings.steps} although nobody asked it to. The state is saved in "
             f"{folder.path}; the same command continues it."
         )
+    folder.check_held()
     save_weights(module.judged, folder.weights / "last.safetensors", module.step)
     metrics.sync()
-    metrics.close()
     folder.set_status("finished", step=module.step, steps=module.settings.steps, best=module.best)
     folder.resume.unlink(missing_ok=True)
     return module.best

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from voxtile.cases.maps import naming
 from voxtile.errors import RunError
 
 HEADER = "step,name,value\n"
@@ -29,7 +30,8 @@ class MetricsFile:
         """
         self._path = path
         if size == 0:
-            path.write_text(HEADER, encoding="utf-8")
+            with naming(path):
+                path.write_text(HEADER, encoding="utf-8")
             return
         there = path.stat().st_size if path.is_file() else 0
         if there < size:
@@ -41,15 +43,11 @@ class MetricsFile:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row per value; no handle stays open, so that a run that stops anywhere leaves what it said."""
-        with self._path.open("a", encoding="utf-8") as rows:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as rows:
             rows.writelines(f"{step},{name},{float(value)!r}\n" for name, value in values.items())
 
     def sync(self) -> int:
         """Brings everything to the disk and returns the file's length in bytes."""
-        with self._path.open("rb+") as rows:
+        with naming(self._path), self._path.open("rb+") as rows:
             os.fsync(rows.fileno())
             return rows.seek(0, os.SEEK_END)
-
-    def close(self) -> None:
-        """The last rows reach the disk."""
-        self.sync()

@@ -30,7 +30,6 @@ FIELDS: tuple[str, ...] = (
     "data.channels",
     "data.nodata",
     "data.exclude",
-    "data.waive",
     "data.limit",
     "data.window",
     "data.balance",
@@ -48,6 +47,8 @@ FIELDS: tuple[str, ...] = (
     "trainer.precision",
     "trainer.deterministic",
 )
+# Parts of these that are left out: where a file lies. What it says is in the split's digest.
+PLACES: Mapping[str, str] = {"split": "file", "data.group": "csv"}
 ADDED: Mapping[str, Any] = {}  # field -> the value that stood for it before it existed
 
 
@@ -99,6 +100,8 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
         if not isinstance(value, Mapping) or part not in value:
             return ADDED.get(path)
         value = value[part]
+    if isinstance(value, Mapping) and path in PLACES:
+        value = {key: item for key, item in value.items() if key != PLACES[path]}
     # JSON has text keys only; {1: forest} must hash as it will be read back.
     return json.loads(json.dumps(value, default=str))
 
@@ -108,9 +111,3 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, Mapping):
         return [[key, _ordered(item)] for key, item in value.items()]
     return [_ordered(item) for item in value] if isinstance(value, list) else value
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The settings that differ between two recipes as dictionaries, one 'path: old -> new' each."""
-    a, b = old.get("settings", {}), new.get("settings", {})
-    return [f"{path}: {a.get(path)} -> {b.get(path)}" for path in sorted({*a, *b}) if a.get(path) != b.get(path)]

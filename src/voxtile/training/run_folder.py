@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
+import re
 import socket
 import threading
 import time
@@ -100,8 +102,13 @@ class RunFolder:
         return found
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a JSON file of the folder, whole or not at all."""
-        atomic_text(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
+        """Writes a JSON file of the folder, whole or not at all; a number that is none becomes null.
+
+        Raises:
+            RunError: Another machine has taken the run over.
+        """
+        self.check_held()
+        atomic_text(self.path / name, json.dumps(_finite(content), indent=1, default=str, allow_nan=False) + "\n")
 
     @property
     def status(self) -> dict[str, Any]:
@@ -152,6 +159,9 @@ class RunFolder:
                     "(Ctrl-C saves its state); the same command then continues or reports."
                 )
             atomic_text(lease, json.dumps(mine))
+            for half in self.path.rglob(".*-*.*"):  # what a killed process was writing
+                if half.is_file() and re.match(r"\.\d+-\d+\.", half.name):
+                    half.unlink(missing_ok=True)
         ended = threading.Event()
 
         def beat() -> None:
@@ -192,6 +202,14 @@ class RunFolder:
                 f"The run {self.path} was taken over by another machine, which had seen no sign of life from this one for "
                 f"{SILENCE:.0f} s. Nothing more is written here; lease.json in the folder names that machine."
             )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
