@@ -150,7 +150,7 @@ def test_a_window_too_small_for_the_network(refuses) -> None:
 
 
 def test_a_network_of_other_dimensions(refuses) -> None:
-    refuses(2, "'model.dims=3'", "'data.window=[16, 16]'", "Type 'model.dims=2'", extra=("model.dims=3",))
+    refuses(2, "takes 3-dimensional windows", "'data.window=[16, 16]' has 2 sides", "'model.dims=2'", extra=("model.dims=3",))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,14 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("data.symmetry=3", "'data.symmetry=3' is of the wrong kind"),
         ("data.exclude=s0", "'data.exclude=[p7]'"),
         ("data.group=abc", "'data.group={pattern:"),
+        ("data=1", "An option is chosen by its name"),
+        ("training.batch_size=100000000", "which no machine holds"),
+        ("training.steps=abc", "could not be converted to Integer."),
+        ("trainer.deterministic=maybe", "'trainer.deterministic=maybe' must be true or false"),
+        ("split.seed=abc", "'split.seed=abc' must be a whole number"),
+        ("data.nodata=abc", "'data.nodata=abc' must be a number"),
+        ("augment.elastic=-1", "'augment.elastic=-1' is no operation"),
+        ("data.layout.images=[]", "'data.layout.images' is empty"),
         ("data.window=[16]", "'data.window=[16]' must be [height, width]"),
         ("data.window=[16,32]", "'data.symmetry.rot90=true' turns windows"),
         ("model.width=0", "width 1 or more"),
@@ -287,6 +295,11 @@ def test_a_resume_state_that_is_none(copied_run: Run, voxtile, state) -> None:
     refused(voxtile("train", *copied_run.words), 4, copied_run.home / "resume.pt", "Delete it to train the run from its start")
 
 
+def test_a_finished_run_whose_weights_are_gone(copied_run: Run, voxtile) -> None:
+    (copied_run.home / "weights" / "best.safetensors").unlink()
+    refused(voxtile("train", *copied_run.words), 4, "its weights (best) are gone", "Move the folder away")
+
+
 def test_a_run_that_is_nowhere(copied_run: Run, voxtile, tmp_path) -> None:
     refused(voxtile("evaluate", f"run={tmp_path / 'runs' / 'other'}"), 4, "has no recipe.json", copied_run.home)
 
@@ -398,7 +411,7 @@ def test_planted_pickles_as_weights_are_not_run(copied_run: Run, tmp_path, voxti
     marker = tmp_path / "marker"
     weights = copied_run.home / "weights" / "best.safetensors"
     weights.write_bytes(pickle.dumps(Planted(marker)))
-    refused(voxtile("evaluate", f"run={copied_run.home}"), 4, weights, "Train the run again")
+    refused(voxtile("evaluate", f"run={copied_run.home}"), 4, weights, "train the run again")
     assert not marker.exists()
 
 

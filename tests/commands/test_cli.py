@@ -61,6 +61,11 @@ LIGHT = {
     "train model=unett": (2, "Did you mean 'unet'?"),
     "evaluate --help": (0, "voxtile evaluate run="),
     "predict inptu=x": (2, "Did you mean 'input'?"),
+    "train training.steps=-4": (2, "'training.steps=-4' must be 1 or more"),
+    "train seed=-1": (2, "'seed=-1' must be a whole number"),
+    "train data.window=32": (2, "'data.window=32' must be [height, width]"),
+    "train trainer.precision=8": (2, "'trainer.precision=8' is unknown"),
+    "check +data.windo=1": (2, "Did you mean 'window'?"),
 }
 
 

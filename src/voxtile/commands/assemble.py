@@ -21,8 +21,6 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: An option or precision is unknown, or there is no such device here.
     """
-    import torch
-
     from voxtile.errors import ConfigError, did_you_mean, listed
 
     if unknown := [name for name in options if name not in TRAINER]:
@@ -37,7 +35,11 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"'trainer.precision={precision}' is unknown.{did_you_mean(precision, PRECISIONS)} Choose from {listed(PRECISIONS)}."
         )
-    if options["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+    if options["accelerator"] not in ("gpu", "cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         raise ConfigError(
             f"'trainer.accelerator={options['accelerator']}' asks for a GPU, and PyTorch finds none here. Type 'trainer=cpu', or "
             "look with 'nvidia-smi' why there is none."
@@ -114,8 +116,9 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) 
     dims = getattr(network, "dims", 2)
     if len(window) != dims:
         raise ConfigError(
-            f"The network takes {dims}-dimensional windows ('model.dims={dims}'), and 'data.window={list(window)}' has "
-            f"{len(window)} sides. Type 'model.dims={len(window)}', or give the window {dims} sides."
+            f"The network takes {dims}-dimensional windows, and 'data.window={list(window)}' has "
+            f"{len(window)} sides. Give the window {dims} sides, or have the network take {len(window)} dimensions, as U-Net does "
+            f"with 'model.dims={len(window)}'."
         )
     least = int(getattr(network, "min_train_size", 1))
     if min(window) < least:

@@ -192,8 +192,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
     Raises:
         ConfigError: A key is unknown, a value has the wrong type, or a class cannot be built.
     """
-    from voxtile.cases.dataset import Dataset
-    from voxtile.training.module import Settings
+    from voxtile.training.settings import Settings
 
     for key in SECTIONS:
         if not isinstance(config.get(key), Mapping):
@@ -211,6 +210,10 @@ def parts(config: Mapping[str, Any]) -> Parts:
     if unknown := [key for key in data if key not in known]:
         raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
     _check_values(config)
+    settings = _settings(Settings, config["training"])
+    # What is slow to import comes after what can be seen without.
+    from voxtile.cases.dataset import Dataset
+
     layout = build(data["layout"], "data.layout", trust)
     facts = {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
     dataset = _called(Dataset, "data", (), facts | {"layout": layout})
@@ -220,7 +223,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
         build(config["split"], "split", trust),
         build(config["normalise"], "normalise", trust),
         build(config["augment"], "augment", trust),
-        _settings(Settings, config["training"]),
+        settings,
         build(config["scheduler"], "scheduler", trust),
         build(config["optimizer"], "optimizer", trust),
     )
@@ -238,6 +241,7 @@ KINDS: Sequence[tuple[str, type, str]] = (
     ("symmetry", Mapping, "{flips: [x]}"), ("group", Mapping, "{pattern: '^[a-z]+'}"), ("colors", Mapping, "{water: [0,0,255]}"),
     ("exclude", list, "[p7]"), ("waive", list, "[p7]"), ("channels", list, "[red,nir]"),
 )  # fmt: skip
+MOST_SAMPLES = 65_536  # in a batch
 SECTIONS = ("model", "loss", "optimizer", "scheduler", "augment", "normalise", "split", "trainer", "data", "training", "paths")
 
 # Values that no class of ours takes and checks: path, and the least and most they may be.
@@ -246,8 +250,11 @@ NUMBERS: Mapping[str, tuple[type[int] | type[float], float, float]] = {
     "workers": (int, 0, 1024),
     "data.balance": (float, 0, 1),
     "data.limit": (int, 1, math.inf),
-    "optimizer.lr": (float, 0, math.inf),
+    "optimizer.lr": (float, 0, 1e38),
+    "split.seed": (int, -(2**63), 2**63),
+    "data.nodata": (float, -math.inf, math.inf),
 }
+SWITCHES = ("retry", "inexact", "debug_errors", "trainer.deterministic", "data.symmetry.rot90")
 
 
 def _check_values(config: Mapping[str, Any]) -> None:
@@ -283,11 +290,21 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
     for path, (kind, least, most) in NUMBERS.items():
         group, _, key = path.rpartition(".")
-        value: Any = (config[group] if group else config).get(key)
+        section = config[group] if group else config
+        if key not in section:
+            continue
+        value: Any = section[key]
         number = isinstance(value, int | kind) and not isinstance(value, bool)
-        if not (value is None and path == "data.limit") and not (number and least <= value <= most):
+        if not (value is None and path.startswith("data.")) and not (number and least <= value <= most):
             what = "a whole number" if kind is int else "a number"
             raise ConfigError(f"'{path}={value}' must be {what} from {least}{f' to {most}' if most < math.inf else ' up'}.")
+
+    for path in SWITCHES:
+        node: Any = config
+        for part in path.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if node is not None and not isinstance(node, bool):
+            raise ConfigError(f"'{path}={node}' must be true or false.")
 
 
 def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
@@ -302,11 +319,14 @@ def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(f"The configuration lacks 'training.{error.full_key}'. Give it a value.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"'training.{error.full_key}' has a value of the wrong type: {reason(error)}.") from error
+        what = reason(error).partition(" full_key")[0]
+        raise ConfigError(f"'training.{error.full_key}' has a value of the wrong type: {what}.") from error
     for name in ("steps", "batch_size", "accumulate", "val_every", "log_every", "save_every", "patience"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"'training.{name}={value}' must be 1 or more.")
+    if settings.batch_size > MOST_SAMPLES:
+        raise ConfigError(f"'training.batch_size={settings.batch_size}' is more than {MOST_SAMPLES:,}, which no machine holds.")
     if settings.ema is not None and not 0 <= settings.ema < 1:
         raise ConfigError(f"'training.ema={settings.ema}' is a decay: give 0 or more and less than 1, for example 0.99, or null.")
     if settings.clip is not None and settings.clip <= 0:

@@ -35,8 +35,8 @@ def check(config: Mapping[str, Any]) -> int:
     from voxtile.errors import counted
 
     out = console()
-    built = parts(config)
     check_trainer(config["trainer"])
+    built = parts(config)
     prepared = prepare_data(built, out)
     print_split(out, prepared)
     print_intensities(out, prepared)
@@ -136,8 +136,8 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     from voxtile.training.fit import StepTimes, bare_trainer
 
     module = make_module(built, prepared, lambda step, values: None)
-    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
     data = make_data(built, prepared, lambda: range(STEPS))
+    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
     times = StepTimes()
     options = {name: value for name, value in config["trainer"].items() if name != "profiler"}
     with bare_trainer([times], max_epochs=1, limit_val_batches=2, logger=False, **options) as trainer:

@@ -16,12 +16,12 @@ from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # OmegaConf's parser, which publishes no types
 
 import voxtile
-from voxtile.commands.words import readable
+from voxtile.commands.words import quoted, readable
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
 
 
@@ -42,9 +42,20 @@ def folder_of(name: str) -> Path:
     return own if (own / f"{name}.yaml").exists() else conf_dir()
 
 
+OPEN = ("data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.")  # what a data set's file may extend
 STOPPED = 130  # exit code of a command that was asked to stop
-# Hydra's flags that take a word of their own.
-_VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c")
+# Hydra's flags that take a word of their own, by their long names, and those that are answered here.
+_LONG = {
+    "-h": "--help",
+    "-m": "--multirun",
+    "-cd": "--config-dir",
+    "-cp": "--config-path",
+    "-cn": "--config-name",
+    "-c": "--cfg",
+    "-p": "--package",
+}
+_VALUED = ("--config-dir", "--config-path", "--config-name", "--package", "--cfg")
+_OWN = {"--help", "--cfg", "--config-dir"}
 
 
 class _StoppedError(BaseException):
@@ -70,18 +81,36 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
         if codes[-1] == STOPPED:
             raise _StoppedError
 
-    with _arguments(readable(argv)):
-        try:
-            sys.argv = [sys.argv[0], *without_nulls(sys.argv[1:], groups_of(name))]
-            hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
-        except _StoppedError:
-            return STOPPED
-        except SystemExit as end:  # of Hydra's own flags, such as --help
-            return int(end.code or 0)
-        except (HydraException, OmegaConfBaseException, YAMLError, VoxtileError) as error:
-            problem: Exception = error
-        else:
-            return max(codes)
+    try:
+        words = without_nulls(readable(argv), groups_of(name))
+        flags, overrides = _parsed(words)
+        folders = _config_dirs(argv)[1:]
+        if missing := [folder for folder in folders if not folder.is_dir()]:
+            raise ConfigError(
+                f"The folder '{missing[0]}' of '--config-dir' does not exist. Name the one that holds data/, model/, …."
+            )
+        with _arguments(words):
+            if not flags.keys() <= _OWN:
+                hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
+                return max(codes)
+            config = _composed(name, overrides, folders)
+            if "--help" in flags:
+                print(_help(config, name))
+            elif "--cfg" in flags:
+                print(OmegaConf.to_yaml(_without_hydra(config)), end="")
+            else:
+                job(_without_hydra(config))
+        return max(codes)
+    except _StoppedError:
+        return STOPPED
+    except SystemExit as end:  # of Hydra's own flags
+        return int(end.code or 0)
+    except (HydraException, OmegaConfBaseException, YAMLError, VoxtileError) as error:
+        problem: Exception = error
+    except ValueError as error:
+        if "Config group override must be a string" not in str(error):
+            raise
+        problem = ConfigError(f"An option is chosen by its name: {reason(error)}. Look at the group with 'voxtile {name} --help'.")
     return guarded(lambda: _explain(problem, name, _config_dirs(argv)))
 
 
@@ -147,7 +176,10 @@ def _cache_at(folder: str | None) -> Iterator[None]:
 def _arguments(argv: Sequence[str]) -> Iterator[None]:
     """Puts `argv` where Hydra reads it, and lets errors through instead of having Hydra print them and exit."""
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [before[0], *_flags_first(argv)]
+    flags = [word for word in argv if word.startswith("-") or word not in _parsed(argv)[1]]
+    overrides = _parsed(argv)[1]
+    # A flag with an optional word must not swallow the first override.
+    sys.argv = [before[0], *flags, *(["--"] if flags and overrides else []), *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
@@ -160,19 +192,45 @@ def _arguments(argv: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full
 
 
-def _flags_first(argv: Sequence[str]) -> list[str]:
-    """The same words with flags before overrides: Hydra's parser takes no override after a flag that follows one."""
-    flags: list[str] = []
+def _parsed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Flags, by their long names, with the words that belong to them, and overrides."""
+    flags: dict[str, str] = {}
     overrides: list[str] = []
-    words = iter(argv)
-    for word in words:
+    rest = iter(words)
+    for word in rest:
         if word.startswith("-"):
-            flags.append(word)
-            flags += [next(words, "")] if word in _VALUED else []
+            flag, _, value = word.partition("=")
+            flag = _LONG.get(flag, flag)
+            flags[flag] = value or (next(rest, "") if flag in _VALUED else "")
         else:
             overrides.append(word)
-    # A flag with an optional word must not swallow the first override.
-    return [*flags, "--", *overrides] if flags and overrides else [*flags, *overrides]
+    if flags.get("--cfg", "job") != "job":
+        flags["--cfg all"] = flags.pop("--cfg")  # Hydra's own kinds of it
+    return flags, overrides
+
+
+def _composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    """One configuration, Hydra's own part included. Composed here, once: Hydra's command line does it twice, and more for help."""
+    GlobalHydra.instance().clear()
+    search = [f"hydra.searchpath=[{','.join(quoted(f'file://{folder.absolute()}') for folder in folders)}]"] if folders else []
+    with initialize_config_dir(str(folder_of(name)), version_base="1.3"):
+        return compose(name, [*search, *overrides], return_hydra_config=True)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    kept = config.copy()
+    with open_dict(kept):
+        del kept["hydra"]
+    return kept
+
+
+def _help(config: DictConfig, name: str) -> str:
+    """What `--help` prints: the template of the configuration, with groups and settings."""
+    folder = folder_of(name)
+    rows = [f"{group}: {', '.join(sorted(path.stem for path in (folder / group).glob('*.yaml')))}" for group in groups_of(name)]
+    text: str = config.hydra.help.template
+    settings = OmegaConf.to_yaml(_without_hydra(config))
+    return text.replace("$APP_CONFIG_GROUPS", "\n".join(row for row in rows if row[-2] != ":")).replace("$CONFIG", settings)
 
 
 def _config_dirs(argv: Sequence[str]) -> list[Path]:
@@ -236,12 +294,17 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
             f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: "
             f"{listed(options, 30)}.{own}"
         ) from error
+    if "missing EQUAL" in text:
+        raise ConfigError(f"A word is no 'key=value': {' '.join(text.split()).partition(' See https')[0]}.") from error
+    if "Ambiguous value" in text:
+        raise ConfigError(f"Several values are for several runs: type '-m' too. {text.partition(chr(10))[0]}") from error
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)
-        if path in known:
-            part = path.rpartition(".")[0]
-            raise ConfigError(f"'{path}' cannot be set: another override has replaced '{part}', which holds it.") from error
+        if path in known or path.startswith(OPEN):
+            raise ConfigError(
+                f"What was chosen has no '{path}' to set. Add it with '+{path}=…', and take what it should replace out with '~…'."
+            ) from error
         hint = did_you_mean(path, known) or did_you_mean(path, [k.split(".")[-1] for k in known])
         raise ConfigError(f"The configuration has no key '{path}'.{hint} All keys: voxtile {name} --cfg job") from error
     raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error

@@ -29,17 +29,22 @@ def main(argv: Sequence[str]) -> int:
 
 def predict(config: Mapping[str, Any]) -> int:
     """Applies the run that the configuration names to its input."""
+    from voxtile.cases.dataset import SUFFIXES
     from voxtile.commands.console import console, progress
     from voxtile.commands.trained import Trained
-    from voxtile.errors import DataError, PartialError, VoxtileError, listed
+    from voxtile.errors import ConfigError, DataError, PartialError, VoxtileError, listed
 
     out = console()
+    for name in ("heatmaps", "overwrite"):
+        if not isinstance(config[name], bool):
+            raise ConfigError(f"'{name}={config[name]}' must be true or false.")
     trained = Trained.open(str(config["run"]), config["weights"], config["trust"])
     source, target = Path(str(config["input"])).expanduser(), Path(str(config["output"])).expanduser()
     found, left_out = find_inputs(source, trained.built.dataset)
     if left_out:
         out.print(f"left out, since the run's name patterns for images do not find them: {listed(left_out)}", soft_wrap=True)
-    if source.is_dir() and target.exists() and not target.is_dir():
+    suffixes = SUFFIXES[trained.built.dataset.format]
+    if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(suffixes)):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
     predictor = trained.predictor(config)
     failed: list[str] = []

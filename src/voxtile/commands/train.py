@@ -30,20 +30,27 @@ def train(config: Mapping[str, Any]) -> int:
     from voxtile.commands.assemble import check_fit, check_trainer, device_of, make_data, make_module, prepare_data
     from voxtile.commands.build import folder, parts
     from voxtile.commands.console import console
+    from voxtile.errors import RunError, listed
+
+    out = console()
+    check_trainer(config["trainer"])
+    built = parts(config)
+    # These take seconds to import, and come after what can be refused without them.
     from voxtile.data.stream import STREAM_VERSION
-    from voxtile.errors import RunError
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
 
-    out = console()
-    built = parts(config)
-    check_trainer(config["trainer"])
     prepared = prepare_data(built, out)
     recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION)
     name = f"{config['data']['name']}-{str(config['model']['_target_']).rpartition('.')[2].lower()}-s{config['seed']}"
     home = RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
     status, device = home.status, device_of(config["trainer"])
     if status["state"] == "finished":
+        if lost := [name for name in ("best", "last") if not (home.weights / f"{name}.safetensors").is_file()]:
+            raise RunError(
+                f"The run {home.path} is finished, and its weights ({listed(lost)}) are gone. Move the folder away; the same "
+                "command then trains the run again."
+            )
         out.print(f"This run is finished; nothing was trained.{changed_since(home, device)}", highlight=False)
         report(home, prepared, built.trust, out)
         return 0
@@ -56,9 +63,9 @@ def train(config: Mapping[str, Any]) -> int:
         refuse_if_changed(home, device)
     # What does not fit together shows here, before there is a run folder.
     module = make_module(built, prepared, lambda step, values: None)
+    data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
     check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
     module.configure_optimizers()
-    data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
     with home.lease():
         if home.status["state"] != "finished":  # by another process, since the first look
             _train(config, prepared, module, data, home, out)

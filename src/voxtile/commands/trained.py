@@ -59,12 +59,15 @@ class Trained:
             RunError: The folder is no run of this version, or holds no such weights.
             ConfigError: Its configuration wants to build what is not allowed.
         """
+        if not isinstance(trust, list):
+            raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
         home = RunFolder.existing(path)
         try:
             config: Any = OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
         except (OSError, ValueError, YAMLError) as error:
             raise RunError(
-                f"{home.path / 'config.yaml'} cannot be read: {reason(error)}. The run folder is damaged; train the run again."
+                f"{home.path / 'config.yaml'} cannot be read: {reason(error)}. The run folder is damaged; "
+                "move it away and train the run again."
             ) from error
         try:
             config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
@@ -75,14 +78,15 @@ class Trained:
             built = parts(config)
         except (AttributeError, KeyError, TypeError) as error:
             raise RunError(
-                f"{home.path / 'config.yaml'} is no configuration of a run: {error!r}. The run folder is damaged; train the run "
-                "again."
+                f"{home.path / 'config.yaml'} is no configuration of a run: {error!r}. The run folder is damaged; move it away and "
+                "train the run again."
             ) from error
         manifest = home.read("manifest.json", "data", "versions")
         data = manifest["data"]
         if missing := [key for key in DATA if not isinstance(data, dict) or key not in data]:
             raise RunError(
-                f"{home.path / 'manifest.json'} says nothing of {listed(missing)}. The run folder is damaged; train the run again."
+                f"{home.path / 'manifest.json'} says nothing of {listed(missing)}. The run folder is damaged; "
+                "move it away and train the run again."
             )
         network = build_network(config["model"], trust, len(data["channels"]), len(data["classes"]))
         file = home.weights / f"{weights}.safetensors"

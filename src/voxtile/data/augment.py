@@ -125,6 +125,9 @@ class Augment:
         self.elastic = elastic
         self.intensity = {name: change for name, change in (intensity or {}).items() if change is not None}
         named = {"affine": affine, "elastic": elastic} | {f"intensity.{name}": change for name, change in self.intensity.items()}
+        for name, operation in named.items():
+            if operation is not None and not isinstance(operation, Operation):
+                raise ConfigError(f"'augment.{name}={operation}' is no operation. Set one of its values, or null to leave it out.")
         self._operations: dict[str, Operation] = {name: operation for name, operation in named.items() if operation is not None}
         self._places: dict[tuple[str, Size3], dict[str, NDArray[Any]]] = {}
 

@@ -276,7 +276,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(load_file(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise RunError(f"{path} does not hold the weights of this network: {reason(error)}. Train the run again.") from error
+        raise RunError(
+            f"{path} does not hold the weights of this network: {reason(error)}. Move the run folder away and train the run again."
+        ) from error
 
 
 def load_resume(path: Path) -> dict[str, Any] | None:

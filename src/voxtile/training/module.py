@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import lightning
@@ -22,45 +21,9 @@ from voxtile.errors import ConfigError, RunError, did_you_mean, listed
 from voxtile.training.losses import Loss, surrogate
 from voxtile.training.schedules import Schedule
 from voxtile.training.scores import CaseConfusion, summarise
+from voxtile.training.settings import Settings
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long and how to train; every field but `log_every` and `save_every` is part of the run's identity.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: samples per step over all devices.
-        accumulate: parts that a device's share of a batch is cut into, to fit its memory; the gradient is the same.
-        val_every: steps between validations.
-        log_every: steps between rows of the training loss.
-        save_every: steps between saves of the resume state, besides one at each validation.
-        clip: largest norm of the gradient, None for no limit.
-        ema: decay of the exponential moving average of the weights, which is then what is validated; None for none.
-        patience: validations without a better score after which training stops; None for never.
-        monitor: name of the score that chooses the best weights; larger is better.
-        channels_last: memory order of the network's inputs and weights (2D).
-        groups: learning rates of named parameters, see `parameter_groups`.
-    """
-
-    steps: int
-    batch_size: int
-    accumulate: int = 1
-    val_every: int = 100
-    log_every: int = 10
-    save_every: int = 100
-    clip: float | None = None
-    ema: float | None = None
-    patience: int | None = None
-    monitor: str = "dice"
-    channels_last: bool = True
-    groups: list[Any] = field(default_factory=list)
-
-    def next_validation(self, step: int) -> int:
-        """The first step after `step` that is followed by a validation."""
-        return min(step - step % self.val_every + self.val_every, self.steps)
 
 
 def scaler_state(trainer: lightning.Trainer) -> dict[str, Any] | None:

@@ -93,11 +93,14 @@ class RunFolder:
             content: Any = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{self.path / name} cannot be read: {reason(error)}. The run folder is damaged; train the run again."
+                f"{self.path / name} cannot be read: {reason(error)}. The run folder is damaged; "
+                "move it away and train the run again."
             ) from error
         missing = [key for key in keys if key not in content] if isinstance(content, dict) else ["{…}"]
         if missing:
-            raise RunError(f"{self.path / name} lacks {listed(missing)}. The run folder is damaged; train the run again.")
+            raise RunError(
+                f"{self.path / name} lacks {listed(missing)}. The run folder is damaged; move it away and train the run again."
+            )
         found: dict[str, Any] = content
         return found
 
