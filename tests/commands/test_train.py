@@ -232,6 +232,17 @@ def test_wandb_works_without_a_network(
     assert bool(list(home.glob("wandb/offline-run-*"))) == (mode == "offline")
 
 
+def test_a_network_of_monai_trains_on_boxes(tmp_path: Path, voxtile: Command) -> None:
+    words = [word for word in volume_words(tmp_path, window=[4, 16, 16]) if not word.startswith("model.")]
+    (tmp_path / "conf" / "model").mkdir()
+    (tmp_path / "conf" / "model" / "basic.yaml").write_text(
+        "_target_: monai.networks.nets.UNet\nspatial_dims: 3\nout_channels: 2\nchannels: [4, 4]\nstrides: [2]\n"
+    )
+    assert voxtile("train", *words, "model=basic", "training.steps=2", "training.val_every=2").code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert voxtile("evaluate", f"run={home}").code == 0
+
+
 def test_runs_of_a_multirun_are_tracked_apart(short: list[str], tmp_path: Path, voxtile: Command) -> None:
     assert voxtile("train", *short, "logger=wandb", "logger.wandb.mode=offline", "-m", "seed=0,1").code == 0
     for home in homes(tmp_path / "runs"):
