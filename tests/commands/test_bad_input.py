@@ -158,7 +158,7 @@ def test_a_network_of_other_dimensions(refuses) -> None:
     [
         ("model=null", "'model=null': a run needs a 'model'"),
         ("data=nothing", "'--config-dir"),
-        ("experiment=nothing", "'experiment=nothing' does not exist"),
+        ("experiment=nothing", "'experiment' has no options here"),
         ("training=5", "'training=5' takes the place of all settings of 'training'"),
         ("data.name=a/b", "'data.name=a/b' names run folders"),
         ("data.symmetry=3", "'data.symmetry=3' is of the wrong kind"),

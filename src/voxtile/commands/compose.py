@@ -301,6 +301,10 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)
+        if path in groups_of(name):
+            raise ConfigError(
+                f"'{path}' has no options here. One in a folder of your own needs '--config-dir <folder>'."
+            ) from error
         if path in known or path.startswith(OPEN):
             raise ConfigError(
                 f"What was chosen has no '{path}' to set. Add it with '+{path}=…', and take what it should replace out with '~…'."
