@@ -1,7 +1,7 @@
 """Samples to batches, read ahead by threads.
 
-GDAL, zlib and memory copies release Python's lock, and a batch made in a thread need not be shipped between processes: on two cores
-threads read faster than worker processes (docs/decisions.md has the figures).
+Reading runs beside the training step, and a batch made in a thread need not be shipped between processes. What it costs
+against worker processes is measured by bench/reading.py; docs/decisions.md has the figures.
 """
 
 from __future__ import annotations
