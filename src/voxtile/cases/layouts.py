@@ -118,24 +118,26 @@ class FolderLayout(Layout):
     def images_below(self, root: Path) -> list[CaseFiles]:
         """Cases below another folder by the same patterns, without labels, whether there are any or not."""
         layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits)
-        return layout._gathered(layout._image_files(), {})
+        return layout._gathered(layout._image_files(layout._label_files()), {})
 
     def _expected(self) -> str:
         return f"no file matches '{self.images[0]}' (data.layout.images)"
 
     def _find(self) -> list[CaseFiles]:
-        images = self._image_files()
+        label_files = self._label_files()
+        images = self._image_files(label_files)
         if not self.labels:
             return self._gathered(images, {})
         label_of = {path: self.root / self._format(self.labels, fields) for path, fields in images.items()}
-        missing = [path for path, label in label_of.items() if not label.exists()]
-        label_files = {path for path, _ in self._match(self.labels)}
-        self._check_pairs(missing, sorted(label_files - set(label_of.values())))
+        missing = {path: None for path, label in label_of.items() if not label.exists()}
+        self._check_pairs(list(missing), sorted(label_files - set(label_of.values())))
         return self._gathered({path: fields for path, fields in images.items() if path not in missing}, label_of)
 
-    def _image_files(self) -> dict[Path, dict[str, str]]:
+    def _label_files(self) -> set[Path]:
+        return {path for path, _ in self._match(self.labels)} if self.labels else set()
+
+    def _image_files(self, label_files: set[Path]) -> dict[Path, dict[str, str]]:
         """Files of the first image pattern, with what its names stand for; "{id}.tif" finds "a_mask.tif" as well, so labels go."""
-        label_files = {path for path, _ in self._match(self.labels)} if self.labels else set()
         return {path: fields for path, fields in self._match(self.images[0]) if path not in label_files}
 
     def _gathered(self, images: Mapping[Path, dict[str, str]], label_of: Mapping[Path, Path]) -> list[CaseFiles]:

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]  # OmegaConf's parser, which publishes no types
+from yaml import YAMLError
 
 import voxtile
 from voxtile.commands.words import quoted, readable
@@ -90,7 +90,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
                 f"The folder '{missing[0]}' of '--config-dir' does not exist. Name the one that holds data/, model/, …."
             )
         with _arguments(words):
-            if not flags.keys() <= _OWN:
+            if not flags.keys() <= _OWN or flags.get("--cfg", ["job"])[-1].rpartition("=")[2] != "job":
                 hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
                 return max(codes)
             config = _composed(name, overrides, folders)
@@ -176,9 +176,9 @@ def _cache_at(folder: str | None) -> Iterator[None]:
 def _arguments(argv: Sequence[str]) -> Iterator[None]:
     """Puts `argv` where Hydra reads it, and lets errors through instead of having Hydra print them and exit."""
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    flags = [word for word in argv if word.startswith("-") or word not in _parsed(argv)[1]]
-    overrides = _parsed(argv)[1]
-    # A flag with an optional word must not swallow the first override.
+    given, overrides = _parsed(argv)
+    flags = [word for words in given.values() for word in words]
+    # Flags first, since Hydra's parser takes no override after a flag that follows one, and none of them may swallow an override.
     sys.argv = [before[0], *flags, *(["--"] if flags and overrides else []), *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -192,20 +192,18 @@ def _arguments(argv: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full
 
 
-def _parsed(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Flags, by their long names, with the words that belong to them, and overrides."""
-    flags: dict[str, str] = {}
+def _parsed(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Flags, by their long names, with all words that they were given in, and overrides."""
+    flags: dict[str, list[str]] = {}
     overrides: list[str] = []
     rest = iter(words)
     for word in rest:
         if word.startswith("-"):
-            flag, _, value = word.partition("=")
+            flag, joined, _ = word.partition("=")
             flag = _LONG.get(flag, flag)
-            flags[flag] = value or (next(rest, "") if flag in _VALUED else "")
+            flags.setdefault(flag, []).extend([word, next(rest, "")] if flag in _VALUED and not joined else [word])
         else:
             overrides.append(word)
-    if flags.get("--cfg", "job") != "job":
-        flags["--cfg all"] = flags.pop("--cfg")  # Hydra's own kinds of it
     return flags, overrides
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from yaml import YAMLError  # type: ignore[import-untyped]  # OmegaConf's parser, which publishes no types
+from yaml import YAMLError
 
 from voxtile.commands.build import Parts, build_network, parts
 from voxtile.data.normalise import Intensity
