@@ -1,8 +1,14 @@
-"""Batches per second from a tiled GeoTIFF: threads, worker processes and a bare rasterio loop, in one run.
+"""Windows per second from a tiled GeoTIFF: threads, worker processes and a bare rasterio loop, in one run.
 
 python bench/reading.py
+
+Each way reads the same windows twice with the files kept open, and the second time counts. Once with a block cache that holds the
+whole scene, once with one that holds little of it, as with scenes larger than memory.
 """
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +29,7 @@ from voxtile.data.stream import SampleStream
 from voxtile.data.survey import survey
 
 SIDE, WINDOW, BATCH, BATCHES = 4096, 256, 8, 40
+CACHES = {"scene fits into the block cache": "512", "scene does not fit": "16"}  # megabytes
 
 
 def make(folder: Path) -> Case:
@@ -63,9 +70,11 @@ def rate(batches: Callable[[], Iterable[object]]) -> float:
     return count * BATCH / (time.perf_counter() - began)
 
 
-def bare(folder: Path, stream: SampleStream) -> Iterable[None]:
+def bare(folder: Path, stream: SampleStream) -> Callable[[], Iterable[None]]:
     """The same windows by rasterio alone: no validity, no label map, no batch."""
-    with rasterio.open(folder / "image.tif") as image, rasterio.open(folder / "label.tif") as label:
+    image, label = rasterio.open(folder / "image.tif"), rasterio.open(folder / "label.tif")
+
+    def batches() -> Iterable[None]:
         for step in range(BATCHES):
             for i in range(BATCH):
                 window = stream.spec(step * BATCH + i).window
@@ -74,8 +83,10 @@ def bare(folder: Path, stream: SampleStream) -> Iterable[None]:
                 label.read(1, window=area)
             yield
 
+    return batches
 
-def main() -> None:
+
+def measure() -> None:
     """Prints each way's rate and its ratio to the bare loop."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -84,20 +95,23 @@ def main() -> None:
         plain = Intensity((0.0,) * 4, (5000.0,) * 4, (2000.0,) * 4, (1000.0,) * 4)
         stream = SampleStream([case], [found], [plain], (1, WINDOW, WINDOW), 0, Augment())
         steps = Steps(stream)
-        floor = rate(lambda: bare(folder, stream))
+        floor = rate(bare(folder, stream))
         print(f"{'bare rasterio loop':<28} {floor:8.0f} windows/s  1.00")
-        ways: dict[str, Callable[[], Iterable[object]]] = {
-            f"{count} threads": lambda count=count: ReadAhead(lambda: range(BATCHES), steps.__getitem__, count)
-            for count in (0, 1, 2)
+        ways: dict[str, Iterable[object]] = {
+            f"{count} threads": ReadAhead(lambda: range(BATCHES), steps.__getitem__, count) for count in (0, 1, 2)
         }
-        loader = torch.utils.data.DataLoader(
+        ways["2 worker processes"] = torch.utils.data.DataLoader(
             steps, batch_size=None, num_workers=2, multiprocessing_context="forkserver", persistent_workers=True
         )
-        ways["2 worker processes"] = lambda: loader
         for title, batches in ways.items():
-            speed = rate(batches)
+            speed = rate(lambda batches=batches: batches)
             print(f"{title:<28} {speed:8.0f} windows/s  {speed / floor:.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        measure()
+    else:  # GDAL reads the size of its cache once
+        for title, megabytes in CACHES.items():
+            print(title, flush=True)
+            subprocess.run([sys.executable, __file__, "one"], env=os.environ | {"GDAL_CACHEMAX": megabytes}, check=True)

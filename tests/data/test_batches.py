@@ -18,7 +18,10 @@ def readers():
 
 @pytest.fixture(autouse=True)
 def _no_thread_stays():
+    """Threads end with the loader that they belong to."""
     yield
+    for thread in readers():
+        thread.join(timeout=10)
     assert readers() == []
 
 
@@ -54,17 +57,33 @@ def test_an_error_while_reading_surfaces_at_its_batch(workers):
     with pytest.raises(OSError, match="the disk is gone"):
         got.extend(batch["item"] for batch in ReadAhead(lambda: range(100), make, workers))
     assert got == [] or got == [0, 1, 2]
-    assert readers() == []
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_leaving_early_leaves_no_thread_and_reads_little_more(workers):
-    made = []
-    iterator = iter(ReadAhead(lambda: range(1000), lambda item: made.append(item) or {"item": item}, workers, ahead=2))
+def test_leaving_early_reads_little_more_and_nothing_behind_the_back(workers):
+    begun, made = [], []
+
+    def make(item):
+        begun.append(item)
+        time.sleep(0.01)
+        made.append(item)
+        return {"item": item}
+
+    loader = ReadAhead(lambda: range(1000), make, workers, ahead=2)
+    iterator = iter(loader)
     assert [next(iterator)["item"] for _ in range(3)] == [0, 1, 2]
     iterator.close()
-    assert readers() == []
+    assert sorted(begun) == sorted(made)
     assert len(made) <= 3 + 2 * workers + 1
+    assert next(iter(loader)) == {"item": 0}  # and it can be gone through again
+
+
+def test_threads_and_what_they_hold_open_outlive_a_pass():
+    seen = set()
+    loader = ReadAhead(lambda: range(20), lambda item: seen.add(threading.get_ident()) or {"item": item}, 1)
+    for _ in range(3):
+        list(loader)
+    assert len(seen) == 1
 
 
 def test_no_more_than_the_batches_ahead_are_held():

@@ -17,6 +17,7 @@ from voxtile.cases.window import Size3, Window
 from voxtile.errors import DataError, listed
 
 IGNORE = 255  # ignore index: unlabelled, invalid or padded pixels
+_UNKNOWN = -1  # in look-ups: a stored value that the configuration does not know
 Pad = Literal["constant", "reflect", "repeat"]
 
 
@@ -82,19 +83,31 @@ class Labels:
         """
         stored, valid = self.source.read(window, (0,))
         numbers = stored[0]
-        out = np.full(numbers.shape, IGNORE, dtype=np.uint8)
-        known = ~valid
-        for value, index in self.values.items():
-            hit = valid & (numbers == value)
-            out[hit] = index
-            known |= hit
-        if not known.all():
-            unknown = np.unique(numbers[~known])
+        out = self._indices(numbers)
+        if not valid.all():
+            out[~valid] = IGNORE
+        if (out == _UNKNOWN).any():
+            unknown = np.unique(numbers[out == _UNKNOWN])
             raise DataError(
                 f"{self.source.path} holds the label values {listed(v.item() for v in unknown)} (window {tuple(window)}), which "
                 f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them under 'labels:' in the data "
                 f"set's file, where they are not to be judged as '{unknown[0].item():g}: ignore'."
             )
+        return out.astype(np.uint8)
+
+    def _indices(self, numbers: NDArray[Any]) -> NDArray[np.int16]:
+        """Class indices of stored values; `_UNKNOWN` where the configuration has none."""
+        kind, size = numbers.dtype.kind, numbers.dtype.itemsize
+        if kind in "ui" and size <= 2:  # one look-up, however many classes there are
+            low, high = np.iinfo(numbers.dtype).min, np.iinfo(numbers.dtype).max
+            table = np.full(high - low + 1, _UNKNOWN, dtype=np.int16)
+            for value, index in self.values.items():
+                if low <= value <= high:
+                    table[value] = index  # negative ones from the end, where their bits read as unsigned point to
+            return table.take(numbers.view(f"u{size}"))
+        out = np.full(numbers.shape, _UNKNOWN, dtype=np.int16)
+        for value, index in self.values.items():
+            out[numbers == value] = index
         return out
 
 

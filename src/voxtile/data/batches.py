@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def flattened(batch: Batch) -> Batch:
 
 
 class ReadAhead:
-    """Iterates over `make(item)` for each item, in order, made by threads ahead of use; one thread of the caller if `workers` is 0.
+    """Iterates over `make(item)` for each item, in order, made ahead of use by threads, or by the caller where `workers` is 0.
 
     Each batch is made by one thread from first to last pixel, so what it holds does not depend on the number of threads.
     """
@@ -53,22 +53,24 @@ class ReadAhead:
             ahead: batches made ahead per thread.
         """
         self.items, self.make, self.workers, self.ahead = items, make, workers, ahead
+        # Threads outlive an iteration, and with them the files that they hold open and GDAL's decoded blocks.
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="read") if workers else None
 
     def __iter__(self) -> Iterator[Batch]:
         items = self.items()
-        if self.workers == 0:
+        if self._pool is None:
             for item in items:
                 yield self.make(item)
             return
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="read") as pool:
-            waiting: deque[Future[Batch]] = deque()
-            try:
-                for item in items:
-                    waiting.append(pool.submit(self.make, item))
-                    if len(waiting) > self.ahead * self.workers:
-                        yield waiting.popleft().result()
-                while waiting:
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._pool.submit(self.make, item))
+                if len(waiting) > self.ahead * self.workers:
                     yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            wait(waiting)  # what is being read is read to its end: nobody takes files away from under it

@@ -73,6 +73,7 @@ class SampleStream:
             )
         self.cases, self.surveys, self.intensities = cases, surveys, intensities
         self.size, self.seed, self.augment, self.balance = size, seed, augment, balance
+        self._spacings = [case.grid.spacing for case in cases]
         area = math.prod(size)
         self.deck = np.repeat(np.arange(len(cases)), [max(1, math.ceil(found.judged / area)) for found in surveys])
         # Which cases hold each class; a class that no case holds cannot be drawn.
@@ -123,7 +124,8 @@ class SampleStream:
         case = self.cases[spec.case]
         image, valid = case.read(spec.window, pad="constant")
         label = case.read_label(spec.window)
-        label[~valid] = IGNORE
+        if not valid.all():
+            label[~valid] = IGNORE
         return {
             "image": image,
             "valid": valid,
@@ -131,5 +133,5 @@ class SampleStream:
             "index": index,
             "case": spec.case,
             **self.intensities[spec.case].arrays(),
-            "augment": self.augment.draw(self.seed, index, self.size, case.grid.spacing),
+            "augment": self.augment.draw(self.seed, index, self.size, self._spacings[spec.case]),
         }
