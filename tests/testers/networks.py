@@ -14,6 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
+
+from voxtile.models.network import Output
 
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
 
@@ -22,10 +25,39 @@ def noise(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def perturbed(network):
+    """The network with small numbers in layers that start as zeros, through which no gradient would pass on."""
+    for number, value in enumerate(network.parameters()):
+        if value.requires_grad and value.ndim > 1 and not value.any():
+            with torch.no_grad():
+                value.copy_(0.1 * noise(*value.shape, seed=number))
+    return network
+
+
+def scores(output):
+    """All numbers of what a network returns in training, in one line."""
+    maps = [score_map.logits for score_map in output.maps] if isinstance(output, Output) else [output]
+    return torch.cat([logits.flatten() for logits in maps])
+
+
+def mirror(network):
+    """Mirrors every kernel left to right."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            with torch.no_grad():
+                layer.weight.copy_(layer.weight.flip(-1))
+
+
 class NetworkTester(ABC):
-    """Attributes: `dims`, what the network takes: 2 for images, 3 for volumes."""
+    """Attributes for subclasses to set.
+
+    dims: what the network takes: 2 for images, 3 for volumes.
+    aligned: an image (height, width) that the network sees alike from left and from right: nothing is padded on one side only;
+        None where mirrored kernels do not make a mirrored network.
+    """
 
     dims = (2, 3)
+    aligned = (64, 64)
 
     @abstractmethod
     def make(self, in_channels, num_classes, dims=2):
@@ -100,25 +132,43 @@ class NetworkTester(ABC):
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[0], weights[2])
 
-    def test_gradients_reach_every_learnable_parameter(self):
+    def test_gradients_reach_every_parameter_that_learns_and_no_other(self):
         for dims in self.dims:
-            network = self.built(dims=dims).train()
-            logits = network(self.batch(network))
-            (logits * noise(*logits.shape, seed=1)).sum().backward()
-            unreached = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
-            assert unreached == []
+            network = perturbed(self.built(dims=dims)).train()
+            output = scores(network(self.batch(network)))
+            (output * noise(*output.shape, seed=1)).sum().backward()
+            learning = {name: value for name, value in network.named_parameters() if value.requires_grad}
+            assert [name for name, value in learning.items() if value.grad is None or not value.grad.any()] == []
+            assert all(value.grad is None for name, value in network.named_parameters() if name not in learning)
 
     @pytest.mark.parametrize("size", [1, 2])
     def test_it_learns_and_judges_images_of_the_smallest_size(self, size):
         for dims in self.dims:
             network = self.built(dims=dims).train()
             images = self.batch(network, size)
-            logits = network(images)
-            assert logits.shape == (size, 4, *images.shape[2:])
-            logits.square().mean().backward()
-            assert all(value.grad.isfinite().all() for value in network.parameters())
+            output = network(images)
+            if not isinstance(output, Output):
+                assert output.shape == (size, 4, *images.shape[2:])
+            scores(output).square().mean().backward()
+            assert all(value.grad.isfinite().all() for value in network.parameters() if value.grad is not None)
             with torch.inference_mode():
                 assert network.eval()(images).isfinite().all()
+
+    def test_an_exported_network_gives_the_same_logits(self):
+        network = perturbed(self.built()).eval()
+        image = noise(1, 3, 40, 50)
+        program = torch.export.export(network, (image,)).module()
+        with torch.inference_mode():
+            torch.testing.assert_close(program(image), network(image), rtol=1e-4, atol=1e-5)
+
+    def test_mirrored_kernels_make_a_mirrored_network(self):
+        if self.aligned is None:
+            pytest.skip("a network that does not treat left and right alike")
+        network, image = perturbed(self.built()).eval(), noise(1, 3, *self.aligned)
+        with torch.inference_mode():
+            expected = network(image).flip(-1)
+            mirror(network)
+            torch.testing.assert_close(network(image.flip(-1)), expected, rtol=1e-4, atol=1e-5)
 
     def test_weights_go_to_safetensors_and_back_without_changing_a_bit(self, tmp_path):
         network, images = self.built(), noise(2, 3, 32, 32)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from voxtile.models.network import Network
 from voxtile.models.sizes import crop_to, pad_to_multiple
 
 
-class Padded(nn.Module):
+class Padded(Network):
     """Pads an image to a multiple of `stride`, and crops the logits back to its size.
 
     Attributes:

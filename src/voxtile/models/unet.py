@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from voxtile.models.network import Network
 from voxtile.models.sizes import crop_to, pad_to_multiple
 
 Norm = Literal["batch", "instance", "group", "none"]
@@ -63,7 +64,7 @@ class Stage(nn.Sequential):
         super().__init__(*layers)
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """U-Net whose every encoder level feeds the decoder level of its size.
 
     Logits have the size of the image for any size: the input is padded to a multiple of `stride` and the result is cropped.

@@ -1,0 +1,80 @@
+"""Layers that the papers use and PyTorch has not, or not in a deterministic form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def channels(paper: int, width: float) -> int:
+    """How many channels stand for the paper's number at `width` (1 = the paper's), at least one."""
+    return max(1, round(paper * width))
+
+
+def bilinear_kernel(size: int) -> Tensor:
+    """The 2D kernel [size, size] with which a transposed convolution interpolates linearly (Long et al. 2015, section 3.3)."""
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 else factor - 0.5
+    line = 1 - (torch.arange(size, dtype=torch.float64) - centre).abs() / factor
+    return torch.outer(line, line).float()
+
+
+class BilinearUpsample(nn.Module):
+    """A transposed convolution, one kernel per class, that starts as bilinear interpolation and stays so unless it learns.
+
+    With one kernel per class the result equals that of a dense K x K kernel that is zero off the diagonal.
+    """
+
+    def __init__(self, num_classes: int, kernel: int, stride: int, learn: bool = False) -> None:
+        super().__init__()
+        self.num_classes, self.stride = num_classes, stride
+        self.weight = nn.Parameter(bilinear_kernel(kernel).repeat(num_classes, 1, 1, 1), requires_grad=learn)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """[B, K, h, w] to [B, K, (h - 1) · stride + kernel, (w - 1) · stride + kernel]."""
+        return functional.conv_transpose2d(scores, self.weight, stride=self.stride, groups=self.num_classes)
+
+
+def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolates [B, C, h, w] linearly to `size` (H, W), corners onto corners, as Caffe's Interp layer does.
+
+    The same as `interpolate(…, mode="bilinear", align_corners=True)`, whose gradient has no deterministic form on CUDA: two
+    products with the interpolation matrices of the axes.
+    """
+    rows, columns = (_interpolation(a, b, image) for a, b in zip(image.shape[2:], size, strict=True))
+    return rows @ image @ columns.T
+
+
+def _interpolation(before: int, after: int, like: Tensor) -> Tensor:
+    """The matrix [after, before] that interpolates an axis linearly."""
+    step = (before - 1) / (after - 1) if after > 1 else 0.0
+    places = torch.arange(after, device=like.device, dtype=torch.float64) * step
+    grid = torch.arange(before, device=like.device, dtype=torch.float64)
+    return (1 - (places[:, None] - grid).abs()).clamp_min(0).to(like.dtype)
+
+
+def unpool(values: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+    """Puts pooled values [B, C, h, w] back where they came from, in zeros [B, C, H, W] of `size`.
+
+    The same as `max_unpool2d` for windows that do not overlap, which has no deterministic form.
+
+    Args:
+        values: what is put back.
+        indices: places in the flattened (H, W), as `max_pool2d(…, return_indices=True)` gives them.
+        size: (H, W) before pooling.
+    """
+    flat = values.new_zeros(*values.shape[:2], math.prod(size))
+    return flat.scatter(2, indices.flatten(2), values.flatten(2)).view(*values.shape[:2], *size)
+
+
+def initialise(network: nn.Module) -> None:
+    """Gives every convolution Gaussian weights of deviation sqrt(2 / fan-in) and zero biases (He et al. 2015, equation 10)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

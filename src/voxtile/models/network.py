@@ -1,0 +1,70 @@
+"""What every network keeps, and what it may return in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from voxtile.cases.case import IGNORE
+
+
+class Network(nn.Module):
+    """A network that gives every pixel a class: image [B, C, H, W] (or [B, C, D, H, W]) to logits [B, K, …] of the same size.
+
+    In evaluation it takes images of any size from one pixel up; padding and cropping are its own business. In training it takes
+    images of `min_train_size` up and may return an `Output` with several score maps instead of one tensor.
+
+    Attributes:
+        dims: 2 for images [B, C, H, W], 3 for [B, C, D, H, W].
+        stride: by how much the coarsest feature map is smaller than the image.
+        margin: real context wanted around an image, in pixels on each side. Where it is not 0, `forward` takes `context`: by how
+            many pixels the image is larger than what is asked for, on each side; the logits are smaller by that.
+        min_train_size: smallest image side in training.
+        stochastic: whether dropout is meant to be left on in evaluation, to sample from (see `sampling`).
+    """
+
+    dims: int = 2
+    stride: int = 1
+    margin: int = 0
+    min_train_size: int = 1
+    stochastic: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """Logits on a grid of their own, and the pixels of the image that judge them.
+
+    Attributes:
+        logits: [B, K, h, w].
+        rows: int64 [h], the image row whose label judges each row of the map; -1 for none.
+        columns: int64 [w], likewise.
+        weight: of this map's loss in the sum of all.
+    """
+
+    logits: Tensor
+    rows: Tensor
+    columns: Tensor
+    weight: float = 1.0
+
+    def label(self, label: Tensor) -> Tensor:
+        """The label [B, h, w] of the map, picked out of the image's [B, H, W]; `IGNORE` where no pixel judges."""
+        # The index -1 finds the row and column that are added here.
+        padded = functional.pad(label, (0, 1, 0, 1), value=IGNORE)
+        return padded[:, self.rows][:, :, self.columns]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a network returns in training where its loss is not taken at the image's size: Σ weight · loss over its maps."""
+
+    maps: Sequence[ScoreMap]
+
+
+def sampled(count: int, stride: float, size: int, device: torch.device | None = None) -> Tensor:
+    """The pixel nearest to each of `count` places 0, stride, 2·stride, … along an axis of `size` pixels; -1 past its end."""
+    places = (torch.arange(count, device=device, dtype=torch.float64) * stride + 0.5).floor().long()
+    return torch.where(places < size, places, -1)

@@ -1,0 +1,1 @@
+"""The classification networks that segmentation networks stand on: image to feature maps."""

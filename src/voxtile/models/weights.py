@@ -1,0 +1,122 @@
+"""Weights trained elsewhere, put into a network's trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from voxtile.errors import ConfigError, listed, reason
+
+# The weights of torchvision whose network is the paper's, trunk by trunk. Its AlexNet has one tower and no normalisation, its
+# GoogLeNet batch normalisation and other kernels: neither is the paper's, so they are not here.
+IMAGENET: Mapping[str, str] = {
+    "vgg16": "VGG16_Weights.IMAGENET1K_V1",
+    "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
+    "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
+    "resnet152": "ResNet152_Weights.IMAGENET1K_V1",
+}
+_VGG16 = dict(
+    zip(
+        [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, n + 1)],
+        (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+        strict=True,
+    )
+)
+
+
+def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str) -> None:
+    """Copies trained weights into layers.
+
+    A fully connected layer's weights are folded into the convolution that stands for it. Where the image has not 3 channels,
+    each channel of the first layer gets the mean of the trained three, times 3 / channels: for an image whose channels are alike
+    the responses stay what they were.
+
+    Args:
+        layers: by the names that the papers' authors gave them: conv1_1, fc6, res2_0.branch2a.
+        weights: "imagenet" for torchvision's weights (fetched once, checked by their hash), or a file (.safetensors, or
+            PyTorch's own, of which only tensors are read) with the authors' names or torchvision's; None leaves the layers
+            as they are.
+        trunk: which network the layers are of, a key of `IMAGENET` where there are such weights.
+
+    Raises:
+        ConfigError: The weights cannot be had or read, or do not fit a layer.
+    """
+    if weights is None or any(value.is_meta for layer in layers.values() for value in layer.parameters()):
+        return
+    source = _imagenet(trunk) if weights == "imagenet" else _read(Path(weights).expanduser())
+    for number, (name, layer) in enumerate(layers.items()):
+        own = layer.state_dict()
+        found = {}
+        for key, value in own.items():
+            candidates = [f"{name}.{key}", f"{their_name(trunk, name)}.{key}"]
+            given = next((source[c] for c in candidates if c in source), None)
+            if given is None:
+                if key == "num_batches_tracked":
+                    continue
+                raise ConfigError(
+                    f"The weights '{weights}' hold no '{candidates[0]}' (nor '{candidates[1]}'); they hold {listed(source, 6)}. "
+                    f"Expected the weights of {trunk} under its authors' names or torchvision's."
+                )
+            if number == 0 and key == "weight" and given.ndim == 4 and given.shape[1] != value.shape[1]:
+                given = given.mean(dim=1, keepdim=True).expand(-1, value.shape[1], -1, -1) * (given.shape[1] / value.shape[1])
+            if given.numel() != value.numel():
+                raise ConfigError(
+                    f"'{name}.{key}' of the weights '{weights}' has the shape {tuple(given.shape)}; the network's has "
+                    f"{tuple(value.shape)}. Trained weights need the paper's number of channels: type 'model.width=1'."
+                )
+            found[key] = given.reshape(value.shape).to(value.dtype)
+        layer.load_state_dict(found, strict=False)
+
+
+def their_name(trunk: str, name: str) -> str:
+    """The name that torchvision gives a layer."""
+    if trunk == "vgg16":
+        return {"fc6": "classifier.0", "fc7": "classifier.3"}.get(name) or f"features.{_VGG16[name]}"
+    if name in ("conv1", "bn_conv1"):
+        return {"conv1": "conv1", "bn_conv1": "bn1"}[name]
+    stage, _, rest = name.partition(".")
+    if not stage.startswith("res"):
+        return name
+    level, _, block = stage[3:].partition("_")
+    inner = {"branch1": "downsample.0", "bn1": "downsample.1"}
+    for number, letter in enumerate("abc", start=1):
+        inner |= {f"branch2{letter}": f"conv{number}", f"bn2{letter}": f"bn{number}"}
+    return f"layer{int(level) - 1}.{block}.{inner[rest]}"
+
+
+def _imagenet(trunk: str) -> Mapping[str, Tensor]:
+    if trunk not in IMAGENET:
+        raise ConfigError(
+            f"There are no ImageNet weights for {trunk} that fit the paper's network. Type 'model.weights=null' to start from "
+            "scratch, or give a file of the authors' weights: 'model.weights=<file>'."
+        )
+    import torchvision
+
+    known = torchvision.models.get_weight(IMAGENET[trunk])
+    try:
+        state: Mapping[str, Tensor] = known.get_state_dict(check_hash=True, weights_only=True)
+        return state
+    except (OSError, RuntimeError) as error:  # no network (urllib's errors are OSErrors), or a hash that is not right
+        raise ConfigError(
+            f"The ImageNet weights of {trunk} could not be fetched: {reason(error)}. Fetch {known.url} on a machine with a "
+            "network and type 'model.weights=<file>', or start from scratch with 'model.weights=null'."
+        ) from error
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged or a planted file
+        raise ConfigError(
+            f"'model.weights={path}' cannot be read: {reason(error)}. Expected a file of tensors (.safetensors, or a state "
+            "dictionary saved by PyTorch), or 'imagenet'."
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"'model.weights={path}' holds no plain mapping of names to tensors. Save the network's state_dict().")
+    return state
