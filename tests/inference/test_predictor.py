@@ -35,9 +35,10 @@ class Convolutions(nn.Module):
             nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5, generator=generator)
             nn.init.normal_(layer.bias, generator=generator)
 
-    def forward(self, image):
+    def forward(self, image, context=0):
+        assert context == self.margin
         self.sent += [*image]
-        return functional.pad(self.layers(image), [self.margin] * 2 * self.dims)  # what is cropped away must not matter
+        return self.layers(image)
 
 
 def case_of(shape, seed=0, valid=None, dtype=np.uint8):

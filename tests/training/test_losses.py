@@ -218,7 +218,7 @@ def test_batch_of_weight_zero_has_loss_zero() -> None:
         ({"class_weights": [1.0, -1.0, 2.0]}, "at least 0"),
         ({"class_weights": "inverse"}, "needs `class_counts`"),
         ({"class_weights": "median_frequency", "class_counts": [1, 1, 1]}, "needs `present_counts`"),
-        ({"divide_by": "pixel"}, "'weights' or 'pixels'"),
+        ({"divide_by": "pixel"}, "choose from weights, pixels, images"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
     ],
 )

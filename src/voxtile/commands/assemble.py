@@ -91,15 +91,18 @@ def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping
     )  # fmt: skip
 
 
-def make_data(built: Parts, prepared: Prepared, coming: Callable[[], range]) -> Any:
-    """Builds the data module."""
+def make_data(built: Parts, prepared: Prepared, network: Any, coming: Callable[[], range]) -> Any:
+    """Builds the data module that reads what `network` wants."""
     from voxtile.data.datamodule import Steps, VoxtileData
     from voxtile.data.prepared import window_size
+    from voxtile.models.network import margin_of
 
     data = built.config["data"]
     size = window_size(data["window"], [*prepared.split.train, *prepared.split.val])
     steps = Steps(built.settings.batch_size, coming)
-    return VoxtileData(prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"])
+    return VoxtileData(
+        prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"], margin_of(network)
+    )
 
 
 def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) -> None:

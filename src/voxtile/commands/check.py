@@ -136,7 +136,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     from voxtile.training.fit import StepTimes, bare_trainer
 
     module = make_module(built, prepared, lambda step, values: None)
-    data = make_data(built, prepared, lambda: range(STEPS))
+    data = make_data(built, prepared, module.network, lambda: range(STEPS))
     check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
     times = StepTimes()
     options = {name: value for name, value in config["trainer"].items() if name != "profiler"}
@@ -176,6 +176,7 @@ def draw_samples(module: SegmentationModule, data: VoxtileData, prepared: Prepar
     from voxtile.training import pictures
 
     image, label = module.inputs(next(iter(data.train_dataloader())), augment=True)
+    image = module.inner(image)
     rows = []
     for index in range(min(PICTURED, len(image))):
         pixels, classes = image[index].numpy(), label[index].numpy()

@@ -63,7 +63,7 @@ def train(config: Mapping[str, Any]) -> int:
         refuse_if_changed(home, device)
     # What does not fit together shows here, before there is a run folder.
     module = make_module(built, prepared, lambda step, values: None)
-    data = make_data(built, prepared, lambda: range(module.step, built.settings.next_validation(module.step)))
+    data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
     check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
     module.configure_optimizers()
     with home.lease():

@@ -46,6 +46,7 @@ class VoxtileData(lightning.LightningDataModule):
         steps: Steps,
         balance: float = 0.0,
         workers: int = 2,
+        margin: Size3 = (0, 0, 0),
     ) -> None:
         """Makes the stream.
 
@@ -57,15 +58,16 @@ class VoxtileData(lightning.LightningDataModule):
             steps: which steps come next.
             balance: probability of a class-balanced window.
             workers: reading threads.
+            margin: pixels that images have around the window along (z, y, x), see `SampleStream`.
         """
         super().__init__()
-        self.prepared, self.size, self.steps, self.workers = prepared, size, steps, workers
+        self.prepared, self.size, self.steps, self.workers, self.margin = prepared, size, steps, workers, margin
         self._intensities = [prepared.intensity_of(case) for case in prepared.split.val]
         cases = prepared.split.train
         balanced = [c for c in range(len(prepared.dataset.classes)) if c != prepared.dataset.background]
         self.stream = SampleStream(
             cases, [prepared.surveys[case.id] for case in cases], [prepared.intensity_of(case) for case in cases],
-            size, seed, augment, balance, balanced,
+            size, seed, augment, balance, balanced, margin,
         )  # fmt: skip
 
     def train_dataloader(self) -> ReadAhead:
@@ -98,14 +100,15 @@ class VoxtileData(lightning.LightningDataModule):
     def _read(self, item: tuple[int, Sequence[Tile]]) -> Batch:
         number, part = item
         case = self.prepared.split.val[number]
-        return collate([window_of(case, number, tile) | self._intensities[number].arrays() for tile in part])
+        return collate([window_of(case, number, tile, self.margin) | self._intensities[number].arrays() for tile in part])
 
 
-def window_of(case: Case, number: int, tile: Tile) -> dict[str, Any]:
-    """One window with its label, which is the ignore index outside the tile's core and where the image holds no data."""
-    image, valid = case.read(tile.window)
+def window_of(case: Case, number: int, tile: Tile, margin: Size3 = (0, 0, 0)) -> dict[str, Any]:
+    """One window with `margin` around it, and its label, which is the ignore index outside the tile's core and without data."""
+    around = tile.window.grown(margin)
+    image, valid = case.read(around, pad="reflect") if any(margin) else case.read(tile.window)
     label = np.full(tile.window.size, IGNORE, dtype=np.uint8)
     core = tile.core.within(tile.window)
     label[core] = case.read_label(tile.core)
-    label[~valid] = IGNORE
+    label[~valid[tile.window.within(around)]] = IGNORE
     return {"image": image, "valid": valid, "label": label, "case": number}

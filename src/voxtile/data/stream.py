@@ -49,6 +49,7 @@ class SampleStream:
         augment: Augment,
         balance: float = 0.0,
         balanced: Sequence[int] = (),
+        margin: Size3 = (0, 0, 0),
     ) -> None:
         """Deals the deck.
 
@@ -61,6 +62,8 @@ class SampleStream:
             augment: draws each sample's augmentation parameters.
             balance: probability of a class-balanced draw.
             balanced: classes it chooses from.
+            margin: pixels along (z, y, x) that image, valid and label have around the window on each side: real ones, mirrored
+                past the case's border, where no label is.
 
         Raises:
             DataError: A case has no pixel that could be judged.
@@ -73,6 +76,7 @@ class SampleStream:
             )
         self.cases, self.surveys, self.intensities = cases, surveys, intensities
         self.size, self.seed, self.augment, self.balance = size, seed, augment, balance
+        self.margin = margin
         self._spacings = [case.grid.spacing for case in cases]
         area = math.prod(size)
         self.deck = np.repeat(np.arange(len(cases)), [max(1, math.ceil(found.judged / area)) for found in surveys])
@@ -121,9 +125,9 @@ class SampleStream:
             mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
         """
         spec = self.spec(index)
-        case = self.cases[spec.case]
-        image, valid = case.read(spec.window, pad="constant")
-        label = case.read_label(spec.window)
+        case, window = self.cases[spec.case], spec.window.grown(self.margin)
+        image, valid = case.read(window, pad="reflect" if any(self.margin) else "constant")
+        label = case.read_label(window)
         if not valid.all():
             label[~valid] = IGNORE
         return {
@@ -133,5 +137,5 @@ class SampleStream:
             "index": index,
             "case": spec.case,
             **self.intensities[spec.case].arrays(),
-            "augment": self.augment.draw(self.seed, index, self.size, self._spacings[spec.case]),
+            "augment": self.augment.draw(self.seed, index, window.size, self._spacings[spec.case]),
         }

@@ -16,6 +16,7 @@ from voxtile.cases.tiling import Tile, tiles
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import Batch, ReadAhead, collate, flattened
 from voxtile.data.normalise import Intensity, normalise
+from voxtile.models.network import logits_of, margin_of
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class Predictor:
         self.size, self.overlap, self.batch_size = size, overlap, batch_size
         self.device, self.precision, self.workers = torch.device(device), precision, workers
         self.planar = getattr(network, "dims", 2) == 2
-        margin = int(getattr(network, "margin", 0))
-        self.margin = (0 if self.planar else margin, margin, margin)
+        self.margin = margin_of(network)
         self._classes: int | None = None
 
     def bands(self, case: Case, intensity: Intensity, done: Collection[Window] = ()) -> Iterator[Band]:
@@ -121,11 +121,10 @@ class Predictor:
         if self.planar:
             image = flattened({"image": image})["image"]
         with torch.inference_mode(), self._autocast():
-            logits = self.network(image).float()
+            logits = logits_of(self.network, image).float()
         if self.planar:
             logits = logits[:, :, None]
-        inner = tuple(slice(margin, margin + side) for margin, side in zip(self.margin, size, strict=True))
-        probabilities = torch.softmax(logits[(..., *inner)], dim=1).cpu()
+        probabilities = torch.softmax(logits, dim=1).cpu()
         self._classes = probabilities.shape[1]
         if held.all():
             return probabilities

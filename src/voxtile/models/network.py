@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,18 +41,20 @@ class ScoreMap:
 
     Attributes:
         logits: [B, K, h, w].
-        rows: int64 [h], the image row whose label judges each row of the map; -1 for none.
+        rows: int64 [h], the image row whose label judges each row of the map, -1 for none; None where the map has the image's size.
         columns: int64 [w], likewise.
         weight: of this map's loss in the sum of all.
     """
 
     logits: Tensor
-    rows: Tensor
-    columns: Tensor
+    rows: Tensor | None = None
+    columns: Tensor | None = None
     weight: float = 1.0
 
     def label(self, label: Tensor) -> Tensor:
         """The label [B, h, w] of the map, picked out of the image's [B, H, W]; `IGNORE` where no pixel judges."""
+        if self.rows is None or self.columns is None:
+            return label
         # The index -1 finds the row and column that are added here.
         padded = functional.pad(label, (0, 1, 0, 1), value=IGNORE)
         return padded[:, self.rows][:, :, self.columns]
@@ -68,3 +71,20 @@ def sampled(count: int, stride: float, size: int, device: torch.device | None = 
     """The pixel nearest to each of `count` places 0, stride, 2·stride, … along an axis of `size` pixels; -1 past its end."""
     places = (torch.arange(count, device=device, dtype=torch.float64) * stride + 0.5).floor().long()
     return torch.where(places < size, places, -1)
+
+
+def score_maps(output: Tensor | Output) -> Sequence[ScoreMap]:
+    """What a network returned in training, as score maps; one at the image's size where it returned logits."""
+    return output.maps if isinstance(output, Output) else [ScoreMap(output)]
+
+
+def logits_of(network: nn.Module, image: Tensor) -> Any:
+    """What the network makes of `image`, which was read with the network's margin: logits of the part inside it, or an `Output`."""
+    margin = int(getattr(network, "margin", 0))
+    return network(image, context=margin) if margin else network(image)
+
+
+def margin_of(network: nn.Module) -> tuple[int, int, int]:
+    """The network's margin along (z, y, x): none along z for one that sees slices."""
+    margin = int(getattr(network, "margin", 0))
+    return (margin if getattr(network, "dims", 2) == 3 else 0, margin, margin)

@@ -27,6 +27,7 @@ from voxtile.cases.tiling import Tile, tiles
 from voxtile.data.batches import collate
 from voxtile.data.datamodule import VoxtileData, window_of
 from voxtile.errors import RunError, VoxtileError, reason
+from voxtile.models.network import logits_of
 from voxtile.training import pictures
 from voxtile.training.metrics_file import MetricsFile
 from voxtile.training.module import SegmentationModule
@@ -230,16 +231,16 @@ def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[in
     rows = []
     for number, tile in shown:
         case = data.prepared.split.val[number]
-        sample = window_of(case, number, tile)
+        sample = window_of(case, number, tile, data.margin)
+        inner = tile.window.within(tile.window.grown(data.margin))
         batch = collate([sample | data.prepared.intensity_of(case).arrays()])
         with torch.inference_mode():
             image, _ = module.inputs({k: v.to(module.device) for k, v in batch.items()}, augment=False)
-            classes = module.judged.eval()(image).max(dim=1).indices[0].to(torch.uint8).cpu().numpy()
+            classes = logits_of(module.judged.eval(), image).max(dim=1).indices[0].to(torch.uint8).cpu().numpy()
         middle = tile.window.depth // 2
         plane = classes if module.planar else classes[middle]
-        picture = pictures.row(
-            sample["image"][:, middle], sample["valid"][middle], sample["label"][middle], plane, data.prepared.dataset.colors
-        )
+        shown_image, held = sample["image"][:, *inner][:, middle], sample["valid"][inner][middle]
+        picture = pictures.row(shown_image, held, sample["label"][middle], plane, data.prepared.dataset.colors)
         rows.append((f"{case.id}, z y x = {tile.window.start}: input | label | prediction | error", picture))
     return pictures.save(pictures.sheet(rows, data.prepared.dataset.classes, data.prepared.dataset.colors), path)
 

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from voxtile.cases.case import IGNORE
-from voxtile.errors import ConfigError
+from voxtile.errors import ConfigError, listed
 from voxtile.training.class_weights import WeightRule, class_weight_table
+
+DivideBy = Literal["weights", "pixels", "images"]
 
 
 class Loss(nn.Module, ABC):
@@ -86,12 +88,13 @@ def surrogate(loss: Loss, statistics: Tensor, total: Tensor) -> Tensor:
 
 
 class PixelLoss(Loss):
-    """Σ w(y)·l / Σ w(y) over judged pixels with label y, weight w and pixel loss l: a ratio of two sums.
+    """Σ w(y)·l / divisor over judged pixels with label y, weight w and pixel loss l: a ratio of two sums.
 
     Args:
         class_weights: see `class_weight_table`.
         divide_by: "weights" divides by Σ w(y), a weighted mean, as PyTorch does; "pixels" by the number of judged pixels, as
-            caffe-segnet does, where the scale of the weights matters.
+            caffe-segnet does, where the scale of the weights matters; "images" by the number of samples, which leaves a sum over
+            pixels, as the FCN's release and ReSeg do: its scale grows with the size of the windows, and rates must fit it.
     """
 
     needs_logits_first = False
@@ -106,11 +109,11 @@ class PixelLoss(Loss):
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
         class_weights: WeightRule = None,
-        divide_by: Literal["weights", "pixels"] = "weights",
+        divide_by: DivideBy = "weights",
     ) -> None:
         super().__init__()
-        if divide_by not in ("weights", "pixels"):
-            raise ConfigError(f"`loss.divide_by` is '{divide_by}'; give 'weights' or 'pixels'.")
+        if divide_by not in get_args(DivideBy):
+            raise ConfigError(f"`loss.divide_by` is '{divide_by}'; choose from {listed(get_args(DivideBy))}.")
         self.divide_by = divide_by
         # Not persistent: the weights follow from the configuration and the training set, not from learning.
         table = class_weight_table(class_weights, num_classes, class_counts, present_counts)
@@ -136,6 +139,8 @@ class PixelLoss(Loss):
         return torch.where(divisor == 0, 0.0, losses / torch.where(divisor == 0, 1.0, divisor))
 
     def _divisor(self, target: Tensor) -> Tensor:
+        if self.divide_by == "images":
+            return torch.tensor(float(len(target)), device=target.device)
         valid = target != IGNORE
         return (valid if self.divide_by == "pixels" else self._pixel_weights(target) * valid).sum(dtype=torch.float32)
 
@@ -159,7 +164,7 @@ class CrossEntropy(PixelLoss):
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
         class_weights: WeightRule = None,
-        divide_by: Literal["weights", "pixels"] = "weights",
+        divide_by: DivideBy = "weights",
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(
@@ -198,7 +203,7 @@ class Focal(PixelLoss):
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
         class_weights: WeightRule = None,
-        divide_by: Literal["weights", "pixels"] = "weights",
+        divide_by: DivideBy = "weights",
         gamma: float = 2.0,
     ) -> None:
         super().__init__(

@@ -18,6 +18,7 @@ from voxtile.data.batches import Batch, flattened
 from voxtile.data.normalise import normalise
 from voxtile.data.rng import digest
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed
+from voxtile.models.network import ScoreMap, logits_of, score_maps
 from voxtile.training.losses import Loss, surrogate
 from voxtile.training.schedules import Schedule
 from voxtile.training.scores import CaseConfusion, summarise
@@ -83,6 +84,7 @@ class SegmentationModule(lightning.LightningModule):
         self.classes, self.background, self.record, self.groups_of = tuple(classes), background, record, parameters
         self.training_cases = tuple(training)
         self.planar = getattr(network, "dims", 2) == 2
+        self.margin = int(getattr(network, "margin", 0))
         self.channels_last = settings.channels_last and self.planar
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -167,7 +169,10 @@ class SegmentationModule(lightning.LightningModule):
             scaler.load_state_dict(self._scaler_state)
 
     def inputs(self, batch: Batch, augment: bool) -> tuple[Tensor, Tensor]:
-        """Normalised (and augmented) images float32 [B, C, (D,) H, W] and labels uint8 [B, (D,) H, W] of a batch."""
+        """Normalised (and augmented) images float32 [B, C, (D,) H, W] and labels uint8 [B, (D,) H, W] of a batch.
+
+        Images are larger than labels by the network's margin on each side in the plane (and along the depth of volumes).
+        """
         image = normalise(batch["image"], batch["valid"], batch["low"], batch["high"], batch["mean"], batch["std"])
         ready = {"image": image, "valid": batch["valid"], "label": batch["label"]}
         if self.planar:
@@ -175,9 +180,16 @@ class SegmentationModule(lightning.LightningModule):
         image, label = ready["image"], ready["label"]
         if augment:
             image, _, label = self.augment.apply(image, ready["valid"], label, batch["augment"])
+            if self.margin:  # read with it, so that what is turned or bent into the window has a label
+                label = self.inner(label)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         return image, label
+
+    def inner(self, array: Tensor) -> Tensor:
+        """What lies inside the network's margin of [B, …, (D,) H, W]."""
+        edges = (slice(self.margin, -self.margin or None),) * (2 if self.planar else 3)
+        return array[(..., *edges)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Takes one optimizer step on this device's share of a batch."""
@@ -188,14 +200,17 @@ class SegmentationModule(lightning.LightningModule):
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
         self._set_rates(optimizer.optimizer)
         optimizer.zero_grad()
-        total = self._total(parts)
-        done = torch.zeros(self.loss.size, device=self.device)
+        total, done = self._first_look(parts), torch.zeros((), device=self.device)
         for part, target in parts:
-            statistics = self.loss.statistics(self.network(part), target)
-            done += statistics.detach()
-            known = self._summed(statistics.detach()) if total is None else total
-            self.manual_backward(surrogate(self.loss, statistics, known) * self.trainer.world_size)
-        value = float(self.loss.value(self._summed(done)))
+            maps = score_maps(logits_of(self.network, part))
+            statistics = self._statistics(maps, target)
+            done = done + statistics.detach()
+            if total is None:
+                total = self._summed(statistics.detach() if len(parts) == 1 else self._label_statistics(maps, parts))
+            shares = [surrogate(self.loss, own, all_) for own, all_ in zip(statistics, total, strict=True)]
+            share = torch.stack([each.weight * share for each, share in zip(maps, shares, strict=True)]).sum()
+            self.manual_backward(share * self.trainer.world_size)
+        value = float(sum(each.weight * self.loss.value(all_) for each, all_ in zip(maps, self._summed(done), strict=True)))
         self._refuse_infinite("loss", value, batch)
         self._batch = batch
         optimizer.step()
@@ -240,23 +255,32 @@ class SegmentationModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def _total(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
-        """The statistics of the whole batch as far as gradients need them before; None where the only part is the whole."""
-        if not self.loss.needs_logits_first:
-            return self._summed(sum((self.loss.label_statistics(target) for _, target in parts), torch.zeros(())))
-        if len(parts) == 1:
+    def _first_look(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """The statistics [M, S] of the whole batch's M score maps, where gradients need them before any part is differentiated."""
+        if not self.loss.needs_logits_first or len(parts) == 1:
             return None
-        # A first look without gradients, after which dropout and batch normalisation must stand as before it.
+        # Without gradients, and dropout and batch normalisation must stand after it as before it.
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]
+        total = torch.zeros((), device=self.device)
         with torch.no_grad():
             for norm in norms:
                 norm.momentum = 0.0
-            total = sum((self.loss.statistics(self.network(part), target) for part, target in parts), torch.zeros(()))
+            for part, target in parts:
+                total = total + self._statistics(score_maps(logits_of(self.network, part)), target)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self._seed_dropout()
         return self._summed(total)
+
+    def _statistics(self, maps: Sequence[ScoreMap], target: Tensor) -> Tensor:
+        """The statistics [M, S] of a part's maps."""
+        return torch.stack([self.loss.statistics(each.logits, each.label(target)) for each in maps])
+
+    def _label_statistics(self, maps: Sequence[ScoreMap], parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The statistics [M, S] of the whole batch as far as its labels give them, on the grids of the first part's maps."""
+        each = [torch.stack([self.loss.label_statistics(grid.label(target)) for grid in maps]) for _, target in parts]
+        return torch.stack(each).sum(dim=0)
 
     def _summed(self, statistics: Tensor) -> Tensor:
         """The sum of every rank's statistics."""
@@ -285,7 +309,7 @@ class SegmentationModule(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts one batch of windows; pixels that belong to another window's core carry the ignore index."""
         image, label = self.inputs(batch, augment=False)
-        logits = self.judged(image)
+        logits = logits_of(self.judged, image)
         self.val_statistics += self.loss.statistics(logits, label).double().cpu()
         # max is several times faster than argmax over a strided axis on the CPU.
         self.confusion.update(batch["case"].tolist(), logits.max(dim=1).indices, label)
