@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
 from traceback import print_exception
@@ -16,6 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -58,6 +60,10 @@ _VALUED = ("--config-dir", "--config-path", "--config-name", "--package", "--cfg
 _OWN = {"--help", "--cfg", "--config-dir"}
 
 
+# Name, overrides and further folders of the configuration that the running job was composed from.
+_CURRENT: ContextVar[tuple[str, list[str], list[Path]]] = ContextVar("composed")
+
+
 class _StoppedError(BaseException):
     """Ends a multirun whose job was asked to stop; not an Exception, since Hydra keeps those of a job and goes on."""
 
@@ -74,8 +80,16 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
         0, or the largest exit code of the jobs.
     """
     codes: list[int] = [0]
+    overrides: list[str] = []
+    folders: list[Path] = []
 
     def job(config: DictConfig) -> None:
+        if HydraConfig.initialized():  # Hydra's own command line has composed
+            hydra = HydraConfig.get()
+            config = _with_choices(config, hydra.runtime.choices)
+            _CURRENT.set((name, list(hydra.overrides.task), folders))
+        else:
+            _CURRENT.set((name, overrides, folders))
         with _cache_at(OmegaConf.select(config, "paths.cache")):
             codes.append(guarded(lambda: task(plain(config)), OmegaConf.select(config, "debug_errors", default=False)))
         if codes[-1] == STOPPED:
@@ -99,7 +113,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
             elif "--cfg" in flags:
                 print(OmegaConf.to_yaml(_without_hydra(config)), end="")
             else:
-                job(_without_hydra(config))
+                job(_with_choices(_without_hydra(config), config.hydra.runtime.choices))
         return max(codes)
     except _StoppedError:
         return STOPPED
@@ -213,6 +227,46 @@ def _composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> D
     search = [f"hydra.searchpath=[{','.join(quoted(f'file://{folder.absolute()}') for folder in folders)}]"] if folders else []
     with initialize_config_dir(str(folder_of(name)), version_base="1.3"):
         return compose(name, [*search, *overrides], return_hydra_config=True)
+
+
+def _with_choices(config: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
+    """Notes which option of each group was chosen: run folders and tables are named by them."""
+    kept = config.copy()
+    with open_dict(kept):
+        kept.chosen = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    return kept
+
+
+def again(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The running job's configuration composed once more, resolved, with some overrides changed.
+
+    Args:
+        changes: value by key or group; they take the place of what was given for the same key.
+    """
+    name, overrides, folders = _CURRENT.get()
+    kept = [word for word in overrides if word.partition("=")[0].lstrip("+") not in changes]
+    added = [f"{key}={_as_typed(value)}" for key, value in changes.items()]
+    before = GlobalHydra.instance().hydra
+    try:
+        config = _composed(name, without_nulls([*kept, *added], groups_of(name)), folders)
+        return plain(_with_choices(_without_hydra(config), config.hydra.runtime.choices))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"The configuration cannot be composed with {', '.join(added)}: {' '.join(str(error).split())}"
+        ) from error
+    finally:
+        GlobalHydra.instance().hydra = before  # a multirun goes on with its own
+
+
+def _as_typed(value: Any) -> str:
+    """A value in the grammar of overrides."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{quoted(str(key))}:{_as_typed(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_as_typed, value)) + "]"
+    if isinstance(value, str):
+        return quoted(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

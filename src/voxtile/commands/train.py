@@ -16,6 +16,7 @@ from voxtile.commands.words import word
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from voxtile.commands.parents import Parent
     from voxtile.data.prepared import Prepared
     from voxtile.training.run_folder import RunFolder
 
@@ -26,13 +27,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train(config: Mapping[str, Any]) -> int:
-    """Trains the run that a resolved configuration describes."""
+    """Trains the run that a resolved configuration describes, and reports it."""
+    from voxtile.commands.console import console
+
+    trained(config, console())
+    return 0
+
+
+def trained(config: Mapping[str, Any], out: Console, wait: bool = False) -> RunFolder:
+    """Trains a run to its end, from wherever it stands, and reports it.
+
+    Args:
+        config: resolved.
+        out: where progress is shown.
+        wait: whether to wait where another process trains this run, rather than refuse.
+    """
     from voxtile.commands.assemble import check_fit, check_trainer, device_of, make_data, make_module, prepare_data
     from voxtile.commands.build import folder, parts
-    from voxtile.commands.console import console
+    from voxtile.commands.parents import parent_of
     from voxtile.errors import RunError, listed
 
-    out = console()
     check_trainer(config["trainer"])
     built = parts(config)
     # These take seconds to import, and come after what can be refused without them.
@@ -40,9 +54,13 @@ def train(config: Mapping[str, Any]) -> int:
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
 
+    # Several runs of a sweep may start from the same one: the first trains it, the others wait.
+    parent = parent_of(config, lambda changed: trained(changed, out, wait=True))
     prepared = prepare_data(built, out)
-    recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION)
-    name = f"{config['data']['name']}-{str(config['model']['_target_']).rpartition('.')[2].lower()}-s{config['seed']}"
+    if parent is not None:
+        parent.check_leaks(prepared)
+    recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION, parent.digest if parent else "")
+    name = f"{config['data']['name']}-{str(config['chosen']['model']).replace('/', '_')}-s{config['seed']}"
     home = RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
     status, device = home.status, device_of(config["trainer"])
     if status["state"] == "finished":
@@ -53,7 +71,7 @@ def train(config: Mapping[str, Any]) -> int:
             )
         out.print(f"This run is finished; nothing was trained.{changed_since(home, device)}", highlight=False)
         report(home, prepared, built.trust, out)
-        return 0
+        return home
     if status["state"] == "failed" and not config["retry"]:
         raise RunError(
             f"This run failed before, at step {status.get('step', '?')}, and said: {status.get('reason', 'nothing.')} Its folder "
@@ -66,11 +84,13 @@ def train(config: Mapping[str, Any]) -> int:
     data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
     check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
     module.configure_optimizers()
-    with home.lease():
+    with home.lease(wait):
         if home.status["state"] != "finished":  # by another process, since the first look
-            _train(config, prepared, module, data, home, out)
+            if parent is not None:
+                parent.hand_down(module, out)
+            _train(config, prepared, parent, module, data, home, out)
     report(home, prepared, built.trust, out)
-    return 0
+    return home
 
 
 def command_line() -> str:
@@ -79,19 +99,24 @@ def command_line() -> str:
     return shlex.join([*program, *(word for word in sys.argv[1:] if word != "--")])
 
 
-def _train(config: Mapping[str, Any], prepared: Prepared, module: Any, data: Any, home: RunFolder, out: Console) -> None:
+def _train(
+    config: Mapping[str, Any], prepared: Prepared, parent: Parent | None, module: Any, data: Any, home: RunFolder, out: Console
+) -> None:  # fmt: skip
     from lightning.pytorch.profilers import SimpleProfiler
     from omegaconf import OmegaConf
 
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.assemble import device_of
     from voxtile.commands.loggers import make_loggers
+    from voxtile.commands.parents import training_of
     from voxtile.errors import RunError
     from voxtile.studies.manifest import continued, manifest, segment
     from voxtile.training.fit import InterruptedRunError, fit
 
     steps = module.settings.steps
     facts = manifest(command_line(), prepared, device_of(config["trainer"]))
+    facts["data"]["training"] = training_of(prepared, parent)
+    facts["parent"] = None if parent is None else {"run": str(parent.home.path), "weights": parent.digest}
     if home.resume.exists() and (home.path / "manifest.json").exists():
         facts = continued(home.read("manifest.json"), facts)
     began = time.monotonic()

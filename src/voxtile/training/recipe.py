@@ -71,9 +71,9 @@ class Recipe:
     parent: str = ""
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], data: str, split: str, stream: int) -> Recipe:
+    def of(cls, config: Mapping[str, Any], data: str, split: str, stream: int, parent: str = "") -> Recipe:
         """Takes the allow-listed values out of a resolved configuration (plain dicts and lists)."""
-        return cls({path: _value(config, path) for path in (*FIELDS, *ADDED)}, data, split, stream)
+        return cls({path: _value(config, path) for path in (*FIELDS, *ADDED)}, data, split, stream, parent)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for recipe.json."""

@@ -21,6 +21,7 @@ from voxtile.errors import RunError, listed, reason
 from voxtile.training.recipe import VERSION, Recipe
 
 HEARTBEAT = 10.0  # seconds between two signs of life
+POLL = 1.0  # seconds between looks at a run that another process trains
 SILENCE = 120.0  # seconds without one after which a run on another machine counts as dead
 
 
@@ -145,8 +146,11 @@ class RunFolder:
             self.write("recipe.json", self._recipe.as_dict() | {"identity": self._recipe.identity})
 
     @contextmanager
-    def lease(self) -> Iterator[None]:
+    def lease(self, wait: bool = False) -> Iterator[None]:
         """Holds the run for this process, with a heartbeat; a second process is refused.
+
+        Args:
+            wait: whether the second process waits instead.
 
         Raises:
             RunError: Another living process holds it.
@@ -155,6 +159,8 @@ class RunFolder:
         lease = self.path / "lease.json"
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
         with _exclusive(self.path / ".lock"):
+            while wait and self._holder() is not None:  # whoever waits here holds the lock, so that waiting ones come in turn
+                time.sleep(POLL)
             holder = self._holder()
             if holder is not None:
                 raise RunError(
