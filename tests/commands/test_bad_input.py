@@ -173,7 +173,7 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("data.layout.images=[]", "'data.layout.images' is empty"),
         ("data.window=[16]", "'data.window=[16]' must be [height, width]"),
         ("data.window=[16,32]", "'data.symmetry.rot90=true' turns windows"),
-        ("model.width=0", "width 1 or more"),
+        ("model.width=0", "a width above 0"),
         ("logger=wandb logger.wandb.mode=ofline", "Did you mean 'offline'?"),
         ("model.pretrained=true model._target_=monai.networks.nets.FlexibleUNet", "'trust=[monai.networks.nets]'"),
     ],

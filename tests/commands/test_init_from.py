@@ -100,6 +100,6 @@ def test_what_cannot_be_started_from_is_said(
 
 
 def test_a_run_whose_layers_do_not_fit_at_all_is_refused(words: list[str], scene_run: Run, voxtile: Command) -> None:
-    said = voxtile("train", *words, f"init_from={scene_run.home}", "model.width=3", "model.depth=1")
+    said = voxtile("train", *words, f"init_from={scene_run.home}", "model.width=0.05", "model.depth=1")
     assert said.code == 2
     assert "No weight of" in said.text

@@ -351,7 +351,7 @@ def test_where_nothing_was_saved_there_is_nothing_to_continue(half_run: Run, vox
 
 def test_what_was_trusted_stands_in_the_commands_to_come(words: list[str], tmp_path: Path, voxtile: Command) -> None:
     own = [word for word in words if not word.startswith("model.")]
-    said = voxtile("train", *own, "model.width=4", "model.depth=2", "trust=[my.nets]", f"paths.runs={tmp_path / 'my runs'}")
+    said = voxtile("train", *own, "model.width=0.0625", "model.depth=2", "trust=[my.nets]", f"paths.runs={tmp_path / 'my runs'}")
     assert said.code == 0
     line = next(line for line in said.out.splitlines() if line.strip().startswith("voxtile predict"))
     assert line.endswith("output=predictions 'trust=[my.nets]'")

@@ -15,22 +15,22 @@ NORMS = ["batch", "instance", "group", "none"]
 
 class TestUNet(NetworkTester):
     def make(self, in_channels, num_classes, dims=2):
-        return UNet(in_channels, num_classes, width=4, depth=2, dims=dims)
+        return UNet(in_channels, num_classes, width=4 / 64, depth=2, dims=dims)
 
 
 class TestUNetWithInstanceNorm(NetworkTester):
     def make(self, in_channels, num_classes, dims=2):
-        return UNet(in_channels, num_classes, width=6, depth=2, norm="instance", dims=dims)
+        return UNet(in_channels, num_classes, width=6 / 64, depth=2, norm="instance", dims=dims)
 
 
 class TestUNetWithGroupNorm(NetworkTester):
     def make(self, in_channels, num_classes, dims=2):
-        return UNet(in_channels, num_classes, width=12, depth=2, norm="group", dims=dims)
+        return UNet(in_channels, num_classes, width=12 / 64, depth=2, norm="group", dims=dims)
 
 
 class TestUNetAsInThePaper(NetworkTester):
     def make(self, in_channels, num_classes, dims=2):
-        return UNet(in_channels, num_classes, width=4, depth=2, norm="none", dropout=0.5, dims=dims)
+        return UNet(in_channels, num_classes, width=4 / 64, depth=2, norm="none", dropout=0.5, dims=dims)
 
 
 @pytest.mark.parametrize("size", [(35, 51), (64, 48)])
@@ -72,19 +72,19 @@ def parameters(in_channels, classes, width, depth, most, norm, dims):
 @pytest.mark.parametrize(("width", "depth", "most"), [(64, 4, 1024), (32, 4, 512), (8, 5, 64), (5, 1, 512)])
 def test_there_are_as_many_parameters_as_the_formula_says(norm, dims, width, depth, most):
     with torch.device("meta"):
-        network = UNet(3, 7, width, depth, most, norm, dims=dims)
+        network = UNet(3, 7, width / 64, depth, most, norm, dims=dims)
     assert sum(value.numel() for value in network.parameters()) == parameters(3, 7, width, depth, most, norm, dims)
 
 
 def test_the_papers_width_and_depth_give_31_million_parameters():
     with torch.device("meta"):
-        network = UNet(1, 2, width=64, depth=4, max_width=1024, norm="none")
+        network = UNet(1, 2, width=1.0, depth=4, max_width=1024, norm="none")
     assert round(sum(value.numel() for value in network.parameters()) / 1e6, 2) == 31.03  # as it is quoted everywhere
 
 
 def test_the_first_weights_have_the_papers_standard_deviation():
     torch.manual_seed(0)
-    network = UNet(3, 5, width=32, depth=3)
+    network = UNet(3, 5, width=0.5, depth=3)
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             taps = 9 if layer.kernel_size == (3, 3) else 1
@@ -95,7 +95,7 @@ def test_the_first_weights_have_the_papers_standard_deviation():
 
 def test_activations_keep_their_size_through_the_network_without_any_normalisation():
     torch.manual_seed(0)
-    network, sizes = UNet(3, 5, width=32, depth=4, norm="none"), []
+    network, sizes = UNet(3, 5, width=32 / 64, depth=4, norm="none"), []
     for stage in (*network.encoder, *network.decoder):
         stage.register_forward_hook(lambda _, __, output: sizes.append(output.square().mean().item()))
     with torch.inference_mode():
@@ -105,21 +105,21 @@ def test_activations_keep_their_size_through_the_network_without_any_normalisati
 
 @pytest.mark.parametrize(("norm", "kind"), [("batch", nn.BatchNorm2d), ("instance", nn.GroupNorm), ("group", nn.GroupNorm)])
 def test_every_convolution_is_followed_by_the_normalisation_asked_for(norm, kind):
-    network = UNet(3, 5, width=8, depth=2, norm=norm)
+    network = UNet(3, 5, width=8 / 64, depth=2, norm=norm)
     assert sum(isinstance(layer, kind) for layer in network.modules()) == 2 * 3 + 2 * 2
     if norm == "instance":
         assert all(layer.num_groups == layer.num_channels for layer in network.modules() if isinstance(layer, kind))
 
 
 def test_instance_normalisation_is_pytorchs():
-    network = UNet(3, 5, width=8, depth=1, norm="instance")
+    network = UNet(3, 5, width=8 / 64, depth=1, norm="instance")
     reference = nn.InstanceNorm2d(8)
     image = noise(2, 8, 9, 7)
     torch.testing.assert_close(network.encoder[0][1](image), reference(image))
 
 
 def test_every_level_feeds_its_decoder_level():
-    network = UNet(1, 2, width=4, depth=3, norm="none").eval()
+    network = UNet(1, 2, width=4 / 64, depth=3, norm="none").eval()
     for up in network.up:  # nothing comes from below any more
         nn.init.zeros_(up.weight)
     first, second = noise(1, 1, 32, 32), noise(1, 1, 32, 32, seed=1)
@@ -131,7 +131,7 @@ def test_every_level_feeds_its_decoder_level():
 
 
 def test_dropout_is_at_the_end_of_the_contracting_path_only():
-    network = UNet(3, 5, width=4, depth=3, dropout=0.5)
+    network = UNet(3, 5, width=4 / 64, depth=3, dropout=0.5)
     assert [any(isinstance(layer, nn.Dropout) for layer in stage) for stage in network.encoder] == [False, False, True, True]
     assert not any(isinstance(layer, nn.Dropout) for layer in network.decoder.modules())
 

@@ -4,7 +4,7 @@ A new network is a subclass that says how to build a small one:
 
     class TestUNet(NetworkTester):
         def make(self, in_channels, num_classes, dims=2):
-            return UNet(in_channels, num_classes, width=4, depth=2, dims=dims)
+            return UNet(in_channels, num_classes, width=1 / 16, depth=2, dims=dims)
 """
 
 from abc import ABC, abstractmethod

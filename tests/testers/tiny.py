@@ -10,8 +10,8 @@ import yaml
 from rasterio.transform import from_origin
 
 SMALL = [
-    "model.width=4", "model.depth=2", "training.steps=6", "training.val_every=3", "training.save_every=2", "training.log_every=1",
-    "training.batch_size=2", "trainer=cpu",
+    "model.width=0.0625", "model.depth=2", "training.steps=6", "training.val_every=3", "training.save_every=2",
+    "training.log_every=1", "training.batch_size=2", "trainer=cpu",
 ]  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import math
 from types import ModuleType
 
 import pytest
@@ -8,7 +9,7 @@ from tests.testers.losses import CLASSES, COUNTS, DEALS, LossTester, batch, deal
 from voxtile.cases.case import IGNORE
 from voxtile.errors import ConfigError
 from voxtile.training.class_weights import class_weight_table
-from voxtile.training.losses import CrossEntropy, Dice, DiceCrossEntropy, Focal, Loss, Sum
+from voxtile.training.losses import BorderCrossEntropy, CrossEntropy, Dice, DiceCrossEntropy, Focal, Loss, Sum
 
 WEIGHTS = [0.5, 1.0, 3.0]
 
@@ -26,6 +27,16 @@ class TestSmoothedCrossEntropyWithClassWeights(LossTester):
 class TestCrossEntropyDividedByPixels(LossTester):
     def make(self) -> Loss:
         return CrossEntropy(num_classes=CLASSES, **COUNTS, class_weights=WEIGHTS, divide_by="pixels")
+
+
+class TestCrossEntropyDividedByImages(LossTester):
+    def make(self) -> Loss:
+        return CrossEntropy(num_classes=CLASSES, **COUNTS, class_weights=WEIGHTS, divide_by="images")
+
+
+class TestBorderCrossEntropy(LossTester):
+    def make(self) -> Loss:
+        return BorderCrossEntropy(num_classes=CLASSES, **{**COUNTS, "background": 0}, class_weights="inverse")
 
 
 class TestFocal(LossTester):
@@ -121,6 +132,25 @@ def test_cross_entropy_divided_by_pixels_is_that_of_caffe_segnet() -> None:
     torch.testing.assert_close(
         CrossEntropy(num_classes=CLASSES, class_weights=WEIGHTS, divide_by="pixels")(logits, label), expected
     )
+
+
+def test_cross_entropy_divided_by_images_is_a_sum_over_pixels() -> None:
+    logits, label = batch((6, 5))
+    expected = cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum") / len(label)
+    torch.testing.assert_close(CrossEntropy(num_classes=CLASSES, divide_by="images")(logits, label), expected)
+
+
+def test_border_cross_entropy_adds_the_borders_weight_to_the_classs() -> None:
+    logits, label = torch.randn(1, 2, 3, 5, dtype=torch.float64), torch.zeros(1, 3, 5, dtype=torch.uint8)
+    label[0, :, 0] = label[0, :, 3:] = 1  # two objects, and two columns between them
+    label[0, 0, 2] = IGNORE
+    weight = torch.tensor([0.5, 2.0], dtype=torch.float64)[torch.where(label == IGNORE, 0, label).long()]
+    weight[:, :, 1:3] += 10 * math.exp(-((1 + 2) ** 2) / 50)  # one column to one of them, two to the other
+    each = cross_entropy(logits, torch.where(label == IGNORE, 0, label).long(), reduction="none") * weight
+    found = BorderCrossEntropy(num_classes=2, background=0, class_weights=[0.5, 2.0])(logits, label)
+    torch.testing.assert_close(found, each[label != IGNORE].sum() / 14, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ConfigError, match="names none"):
+        BorderCrossEntropy(num_classes=2)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed, reas
 # plain data handling; what their constructors take is data. The name must lead to a class that is defined there, not to something
 # they import.
 ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "model": ("voxtile.models", "monai.networks.nets"),
+    "model": ("voxtile.models", "monai.networks.nets", "segmentation_models_pytorch", "torchvision.models.segmentation"),
     "loss": ("voxtile.training.losses",),
     "optimizer": ("torch.optim",),
     "scheduler": ("voxtile.training.schedules",),
@@ -32,9 +34,23 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "logger": ("lightning.pytorch.loggers",),
 }
 
+# Functions that build networks, as torchvision has them. Otherwise a name must lead to a class, of `model` to one of a network.
+FUNCTIONS = frozenset(
+    f"torchvision.models.segmentation.{name}"
+    for name in (
+        "fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large",
+        "lraspp_mobilenet_v3_large",
+    )
+)  # fmt: skip
+# Libraries that come with an extra of voxtile's.
+EXTRAS: Mapping[str, str] = {"segmentation_models_pytorch": "zoo"}
+# Libraries whose networks take some sizes only, and go into voxtile's adapter.
+OTHERS = ("monai", "segmentation_models_pytorch", "torchvision")
 
-# Arguments by which other people's networks fetch or load weights, some of them as pickles.
-LOADING = re.compile(r"pretrain|weights|url|repo|filename")
+# Arguments by which other people's networks fetch or load weights, some of them as pickles; some do so unless told not to.
+LOADING = re.compile(r"pretrain|weights|url|repo|filename|checkpoint_path")
+# What is no plain word may be the address of a file or of a hub: timm takes hf-hub:<name> for the name of a network.
+ADDRESS = re.compile(r"[:/\\]")
 
 
 def _below(name: str, modules: Sequence[str]) -> bool:
@@ -63,14 +79,28 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
+        library = module_name.partition(".")[0]
+        if library in EXTRAS and importlib.util.find_spec(library) is None:
+            raise ConfigError(
+                f"'{where}' wants to build '{name}', and the package {library.replace('_', '-')} is not installed. Type "
+                f"pip install 'voxtile[{EXTRAS[library]}]', or choose a network of another library."
+            ) from error
         near = did_you_mean(attribute, _names(module_name))
         raise ConfigError(f"The configuration names '{name}', which does not exist: {reason(error)}.{near}") from error
-    own = inspect.isclass(found) and _below(found.__module__, allowed)
-    if not trusted and not own:
+    own = name in FUNCTIONS or (inspect.isclass(found) and _below(found.__module__, allowed))
+    network = where.split(".")[0] != "model" or name in FUNCTIONS or _is_network(found)
+    if not trusted and not (own and network):
+        what = "class" if not own else "network"
         raise ConfigError(
-            f"'{name}' is no class of voxtile or its libraries; nothing was run. Type 'trust=[{module_name}]' to allow it."
+            f"'{name}' is no {what} of voxtile or its libraries; nothing was run. Type 'trust=[{module_name}]' to allow it."
         )
     return found
+
+
+def _is_network(found: Any) -> bool:
+    from torch import nn
+
+    return inspect.isclass(found) and issubclass(found, nn.Module)
 
 
 def _names(module_name: str) -> list[str]:
@@ -99,40 +129,79 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
     known = {"_target_", "_partial_"}
     maker = target(str(node["_target_"]), where, trust)
     arguments = {key: _built(value, f"{where}.{key}", trust) for key, value in node.items() if key not in known} | extra
-    loading = [key for key, value in arguments.items() if value and where.split(".")[0] == "model" and LOADING.search(key)]
-    if loading and not _below(str(node["_target_"]).rpartition(".")[0], (*trust, "voxtile.models")):
-        raise ConfigError(
-            f"'{where}.{loading[0]}={arguments[loading[0]]}' would have {node['_target_']} load a file that voxtile does not "
-            f"check; nothing was run. If you trust it, type 'trust=[{str(node['_target_']).rpartition('.')[0]}]'."
-        )
     accepted: Mapping[str, inspect.Parameter] = {}
     with contextlib.suppress(TypeError, ValueError):  # some classes written in C have no signature
         accepted = inspect.signature(maker).parameters
-    if accepted and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        unknown = [key for key in arguments if key not in accepted and key not in extra]
+    if where.split(".")[0] == "model" and not _below(str(node["_target_"]).rpartition(".")[0], (*trust, "voxtile.models")):
+        arguments = _nothing_loaded(str(node["_target_"]), where, arguments, accepted)
+    if accepted and not _takes_any(str(node["_target_"]), arguments, accepted):
+        named = [key for key, parameter in accepted.items() if parameter.kind is not parameter.VAR_KEYWORD]
+        unknown = [key for key in arguments if key not in named and key not in extra]
         if unknown:
             raise ConfigError(
-                f"'{where}' ({node['_target_']}) takes no '{unknown[0]}'.{did_you_mean(unknown[0], accepted)} It takes "
-                f"{listed(accepted, 20)}."
+                f"'{where}' ({node['_target_']}) takes no '{unknown[0]}'.{did_you_mean(unknown[0], named)} It takes "
+                f"{listed(named, 20)}."
             )
-        arguments = {key: value for key, value in arguments.items() if key in accepted}
+        arguments = {key: value for key, value in arguments.items() if key in named}
+    if node.get("_partial_") and where.split(".")[0] == "model":
+        return functools.partial(maker, **arguments)  # an adapter looks into it
     if node.get("_partial_"):
         return lambda *args: _called(maker, where, args, arguments)
     return _called(maker, where, (), arguments)
 
 
+def _nothing_loaded(
+    name: str, where: str, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
+    """The arguments of another library's network, with null for each by which it would load weights without being asked.
+
+    Raises:
+        ConfigError: An argument would have a file loaded.
+    """
+    for key, value in _leaves(arguments):
+        asked = LOADING.search(key) and value is not None and not (value is False and "weights" not in key)
+        if asked or (isinstance(value, str) and ADDRESS.search(value)):
+            raise ConfigError(
+                f"'{where}.{key}={value}' would have {name} load a file that voxtile does not "
+                f"check; nothing was run. If you trust it, type 'trust=[{name.rpartition('.')[0]}]'."
+            )
+    nothing = (None, False, inspect.Parameter.empty)
+    silent = {key: None for key, parameter in accepted.items() if LOADING.search(key) and parameter.default not in nothing}
+    return {**silent, **arguments}
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in lists and dicts that is neither, with its path, and each list and dict in an argument that loads."""
+    if isinstance(value, Mapping) and not LOADING.search(path):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and not LOADING.search(path):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{number}]")
+    else:
+        yield path, value
+
+
+def _takes_any(name: str, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether arguments that the signature does not name are looked at: not by torchvision, and by smp for timm's encoders only."""
+    of_smp = _below(name, ("segmentation_models_pytorch",)) and not str(arguments.get("encoder_name")).startswith("tu-")
+    if name in FUNCTIONS or of_smp:
+        return False
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+
+
 def build_network(node: Mapping[str, Any], trust: Sequence[str], in_channels: int, num_classes: int) -> Any:
-    """Builds the network of a configuration; one of MONAI, which takes some sizes only, in an adapter that pads and crops.
+    """Builds the network of a configuration; one of another library, which takes some sizes only, in voxtile's adapter.
 
     Raises:
         ConfigError: See `build`.
     """
-    network = build(node, "model", trust, in_channels=in_channels, num_classes=num_classes)
-    if not _below(type(network).__module__, ("monai",)):
-        return network
-    from voxtile.models.adapter import Padded
+    numbers = {"in_channels": in_channels, "num_classes": num_classes}
+    if not _below(str(node.get("_target_")), OTHERS):
+        return build(node, "model", trust, **numbers)
+    from voxtile.models.adapter import Adapted
 
-    return Padded(network, int(node.get("spatial_dims", 2)))
+    return _called(Adapted, "model", (), {"network": build({**node, "_partial_": True}, "model", trust), **numbers})
 
 
 def _built(value: Any, where: str, trust: Sequence[str]) -> Any:
@@ -231,7 +300,8 @@ def parts(config: Mapping[str, Any]) -> Parts:
 
 TOP_KEYS = (
     "model", "loss", "optimizer", "scheduler", "augment", "normalise", "split", "trainer", "logger", "data", "experiment", "debug",
-    "seed", "training", "paths", "workers", "trust", "retry", "inexact", "debug_errors",
+    "seed", "training", "init_from", "paths", "workers", "trust", "retry", "inexact", "debug_errors",
+    "chosen",
 )  # fmt: skip
 
 WANDB_MODES = ("online", "offline", "disabled")
@@ -321,7 +391,7 @@ def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
     except OmegaConfBaseException as error:
         what = reason(error).partition(" full_key")[0]
         raise ConfigError(f"'training.{error.full_key}' has a value of the wrong type: {what}.") from error
-    for name in ("steps", "batch_size", "accumulate", "val_every", "log_every", "save_every", "patience"):
+    for name in ("steps", "batch_size", "accumulate", "val_every", "log_every", "save_every", "patience", "norm_statistics"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"'training.{name}={value}' must be 1 or more.")

@@ -27,8 +27,11 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate(config: Mapping[str, Any]) -> int:
     """Scores the run that the configuration names."""
+    from dataclasses import asdict
+
     from voxtile.commands.assemble import prepare_data
     from voxtile.commands.console import console, progress
+    from voxtile.commands.crf import search_crf
     from voxtile.commands.trained import Trained
     from voxtile.data.survey import survey
     from voxtile.errors import ConfigError, DataError
@@ -38,7 +41,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
     trained = Trained.open(str(config["run"]), config["weights"], config["trust"], config["root"], config["paths"]["cache"])
-    predictor = trained.predictor(config)
+    predictor = None if config["crf"] == "search" else trained.predictor(config)
     root = trained.built.dataset.layout.root
     try:
         prepared = prepare_data(trained.built, out)
@@ -62,6 +65,8 @@ def evaluate(config: Mapping[str, Any]) -> int:
     if config["split"] == "test":
         looks = record_look(trained.ledger(config), prepared.test_fingerprint, recipe["identity"], "evaluate")
         out.print(f"look number {looks} at this test split, recorded")
+    if predictor is None:
+        predictor = trained.predictor(dict(config) | {"crf": asdict(search_crf(trained, config, prepared, out))})
     matrices = []
     with progress(out) as start:
         tick = start(len(cases), f"evaluating {config['split']}")
@@ -87,6 +92,16 @@ def case_matrix(predictor: Predictor, case: Case, intensity: Intensity, classes:
     return total  # type: ignore[no-any-return]  # an array, since a case has a band or more
 
 
+PROCEDURE = ("crf", "rotations", "samples")
+
+
+def procedure_name(config: Mapping[str, Any]) -> str:
+    """What tells evaluations with other procedures at test time apart, "" for the plain one."""
+    parts = ["crf"] if config["crf"] is not None else []
+    parts += [f"{name}{config[name]}" for name, plain in (("rotations", 1), ("samples", 0)) if config[name] != plain]
+    return "".join(f"-{part}" for part in parts)
+
+
 def write_scores(
     trained: Trained, config: Mapping[str, Any], cases: Sequence[Case], matrices: Sequence[NDArray[np.int64]], waived: Sequence[str]
 ) -> int:
@@ -103,7 +118,7 @@ def write_scores(
     scores = summarise(stack, data["classes"], data["background"])
     rows = case_rows(stack, [case.id for case in cases], data["classes"])
     rows = [{"case": case.id, "group": case.group} | row for case, row in zip(cases, rows, strict=True)]
-    folder = trained.home.path / "evaluations" / f"{config['split']}-{config['weights']}"
+    folder = trained.home.path / "evaluations" / f"{config['split']}-{config['weights']}{procedure_name(config)}"
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -111,6 +126,7 @@ def write_scores(
     atomic_text(folder / "cases.csv", text.getvalue())
     summary = {
         "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": scores,
+        "procedure": {name: config[name] for name in PROCEDURE},
         "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived),
         "run": trained.home.read("recipe.json")["identity"], "definitions": "docs/scores.md",
     }  # fmt: skip

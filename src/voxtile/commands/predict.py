@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from voxtile.commands.trained import Trained
     from voxtile.inference.predictor import Predictor
 
+UNCERTAINTY = "uncertainty"
+
 
 def main(argv: Sequence[str]) -> int:
     """Composes and predicts; see `voxtile predict --help`."""
@@ -35,9 +37,11 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.errors import ConfigError, DataError, PartialError, VoxtileError, listed
 
     out = console()
-    for name in ("heatmaps", "overwrite"):
+    for name in ("heatmaps", "uncertainty", "overwrite"):
         if not isinstance(config[name], bool):
             raise ConfigError(f"'{name}={config[name]}' must be true or false.")
+    if config["uncertainty"] and not config["samples"]:
+        raise ConfigError("'uncertainty=true' needs samples to take the variance of. Type 'samples=40' too.")
     trained = Trained.open(str(config["run"]), config["weights"], config["trust"])
     source, target = Path(str(config["input"])).expanduser(), Path(str(config["output"])).expanduser()
     found, left_out = find_inputs(source, trained.built.dataset)
@@ -152,10 +156,15 @@ def predict_case(
         )
     intensity = trained.intensity or trained.built.normalisation.of_case(found.sample)
     weights = content_hash(trained.home.weights / f"{config['weights']}.safetensors")
-    made = f"{identity} {weights} {config['overlap']} {config['precision']} {__version__} {found.image_digest}"
+    made = f"{identity} {weights} {config['overlap']} {config['precision']} {__version__} {found.image_digest} "
+    made += " ".join(f"{name}={config[name]}" for name in ("crf", "rotations", "samples"))
     tags = (("software", f"voxtile {__version__}"), ("run", identity), ("weights", config["weights"]))
     spec = MapSpec(tuple(data["classes"]), False, trained.built.dataset.colors, tags, made)
-    specs = [spec, replace(spec, heatmap=True)] if config["heatmaps"] else [spec]
+    specs = [spec]
+    if config["heatmaps"]:
+        specs.append(replace(spec, heatmap=True))
+    if config["uncertainty"]:
+        specs.append(replace(spec, classes=(UNCERTAINTY,), heatmap=True))
     paths = [_output(case.image, files.id, s, source, target) for s in specs]
     for path in paths:
         if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
@@ -171,8 +180,10 @@ def predict_case(
         done = set.intersection(*(set(writer.finished) for writer in writers))
         for band in predictor.bands(case, intensity, done):
             writers[0].write(band.window, band.classes())
-            for writer in writers[1:]:
-                writer.write(band.window, band.probabilities.numpy())
+            if config["heatmaps"]:
+                writers[1].write(band.window, band.probabilities.numpy())
+            if band.variance is not None and config["uncertainty"]:
+                writers[-1].write(band.window, band.variance[None].numpy())
         return [writer.close() for writer in writers]
 
 
@@ -184,12 +195,13 @@ def _output(image: Source, name: str, spec: MapSpec, source: Path, target: Path)
     """
     from voxtile.errors import DataError
 
+    ending_of_name = f"_{UNCERTAINTY}" if spec.classes == (UNCERTAINTY,) else "_heatmap" if spec.heatmap else ""
     if not (source.is_file() and target.suffix and not target.is_dir()):
-        return target / image.map_name(name + ("_heatmap" if spec.heatmap else ""), spec)
+        return target / image.map_name(name + ending_of_name, spec)
     ending = image.map_name("", spec)
     stem = _stem(target, (image.map_name("", replace(spec, heatmap=False)),))
     if not spec.heatmap and not target.name.lower().endswith(ending):
         raise DataError(
             f"The output {target} ends in '{target.suffix}', and a map of {source} is a '{ending}' file. Type that ending."
         )
-    return target.with_name(image.map_name(f"{stem}_heatmap", spec)) if spec.heatmap else target
+    return target.with_name(image.map_name(f"{stem}{ending_of_name}", spec)) if spec.heatmap else target

@@ -12,9 +12,11 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from voxtile.commands.build import Parts, build_network, parts
+from voxtile.commands.crf import crf_of
 from voxtile.data.normalise import Intensity
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
 from voxtile.inference.predictor import Predictor
+from voxtile.inference.procedure import Procedure
 from voxtile.training.fit import load_weights
 from voxtile.training.run_folder import RunFolder
 
@@ -125,14 +127,22 @@ class Trained:
             raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
         if not isinstance(config["overlap"], int | float) or not 0 <= config["overlap"] < 1:
             raise ConfigError(f"'overlap={config['overlap']}' is the share of a window's side; give 0 or more and less than 1.")
-        for name, least in (("batch_size", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("workers", 0), ("samples", 0), ("rotations", 1)):
             if not isinstance(config[name], int) or config[name] < least:
                 raise ConfigError(f"'{name}={config[name]}' must be a whole number from {least} up.")
+        if config["samples"] and not getattr(self.network, "stochastic", False):
+            raise ConfigError(
+                f"'samples={config['samples']}' asks for Monte-Carlo dropout, and this network is not made for it. Type "
+                "'samples=0', or train one that is: 'model=bayesian_segnet'."
+            )
+        if config["rotations"] > 1 and getattr(self.network, "dims", 2) != 2:
+            raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
+        procedure = Procedure(config["samples"], config["rotations"], crf_of(config["crf"], self.home))
         window = self.built.config["data"]["window"]
         size = (1, *window) if len(window) == 2 else tuple(window)
         return Predictor(
             self.network, size, config["overlap"], config["batch_size"], device(config["device"]), PRECISIONS[config["precision"]],
-            config["workers"],
+            config["workers"], procedure,
         )  # fmt: skip
 
 

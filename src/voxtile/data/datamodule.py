@@ -93,6 +93,15 @@ class VoxtileData(lightning.LightningDataModule):
 
         return ReadAhead(mine, self._read, self.workers)
 
+    def first_batches(self, count: int) -> ReadAhead:
+        """The stream's first batches, whole, the same ones each time."""
+        size = self.steps.batch_size
+
+        def make(number: int) -> Batch:
+            return collate([self.stream.sample(number * size + i) for i in range(size)])
+
+        return ReadAhead(lambda: range(count), make, self.workers)
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves pixels to the device; the augmentation's parameters are read on the CPU and stay there."""
         return {key: value if key == "augment" else value.to(device, non_blocking=True) for key, value in batch.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +17,11 @@ from voxtile.cases.tiling import Tile, tiles
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import Batch, ReadAhead, collate, flattened
 from voxtile.data.normalise import Intensity, normalise
+from voxtile.inference.procedure import Procedure, crf_image, monte_carlo, rotated_mean
 from voxtile.models.network import logits_of, margin_of
+
+if TYPE_CHECKING:  # numba takes half a second to import
+    from voxtile.inference.crf import DenseCRF, Judged
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,13 @@ class Band:
         window: where it lies; bands of a case partition it.
         probabilities: float32 [K, d, h, w], NaN where the image holds no data.
         valid: which pixels hold data [d, h, w].
+        variance: of the probabilities over Monte-Carlo samples, averaged over classes [d, h, w]; None without sampling.
     """
 
     window: Window
     probabilities: Tensor
     valid: NDArray[np.bool_]
+    variance: Tensor | None = None
 
     def classes(self) -> NDArray[np.uint8]:
         """The most probable class of each pixel [d, h, w], 255 where the image holds no data."""
@@ -57,6 +64,7 @@ class Predictor:
         device: str | torch.device = "cpu",
         precision: torch.dtype = torch.float32,
         workers: int = 2,
+        procedure: Procedure | None = None,
     ) -> None:
         """Takes the network into evaluation mode on `device`.
 
@@ -68,12 +76,15 @@ class Predictor:
             device: where the network runs.
             precision: float32, or a lower one for autocast.
             workers: reading threads.
+            procedure: how a window's probabilities are found; None for one forward pass.
         """
         self.network = network.to(device).eval()
         self.size, self.overlap, self.batch_size = size, overlap, batch_size
         self.device, self.precision, self.workers = torch.device(device), precision, workers
         self.planar = getattr(network, "dims", 2) == 2
-        self.margin = margin_of(network)
+        self.procedure = procedure or Procedure()
+        around = self.procedure.margin(size)
+        self.margin = tuple(a + b for a, b in zip(margin_of(network), around, strict=True))
         self._classes: int | None = None
 
     def bands(self, case: Case, intensity: Intensity, done: Collection[Window] = ()) -> Iterator[Band]:
@@ -91,8 +102,23 @@ class Predictor:
         judged = self._judged(case, intensity, [tile for tile in found if joiner.row(tile.window) in wanted])
         for tile in found:
             ready = joiner.add(tile, *next(judged)) if joiner.row(tile.window) in wanted else joiner.pass_by(tile)
-            yield from (band for band in ready if band.window not in done)
-        yield from (band for band in joiner.rest() if band.window not in done)
+            yield from (self._finished(band) for band in ready if band.window not in done)
+        yield from (self._finished(band) for band in joiner.rest() if band.window not in done)
+
+    def judged_windows(self, case: Case, intensity: Intensity, most: int) -> Iterator[Judged]:
+        """Up to `most` windows of a labelled case, evenly spread, as `crf.search` takes them."""
+        found = tiles(case.shape, self.size)
+        found = found[:: -(-len(found) // most)]
+        for tile, (probabilities, valid) in zip(found, self._judged(case, intensity, found), strict=True):
+            image, _ = case.read(tile.window, pad="reflect")
+            numbers = (torch.from_numpy(values) for values in intensity.arrays().values())
+            scaled = crf_image(torch.from_numpy(image), *numbers).numpy()
+            yield probabilities.numpy(), scaled, case.read_label(tile.window), valid
+
+    def _finished(self, band: Band) -> Band:
+        if not self.procedure.samples:
+            return band
+        return replace(band, probabilities=band.probabilities[:-1], variance=band.probabilities[-1])
 
     def _judged(self, case: Case, intensity: Intensity, found: Sequence[Tile]) -> Iterator[tuple[Tensor, NDArray[np.bool_]]]:
         """Probabilities [K, d, h, w] and validity [d, h, w] of windows, in order, computed in batches that are read ahead."""
@@ -105,6 +131,7 @@ class Predictor:
         for tile in part:
             image, valid = case.read(tile.window.grown(self.margin), pad="reflect")
             samples.append({"image": image, "seen": valid, "valid": valid[tile.window.within(tile.window.grown(self.margin))]})
+            samples[-1]["start"] = np.array(tile.window.start)
         return collate([sample | intensity.arrays() for sample in samples])
 
     def _judge(self, batch: Batch) -> Tensor:
@@ -120,17 +147,45 @@ class Predictor:
         image = image[held.to(image.device)]
         if self.planar:
             image = flattened({"image": image})["image"]
-        with torch.inference_mode(), self._autocast():
-            logits = logits_of(self.network, image).float()
+        starts = batch["start"][held]
+        probabilities = self._probabilities(image, starts).cpu()
         if self.planar:
-            logits = logits[:, :, None]
-        probabilities = torch.softmax(logits, dim=1).cpu()
+            probabilities = probabilities[:, :, None]
+        if self.procedure.crf is not None:
+            self._refine(self.procedure.crf, probabilities, {key: value[held] for key, value in batch.items()})
         self._classes = probabilities.shape[1]
         if held.all():
             return probabilities
         everywhere = torch.zeros(len(held), self._classes, *size)
         everywhere[held] = probabilities
         return everywhere
+
+    def _probabilities(self, image: Tensor, starts: Tensor) -> Tensor:
+        """Probabilities [B, K, …] of images with margin, by the procedure; one map more where it samples."""
+        procedure = self.procedure
+
+        def softmax(each: Tensor) -> Tensor:
+            with torch.inference_mode(), self._autocast():
+                logits: Tensor = logits_of(self.network, each)
+            return torch.softmax(logits.float(), dim=1)
+
+        def averaged(each: Tensor) -> Tensor:
+            return rotated_mean(softmax, each, self.size[1:], procedure.rotations)
+
+        once = averaged if procedure.rotations > 1 else softmax
+        if procedure.samples:
+            return monte_carlo(once, self.network, image, starts, procedure.samples)
+        return once(image)
+
+    def _refine(self, crf: DenseCRF, probabilities: Tensor, batch: Batch) -> None:
+        """Puts the CRF's probabilities in the place of [B, K, d, h, w] (and leaves a map of variances)."""
+        classes = probabilities.shape[1] - bool(self.procedure.samples)
+        for number, found in enumerate(probabilities):
+            inner = tuple(slice(m, m + side) for m, side in zip(self.margin, found.shape[1:], strict=True))
+            ranges = (batch[key][number] for key in ("low", "high", "mean", "std"))
+            image = crf_image(batch["image"][number][(slice(None), *inner)], *ranges)
+            valid = batch["valid"][number].numpy()
+            found[:classes] = torch.from_numpy(crf.refine(found[:classes].numpy(), image.numpy(), valid))
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == torch.float32:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from voxtile.models.layers import channels
 from voxtile.models.network import Network
 from voxtile.models.sizes import crop_to, pad_to_multiple
 
@@ -40,10 +41,10 @@ class MaxPool3d(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Maxima [B, C, D / 2, H / 2, W / 2]; sides are even."""
-        batch, channels, depth, height, width = image.shape
-        plane = torch.max_pool2d(image.reshape(batch, channels * depth, height, width), 2)
-        columns = torch.max_pool2d(plane.reshape(batch, channels, depth, -1), (2, 1))
-        return columns.reshape(batch, channels, depth // 2, height // 2, width // 2)
+        batch, features, depth, height, width = image.shape
+        plane = torch.max_pool2d(image.reshape(batch, features * depth, height, width), 2)
+        columns = torch.max_pool2d(plane.reshape(batch, features, depth, -1), (2, 1))
+        return columns.reshape(batch, features, depth // 2, height // 2, width // 2)
 
 
 class Stage(nn.Sequential):
@@ -52,10 +53,10 @@ class Stage(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, dims: int, norm: Norm, dropout: float) -> None:
         conv = nn.Conv3d if dims == 3 else nn.Conv2d
         layers: list[nn.Module] = []
-        for channels in (inputs, outputs):
+        for before in (inputs, outputs):
             # A normalisation subtracts the mean right after, so a bias before it would learn nothing.
             layers += [
-                conv(channels, outputs, 3, padding=1, bias=norm == "none"),
+                conv(before, outputs, 3, padding=1, bias=norm == "none"),
                 _norm(norm, outputs, dims),
                 nn.ReLU(inplace=True),
             ]
@@ -80,9 +81,9 @@ class UNet(Network):
         self,
         in_channels: int,
         num_classes: int,
-        width: int = 32,
+        width: float = 1.0,
         depth: int = 4,
-        max_width: int = 512,
+        max_width: int = 1024,
         norm: Norm = "batch",
         dropout: float = 0.0,
         dims: int = 2,
@@ -92,9 +93,9 @@ class UNet(Network):
         Args:
             in_channels: channels of the image.
             num_classes: score maps.
-            width: channels of the first level; each level below has twice as many, up to `max_width`. The paper has 64.
+            width: factor on the paper's channels: 64 at the first level, twice as many at each below.
             depth: number of halvings. The paper has 4.
-            max_width: most channels of a level.
+            max_width: most channels of a level, whatever `width`.
             norm: "batch", "instance", "group", or "none" as in the paper.
             dropout: probability after the two lowest encoder levels (the paper: at the end of the contracting path, 0.5).
             dims: 2 or 3.
@@ -103,16 +104,16 @@ class UNet(Network):
             ValueError: `dims`, `depth`, `norm` or `width` is out of range.
         """
         super().__init__()
-        if dims not in (2, 3) or not 1 <= depth <= 10 or norm not in ("batch", "instance", "group", "none") or width < 1:
+        if dims not in (2, 3) or not 1 <= depth <= 10 or norm not in ("batch", "instance", "group", "none") or width <= 0:
             raise ValueError(
-                f"UNet takes dims 2 or 3, depth 1 to 10, norm batch|instance|group|none and width 1 or more, not {dims}, {depth}, "
+                f"UNet takes dims 2 or 3, depth 1 to 10, norm batch|instance|group|none and a width above 0, not {dims}, {depth}, "
                 f"{norm} and {width}"
             )
         self.dims = dims
         self.stride = 2**depth
         self.margin = 0
         self.min_train_size = 2 * self.stride
-        widths = [min(width * 2**level, max_width) for level in range(depth + 1)]
+        widths = [min(channels(64 * 2**level, width), max_width) for level in range(depth + 1)]
         inputs = [in_channels, *widths[:-1]]
         drops = [dropout if level >= depth - 1 else 0.0 for level in range(depth + 1)]
         self.encoder = nn.ModuleList(Stage(a, b, dims, norm, p) for a, b, p in zip(inputs, widths, drops, strict=True))

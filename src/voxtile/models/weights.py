@@ -75,7 +75,7 @@ def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str)
 def their_name(trunk: str, name: str) -> str:
     """The name that torchvision gives a layer."""
     if trunk == "vgg16":
-        return {"fc6": "classifier.0", "fc7": "classifier.3"}.get(name) or f"features.{_VGG16[name]}"
+        return {"fc6": "classifier.0", "fc7": "classifier.3"}.get(name) or (f"features.{_VGG16[name]}" if name in _VGG16 else name)
     if name in ("conv1", "bn_conv1"):
         return {"conv1": "conv1", "bn_conv1": "bn1"}[name]
     stage, _, rest = name.partition(".")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from voxtile.cases.case import IGNORE
 from voxtile.errors import ConfigError, listed
+from voxtile.training.border_weights import border_weights
 from voxtile.training.class_weights import WeightRule, class_weight_table
 
 DivideBy = Literal["weights", "pixels", "images"]
@@ -223,6 +224,52 @@ class Focal(PixelLoss):
         # The floor keeps the slope finite where p is 1 and gamma below 1; its own gradient is 0 there.
         doubt = (-torch.expm1(log_p)).clamp_min(1e-12)
         return -(doubt**self.gamma) * log_p * self._pixel_weights(target)
+
+
+class BorderCrossEntropy(PixelLoss):
+    """Cross-entropy with the weight w_c(y) + w0 · exp(-(d1 + d2)² / 2σ²) per pixel (U-Net's paper, equations 1 and 2).
+
+    d1 and d2 are the distances of a background pixel to the nearest two objects, see `border_weights`.
+
+    Args:
+        w0: the weight where two objects all but touch.
+        sigma: how fast it falls, in pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_counts: Sequence[int] | None = None,
+        present_counts: Sequence[int] | None = None,
+        background: int | None = None,
+        class_weights: WeightRule = None,
+        divide_by: DivideBy = "pixels",
+        w0: float = 10.0,
+        sigma: float = 5.0,
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            class_counts=class_counts,
+            present_counts=present_counts,
+            class_weights=class_weights,
+            divide_by=divide_by,
+        )
+        if background is None:
+            raise ConfigError(
+                "`loss=border_ce` weighs the background between objects, and this data set names none. Say which class it is with "
+                "'data.background=<class>'."
+            )
+        if w0 < 0 or sigma <= 0:
+            raise ConfigError(f"`loss.w0` is {w0} and `loss.sigma` {sigma}; give 0 or more, and more than 0 pixels.")
+        self.background, self.w0, self.sigma = background, w0, sigma
+
+    def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+        """Weighted cross-entropy of each pixel [B, *spatial]."""
+        return -_of_label(log_probabilities, target) * self._pixel_weights(target)
+
+    def _pixel_weights(self, target: Tensor) -> Tensor:
+        return super()._pixel_weights(target) + border_weights(target, self.background, self.w0, self.sigma)
 
 
 class Dice(Loss):

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, flattened
+from voxtile.data.datamodule import VoxtileData
 from voxtile.data.normalise import normalise
 from voxtile.data.rng import digest
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed
@@ -302,9 +303,31 @@ class SegmentationModule(lightning.LightningModule):
             a.copy_(b)
 
     def on_validation_epoch_start(self) -> None:
-        """Starts counting anew."""
+        """Starts counting anew, and measures batch normalisation's statistics where that is asked for."""
         self.confusion.reset()
         self.val_statistics.zero_()
+        if self.settings.norm_statistics is not None:
+            self._measure_norms(self.settings.norm_statistics)
+
+    @torch.no_grad()
+    def _measure_norms(self, count: int) -> None:
+        """Sets batch normalisation's statistics to their means over the stream's first batches, not augmented.
+
+        Training itself does not use them, so measuring them changes no later step.
+        """
+        norms = [m for m in self.judged.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = [norm for norm in norms if norm.train().training]  # frozen ones stay as they are
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over all batches
+        data: VoxtileData = self.trainer.datamodule  # type: ignore[attr-defined]  # what `fit` gave the trainer
+        for batch in data.first_batches(count):
+            image, _ = self.inputs(data.transfer_batch_to_device(batch, self.device, 0), augment=False)
+            logits_of(self.judged, image)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts one batch of windows; pixels that belong to another window's core carry the ignore index."""

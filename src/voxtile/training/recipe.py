@@ -49,7 +49,7 @@ FIELDS: tuple[str, ...] = (
 )
 # Parts of these that are left out: where a file lies. What it says is in the split's digest.
 PLACES: Mapping[str, str] = {"split": "file", "data.group": "csv"}
-ADDED: Mapping[str, Any] = {}  # field -> the value that stood for it before it existed
+ADDED: Mapping[str, Any] = {"training.norm_statistics": None}  # field -> the value that stood for it before it existed
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ class Settings:
         monitor: name of the score that chooses the best weights; larger is better.
         channels_last: memory order of the network's inputs and weights (2D).
         groups: learning rates of named parameters, see `parameter_groups`.
+        norm_statistics: batches of the sample stream's beginning, without augmentation, over which batch normalisation's
+            statistics are measured anew before each validation, as SegNet's authors do; None keeps the running averages.
     """
 
     steps: int
@@ -37,6 +39,7 @@ class Settings:
     monitor: str = "dice"
     channels_last: bool = True
     groups: list[Any] = field(default_factory=list)
+    norm_statistics: int | None = None
 
     def next_validation(self, step: int) -> int:
         """The first step after `step` that is followed by a validation."""

@@ -1,0 +1,130 @@
+"""What is done at test time besides one forward pass per window: Monte-Carlo dropout, rotated copies, a dense CRF."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from voxtile.cases.window import Size3
+from voxtile.data.rng import digest
+
+if TYPE_CHECKING:
+    from voxtile.inference.crf import DenseCRF
+
+Softmax = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """How the probabilities of a window are found.
+
+    Attributes:
+        samples: passes with dropout switched on, whose mean and variance are taken (Bayesian SegNet, Kendall et al. 2015,
+            section 3); 0 for one pass without dropout.
+        rotations: how many copies of the window, turned by equal angles, are averaged (U-Net averages 7, Ronneberger et al.
+            2015, section 4); 1 for the window alone.
+        crf: applied to each window's probabilities, or None.
+    """
+
+    samples: int = 0
+    rotations: int = 1
+    crf: DenseCRF | None = None
+
+    def margin(self, size: Size3) -> Size3:
+        """Pixels around a window of `size` (depth, height, width) that turned copies reach, along (z, y, x)."""
+        if self.rotations == 1:
+            return 0, 0, 0
+        diagonal = math.ceil(math.hypot(*size[1:])) + 1
+        return 0, -(-(diagonal - size[1]) // 2), -(-(diagonal - size[2]) // 2)
+
+
+@contextmanager
+def dropout_on(network: nn.Module) -> Iterator[None]:
+    """Switches dropout on, and nothing else, in a network that is in evaluation mode."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
+
+
+def monte_carlo(softmax: Softmax, network: nn.Module, images: Tensor, starts: Tensor, samples: int) -> Tensor:
+    """Mean probabilities over passes with dropout, and one map more: their variance, averaged over classes.
+
+    Args:
+        softmax: image [B, C, h, w] to probabilities [B, K, h, w].
+        network: where dropout is switched on.
+        images: [B, C, h, w].
+        starts: int [B, 3], where each window lies: it decides the dropout, so that the result does not depend on the batch.
+        samples: how many passes.
+
+    Returns:
+        [B, K + 1, h, w].
+    """
+    found = []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), dropout_on(network):
+        for image, start in zip(images, starts.tolist(), strict=True):
+            total = squares = torch.zeros((), device=images.device)
+            for sample in range(samples):
+                torch.manual_seed(digest(sample, start, "monte carlo") >> 65)
+                once = softmax(image[None])[0]
+                total, squares = total + once, squares + once**2
+            mean = total / samples
+            variance = (squares / samples - mean**2).clamp_min(0).mean(dim=0, keepdim=True)
+            found.append(torch.cat([mean, variance]))
+    return torch.stack(found)
+
+
+def rotated_mean(softmax: Softmax, images: Tensor, size: Sequence[int], rotations: int) -> Tensor:
+    """The mean of the probabilities of copies turned by 360° · k / rotations, each turned back.
+
+    Args:
+        softmax: image [B, C, h, w] to probabilities [B, K, h', w'], smaller by the network's margin.
+        images: windows with `Procedure.margin` and the network's own around them.
+        size: (height, width) of the windows.
+        rotations: how many.
+
+    Returns:
+        [B, K, height, width].
+    """
+    total = torch.zeros((), device=images.device)
+    for number in range(rotations):
+        angle = 2 * math.pi * number / rotations
+        turned_back = _rotated(softmax(_rotated(images, angle)), -angle)
+        top, left = ((a - b) // 2 for a, b in zip(turned_back.shape[2:], size, strict=True))
+        total = total + turned_back[:, :, top : top + size[0], left : left + size[1]]
+    return total / total.sum(dim=1, keepdim=True)
+
+
+def _rotated(image: Tensor, angle: float) -> Tensor:
+    """Turns [B, C, h, w] about its middle, in radians; what comes from outside is mirrored in."""
+    if angle == 0:
+        return image
+    height, width = image.shape[2:]
+    cos, sin = math.cos(angle), math.sin(angle)
+    # grid_sample's coordinates run from -1 to 1 along each axis, whatever its length.
+    matrix = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]], device=image.device)
+    grid = functional.affine_grid(matrix.expand(len(image), -1, -1), list(image.shape), align_corners=False)
+    return functional.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
+
+
+def crf_image(image: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """A case's pixels [C, …] in the units of the CRF's settings: 0 to 255 over the range that the normalisation keeps.
+
+    Where it keeps everything, two standard deviations on each side of the mean take the range's place.
+    """
+    bounded = low.isfinite() & high.isfinite()
+    first = torch.where(bounded, low, mean - 2 * std).view(-1, *(1 for _ in image.shape[1:]))
+    last = torch.where(bounded, high, mean + 2 * std).view(-1, *(1 for _ in image.shape[1:]))
+    scaled: Tensor = (image.double() - first) / (last - first).clamp_min(1e-12) * 255
+    return scaled.clamp(0, 255).float()

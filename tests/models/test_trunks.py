@@ -1,0 +1,108 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
+
+from tests.testers.networks import noise
+from voxtile.models.layers import initialise
+from voxtile.models.trunks.alexnet import AlexNet, LocalResponseNorm
+from voxtile.models.trunks.googlenet import GoogLeNet
+from voxtile.models.trunks.vgg16 import VGG16
+
+
+def count(network):
+    return sum(value.numel() for value in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "convolutions"),
+    [
+        (VGG16, 14_714_688),
+        (lambda channels: VGG16(channels, pools=[None] * 3), 1_735_488),
+        (GoogLeNet, 5_973_552),
+        # Without the classifier 56,868,224, of which fc6 and fc7 are no part of the trunk.
+        (AlexNet, 56_868_224 - 256 * 36 * 4096 - 4096 - 4096 * 4096 - 4096),
+    ],
+    ids=["vgg16", "vgg16 through conv3_3", "googlenet", "alexnet"],
+)
+def test_a_trunk_has_as_many_parameters_as_its_release(build, convolutions):
+    with torch.device("meta"):
+        assert count(build(3)) == convolutions
+        first = next(build(3).parameters())
+        assert count(build(5)) == convolutions + 2 * first[:, 0].numel()
+
+
+def test_vgg16_gives_the_features_of_torchvisions():
+    torch.manual_seed(0)
+    theirs = make_layers(cfgs["D"]).eval()
+    initialise(theirs)
+    for layer in theirs:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.bias, std=0.1)
+    ours = VGG16(3, pools=[nn.MaxPool2d(2) for _ in range(5)]).eval()
+    convolutions = [layer for name, layer in ours.named_children() if name.startswith("conv")]
+    for own, other in zip(convolutions, [layer for layer in theirs if isinstance(layer, nn.Conv2d)], strict=True):
+        own.load_state_dict(other.state_dict())
+    image = noise(1, 3, 33, 47)
+    with torch.inference_mode():
+        found = ours(image)
+        x, pooled = image, []
+        for layer in theirs:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                pooled.append(x)
+    assert len(found) == len(pooled) == 5
+    for own, other in zip(found, pooled, strict=True):
+        assert other.std() > 0.1
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_local_response_is_that_of_a_plain_loop_and_of_pytorch():
+    x = 30 * noise(2, 7, 3, 4).double()
+    expected = torch.empty_like(x)
+    for channel in range(7):
+        total = sum(x[:, other] ** 2 for other in range(max(channel - 2, 0), min(channel + 3, 7)))
+        expected[:, channel] = x[:, channel] / (1 + 1e-4 * total / 5) ** 0.75
+    assert not torch.allclose(expected, x, rtol=1e-2)
+    torch.testing.assert_close(LocalResponseNorm()(x), expected)
+    torch.testing.assert_close(LocalResponseNorm()(x), nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)(x))
+
+
+def test_alexnet_has_two_towers_that_meet_in_the_third_convolution():
+    torch.manual_seed(0)
+    network = AlexNet(3, 1 / 8)
+    initialise(network)
+    for name, together in {"conv2": False, "conv3": True, "conv4": False, "conv5": False}.items():
+        layer = getattr(network, name)
+        x = noise(1, layer.in_channels, 6, 6).requires_grad_()
+        layer(x)[:, layer.out_channels // 2 :].sum().backward()
+        assert x.grad[:, layer.in_channels // 2 :].all(), name
+        assert x.grad[:, : layer.in_channels // 2].any() == together, name
+
+
+@pytest.mark.parametrize("width", [1 / 64, 1 / 7, 0.3])
+def test_alexnets_towers_stay_alike_at_any_width(width):
+    network = AlexNet(3, width)
+    assert all(layer.out_channels % 2 == 0 for layer in network.children() if isinstance(layer, nn.Conv2d))
+
+
+@pytest.mark.parametrize(("trunk", "channels", "side"), [(AlexNet, 256, 6), (GoogLeNet, 1024, 7)])
+def test_the_size_of_imagenets_pictures_gives_the_maps_of_the_papers(trunk, channels, side):
+    with torch.device("meta"):
+        picture = torch.empty(1, 3, 227 if trunk is AlexNet else 224, 227 if trunk is AlexNet else 224)
+        assert trunk(3)(picture).shape == (1, channels, side, side)
+
+
+def test_an_inception_module_keeps_its_branches_in_the_papers_order():
+    torch.manual_seed(0)
+    module = GoogLeNet(3, 1 / 8).inception_3a
+    ends = ["1x1", "3x3", "5x5", "pool_proj"]
+    x = noise(1, module["1x1"].in_channels, 6, 6)
+    sizes = [module[end].out_channels for end in ends]
+    assert sizes == [8, 16, 4, 4]
+    with torch.inference_mode():
+        for number, end in enumerate(ends):
+            nn.init.constant_(module[end].bias, 10.0 * (number + 1))
+            nn.init.zeros_(module[end].weight)
+        parts = module(x).split(sizes, dim=1)
+    assert [part.unique().tolist() for part in parts] == [[10], [20], [30], [40]]
