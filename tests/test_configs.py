@@ -7,17 +7,24 @@ from pathlib import Path
 
 import lightning
 import pytest
+import torch
+from hydra.utils import instantiate
 
 from tests.testers.composing import ROOT, command_words, composed
-from voxtile.commands.build import build, parts, target
+from voxtile.commands.build import build, build_network, parts, target
 from voxtile.commands.compose import conf_dir, folder_of
 
-OPTIONS = sorted(conf_dir().glob("*/*.yaml"))
+OPTIONS = sorted(conf_dir().rglob("*/*.yaml"))
 FILES = [*(folder_of(name) / f"{name}.yaml" for name in ("train", "evaluate", "predict")), *OPTIONS]
 
 
+def group_and_option(path: Path) -> tuple[str, str]:
+    group, _, option = path.relative_to(conf_dir()).with_suffix("").as_posix().partition("/")
+    return group, option
+
+
 def name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+    return "/".join(group_and_option(path)) if path in OPTIONS else path.name
 
 
 def header(path: Path) -> list[str]:
@@ -40,7 +47,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_at_the_top_uses_the_file(path: Path) -> None:
     words = header(path)
     if path in OPTIONS:
-        assert any(word.startswith(f"{path.parent.name}=") and path.stem in word.partition("=")[2].split(",") for word in words)
+        group, option = group_and_option(path)
+        assert any(word.startswith(f"{group}=") and option in word.partition("=")[2].split(",") for word in words)
     else:
         assert words[0] == path.stem
         assert composed(words)
@@ -51,7 +59,11 @@ def test_everything_in_an_option_is_built(path: Path) -> None:
     for config in composed(header(path)):
         built = parts(config)
         classes = len(built.dataset.classes)
-        build(config["model"], "model", in_channels=2, num_classes=classes)
+        with torch.device("meta"):  # at the paper's size, for nothing
+            built_by_us = build_network(config["model"], (), 2, classes)
+            built_by_hydra = instantiate(config["model"], in_channels=2, num_classes=classes)
+        shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (built_by_us, built_by_hydra)]
+        assert shapes[0] == shapes[1]
         facts = {"num_classes": classes, "class_counts": [100] * classes, "present_counts": [100] * classes}
         build(config["loss"], "loss", background=built.dataset.background, **facts)
         for node in config["logger"].values():
@@ -62,5 +74,7 @@ def test_everything_in_an_option_is_built(path: Path) -> None:
 def test_help_lists_every_group_and_option() -> None:
     done = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    for folder in sorted({path.parent for path in OPTIONS}):
-        assert f"\n{folder.name}: {', '.join(sorted(path.stem for path in folder.glob('*.yaml')))}\n" in done.stdout
+    # Groups come before settings: of lines with the same key, the first counts.
+    rows = dict(line.split(": ", 1) for line in reversed(done.stdout.splitlines()) if ": " in line)
+    for group, option in map(group_and_option, OPTIONS):
+        assert option in rows[group].split(", ")

@@ -115,7 +115,8 @@ def test_train_py_is_voxtile_train() -> None:
 
 COMPLETED = {
     "voxtile tr": "train",
-    "voxtile train mod": "model=",
+    "voxtile train aug": "augment=",
+    "voxtile train model=fcn8s_": "model=fcn8s_atonce",
     "voxtile train data=sat": "data=satellite",
     "voxtile evaluate spl": "split=",
     "voxtile predict prec": "precision=",

@@ -279,7 +279,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 def _help(config: DictConfig, name: str) -> str:
     """What `--help` prints: the template of the configuration, with groups and settings."""
     folder = folder_of(name)
-    rows = [f"{group}: {', '.join(sorted(path.stem for path in (folder / group).glob('*.yaml')))}" for group in groups_of(name)]
+    rows = [f"{group}: {', '.join(options_of(folder, group))}" for group in groups_of(name)]
     text: str = config.hydra.help.template
     settings = OmegaConf.to_yaml(_without_hydra(config))
     return text.replace("$APP_CONFIG_GROUPS", "\n".join(row for row in rows if row[-2] != ":")).replace("$CONFIG", settings)
@@ -319,6 +319,12 @@ def groups_of(name: str) -> list[str]:
     return sorted(found | {"experiment"} if folder == conf_dir() else ())
 
 
+def options_of(folder: Path, group: str) -> list[str]:
+    """The options of a group, those in folders of their own as `monai/unet`, after the others."""
+    files = sorted((folder / group).rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return [path.relative_to(folder / group).with_suffix("").as_posix() for path in files]
+
+
 def without_nulls(words: Sequence[str], groups: Sequence[str]) -> list[str]:
     """The words without `debug=null` and `experiment=null`, which are so anyway, and which Hydra does not take.
 
@@ -340,10 +346,10 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
         raise ConfigError(f"A configuration file is no YAML: {' '.join(str(error).split())}. Correct it there.") from error
     text = str(error) or str(error.__cause__)
     if missing := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
-        group, _, option = missing[1].rpartition("/")
+        group, _, option = missing[1].partition("/")
         if not group or not any((folder / group).is_dir() for folder in folders):
             raise ConfigError(f"There is no configuration '{missing[1]}'.{did_you_mean(missing[1], known_keys(name))}") from error
-        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")}) or ["none"]
+        options = sorted({option for folder in folders for option in options_of(folder, group)}) or ["none"]
         own = "" if len(folders) > 1 else " An option in a folder of your own needs '--config-dir <folder>'."
         raise ConfigError(
             f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: "
