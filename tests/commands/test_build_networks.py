@@ -26,10 +26,14 @@ OPTIONS = sorted(
 )
 
 
+QUICK = ("monai/unet", "monai/dynunet", "smp/pspnet", "torchvision/lraspp_mobilenet_v3_large")  # one of each kind
+
+
 def needing(option):
     package = NEEDS.get(option, NEEDS.get(option.partition("/")[0]))
     missing = package is not None and importlib.util.find_spec(package) is None
-    return pytest.param(option, marks=pytest.mark.skipif(missing, reason="needs pip install 'voxtile[zoo]'"))
+    marks = [pytest.mark.skipif(missing, reason="needs pip install 'voxtile[zoo]'")]
+    return pytest.param(option, marks=marks if option in QUICK else [*marks, pytest.mark.slow])
 
 
 needs_smp = pytest.mark.skipif(importlib.util.find_spec(SMP) is None, reason="needs pip install 'voxtile[zoo]'")

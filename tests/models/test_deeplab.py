@@ -515,6 +515,7 @@ def test_the_pyramids_start_small():
         assert found[name] == pytest.approx(0.01, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["deeplab_v1", "deeplab_v1_msc", "deeplab_v2_vgg16", "deeplab_v2"])
 def test_from_scratch_as_configured_scores_are_of_a_size_to_learn_from(option):
     torch.manual_seed(0)
@@ -533,6 +534,7 @@ def test_only_the_side_branches_and_fc8_learn_where_asked():
     } | {"fc8"}
 
 
+@pytest.mark.slow
 def test_frozen_normalisation_stays_as_it_is_through_a_step_of_training():
     network = by_formula(DeepLabV2(3, 2, width=1 / 32, depth=50, frozen_norm=True)).train()
     names = [name for name in network.state_dict() if "bn" in name]

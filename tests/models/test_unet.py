@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from tests.testers.networks import NetworkTester, noise
-from voxtile.commands.build import build_network
 from voxtile.models.sizes import crop_to, pad_to_multiple
 from voxtile.models.unet import MaxPool3d, UNet
 
@@ -31,19 +30,6 @@ class TestUNetWithGroupNorm(NetworkTester):
 class TestUNetAsInThePaper(NetworkTester):
     def make(self, in_channels, num_classes, dims=2):
         return UNet(in_channels, num_classes, width=4 / 64, depth=2, norm="none", dropout=0.5, dims=dims)
-
-
-@pytest.mark.parametrize("size", [(35, 51), (64, 48)])
-def test_a_network_of_monai_takes_any_size_in_its_adapter(size):
-    network = build_network(
-        {"_target_": "monai.networks.nets.UNet", "spatial_dims": 2, "out_channels": 4, "channels": [4, 8, 8], "strides": [2, 2]},
-        (),
-        3,
-        4,
-    ).eval()
-    assert network.dims == 2
-    with torch.inference_mode():
-        assert network(noise(1, 3, *size)).shape == (1, 4, *size)
 
 
 def test_volumes_are_pooled_as_pytorch_does():

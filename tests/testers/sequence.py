@@ -55,7 +55,7 @@ def _described(name, args, kwargs):
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, image):
-        self.lines, self.source, self.held = [], {id(image): "image"}, [image]
+        self.lines, self.shapes, self.source, self.held = [], [], {id(image): "image"}, [image]
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -69,6 +69,7 @@ class _Recorder(TorchDispatchMode):
         text = None if name in QUIET else _described(name, args, kwargs)
         if text is not None:
             self.lines.append(f"{text} <- {', '.join(map(str, came))}")
+            self.shapes.append(tuple(outputs[0].shape) if outputs else ())
         for output in outputs:
             self.source[id(output)] = came[0] if text is None else len(self.lines)
             self.held.append(output)  # so that no other tensor gets its id
@@ -77,9 +78,14 @@ class _Recorder(TorchDispatchMode):
 
 def executed(network, image):
     """The lines of one forward pass, in the mode that the network is in; a network and an image on the meta device cost nothing."""
+    return [line for line, _ in executed_with_shapes(network, image)]
+
+
+def executed_with_shapes(network, image):
+    """The lines, each with the shape of its result."""
     with torch.no_grad(), _Recorder(image) as recorder:
         network(image)
-    return recorder.lines
+    return list(zip(recorder.lines, recorder.shapes, strict=True))
 
 
 def operators(lines):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from voxtile.commands.build import Parts
     from voxtile.data.prepared import Prepared
+    from voxtile.training.settings import Settings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 TRAINER = ("accelerator", "devices", "precision", "deterministic", "profiler")
@@ -105,7 +106,7 @@ def make_data(built: Parts, prepared: Prepared, network: Any, coming: Callable[[
     )
 
 
-def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) -> None:
+def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, settings: Settings) -> None:
     """Refuses a network and a window that do not fit each other or the data.
 
     Raises:
@@ -114,7 +115,7 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) 
     """
     import torch
 
-    from voxtile.errors import ConfigError, reason
+    from voxtile.errors import ConfigError, counted, reason
 
     dims = getattr(network, "dims", 2)
     if len(window) != dims:
@@ -128,6 +129,13 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int) 
         raise ConfigError(
             f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger "
             "window, or a shallower network (for example 'model.depth=3')."
+        )
+    batch, together = int(getattr(network, "min_train_batch", 1)), settings.batch_size // settings.accumulate
+    if together < batch:
+        raise ConfigError(
+            f"This network cannot learn from fewer than {batch} images at a time; batches of {settings.batch_size} in "
+            f"{counted(settings.accumulate, 'part')} give it {together}. Type 'training.batch_size={batch * settings.accumulate}' "
+            "or more, or a lower 'training.accumulate'."
         )
     odd = [side - 1 if side > least else side for side in window]  # whole cases have sides of any length
     for size in (window, odd):

@@ -204,6 +204,13 @@ def build_network(node: Mapping[str, Any], trust: Sequence[str], in_channels: in
     return _called(Adapted, "model", (), {"network": build({**node, "_partial_": True}, "model", trust), **numbers})
 
 
+def without_weights(node: Any) -> Any:
+    """A network's configuration without what would load trained weights."""
+    if isinstance(node, Mapping):
+        return {key: None if LOADING.search(key) else without_weights(value) for key, value in node.items()}
+    return [without_weights(item) for item in node] if isinstance(node, list) else node
+
+
 def _built(value: Any, where: str, trust: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:

@@ -137,7 +137,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
 
     module = make_module(built, prepared, lambda step, values: None)
     data = make_data(built, prepared, module.network, lambda: range(STEPS))
-    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
+    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes), built.settings)
     times = StepTimes()
     options = {name: value for name, value in config["trainer"].items() if name != "profiler"}
     with bare_trainer([times], max_epochs=1, limit_val_batches=2, logger=False, **options) as trainer:

@@ -60,7 +60,8 @@ def trained(config: Mapping[str, Any], out: Console, wait: bool = False) -> RunF
     if parent is not None:
         parent.check_leaks(prepared)
     recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION, parent.digest if parent else "")
-    name = f"{config['data']['name']}-{str(config['chosen']['model']).replace('/', '_')}-s{config['seed']}"
+    chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
+    name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
     home = RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
     status, device = home.status, device_of(config["trainer"])
     if status["state"] == "finished":
@@ -82,7 +83,7 @@ def trained(config: Mapping[str, Any], out: Console, wait: bool = False) -> RunF
     # What does not fit together shows here, before there is a run folder.
     module = make_module(built, prepared, lambda step, values: None)
     data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
-    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes))
+    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes), built.settings)
     module.configure_optimizers()
     with home.lease(wait):
         if home.status["state"] != "finished":  # by another process, since the first look

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from voxtile.commands.build import Parts, build_network, parts
+from voxtile.commands.build import Parts, build_network, parts, without_weights
 from voxtile.commands.crf import crf_of
 from voxtile.data.normalise import Intensity
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
@@ -90,7 +90,8 @@ class Trained:
                 f"{home.path / 'manifest.json'} says nothing of {listed(missing)}. The run folder is damaged; "
                 "move it away and train the run again."
             )
-        network = build_network(config["model"], trust, len(data["channels"]), len(data["classes"]))
+        # Weights from elsewhere, with which the run may have started, are not asked for again: its own replace them.
+        network = build_network(without_weights(config["model"]), trust, len(data["channels"]), len(data["classes"]))
         file = home.weights / f"{weights}.safetensors"
         if not file.exists():
             there = sorted(p.stem for p in home.weights.glob("*.safetensors"))

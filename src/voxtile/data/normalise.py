@@ -123,6 +123,42 @@ class Normalisation:
         return low, high, mean, math.sqrt(np.average((values - mean) ** 2, weights=weights))
 
 
+class FixedNormalisation(Normalisation):
+    """Subtracts and divides by given numbers: what a network with trained weights was fed with, say.
+
+    Args:
+        mean: one number per channel.
+        std: likewise.
+
+    Raises:
+        ConfigError: The two have not equally many numbers, or a deviation is not positive.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(per="dataset", clip=None)
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise ConfigError(
+                f"Normalisation was given mean={list(mean)} and std={list(std)}; expected one number each per channel, the second "
+                "above 0."
+            )
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+
+    def of_dataset(self, samples: Sequence[NDArray[Any]], weights: Sequence[float] | None = None) -> Intensity:
+        """The given numbers, whatever the samples [C, n] hold.
+
+        Raises:
+            ConfigError: The images have another number of channels.
+        """
+        count = len(self.mean)
+        if samples and len(samples[0]) != count:
+            raise ConfigError(
+                f"'normalise' holds numbers for {count} channels, and the images have {len(samples[0])}. Give as many as there are "
+                "channels ('normalise.mean=[…]', 'normalise.std=[…]'), choose three with 'data.channels=[…]', or type "
+                "'normalise=dataset'."
+            )
+        return Intensity((-math.inf,) * count, (math.inf,) * count, self.mean, self.std)
+
+
 def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Clips and rescales a batch.
 

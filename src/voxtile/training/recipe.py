@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 VERSION = 1  # of the run folder's files; a folder with another version is refused
@@ -49,6 +50,8 @@ FIELDS: tuple[str, ...] = (
 )
 # Parts of these that are left out: where a file lies. What it says is in the split's digest.
 PLACES: Mapping[str, str] = {"split": "file", "data.group": "csv"}
+# Parts that name a file whose contents count, wherever it lies.
+CONTENTS: Mapping[str, str] = {"model": "weights"}
 ADDED: Mapping[str, Any] = {"training.norm_statistics": None}  # field -> the value that stood for it before it existed
 
 
@@ -102,6 +105,10 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
         value = value[part]
     if isinstance(value, Mapping) and path in PLACES:
         value = {key: item for key, item in value.items() if key != PLACES[path]}
+    if isinstance(value, Mapping) and isinstance(name := value.get(CONTENTS.get(path, "")), str):
+        file = Path(name).expanduser()
+        if file.is_file():
+            value = {**value, CONTENTS[path]: hashlib.sha256(file.read_bytes()).hexdigest()}
     # JSON has text keys only; {1: forest} must hash as it will be read back.
     return json.loads(json.dumps(value, default=str))
 
