@@ -313,10 +313,10 @@ def known_keys(name: str) -> list[str]:
 
 
 def groups_of(name: str) -> list[str]:
-    """The groups of the configuration `name`; `experiment` is one, also while it has no option."""
+    """The groups of the configuration `name`."""
     folder = folder_of(name)
-    found = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("_")}
-    return sorted(found | {"experiment"} if folder == conf_dir() else ())
+    found = (entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("_"))
+    return sorted(found) if folder == conf_dir() else []
 
 
 def options_of(folder: Path, group: str) -> list[str]:
@@ -362,10 +362,6 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)
-        if path in groups_of(name):
-            raise ConfigError(
-                f"'{path}' has no options here. One in a folder of your own needs '--config-dir <folder>'."
-            ) from error
         if path in known or path.startswith(OPEN):
             raise ConfigError(
                 f"What was chosen has no '{path}' to set. Add it with '+{path}=…', and take what it should replace out with '~…'."
