@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import rasterio
+import torch
 import yaml
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from tests.commands.conftest import Command, Run, homes
 from tests.testers.tiny import SMALL, scene_words, volume_words
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
 from voxtile.errors import ConfigError
+from voxtile.models.unet_paper import UNetPaper
 from voxtile.training.module import SegmentationModule
 
 
@@ -369,6 +372,57 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(words: list[str], tmp_
         curves.append(losses(homes(runs)[0]))
     assert len(curves[0]) == 6
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_accumulated_parts_of_several_score_maps_give_the_gradient_of_the_whole(
+    words: list[str], tmp_path: Path, voxtile: Command
+) -> None:
+    own = [word for word in words if not word.startswith("model.")]
+    network = ["model=deeplab_v2", "model.width=0.03", "model.depth=50", "model.frozen_norm=true"]
+    curves = []
+    for loss in ("ce", "dice_ce"):
+        for count in (1, 2):
+            runs = tmp_path / f"{loss}{count}"
+            settings = [f"loss={loss}", "training.batch_size=4", "training.steps=3", f"training.accumulate={count}"]
+            assert voxtile("train", *own, *network, *settings, "optimizer.lr=1e-4", f"paths.runs={runs}").code == 0
+            curves.append(losses(homes(runs)[0]))
+        assert len(curves[-1]) == 3
+        assert curves[-1] == pytest.approx(curves[-2], rel=1e-4)
+
+
+def test_a_network_that_wants_context_trains_and_is_judged_with_real_pixels(
+    words: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [word for word in words if not word.startswith("model.")]
+    sizes = set()
+    forward = UNetPaper.forward
+
+    def seen(self: UNetPaper, image: torch.Tensor, context: int = 0) -> torch.Tensor:
+        sizes.add((context, *image.shape[2:]))
+        return forward(self, image, context)
+
+    monkeypatch.setattr(UNetPaper, "forward", seen)
+    said = voxtile("train", *own, "model=unet_paper", "model.width=0.02", "training.steps=2", "augment=default")
+    assert said.code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert voxtile("evaluate", f"run={home}").code == 0
+    assert sizes - {(0, 16, 16), (0, 15, 15)} == {(92, 200, 200)}  # the first two: whether model and window fit
+
+
+def test_normalisations_statistics_are_measured_on_the_first_batches_before_a_validation(
+    words: list[str], tmp_path: Path, voxtile: Command
+) -> None:
+    kept = {}
+    for number in ("null", "2"):
+        runs = tmp_path / number
+        assert voxtile("train", *words, f"training.norm_statistics={number}", f"paths.runs={runs}").code == 0
+        kept[number] = load_file(homes(runs)[0] / "weights" / "last.safetensors")
+    measured = [name for name in kept["2"] if "running" in name]
+    assert measured
+    for name, value in kept["2"].items():
+        same = torch.equal(value, kept["null"][name])
+        assert same == (name not in measured and "num_batches" not in name), name
+    assert all(int(value) == 2 for name, value in kept["2"].items() if "num_batches" in name)
 
 
 def test_patience_stops_when_the_score_stays(words: list[str], tmp_path: Path, voxtile: Command) -> None:

@@ -183,3 +183,19 @@ def test_numbers_for_normalisation_are_the_cases_own():
     for i in range(10):
         sample = stream.sample(i)
         assert (sample["mean"], sample["std"]) == (sample["case"], sample["case"] + 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 30), (1, 9, 9)])
+def test_windows_come_with_their_margin_of_real_pixels_mirrored_past_the_border(shape):
+    case = case_of("a", shape, 1)
+    bare, wide = stream_of([case]), stream_of([case], margin=(0, 3, 3))
+    whole = np.pad(case.read(Window.whole(shape))[0], [(0, 0), (0, 0), (3, 3), (3, 3)], mode="reflect")
+    for i in range(10):
+        window = bare.spec(i).window
+        assert wide.spec(i).window == window
+        expected = whole[:, :, window.y : window.y + 14, window.x : window.x + 14]
+        sample = wide.sample(i)
+        np.testing.assert_array_equal(sample["image"], expected)
+        np.testing.assert_array_equal(sample["label"][:, 3:-3, 3:-3], bare.sample(i)["label"])
+        outside = np.pad(np.zeros(shape[1:], bool), 3, constant_values=True)[window.y : window.y + 14, window.x : window.x + 14]
+        assert (sample["label"][0][outside] == 255).all()

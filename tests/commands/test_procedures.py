@@ -1,0 +1,73 @@
+"""evaluate and predict with a CRF, turned copies and Monte-Carlo samples."""
+
+import json
+
+import pytest
+import rasterio
+
+from tests.commands.conftest import Command, Run
+
+
+@pytest.fixture(scope="module")
+def images(scene_run: Run):
+    return scene_run.folder / "scenes" / "images"
+
+
+def test_the_crfs_settings_are_searched_on_validation_kept_and_used(copied_run: Run, voxtile: Command) -> None:
+    without = voxtile("evaluate", f"run={copied_run.home}", "crf=best")
+    assert (without.code, "crf=search" in without.text) == (4, True)
+    refused = voxtile("evaluate", f"run={copied_run.home}", "split=test", "crf=search")
+    assert (refused.code, "only 'split=val'" in refused.text) == (2, True)
+    said = voxtile("evaluate", f"run={copied_run.home}", "crf=search")
+    assert said.code == 0, said.err
+    kept = json.loads((copied_run.home / "crf.json").read_text())
+    assert kept["tried"][0]["settings"] is None
+    best = max(kept["tried"][1:], key=lambda trial: trial["mean_iu"])
+    assert kept["settings"] == best["settings"]
+    folder = copied_run.home / "evaluations" / "val-best-crf"
+    first = (folder / "cases.csv").read_bytes()
+    assert voxtile("evaluate", f"run={copied_run.home}", "crf=best").code == 0
+    assert (folder / "cases.csv").read_bytes() == first
+    assert json.loads((folder / "summary.json").read_text())["procedure"]["crf"] == "best"
+
+
+def test_turned_copies_are_averaged(copied_run: Run, voxtile: Command) -> None:
+    assert voxtile("evaluate", f"run={copied_run.home}", "rotations=3").code == 0
+    assert (copied_run.home / "evaluations" / "val-best-rotations3" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["crf=always"], "none of null, best"),
+        (["crf={bilateral: 3}"], "takes no 'bilateral'"),
+        (["crf={iterations: 0}"], "iterations"),
+        (["rotations=0"], "'rotations=0' must be"),
+        (["samples=3"], "not made for it"),
+    ],
+)
+def test_a_procedure_that_cannot_be_is_refused(copied_run: Run, voxtile: Command, words: list[str], message: str) -> None:
+    said = voxtile("evaluate", f"run={copied_run.home}", *words)
+    assert (said.code, message in said.text) == (2, True), said.text
+
+
+def test_bayesian_segnet_predicts_how_unsure_it_is(scene_run: Run, images, tmp_path, voxtile: Command) -> None:
+    own = [word for word in scene_run.words if not word.startswith(("model.", "data.window"))]
+    words = [
+        "model=bayesian_segnet",
+        "model.width=0.02",
+        "data.window=[20,20]",
+        "training.steps=2",
+        f"paths.runs={tmp_path / 'runs'}",
+    ]
+    assert voxtile("train", *own, *words).code == 0
+    (home,) = (path.parent for path in (tmp_path / "runs").glob("*/recipe.json"))
+    scene = sorted(images.iterdir())[0]
+    lacking = voxtile("predict", f"run={home}", f"input={scene}", f"output={tmp_path / 'out'}", "uncertainty=true")
+    assert (lacking.code, "samples=40" in lacking.text) == (2, True)
+    said = voxtile("predict", f"run={home}", f"input={scene}", f"output={tmp_path / 'out'}", "uncertainty=true", "samples=3")
+    assert said.code == 0, said.err
+    with rasterio.open(scene) as image, rasterio.open(tmp_path / "out" / f"{scene.stem}_uncertainty.tif") as found:
+        assert (found.count, found.shape, found.transform) == (1, image.shape, image.transform)
+        values = found.read(1, masked=True)
+    assert 0 <= values.min() < values.max() < 1

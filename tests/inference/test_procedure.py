@@ -1,0 +1,153 @@
+"""What is done at test time: Monte-Carlo dropout, turned copies, the CRF on windows."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.testers.memory import memory_case
+from tests.testers.networks import noise
+from voxtile.data.normalise import Intensity
+from voxtile.inference.crf import DenseCRF
+from voxtile.inference.predictor import Predictor
+from voxtile.inference.procedure import Procedure, crf_image, dropout_on, monte_carlo, rotated_mean
+
+SIZE = (1, 24, 24)
+SCALE = Intensity((0.0,) * 2, (255.0,) * 2, (127.0,) * 2, (60.0,) * 2)
+
+
+class Dropping(nn.Module):
+    """A network of single pixels whose features are dropped."""
+
+    dims, margin, stochastic = 2, 0, True
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.norm, self.drop, self.score = nn.Conv2d(2, 8, 1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 3, 1)
+        for number, value in enumerate(self.parameters()):
+            with torch.no_grad():
+                value.copy_(noise(*value.shape, seed=number))
+
+    def forward(self, image):
+        return self.score(self.drop(self.norm(self.features(image)).relu()))
+
+
+def predicted(network, procedure, batch_size=3, shape=(1, 40, 50)):
+    array = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(np.uint8)
+    predictor = Predictor(network, SIZE, batch_size=batch_size, procedure=procedure, workers=0)
+    bands = list(predictor.bands(memory_case("a", array=array), SCALE))
+    variances = None if bands[0].variance is None else torch.cat([band.variance for band in bands], dim=1)
+    return torch.cat([band.probabilities for band in bands], dim=2), variances
+
+
+def test_only_dropout_is_switched_on_and_off_again():
+    network = Dropping().eval()
+    with dropout_on(network):
+        assert [layer.training for layer in (network.drop, network.norm, network)] == [True, False, False]
+    assert not network.drop.training
+
+
+def test_samples_give_the_mean_and_the_variance_of_passes_with_dropout():
+    network, images = Dropping().eval(), noise(2, 2, 6, 5)
+    passes = []
+
+    def softmax(image):
+        with torch.no_grad():
+            passes.append(torch.softmax(network(image), dim=1)[0])
+        return passes[-1][None]
+
+    found = monte_carlo(softmax, network, images, torch.zeros(2, 3, dtype=torch.int64), 5)
+    first = torch.stack(passes[:5])
+    assert not torch.equal(first[0], first[1])
+    torch.testing.assert_close(found[0, :3], first.mean(dim=0))
+    torch.testing.assert_close(found[0, 3], first.var(dim=0, correction=0).mean(dim=0), rtol=1e-4, atol=1e-6)
+
+
+def test_samples_depend_on_the_window_and_not_on_the_batch_or_what_was_drawn_before():
+    results, network = [], Dropping()
+    for batch_size in (1, 4):
+        torch.manual_seed(batch_size)
+        state = torch.get_rng_state()
+        results.append(predicted(network, Procedure(samples=4), batch_size))
+        assert torch.equal(torch.get_rng_state(), state)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    probabilities, variance = results[0]
+    torch.testing.assert_close(probabilities.sum(dim=0), torch.ones(1, 40, 50))
+    assert variance.min() >= 0
+    assert variance.max() > 1e-3
+    assert predicted(Dropping(), None)[1] is None
+
+
+class Blurring(nn.Module):
+    """A network that sees alike in all directions: a round blur that says one of two classes."""
+
+    dims, margin = 2, 4
+
+    def __init__(self):
+        super().__init__()
+        grid = torch.arange(-4, 5.0)
+        line = torch.exp(-(grid**2) / 4)
+        self.kernel = nn.Parameter((torch.outer(line, line) / line.sum() ** 2)[None, None])
+
+    def forward(self, image, context=0):
+        assert context == self.margin
+        level = nn.functional.conv2d(image[:, :1], self.kernel)
+        return torch.cat([level, -level], dim=1)
+
+
+@pytest.mark.parametrize("rotations", [1, 2, 4])
+def test_copies_turned_by_quarters_change_nothing_for_a_network_that_sees_alike_in_all_directions(rotations):
+    procedure = Procedure(rotations=rotations)
+    torch.testing.assert_close(predicted(Blurring(), procedure)[0], predicted(Blurring(), None)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_seven_copies_are_turned_back_to_where_they_came_from():
+    blob = torch.exp(-((torch.arange(60.0)[:, None] - 33) ** 2 + (torch.arange(60.0) - 24) ** 2) / 60)[None, None]
+
+    def softmax(image):
+        return torch.cat([image, 1 - image], dim=1)
+
+    found = rotated_mean(softmax, blob, (36, 36), 7)
+    torch.testing.assert_close(found[:, :1], blob[:, :, 12:48, 12:48], rtol=0, atol=0.02)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(1, 36, 36))
+
+
+def test_turned_copies_want_the_windows_diagonal_around_it():
+    _, y, x = Procedure(rotations=7).margin((1, 30, 40))
+    assert 30 + 2 * y >= math.hypot(30, 40) <= 40 + 2 * x
+    assert Procedure().margin((1, 30, 40)) == (0, 0, 0)
+
+
+def test_the_crf_is_put_on_each_windows_probabilities():
+    array = np.zeros((2, 1, 24, 24), np.uint8)
+    array[:, :, :, 12:] = 200  # an edge, and a dot that the network takes for the other class
+    array[0, 0, 5, 5] = 140
+
+    class Threshold(nn.Module):
+        dims, margin = 2, 0
+
+        def forward(self, image):
+            return torch.cat([-image[:, :1], image[:, :1]], dim=1)
+
+    case = memory_case("a", array=array)
+    crf = DenseCRF(bilateral_position=10.0, bilateral_value=40.0, smooth_position=1.0)
+    plain, refined = (
+        next(Predictor(Threshold(), SIZE, procedure=Procedure(crf=each), workers=0).bands(case, SCALE)).classes()[0]
+        for each in (None, crf)
+    )
+    assert plain[5, 5] == 1
+    expected = np.repeat([[0] * 12 + [1] * 12], 24, axis=0)
+    np.testing.assert_array_equal(refined, expected)
+
+
+def test_the_crf_sees_the_range_that_normalisation_keeps_as_0_to_255():
+    image = torch.tensor([[[100.0, 150.0, 900.0]]])
+    numbers = {name: torch.from_numpy(values) for name, values in Intensity((100.0,), (200.0,), (150.0,), (10.0,)).arrays().items()}
+    assert crf_image(image, **numbers).tolist() == [[[0.0, 127.5, 255.0]]]
+    open_ends = replace(Intensity((0.0,), (1.0,), (150.0,), (25.0,)), low=(-math.inf,), high=(math.inf,))
+    numbers = {name: torch.from_numpy(values) for name, values in open_ends.arrays().items()}
+    assert crf_image(image, **numbers).tolist() == [[[0.0, 127.5, 255.0]]]
