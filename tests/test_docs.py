@@ -16,7 +16,7 @@ from voxtile.data.splits import GroupSplit, KFold
 from voxtile.training.recipe import ADDED, FIELDS
 from voxtile.training.scores import case_rows, summarise
 
-DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = {
     " ".join(words): words
     for path in DOCUMENTS
@@ -50,7 +50,7 @@ def test_every_link_leads_to_a_file(path: Path) -> None:
 
 def test_every_document_is_in_the_readmes_index() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"(docs/{path.name})" in readme for path in (ROOT / "docs").glob("*.md"))
+    assert all(f"({path.relative_to(ROOT)})" in readme for path in (*(ROOT / "docs").glob("*.md"), ROOT / "docs" / "models" / "README.md"))
 
 
 def test_every_command_is_shown() -> None:
