@@ -50,7 +50,16 @@ def test_every_link_leads_to_a_file(path: Path) -> None:
 
 def test_every_document_is_in_the_readmes_index() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"({path.relative_to(ROOT)})" in readme for path in (*(ROOT / "docs").glob("*.md"), ROOT / "docs" / "models" / "README.md"))
+    listed = [*(ROOT / "docs").glob("*.md"), ROOT / "docs" / "models" / "README.md"]
+    assert all(f"({path.relative_to(ROOT)})" in readme for path in listed)
+
+
+def test_every_family_has_a_page_in_its_index() -> None:
+    folder = ROOT / "docs" / "models"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(f"({path.name})" in index for path in folder.glob("*.md") if path.name != "README.md")
+    options = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
+    assert options <= set(re.findall(r"\w+", index))
 
 
 def test_every_command_is_shown() -> None:
