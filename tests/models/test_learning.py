@@ -29,7 +29,8 @@ FAMILIES = {
     "fcn32s": (("score_fr",), 1e-3, 600),
     "fcn16s": (("score_fr", "score_pool4"), 1e-3, 600),
     "fcn8s": (("score_fr", "score_pool4", "score_pool3"), 1e-3, 600),
-    "fcn8s_atonce": (("score_fr", "score_pool4", "score_pool3"), 1e-3, 600),
+    # Its other scores are scaled down for the features of a VGG16 trained on 0 to 255, and hardly count from scratch.
+    "fcn8s_atonce": (("score_fr",), 1e-3, 600),
     "fcn_alexnet": (("score_fr",), 1e-3, 600),
     "fcn_googlenet": (("score_fr",), 1e-3, 600),
     "segnet": (("conv1_1_D",), 3e-3, 400),
@@ -37,9 +38,9 @@ FAMILIES = {
     "bayesian_segnet": (("conv1_1_D",), 3e-3, 600),
     "unet": (("score",), 3e-3, 300),
     "unet_paper": (("conv_u0d_score",), 1e-3, 400),
-    "deeplab_v1": (("fc8",), 1e-3, 600),
-    "deeplab_v2_vgg16": (("fc8_1", "fc8_2", "fc8_3", "fc8_4"), 1e-3, 600),
-    "deeplab_v2": (("fc1_c0", "fc1_c1", "fc1_c2", "fc1_c3"), 1e-3, 400),
+    "deeplab_v1": (("fc8",), 1e-3, 800),
+    "deeplab_v2_vgg16": (("fc8_1", "fc8_2", "fc8_3", "fc8_4"), 1e-3, 800),
+    "deeplab_v2": (("fc1_c0", "fc1_c1", "fc1_c2", "fc1_c3"), 1e-3, 1000),
     "reseg": (("score",), 3e-3, 600),
 }
 
@@ -115,6 +116,8 @@ def test_a_family_overfits_four_samples_as_far_as_its_scores_can_draw_them(optio
     torch.manual_seed(0)
     config = OmegaConf.load(conf_dir() / "model" / f"{option}.yaml")
     config.width = 1 / 8
+    if "full_size_loss" in config:  # the labels of every 64th pixel do not say how the others are to be drawn
+        config.full_size_loss = True
     if "depth" in config and option == "deeplab_v2":
         config.depth = 50  # the paper's 101 blocks take twice the time to say the same
     network = instantiate(config, in_channels=3, num_classes=2)
