@@ -6,6 +6,7 @@ the network's probabilities are made up: regions of one colour each, shaded and 
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from voxtile.inference.crf import DenseCRF
 HEIGHT, WIDTH, CLASSES, ROUNDS = 375, 500, 21, 5
 MISSING = (
     "pydensecrf2 is not importable, so there is no comparison. It needs a C++ compiler: "
-    "pip install --no-deps --target /tmp/pydensecrf pydensecrf2==1.1; PYTHONPATH=/tmp/pydensecrf python bench/crf.py"
+    "pip install --no-deps --target peers pydensecrf2==1.1; PYTHONPATH=peers python bench/crf.py"
 )
 
 
@@ -80,13 +81,9 @@ def compare(title: str, settings: DenseCRF, noise: float, peer: bool) -> None:
 
 def main() -> None:
     """Measures several widths of the bilateral kernel: the narrower it is, the more lattice points there are."""
-    try:
-        import pydensecrf.densecrf  # noqa: F401
-    except ImportError:
+    peer = importlib.util.find_spec("pydensecrf") is not None
+    if not peer:
         print(MISSING)
-        peer = False
-    else:
-        peer = True
     image, probabilities, _ = picture(0)
     start = time.perf_counter()
     DenseCRF().refine(probabilities[:, :8, :8], image[:, :8, :8])

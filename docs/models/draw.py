@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.testers.sequence import executed_with_shapes  # noqa: E402  # the same lines that the tests hold against the papers
+from tests.testers.sequence import executed_with_shapes  # noqa: E402  # found only through the path above
 
 OPTIONS = {
     "fcn32s": 512, "fcn16s": 512, "fcn8s": 512, "fcn8s_atonce": 512, "fcn_alexnet": 512, "fcn_googlenet": 512, "segnet": 512,

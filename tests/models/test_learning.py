@@ -5,7 +5,7 @@ bound is found by fitting the outputs of the network's score layers freely; the 
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def dice(logits: Tensor, label: Tensor) -> float:
 
 
 @contextmanager
-def free_scores(network: nn.Module, layers: tuple[str, ...]) -> Iterator[list[Tensor]]:
+def free_scores(network: nn.Module, layers: tuple[str, ...]) -> Iterator[Collection[Tensor]]:
     """Numbers of their own in the place of what the score layers give, made when they are first asked for."""
     made: dict[tuple[str, int], Tensor] = {}
     calls: dict[str, int] = dict.fromkeys(layers, 0)
@@ -90,7 +90,7 @@ def free_scores(network: nn.Module, layers: tuple[str, ...]) -> Iterator[list[Te
 
     handles = [network.get_submodule(name).register_forward_hook(in_place_of(name)) for name in layers]
     handles.append(network.register_forward_pre_hook(lambda *_: calls.update(dict.fromkeys(layers, 0))))
-    yield made.values()  # type: ignore[misc]
+    yield made.values()
     for handle in handles:
         handle.remove()
 

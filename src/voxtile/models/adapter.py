@@ -74,8 +74,8 @@ class Adapted(Network):
             raise ValueError(f"'stride' and 'min_train_batch' are 1 or more, not {stride} and {min_train_batch}")
         self.stride, self.min_train_batch = max(self.strides), min_train_batch
         # Some libraries register a layer under two names, which safetensors does not take: one is kept, and read for both.
-        self.register_state_dict_post_hook(_drop_second_names)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_add_second_names)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_drop_second_names)  # type: ignore[no-untyped-call]  # torch's own has no types
+        self.register_load_state_dict_pre_hook(_add_second_names)  # type: ignore[no-untyped-call]  # likewise
 
     def forward(self, image: Tensor) -> Tensor | Output:
         """Maps an image [B, C, H, W] ([B, C, D, H, W] if `dims` is 3) to logits [B, num_classes, …] of the same size.

@@ -242,7 +242,8 @@ class ReSeg(Network):
         x = x.permute(0, 3, 1, 2)
         for name in self._deconvs:
             x = self.get_submodule(name)(x).relu()
-        return self.score(crop_to(x, image.shape[2:]))  # type: ignore[no-any-return]
+        logits: Tensor = self.score(crop_to(x, image.shape[2:]))
+        return logits
 
 
 def _prime_factors(value: int) -> list[int]:
