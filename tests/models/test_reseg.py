@@ -248,7 +248,7 @@ def test_a_network_in_half_precision_computes_in_it(wiring):
 # --- wiring
 
 
-@torch.library.custom_op("sweeps::recorded", mutates_args=())
+@torch.library.custom_op("recurrence::sweep", mutates_args=())
 def sweep_op(x: torch.Tensor, outputs: int) -> torch.Tensor:
     return x.new_zeros(*x.shape[:2], outputs)
 
