@@ -1,6 +1,7 @@
 """voxtile train: what a run leaves, what makes it another run, and what the options do."""
 
 import csv
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -165,6 +166,7 @@ WRONG = {
     "training.patience=0": "'training.patience=0' must be 1 or more",
     "training.ema=1.5": "'training.ema=1.5'",
     "training.clip=0": "'training.clip=null'",
+    "training.minutes=0": "'training.minutes=null'",
     "training.groups=[1]": "'training.groups=[1]' must hold",
     "seed=x": "'seed=x' must be a whole number",
     "optimizer.lr=fast": "'optimizer.lr=fast' must be a number",
@@ -277,6 +279,14 @@ def test_a_multirun_reports_every_run(short: list[str], tmp_path: Path, voxtile:
     assert len({Run([], home, tmp_path, "").read("recipe.json")["identity"] for home in found}) == 2
     again = voxtile("train", *short, "--multirun", "seed=0,1")
     assert again.text.count("nothing was trained") == 2
+    for said_again in (said, again):
+        table = said_again.out.partition("2 runs, best validation")[2]
+        for home in found:
+            status, made = (Run([], home, tmp_path, "").read(f"{name}.json") for name in ("status", "manifest"))
+            row = next(line.replace("│", " ").split() for line in table.splitlines() if home.name in line)
+            scores, cost = status["best"]["scores"], made["training_seconds"] / 2
+            assert row == [home.name, *(f"{scores[name]:.4f}" for name in ("dice", "iou")), "2", f"{cost:.3f}", row[-1]]
+            assert 0 < float(row[-1]) == made["peak_memory_gib"]
 
 
 def test_a_multirun_goes_on_after_a_run_that_failed(short: list[str], tmp_path: Path, voxtile: Command) -> None:
@@ -432,6 +442,40 @@ def test_patience_stops_when_the_score_stays(words: list[str], tmp_path: Path, v
     assert run.read("status.json")["state"] == "finished"
     assert run.read("status.json")["step"] == 3  # the first score, and two that are no better
     assert run.read("status.json")["best"]["step"] == 1
+
+
+@pytest.fixture
+def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training looks at a clock that moves by twenty seconds each time."""
+    ticks = itertools.count(0.0, 20.0)
+    monkeypatch.setattr("voxtile.training.module.monotonic", lambda: next(ticks))
+
+
+@pytest.mark.usefixtures("slow_clock")
+def test_minutes_end_a_run_as_if_that_had_been_its_last_step(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    common = [*words, "training.val_every=2", "scheduler=constant"]
+    for name, limit in (("time", ["training.steps=1000", "training.minutes=1"]), ("steps", ["training.steps=3"])):
+        assert voxtile("train", *common, *limit, f"paths.runs={tmp_path / name}").code == 0
+    (timed,), (counted,) = (homes(tmp_path / name) for name in ("time", "steps"))
+    assert Run([], timed, tmp_path, "").read("manifest.json")["training_seconds"] == 60
+    assert Run([], timed, tmp_path, "").read("status.json")["step"] == 3
+    assert timed.name != counted.name
+    for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv"):
+        assert (timed / name).read_bytes() == (counted / name).read_bytes()
+
+
+@pytest.mark.usefixtures("slow_clock")
+def test_minutes_go_on_counting_where_an_interrupted_run_stopped(
+    words: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = [*words, "training.steps=1000", "training.minutes=1", "training.save_every=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("voxtile.training.fit.StopRequest.signal", 2, raising=False)
+        patch.setattr("voxtile.training.fit.StopRequest.__init__", lambda self: None)
+        assert voxtile("train", *timed).code == 130
+    assert "continuing at step 1 of 1000" in voxtile("train", *timed).text
+    run = Run([], homes(tmp_path / "runs")[0], tmp_path, "")
+    assert (run.read("status.json")["state"], run.read("status.json")["step"]) == ("finished", 3)
 
 
 def test_the_average_of_the_weights_is_judged_and_kept(scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command) -> None:

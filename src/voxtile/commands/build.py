@@ -402,6 +402,8 @@ def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"'training.{name}={value}' must be 1 or more.")
+    if settings.minutes is not None and settings.minutes <= 0:
+        raise ConfigError(f"'training.minutes={settings.minutes}' must be more than 0; type 'training.minutes=null' for no limit.")
     if settings.batch_size > MOST_SAMPLES:
         raise ConfigError(f"'training.batch_size={settings.batch_size}' is more than {MOST_SAMPLES:,}, which no machine holds.")
     if settings.ema is not None and not 0 <= settings.ema < 1:

@@ -133,6 +133,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     from voxtile.commands.assemble import check_fit, make_data, make_module
     from voxtile.commands.build import folder
     from voxtile.errors import counted
+    from voxtile.studies.manifest import peak_memory
     from voxtile.training.fit import StepTimes, bare_trainer
 
     module = make_module(built, prepared, lambda step, values: None)
@@ -158,17 +159,6 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     )  # fmt: skip
     path = draw_samples(module.cpu(), data, prepared, folder(config["paths"]["runs"]) / "check" / f"{prepared.dataset.name}.png")
     out.print(f"samples as the network sees them: {path}", soft_wrap=True)
-
-
-def peak_memory() -> float:
-    """The most memory of this process so far in GiB, on the GPU where one was used."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def draw_samples(module: SegmentationModule, data: VoxtileData, prepared: Prepared, path: Path) -> Path:

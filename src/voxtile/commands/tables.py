@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+from voxtile.studies.manifest import segment
+
+if TYPE_CHECKING:
+    from voxtile.training.run_folder import RunFolder
 
 
 def print_scores(out: Console, title: str, scores: Mapping[str, float | None], classes: Sequence[str]) -> None:
@@ -24,6 +30,17 @@ def print_scores(out: Console, title: str, scores: Mapping[str, float | None], c
         "frequency-weighted IU": "fw_iu",
     }
     out.print("   ".join(f"{title} {number(scores[name])}" for title, name in four.items()), highlight=False)
+
+
+def print_runs(out: Console, runs: Sequence[RunFolder]) -> None:
+    """Prints the best validation of several finished runs, how many steps they took, and what a step cost."""
+    table = Table("run", "Dice", "IoU", "steps", "s/step", "GiB", title=f"{len(runs)} runs, best validation", title_justify="left")
+    for home in runs:
+        status, made = home.read("status.json", "best", "step"), segment(home.read("manifest.json"))
+        scores, seconds, memory = status["best"]["scores"], made.get("training_seconds"), made.get("peak_memory_gib")
+        cost = ["" if seconds is None else f"{seconds / status['step']:.3f}", "" if memory is None else f"{memory:.2f}"]
+        table.add_row(home.path.name, number(scores["dice"]), number(scores["iou"]), str(status["step"]), *cost)
+    out.print(table)
 
 
 def number(value: float | None) -> str:

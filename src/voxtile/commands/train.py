@@ -22,16 +22,22 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Composes and trains; see `python train.py --help`."""
-    return compose.run("train", argv, train)
+    """Composes and trains; see `python train.py --help`. Several runs are reported in one table at the end."""
+    finished: list[RunFolder] = []
 
+    def train(config: Mapping[str, Any]) -> int:
+        from voxtile.commands.console import console
 
-def train(config: Mapping[str, Any]) -> int:
-    """Trains the run that a resolved configuration describes, and reports it."""
-    from voxtile.commands.console import console
+        finished.append(trained(config, console()))
+        return 0
 
-    trained(config, console())
-    return 0
+    code = compose.run("train", argv, train)
+    if len(finished) > 1:
+        from voxtile.commands.console import console
+        from voxtile.commands.tables import print_runs
+
+        print_runs(console(), finished)
+    return code
 
 
 def trained(config: Mapping[str, Any], out: Console, wait: bool = False) -> RunFolder:
@@ -111,7 +117,7 @@ def _train(
     from voxtile.commands.loggers import make_loggers
     from voxtile.commands.parents import training_of
     from voxtile.errors import RunError
-    from voxtile.studies.manifest import continued, manifest, segment
+    from voxtile.studies.manifest import continued, forget_peak_memory, manifest, peak_memory, segment
     from voxtile.training.fit import InterruptedRunError, fit
 
     steps = module.settings.steps
@@ -141,6 +147,7 @@ def _train(
     if trainer.get("profiler") == "simple":
         trainer["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
     loggers = make_loggers(config, home)
+    forget_peak_memory()
     try:
         fit(module, data, home, trainer, loggers, out, command_line())
         for path in home.path.glob("*-profile.txt"):
@@ -154,6 +161,8 @@ def _train(
         raise
     finally:
         segment(facts)["seconds"] = round(time.monotonic() - began, 1)
+        segment(facts)["training_seconds"] = round(module.seconds, 1)  # of all segments
+        segment(facts)["peak_memory_gib"] = round(peak_memory(), 2)
         with suppress(OSError, RunError):
             home.write("manifest.json", facts)
         for logger in loggers:

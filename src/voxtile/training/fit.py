@@ -90,7 +90,10 @@ class Keeper(lightning.Callback):
         """Saves where the schedule or a signal says so."""
         assert isinstance(pl_module, SegmentationModule)
         settings = pl_module.settings
-        pl_module.pending = pl_module.step == settings.next_validation(pl_module.step - 1)
+        ending = pl_module.out_of_time
+        pl_module.pending = ending or pl_module.step == settings.next_validation(pl_module.step - 1)
+        if ending:  # in the middle of a stretch; Lightning validates before it stops
+            trainer.should_stop = True
         if pl_module.pending or pl_module.step % settings.save_every == 0 or self.stop.signal is not None:
             self.save(pl_module)
         self._leave_if_asked(pl_module)

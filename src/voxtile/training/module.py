@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import lightning
@@ -103,6 +104,8 @@ class SegmentationModule(lightning.LightningModule):
         self.step = 0
         self.best: dict[str, Any] = {}  # {"score", "step", "scores"} of the best validation
         self.stale = 0  # validations since
+        self.seconds = 0.0  # of training so far, validations not counted
+        self._clock = 0.0  # when the step under way began
         self.pending = False  # whether the validation after `step` is still to come
         self.scores: dict[str, float] = {}
         self.last_loss = math.nan
@@ -120,7 +123,12 @@ class SegmentationModule(lightning.LightningModule):
     @property
     def done(self) -> bool:
         """Whether nothing is left to train or validate."""
-        return not self.pending and (self.step >= self.settings.steps or self._out_of_patience)
+        return not self.pending and (self.step >= self.settings.steps or self.out_of_time or self._out_of_patience)
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the minutes of training that the run was given are over."""
+        return self.settings.minutes is not None and self.seconds >= 60 * self.settings.minutes
 
     @property
     def _out_of_patience(self) -> bool:
@@ -137,6 +145,7 @@ class SegmentationModule(lightning.LightningModule):
             "pending": self.pending,
             "best": self.best,
             "stale": self.stale,
+            "seconds": self.seconds,
             "losses": list(self._window),
             "last_loss": self.last_loss,
             "network": self.network.state_dict(),
@@ -148,7 +157,7 @@ class SegmentationModule(lightning.LightningModule):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned; the optimizer's part when the optimizer is made."""
         self.step, self.pending, self.best, self.stale = state["step"], state["pending"], state["best"], state["stale"]
-        self._window, self.last_loss = list(state["losses"]), state["last_loss"]
+        self._window, self.last_loss, self.seconds = list(state["losses"]), state["last_loss"], state["seconds"]
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -168,6 +177,10 @@ class SegmentationModule(lightning.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and self._scaler_state:
             scaler.load_state_dict(self._scaler_state)
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the clock of a stretch of training."""
+        self._clock = monotonic()
 
     def inputs(self, batch: Batch, augment: bool) -> tuple[Tensor, Tensor]:
         """Normalised (and augmented) images float32 [B, C, (D,) H, W] and labels uint8 [B, (D,) H, W] of a batch.
@@ -219,6 +232,8 @@ class SegmentationModule(lightning.LightningModule):
         self.step += 1
         self.last_loss = value
         self._window.append(value)
+        now = monotonic()  # from one step's end to the next: waiting for a batch and saving are training too
+        self.seconds, self._clock = self.seconds + now - self._clock, now
         if self.step % self.settings.log_every == 0:
             self.record(
                 self.step, {"train/loss": sum(self._window) / len(self._window), "train/lr": optimizer.param_groups[0]["lr"]}

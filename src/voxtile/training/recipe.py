@@ -52,7 +52,8 @@ FIELDS: tuple[str, ...] = (
 PLACES: Mapping[str, str] = {"split": "file", "data.group": "csv"}
 # Parts that name a file whose contents count, wherever it lies.
 CONTENTS: Mapping[str, str] = {"model": "weights"}
-ADDED: Mapping[str, Any] = {"training.norm_statistics": None}  # field -> the value that stood for it before it existed
+# field -> the value that stood for it before it existed
+ADDED: Mapping[str, Any] = {"training.norm_statistics": None, "training.minutes": None}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ class Settings:
 
     Attributes:
         steps: optimizer steps.
+        minutes: of training (validations are not counted) after which it ends as if that had been the last step; None for no limit.
         batch_size: samples per step over all devices.
         accumulate: parts that a device's share of a batch is cut into, to fit its memory; the gradient is the same.
         val_every: steps between validations.
@@ -40,6 +41,7 @@ class Settings:
     channels_last: bool = True
     groups: list[Any] = field(default_factory=list)
     norm_statistics: int | None = None
+    minutes: float | None = None
 
     def next_validation(self, step: int) -> int:
         """The first step after `step` that is followed by a validation."""
