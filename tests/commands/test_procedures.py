@@ -16,19 +16,41 @@ def images(scene_run: Run):
 def test_the_crfs_settings_are_searched_on_validation_kept_and_used(copied_run: Run, voxtile: Command) -> None:
     without = voxtile("evaluate", f"run={copied_run.home}", "crf=best")
     assert (without.code, "crf=search" in without.text) == (4, True)
-    refused = voxtile("evaluate", f"run={copied_run.home}", "split=test", "crf=search")
-    assert (refused.code, "only 'split=val'" in refused.text) == (2, True)
-    said = voxtile("evaluate", f"run={copied_run.home}", "crf=search")
+    said = voxtile("evaluate", f"run={copied_run.home}", "crf={search: {bilateral_value: [30, 60]}, iterations: 3, channels: [0]}")
     assert said.code == 0, said.err
     kept = json.loads((copied_run.home / "crf.json").read_text())
     assert kept["tried"][0]["settings"] is None
+    tried = [trial["settings"]["bilateral_value"] for trial in kept["tried"][1:]]
+    assert tried[:2] == [30, 60]
+    assert tried[2:] == [45]  # between the two
+    assert {(t["settings"]["iterations"], tuple(t["settings"]["channels"])) for t in kept["tried"][1:]} == {(3, (0,))}
     best = max(kept["tried"][1:], key=lambda trial: trial["mean_iu"])
     assert kept["settings"] == best["settings"]
-    folder = copied_run.home / "evaluations" / "val-best-crf"
-    first = (folder / "cases.csv").read_bytes()
+    (folder,) = (copied_run.home / "evaluations").glob("val-best-crf*")
+    summary, first = json.loads((folder / "summary.json").read_text()), (folder / "cases.csv").read_bytes()
+    assert summary["procedure"]["crf"] == kept["settings"]
+    assert summary["scores"]["mean_iu"] == pytest.approx(best["mean_iu"], rel=1e-12)  # these cases fit into one piece each
+    (folder / "cases.csv").unlink()
     assert voxtile("evaluate", f"run={copied_run.home}", "crf=best").code == 0
     assert (folder / "cases.csv").read_bytes() == first
-    assert json.loads((folder / "summary.json").read_text())["procedure"]["crf"] == "best"
+    assert voxtile("evaluate", f"run={copied_run.home}", "crf={bilateral_weight: 4}").code == 0
+    assert len(list((copied_run.home / "evaluations").glob("val-best-crf*"))) == 2
+
+
+def test_a_search_on_test_cases_is_refused_before_anybody_has_looked(copied_run: Run, voxtile: Command) -> None:
+    refused = voxtile("evaluate", f"run={copied_run.home}", "split=test", "crf=search")
+    assert (refused.code, "only 'split=val'" in refused.text) == (2, True)
+    assert not list(copied_run.home.parent.rglob("test_ledger/*"))
+
+
+def test_windows_of_another_size_judge_the_whole_case(copied_run: Run, voxtile: Command) -> None:
+    for window in ("[32,24]", "[64,64]"):  # the second is larger than the scenes
+        assert voxtile("evaluate", f"run={copied_run.home}", f"window={window}").code == 0
+    summaries = [
+        json.loads(path.read_text()) for path in sorted((copied_run.home / "evaluations").glob("val-best-window*/summary.json"))
+    ]
+    assert [summary["procedure"]["window"] for summary in summaries] == [[1, 32, 24], [1, 64, 64]]
+    assert len({sum(map(sum, summary["confusion"])) for summary in summaries}) == 1
 
 
 def test_turned_copies_are_averaged(copied_run: Run, voxtile: Command) -> None:
@@ -42,6 +64,11 @@ def test_turned_copies_are_averaged(copied_run: Run, voxtile: Command) -> None:
         (["crf=always"], "none of null, best"),
         (["crf={bilateral: 3}"], "takes no 'bilateral'"),
         (["crf={iterations: 0}"], "iterations"),
+        (["crf={channels: [0,5]}"], "'crf.channels' names the channels 5"),
+        (["crf={bilateral_value: 1e-5}"], "Type 0.1 or more"),
+        (["crf={search: 3}"], "'crf.search=3'"),
+        (["crf={search: {bilateral: [3]}}"], "Did you mean"),
+        (["window=16"], "'window=16' must be 2 whole numbers"),
         (["rotations=0"], "'rotations=0' must be"),
         (["samples=3"], "not made for it"),
     ],

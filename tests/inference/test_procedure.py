@@ -1,4 +1,4 @@
-"""What is done at test time: Monte-Carlo dropout, turned copies, the CRF on windows."""
+"""What is done at test time: Monte-Carlo dropout, turned copies, the image that the CRF sees."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,6 @@ from torch import nn
 from tests.testers.memory import memory_case
 from tests.testers.networks import noise
 from voxtile.data.normalise import Intensity
-from voxtile.inference.crf import DenseCRF
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure, crf_image, dropout_on, monte_carlo, rotated_mean
 
@@ -99,10 +98,24 @@ class Blurring(nn.Module):
         return torch.cat([level, -level], dim=1)
 
 
-@pytest.mark.parametrize("rotations", [1, 2, 4])
-def test_copies_turned_by_quarters_change_nothing_for_a_network_that_sees_alike_in_all_directions(rotations):
-    procedure = Procedure(rotations=rotations)
-    torch.testing.assert_close(predicted(Blurring(), procedure)[0], predicted(Blurring(), None)[0], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("shape", [(1, 40, 50), (1, 20, 50), (1, 50, 8), (1, 10, 12)])
+@pytest.mark.parametrize("rotations", [2, 4])
+def test_copies_turned_by_quarters_change_nothing_for_a_network_that_sees_alike_in_all_directions(rotations, shape):
+    found, expected = (predicted(Blurring(), Procedure(rotations=n), shape=shape)[0] for n in (rotations, 1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_four_copies_are_the_mean_over_quarter_turns_of_a_network_that_sees_sideways():
+    kernel = noise(3, 2, 3, 3)
+
+    def softmax(image):
+        return torch.softmax(nn.functional.conv2d(image, kernel, padding=1), dim=1)
+
+    image = noise(2, 2, 20, 20)
+    turned = [softmax(image.rot90(k, dims=(2, 3))).rot90(-k, dims=(2, 3)) for k in range(4)]
+    expected = torch.stack(turned).mean(dim=0)
+    torch.testing.assert_close(rotated_mean(softmax, image, (20, 20), 4), expected, rtol=1e-4, atol=1e-4)
+    assert (expected - turned[0]).abs().max() > 0.1
 
 
 def test_seven_copies_are_turned_back_to_where_they_came_from():
@@ -122,28 +135,6 @@ def test_turned_copies_want_the_windows_diagonal_around_it():
     assert Procedure().margin((1, 30, 40)) == (0, 0, 0)
 
 
-def test_the_crf_is_put_on_each_windows_probabilities():
-    array = np.zeros((2, 1, 24, 24), np.uint8)
-    array[:, :, :, 12:] = 200  # an edge, and a dot that the network takes for the other class
-    array[0, 0, 5, 5] = 140
-
-    class Threshold(nn.Module):
-        dims, margin = 2, 0
-
-        def forward(self, image):
-            return torch.cat([-image[:, :1], image[:, :1]], dim=1)
-
-    case = memory_case("a", array=array)
-    crf = DenseCRF(bilateral_position=10.0, bilateral_value=40.0, smooth_position=1.0)
-    plain, refined = (
-        next(Predictor(Threshold(), SIZE, procedure=Procedure(crf=each), workers=0).bands(case, SCALE)).classes()[0]
-        for each in (None, crf)
-    )
-    assert plain[5, 5] == 1
-    expected = np.repeat([[0] * 12 + [1] * 12], 24, axis=0)
-    np.testing.assert_array_equal(refined, expected)
-
-
 def test_the_crf_sees_the_range_that_normalisation_keeps_as_0_to_255():
     image = torch.tensor([[[100.0, 150.0, 900.0]]])
     numbers = {name: torch.from_numpy(values) for name, values in Intensity((100.0,), (200.0,), (150.0,), (10.0,)).arrays().items()}
@@ -151,3 +142,5 @@ def test_the_crf_sees_the_range_that_normalisation_keeps_as_0_to_255():
     open_ends = replace(Intensity((0.0,), (1.0,), (150.0,), (25.0,)), low=(-math.inf,), high=(math.inf,))
     numbers = {name: torch.from_numpy(values) for name, values in open_ends.arrays().items()}
     assert crf_image(image, **numbers).tolist() == [[[0.0, 127.5, 255.0]]]
+    eight = torch.tensor([[[0, 100, 255]]], dtype=torch.uint8)
+    assert crf_image(eight, **numbers).tolist() == [[[0.0, 100.0, 255.0]]]

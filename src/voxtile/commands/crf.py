@@ -1,4 +1,4 @@
-"""The dense CRF of evaluate and predict: its settings, and their search on validation windows."""
+"""The dense CRF of evaluate and predict: its settings, and their search on validation cases."""
 
 from __future__ import annotations
 
@@ -14,15 +14,28 @@ if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.commands.trained import Trained
     from voxtile.data.prepared import Prepared
-    from voxtile.inference.crf import DenseCRF
+    from voxtile.inference.crf import DenseCRF, Judged
     from voxtile.training.run_folder import RunFolder
 
-MOST_WINDOWS = 100  # searched on; DeepLab's authors take 100 validation images
+MOST_PIECES = 100  # searched on; DeepLab's authors take 100 validation images
+SIDE = 512  # pixels of a piece's longest side, about that of the authors' images
+STAGES = 2
+LEAST_VALUE = 0.1  # of `bilateral_value`: images have values from 0 to 255
 FILE = "crf.json"
 
 
-def crf_of(value: Any, home: RunFolder) -> DenseCRF | None:
+def asks_for_search(value: Any) -> bool:
+    """Whether a command's `crf` asks for a search: "search", or {search: …}."""
+    return value == "search" or (isinstance(value, Mapping) and "search" in value)
+
+
+def crf_of(value: Any, home: RunFolder, channels: Sequence[str]) -> DenseCRF | None:
     """The CRF that a command's `crf` asks for: null for none, "best" for what the search has found, or settings.
+
+    Args:
+        value: of `crf`.
+        home: the run.
+        channels: names of the run's channels, by which `channels` may name those of the bilateral term.
 
     Raises:
         ConfigError: The value or a setting is none.
@@ -30,8 +43,6 @@ def crf_of(value: Any, home: RunFolder) -> DenseCRF | None:
     """
     if value is None:
         return None
-    from voxtile.inference.crf import DenseCRF
-
     if value == "best":
         if not (home.path / FILE).exists():
             raise RunError(
@@ -39,48 +50,97 @@ def crf_of(value: Any, home: RunFolder) -> DenseCRF | None:
                 "split=val crf=search'."
             )
         value = home.read(FILE, "settings")["settings"]
-    names = [field.name for field in fields(DenseCRF)]
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or "search" in value:
         raise ConfigError(
             f"'crf={value}' is none of null, best, search (evaluate only) and settings. Type, for example, "
             "'crf={bilateral_weight: 4, bilateral_position: 65, bilateral_value: 3}'."
         )
-    if unknown := [name for name in value if name not in names]:
+    return _settings(value, channels)
+
+
+def _settings(given: Mapping[str, Any], channels: Sequence[str]) -> DenseCRF:
+    from voxtile.inference.crf import DenseCRF
+
+    names = [field.name for field in fields(DenseCRF)]
+    if unknown := [name for name in given if name not in names]:
         raise ConfigError(f"'crf' takes no '{unknown[0]}'.{did_you_mean(unknown[0], names)} It takes {listed(names)}.")
-    return DenseCRF(**value)
+    made = dict(given)
+    if isinstance(made.get("channels"), Sequence) and not isinstance(made["channels"], str):
+        made["channels"] = [channels.index(each) if each in channels else each for each in made["channels"]]
+    found = DenseCRF(**made)
+    if missing := [each for each in found.channels or () if each >= len(channels)]:
+        raise ConfigError(
+            f"'crf.channels' names the channels {listed(missing)}, counted from 0, and the run has {len(channels)}: "
+            f"{listed(channels)}. Give some of these, by name or number."
+        )
+    if found.bilateral_value < LEAST_VALUE:
+        raise ConfigError(
+            f"'crf.bilateral_value={found.bilateral_value}' tells apart what no image holds: values reach from 0 to 255. Type "
+            f"{LEAST_VALUE} or more."
+        )
+    return found
+
+
+def search_of(value: Any, channels: Sequence[str]) -> tuple[DenseCRF, Mapping[str, Sequence[float]]]:
+    """What is not searched, and the values to try, of a `crf` that asks for a search.
+
+    Raises:
+        ConfigError: A setting is none, or what stands under `search` no values by setting.
+    """
+    from voxtile.inference.crf import GRID
+
+    given = dict(value) if isinstance(value, Mapping) else {"search": True}
+    grid = given.pop("search")
+    start = _settings(given, channels)
+    if grid is True:
+        return start, {name: values for name, values in GRID.items() if name not in given}
+    if not isinstance(grid, Mapping) or not grid or not all(isinstance(values, list) for values in grid.values()):
+        raise ConfigError(
+            f"'crf.search={grid}' is neither true nor lists of values to try. Type, for example, "
+            "'crf={search: {bilateral_weight: [3, 4, 5, 6], bilateral_value: [3, 4, 5, 6]}}'."
+        )
+    return start, grid
 
 
 def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, out: Console) -> DenseCRF:
-    """Searches the CRF's settings on windows of the validation cases and keeps them in the run folder.
+    """Searches the CRF's settings on pieces of the validation cases and keeps them in the run folder."""
+    from voxtile.commands.console import progress
+    from voxtile.inference.crf import search
 
-    Raises:
-        ConfigError: The split to be evaluated is not the validation split.
-    """
-    from voxtile.inference.crf import GRID, search
-
-    if config["split"] != "val":
-        raise ConfigError("'crf=search' chooses settings by scores: only 'split=val' may be used for that.")
+    start, grid = search_of(config["crf"], trained.manifest["data"]["channels"])
     predictor = trained.predictor(dict(config) | {"crf": None})
-    cases = prepared.split.val
+    pieces = [(case, piece) for case, pieces in _pieces(prepared.split.val, predictor.size[0]) for piece in pieces]
 
-    def windows() -> Iterator[Any]:
-        for case in chosen(cases):
-            yield from predictor.judged_windows(case, prepared.intensity_of(case), -(-MOST_WINDOWS // len(chosen(cases))))
+    with progress(out) as bar:
+        tick = bar(STAGES * len(pieces), "searching the CRF's settings")
 
-    best, tried = search(windows, grid=GRID)
-    home = trained.home
+        def judged() -> Iterator[Judged]:
+            for case, piece in pieces:
+                yield predictor.whole(piece, prepared.intensity_of(case))
+                tick()
+
+        best, tried = search(judged, start, grid, STAGES, max(1, config["workers"]))
     table = [{"settings": asdict(t.settings) if t.settings else None, "mean_iu": t.mean_iu, "stage": t.stage} for t in tried]
-    home.write(FILE, {"settings": asdict(best), "tried": table})
+    made = {name: config[name] for name in ("weights", "window", "overlap", "rotations", "samples")}
+    trained.home.write(FILE, {"settings": asdict(best), "searched_with": made, "tried": table})
     reached = {trial.settings: trial.mean_iu for trial in tried}
     out.print(
-        f"dense CRF: mean IU {reached[None]:.4f} without, {reached[best]:.4f} with the best of {len(tried) - 1} settings on up to "
-        f"{MOST_WINDOWS} validation windows; kept in {home.path / FILE} for 'crf=best'",
+        f"dense CRF: mean IU {reached[None]:.4f} without, {reached[best]:.4f} with the best of {len(tried) - 1} settings on "
+        f"{len(pieces)} pieces of validation cases; kept in {trained.home.path / FILE} for 'crf=best'",
         soft_wrap=True,
     )
+    if reached[best] <= reached[None]:
+        out.print("no setting is better than none: leave the CRF out, or search other values", style="yellow")
     return best
 
 
-def chosen(cases: Sequence[Case]) -> Sequence[Case]:
-    """At most `MOST_WINDOWS` cases, spread over all."""
-    step = -(-len(cases) // MOST_WINDOWS)
-    return cases[::step]
+def _pieces(cases: Sequence[Case], depth: int) -> list[tuple[Case, list[Case]]]:
+    """Up to `MOST_PIECES` parts of at most `SIDE` rows and columns, spread over all cases and each of them."""
+    from voxtile.cases.tiling import tiles
+
+    cases = cases[:: -(-len(cases) // MOST_PIECES)]
+    found = []
+    for case in cases:
+        cover = [tile.window for tile in tiles(case.shape, (depth, SIDE, SIDE))]
+        found.append((case, [case.view(window) for window in cover[:: -(-len(cover) // (MOST_PIECES // len(cases)))]]))
+    return found

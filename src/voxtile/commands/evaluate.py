@@ -31,7 +31,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
 
     from voxtile.commands.assemble import prepare_data
     from voxtile.commands.console import console, progress
-    from voxtile.commands.crf import search_crf
+    from voxtile.commands.crf import asks_for_search, search_crf, search_of
     from voxtile.commands.trained import Trained
     from voxtile.data.survey import survey
     from voxtile.errors import ConfigError, DataError
@@ -41,7 +41,12 @@ def evaluate(config: Mapping[str, Any]) -> int:
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
     trained = Trained.open(str(config["run"]), config["weights"], config["trust"], config["root"], config["paths"]["cache"])
-    predictor = None if config["crf"] == "search" else trained.predictor(config)
+    searching = asks_for_search(config["crf"])
+    if searching:
+        if config["split"] != "val":
+            raise ConfigError("'crf=search' chooses settings by scores: only 'split=val' may be used for that.")
+        search_of(config["crf"], trained.manifest["data"]["channels"])
+    predictor = trained.predictor(dict(config) | {"crf": None} if searching else config)  # refuses before data are read
     root = trained.built.dataset.layout.root
     try:
         prepared = prepare_data(trained.built, out)
@@ -65,7 +70,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
     if config["split"] == "test":
         looks = record_look(trained.ledger(config), prepared.test_fingerprint, recipe["identity"], "evaluate")
         out.print(f"look number {looks} at this test split, recorded")
-    if predictor is None:
+    if searching:
         predictor = trained.predictor(dict(config) | {"crf": asdict(search_crf(trained, config, prepared, out))})
     matrices = []
     with progress(out) as start:
@@ -74,7 +79,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
             found = prepared.surveys.get(case.id) or survey(case, len(prepared.dataset.classes), label=False)
             matrices.append(case_matrix(predictor, case, prepared.intensity_of(case, found), len(prepared.dataset.classes)))
             tick()
-    return write_scores(trained, config, cases, matrices, prepared.waived)
+    return write_scores(trained, config, predictor, cases, matrices, prepared.waived)
 
 
 def case_matrix(predictor: Predictor, case: Case, intensity: Intensity, classes: int) -> NDArray[np.int64]:
@@ -92,20 +97,28 @@ def case_matrix(predictor: Predictor, case: Case, intensity: Intensity, classes:
     return total  # type: ignore[no-any-return]  # an array, since a case has a band or more
 
 
-PROCEDURE = ("crf", "rotations", "samples")
-
-
-def procedure_name(config: Mapping[str, Any]) -> str:
+def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None) -> str:
     """What tells evaluations with other procedures at test time apart, "" for the plain one."""
-    parts = ["crf"] if config["crf"] is not None else []
+    import hashlib
+
+    parts = [] if config["window"] is None else ["window" + "x".join(map(str, config["window"]))]
+    if crf is not None:
+        parts.append("crf" + hashlib.sha256(json.dumps(crf).encode()).hexdigest()[:6])
     parts += [f"{name}{config[name]}" for name, plain in (("rotations", 1), ("samples", 0)) if config[name] != plain]
     return "".join(f"-{part}" for part in parts)
 
 
 def write_scores(
-    trained: Trained, config: Mapping[str, Any], cases: Sequence[Case], matrices: Sequence[NDArray[np.int64]], waived: Sequence[str]
+    trained: Trained,
+    config: Mapping[str, Any],
+    predictor: Predictor,
+    cases: Sequence[Case],
+    matrices: Sequence[NDArray[np.int64]],
+    waived: Sequence[str],
 ) -> int:
     """Writes cases.csv and summary.json and prints the scores per class."""
+    from dataclasses import asdict
+
     import numpy as np
 
     from voxtile.cases.maps import atomic_text
@@ -118,7 +131,8 @@ def write_scores(
     scores = summarise(stack, data["classes"], data["background"])
     rows = case_rows(stack, [case.id for case in cases], data["classes"])
     rows = [{"case": case.id, "group": case.group} | row for case, row in zip(cases, rows, strict=True)]
-    folder = trained.home.path / "evaluations" / f"{config['split']}-{config['weights']}{procedure_name(config)}"
+    crf = asdict(predictor.procedure.crf) if predictor.procedure.crf else None
+    folder = trained.home.path / "evaluations" / f"{config['split']}-{config['weights']}{procedure_name(config, crf)}"
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -126,7 +140,7 @@ def write_scores(
     atomic_text(folder / "cases.csv", text.getvalue())
     summary = {
         "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": scores,
-        "procedure": {name: config[name] for name in PROCEDURE},
+        "procedure": {"window": list(predictor.size), "crf": crf, "rotations": config["rotations"], "samples": config["samples"]},
         "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived),
         "run": trained.home.read("recipe.json")["identity"], "definitions": "docs/scores.md",
     }  # fmt: skip

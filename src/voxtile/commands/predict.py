@@ -156,8 +156,8 @@ def predict_case(
         )
     intensity = trained.intensity or trained.built.normalisation.of_case(found.sample)
     weights = content_hash(trained.home.weights / f"{config['weights']}.safetensors")
-    made = f"{identity} {weights} {config['overlap']} {config['precision']} {__version__} {found.image_digest} "
-    made += " ".join(f"{name}={config[name]}" for name in ("crf", "rotations", "samples"))
+    made = f"{identity} {weights} {predictor.size} {config['overlap']} {config['precision']} {__version__} {found.image_digest} "
+    made += str(predictor.procedure)
     tags = (("software", f"voxtile {__version__}"), ("run", identity), ("weights", config["weights"]))
     spec = MapSpec(tuple(data["classes"]), False, trained.built.dataset.colors, tags, made)
     specs = [spec]

@@ -138,8 +138,15 @@ class Trained:
             )
         if config["rotations"] > 1 and getattr(self.network, "dims", 2) != 2:
             raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
-        procedure = Procedure(config["samples"], config["rotations"], crf_of(config["crf"], self.home))
-        window = self.built.config["data"]["window"]
+        crf = crf_of(config["crf"], self.home, self.manifest["data"]["channels"])
+        procedure = Procedure(config["samples"], config["rotations"], crf)
+        trained_on = self.built.config["data"]["window"]
+        window = trained_on if config["window"] is None else config["window"]
+        if not isinstance(window, list) or len(window) != len(trained_on) or not all(isinstance(n, int) and n > 0 for n in window):
+            raise ConfigError(
+                f"'window={window}' must be {len(trained_on)} whole numbers of pixels from 1 up, like that of the training, "
+                f"{trained_on}."
+            )
         size = (1, *window) if len(window) == 2 else tuple(window)
         return Predictor(
             self.network, size, config["overlap"], config["batch_size"], device(config["device"]), PRECISIONS[config["precision"]],

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -292,7 +293,7 @@ def search(
         start: settings that are not searched.
         grid: values to try by name of a setting, for example {"bilateral_value": (3, 6, 9)}.
         stages: how many; 1 is the grid alone.
-        threads: see `DenseCRF.refine`.
+        threads: settings to try at once.
 
     Returns:
         The best settings, and all that was tried, in order; the first entry is the network without a CRF.
@@ -339,24 +340,30 @@ def _finer(value: float, values: Sequence[float]) -> list[float]:
 def _mean_ius(cases: Iterable[Judged], trials: Sequence[DenseCRF | None], threads: int) -> list[float]:
     """The mean IU of each trial over all cases, each of which is taken up once."""
     matrices: NDArray[np.int64] | None = None
-    for probabilities, image, label, valid in cases:
-        classes = len(probabilities)
-        if matrices is None:
-            matrices = np.zeros((len(trials), classes, classes), np.int64)
-        label = np.asarray(label)
-        judged = label != IGNORE if valid is None else (label != IGNORE) & valid
-        if label.shape != probabilities.shape[1:] or classes != matrices.shape[1] or label[judged].max(initial=0) >= classes:
-            raise ValueError(
-                f"a label of shape {list(label.shape)} with classes up to {label[judged].max(initial=0)} does not fit "
-                f"probabilities {list(probabilities.shape)} of {matrices.shape[1]} classes"
-            )
-        for matrix, trial in zip(matrices, trials, strict=True):
-            refined = trial.refine(probabilities, image, valid, threads) if trial else probabilities
-            pairs = label[judged].astype(np.int64) * classes + refined.argmax(axis=0)[judged]
-            matrix += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    with ThreadPoolExecutor(threads) as pool:
+        for case in cases:
+            found = np.stack(list(pool.map(partial(_confusion, case), trials)))
+            if matrices is not None and found.shape != matrices.shape:
+                raise ValueError(f"a case of {found.shape[1]} classes follows others of {matrices.shape[1]}")
+            matrices = found if matrices is None else matrices + found
     if matrices is None or not matrices.any():
         raise ValueError("the search needs labelled cases with pixels to judge, and was given none")
     return [_mean_iu(matrix) for matrix in matrices]
+
+
+def _confusion(case: Judged, trial: DenseCRF | None) -> NDArray[np.int64]:
+    """The confusion matrix [K, K] of a case with some settings, rows by label."""
+    probabilities, image, label, valid = case
+    classes, label = len(probabilities), np.asarray(label)
+    judged = label != IGNORE if valid is None else (label != IGNORE) & valid
+    if label.shape != probabilities.shape[1:] or label[judged].max(initial=0) >= classes:
+        raise ValueError(
+            f"a label of shape {list(label.shape)} with classes up to {label[judged].max(initial=0)} does not fit "
+            f"probabilities {list(probabilities.shape)}"
+        )
+    refined = trial.refine(probabilities, image, valid) if trial else probabilities
+    pairs = label[judged].astype(np.int64) * classes + refined.argmax(axis=0)[judged]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def _mean_iu(matrix: NDArray[np.int64]) -> float:

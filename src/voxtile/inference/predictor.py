@@ -18,10 +18,11 @@ from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import Batch, ReadAhead, collate, flattened
 from voxtile.data.normalise import Intensity, normalise
 from voxtile.inference.procedure import Procedure, crf_image, monte_carlo, rotated_mean
+from voxtile.inference.refining import reach, refined
 from voxtile.models.network import logits_of, margin_of
 
 if TYPE_CHECKING:  # numba takes half a second to import
-    from voxtile.inference.crf import DenseCRF, Judged
+    from voxtile.inference.crf import Judged
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,6 @@ class Predictor:
         self.device, self.precision, self.workers = torch.device(device), precision, workers
         self.planar = getattr(network, "dims", 2) == 2
         self.procedure = procedure or Procedure()
-        around = self.procedure.margin(size)
-        self.margin = tuple(a + b for a, b in zip(margin_of(network), around, strict=True))
         self._classes: int | None = None
 
     def bands(self, case: Case, intensity: Intensity, done: Collection[Window] = ()) -> Iterator[Band]:
@@ -96,27 +95,39 @@ class Predictor:
             done: windows of bands that an earlier call has yielded; they are not yielded again, and what only they need is
                 not computed.
         """
+        crf = self.procedure.crf
+        if crf is None:
+            bands = self._blended(case, intensity, done, 0)
+        else:
+            far = reach(crf, case.shape) if self.planar else 0  # other bands are slabs of whole slices
+            bands = refined(self._blended(case, intensity, done, far), crf, case, intensity, done, max(1, self.workers))
+        yield from (band for band in bands if band.window not in done)
+
+    def whole(self, case: Case, intensity: Intensity) -> Judged:
+        """Probabilities, image, label and validity of a labelled case that fits into memory, as `crf.search` takes them."""
+        bands = list(self.bands(case, intensity))
+        everything = Window.whole(case.shape)
+        probabilities, valid = torch.empty(len(bands[0].probabilities), *case.shape), np.empty(case.shape, dtype=np.bool_)
+        for band in bands:
+            probabilities[(slice(None), *band.window.slices)] = band.probabilities
+            valid[band.window.slices] = band.valid
+        image, _ = case.read(everything)
+        numbers = (torch.from_numpy(values) for values in intensity.arrays().values())
+        return probabilities.numpy(), crf_image(torch.from_numpy(image), *numbers).numpy(), case.read_label(everything), valid
+
+    def _blended(self, case: Case, intensity: Intensity, done: Collection[Window], margin: int) -> Iterator[Band]:
+        """All bands; those that are done and farther than `margin` rows from a missing one may lack windows, or classes."""
         found = tiles(case.shape, self.size, self.overlap)
         joiner = _Joiner(case.shape, self.planar)
-        wanted = joiner.rows_needed(found, done)
+        wanted = joiner.rows_needed(found, done, margin)
         judged = self._judged(case, intensity, [tile for tile in found if joiner.row(tile.window) in wanted])
         for tile in found:
             ready = joiner.add(tile, *next(judged)) if joiner.row(tile.window) in wanted else joiner.pass_by(tile)
-            yield from (self._finished(band) for band in ready if band.window not in done)
-        yield from (self._finished(band) for band in joiner.rest() if band.window not in done)
-
-    def judged_windows(self, case: Case, intensity: Intensity, most: int) -> Iterator[Judged]:
-        """Up to `most` windows of a labelled case, evenly spread, as `crf.search` takes them."""
-        found = tiles(case.shape, self.size)
-        found = found[:: -(-len(found) // most)]
-        for tile, (probabilities, valid) in zip(found, self._judged(case, intensity, found), strict=True):
-            image, _ = case.read(tile.window, pad="reflect")
-            numbers = (torch.from_numpy(values) for values in intensity.arrays().values())
-            scaled = crf_image(torch.from_numpy(image), *numbers).numpy()
-            yield probabilities.numpy(), scaled, case.read_label(tile.window), valid
+            yield from map(self._finished, ready)
+        yield from map(self._finished, joiner.rest())
 
     def _finished(self, band: Band) -> Band:
-        if not self.procedure.samples:
+        if not self.procedure.samples or not len(band.probabilities):
             return band
         return replace(band, probabilities=band.probabilities[:-1], variance=band.probabilities[-1])
 
@@ -129,8 +140,10 @@ class Predictor:
     def _read(self, case: Case, intensity: Intensity, part: Sequence[Tile]) -> Batch:
         samples = []
         for tile in part:
-            image, valid = case.read(tile.window.grown(self.margin), pad="reflect")
-            samples.append({"image": image, "seen": valid, "valid": valid[tile.window.within(tile.window.grown(self.margin))]})
+            margins = zip(margin_of(self.network), self.procedure.margin(tile.window.size), strict=True)
+            around = tile.window.grown([a + b for a, b in margins])
+            image, valid = case.read(around, pad="reflect")
+            samples.append({"image": image, "seen": valid, "valid": valid[tile.window.within(around)]})
             samples[-1]["start"] = np.array(tile.window.start)
         return collate([sample | intensity.arrays() for sample in samples])
 
@@ -148,11 +161,9 @@ class Predictor:
         if self.planar:
             image = flattened({"image": image})["image"]
         starts = batch["start"][held]
-        probabilities = self._probabilities(image, starts).cpu()
+        probabilities = self._probabilities(image, starts, size[1:]).cpu()
         if self.planar:
             probabilities = probabilities[:, :, None]
-        if self.procedure.crf is not None:
-            self._refine(self.procedure.crf, probabilities, {key: value[held] for key, value in batch.items()})
         self._classes = probabilities.shape[1]
         if held.all():
             return probabilities
@@ -160,8 +171,8 @@ class Predictor:
         everywhere[held] = probabilities
         return everywhere
 
-    def _probabilities(self, image: Tensor, starts: Tensor) -> Tensor:
-        """Probabilities [B, K, …] of images with margin, by the procedure; one map more where it samples."""
+    def _probabilities(self, image: Tensor, starts: Tensor, size: Sequence[int]) -> Tensor:
+        """Probabilities [B, K, …] of images with margin around `size` (h, w), by the procedure; one map more where it samples."""
         procedure = self.procedure
 
         def softmax(each: Tensor) -> Tensor:
@@ -170,22 +181,12 @@ class Predictor:
             return torch.softmax(logits.float(), dim=1)
 
         def averaged(each: Tensor) -> Tensor:
-            return rotated_mean(softmax, each, self.size[1:], procedure.rotations)
+            return rotated_mean(softmax, each, size, procedure.rotations)
 
         once = averaged if procedure.rotations > 1 else softmax
         if procedure.samples:
             return monte_carlo(once, self.network, image, starts, procedure.samples)
         return once(image)
-
-    def _refine(self, crf: DenseCRF, probabilities: Tensor, batch: Batch) -> None:
-        """Puts the CRF's probabilities in the place of [B, K, d, h, w] (and leaves a map of variances)."""
-        classes = probabilities.shape[1] - bool(self.procedure.samples)
-        for number, found in enumerate(probabilities):
-            inner = tuple(slice(m, m + side) for m, side in zip(self.margin, found.shape[1:], strict=True))
-            ranges = (batch[key][number] for key in ("low", "high", "mean", "std"))
-            image = crf_image(batch["image"][number][(slice(None), *inner)], *ranges)
-            valid = batch["valid"][number].numpy()
-            found[:classes] = torch.from_numpy(crf.refine(found[:classes].numpy(), image.numpy(), valid))
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == torch.float32:
@@ -223,8 +224,8 @@ class _Joiner:
         if self.box is None or self.row(tile.window) != self.row(self.box):
             yield from self._move(tile.window)
 
-    def rows_needed(self, found: Sequence[Tile], done: Collection[Window]) -> set[tuple[int, ...]]:
-        """The rows of windows that reach into a band which is not done."""
+    def rows_needed(self, found: Sequence[Tile], done: Collection[Window], margin: int) -> set[tuple[int, ...]]:
+        """The rows of windows that reach into a band which is not done, or closer to it than `margin`."""
         boxes = {self.row(tile.window): self._box(tile.window) for tile in found}
         if not done:
             return set(boxes)
@@ -239,7 +240,7 @@ class _Joiner:
             rows = after[-1] - row[-1] if after is not None and same_plane else box.size[self.axis]
             size = [rows if a == self.axis else side for a, side in enumerate(box.size)]
             if Window.of(box.start, size) not in done:
-                first, last = row[-1], row[-1] + rows
+                first, last = row[-1] - margin, row[-1] + rows + margin
                 side = box.size[self.axis]
                 needed |= {r for r in planes[row[:-1]] if r[-1] < last and r[-1] + side > first}
         return needed

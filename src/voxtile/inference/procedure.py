@@ -23,14 +23,14 @@ Softmax = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Procedure:
-    """How the probabilities of a window are found.
+    """How the probabilities of a case are found, beside one forward pass per window.
 
     Attributes:
         samples: passes with dropout switched on, whose mean and variance are taken (Bayesian SegNet, Kendall et al. 2015,
             section 3); 0 for one pass without dropout.
         rotations: how many copies of the window, turned by equal angles, are averaged (U-Net averages 7, Ronneberger et al.
             2015, section 4); 1 for the window alone.
-        crf: applied to each window's probabilities, or None.
+        crf: applied to what the windows were blended to, or None.
     """
 
     samples: int = 0
@@ -121,10 +121,11 @@ def _rotated(image: Tensor, angle: float) -> Tensor:
 def crf_image(image: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """A case's pixels [C, …] in the units of the CRF's settings: 0 to 255 over the range that the normalisation keeps.
 
-    Where it keeps everything, two standard deviations on each side of the mean take the range's place.
+    Where it keeps everything, pixels of 8 bits stay as they are, and in others two standard deviations on each side of the mean
+    take the range's place.
     """
-    bounded = low.isfinite() & high.isfinite()
-    first = torch.where(bounded, low, mean - 2 * std).view(-1, *(1 for _ in image.shape[1:]))
-    last = torch.where(bounded, high, mean + 2 * std).view(-1, *(1 for _ in image.shape[1:]))
+    bounded, eight = low.isfinite() & high.isfinite(), image.dtype == torch.uint8
+    first = torch.where(bounded, low, 0 if eight else mean - 2 * std).view(-1, *(1 for _ in image.shape[1:]))
+    last = torch.where(bounded, high, 255 if eight else mean + 2 * std).view(-1, *(1 for _ in image.shape[1:]))
     scaled: Tensor = (image.double() - first) / (last - first).clamp_min(1e-12) * 255
     return scaled.clamp(0, 255).float()
