@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 
 MODELS = Path(__file__).resolve().parents[1] / "conf" / "model"
 OPTIONS = (
-    "unet", "unet_paper", "fcn32s", "fcn8s", "fcn_alexnet", "fcn_googlenet", "segnet", "segnet_basic", "deeplab_v1",
-    "deeplab_v1_msc", "deeplab_v2_vgg16", "deeplab_v2", "reseg", "reseg_release", "monai/unet", "monai/segresnet", "smp/unet",
-    "smp/deeplabv3plus", "torchvision/fcn_resnet50",
+    "unet", "unet_paper", "unet_release", "fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "fcn_alexnet", "fcn_googlenet", "segnet",
+    "segnet_basic", "bayesian_segnet", "deeplab_v1", "deeplab_v1_4x4", "deeplab_v1_7x7", "deeplab_v1_msc", "deeplab_v2_vgg16",
+    "deeplab_v2", "reseg", "reseg_release", "monai/unet", "monai/attention_unet", "monai/segresnet", "monai/swin_unetr",
+    "monai/basic_unet_plusplus", "monai/dynunet", "smp/unet", "smp/deeplabv3plus", "smp/pspnet", "smp/fpn", "smp/upernet",
+    "smp/segformer", "torchvision/fcn_resnet50", "torchvision/deeplabv3_resnet50", "torchvision/lraspp_mobilenet_v3_large",
 )  # fmt: skip
 SIDE = 512
 

@@ -1,4 +1,4 @@
-"""Draws each family's architecture from the network itself: `python docs/models/draw.py` writes docs/img/models/<option>.png.
+"""Draws each family's architecture from the network itself: `python docs/models/draw.py [option …]` writes docs/img/models/<option>.png.
 
 One bar per operator, in the order of execution, as high as its result is (in steps of halving) and as wide as it has channels;
 lines show what is added or concatenated from further back.
@@ -20,8 +20,9 @@ from tests.testers.sequence import executed_with_shapes  # noqa: E402  # found o
 OPTIONS = {
     "fcn32s": 512, "fcn16s": 512, "fcn8s": 512, "fcn8s_atonce": 512, "fcn_alexnet": 512, "fcn_googlenet": 512, "segnet": 512,
     "segnet_basic": 512, "bayesian_segnet": 512, "unet": 512, "unet_paper": 388, "unet_release": 388, "deeplab_v1": 513,
-    "deeplab_v1_msc": 513, "deeplab_v2_vgg16": 513, "reseg": 512, "reseg_release": 512,
+    "deeplab_v1_msc": 513, "deeplab_v2_vgg16": 513, "deeplab_v2": 513, "reseg": 512, "reseg_release": 512,
 }  # fmt: skip
+SIMPLER = {"deeplab_v2": {"depth": 50, "scales": [1.0]}}  # else the picture would be as wide as a wall
 COLORS = {
     "conv": (70, 110, 180), "maxpool": (200, 80, 60), "avgpool": (200, 140, 60), "deconv": (60, 150, 90), "scatter": (60, 150, 90),
     "gru": (140, 80, 170), "concat": (120, 120, 120), "add": (120, 120, 120), "dropout": (230, 190, 60), "mm": (60, 150, 90),
@@ -33,6 +34,7 @@ def draw(option: str, side: int) -> Image.Image:
     """The picture of one option, fed with a square of `side` pixels."""
     with torch.device("meta"):
         config = OmegaConf.load(ROOT / "conf" / "model" / f"{option}.yaml")
+        config.update(SIMPLER.get(option, {}))
         network = instantiate(config, in_channels=3, num_classes=5).eval()
         rows = executed_with_shapes(network, torch.zeros(1, 3, side, side))
     place: dict[str, int] = {"image": -1}
@@ -50,10 +52,11 @@ def draw(option: str, side: int) -> Image.Image:
             flat = {"scatter": (shape[1], math.isqrt(shape[2])), "mm": (5, shape[2]), "concat": (shape[2], side // 4)}
             known, (channels, size) = ("gru" if known == "concat" else known), flat.get(known, (channels, size))
         bars.append((known, size, channels, came))
-    return _picture(option, bars, side)
+    changed = "".join(f" {key}={value}" for key, value in SIMPLER.get(option, {}).items())
+    return _picture(option + changed, bars, side)
 
 
-def _picture(option: str, bars: list[tuple[str, int, int, list[int]]], side: int) -> Image.Image:
+def _picture(title: str, bars: list[tuple[str, int, int, list[int]]], side: int) -> Image.Image:
     unit, gap, height = 3, 4, 300
     widths = [max(3, round(unit * math.log2(max(channels, 2)) - 3)) for _, _, channels, _ in bars]
     left = [20]
@@ -61,7 +64,7 @@ def _picture(option: str, bars: list[tuple[str, int, int, list[int]]], side: int
         left.append(left[-1] + width + gap)
     picture = Image.new("RGB", (max(left[-1] + 20, 640), height + 70), "white")
     pen = ImageDraw.Draw(picture)
-    pen.text((20, 4), f"{option}: 3 channels, {side} x {side} pixels, 5 classes", fill="black")
+    pen.text((20, 4), f"{title}: 3 channels, {side} x {side} pixels, 5 classes", fill="black")
     middle, tops = 40 + height // 2, []
     for (kind, size, _, came), x, width in zip(bars, left, widths, strict=False):
         half = max(6, round(height / 2 * math.log2(size + 1) / math.log2(2 * side)))
@@ -84,11 +87,11 @@ def _picture(option: str, bars: list[tuple[str, int, int, list[int]]], side: int
 
 
 def main() -> None:
-    """Draws all."""
+    """Draws all, or the options that are named."""
     folder = ROOT / "docs" / "img" / "models"
     folder.mkdir(parents=True, exist_ok=True)
-    for option, side in OPTIONS.items():
-        draw(option, side).save(folder / f"{option}.png", optimize=True)
+    for option in sys.argv[1:] or OPTIONS:
+        draw(option, OPTIONS[option]).save(folder / f"{option}.png", optimize=True)
 
 
 if __name__ == "__main__":
