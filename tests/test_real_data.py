@@ -20,6 +20,7 @@ SETS = {
     "sen1floods11": (10, 2, {0, 1}, 10),
     "kampala": (1, 3, {0, 1}, 1),
     "camvid": (701, 3, set(range(11)), 701),
+    "isbi2012": (1, 1, {0, 1}, 1),
 }
 
 pytestmark = pytest.mark.skipif(not Path(DATA).is_dir() or not DATA, reason="VOXTILE_DATA names no folder of real data sets")

@@ -1,4 +1,6 @@
-"""Draws each family's architecture from the network itself: `python docs/models/draw.py [option …]` writes docs/img/models/<option>.png.
+"""Draws each family's architecture from the network itself, all of them or those that are named, into docs/img/models:
+
+python docs/models/draw.py [option …]
 
 One bar per operator, in the order of execution, as high as its result is (in steps of halving) and as wide as it has channels;
 lines show what is added or concatenated from further back.

@@ -11,9 +11,11 @@ from voxtile.cases.layouts import FolderLayout
 from voxtile.data.augment import Augment
 from voxtile.data.datamodule import Steps, VoxtileData
 from voxtile.data.normalise import Normalisation
-from voxtile.data.prepared import prepare, window_size
-from voxtile.data.splits import GivenSplit, GroupSplit, KFold
+from voxtile.data.prepared import Prepared, prepare, window_size
+from voxtile.data.splits import GivenSplit, GroupSplit, KFold, Split
+from voxtile.data.survey import Survey
 from voxtile.errors import ConfigError, DataError
+from voxtile.training.class_weights import class_weight_table
 
 LABELS = {0: "ground", 1: "water", 2: "roof", 255: "ignore"}
 SCENES = {"train": ("a", "b", "c"), "val": ("d", "e"), "test": ("f", "g")}
@@ -86,6 +88,40 @@ def test_intensities_come_from_training_cases_only_or_from_each_case(root):
 def test_a_limit_keeps_the_first_cases_of_each_side(root):
     found = ready(root, limit=1)
     assert [case.id for case in (*found.split.train, *found.split.val)] == ["a", "d"]
+
+
+def test_median_frequency_divides_by_all_pixels_of_a_case_that_hold_data(root):
+    label = np.zeros((24, 40), np.uint8)
+    label[:4], label[4:8] = 1, 255  # four rows of water, four of void
+    image = np.ones((2, 24, 40), np.int16)
+    image[:, 20:] = 0  # four rows without data
+    scene(root, "train", "a", image=image, label=label)
+    for name in "bc":
+        scene(root, "train", name, label=np.full((24, 40), 2, np.uint8))
+    found = ready(root)
+    assert found.class_counts == [12 * 40, 4 * 40, 2 * 24 * 40]
+    assert found.present_counts == [20 * 40, 20 * 40, 2 * 24 * 40]
+
+
+def test_median_frequency_weights_of_camvid_follow_from_its_surveys():
+    """Pixels, and pictures that hold them, of the 12 classes (the last is void) of the SegNet release's 367 training labels."""
+    pixels = [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595, 3719877, 405385, 184967, 2503995]
+    pictures = [366, 365, 366, 367, 349, 319, 351, 173, 360, 317, 201, 367]
+    counts = np.zeros((367, 12), np.int64)
+    for c, (total, holding) in enumerate(zip(pixels, pictures, strict=True)):
+        counts[:holding, c] = total // holding
+        counts[0, c] += total % holding
+    cases = tuple(memory_case(f"p{n}", (1, 1, 1)) for n in range(367))
+    surveys = {
+        case.id: Survey("", "", row[:11], 360 * 480, 1.0, (), np.zeros((3, 0))) for case, row in zip(cases, counts, strict=True)
+    }
+    names = dict(enumerate("abcdefghijk"))
+    data = Dataset("camvid", "picture", FolderLayout("nowhere", "{id}.png"), names)
+    found = Prepared(data, Split(cases, cases[:1]), surveys, {}, (), (), Normalisation(), None)
+    assert found.class_counts == pixels[:11]
+    weights = class_weight_table("median_frequency", 11, found.class_counts, found.present_counts)
+    expected = [0.2793, 0.2017, 4.7865, 0.1490, 1.0000, 0.4217, 3.8467, 1.9736, 0.7889, 6.3747, 8.8587]
+    assert weights == pytest.approx(expected, abs=6e-5)
 
 
 # --- what stops it

@@ -40,6 +40,7 @@ class TestDynUNetWithDeepSupervision(NetworkTester):
         return Adapted(dynunet(dims, deep_supervision=True, deep_supr_num=1), in_channels, num_classes)
 
     # It keeps the coarser maps as attributes, which an exported network loses; the result needs none of them.
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export")
     def test_an_exported_network_gives_the_same_logits(self):
         super().test_an_exported_network_gives_the_same_logits()

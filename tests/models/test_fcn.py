@@ -1,37 +1,24 @@
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from tests.testers.networks import NetworkTester, noise
-from tests.testers.sequence import executed
-from voxtile.commands.build import build_network
+from tests.testers.networks import NetworkTester, by_formula, configured, counted, described, noise
+from tests.testers.sequence import executed, numbered
+from voxtile.commands.compose import conf_dir
 from voxtile.errors import ConfigError
 from voxtile.models.fcn import FCN, FCNAlexNet, FCNGoogLeNet
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 OPTIONS = ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce", "fcn_alexnet", "fcn_googlenet"]
 SMALL = {"fcn_googlenet": 1 / 8}  # at 1/16 some branches have a single channel
 
 
-def built(option, in_channels=3, classes=21, **changes):
-    """The network of a file of conf/model."""
-    return build_network(OmegaConf.to_container(OmegaConf.load(CONF / f"{option}.yaml")) | changes, (), in_channels, classes)
-
-
 def small(option, in_channels=3, classes=4, **changes):
-    return built(option, in_channels, classes, width=SMALL.get(option, 1 / 16), **changes)
-
-
-def described(option, in_channels=3, classes=21, **changes):
-    with torch.device("meta"):
-        return built(option, in_channels, classes, **changes)
+    return configured(option, in_channels, classes, width=SMALL.get(option, 1 / 16), **changes)
 
 
 class TestFCN32s(NetworkTester):
@@ -59,7 +46,7 @@ class TestFCN8sAtOnce(NetworkTester):
     dims, aligned = (2,), (26, 58)
 
     def make(self, in_channels, num_classes, dims=2):
-        return FCN(in_channels, num_classes, stride=8, at_once=True, width=1 / 16)
+        return FCN(in_channels, num_classes, stride=8, scale4=0.01, scale3=0.0001, width=1 / 16)
 
 
 class TestFCNAlexNet(NetworkTester):
@@ -77,7 +64,6 @@ class TestFCNGoogLeNet(NetworkTester):
 
 
 # --- the executed sequence
-# A line of a specification: name: operators, one after the other <- what they are given.
 
 VGG16 = """
     1_1: conv 64x3x3x3 s1 p100, relu <- image
@@ -120,7 +106,22 @@ ALEXNET = """
 """
 
 
-def inception(name, before, inputs, one, reduce3, three, reduce5, five, proj):
+# Channels of the input, of the 1x1, of the 3x3 and what is before it, of the 5x5 and what is before it, and after the pooling.
+INCEPTION = {
+    "3a": (192, 64, 96, 128, 16, 32, 32),
+    "3b": (256, 128, 128, 192, 32, 96, 64),
+    "4a": (480, 192, 96, 208, 16, 48, 64),
+    "4b": (512, 160, 112, 224, 24, 64, 64),
+    "4c": (512, 128, 128, 256, 24, 64, 64),
+    "4d": (512, 112, 144, 288, 32, 64, 64),
+    "4e": (528, 256, 160, 320, 32, 128, 128),
+    "5a": (832, 256, 160, 320, 32, 128, 128),
+    "5b": (832, 384, 192, 384, 48, 128, 128),
+}
+
+
+def inception(name, before):
+    inputs, one, reduce3, three, reduce5, five, proj = INCEPTION[name]
     return f"""
     {name}/1: conv {one}x{inputs}x1x1 s1 p0, relu <- {before}
     {name}/3: conv {reduce3}x{inputs}x1x1 s1 p0, relu, conv {three}x{reduce3}x3x3 s1 p1, relu <- {before}
@@ -132,17 +133,17 @@ def inception(name, before, inputs, one, reduce3, three, reduce5, five, proj):
 GOOGLENET = f"""
     norm1: conv 64x3x7x7 s2 p34, relu, maxpool k3 s2 p0 ceil, lrn <- image
     pool2: conv 64x64x1x1 s1 p0, relu, conv 192x64x3x3 s1 p1, relu, lrn, maxpool k3 s2 p0 ceil <- norm1
-    {inception("3a", "pool2", 192, 64, 96, 128, 16, 32, 32)}
-    {inception("3b", "3a", 256, 128, 128, 192, 32, 96, 64)}
+    {inception("3a", "pool2")}
+    {inception("3b", "3a")}
     pool3: maxpool k3 s2 p0 ceil <- 3b
-    {inception("4a", "pool3", 480, 192, 96, 208, 16, 48, 64)}
-    {inception("4b", "4a", 512, 160, 112, 224, 24, 64, 64)}
-    {inception("4c", "4b", 512, 128, 128, 256, 24, 64, 64)}
-    {inception("4d", "4c", 512, 112, 144, 288, 32, 64, 64)}
-    {inception("4e", "4d", 528, 256, 160, 320, 32, 128, 128)}
+    {inception("4a", "pool3")}
+    {inception("4b", "4a")}
+    {inception("4c", "4b")}
+    {inception("4d", "4c")}
+    {inception("4e", "4d")}
     pool4: maxpool k3 s2 p0 ceil <- 4e
-    {inception("5a", "pool4", 832, 256, 160, 320, 32, 128, 128)}
-    {inception("5b", "5a", 832, 384, 192, 384, 48, 128, 128)}
+    {inception("5a", "pool4")}
+    {inception("5b", "5a")}
     score: dropout, conv 21x1024x1x1 s1 p0, deconv 21x1x63x63 s32 p0 g21 nobias, crop 2 32:532, crop 3 32:532 <- 5b
 """
 SPECIFIED = {
@@ -153,30 +154,6 @@ SPECIFIED = {
     "fcn_alexnet": ALEXNET,
     "fcn_googlenet": GOOGLENET,
 }
-
-
-def numbered(specification):
-    """A specification's lines as `executed` writes them in training."""
-    lines, ends = [], {"image": "image"}
-
-    def step(text, *sources):
-        lines.append(f"{text} <- {', '.join(map(str, sources))}")
-        return len(lines)
-
-    for line in filter(None, map(str.strip, specification.splitlines())):
-        name, _, rest = line.partition(": ")
-        chain, _, given = rest.partition(" <- ")
-        at = [ends[source] for source in given.split(", ")]
-        for text in chain.split(", "):
-            if text == "dropout":  # the map times a mask of its own size, drawn and scaled
-                at = [step("mul", at[0], step("div_", step("bernoulli_", at[0])))]
-            elif text == "lrn":
-                total = step("add 1", step("mul 0.0001", step("avgpool k5x1 s1 p2x0", step("pow", at[0]))))
-                at = [step("div", at[0], step("pow", total))]
-            else:
-                at = [step(text, *at)]
-        ends[name] = at[0]
-    return lines
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -215,27 +192,22 @@ TOTAL = {
 FIRST = {"fcn_alexnet": 96 * 11 * 11, "fcn_googlenet": 64 * 7 * 7}
 
 
-def counted(network):
-    """Learnable and fixed values."""
-    learnable = sum(value.numel() for value in network.parameters() if value.requires_grad)
-    return learnable, sum(value.numel() for value in network.parameters()) - learnable
-
-
 @pytest.mark.parametrize("number", range(len(CLASSES)))
 @pytest.mark.parametrize("option", OPTIONS)
 def test_there_are_as_many_parameters_as_in_the_authors_network(option, number):
     classes, channels = CLASSES[number], (13, 1, 5, 2, 3)[number]
-    learnable, fixed = counted(described(option, channels, classes))
-    learnable -= FIRST.get(option, 64 * 3 * 3) * (channels - 3)
-    assert learnable == LEARNABLE[option][number]
+    learnable, total = counted(described(option, channels, classes))
+    fixed, first = total - learnable, FIRST.get(option, 64 * 3 * 3) * (channels - 3)
+    assert learnable - first == LEARNABLE[option][number]
     if option in TOTAL:  # the authors' kernels lead from each class to each class
-        assert learnable + fixed * classes == TOTAL[option][number]
+        assert learnable - first + fixed * classes == TOTAL[option][number]
 
 
 @pytest.mark.parametrize(("option", "dense"), [("fcn16s", 134_364_410), ("fcn8s", 134_376_863)])
 def test_up_samplings_by_two_learn_where_asked_for_and_the_last_never_does(option, dense):
     fixed, learning = (described(option, learn_upsampling=learn) for learn in (False, True))
     more = counted(learning)[0] - counted(fixed)[0]
+    assert more > 0
     assert counted(fixed)[0] + 21 * more == dense
     names = {name for name, value in learning.named_parameters() if value.requires_grad and "upscore" in name}
     assert names == {f"{name}.weight" for name in ("upscore2", "upscore_pool4")[: 1 if option == "fcn16s" else 2]}
@@ -262,15 +234,37 @@ SHAPES = {
         "trunk.conv4": (384, 192, 3, 3), "trunk.conv5": (256, 192, 3, 3),
         "fc6": (4096, 256, 6, 6), "fc7": (4096, 4096, 1, 1), "score_fr": (21, 4096, 1, 1), "upscore": (21, 1, 63, 63),
     },
+    "fcn_googlenet": {
+        "trunk.conv1": (64, 3, 7, 7), "trunk.conv2_reduce": (64, 64, 1, 1), "trunk.conv2": (192, 64, 3, 3),
+        **{
+            f"trunk.inception_{name}.{part}": shape
+            for name, (inputs, one, reduce3, three, reduce5, five, proj) in INCEPTION.items()
+            for part, shape in {
+                "1x1": (one, inputs, 1, 1),
+                "3x3_reduce": (reduce3, inputs, 1, 1), "3x3": (three, reduce3, 3, 3),
+                "5x5_reduce": (reduce5, inputs, 1, 1), "5x5": (five, reduce5, 5, 5),
+                "pool_proj": (proj, inputs, 1, 1),
+            }.items()
+        },
+        "score_fr": (21, 1024, 1, 1), "upscore": (21, 1, 63, 63),
+    },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", SHAPES)
-def test_every_layer_has_the_authors_name_and_shape(option):
-    weights = {name: tuple(value.shape) for name, value in described(option).state_dict().items()}
-    expected = {f"{name}.weight": shape for name, shape in SHAPES[option].items()}
-    biases = {f"{name}.bias": shape[:1] for name, shape in SHAPES[option].items() if "upscore" not in name}
-    assert weights == expected | biases
+@pytest.mark.parametrize(("channels", "classes"), [(3, 21), (1, 2), (13, 11)])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_layer_has_the_authors_name_and_shape(option, channels, classes):
+    expected = {}
+    for number, (name, shape) in enumerate(SHAPES[option].items()):
+        if number == 0:
+            shape = (shape[0], channels, *shape[2:])
+        elif "score" in name:
+            shape = (classes, *shape[1:])
+        expected[f"{name}.weight"] = shape
+        if "upscore" not in name:
+            expected[f"{name}.bias"] = shape[:1]
+    state = described(option, channels, classes).state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == expected
 
 
 # --- sizes and places, computed from the executed lines
@@ -421,17 +415,6 @@ def test_up_sampling_by_32_is_pytorchs_interpolation_three_pixels_on():
 # --- against an independent build of the specification
 
 
-def formula(network):
-    """Weights by a formula, of the size that keeps activations alive; the fixed up-sampling stays."""
-    for number, (_, value) in enumerate(sorted(network.named_parameters())):
-        if value.requires_grad:
-            line = torch.sin(torch.arange(value.numel(), dtype=torch.float64) * 0.7 + number)
-            spread = 0.1 if value.ndim == 1 else 2 / math.sqrt(value[0].numel())
-            with torch.no_grad():
-                value.copy_((spread * line).view_as(value))
-    return network
-
-
 def plain_kernel(size, classes):
     """Bilinear interpolation from each class to itself, as the authors' net surgery writes it."""
     factor = (size + 1) // 2
@@ -524,10 +507,9 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("size", [(1, 1), (37, 50), (70, 33)])
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("option", "size"), [("fcn8s", (1, 1)), *((option, (37, 50)) for option in OPTIONS)])
 def test_logits_equal_those_of_a_plain_build(option, size):
-    network = formula(small(option, 5).double()).eval()
+    network = by_formula(small(option, 5).double()).eval()
     image = 2 * noise(1, 5, *size).double()
     with torch.inference_mode():
         logits, expected = network(image), PLAIN[option](network.state_dict(), image)
@@ -542,7 +524,7 @@ def test_logits_equal_those_of_a_plain_build(option, size):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_scores_start_as_zeros_and_the_rest_as_he_et_al_have_it(option):
     torch.manual_seed(0)
-    network = built(option, width=1 / 8)
+    network = configured(option, width=1 / 8)
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             assert not layer.bias.any()
@@ -557,12 +539,6 @@ def test_scores_start_as_zeros_and_the_rest_as_he_et_al_have_it(option):
 def test_other_strides_are_refused(stride):
     with pytest.raises(ValueError, match=f"stride 32, 16 or 8, not {stride}"):
         FCN(3, 2, stride=stride)
-
-
-@pytest.mark.parametrize("wrong", [{"at_once": True}, {"learn_upsampling": True}])
-def test_a_single_layer_of_scores_is_neither_scaled_nor_up_sampled_in_steps(wrong):
-    with pytest.raises(ValueError, match="one layer of scores"):
-        FCN(3, 2, stride=32, **wrong)
 
 
 def test_finer_nets_share_the_names_and_shapes_of_coarser_ones_and_add_layers_of_their_own():
@@ -623,7 +599,7 @@ def test_weights_that_do_not_fit_say_so(tmp_path):
     path = tmp_path / "vgg16.safetensors"
     state = trained(path)
     with pytest.raises(ConfigError, match=r"'conv1_1.weight' of the weights .* \(4, 3, 3, 3\).*\(8, 3, 3, 3\).*model.width=1"):
-        built("fcn32s", width=1 / 8, weights=str(path))
+        configured("fcn32s", width=1 / 8, weights=str(path))
     save_file({name: value for name, value in state.items() if name != "features.12.bias"}, path)
     with pytest.raises(ConfigError, match=r"hold no 'conv3_2.bias' \(nor 'features.12.bias'\)"):
         small("fcn32s", weights=str(path))
@@ -633,11 +609,11 @@ def test_weights_that_do_not_fit_say_so(tmp_path):
     ("option", "names"),
     [
         ("fcn_alexnet", {"conv2": "trunk.conv2", "fc7": "fc7"}),
-        ("fcn_googlenet", {"conv1/7x7_s2": "trunk.conv1", "inception_4e/5x5_reduce": "trunk.inception_4e.5x5_reduce"}),
+        ("fcn_googlenet", {"conv2/3x3": "trunk.conv2", "inception_4e/5x5_reduce": "trunk.inception_4e.5x5_reduce"}),
     ],
 )
 def test_the_authors_weights_are_loaded_by_their_own_names(option, names, tmp_path):
-    theirs = formula(small(option))
+    theirs = by_formula(small(option))
     layers = theirs.trunk.layers() if option == "fcn_googlenet" else dict(theirs.trunk.named_children())
     layers |= {name: getattr(theirs, name) for name in ("fc6", "fc7") if hasattr(theirs, name)}
     state = {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
@@ -647,8 +623,10 @@ def test_the_authors_weights_are_loaded_by_their_own_names(option, names, tmp_pa
     for name, own in names.items():
         assert torch.equal(network.get_submodule(own).weight, state[f"{name}.weight"])
     assert not network.score_fr.weight.any()
+    given = theirs.state_dict()
+    given["trunk.conv1.weight"] = given["trunk.conv1.weight"].flip(1)  # Caffe's sees blue, green and red
     for name, value in network.state_dict().items():
-        assert name.startswith("score_fr") or torch.equal(value, theirs.state_dict()[name]), name
+        assert name.startswith("score_fr") or torch.equal(value, given[name]), name
     with pytest.raises(ConfigError, match="no ImageNet weights"):
         small(option, weights="imagenet")
 
@@ -658,7 +636,7 @@ def test_the_authors_weights_are_loaded_by_their_own_names(option, names, tmp_pa
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_configuration_opens_with_its_command_and_says_what_training_from_scratch_needs(option):
-    text = (CONF / f"{option}.yaml").read_text()
+    text = (conf_dir() / "model" / f"{option}.yaml").read_text()
     assert text.startswith(f"# python train.py model={option}")
     assert all(word in text for word in ("MSRA", "normalised loss", "a rate of its own", "not feasible"))
     assert ("model.weights=imagenet" in text) == option.startswith(("fcn32s", "fcn16s", "fcn8s"))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -7,7 +8,9 @@ from tests.testers.networks import noise
 from voxtile.models.layers import initialise
 from voxtile.models.trunks.alexnet import AlexNet, LocalResponseNorm
 from voxtile.models.trunks.googlenet import GoogLeNet
+from voxtile.models.trunks.resnet import ResNet
 from voxtile.models.trunks.vgg16 import VGG16
+from voxtile.models.weights import their_name, transplant
 
 
 def count(network):
@@ -106,3 +109,69 @@ def test_an_inception_module_keeps_its_branches_in_the_papers_order():
             nn.init.zeros_(module[end].weight)
         parts = module(x).split(sizes, dim=1)
     assert [part.unique().tolist() for part in parts] == [[10], [20], [30], [40]]
+
+
+# --- weights trained elsewhere
+
+
+def layers_of(trunk, channels=3):
+    """A small trunk's layers by their authors' names."""
+    if trunk == "resnet50":
+        return ResNet(channels, 50, width=1 / 16).layers()
+    if trunk == "googlenet":
+        return GoogLeNet(channels, 1 / 8).layers()
+    network = VGG16(channels, 1 / 16) if trunk == "vgg16" else AlexNet(channels, 1 / 16)
+    return {name: layer for name, layer in network.named_children() if name.startswith("conv")}
+
+
+def file_of(path, layers, rename=lambda name: name):
+    """A file of the layers' weights; returns what it holds."""
+    state = {f"{rename(name)}.{key}": value.clone() for name, layer in layers.items() for key, value in layer.state_dict().items()}
+    save_file(state, path)
+    return state
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("trunk", "first", "names"),
+    [
+        ("vgg16", "conv1_1", "authors'"),
+        ("vgg16", "conv1_1", "torchvision's"),
+        ("resnet50", "conv1", "authors'"),
+        ("resnet50", "conv1", "torchvision's"),
+        ("alexnet", "conv1", "authors'"),
+        ("googlenet", "conv1/7x7_s2", "authors'"),
+    ],
+)
+def test_a_network_of_caffes_sees_blue_green_and_red_and_torchvisions_red_green_and_blue(trunk, first, names, channels, tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "trained.safetensors"
+    rename = (lambda name: name) if names == "authors'" else lambda name: their_name(trunk, name)
+    state = file_of(path, layers_of(trunk), rename)
+    layers = layers_of(trunk, channels)
+    transplant(layers, str(path), trunk)
+    weight = state.pop(f"{rename(first)}.weight")
+    image = noise(2, 3, 32, 32)  # red, green and blue
+    with torch.inference_mode():
+        if channels == 3:
+            seen = image.flip(1) if names == "authors'" else image
+            found, expected = (nn.functional.conv2d(x, w) for x, w in ((image, layers[first].weight), (seen, weight)))
+        else:  # grey images give what they gave
+            found = nn.functional.conv2d(image[:, :1].expand(-1, channels, -1, -1), layers[first].weight)
+            expected = nn.functional.conv2d(image[:, :1].expand(-1, 3, -1, -1), weight)
+    torch.testing.assert_close(found, expected)
+    for name, layer in layers.items():
+        for key, value in layer.state_dict().items():
+            if (name, key) != (first, "weight"):
+                assert torch.equal(value, state[f"{rename(name)}.{key}"]), (name, key)
+
+
+def test_only_the_layer_that_sees_the_image_is_reversed(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "fc.safetensors"
+    layers = {"fc6": nn.Conv2d(3, 4, 3), "fc7": nn.Conv2d(4, 4, 1)}  # DeepLab's are loaded by themselves
+    state = file_of(path, layers)
+    for layer in layers.values():
+        nn.init.zeros_(layer.weight)
+    transplant(layers, str(path), "DeepLab")
+    assert all(torch.equal(layer.weight, state[f"{name}.weight"]) for name, layer in layers.items())

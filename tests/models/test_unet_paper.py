@@ -3,12 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from tests.testers.networks import NetworkTester, few, noise
+from tests.testers.networks import NetworkTester, counted, described, noise
 from tests.testers.sequence import executed, operators
 from voxtile.models.unet_paper import UNetPaper
 
@@ -40,6 +38,7 @@ PAPER = {
 }
 RELEASE = PAPER | {"upconv_u0a": (128, 128, 2, 2), "conv_u0b_c": (64, 192, 3, 3)}
 both = pytest.mark.parametrize("release", [False, True])
+OPTIONS = {False: "unet_paper", True: "unet_release"}
 
 
 class TestUNetPaper(NetworkTester):
@@ -58,12 +57,6 @@ class TestUNetRelease(NetworkTester):
         return UNetPaper(in_channels, num_classes, width=1 / 16, release=True)
 
 
-def described(in_channels=1, classes=2, release=False):
-    """The network at full width, without memory behind it."""
-    with torch.device("meta"):
-        return UNetPaper(in_channels, classes, release=release)
-
-
 # --- what the specification says
 
 
@@ -77,7 +70,7 @@ def test_layers_have_the_specifications_names_and_shapes(release, in_channels, c
         if name == "conv_u0d_score":
             shape = (classes, 64, 1, 1)
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[1:2] if name.startswith("up") else shape[:1]}
-    state = described(in_channels, classes, release).state_dict()
+    state = described(OPTIONS[release], in_channels, classes).state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == shapes
 
 
@@ -90,10 +83,8 @@ def test_layers_have_the_specifications_names_and_shapes(release, in_channels, c
 )
 def test_there_are_as_many_parameters_as_the_specification_says(release, counts):
     for classes, count in counts.items():
-        for in_channels in (1, 3) if classes == 2 else (1,):
-            parameters = list(described(in_channels, classes, release).parameters())
-            assert sum(value.numel() for value in parameters) == count + 576 * (in_channels - 1)
-            assert all(value.requires_grad for value in parameters)
+        assert counted(described(OPTIONS[release], 1, classes)) == (count, count)
+    assert counted(described(OPTIONS[release], 3, 2))[1] == counts[2] + 2 * 576
 
 
 # An arrow names the lines that an input came from. Each number in front is that of its line.
@@ -211,21 +202,21 @@ def passed(network, side, context):
 
 @pytest.mark.parametrize(("release", "up"), [(False, PAPER_UP), (True, RELEASE_UP)])
 def test_what_is_executed_is_the_specification(release, up):
-    found = passed(described(release=release).eval(), 572, 92)
+    found = passed(described(OPTIONS[release], 1, 2).eval(), 572, 92)
     assert found == lines(DOWN.strip() + up)
     assert operators(found)["conv"] + operators(found)["deconv"] == 23
 
 
 @both
 def test_a_bare_image_is_mirrored_first_and_nothing_else_changes(release):
-    network = described(release=release).eval()
+    network = described(OPTIONS[release], 1, 2).eval()
     found = passed(network, 388, 0)
     assert found[:3] == ["index_select <- image", "index_select <- 1", "conv 64x1x3x3 s1 p0 <- 2"]
     assert [line.split(" <- ")[0] for line in found[2:]] == [line.split(" <- ")[0] for line in passed(network, 572, 92)]
 
 
 def test_levels_have_the_papers_sizes():
-    network, sizes = described(), {}
+    network, sizes = described("unet_paper", 1, 2), {}
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.register_forward_hook(lambda _, __, output, name=name: sizes.update({name: tuple(output.shape[2:])}))
@@ -249,7 +240,7 @@ def by_formula(release, width, in_channels, classes):
         incoming, outputs = (a, b) if name.startswith("up") else (count // a, a)
         index = torch.arange(count, dtype=torch.float64) + len(weights)
         weights[f"{name}.weight"] = (torch.sin(index**2 * 0.37) * 2 / math.sqrt(incoming)).float().view(a, b, *kernel)
-        weights[f"{name}.bias"] = (torch.sin(torch.arange(outputs) + 0.5) * 0.1).float()
+        weights[f"{name}.bias"] = (torch.sin(torch.arange(outputs) + 0.5 + len(weights)) * 0.1).float()
     return weights
 
 
@@ -294,7 +285,7 @@ def small(release=False, width=16, in_channels=2, classes=3):
 
 
 @both
-@pytest.mark.parametrize("size", [(1, 1), (4, 4), (2, 37), (68, 20), (100, 132), (95, 64)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 37), (68, 20), (95, 64)])
 def test_logits_equal_those_of_a_plain_build_of_the_specification(release, size):
     image = noise(2, 2, *size)
     fill = [(4 - side) % 16 for side in size]
@@ -308,17 +299,6 @@ def test_logits_equal_those_of_a_plain_build_of_the_specification(release, size)
 
 
 # --- context
-
-
-@few
-@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)))
-def test_a_bare_image_is_judged_as_one_with_mirrored_context(size):
-    image = noise(1, 2, *size)
-    network = small()
-    with torch.inference_mode():
-        fitting = reflected(image, 92, [92 + (4 - side) % 16 for side in size])
-        expected = network(fitting, context=92)[:, :, : size[0], : size[1]]
-        torch.testing.assert_close(network(image), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 18), (68, 52)])
@@ -339,10 +319,9 @@ def test_tiles_with_real_context_are_one_pass_over_the_whole():
 
     with torch.inference_mode():
         whole = tile(0, 0, 148, 164)
-        for row in (0, 16, 80):
-            for column in (0, 64, 96):
-                part = whole[:, :, row : row + 68, column : column + 68]
-                torch.testing.assert_close(tile(row, column, 68, 68), part, rtol=1e-10, atol=1e-10)
+        for row, column in ((0, 96), (16, 64), (80, 0), (80, 96)):
+            part = whole[:, :, row : row + 68, column : column + 68]
+            torch.testing.assert_close(tile(row, column, 68, 68), part, rtol=1e-10, atol=1e-10)
         # What is filled up changes the last (side - 4) mod 16 rows and columns only.
         found, part = tile(16, 32, 60, 71), whole[:, :, 16:76, 32:103]
         torch.testing.assert_close(found[:, :, :52, :68], part[:, :, :52, :68], rtol=1e-10, atol=1e-10)
@@ -391,10 +370,12 @@ LEARNING = """
 
 @both
 def test_dropout_is_at_the_end_of_the_contracting_path_and_in_its_skip(release):
-    found = passed(described(release=release).train(), 572, 92)
+    network = described(OPTIONS[release], 1, 2)
+    found = passed(network.train(), 572, 92)
     assert found[18:31] == lines(LEARNING, first=19)
     assert "crop 2 4:60 <- 22" in found
     assert operators(found)["bernoulli_"] == 2
+    assert network.dropout.p == 0.5
 
 
 def test_single_values_are_dropped_half_of_them():

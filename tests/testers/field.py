@@ -8,7 +8,8 @@ def receptive_field(lines, classes):
 
     Every convolution to `classes` channels is taken for a layer of scores, and the widest field counts. A map's field grows by
     (kernel - 1) · dilation · jump in each convolution or pooling, where the jump, by how many pixels two neighbours of the map lie
-    apart, is multiplied by its stride. In a transposed convolution a place reads kernel / stride neighbours and the jump is divided.
+    apart, is multiplied by its stride. In a transposed convolution a place reads kernel / stride neighbours, and the jump is
+    divided.
 
     Args:
         lines: of `executed`, for an image of any size.

@@ -4,6 +4,8 @@
 
 Each line names the operator with its settings and, after the arrow, the lines that its inputs came from (from 1 up). What only
 looks at a tensor in another way (views, casts, copies) leaves no line; cutting a part out is a line "crop".
+
+A specification may name its lines instead of counting them: `numbered` counts.
 """
 
 from collections import Counter
@@ -37,6 +39,8 @@ def _described(name, args, kwargs):
         return text + (" ceil" if ceil else "")
     if "batch_norm" in name:
         return f"bn {len(args[1])}"
+    if name == "native_group_norm":
+        return f"groupnorm {args[6]} of {args[4]}"
     if "dropout" in name:
         return f"dropout {args[1]}"
     if name in ("relu_", "relu"):
@@ -86,6 +90,34 @@ def executed_with_shapes(network, image):
     with torch.no_grad(), _Recorder(image) as recorder:
         network(image)
     return list(zip(recorder.lines, recorder.shapes, strict=True))
+
+
+def numbered(specification):
+    """The lines of a specification in short, as `executed` writes them in training.
+
+    Each of its lines is "name: operators, one after the other <- names of what they are given". Of its operators, "dropout" and
+    "lrn" stand for what they are made of.
+    """
+    lines, ends = [], {"image": "image"}
+
+    def step(text, *sources):
+        lines.append(f"{text} <- {', '.join(map(str, sources))}")
+        return len(lines)
+
+    for line in filter(None, map(str.strip, specification.splitlines())):
+        name, _, rest = line.partition(": ")
+        chain, _, given = rest.partition(" <- ")
+        at = [ends[source] for source in given.split(", ")]
+        for text in chain.split(", "):
+            if text == "dropout":  # the map times a mask of its own size, drawn and scaled
+                at = [step("mul", at[0], step("div_", step("bernoulli_", at[0])))]
+            elif text == "lrn":
+                total = step("add 1", step("mul 0.0001", step("avgpool k5x1 s1 p2x0", step("pow", at[0]))))
+                at = [step("div", at[0], step("pow", total))]
+            else:
+                at = [step(text, *at)]
+        ends[name] = at[0]
+    return lines
 
 
 def operators(lines):

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from tests.testers.losses import CLASSES, COUNTS, DEALS, LossTester, batch, dealt_gradient, gradients, network, whole_gradient
 from voxtile.cases.case import IGNORE
 from voxtile.errors import ConfigError
+from voxtile.training.border_weights import border_weights
 from voxtile.training.class_weights import class_weight_table
 from voxtile.training.losses import BorderCrossEntropy, CrossEntropy, Dice, DiceCrossEntropy, Focal, Loss, Sum
 
@@ -151,6 +152,43 @@ def test_border_cross_entropy_adds_the_borders_weight_to_the_classs() -> None:
     torch.testing.assert_close(found, each[label != IGNORE].sum() / 14, rtol=1e-6, atol=1e-6)
     with pytest.raises(ConfigError, match="names none"):
         BorderCrossEntropy(num_classes=2)
+
+
+def test_border_cross_entropy_sees_objects_in_the_labels_margin() -> None:
+    torch.manual_seed(0)
+    whole = (torch.rand(2, 14, 12) < 0.2).to(torch.uint8)
+    whole[0, 5, 5] = whole[1, 0, 0] = IGNORE
+    logits, label = torch.randn(2, 2, 8, 6, dtype=torch.float64), whole[:, 3:-3, 3:-3]
+    weights = (1 + border_weights(whole, 0))[:, 3:-3, 3:-3]
+    valid = label != IGNORE
+    each = cross_entropy(logits, torch.where(valid, label, 0).long(), reduction="none") * weights
+    for divide_by, divisor in (("pixels", valid.sum()), ("weights", weights[valid].sum()), ("images", 2)):
+        loss = BorderCrossEntropy(num_classes=2, background=0, divide_by=divide_by)
+        statistics = loss.statistics(logits, whole, margin=3)
+        torch.testing.assert_close(loss.value(statistics), each[valid].sum() / divisor, rtol=1e-6, atol=0)
+        torch.testing.assert_close(loss.label_statistics(whole, margin=3)[1], statistics[1].float())
+        assert abs(loss.value(statistics) / loss(logits, label) - 1) > 1e-3 or divide_by == "weights"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropy(num_classes=CLASSES, class_weights=WEIGHTS, label_smoothing=0.1),
+        Focal(num_classes=CLASSES),
+        Dice(num_classes=CLASSES),
+        Dice(num_classes=CLASSES, batch=False),
+        DiceCrossEntropy(num_classes=CLASSES),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_labels_margin_is_nothing_to_other_losses(loss: Loss) -> None:
+    logits, label = batch((6, 5))
+    whole = torch.ones(4, 10, 9, dtype=torch.long)
+    whole[:, 2:-2, 2:-2] = label
+    assert torch.equal(loss.statistics(logits, whole, margin=2), loss.statistics(logits, label))
+    assert torch.equal(loss.label_statistics(whole, margin=2), loss.label_statistics(label))
+    with pytest.raises(ValueError, match="do not fit a label"):
+        loss.statistics(logits, whole, margin=1)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])

@@ -30,7 +30,7 @@ def bits(runs: Path) -> dict[str, bytes]:
     return {name: (home / name).read_bytes() for name in names}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_killed_at_ten_moments_ends_in_the_same_bits(tmp_path: Path, workers: int) -> None:
     words = [*scene_words(tmp_path), f"workers={workers}", "augment=strong", "model.dropout=0.2"]
     words += ["training.steps=24", "training.ema=0.9"]

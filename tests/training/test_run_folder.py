@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -63,6 +64,61 @@ def test_the_same_process_cannot_take_a_run_twice(home: RunFolder) -> None:
         with pytest.raises(RunError, match="is being trained"), home.lease():
             pass
         assert home.read("lease.json")["pid"] == os.getpid()
+
+
+def test_who_waits_says_so_once_and_keeps_nobody_from_being_refused(
+    home: RunFolder, other: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "POLL", 0.01)
+    held_by(home, other.pid, run_folder._start_time(other.pid))
+    told: list[str] = []
+    waiting, refused = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with home.lease(wait=lambda sentence: (told.append(sentence), waiting.set())):
+            told.append("held")
+
+    def ask() -> None:
+        with pytest.raises(RunError, match="is being trained"), home.lease():
+            pass
+        refused.set()
+
+    waiter, third = (threading.Thread(target=target, daemon=True) for target in (wait, ask))
+    waiter.start()
+    assert waiting.wait(10)
+    third.start()
+    assert refused.wait(10)
+    time.sleep(0.1)  # ten more looks
+    assert told == [f"waiting: the run {home.path} is being trained by process {other.pid} on {os.uname().nodename}"]
+    (home.path / "lease.json").unlink()
+    waiter.join(10)
+    assert told[1:] == ["held"]
+
+
+def test_of_two_that_look_at_once_one_holds_the_run(home: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(path: Path, text: str) -> None:
+        time.sleep(0.1 * (path.name == "lease.json"))
+        write(path, text)
+
+    def hold() -> None:
+        try:
+            with home.lease():
+                ends.append("held")
+                done.wait(10)
+        except RunError:
+            ends.append("refused")
+            done.set()
+
+    write, done = run_folder.atomic_text, threading.Event()
+    monkeypatch.setattr(run_folder, "atomic_text", slow)
+    home._make()
+    ends: list[str] = []
+    threads = [threading.Thread(target=hold, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(ends) == ["held", "refused"]
 
 
 def test_a_dead_process_loses_its_run(home: RunFolder) -> None:

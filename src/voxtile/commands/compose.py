@@ -241,21 +241,33 @@ def again(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The running job's configuration composed once more, resolved, with some overrides changed.
 
     Args:
-        changes: value by key or group; they take the place of what was given for the same key.
+        changes: value by key or group; they take the place of what was given for the same key. What was given for an argument of
+            `model` that the network has not after these changes is left out.
     """
     name, overrides, folders = _CURRENT.get()
-    kept = [word for word in overrides if word.partition("=")[0].lstrip("+") not in changes]
+    kept = [word for word in overrides if _key(word) not in changes]
     added = [f"{key}={_as_typed(value)}" for key, value in changes.items()]
     before = GlobalHydra.instance().hydra
     try:
-        config = _composed(name, without_nulls([*kept, *added], groups_of(name)), folders)
-        return plain(_with_choices(_without_hydra(config), config.hydra.runtime.choices))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(
-            f"The configuration cannot be composed with {', '.join(added)}: {' '.join(str(error).split())}"
-        ) from error
+        while True:
+            try:
+                config = _composed(name, without_nulls([*kept, *added], groups_of(name)), folders)
+                return plain(_with_choices(_without_hydra(config), config.hydra.runtime.choices))
+            except (HydraException, OmegaConfBaseException) as error:
+                unknown = re.search(r"Could not override '(model\.[^']+)'", str(error))
+                fitting = [word for word in kept if unknown is None or _key(word) != unknown[1]]
+                if fitting == kept:
+                    raise ConfigError(
+                        f"The configuration cannot be composed with {', '.join(added)}: {' '.join(str(error).split())}"
+                    ) from error
+                kept = fitting
     finally:
         GlobalHydra.instance().hydra = before  # a multirun goes on with its own
+
+
+def _key(word: str) -> str:
+    """What an override sets."""
+    return word.partition("=")[0].lstrip("+")
 
 
 def _as_typed(value: Any) -> str:

@@ -79,7 +79,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
             found = prepared.surveys.get(case.id) or survey(case, len(prepared.dataset.classes), label=False)
             matrices.append(case_matrix(predictor, case, prepared.intensity_of(case, found), len(prepared.dataset.classes)))
             tick()
-    return write_scores(trained, config, predictor, cases, matrices, prepared.waived)
+    return write_scores(trained, config, predictor, cases, matrices, trained.manifest["data"]["waived"])
 
 
 def case_matrix(predictor: Predictor, case: Case, intensity: Intensity, classes: int) -> NDArray[np.int64]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
@@ -13,9 +14,41 @@ from voxtile.errors import ConfigError, DataError, RunError, counted, listed, re
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from voxtile.cases.case import Case
+    from voxtile.cases.dataset import Dataset
+    from voxtile.data.leakage import Leak
     from voxtile.data.prepared import Prepared
     from voxtile.training.module import SegmentationModule
     from voxtile.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A case that weights were trained on, as a manifest keeps it.
+
+    Attributes:
+        data: name of its data set.
+        id: its name there.
+        region: (z, y, x, depth, height, width) of a block in its image, None for a whole case.
+        group: its group; "" in manifests of older versions.
+        image: digest of its image; "" likewise.
+    """
+
+    data: str
+    id: str
+    region: tuple[int, ...] | None
+    group: str = ""
+    image: str = ""
+
+    @classmethod
+    def read(cls, data: str, row: Mapping[str, Any]) -> Learned:
+        """From a row of a manifest, whose cases are of the data set `data` where the row does not say."""
+        return cls(**{"data": data, **row, "region": row["region"] and tuple(row["region"])})
+
+    @property
+    def file(self) -> str:
+        """The name of the case that it is, or that it is a block of."""
+        return self.id.rpartition("#")[0] if self.region else self.id
 
 
 @dataclass(frozen=True)
@@ -25,19 +58,19 @@ class Parent:
     Attributes:
         home: its folder.
         digest: SHA-256 of the weights.
-        training: names of groups and digests of images that it, or one that it started from, was trained on.
+        learned: what it, or one that it started from, was trained on.
     """
 
     home: RunFolder
     digest: str
-    training: Mapping[str, list[str]]
+    learned: Sequence[Learned]
 
     @classmethod
     def of(cls, home: RunFolder) -> Parent:
         """Reads a finished run.
 
         Raises:
-            RunError: It is not finished, or its weights are gone.
+            RunError: It is not finished, its weights are gone, or it does not say what it was trained on.
         """
         file = home.weights / "best.safetensors"
         if home.status["state"] != "finished" or not file.is_file():
@@ -45,24 +78,7 @@ class Parent:
                 f"{home.path} cannot be started from: it is {home.status['state']}, and its best weights are "
                 f"{'there' if file.is_file() else 'not there'}. Train it to its end first."
             )
-        found = home.read("manifest.json", "data")["data"]
-        return cls(home, hashlib.sha256(file.read_bytes()).hexdigest(), found.get("training", {"groups": [], "images": []}))
-
-    def check_leaks(self, prepared: Prepared) -> None:
-        """Refuses a parent that has been trained on what this run is judged by.
-
-        Raises:
-            DataError: A group or an image of its training is in this run's validation or test.
-        """
-        judged = [*prepared.split.val, *prepared.split.test]
-        groups, images = (set(self.training[key]) for key in ("groups", "images"))
-        shared = [case for case in judged if group_name(prepared, case.group) in groups or prepared.images[case.id] in images]
-        if shared:
-            raise DataError(
-                f"The run {self.home.path}, which this one is to start from, was trained on {counted(len(shared), 'case')} that "
-                f"this one is judged by: {listed(case.id for case in shared)}. Start from a run with the same split ('init_from="
-                "{model: …}' trains one), or from nothing with 'init_from=null'."
-            )
+        return cls(home, hashlib.sha256(file.read_bytes()).hexdigest(), learned_by(home))
 
     def hand_down(self, module: SegmentationModule, out: Console) -> None:
         """Copies what has the same name and shape into a network, and into its average; the rest stays as it was initialised.
@@ -93,19 +109,106 @@ class Parent:
         )
 
 
-def training_of(prepared: Prepared, parent: Parent | None) -> dict[str, list[str]]:
-    """For the manifest: what a run, and those that it started from, are trained on."""
-    cases = prepared.split.train
-    groups, images = {group_name(prepared, case.group) for case in cases}, {prepared.images[case.id] for case in cases}
-    if parent is not None:
-        groups |= set(parent.training["groups"])
-        images |= set(parent.training["images"])
-    return {"groups": sorted(groups), "images": sorted(images)}
+def learned_by(home: RunFolder) -> list[Learned]:
+    """What a finished run, and those that it started from, were trained on.
+
+    Raises:
+        RunError: The manifest does not say.
+    """
+    data, recipe = home.read("manifest.json", "data")["data"], home.read("recipe.json", "settings")
+    try:
+        if "learned" not in data and recipe.get("parent"):
+            raise RunError(
+                f"{home.path} cannot be started from: it started from another run itself, and its manifest.json does not say what "
+                "that one was trained on. Train it again."
+            )
+        rows = data["learned"] if "learned" in data else data["split"]["train"]  # older versions kept the split alone
+        return [Learned.read(recipe["settings"]["data.name"], row) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{home.path / 'manifest.json'} does not say what the run was trained on. The run folder is damaged; train it again."
+        ) from error
 
 
-def group_name(prepared: Prepared, group: str) -> str:
-    """A group's name among all data sets."""
-    return f"{prepared.dataset.name}/{group}"
+def learned_from(prepared: Prepared, parent: Parent | None = None) -> list[Learned]:
+    """What a run is trained on, itself and through its parent, for its manifest."""
+    own = [
+        Learned(prepared.dataset.name, case.id, tuple(case.region) if case.region else None, case.group, prepared.images[case.id])
+        for case in prepared.split.train
+    ]
+    return list(dict.fromkeys([*own, *(parent.learned if parent else ())]))
+
+
+def check_leaks(learned: Iterable[Learned], prepared: Prepared, waive: Sequence[str]) -> list[str]:
+    """Refuses to start from weights that were trained on what a run is judged by.
+
+    Args:
+        learned: what the weights were trained on.
+        prepared: the data of the run that starts from them.
+        waive: ids of cases whose leaks are accepted, as in `gate`.
+
+    Returns:
+        One sentence for each waived leak.
+
+    Raises:
+        DataError: A case of validation or test is not independent of what was learned, or that cannot be told.
+    """
+    leaks = _leaks(learned, prepared)
+    waived = [leak for leak in leaks if leak.case in waive or set(leak.others) <= set(waive)]
+    if left := [leak for leak in leaks if leak not in waived]:
+        last = {leak.case: leak for leak in left}  # one for each case says enough
+        names = [f'"{name}"' for name in last]
+        raise DataError(
+            "The run that this one is to start from ('init_from') is trained on what this one is judged by, "
+            f"{counted(len(last), 'case')}: {listed(last.values(), 4)}. Start from a run with the same split "
+            "('init_from={model: …}' trains one), or from nothing with 'init_from=null'. To accept the leaks, which every report "
+            f"will then say, type 'data.waive=[{','.join(names[:8] + ['…'] * (len(names) > 8))}]'."
+        )
+    return [f"Leak waived by the user: {leak}." for leak in waived]
+
+
+def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
+    from voxtile.data.leakage import Leak, find_leaks
+    from voxtile.data.splits import Split
+
+    dataset, split, own = prepared.dataset, prepared.split, set(learned_from(prepared))
+    others = [case for case in learned if case not in own]  # of what it is trained on itself, the split's gate has judged
+    here = _opened(dataset, others)
+    if lost := [case.id for case in others if case not in here and not case.image]:
+        raise DataError(
+            "Whether the run that this one is to start from ('init_from') was trained on what this one is judged by cannot be "
+            f"told: its manifest.json keeps no digests of images, and names {listed(lost)}, which this data set does not hold. "
+            "Train that run again, or start from nothing with 'init_from=null'."
+        )
+    leaks = [leak for leak in find_leaks(Split(tuple(here.values()), split.val, split.test), {}) if leak.other_side == "train"]
+    gone = [other for other in others if other not in here and other.data == dataset.name]
+    for side in ("val", "test"):
+        for case in split.sides[side]:
+            alike = [other for other in others if other.image == prepared.images[case.id] and not _one_file(here.get(other), case)]
+            related = [other for other in gone if other.group == case.group]
+            for why, found in (("has the same image as", alike), ("is of the same group as", related)):
+                leaks += [Leak(case.id, side, tuple(other.id for other in found), "train", why)] if found else []
+    return [replace(leak, other_side="the parent's training") for leak in leaks]
+
+
+def _one_file(first: Case | None, second: Case) -> bool:
+    """Whether two cases are views of one file, which are compared by their regions only."""
+    return first is not None and not set(first.image.paths).isdisjoint(second.image.paths)
+
+
+def _opened(dataset: Dataset, learned: Sequence[Learned]) -> dict[Learned, Case]:
+    """The learned cases that a data set holds, also those that it leaves out, with the groups that it gives them."""
+    from voxtile.cases.window import Window
+
+    found = {}
+    wanted = {case.file for case in learned if case.data == dataset.name}
+    files = {each.id: each for each in dataset.layout.find() if each.id in wanted} if wanted else {}
+    for case in learned:
+        if case.data == dataset.name and case.file in files:
+            with suppress(DataError):  # left out because it cannot be read, or has no group
+                whole, block = dataset.open(files[case.file]), case.id.removeprefix(case.file)
+                found[case] = replace(whole.view(Window(*case.region), block), group=whole.group + block) if case.region else whole
+    return found
 
 
 def parent_of(config: Mapping[str, Any], train: Callable[[Mapping[str, Any]], RunFolder]) -> Parent | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from voxtile.commands.words import word
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from voxtile.commands.parents import Parent
+    from voxtile.commands.parents import Learned, Parent
     from voxtile.data.prepared import Prepared
     from voxtile.training.run_folder import RunFolder
 
@@ -40,18 +42,19 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def trained(config: Mapping[str, Any], out: Console, wait: bool = False) -> RunFolder:
+def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[Learned]], object] | None = None) -> RunFolder:
     """Trains a run to its end, from wherever it stands, and reports it.
 
     Args:
         config: resolved.
         out: where progress is shown.
-        wait: whether to wait where another process trains this run, rather than refuse.
+        child: given where another run is to start from this one: checks that run, before this one is trained, knowing what this
+            one learns from. A run that another process trains is then waited for, rather than refused: several runs of a sweep
+            may start from the same one.
     """
     from voxtile.commands.assemble import check_fit, check_trainer, device_of, make_data, make_module, prepare_data
     from voxtile.commands.build import folder, parts
-    from voxtile.commands.parents import parent_of
-    from voxtile.errors import RunError, listed
+    from voxtile.commands.parents import check_leaks, learned_from, parent_of
 
     check_trainer(config["trainer"])
     built = parts(config)
@@ -60,44 +63,74 @@ def trained(config: Mapping[str, Any], out: Console, wait: bool = False) -> RunF
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
 
-    # Several runs of a sweep may start from the same one: the first trains it, the others wait.
-    parent = parent_of(config, lambda changed: trained(changed, out, wait=True))
-    prepared = prepare_data(built, out)
+    waive = config["data"]["waive"] or ()
+    read = cache(lambda: prepare_data(built, out))
+
+    def fitting() -> tuple[Any, Any]:
+        prepared = read()
+        module = make_module(built, prepared, lambda step, values: None)
+        data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
+        check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes), built.settings)
+        module.configure_optimizers()
+        return module, data
+
+    def check(learned: Sequence[Learned]) -> None:
+        if child is not None:
+            child(learned)
+        check_leaks(learned, read(), waive)
+        fitting()
+
+    parent = parent_of(config, lambda changed: trained(changed, out, check))
+    prepared = read()
     if parent is not None:
-        parent.check_leaks(prepared)
+        prepared = replace(prepared, waived=(*prepared.waived, *check_leaks(parent.learned, prepared, waive)))
     recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION, parent.digest if parent else "")
     chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
     name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
     home = RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
-    status, device = home.status, device_of(config["trainer"])
+    device = device_of(config["trainer"])
+    if is_finished(home, config, device):
+        out.print(f"This run is finished; nothing was trained.{changed_since(home, device)}", highlight=False)
+        report(home, prepared, built.trust, out)
+        return home
+    if child is not None:
+        child(learned_from(prepared, parent))
+    module, data = fitting()  # what does not fit together shows here, before there is a run folder
+    with home.lease(None if child is None else lambda sentence: out.print(sentence, highlight=False)):
+        if not is_finished(home, config, device, held=True):  # another process may have trained it, or failed, since the first look
+            if parent is not None:
+                parent.hand_down(module, out)
+            _train(config, prepared, parent, module, data, home, out)
+    report(home, prepared, built.trust, out)
+    return home
+
+
+def is_finished(home: RunFolder, config: Mapping[str, Any], device: str, held: bool = False) -> bool:
+    """Whether nothing is left to train, looked up before the run's lease is taken, and again when it is `held`.
+
+    Raises:
+        RunError: The run failed before, or is interrupted and was made by other code, and the user has not said to go on; or it is
+            finished and its weights are gone.
+    """
+    from voxtile.errors import RunError, listed
+
+    status = home.status
     if status["state"] == "finished":
         if lost := [name for name in ("best", "last") if not (home.weights / f"{name}.safetensors").is_file()]:
             raise RunError(
                 f"The run {home.path} is finished, and its weights ({listed(lost)}) are gone. Move the folder away; the same "
                 "command then trains the run again."
             )
-        out.print(f"This run is finished; nothing was trained.{changed_since(home, device)}", highlight=False)
-        report(home, prepared, built.trust, out)
-        return home
+        return True
     if status["state"] == "failed" and not config["retry"]:
         raise RunError(
             f"This run failed before, at step {status.get('step', '?')}, and said: {status.get('reason', 'nothing.')} Its folder "
             f"is {home.path}. Change the configuration, or train it again from its last saved state with 'retry=true'."
         )
-    if status["state"] in ("interrupted", "failed") and home.resume.exists() and not config["inexact"]:
+    # Who holds the lease finds "running" where a process was killed; without it, someone is at work.
+    if (held or status["state"] != "running") and home.resume.exists() and not config["inexact"]:
         refuse_if_changed(home, device)
-    # What does not fit together shows here, before there is a run folder.
-    module = make_module(built, prepared, lambda step, values: None)
-    data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
-    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes), built.settings)
-    module.configure_optimizers()
-    with home.lease(wait):
-        if home.status["state"] != "finished":  # by another process, since the first look
-            if parent is not None:
-                parent.hand_down(module, out)
-            _train(config, prepared, parent, module, data, home, out)
-    report(home, prepared, built.trust, out)
-    return home
+    return False
 
 
 def command_line() -> str:
@@ -115,14 +148,14 @@ def _train(
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.assemble import device_of
     from voxtile.commands.loggers import make_loggers
-    from voxtile.commands.parents import training_of
+    from voxtile.commands.parents import learned_from
     from voxtile.errors import RunError
     from voxtile.studies.manifest import continued, forget_peak_memory, manifest, peak_memory, segment
     from voxtile.training.fit import InterruptedRunError, fit
 
     steps = module.settings.steps
     facts = manifest(command_line(), prepared, device_of(config["trainer"]))
-    facts["data"]["training"] = training_of(prepared, parent)
+    facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
     facts["parent"] = None if parent is None else {"run": str(parent.home.path), "weights": parent.digest}
     if home.resume.exists() and (home.path / "manifest.json").exists():
         facts = continued(home.read("manifest.json"), facts)

@@ -72,9 +72,12 @@ class Prepared:
 
     @property
     def present_counts(self) -> list[int]:
-        """Judged pixels of the training cases in which each class occurs, for median frequency balancing."""
+        """Pixels with data, judged or void, of the training cases in which each class occurs, for median frequency balancing."""
         surveys = [self.surveys[case.id] for case in self.split.train]
-        return [sum(found.judged for found in surveys if found.counts[c] > 0) for c in range(len(self.dataset.classes))]
+        held = [round(found.pixels * found.valid) for found in surveys]  # of very large cases an estimate, as `valid` is
+        return [
+            sum(n for n, found in zip(held, surveys, strict=True) if found.counts[c] > 0) for c in range(len(self.dataset.classes))
+        ]
 
     def intensity_of(self, case: Case, found: Survey | None = None) -> Intensity:
         """How `case` is normalised: as the training set, or by its own pixels."""

@@ -58,7 +58,8 @@ class FCN(Network):
         in_channels: int,
         num_classes: int,
         stride: int = 8,
-        at_once: bool = False,
+        scale4: float = 1.0,
+        scale3: float = 1.0,
         learn_upsampling: bool = False,
         width: float = 1.0,
         weights: str | None = None,
@@ -69,24 +70,21 @@ class FCN(Network):
             in_channels: channels of the image.
             num_classes: score maps.
             stride: of the finest scores: 32, 16 (pool4's too) or 8 (pool3's too).
-            at_once: scales pool4 by 0.01 and pool3 by 0.0001 before they are scored, for training without the coarser nets
-                before (PAMI 2017).
-            learn_upsampling: whether the up-samplings by 2 learn, as the text of CVPR 2015 has it, each class its own
-                kernel; the release fixes them. The last one stays fixed.
+            scale4: what pool4 is multiplied by before it is scored: 0.01 in the net that is trained at once (PAMI 2017).
+            scale3: likewise for pool3: 0.0001.
+            learn_upsampling: whether the up-samplings by 2, if there are any, learn, as the text of CVPR 2015 has it, each class
+                its own kernel; the release fixes them. The last one stays fixed.
             width: factor on the paper's numbers of channels.
             weights: for the layers up to fc7, see `voxtile.models.weights.transplant`.
 
         Raises:
-            ValueError: `stride` is another number, or an FCN-32s is asked for scaled or learnt layers that it has not.
+            ValueError: `stride` is another number.
             ConfigError: `weights` cannot be had or do not fit.
         """
         super().__init__()
         if stride not in (32, 16, 8):
             raise ValueError(f"FCN takes stride 32, 16 or 8, not {stride}")
-        if stride == 32 and (at_once or learn_upsampling):
-            raise ValueError("FCN with stride 32 has one layer of scores: it takes at_once=False and learn_upsampling=False")
-        self.finest = stride
-        self.scale4, self.scale3 = (0.01, 0.0001) if at_once else (1.0, 1.0)
+        self.finest, self.scale4, self.scale3 = stride, scale4, scale3
         pools = [nn.MaxPool2d(2, ceil_mode=True) for _ in range(5)]
         self.trunk = VGG16(in_channels, width, pools, first_padding=100)
         hidden = channels(4096, width)

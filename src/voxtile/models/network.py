@@ -25,7 +25,7 @@ class Network(nn.Module):
         margin: real context wanted around an image, in pixels on each side. Where it is not 0, `forward` takes `context`: by how
             many pixels the image is larger than what is asked for, on each side; the logits are smaller by that.
         min_train_size: smallest image side in training.
-        stochastic: whether dropout is meant to be left on in evaluation, to sample from (see `voxtile.inference.procedure.monte_carlo`).
+        stochastic: whether dropout is meant to be left on in evaluation, to sample from.
     """
 
     dims: int = 2

@@ -19,6 +19,7 @@ IMAGENET: Mapping[str, str] = {
     "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
     "resnet152": "ResNet152_Weights.IMAGENET1K_V1",
 }
+FIRST = ("conv1_1", "conv1")  # the authors' names of layers that see the image, as far as a slash
 _VGG16 = dict(
     zip(
         [f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, n + 1)],
@@ -35,6 +36,11 @@ def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str)
     each channel of the first layer gets the mean of the trained three, times 3 / channels: for an image whose channels are alike
     the responses stay what they were.
 
+    A file with the authors' names holds a Caffe network, which sees blue, green and red, from 0 to 255 minus a mean: the three
+    channels of its first layer are reversed, so that it sees them in an image of red, green and blue, and it wants
+    `normalise=caffe`. Torchvision's weights see red, green and blue, and want `normalise=imagenet`. Weights of a run of one's own
+    are for `init_from`.
+
     Args:
         layers: by the names that the papers' authors gave them: conv1_1, fc6, res2_0.branch2a.
         weights: "imagenet" for torchvision's weights (fetched once, checked by their hash), or a file (.safetensors, or
@@ -48,7 +54,9 @@ def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str)
     if weights is None or any(value.is_meta for layer in layers.values() for value in layer.parameters()):
         return
     source = _imagenet(trunk) if weights == "imagenet" else _read(Path(weights).expanduser())
-    for number, (name, layer) in enumerate(layers.items()):
+    # Told by the names that differ: ResNet's first layer is called conv1 by both.
+    torchvisions = any(f"{their_name(trunk, name)}.weight" in source for name in layers if their_name(trunk, name) != name)
+    for name, layer in layers.items():
         own = layer.state_dict()
         found = {}
         for key, value in own.items():
@@ -61,8 +69,11 @@ def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str)
                     f"The weights '{weights}' hold no '{candidates[0]}' (nor '{candidates[1]}'); they hold {listed(source, 6)}. "
                     f"Expected the weights of {trunk} under its authors' names or torchvision's."
                 )
-            if number == 0 and key == "weight" and given.ndim == 4 and given.shape[1] != value.shape[1]:
-                given = given.mean(dim=1, keepdim=True).expand(-1, value.shape[1], -1, -1) * (given.shape[1] / value.shape[1])
+            if name.partition("/")[0] in FIRST and key == "weight" and given.ndim == 4:
+                if given.shape[1] != value.shape[1]:
+                    given = given.mean(dim=1, keepdim=True).expand(-1, value.shape[1], -1, -1) * (given.shape[1] / value.shape[1])
+                elif given.shape[1] == 3 and not torchvisions:
+                    given = given.flip(1)
             if given.numel() != value.numel():
                 raise ConfigError(
                     f"'{name}.{key}' of the weights '{weights}' has the shape {tuple(given.shape)}; the network's has "

@@ -23,12 +23,12 @@ def class_weight_table(
     Args:
         rule: None gives every class 1. A list is taken as it is. "inverse" is N / (K'·n(c)) with N judged pixels, n(c) of
             them of class c, and K' classes that occur: the mean weight over the training set's pixels is 1.
-            "median_frequency" is median(f) / f(c) over the classes that occur, f(c) being n(c) divided by the judged pixels
-            of those cases in which c occurs (Eigen and Fergus 2015; SegNet, Badrinarayanan et al. 2017, section 3);
+            "median_frequency" is median(f) / f(c) over the classes that occur, f(c) being n(c) divided by the pixels of those
+            cases in which c occurs, void ones included (Eigen and Fergus 2015; SegNet, Badrinarayanan et al. 2017, section 3);
             not rescaled: the class of median frequency has weight 1.
         num_classes: K.
         class_counts: n(c), K numbers; needed by the rules.
-        present_counts: judged pixels of the training cases in which class c occurs, K numbers; needed by "median_frequency".
+        present_counts: pixels of the training cases in which class c occurs, K numbers; needed by "median_frequency".
 
     Raises:
         ConfigError: The rule is unknown, lacks its counts, or a list does not have K weights that are at least 0.

@@ -43,22 +43,29 @@ class Loss(nn.Module, ABC):
     size: int
     needs_logits_first: bool
 
-    def statistics(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Sums [S] over pixels and samples, differentiable; those of a batch are the sum of those of its parts."""
-        if logits.shape[2:] != target.shape[1:] or len(logits) != len(target):
-            raise ValueError(f"logits {tuple(logits.shape)} [B, K, *space] do not fit a label {tuple(target.shape)} [B, *space]")
+    def statistics(self, logits: Tensor, target: Tensor, margin: int = 0) -> Tensor:
+        """Sums [S] over pixels and samples, differentiable; those of a batch are the sum of those of its parts.
+
+        Args:
+            logits: the scores.
+            target: the label, which may be larger than the scores, on each side of each axis by
+            margin: pixels. They are not judged, but a pixel's weight may depend on them.
+        """
+        judged = _inside(target, margin)
+        if logits.shape[2:] != judged.shape[1:] or len(logits) != len(judged):
+            raise ValueError(f"logits {tuple(logits.shape)} [B, K, *space] do not fit a label {tuple(judged.shape)} [B, *space]")
         with torch.autocast(logits.device.type, enabled=False):
             scores = logits if logits.dtype == torch.float64 else logits.float()
             # Masked before the softmax: masking its result would still send NaN into the gradient.
-            scores = torch.where((target != IGNORE)[:, None], scores, 0.0)
-            return self.from_log_probabilities(torch.log_softmax(scores, dim=1), target)
+            scores = torch.where((judged != IGNORE)[:, None], scores, 0.0)
+            return self.from_log_probabilities(torch.log_softmax(scores, dim=1), target, margin)
 
     @abstractmethod
-    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor, margin: int = 0) -> Tensor:
         """The statistics [S] from log-probabilities [B, K, *spatial] (arbitrary but finite at ignored pixels)."""
 
     @abstractmethod
-    def label_statistics(self, target: Tensor) -> Tensor:
+    def label_statistics(self, target: Tensor, margin: int = 0) -> Tensor:
         """The statistics [S], float32, as far as the labels alone give them; 0 elsewhere."""
 
     @abstractmethod
@@ -121,17 +128,18 @@ class PixelLoss(Loss):
         self.register_buffer("weights", torch.tensor(table, dtype=torch.float32), persistent=False)
 
     @abstractmethod
-    def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
-        """w(y)·l per pixel [B, *spatial], finite at ignored pixels."""
+    def pixel_loss(self, log_probabilities: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+        """w(y)·l per pixel [B, *spatial], finite at ignored pixels, from the weights w(y) [B, *spatial]."""
 
-    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor, margin: int = 0) -> Tensor:
         """(Σ w(y)·l, divisor)."""
-        losses = torch.where(target != IGNORE, self.pixel_loss(log_probabilities, target), 0.0).sum()
-        return torch.stack([losses, self._divisor(target).to(losses.dtype)])
+        weights, judged = _inside(self._pixel_weights(target), margin), _inside(target, margin)
+        losses = torch.where(judged != IGNORE, self.pixel_loss(log_probabilities, judged, weights), 0.0).sum()
+        return torch.stack([losses, self._divisor(target, margin).to(losses.dtype)])
 
-    def label_statistics(self, target: Tensor) -> Tensor:
+    def label_statistics(self, target: Tensor, margin: int = 0) -> Tensor:
         """(0, divisor)."""
-        divisor = self._divisor(target)
+        divisor = self._divisor(target, margin)
         return torch.stack([torch.zeros_like(divisor), divisor])
 
     def value(self, statistics: Tensor) -> Tensor:
@@ -139,11 +147,12 @@ class PixelLoss(Loss):
         losses, divisor = statistics
         return torch.where(divisor == 0, 0.0, losses / torch.where(divisor == 0, 1.0, divisor))
 
-    def _divisor(self, target: Tensor) -> Tensor:
+    def _divisor(self, target: Tensor, margin: int) -> Tensor:
         if self.divide_by == "images":
             return torch.tensor(float(len(target)), device=target.device)
         valid = target != IGNORE
-        return (valid if self.divide_by == "pixels" else self._pixel_weights(target) * valid).sum(dtype=torch.float32)
+        counted = valid if self.divide_by == "pixels" else self._pixel_weights(target) * valid
+        return _inside(counted, margin).sum(dtype=torch.float32)
 
     def _pixel_weights(self, target: Tensor) -> Tensor:
         """w(y) [B, *spatial]; at ignored pixels the weight of class 0."""
@@ -179,9 +188,9 @@ class CrossEntropy(PixelLoss):
             raise ConfigError(f"`loss.label_smoothing` is {label_smoothing}; give a share from 0 to below 1.")
         self.label_smoothing = label_smoothing
 
-    def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+    def pixel_loss(self, log_probabilities: Tensor, target: Tensor, weights: Tensor) -> Tensor:
         """Cross-entropy of each pixel [B, *spatial]."""
-        loss = -_of_label(log_probabilities, target) * self._pixel_weights(target)
+        loss = -_of_label(log_probabilities, target) * weights
         if not self.label_smoothing:
             return loss
         per_class = self.weights.view(1, -1, *(1 for _ in target.shape[1:]))
@@ -218,18 +227,19 @@ class Focal(PixelLoss):
             raise ConfigError(f"`loss.gamma` is {gamma}; give a number that is at least 0.")
         self.gamma = gamma
 
-    def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+    def pixel_loss(self, log_probabilities: Tensor, target: Tensor, weights: Tensor) -> Tensor:
         """Focal loss of each pixel [B, *spatial]."""
         log_p = _of_label(log_probabilities, target)
         # The floor keeps the slope finite where p is 1 and gamma below 1; its own gradient is 0 there.
         doubt = (-torch.expm1(log_p)).clamp_min(1e-12)
-        return -(doubt**self.gamma) * log_p * self._pixel_weights(target)
+        return -(doubt**self.gamma) * log_p * weights
 
 
 class BorderCrossEntropy(PixelLoss):
     """Cross-entropy with the weight w_c(y) + w0 · exp(-(d1 + d2)² / 2σ²) per pixel (U-Net's paper, equations 1 and 2).
 
-    d1 and d2 are the distances of a background pixel to the nearest two objects, see `border_weights`.
+    d1 and d2 are the distances of a background pixel to the nearest two objects, see `border_weights`. Objects in the label's
+    margin count too.
 
     Args:
         w0: the weight where two objects all but touch.
@@ -264,9 +274,9 @@ class BorderCrossEntropy(PixelLoss):
             raise ConfigError(f"`loss.w0` is {w0} and `loss.sigma` {sigma}; give 0 or more, and more than 0 pixels.")
         self.background, self.w0, self.sigma = background, w0, sigma
 
-    def pixel_loss(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+    def pixel_loss(self, log_probabilities: Tensor, target: Tensor, weights: Tensor) -> Tensor:
         """Weighted cross-entropy of each pixel [B, *spatial]."""
-        return -_of_label(log_probabilities, target) * self._pixel_weights(target)
+        return -_of_label(log_probabilities, target) * weights
 
     def _pixel_weights(self, target: Tensor) -> Tensor:
         return super()._pixel_weights(target) + border_weights(target, self.background, self.w0, self.sigma)
@@ -307,8 +317,9 @@ class Dice(Loss):
         self.needs_logits_first = batch
         self.size = 3 * num_classes if batch else 2
 
-    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor, margin: int = 0) -> Tensor:
         """Overlap, predicted and label [3·K] if `batch`, else (sum of terms, number of terms)."""
+        target = _inside(target, margin)
         space = tuple(range(2, log_probabilities.ndim))
         labelled = _one_hot(target, self.num_classes)
         probabilities = log_probabilities.exp()
@@ -321,9 +332,9 @@ class Dice(Loss):
         terms = torch.where(counted, self._terms(overlap, predicted, label), 0.0)
         return torch.stack([terms.sum(), counted.sum(dtype=terms.dtype)])
 
-    def label_statistics(self, target: Tensor) -> Tensor:
+    def label_statistics(self, target: Tensor, margin: int = 0) -> Tensor:
         """(0, 0, label) [3·K] if `batch`, else (0, number of terms)."""
-        label = _one_hot(target, self.num_classes).flatten(2).sum(dim=2, dtype=torch.float32)
+        label = _one_hot(_inside(target, margin), self.num_classes).flatten(2).sum(dim=2, dtype=torch.float32)
         if self.batch:
             return torch.cat([label.new_zeros(2 * self.num_classes), label.sum(dim=0)])
         count = ((label > 0) & self.averaged).sum(dtype=torch.float32)
@@ -354,13 +365,13 @@ class Sum(Loss):
         self.size = sum(loss.size for loss in losses)
         self.needs_logits_first = any(loss.needs_logits_first for loss in losses)
 
-    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor) -> Tensor:
+    def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor, margin: int = 0) -> Tensor:
         """The members' statistics, one after the other."""
-        return torch.cat([loss.from_log_probabilities(log_probabilities, target) for loss in self.losses])
+        return torch.cat([loss.from_log_probabilities(log_probabilities, target, margin) for loss in self.losses])
 
-    def label_statistics(self, target: Tensor) -> Tensor:
+    def label_statistics(self, target: Tensor, margin: int = 0) -> Tensor:
         """The members' label statistics, one after the other."""
-        return torch.cat([loss.label_statistics(target) for loss in self.losses])
+        return torch.cat([loss.label_statistics(target, margin) for loss in self.losses])
 
     def value(self, statistics: Tensor) -> Tensor:
         """The weighted sum of the members' values."""
@@ -398,6 +409,11 @@ class DiceCrossEntropy(Sum):
             label_smoothing=label_smoothing,
         )
         super().__init__([dice, cross_entropy], [dice_weight, cross_entropy_weight])
+
+
+def _inside(array: Tensor, margin: int) -> Tensor:
+    """What lies inside the margin of [B, *spatial]."""
+    return array[(slice(None), *[slice(margin, -margin or None)] * (array.ndim - 1))]
 
 
 def _one_hot(target: Tensor, num_classes: int) -> Tensor:

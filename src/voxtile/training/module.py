@@ -182,10 +182,11 @@ class SegmentationModule(lightning.LightningModule):
         """Starts the clock of a stretch of training."""
         self._clock = monotonic()
 
-    def inputs(self, batch: Batch, augment: bool) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: Batch, augment: bool, context: bool = False) -> tuple[Tensor, Tensor]:
         """Normalised (and augmented) images float32 [B, C, (D,) H, W] and labels uint8 [B, (D,) H, W] of a batch.
 
-        Images are larger than labels by the network's margin on each side in the plane (and along the depth of volumes).
+        Images are larger than labels by the network's margin on each side in the plane (and along the depth of volumes), unless
+        labels that were read with it, as those of training are, keep it as `context`.
         """
         image = normalise(batch["image"], batch["valid"], batch["low"], batch["high"], batch["mean"], batch["std"])
         ready = {"image": image, "valid": batch["valid"], "label": batch["label"]}
@@ -194,7 +195,7 @@ class SegmentationModule(lightning.LightningModule):
         image, label = ready["image"], ready["label"]
         if augment:
             image, _, label = self.augment.apply(image, ready["valid"], label, batch["augment"])
-            if self.margin:  # read with it, so that what is turned or bent into the window has a label
+            if self.margin and not context:  # read with it, so that what is turned or bent into the window has a label
                 label = self.inner(label)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
@@ -208,11 +209,11 @@ class SegmentationModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Takes one optimizer step on this device's share of a batch."""
         self._seed_dropout()
-        image, label = self.inputs(batch, augment=True)
+        image, label = self.inputs(batch, augment=True, context=True)
         parts = list(zip(image.chunk(self.settings.accumulate), label.chunk(self.settings.accumulate), strict=True))
         optimizer = self.optimizers()
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
-        self._set_rates(optimizer.optimizer)
+        factor = self._set_rates(optimizer.optimizer)
         optimizer.zero_grad()
         total, done = self._first_look(parts), torch.zeros((), device=self.device)
         for part, target in parts:
@@ -235,9 +236,8 @@ class SegmentationModule(lightning.LightningModule):
         now = monotonic()  # from one step's end to the next: waiting for a batch and saving are training too
         self.seconds, self._clock = self.seconds + now - self._clock, now
         if self.step % self.settings.log_every == 0:
-            self.record(
-                self.step, {"train/loss": sum(self._window) / len(self._window), "train/lr": optimizer.param_groups[0]["lr"]}
-            )
+            rate = optimizer.optimizer.defaults["lr"] * factor  # groups may have other ones
+            self.record(self.step, {"train/loss": sum(self._window) / len(self._window), "train/lr": rate})
             self._window.clear()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -266,10 +266,12 @@ class SegmentationModule(lightning.LightningModule):
         """From here on dropout and its like draw numbers that belong to this step and rank alone."""
         torch.manual_seed(digest(self.seed, self.step, self.global_rank, "dropout") >> 65)
 
-    def _set_rates(self, optimizer: Optimizer) -> None:
+    def _set_rates(self, optimizer: Optimizer) -> float:
+        """Sets each group's rate, and returns the schedule's factor."""
         factor = self.schedule.factor(self.step, self.settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+        return factor
 
     def _first_look(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
         """The statistics [M, S] of the whole batch's M score maps, where gradients need them before any part is differentiated."""
@@ -291,12 +293,16 @@ class SegmentationModule(lightning.LightningModule):
 
     def _statistics(self, maps: Sequence[ScoreMap], target: Tensor) -> Tensor:
         """The statistics [M, S] of a part's maps."""
-        return torch.stack([self.loss.statistics(each.logits, each.label(target)) for each in maps])
+        return torch.stack([self.loss.statistics(each.logits, *self._judging(each, target)) for each in maps])
 
     def _label_statistics(self, maps: Sequence[ScoreMap], parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The statistics [M, S] of the whole batch as far as its labels give them, on the grids of the first part's maps."""
-        each = [torch.stack([self.loss.label_statistics(grid.label(target)) for grid in maps]) for _, target in parts]
+        each = [torch.stack([self.loss.label_statistics(*self._judging(grid, target)) for grid in maps]) for _, target in parts]
         return torch.stack(each).sum(dim=0)
+
+    def _judging(self, grid: ScoreMap, target: Tensor) -> tuple[Tensor, int]:
+        """The label that judges a map, and by how much it is larger on each side: it keeps its context where the grids are one."""
+        return (target, self.margin) if grid.rows is None else (grid.label(self.inner(target)), 0)
 
     def _summed(self, statistics: Tensor) -> Tensor:
         """The sum of every rank's statistics."""
@@ -339,7 +345,8 @@ class SegmentationModule(lightning.LightningModule):
         data: VoxtileData = self.trainer.datamodule  # type: ignore[attr-defined]  # what `fit` gave the trainer
         for batch in data.first_batches(count):
             image, _ = self.inputs(data.transfer_batch_to_device(batch, self.device, 0), augment=False)
-            logits_of(self.judged, image)
+            with self.trainer.precision_plugin.forward_context():  # Lightning enters it for its steps only
+                logits_of(self.judged, image)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()
             norm.momentum = momentum

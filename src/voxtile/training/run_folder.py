@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,11 +146,11 @@ class RunFolder:
             self.write("recipe.json", self._recipe.as_dict() | {"identity": self._recipe.identity})
 
     @contextmanager
-    def lease(self, wait: bool = False) -> Iterator[None]:
+    def lease(self, wait: Callable[[str], object] | None = None) -> Iterator[None]:
         """Holds the run for this process, with a heartbeat; a second process is refused.
 
         Args:
-            wait: whether the second process waits instead.
+            wait: where given, the second process waits instead, after telling this who holds the run.
 
         Raises:
             RunError: Another living process holds it.
@@ -158,19 +158,18 @@ class RunFolder:
         self._make()
         lease = self.path / "lease.json"
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
-        with _exclusive(self.path / ".lock"):
-            while wait and self._holder() is not None:  # whoever waits here holds the lock, so that waiting ones come in turn
-                time.sleep(POLL)
-            holder = self._holder()
-            if holder is not None:
+        told = False
+        while (holder := self._take(lease, mine)) is not None:
+            who = f"is being trained by process {holder['pid']} on {holder['host']}"
+            if wait is None:
                 raise RunError(
-                    f"The run {self.path} is being trained by process {holder['pid']} on {holder['host']}. Wait for it or stop it "
-                    "(Ctrl-C saves its state); the same command then continues or reports."
+                    f"The run {self.path} {who}. Wait for it or stop it (Ctrl-C saves its state); the same command then continues "
+                    "or reports."
                 )
-            atomic_text(lease, json.dumps(mine))
-            for half in self.path.rglob(".*-*.*"):  # what a killed process was writing
-                if half.is_file() and re.match(r"\.\d+-\d+\.", half.name):
-                    half.unlink(missing_ok=True)
+            if not told:
+                wait(f"waiting: the run {self.path} {who}")
+                told = True
+            time.sleep(POLL)
         ended = threading.Event()
 
         def beat() -> None:
@@ -191,6 +190,17 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 if self._is(lease, mine):  # else taken over, and no longer ours to remove
                     lease.unlink()
+
+    def _take(self, lease: Path, mine: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Writes the lease where nobody alive holds it; otherwise returns who does."""
+        with _exclusive(self.path / ".lock"):
+            holder = self._holder()
+            if holder is None:
+                atomic_text(lease, json.dumps(mine))
+                for half in self.path.rglob(".*-*.*"):  # what a killed process was writing
+                    if half.is_file() and re.match(r"\.\d+-\d+\.", half.name):
+                        half.unlink(missing_ok=True)
+            return holder
 
     @staticmethod
     def _is(lease: Path, mine: Mapping[str, Any]) -> bool:
