@@ -1,4 +1,4 @@
-"""Draws each family's architecture from the network itself, all of them or those that are named, into docs/img/models:
+"""Draws each family's architecture from the network itself, all of them or those that are named, into docs/img/models.
 
 python docs/models/draw.py [option …]
 
