@@ -92,10 +92,16 @@ def cpu() -> str:
 
 def forget_peak_memory() -> None:
     """Has `peak_memory` start again from what is held now, where the system can: several runs may share a process."""
+    import ctypes
+    import gc
+
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError, AttributeError):  # of the C library that Linux mostly has
+        ctypes.CDLL(None).malloc_trim(0)  # else what an earlier run gave back would still be held
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # see proc(5)
 
