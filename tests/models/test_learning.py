@@ -31,8 +31,8 @@ FAMILIES = {
     "fcn32s": (("score_fr",), 1e-3, 600),
     "fcn16s": (("score_fr", "score_pool4"), 1e-3, 600),
     "fcn8s": (("score_fr", "score_pool4", "score_pool3"), 1e-3, 600),
-    # Its other scores are scaled down for the features of a VGG16 trained on 0 to 255, and hardly count from scratch.
-    "fcn8s_atonce": (("score_fr",), 1e-3, 600),
+    # Its finer scores, scaled down for the features of a VGG16 that sees 0 to 255, count late: when its features have grown.
+    "fcn8s_atonce": (("score_fr", "score_pool4", "score_pool3"), 1e-3, 1000),
     "fcn_alexnet": (("score_fr",), 1e-3, 600),
     "fcn_googlenet": (("score_fr",), 1e-3, 600),
     "segnet": (("conv1_1_D",), 3e-3, 400),
