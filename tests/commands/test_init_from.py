@@ -365,7 +365,8 @@ def test_two_processes_that_start_from_one_untrained_run_train_it_once(words: li
 @pytest.mark.parametrize(
     ("start", "code", "message"),
     [
-        ("init_from=/nowhere/run", 4, "no run folder"),
+        ("init_from=/nowhere/run", 4, "no run folder: it does not exist. Name the folder of a run with 'init_from=<folder>'"),
+        ("init_from={modle: fcn32s}", 2, "there is no 'modle'. Did you mean 'model'"),
         ("init_from=[a,b]", 2, "neither a run folder nor overrides"),
         ("init_from={}", 2, "neither a run folder nor overrides"),
         ("init_from={model: no_such_model}", 2, "no_such_model"),

@@ -1,11 +1,12 @@
 """evaluate and predict with a CRF, turned copies and Monte-Carlo samples."""
 
 import json
+from pathlib import Path
 
 import pytest
 import rasterio
 
-from tests.commands.conftest import Command, Run
+from tests.commands.conftest import Command, Run, homes
 
 
 @pytest.fixture(scope="module")
@@ -13,28 +14,43 @@ def images(scene_run: Run):
     return scene_run.folder / "scenes" / "images"
 
 
-def test_the_crfs_settings_are_searched_on_validation_kept_and_used(copied_run: Run, voxtile: Command) -> None:
-    without = voxtile("evaluate", f"run={copied_run.home}", "crf=best")
+@pytest.fixture
+def able_run(scene_run: Run, tmp_path: Path, voxtile: Command) -> Path:
+    """A run that has learned enough for a CRF to help."""
+    words = ["training.steps=20", "training.val_every=20", "training.batch_size=4", "optimizer.lr=1e-2"]
+    assert voxtile("train", *scene_run.words, *words, f"paths.runs={tmp_path / 'runs'}").code == 0
+    (home,) = homes(tmp_path / "runs")
+    return home
+
+
+def test_the_crfs_settings_are_searched_on_validation_kept_and_used(able_run: Path, voxtile: Command) -> None:
+    without = voxtile("evaluate", f"run={able_run}", "crf=best")
     assert (without.code, "crf=search" in without.text) == (4, True)
-    said = voxtile("evaluate", f"run={copied_run.home}", "crf={search: {bilateral_value: [30, 60]}, iterations: 3, channels: [0]}")
+    settings = "{search: {bilateral_value: [30, 60]}, bilateral_position: 5, smooth_weight: 1, iterations: 3, channels: [band1]}"
+    said = voxtile("evaluate", f"run={able_run}", f"crf={settings}")
     assert said.code == 0, said.err
-    kept = json.loads((copied_run.home / "crf.json").read_text())
-    assert kept["tried"][0]["settings"] is None
-    tried = [trial["settings"]["bilateral_value"] for trial in kept["tried"][1:]]
-    assert tried[:2] == [30, 60]
-    assert tried[2:] == [45]  # between the two
+    kept = json.loads((able_run / "crf.json").read_text())
+    assert [trial["settings"] and trial["settings"]["bilateral_value"] for trial in kept["tried"]] == [None, 30, 60, 45]
     assert {(t["settings"]["iterations"], tuple(t["settings"]["channels"])) for t in kept["tried"][1:]} == {(3, (0,))}
-    best = max(kept["tried"][1:], key=lambda trial: trial["mean_iu"])
-    assert kept["settings"] == best["settings"]
-    (folder,) = (copied_run.home / "evaluations").glob("val-best-crf*")
+    best = max(kept["tried"], key=lambda trial: trial["mean_iu"])
+    assert kept["settings"] == best["settings"] is not None
+    (folder,) = (able_run / "evaluations").glob("val-best-crf*")
     summary, first = json.loads((folder / "summary.json").read_text()), (folder / "cases.csv").read_bytes()
     assert summary["procedure"]["crf"] == kept["settings"]
     assert summary["scores"]["mean_iu"] == pytest.approx(best["mean_iu"], rel=1e-12)  # these cases fit into one piece each
     (folder / "cases.csv").unlink()
-    assert voxtile("evaluate", f"run={copied_run.home}", "crf=best").code == 0
+    assert voxtile("evaluate", f"run={able_run}", "crf=best").code == 0
     assert (folder / "cases.csv").read_bytes() == first
-    assert voxtile("evaluate", f"run={copied_run.home}", "crf={bilateral_weight: 4}").code == 0
-    assert len(list((copied_run.home / "evaluations").glob("val-best-crf*"))) == 2
+    assert voxtile("evaluate", f"run={able_run}", "crf={bilateral_weight: 4}").code == 0
+    assert len(list((able_run / "evaluations").glob("val-best-crf*"))) == 2
+
+
+def test_settings_that_do_not_help_are_not_kept_for_later(copied_run: Run, voxtile: Command) -> None:
+    said = voxtile("evaluate", f"run={copied_run.home}", "crf={search: {bilateral_weight: [0]}, smooth_weight: 0}")
+    assert (said.code, "none is better than no CRF" in said.text) == (0, True)
+    assert (copied_run.home / "evaluations" / "val-best" / "summary.json").exists()
+    refused = voxtile("evaluate", f"run={copied_run.home}", "crf=best")
+    assert (refused.code, "found no settings better" in refused.text) == (4, True)
 
 
 def test_a_search_on_test_cases_is_refused_before_anybody_has_looked(copied_run: Run, voxtile: Command) -> None:
@@ -64,7 +80,8 @@ def test_turned_copies_are_averaged(copied_run: Run, voxtile: Command) -> None:
         (["crf=always"], "none of null, best"),
         (["crf={bilateral: 3}"], "takes no 'bilateral'"),
         (["crf={iterations: 0}"], "iterations"),
-        (["crf={channels: [0,5]}"], "'crf.channels' names the channels 5"),
+        (["crf={channels: [0,5]}"], "'crf.channels' names 5, and the run has 2 channels"),
+        (["crf={channels: [band1,red]}"], "names red, and"),
         (["crf={bilateral_value: 1e-5}"], "Type 0.1 or more"),
         (["crf={search: 3}"], "'crf.search=3'"),
         (["crf={search: {bilateral: [3]}}"], "Did you mean"),

@@ -342,6 +342,12 @@ def test_search_averages_over_the_classes_of_the_labels():
     assert [trial.mean_iu for trial in table] == pytest.approx([(1 / 3 + 2 / 3) / 2] * 2)
 
 
+def test_a_value_alone_has_no_neighbours_to_look_towards():
+    given, read = cases()
+    best, table = search(given, grid={"bilateral_value": [5]}, stages=3)
+    assert (best.bilateral_value, len(table), read) == (5, 2, [0, 1, 2])
+
+
 def test_of_equal_settings_the_first_is_taken():
     given, _ = cases()
     best, _ = search(given, DenseCRF(bilateral_weight=0, smooth_weight=0), {"bilateral_value": [5, 3, 4]}, stages=1)

@@ -5,7 +5,8 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from tests.testers.networks import noise
-from voxtile.models.layers import initialise
+from voxtile.errors import ConfigError
+from voxtile.models.layers import channels, initialise
 from voxtile.models.trunks.alexnet import AlexNet, LocalResponseNorm
 from voxtile.models.trunks.googlenet import GoogLeNet
 from voxtile.models.trunks.resnet import ResNet
@@ -175,3 +176,31 @@ def test_only_the_layer_that_sees_the_image_is_reversed(tmp_path):
         nn.init.zeros_(layer.weight)
     transplant(layers, str(path), "DeepLab")
     assert all(torch.equal(layer.weight, state[f"{name}.weight"]) for name, layer in layers.items())
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf"), "wide"])
+def test_a_width_that_is_no_factor_is_refused(width):
+    with pytest.raises(ValueError, match="a number above 0"):
+        channels(64, width)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "build"), [("vgg16", lambda: VGG16(3, 1 / 16)), ("resnet50", lambda: ResNet(3, depth=50, width=1 / 16))]
+)
+def test_weights_that_cannot_fit_are_not_fetched(trunk, build, monkeypatch):
+    for download in ("torch.hub.load_state_dict_from_url", "torch.hub.download_url_to_file", "urllib.request.urlopen"):
+        monkeypatch.setattr(download, lambda *args, **named: pytest.fail("downloads"))
+    layers = {name: layer for name, layer in build().named_modules() if isinstance(layer, nn.Conv2d)}
+    with pytest.raises(ConfigError, match=r"model\.width=1"):
+        transplant(layers, "imagenet", trunk)
+
+
+def test_where_nothing_can_be_fetched_the_way_out_is_said(monkeypatch):
+    def unreachable(*args, **named):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    layers = {name: layer for name, layer in VGG16(3).named_children() if isinstance(layer, nn.Conv2d)}
+    with pytest.raises(ConfigError, match=r"no route to host.*https://.*vgg16.*'model\.weights=<file>'.*leave a recipe"):
+        transplant(layers, "imagenet", "vgg16")

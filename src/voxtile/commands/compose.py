@@ -257,9 +257,9 @@ def again(changes: Mapping[str, Any]) -> dict[str, Any]:
                 unknown = re.search(r"Could not override '(model\.[^']+)'", str(error))
                 fitting = [word for word in kept if unknown is None or _key(word) != unknown[1]]
                 if fitting == kept:
-                    raise ConfigError(
-                        f"The configuration cannot be composed with {', '.join(added)}: {' '.join(str(error).split())}"
-                    ) from error
+                    known = re.search(r"Could not override '([^']+)'", str(error))
+                    what = f"there is no '{known[1]}'.{did_you_mean(known[1], known_keys(name))}" if known else reason(error)
+                    raise ConfigError(f"The configuration cannot be composed with {', '.join(added)}: {what}") from error
                 kept = fitting
     finally:
         GlobalHydra.instance().hydra = before  # a multirun goes on with its own
@@ -374,6 +374,11 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)
+        if path in known and path.startswith("model."):
+            raise ConfigError(
+                f"A network that was chosen has no '{path}' to set: arguments differ from network to network, and those of other "
+                "libraries have names of their own. Leave it out, or put the networks that have it into a sweep of their own."
+            ) from error
         if path in known or path.startswith(OPEN):
             raise ConfigError(
                 f"What was chosen has no '{path}' to set. Add it with '+{path}=…', and take what it should replace out with '~…'."

@@ -19,14 +19,14 @@ def console() -> Console:
 
 
 @contextmanager
-def progress(out: Console) -> Iterator[Callable[[int, str], Callable[[], object]]]:
-    """Gives a function (total, title) -> tick that shows a bar on a terminal and one line elsewhere."""
+def progress(out: Console) -> Iterator[Callable[..., Callable[[], object]]]:
+    """Gives a function (total, title, noun="case") -> tick that shows a bar on a terminal and one line elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bars = Progress(*columns, console=out, disable=not out.is_terminal, transient=True)
 
-    def start(total: int, title: str) -> Callable[[], object]:
+    def start(total: int, title: str, noun: str = "case") -> Callable[[], object]:
         if not out.is_terminal:
-            out.print(f"{title}: {counted(total, 'case')}")
+            out.print(f"{title}: {counted(total, noun)}")
         task = bars.add_task(title, total=total)
         return lambda: bars.advance(task)
 

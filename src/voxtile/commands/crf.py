@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from voxtile.errors import ConfigError, RunError, did_you_mean, listed
+from voxtile.errors import ConfigError, RunError, counted, did_you_mean, listed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +50,11 @@ def crf_of(value: Any, home: RunFolder, channels: Sequence[str]) -> DenseCRF | N
                 "split=val crf=search'."
             )
         value = home.read(FILE, "settings")["settings"]
+        if value is None:
+            raise RunError(
+                f"The search in {home.path} found no settings better than no CRF. Leave 'crf=best' out, or search others: "
+                "'crf={search: {bilateral_value: [3, 10, 30]}}'."
+            )
     if not isinstance(value, Mapping) or "search" in value:
         raise ConfigError(
             f"'crf={value}' is none of null, best, search (evaluate only) and settings. Type, for example, "
@@ -66,13 +71,15 @@ def _settings(given: Mapping[str, Any], channels: Sequence[str]) -> DenseCRF:
         raise ConfigError(f"'crf' takes no '{unknown[0]}'.{did_you_mean(unknown[0], names)} It takes {listed(names)}.")
     made = dict(given)
     if isinstance(made.get("channels"), Sequence) and not isinstance(made["channels"], str):
-        made["channels"] = [channels.index(each) if each in channels else each for each in made["channels"]]
+        known: dict[object, int] = {name: number for number, name in enumerate(channels)}
+        known |= {number: number for number in range(len(channels))}
+        if missing := [each for each in made["channels"] if each not in known]:
+            raise ConfigError(
+                f"'crf.channels' names {listed(missing)}, and the run has {counted(len(channels), 'channel')}: {listed(channels)}. "
+                "Give some of these, by name or by number from 0."
+            )
+        made["channels"] = [known[each] for each in made["channels"]]
     found = DenseCRF(**made)
-    if missing := [each for each in found.channels or () if each >= len(channels)]:
-        raise ConfigError(
-            f"'crf.channels' names the channels {listed(missing)}, counted from 0, and the run has {len(channels)}: "
-            f"{listed(channels)}. Give some of these, by name or number."
-        )
     if found.bilateral_value < LEAST_VALUE:
         raise ConfigError(
             f"'crf.bilateral_value={found.bilateral_value}' tells apart what no image holds: values reach from 0 to 255. Type "
@@ -102,8 +109,8 @@ def search_of(value: Any, channels: Sequence[str]) -> tuple[DenseCRF, Mapping[st
     return start, grid
 
 
-def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, out: Console) -> DenseCRF:
-    """Searches the CRF's settings on pieces of the validation cases and keeps them in the run folder."""
+def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, out: Console) -> DenseCRF | None:
+    """Searches the CRF's settings on pieces of the validation cases and keeps them in the run folder; None where none helps."""
     from voxtile.commands.console import progress
     from voxtile.inference.crf import search
 
@@ -112,7 +119,7 @@ def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, 
     pieces = [(case, piece) for case, pieces in _pieces(prepared.split.val, predictor.size[0]) for piece in pieces]
 
     with progress(out) as bar:
-        tick = bar(STAGES * len(pieces), "searching the CRF's settings")
+        tick = bar(STAGES * len(pieces), f"searching the CRF's settings in {STAGES} stages", "look")
 
         def judged() -> Iterator[Judged]:
             for case, piece in pieces:
@@ -122,16 +129,16 @@ def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, 
         best, tried = search(judged, start, grid, STAGES, max(1, config["workers"]))
     table = [{"settings": asdict(t.settings) if t.settings else None, "mean_iu": t.mean_iu, "stage": t.stage} for t in tried]
     made = {name: config[name] for name in ("weights", "window", "overlap", "rotations", "samples")}
-    trained.home.write(FILE, {"settings": asdict(best), "searched_with": made, "tried": table})
     reached = {trial.settings: trial.mean_iu for trial in tried}
+    better = reached[best] > reached[None]
+    trained.home.write(FILE, {"settings": asdict(best) if better else None, "searched_with": made, "tried": table})
     out.print(
         f"dense CRF: mean IU {reached[None]:.4f} without, {reached[best]:.4f} with the best of {len(tried) - 1} settings on "
-        f"{len(pieces)} pieces of validation cases; kept in {trained.home.path / FILE} for 'crf=best'",
+        f"{counted(len(pieces), 'piece')} of validation cases; kept in {trained.home.path / FILE}"
+        + (" for 'crf=best'" if better else ": none is better than no CRF, which is what is evaluated"),
         soft_wrap=True,
     )
-    if reached[best] <= reached[None]:
-        out.print("no setting is better than none: leave the CRF out, or search other values", style="yellow")
-    return best
+    return best if better else None
 
 
 def _pieces(cases: Sequence[Case], depth: int) -> list[tuple[Case, list[Case]]]:

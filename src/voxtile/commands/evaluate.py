@@ -71,7 +71,8 @@ def evaluate(config: Mapping[str, Any]) -> int:
         looks = record_look(trained.ledger(config), prepared.test_fingerprint, recipe["identity"], "evaluate")
         out.print(f"look number {looks} at this test split, recorded")
     if searching:
-        predictor = trained.predictor(dict(config) | {"crf": asdict(search_crf(trained, config, prepared, out))})
+        best = search_crf(trained, config, prepared, out)
+        predictor = trained.predictor(dict(config) | {"crf": asdict(best) if best else None})
     matrices = []
     with progress(out) as start:
         tick = start(len(cases), f"evaluating {config['split']}")
@@ -124,6 +125,7 @@ def write_scores(
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.console import console
     from voxtile.commands.tables import print_scores
+    from voxtile.errors import counted
     from voxtile.training.scores import case_rows, summarise
 
     data = trained.manifest["data"]
@@ -148,7 +150,9 @@ def write_scores(
     clean = {name: None if value != value else value for name, value in scores.items()}
     atomic_text(folder / "summary.json", json.dumps(summary | {"scores": clean}, indent=1) + "\n")
     out = console()
-    print_scores(out, f"{config['split']}: {len(cases)} whole cases, {config['weights']} weights", scores, data["classes"])
+    print_scores(
+        out, f"{config['split']}: {counted(len(cases), 'whole case')}, {config['weights']} weights", scores, data["classes"]
+    )
     for sentence in waived:
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)

@@ -228,7 +228,7 @@ def parent_of(config: Mapping[str, Any], train: Callable[[Mapping[str, Any]], Ru
     if wanted is None:
         return None
     if isinstance(wanted, str):
-        return Parent.of(RunFolder.existing(wanted))
+        return Parent.of(RunFolder.existing(wanted, "init_from"))
     if not isinstance(wanted, Mapping) or not wanted:
         raise ConfigError(
             f"'init_from={wanted}' is neither a run folder nor overrides. Type, for example, 'init_from={{model: fcn32s}}'."

@@ -59,6 +59,7 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
     check_trainer(config["trainer"])
     built = parts(config)
     # These take seconds to import, and come after what can be refused without them.
+    from voxtile.data.prepared import window_size
     from voxtile.data.stream import STREAM_VERSION
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
@@ -68,6 +69,8 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
 
     def fitting() -> tuple[Any, Any]:
         prepared = read()
+        # Before weights are fetched, or anything else that takes long.
+        window_size(config["data"]["window"], [*prepared.split.train, *prepared.split.val])
         module = make_module(built, prepared, lambda step, values: None)
         data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
         check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes), built.settings)
@@ -149,7 +152,7 @@ def _train(
     from voxtile.commands.assemble import device_of
     from voxtile.commands.loggers import make_loggers
     from voxtile.commands.parents import learned_from
-    from voxtile.errors import RunError
+    from voxtile.errors import RunError, counted
     from voxtile.studies.manifest import continued, forget_peak_memory, manifest, peak_memory, segment
     from voxtile.training.fit import InterruptedRunError, fit
 
@@ -172,7 +175,7 @@ def _train(
     split = prepared.split
     out.print(
         f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; "
-        f"{prepared.channels} channels; {len(prepared.dataset.classes)} classes; "
+        f"{counted(prepared.channels, 'channel')}; {len(prepared.dataset.classes)} classes; "
         f"{sum(p.numel() for p in module.network.parameters()):,} parameters",
         highlight=False,
     )
@@ -236,6 +239,8 @@ def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Con
 
     best = home.read("status.json", "best")["best"]
     print_scores(out, f"validation at step {best['step']}", best["scores"], prepared.dataset.classes)
+    if best["scores"]["dice"] == 0:
+        out.print("nothing but the background was predicted: train longer, at another rate, or with class weights", style="yellow")
     for sentence in prepared.waived:
         out.print(f"waived: {sentence}", style="yellow")
     path, run, example = home.path, word("run", home.path), word("input", prepared.split.val[0].image.path)

@@ -318,6 +318,8 @@ def search(
         new: list[DenseCRF | None] = [settings for settings in combinations if settings not in tried]
         if stage == 1:
             new.insert(0, None)
+        if not new:  # no setting had a neighbour to look towards
+            break
         for settings, score in zip(new, _mean_ius(cases(), new, threads), strict=True):
             table.append(Trial(settings, score, stage if settings else 0))
             if settings:

@@ -11,7 +11,13 @@ from torch.nn import functional
 
 
 def channels(paper: int, width: float) -> int:
-    """How many channels stand for the paper's number at `width` (1 = the paper's), at least one."""
+    """How many channels stand for the paper's number at `width` (1 = the paper's), at least one.
+
+    Raises:
+        ValueError: `width` is no number above 0.
+    """
+    if not isinstance(width, int | float) or not 0 < width < math.inf:
+        raise ValueError(f"width is a factor on the paper's numbers of channels: a number above 0, not {width}")
     return max(1, round(paper * width))
 
 

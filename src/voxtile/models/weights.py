@@ -53,13 +53,25 @@ def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str)
     """
     if weights is None or any(value.is_meta for layer in layers.values() for value in layer.parameters()):
         return
-    source = _imagenet(trunk) if weights == "imagenet" else _read(Path(weights).expanduser())
+    if weights == "imagenet":
+        _fitted(layers, _shapes(trunk), weights, trunk)  # what cannot fit is not fetched
+        source = _imagenet(trunk)
+    else:
+        source = _read(Path(weights).expanduser())
+    for name, found in _fitted(layers, source, weights, trunk).items():
+        layers[name].load_state_dict(found, strict=False)
+
+
+def _fitted(
+    layers: Mapping[str, nn.Module], source: Mapping[str, Tensor], weights: str, trunk: str
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """The tensors of each layer, in its shapes."""
     # Told by the names that differ: ResNet's first layer is called conv1 by both.
     torchvisions = any(f"{their_name(trunk, name)}.weight" in source for name in layers if their_name(trunk, name) != name)
+    fitted: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():
-        own = layer.state_dict()
-        found = {}
-        for key, value in own.items():
+        found = fitted.setdefault(name, {})
+        for key, value in layer.state_dict().items():
             candidates = [f"{name}.{key}", f"{their_name(trunk, name)}.{key}"]
             given = next((source[c] for c in candidates if c in source), None)
             if given is None:
@@ -80,7 +92,7 @@ def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str)
                     f"{tuple(value.shape)}. Trained weights need the paper's number of channels: type 'model.width=1'."
                 )
             found[key] = given.reshape(value.shape).to(value.dtype)
-        layer.load_state_dict(found, strict=False)
+    return fitted
 
 
 def their_name(trunk: str, name: str) -> str:
@@ -99,12 +111,21 @@ def their_name(trunk: str, name: str) -> str:
     return f"layer{int(level) - 1}.{block}.{inner[rest]}"
 
 
-def _imagenet(trunk: str) -> Mapping[str, Tensor]:
+def _shapes(trunk: str) -> Mapping[str, Tensor]:
+    """Torchvision's network without its numbers."""
     if trunk not in IMAGENET:
         raise ConfigError(
             f"There are no ImageNet weights for {trunk} that fit the paper's network. Type 'model.weights=null' to start from "
             "scratch, or give a file of the authors' weights: 'model.weights=<file>'."
         )
+    import torchvision
+
+    with torch.device("meta"):
+        described: Mapping[str, Tensor] = torchvision.models.get_model(trunk).state_dict()
+    return described
+
+
+def _imagenet(trunk: str) -> Mapping[str, Tensor]:
     import torchvision
 
     known = torchvision.models.get_weight(IMAGENET[trunk])
@@ -114,7 +135,8 @@ def _imagenet(trunk: str) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError) as error:  # no network (urllib's errors are OSErrors), or a hash that is not right
         raise ConfigError(
             f"The ImageNet weights of {trunk} could not be fetched: {reason(error)}. Fetch {known.url} on a machine with a "
-            "network and type 'model.weights=<file>', or start from scratch with 'model.weights=null'."
+            "network and type 'model.weights=<file>'. To start from scratch, leave a recipe (experiment=…) out, whose rates and "
+            "frozen layers are made for these weights: 'model=<option>' alone, whose file in conf/model says what that wants."
         ) from error
 
 
@@ -125,8 +147,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or a planted file
         raise ConfigError(
-            f"'model.weights={path}' cannot be read: {reason(error)}. Expected a file of tensors (.safetensors, or a state "
-            "dictionary saved by PyTorch), or 'imagenet'."
+            f"'model.weights={path}' cannot be read: {reason(error).partition('.')[0]}. Expected a file of tensors (.safetensors, "
+            "or a state dictionary saved by PyTorch), or 'imagenet'."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"'model.weights={path}' holds no plain mapping of names to tensors. Save the network's state_dict().")

@@ -55,8 +55,8 @@ class RunFolder:
         return folder
 
     @classmethod
-    def existing(cls, path: str | Path) -> RunFolder:
-        """The folder of a run that exists.
+    def existing(cls, path: str | Path, key: str = "run") -> RunFolder:
+        """The folder of a run that exists, which the user names with `key`.
 
         Raises:
             RunError: There is none, or it was written by another version.
@@ -64,9 +64,10 @@ class RunFolder:
         folder = cls(Path(path).expanduser())
         if not (folder.path / "recipe.json").is_file():
             places = dict.fromkeys((folder.path, folder.path.parent, Path(os.environ.get("VOXTILE_RUNS", "runs"))))
-            near = [str(found.parent) for place in places for found in sorted(place.glob("*/recipe.json"))]
-            here = f" Runs are: {listed(dict.fromkeys(near))}." if near else ""
-            raise RunError(f"{folder.path} is no run folder: it has no recipe.json. Name one with 'run=<folder>'.{here}")
+            found = {each.resolve(): each.parent for place in places for each in sorted(place.glob("*/recipe.json"))}
+            here = f" Runs are: {listed(map(str, found.values()))}." if found else ""
+            why = "has no recipe.json" if folder.path.exists() else "does not exist"
+            raise RunError(f"{folder.path} is no run folder: it {why}. Name the folder of a run with '{key}=<folder>'.{here}")
         folder.check()
         return folder
 
