@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from tests.testers.composing import ROOT, command_words, composed, fences
+from tests.testers.field import receptive_field
+from tests.testers.sequence import executed
 from voxtile.commands.build import build, parts
 from voxtile.data.splits import GroupSplit, KFold
 from voxtile.training.recipe import ADDED, FIELDS
@@ -60,6 +64,27 @@ def test_every_family_has_a_page_in_its_index() -> None:
     assert all(f"({path.name})" in index for path in folder.glob("*.md") if path.name != "README.md")
     options = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
     assert options <= set(re.findall(r"\w+", index))
+
+
+@pytest.mark.slow
+def test_the_table_of_networks_says_what_they_are() -> None:
+    text = (ROOT / "docs" / "models" / "README.md").read_text(encoding="utf-8")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.count("|") == 8]
+    rows = {cell[0]: cell[1:4] for cell in cells[2:]}
+    options = [
+        path.relative_to(ROOT / "conf" / "model").with_suffix("").as_posix() for path in (ROOT / "conf/model").rglob("*.yaml")
+    ]
+    assert sorted(rows) == sorted(options)
+    for option, (parameters, stride, field) in rows.items():
+        config = OmegaConf.load(ROOT / "conf" / "model" / f"{option}.yaml")
+        if "width" in config:
+            config.width = 1.0
+        with torch.device("meta"):
+            network = instantiate(config, in_channels=3, num_classes=5).eval()
+        assert (parameters, stride) == (f"{sum(value.numel() for value in network.parameters()):,}", str(network.stride)), option
+        if field.isdigit():
+            side = 388 if "paper" in option or "release" in option else 513
+            assert int(field) == receptive_field(executed(network, torch.empty(1, 3, side, side, device="meta")), 5), option
 
 
 def test_every_command_is_shown() -> None:
