@@ -107,7 +107,7 @@ def test_missed_and_absent_structures_are_counted(mixed_run: Run, voxtile: Comma
 def test_the_last_weights_have_scores_of_their_own(scene_run: Run, voxtile: Command, tmp_path: Path) -> None:
     said = voxtile("evaluate", f"run={scene_run.home}", "weights=last")
     assert said.code == 0
-    assert "1 whole cases, last weights" in said.text
+    assert "1 whole case, last weights" in said.text
     assert str(scene_run.home / "evaluations" / "val-last" / "cases.csv") in said.text
 
 
