@@ -300,7 +300,8 @@ def test_a_finished_run_whose_weights_are_gone(copied_run: Run, voxtile) -> None
 
 
 def test_a_run_that_is_nowhere(copied_run: Run, voxtile, tmp_path) -> None:
-    refused(voxtile("evaluate", f"run={tmp_path / 'runs' / 'other'}"), 4, "has no recipe.json", copied_run.home)
+    refused(voxtile("evaluate", f"run={tmp_path / 'runs' / 'other'}"), 4, "it does not exist", copied_run.home)
+    refused(voxtile("evaluate", f"run={tmp_path}"), 4, "it has no recipe.json", "'run=<folder>'")
 
 
 def test_data_that_are_no_longer_there(copied_run: Run, voxtile) -> None:
