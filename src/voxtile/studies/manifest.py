@@ -114,9 +114,9 @@ def peak_memory() -> float:
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
-    with contextlib.suppress(OSError, AttributeError):
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
-        return int(found[1]) / 2**20  # type: ignore[index]  # where there is none, what getrusage says
+    with contextlib.suppress(OSError):  # Linux; elsewhere what getrusage says, which is never forgotten
+        if found := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE):
+            return int(found[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
