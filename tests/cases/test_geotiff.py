@@ -13,8 +13,9 @@ from rasterio.enums import ColorInterp
 
 from tests.testers.formats import FormatTester, few, tiles, windows
 from voxtile.cases.case import Case, Labels
-from voxtile.cases.geotiff import AlignedLabel, GeoTiffSource, PolygonLabel, label_source
+from voxtile.cases.geotiff import AlignedLabel, GeoTiffSource, label_source
 from voxtile.cases.maps import MapSpec
+from voxtile.cases.vectors import PolygonLabel
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 

@@ -31,7 +31,8 @@ def _open_image(kind: str, paths: Sequence[Path], nodata: float | None) -> Sourc
 
 def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collection[int]) -> Source:
     if kind == "geotiff":
-        from voxtile.cases.geotiff import GeoTiffSource, PolygonLabel, label_source
+        from voxtile.cases.geotiff import GeoTiffSource, label_source
+        from voxtile.cases.vectors import PolygonLabel
 
         assert isinstance(image, GeoTiffSource)
         polygons = paths[0].suffix.lower() in (".geojson", ".json")

@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
-import rasterio.features
-import rasterio.shutil
 import rasterio.warp
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # leaves rasterio.shutil.copy unwrapped
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from voxtile.cases.case import IGNORE, Source, distinct_names
-from voxtile.cases.grid import CanonicalGrid, StoredGrid, degree_metres
-from voxtile.cases.handles import HandleCache
+from voxtile.cases.case import Source, distinct_names
+from voxtile.cases.cog import write_cog
+from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.raster import HANDLES, open_raster, scene_grid, stamp
+from voxtile.cases.window import Window
 from voxtile.errors import DataError, reason
-
-_HANDLES = HandleCache(most=32)
-# GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
-# Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
-_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
-# By the file's ending and not by its content: a text file could tell GDAL to read other files or addresses.
-_DRIVERS = {".jp2": "JP2OpenJPEG", ".png": "PNG", ".vrt": "VRT"}
-
-
-def _open(path: Path) -> rasterio.DatasetReader:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a plain TIFF is a fine image; `check` says so
-        try:
-            with rasterio.Env(**_ENV):
-                return rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower(), "GTiff"))
-        except RasterioError as error:
-            raise DataError(f"{path} cannot be read as a GeoTIFF: {reason(error)}. Expected an intact raster file.") from error
-
-
-def _stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns
 
 
 class GeoTiffSource(Source):
@@ -81,9 +54,9 @@ class GeoTiffSource(Source):
         dtypes: list[str] = []
         files = distinct_names(self.paths)
         for number, path in enumerate(self.paths):
-            with _open(path) as dataset:
+            with open_raster(path) as dataset:
                 self._check_grid(dataset, path)
-                self._stamps.append(_stamp(path))
+                self._stamps.append(stamp(path))
                 self._masked[number] = any(
                     MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums
                 )
@@ -107,12 +80,12 @@ class GeoTiffSource(Source):
     def _check_grid(self, dataset: rasterio.DatasetReader, path: Path) -> None:
         grid = scene_grid(dataset)
         if not hasattr(self, "stored"):
-            self.stored, self._profile = grid, {"crs": dataset.crs, "transform": dataset.transform}
+            self.stored, self.profile = grid, {"crs": dataset.crs, "transform": dataset.transform}
             self.canonical = CanonicalGrid(grid.shape, grid.affine, grid.unit, grid.crs, grid.metres)
         elif grid.shape != self.stored.shape or grid.corner_distance(self.stored) > 0.1 or grid.crs != self.stored.crs:
             raise DataError(
                 f"{path} lies on another grid than {self.path}: {grid.shape[1:]} pixels at {dataset.transform.to_gdal()} against "
-                f"{self.stored.shape[1:]} at {self._profile['transform'].to_gdal()}. Bands that are stacked must share one grid; "
+                f"{self.stored.shape[1:]} at {self.profile['transform'].to_gdal()}. Bands that are stacked must share one grid; "
                 "warp the file first, for example with 'gdalwarp -te … -ts …'."
             )
 
@@ -126,7 +99,7 @@ class GeoTiffSource(Source):
             if not bands:
                 continue
             try:
-                dataset = _HANDLES.get((path, self._stamps[number]), partial(_open, path))
+                dataset = HANDLES.get((path, self._stamps[number]), partial(open_raster, path))
                 parts.append(dataset.read(bands, window=area))
                 if self._masked[number]:
                     valid[0] &= dataset.dataset_mask(window=area) > 0
@@ -166,7 +139,7 @@ class GeoTiffSource(Source):
         """See `Source.open_map`; the finished file is a Cloud-Optimized GeoTIFF."""
 
         def finish(array: NDArray[Any], making: Path) -> None:
-            _write_cog(array[:, 0], making, spec, self._profile)
+            write_cog(array[:, 0], making, spec, self.profile)
 
         return MapWriter(path, self.canonical.shape, spec, finish)
 
@@ -177,32 +150,11 @@ class GeoTiffSource(Source):
         return []
 
 
-def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
-    """The grid of an open raster, with the affine moved from pixel corners to pixel centres."""
-    transform: Affine = dataset.transform @ Affine.translation(0.5, 0.5)
-    affine = (
-        (transform.a, transform.b, 0.0, transform.c),
-        (transform.d, transform.e, 0.0, transform.f),
-        (0.0, 0.0, 1.0, 0.0),
-        (0.0, 0.0, 0.0, 1.0),
-    )
-    shape = (1, dataset.height, dataset.width)
-    if dataset.crs is None:
-        return StoredGrid(shape, affine)
-    if dataset.crs.is_geographic:
-        middle = transform.d * dataset.width / 2 + transform.e * dataset.height / 2 + transform.f
-        metres = degree_metres(middle)
-    else:
-        factor = float(dataset.crs.linear_units_factor[1])
-        metres = (factor, factor)
-    return StoredGrid(shape, affine, "m", dataset.crs.to_wkt(), metres)
-
-
 class AlignedLabel(Source):
     """A one-band label raster brought onto another grid by reprojection, nearest neighbour, window by window."""
 
     def __init__(self, path: Path, onto: GeoTiffSource, named: Collection[int] = ()) -> None:
-        with _open(path) as dataset:
+        with open_raster(path) as dataset:
             if dataset.crs is None or onto.stored.crs is None:
                 raise DataError(
                     f"{path} has {dataset.height}x{dataset.width} pixels, its image {onto.path} "
@@ -210,9 +162,9 @@ class AlignedLabel(Source):
                     "cannot be aligned. Expected a label of the image's size, or a CRS in both files."
                 )
             self.dtype = np.dtype(dataset.dtypes[0])
-            self._nodata, self._stamp = None if dataset.nodata in named else dataset.nodata, _stamp(path)
+            self._nodata, self._stamp = None if dataset.nodata in named else dataset.nodata, stamp(path)
             left, bottom, right, top = rasterio.warp.transform_bounds(
-                dataset.crs, onto._profile["crs"], *scene_grid(dataset).footprint
+                dataset.crs, onto.profile["crs"], *scene_grid(dataset).footprint
             )
             a, b, c, d = onto.stored.footprint
             if left >= c or right <= a or bottom >= d or top <= b:
@@ -225,9 +177,9 @@ class AlignedLabel(Source):
         self.stored, self.canonical, self._onto = onto.stored, onto.canonical, onto
 
     def _open_warped(self) -> WarpedVRT:
-        transform, crs = self._onto._profile["transform"], self._onto._profile["crs"]
+        transform, crs = self._onto.profile["transform"], self._onto.profile["crs"]
         return WarpedVRT(
-            _open(self.path), crs=crs, transform=transform, width=self.stored.shape[2], height=self.stored.shape[1],
+            open_raster(self.path), crs=crs, transform=transform, width=self.stored.shape[2], height=self.stored.shape[1],
             resampling=Resampling.nearest, add_alpha=self._nodata is None, src_nodata=self._nodata, nodata=self._nodata,
         )  # fmt: skip
 
@@ -236,7 +188,7 @@ class AlignedLabel(Source):
         area = RasterWindow(window.x, window.y, window.width, window.height)
         key = (self.path, self._stamp, self._nodata, self._onto.path)
         try:
-            dataset = _HANDLES.get(key, self._open_warped)
+            dataset = HANDLES.get(key, self._open_warped)
             return dataset.read([1], window=area)[:, None], dataset.read_masks(1, window=area)[None] > 0
         except RasterioError as error:
             raise DataError(f"{self.path} could not be read at window {tuple(window)}: {reason(error)}.") from error
@@ -273,103 +225,3 @@ def label_source(path: Path, onto: GeoTiffSource, named: Collection[int] = ()) -
         if unplaced or (label.stored.crs == onto.stored.crs and label.stored.corner_distance(onto.stored) < 0.1):
             return label
     return AlignedLabel(path, onto, named)
-
-
-def _write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[str, Any]) -> None:
-    """Writes bands [B, H, W] as a Cloud-Optimized GeoTIFF: tiled, compressed, overviews, colour table, class names."""
-    count, height, width = bands.shape
-    tags = dict(spec.tags) | {"classes": ", ".join(f"{index}={name}" for index, name in enumerate(spec.classes))}
-    plain = path.with_name(f"{path.stem}.plain.tif")
-    nodata = math.nan if spec.heatmap else IGNORE
-    tile = 512
-    try:
-        with rasterio.Env():  # one environment for all that follows, instead of one per call
-            with rasterio.open(
-                plain, "w", driver="GTiff", width=width, height=height, count=count, dtype=spec.dtype, nodata=nodata, tiled=True,
-                blockxsize=tile, blockysize=tile, compress="zstd", zstd_level=1, BIGTIFF="IF_SAFER", **profile,
-            ) as out:  # fmt: skip
-                for row in range(0, height, tile):
-                    rows = slice(row, min(row + tile, height))
-                    area = RasterWindow(0, row, width, rows.stop - rows.start)
-                    out.write(np.ascontiguousarray(bands[:, rows]), window=area)
-                out.update_tags(**tags)
-                for number in range(count):
-                    out.set_band_description(number + 1, spec.classes[number] if spec.heatmap else "class")
-                if not spec.heatmap and spec.colors:
-                    colors = {index: (*color, 255) for index, color in enumerate(spec.colors)}
-                    out.write_colormap(1, colors | {IGNORE: (0, 0, 0, 0)})
-            rasterio.shutil.copy(
-                plain, path, driver="COG", compress="deflate", blocksize=tile, BIGTIFF="IF_SAFER",
-                overview_resampling="average" if spec.heatmap else "mode", num_threads="ALL_CPUS",
-            )  # fmt: skip
-            _check_written(bands, path)
-    except (RasterioError, CPLE_BaseError) as error:
-        raise OSError(f"{error} (is the disk full?)") from error
-    finally:
-        plain.unlink(missing_ok=True)
-
-
-def _check_written(bands: NDArray[Any], path: Path) -> None:
-    """Reads a map back, since GDAL keeps silent about a disk that is full when it closes a file."""
-    with rasterio.open(path) as written:
-        for _, area in written.block_windows(1):
-            rows, columns = area.toslices()
-            if not np.array_equal(written.read(window=area), bands[:, rows, columns], equal_nan=True):
-                raise OSError(f"what was written to {path} reads back differently")
-
-
-def crs_of(source: GeoTiffSource) -> CRS | None:
-    """The coordinate reference system of a scene."""
-    crs: CRS | None = source._profile["crs"]
-    return crs
-
-
-class PolygonLabel(Source):
-    """Polygons of a GeoJSON file, burnt into the grid of a scene window by window: 1 inside, 0 outside.
-
-    A pixel belongs to a polygon when its centre lies inside. Coordinates are longitude and latitude (RFC 7946) unless the
-    file names another system in its `crs` member.
-    """
-
-    def __init__(self, path: Path, onto: GeoTiffSource) -> None:
-        crs = crs_of(onto)
-        if crs is None:
-            raise DataError(f"{onto.path} has no coordinate reference system, so the polygons of {path} cannot be placed on it.")
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            own = ((document.get("crs") or {}).get("properties") or {}).get("name", "EPSG:4326")
-            shapes = [feature["geometry"] for feature in document["features"] if feature.get("geometry")]
-            shapes = [shape for shape in shapes if shape["type"] in ("Polygon", "MultiPolygon")]
-            self._shapes = rasterio.warp.transform_geom(own, crs, shapes) if shapes else []
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RasterioError) as error:
-            raise DataError(f"{path} cannot be read as GeoJSON polygons: {error!r}. Expected a FeatureCollection.") from error
-        left, bottom, right, top = onto.stored.footprint
-        bounds = [(shape, rasterio.features.bounds(shape)) for shape in self._shapes]
-        near = [(shape, b) for shape, b in bounds if b[0] <= right and b[2] >= left and b[1] <= top and b[3] >= bottom]
-        self._shapes, self._bounds = [shape for shape, _ in near], [b for _, b in near]
-        self.paths, self.channels, self.dtype = (path,), ("label",), np.dtype(np.uint8)
-        self.stored, self.canonical, self._onto = onto.stored, onto.canonical, onto
-
-    def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """See `Source.read`."""
-        size: Size3 = window.size
-        transform = self._onto._profile["transform"] @ Affine.translation(window.x, window.y)
-        corners = [transform @ (x, y) for x in (0, window.width) for y in (0, window.height)]
-        (left, bottom), (right, top) = np.min(corners, axis=0), np.max(corners, axis=0)
-        near = [
-            (shape, 1)
-            for shape, (a, b, c, d) in zip(self._shapes, self._bounds, strict=True)
-            if a < right and c > left and b < top and d > bottom
-        ]
-        burnt = np.zeros(size[1:], dtype=np.uint8)
-        if near:
-            burnt = rasterio.features.rasterize(near, out_shape=size[1:], transform=transform, dtype="uint8")
-        return burnt[None, None], np.ones(size, dtype=np.bool_)
-
-    def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
-        """See `Source.open_map`."""
-        return self._onto.open_map(path, spec)
-
-    def map_name(self, stem: str, spec: MapSpec) -> str:
-        """See `Source.map_name`."""
-        return self._onto.map_name(stem, spec)

@@ -1,0 +1,62 @@
+"""Opening rasters, and where their pixels lie."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import rasterio
+from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from voxtile.cases.grid import StoredGrid, degree_metres
+from voxtile.cases.handles import HandleCache
+from voxtile.errors import DataError, reason
+
+HANDLES = HandleCache(most=32)
+# GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
+# Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
+_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+# By the file's ending and not by its content: a text file could tell GDAL to read other files or addresses.
+_DRIVERS = {".jp2": "JP2OpenJPEG", ".png": "PNG", ".vrt": "VRT"}
+
+
+def open_raster(path: Path) -> rasterio.DatasetReader:
+    """Opens a raster by the driver that its ending names.
+
+    Raises:
+        DataError: It cannot be opened.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a plain TIFF is a fine image; `check` says so
+        try:
+            with rasterio.Env(**_ENV):
+                return rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower(), "GTiff"))
+        except RasterioError as error:
+            raise DataError(f"{path} cannot be read as a GeoTIFF: {reason(error)}. Expected an intact raster file.") from error
+
+
+def stamp(path: Path) -> int:
+    """When the file was written: no open handle of a file that was replaced since is used."""
+    return path.stat().st_mtime_ns
+
+
+def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
+    """The grid of an open raster, with the affine moved from pixel corners to pixel centres."""
+    transform: Affine = dataset.transform @ Affine.translation(0.5, 0.5)
+    affine = (
+        (transform.a, transform.b, 0.0, transform.c),
+        (transform.d, transform.e, 0.0, transform.f),
+        (0.0, 0.0, 1.0, 0.0),
+        (0.0, 0.0, 0.0, 1.0),
+    )
+    shape = (1, dataset.height, dataset.width)
+    if dataset.crs is None:
+        return StoredGrid(shape, affine)
+    if dataset.crs.is_geographic:
+        middle = transform.d * dataset.width / 2 + transform.e * dataset.height / 2 + transform.f
+        metres = degree_metres(middle)
+    else:
+        factor = float(dataset.crs.linear_units_factor[1])
+        metres = (factor, factor)
+    return StoredGrid(shape, affine, "m", dataset.crs.to_wkt(), metres)
