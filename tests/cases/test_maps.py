@@ -43,7 +43,7 @@ from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Window
 writer = MapWriter(Path(sys.argv[1]) / "map.npy", (2, 6, 8), MapSpec(("a", "b"), key="one"), None)
 writer.write(Window(0, 0, 0, 2, 6, 4), np.ones((2, 6, 4), dtype=np.uint8))
-writer._array[:, :, :, 4:] = 1  # the next window was half written
+os.pwrite(writer._file.fileno(), b"\1" * 4, 4)  # the next window was half written
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == -signal.SIGKILL

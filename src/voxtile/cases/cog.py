@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as Xml
 
 import numpy as np
 import rasterio
@@ -16,47 +17,167 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from voxtile.cases.case import IGNORE
-from voxtile.cases.maps import MapSpec
+from voxtile.cases.maps import STEPS, MapSpec
+
+TILE = 512  # side of the finished file's tiles in pixels
+CHUNK = 2**22  # bytes of a side file that are worked on at once: more would not stay in the cache of a core
+_GDAL_TYPES = {"uint8": "Byte", "float32": "Float32"}
 
 
 def write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[str, Any]) -> None:
-    """Writes bands [B, H, W] as a Cloud-Optimized GeoTIFF: tiled, compressed, overviews, colour table, class names."""
-    count, height, width = bands.shape
-    tags = dict(spec.tags) | {"classes": ", ".join(f"{index}={name}" for index, name in enumerate(spec.classes))}
-    plain = path.with_name(f"{path.stem}.plain.tif")
-    nodata = math.nan if spec.heatmap else IGNORE
-    tile = 512
+    """Writes a map as a Cloud-Optimized GeoTIFF: tiled, compressed, with overviews, colour table and class names.
+
+    GDAL reads the side file itself, through a VRT that says what its bytes are and where its overviews lie; memory does not grow
+    with the scene. GDAL would also make overviews, of which the most frequent class of each 2x2 pixels costs it several times as
+    long as all the rest.
+
+    Args:
+        bands: a memory map [B, H, W] of the finished side file.
+        path: of the finished file.
+        spec: what the map holds.
+        profile: "crs" and "transform" of the scene.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    side: Path = Path(bands.filename)  # type: ignore[attr-defined]  # a memory map, see `Finish`
+    work = path.with_name(f"{path.stem}.work")
+    vrt = path.with_name(f"{path.stem}.vrt")  # beside the side file: GDAL opens no raw files elsewhere
+    nbits = {"nbits": 16} if spec.heatmap and spec.stored == "float16" else {}
     try:
-        with rasterio.Env():  # one environment for all that follows, instead of one per call
-            with rasterio.open(
-                plain, "w", driver="GTiff", width=width, height=height, count=count, dtype=spec.dtype, nodata=nodata, tiled=True,
-                blockxsize=tile, blockysize=tile, compress="zstd", zstd_level=1, BIGTIFF="IF_SAFER", **profile,
-            ) as out:  # fmt: skip
-                for row in range(0, height, tile):
-                    rows = slice(row, min(row + tile, height))
-                    area = RasterWindow(0, row, width, rows.stop - rows.start)
-                    out.write(np.ascontiguousarray(bands[:, rows]), window=area)
-                out.update_tags(**tags)
-                for number in range(count):
-                    out.set_band_description(number + 1, spec.classes[number] if spec.heatmap else "class")
-                if not spec.heatmap and spec.colors:
-                    colors = {index: (*color, 255) for index, color in enumerate(spec.colors)}
-                    out.write_colormap(1, colors | {IGNORE: (0, 0, 0, 0)})
+        work.mkdir()
+        levels = list(_overviews(side, bands.shape, work, spec))
+        _write_vrt(vrt, side, bands.shape, spec, profile, levels)
+        with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
             rasterio.shutil.copy(
-                plain, path, driver="COG", compress="deflate", blocksize=tile, BIGTIFF="IF_SAFER",
-                overview_resampling="average" if spec.heatmap else "mode", num_threads="ALL_CPUS",
+                str(vrt), str(path), driver="COG", compress="deflate", level=4,
+                predictor="yes" if spec.heatmap else "no", blocksize=TILE,
+                BIGTIFF="IF_SAFER", overviews="force_use_existing" if levels else "none", num_threads="ALL_CPUS", **nbits,
             )  # fmt: skip
-            _check_written(bands, path)
+            _check_written(side, bands.shape, path, spec)
     except (RasterioError, CPLE_BaseError) as error:
         raise OSError(f"{error} (is the disk full?)") from error
     finally:
-        plain.unlink(missing_ok=True)
+        vrt.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_written(bands: NDArray[Any], path: Path) -> None:
+def _overviews(side: Path, shape: tuple[int, ...], work: Path, spec: MapSpec) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    """Halves a side file [B, H, W] until it fits into a tile; yields each level's file and shape."""
+    count, height, width = shape
+    level = 0
+    while max(height, width) > TILE:
+        level += 1
+        smaller = work / f"{level}.raw"
+        with smaller.open("wb") as out:
+            for band in range(count):
+                for rows in _rows(side, (count, height, width), band, spec):
+                    halved(rows, spec).tofile(out)
+        side, height, width = smaller, -(-height // 2), -(-width // 2)
+        yield side, (count, height, width)
+
+
+def _rows(side: Path, shape: tuple[int, ...], band: int, spec: MapSpec) -> Iterator[NDArray[Any]]:
+    """One band of a raw file [B, H, W] in pieces of an even number of whole rows, but for the last one."""
+    _, height, width = shape
+    size = spec.dtype.itemsize
+    step = max(2, CHUNK // (width * size) // 2 * 2)
+    with side.open("rb") as file:
+        file.seek(band * height * width * size)
+        for row in range(0, height, step):
+            count = min(step, height - row)
+            yield np.fromfile(file, dtype=spec.dtype, count=count * width).reshape(count, width)
+
+
+def halved(pixels: NDArray[Any], spec: MapSpec) -> NDArray[Any]:
+    """Half as many rows and columns, rounded up: the most frequent class of each 2x2 pixels, or the mean probability.
+
+    Pixels without a value are left out. Of classes that are equally frequent the one with the smaller index wins.
+
+    Args:
+        pixels: [H, W] of a map.
+        spec: what the map holds.
+    """
+    if pixels.shape[0] % 2 or pixels.shape[1] % 2:
+        pixels = np.pad(pixels, [(0, length % 2) for length in pixels.shape], constant_values=spec.nodata)
+    four = [np.ascontiguousarray(pixels[a::2, b::2]) for a in (0, 1) for b in (0, 1)]
+    if spec.heatmap:
+        held = [part != IGNORE if spec.stored == "uint8" else np.isfinite(part) for part in four]
+        total = sum(np.where(there, part, 0.0) for there, part in zip(held, four, strict=True))
+        count = sum(there.astype(np.uint8) for there in held)
+        mean: NDArray[Any] = np.where(count > 0, total / np.maximum(count, 1), spec.nodata)
+        rounded: NDArray[Any] = np.rint(mean) if spec.stored == "uint8" else mean
+        return rounded.astype(spec.dtype)
+    a, b, c, d = four
+    a, b, c, d = np.minimum(a, b), np.maximum(a, b), np.minimum(c, d), np.maximum(c, d)
+    first, last, b, c = np.minimum(a, c), np.maximum(b, d), np.minimum(b, d), np.maximum(a, c)
+    second, third = np.minimum(b, c), np.maximum(b, c)
+    # In rising order equal ones stand side by side, and 255 stands last.
+    best = np.where((third == last) & (third != IGNORE), third, first)
+    best = np.where((second == third) & (second != IGNORE), second, best)
+    return np.where(first == second, first, best)
+
+
+def _write_vrt(
+    path: Path,
+    side: Path,
+    shape: tuple[int, ...],
+    spec: MapSpec,
+    profile: Mapping[str, Any] | None,
+    levels: list[tuple[Path, tuple[int, ...]]],
+) -> None:
+    """Writes a VRT over a raw file [B, H, W]; `profile` is None for an overview."""
+    count, height, width = shape
+    root = Xml.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
+    if profile is not None:
+        if profile["crs"] is not None:
+            Xml.SubElement(root, "SRS").text = profile["crs"].to_wkt()
+        if not profile["transform"].is_identity:
+            Xml.SubElement(root, "GeoTransform").text = ", ".join(repr(value) for value in profile["transform"].to_gdal())
+        tags = dict(spec.tags) | {"classes": ", ".join(f"{index}={name}" for index, name in enumerate(spec.classes))}
+        metadata = Xml.SubElement(root, "Metadata")
+        for key, value in tags.items():
+            Xml.SubElement(metadata, "MDI", key=key).text = value
+    for file, size in levels:
+        _write_vrt(file.with_suffix(".vrt"), file, size, spec, None, [])
+    pixel = spec.dtype.itemsize
+    for index in range(count):
+        band = Xml.SubElement(
+            root, "VRTRasterBand", dataType=_GDAL_TYPES[spec.dtype.name], band=str(index + 1), subClass="VRTRawRasterBand"
+        )
+        for name, content in (
+            ("SourceFilename", side.name), ("ImageOffset", index * height * width * pixel), ("PixelOffset", pixel),
+            ("LineOffset", width * pixel), ("ByteOrder", "LSB"), ("NoDataValue", spec.nodata),
+        ):  # fmt: skip
+            Xml.SubElement(band, name).text = str(content)
+        band.find("SourceFilename").set("relativeToVRT", "1")  # type: ignore[union-attr]
+        if profile is not None:
+            Xml.SubElement(band, "Description").text = spec.classes[index] if spec.heatmap else "class"
+            if spec.stored == "uint8":
+                Xml.SubElement(band, "Scale").text = repr(1 / STEPS)
+            if not spec.heatmap and spec.colors:
+                Xml.SubElement(band, "ColorInterp").text = "Palette"
+                table = Xml.SubElement(band, "ColorTable")
+                colors = {number: (*color, 255) for number, color in enumerate(spec.colors)}
+                for number in range(256):
+                    red, green, blue, alpha = colors.get(number, (0, 0, 0, 0 if number == IGNORE else 255))
+                    Xml.SubElement(table, "Entry", c1=str(red), c2=str(green), c3=str(blue), c4=str(alpha))
+        for file, _ in levels:
+            overview = Xml.SubElement(band, "Overview")
+            Xml.SubElement(overview, "SourceFilename", relativeToVRT="1").text = f"{file.parent.name}/{file.stem}.vrt"
+            Xml.SubElement(overview, "SourceBand").text = str(index + 1)
+    Xml.ElementTree(root).write(path)
+
+
+def _check_written(side: Path, shape: tuple[int, ...], path: Path, spec: MapSpec) -> None:
     """Reads a map back, since GDAL keeps silent about a disk that is full when it closes a file."""
     with rasterio.open(path) as written:
-        for _, area in written.block_windows(1):
-            rows, columns = area.toslices()
-            if not np.array_equal(written.read(window=area), bands[:, rows, columns], equal_nan=True):
-                raise OSError(f"what was written to {path} reads back differently")
+        for band in range(shape[0]):
+            row = 0
+            for rows in _rows(side, shape, band, spec):
+                found = written.read(band + 1, window=RasterWindow(0, row, shape[2], len(rows)))
+                close = 1e-3 if spec.stored == "float16" else 0.0
+                same = np.allclose(found, rows, 0, close, equal_nan=True) if spec.heatmap else np.array_equal(found, rows)
+                if not same:
+                    raise OSError(f"what was written to {path} reads back differently")
+                row += len(rows)

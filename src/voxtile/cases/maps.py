@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -26,8 +27,9 @@ class MapSpec:
 
     Attributes:
         classes: class names in the order of their indices.
-        heatmap: False for a semantic map (uint8 class index, 255 where nothing was judged); True for one float32
-            probability per class and pixel.
+        heatmap: False for a semantic map (uint8 class index, 255 where nothing was judged); True for one probability per class
+            and pixel (NaN where nothing was judged).
+        stored: how the probabilities of a heatmap are stored: "float32", "float16" or, in steps of 1/254, "uint8".
         colors: one (red, green, blue) per class, used where the format has a colour table.
         tags: provenance written into the file where the format has room for it.
         key: what the map was made from; unfinished work with another key is thrown away, not continued.
@@ -35,25 +37,40 @@ class MapSpec:
 
     classes: tuple[str, ...]
     heatmap: bool = False
+    stored: str = "float32"
     colors: tuple[tuple[int, int, int], ...] = ()
     tags: tuple[tuple[str, str], ...] = ()
     key: str = ""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Data type of the finished file."""
-        return np.dtype(np.float32 if self.heatmap else np.uint8)
+        """Data type of the pixels in the side file."""
+        return np.dtype(np.float32 if self.heatmap and self.stored != "uint8" else np.uint8)
+
+    @property
+    def nodata(self) -> float:
+        """What stands where nothing was judged."""
+        return math.nan if self.dtype.kind == "f" else 255
+
+    def encoded(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Classes or probabilities as they stand in the side file."""
+        if self.heatmap and self.stored == "uint8":
+            values = np.where(np.isnan(values), self.nodata, np.rint(values * STEPS))
+        return np.ascontiguousarray(values, dtype=self.dtype)
 
 
-# Turns the finished side array [channels, D, H, W] into the file, or the folder of files, at the given path.
+# Turns the finished side array [channels, D, H, W], a read-only memory map, into the file or the folder of files at the path.
 Finish = Callable[[NDArray[Any], Path], None]
+_CHUNK = 2**24  # bytes that are filled at once
+STEPS = 254  # of a probability that is stored in 8 bits; 255 stands where nothing was judged
 
 
 class MapWriter:
     """Collects windows in a side file beside `path` and makes the finished file from it in `close`.
 
     The side file `<path>.part` is a raw array; `<path>.journal` names, one JSON line each, the windows whose pixels
-    have reached the disk. A writer opened on the same path with the same key continues there.
+    have reached the disk. A writer opened on the same path with the same key continues there. Pixels are written by position
+    and not through a memory map, whose pages would count as memory of the process until the map is as large as the case.
 
     Attributes:
         path: the finished file or folder.
@@ -72,7 +89,7 @@ class MapWriter:
             self.finished: list[Window] = self._reopen()
             if not self.finished:
                 self._start()
-            self._array: NDArray[Any] = np.memmap(self._part, dtype=spec.dtype, mode="r+", shape=self._array_shape)
+            self._file = self._part.open("rb+", buffering=0)
             self._log = self._journal.open("ab", buffering=0)
         except OSError as error:
             raise DataError(
@@ -103,11 +120,11 @@ class MapWriter:
 
     def _start(self) -> None:
         self._journal.unlink(missing_ok=True)  # an old journal must never speak of the new side file
-        plane = np.full(self._array_shape[2:], np.nan if self.spec.heatmap else 255, dtype=self.spec.dtype)
+        empty = np.full(_CHUNK // self.spec.dtype.itemsize, self.spec.nodata, dtype=self.spec.dtype).tobytes()
         try:
             with self._part.open("wb") as part:  # written, not left sparse: a full disk must show now
-                for _ in range(self._array_shape[0] * self._array_shape[1]):
-                    plane.tofile(part)
+                for start in range(0, self._bytes, len(empty)):
+                    part.write(empty[: self._bytes - start])
             self._journal.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
         except OSError:
             self._part.unlink(missing_ok=True)
@@ -128,13 +145,24 @@ class MapWriter:
         if not window.inside(self._array_shape[1:]):
             raise ValueError(f"{self.path}: {window} reaches outside the map of shape {self._array_shape[1:]}")
         try:
-            self._array[:, *window.slices] = values
-            self._array.flush()  # type: ignore[attr-defined]  # a memmap, typed as the array that `finish` sees
+            self._store(window, self.spec.encoded(values))
+            os.fdatasync(self._file.fileno())
             self._log.write(json.dumps(list(window)).encode() + b"\n")
             os.fsync(self._log.fileno())
         except OSError as error:
             raise self._failed(error) from error
         self.finished.append(window)
+
+    def _store(self, window: Window, values: NDArray[Any]) -> None:
+        """Writes `values` [channels, d, h, w] row by row, or more at once where rows follow one another in the side file."""
+        _, depth, height, width = self._array_shape
+        whole_rows = window.width == width
+        rows = values.reshape(len(values), window.depth, 1 if whole_rows else window.height, -1)
+        for channel, slices in enumerate(rows):
+            for z, lines in enumerate(slices, window.z):
+                for y, line in enumerate(lines, window.y):
+                    first = ((channel * depth + z) * height + y) * width + window.x
+                    _pwrite(self._file.fileno(), line.tobytes(), first * line.itemsize)
 
     def close(self) -> Path:
         """Makes the finished file or folder, moves it under its name, removes the side files and returns the path.
@@ -144,14 +172,13 @@ class MapWriter:
         """
         making = _beside(self.path)
         try:
-            self._finish(self._array, making)
+            self._finish(np.memmap(self._part, dtype=self.spec.dtype, mode="r", shape=self._array_shape), making)
             _publish(making, self.path)
         except OSError as error:
             raise self._failed(error) from error
         finally:
             _remove(making)
-        self._log.close()
-        del self._array
+        self._release()
         self._part.unlink()
         self._journal.unlink()
         return self.path
@@ -166,7 +193,18 @@ class MapWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._release()
+
+    def _release(self) -> None:
         self._log.close()
+        self._file.close()
+
+
+def _pwrite(file: int, data: bytes, at: int) -> None:
+    """Writes all of `data` at the position `at`: one call of the system may write less, and then the disk is about to be full."""
+    while data:
+        written = os.pwrite(file, data, at)
+        data, at = data[written:], at + written
 
 
 def _beside(path: Path) -> Path:

@@ -74,6 +74,10 @@ class Window(NamedTuple):
         stop = [min(max(b, 0), n) for b, n in zip(self.stop, shape, strict=True)]
         return Window.of(start, [max(b - a, 0) for a, b in zip(start, stop, strict=True)])
 
+    def clipped_to(self, outer: Window) -> Window:
+        """The part of the box inside `outer`; a size is 0 where nothing is left."""
+        return self.shifted([-a for a in outer.start]).clipped(outer.size).shifted(outer.start)
+
     def inside(self, shape: Sequence[int]) -> bool:
         """Whether the box lies wholly inside a case of `shape` (D, H, W)."""
         return min(self.start) >= 0 and all(b <= n for b, n in zip(self.stop, shape, strict=True))

@@ -159,7 +159,7 @@ def predict_case(
     made = f"{identity} {weights} {predictor.size} {config['overlap']} {config['precision']} {__version__} {found.image_digest} "
     made += str(predictor.procedure)
     tags = (("software", f"voxtile {__version__}"), ("run", identity), ("weights", config["weights"]))
-    spec = MapSpec(tuple(data["classes"]), False, trained.built.dataset.colors, tags, made)
+    spec = MapSpec(tuple(data["classes"]), colors=trained.built.dataset.colors, tags=tags, key=made)
     specs = [spec]
     if config["heatmaps"]:
         specs.append(replace(spec, heatmap=True))

@@ -139,7 +139,7 @@ class Trained:
         if config["rotations"] > 1 and getattr(self.network, "dims", 2) != 2:
             raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
         crf = crf_of(config["crf"], self.home, self.manifest["data"]["channels"])
-        procedure = Procedure(config["samples"], config["rotations"], crf)
+        procedure = Procedure(config["samples"], config["rotations"], crf=crf)
         trained_on = self.built.config["data"]["window"]
         window = trained_on if config["window"] is None else config["window"]
         if not isinstance(window, list) or len(window) != len(trained_on) or not all(isinstance(n, int) and n > 0 for n in window):

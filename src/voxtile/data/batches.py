@@ -7,14 +7,15 @@ against worker processes is measured by bench/reading.py; docs/decisions.md has 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
 Batch = dict[str, Any]
+Made = TypeVar("Made")
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
@@ -37,13 +38,13 @@ def flattened(batch: Batch) -> Batch:
     return {key: value.squeeze(axes[key]) if key in axes else value for key, value in batch.items()}
 
 
-class ReadAhead:
+class ReadAhead(Generic[Made]):
     """Iterates over `make(item)` for each item, in order, made ahead of use by threads, or by the caller where `workers` is 0.
 
     Each batch is made by one thread from first to last pixel, so what it holds does not depend on the number of threads.
     """
 
-    def __init__(self, items: Callable[[], Sequence[Any]], make: Callable[[Any], Batch], workers: int, ahead: int = 2) -> None:
+    def __init__(self, items: Callable[[], Iterable[Any]], make: Callable[[Any], Made], workers: int, ahead: int = 2) -> None:
         """Remembers what to make.
 
         Args:
@@ -56,13 +57,13 @@ class ReadAhead:
         # Threads outlive an iteration, and with them the files that they hold open and GDAL's decoded blocks.
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="read") if workers else None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Made]:
         items = self.items()
         if self._pool is None:
             for item in items:
                 yield self.make(item)
             return
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[Future[Made]] = deque()
         try:
             for item in items:
                 waiting.append(self._pool.submit(self.make, item))

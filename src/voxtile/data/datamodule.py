@@ -70,7 +70,7 @@ class VoxtileData(lightning.LightningDataModule):
             size, seed, augment, balance, balanced, margin,
         )  # fmt: skip
 
-    def train_dataloader(self) -> ReadAhead:
+    def train_dataloader(self) -> ReadAhead[Batch]:
         """This device's share of each coming step: samples rank, rank + world, … of the step's batch."""
 
         def make(step: int) -> Batch:
@@ -80,7 +80,7 @@ class VoxtileData(lightning.LightningDataModule):
 
         return ReadAhead(self.steps.coming, make, self.workers)
 
-    def val_dataloader(self) -> ReadAhead:
+    def val_dataloader(self) -> ReadAhead[Batch]:
         """Fixed batches of windows, none with windows of two cases, dealt out to devices in turn."""
         batches: list[tuple[int, Sequence[Tile]]] = []
         size = max(self.steps.batch_size, SMALLEST_BATCH if self.size[0] == 1 else 1)
@@ -93,7 +93,7 @@ class VoxtileData(lightning.LightningDataModule):
 
         return ReadAhead(mine, self._read, self.workers)
 
-    def first_batches(self, count: int) -> ReadAhead:
+    def first_batches(self, count: int) -> ReadAhead[Batch]:
         """The stream's first batches, whole, the same ones each time."""
         size = self.steps.batch_size
 

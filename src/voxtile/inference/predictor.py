@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxtile.cases.case import Case
-from voxtile.cases.tiling import Tile, tiles
+from voxtile.cases.tiling import Tile
 from voxtile.cases.window import Size3, Window
-from voxtile.data.batches import Batch, ReadAhead, collate, flattened
-from voxtile.data.normalise import Intensity, normalise
-from voxtile.inference.procedure import Procedure, crf_image, monte_carlo, rotated_mean
+from voxtile.data.batches import ReadAhead
+from voxtile.data.normalise import Intensity
+from voxtile.inference.judge import Judge
+from voxtile.inference.procedure import Procedure, crf_image
 from voxtile.inference.refining import reach, refined
-from voxtile.models.network import logits_of, margin_of
+from voxtile.inference.rows import WIDEST, Row, needed, strips
 
 if TYPE_CHECKING:  # numba takes half a second to import
     from voxtile.inference.crf import Judged
@@ -49,6 +49,12 @@ class Band:
         return best
 
 
+# Of a row of windows: where what they see lies, its pixels [C, d, h, w], and which of them hold data [d, h, w].
+_Slab = tuple[Window, NDArray[Any], NDArray[np.bool_]]
+# Of a window: weighted probabilities [K, d, h, w], and which pixels hold data [d, h, w].
+_Judged = tuple[Tensor, NDArray[np.bool_]]
+
+
 class Predictor:
     """Runs a network over cases by sliding windows.
 
@@ -58,7 +64,7 @@ class Predictor:
 
     def __init__(
         self,
-        network: nn.Module,
+        networks: nn.Module | Sequence[nn.Module],
         size: Size3,
         overlap: float = 0.25,
         batch_size: int = 8,
@@ -67,40 +73,39 @@ class Predictor:
         workers: int = 2,
         procedure: Procedure | None = None,
     ) -> None:
-        """Takes the network into evaluation mode on `device`.
+        """Takes the networks into evaluation mode on `device`.
 
         Args:
-            network: maps [B, C, H, W] ([B, C, D, H, W] if its `dims` is 3) to logits of the same size.
+            networks: one, or several whose probabilities are averaged; see `Judge`.
             size: (depth, height, width) of the windows.
             overlap: share of a window's side that the next one repeats.
             batch_size: windows per forward pass.
-            device: where the network runs.
+            device: where the networks run.
             precision: float32, or a lower one for autocast.
-            workers: reading threads.
+            workers: 0 for reading without a thread of its own.
             procedure: how a window's probabilities are found; None for one forward pass.
         """
-        self.network = network.to(device).eval()
-        self.size, self.overlap, self.batch_size = size, overlap, batch_size
-        self.device, self.precision, self.workers = torch.device(device), precision, workers
-        self.planar = getattr(network, "dims", 2) == 2
         self.procedure = procedure or Procedure()
-        self._classes: int | None = None
+        self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
+        self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size, workers
 
-    def bands(self, case: Case, intensity: Intensity, done: Collection[Window] = ()) -> Iterator[Band]:
-        """Predicts `case`, normalised by `intensity`, and yields its bands in reading order.
+    def bands(self, case: Case, intensity: Intensity | Sequence[Intensity], done: Collection[Window] = ()) -> Iterator[Band]:
+        """Predicts `case`, normalised by `intensity`, and yields its bands in the order of `strips`.
 
         Args:
             case: the case.
-            intensity: how it is normalised.
+            intensity: how it is normalised, one for each network where there are several.
             done: windows of bands that an earlier call has yielded; they are not yielded again, and what only they need is
                 not computed.
         """
+        intensities = [intensity] if isinstance(intensity, Intensity) else list(intensity)
         crf = self.procedure.crf
         if crf is None:
-            bands = self._blended(case, intensity, done, 0)
+            bands = self._blended(case, intensities, done, 0)
         else:
-            far = reach(crf, case.shape) if self.planar else 0  # other bands are slabs of whole slices
-            bands = refined(self._blended(case, intensity, done, far), crf, case, intensity, done, max(1, self.workers))
+            far = reach(crf, case.shape) if self.judge.planar else 0  # other bands are slabs of whole slices
+            bands = self._blended(case, intensities, done, far)
+            bands = refined(bands, crf, case, intensities[0], done, max(1, self.workers))
         yield from (band for band in bands if band.window not in done)
 
     def whole(self, case: Case, intensity: Intensity) -> Judged:
@@ -115,177 +120,104 @@ class Predictor:
         numbers = (torch.from_numpy(values) for values in intensity.arrays().values())
         return probabilities.numpy(), crf_image(torch.from_numpy(image), *numbers).numpy(), case.read_label(everything), valid
 
-    def _blended(self, case: Case, intensity: Intensity, done: Collection[Window], margin: int) -> Iterator[Band]:
-        """All bands; those that are done and farther than `margin` rows from a missing one may lack windows, or classes."""
-        found = tiles(case.shape, self.size, self.overlap)
-        joiner = _Joiner(case.shape, self.planar)
-        wanted = joiner.rows_needed(found, done, margin)
-        judged = self._judged(case, intensity, [tile for tile in found if joiner.row(tile.window) in wanted])
-        for tile in found:
-            ready = joiner.add(tile, *next(judged)) if joiner.row(tile.window) in wanted else joiner.pass_by(tile)
-            yield from map(self._finished, ready)
-        yield from map(self._finished, joiner.rest())
+    def _blended(self, case: Case, intensities: Sequence[Intensity], done: Collection[Window], margin: int) -> Iterator[Band]:
+        """Bands, in order; those farther than `margin` pixels from one that is missing are left out, or lack windows."""
+        found = strips(case.shape, self.size, self.overlap, self.judge.planar, None if self.procedure.crf else WIDEST)
+        wanted = [needed(strip, done, margin) for strip in found]
+        judged = self._judged(case, intensities, [row for strip in wanted for row in strip])
+        for strip in wanted:
+            before: tuple[Row, Tensor, NDArray[np.bool_]] | None = None
+            for row in strip:
+                total, valid = self._joined(row, judged, before)
+                before = row, total, valid
+                yield self._finished(row.band, total, valid)
 
-    def _finished(self, band: Band) -> Band:
-        if not self.procedure.samples or not len(band.probabilities):
-            return band
-        return replace(band, probabilities=band.probabilities[:-1], variance=band.probabilities[-1])
+    def _joined(
+        self, row: Row, judged: Iterator[_Judged], before: tuple[Row, Tensor, NDArray[np.bool_]] | None
+    ) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Sums what a row's windows say of its box: probabilities [K, d, h, w] and validity [d, h, w]; complete in its band."""
+        total, valid = torch.empty(0), np.zeros(row.box.size, dtype=np.bool_)
+        for tile in row.tiles:
+            weighted, held = next(judged)
+            if not len(total):
+                total = torch.zeros((len(weighted), *row.box.size))
+                if before is not None:
+                    self._carry_over(before, row, total, valid)
+            inner = tile.window.clipped_to(row.box)
+            total[(slice(None), *inner.within(row.box))] += weighted[(slice(None), *inner.within(tile.window))]
+            valid[inner.within(row.box)] |= held[inner.within(tile.window)]
+        return total, valid
 
-    def _judged(self, case: Case, intensity: Intensity, found: Sequence[Tile]) -> Iterator[tuple[Tensor, NDArray[np.bool_]]]:
-        """Probabilities [K, d, h, w] and validity [d, h, w] of windows, in order, computed in batches that are read ahead."""
-        batches = [found[i : i + self.batch_size] for i in range(0, len(found), self.batch_size)]
-        for batch in ReadAhead(lambda: batches, lambda part: self._read(case, intensity, part), self.workers):
-            yield from zip(self._judge(batch), (valid.numpy() for valid in batch["valid"]), strict=True)
+    @staticmethod
+    def _carry_over(before: tuple[Row, Tensor, NDArray[np.bool_]], row: Row, total: Tensor, valid: NDArray[np.bool_]) -> None:
+        """Begins a row's sums with what the row before has added in pixels that they share."""
+        earlier, sums, held = before
+        shared = earlier.box.clipped_to(row.box)
+        if shared.pixels:
+            total[(slice(None), *shared.within(row.box))] = sums[(slice(None), *shared.within(earlier.box))]
+            valid[shared.within(row.box)] = held[shared.within(earlier.box)]
 
-    def _read(self, case: Case, intensity: Intensity, part: Sequence[Tile]) -> Batch:
-        samples = []
-        for tile in part:
-            margins = zip(margin_of(self.network), self.procedure.margin(tile.window.size), strict=True)
-            around = tile.window.grown([a + b for a, b in margins])
-            image, valid = case.read(around, pad="reflect")
-            samples.append({"image": image, "seen": valid, "valid": valid[tile.window.within(around)]})
-            samples[-1]["start"] = np.array(tile.window.start)
-        return collate([sample | intensity.arrays() for sample in samples])
+    def _finished(self, window: Window, total: Tensor, valid: NDArray[np.bool_]) -> Band:
+        part = Window.whole(window.size).slices
+        probabilities, held = total[(slice(None), *part)], valid[part]
+        if not held.all():
+            probabilities[:, torch.from_numpy(~held)] = torch.nan
+        if self.procedure.samples:
+            return Band(window, probabilities[:-1], held, probabilities[-1])
+        return Band(window, probabilities, held)
 
-    def _judge(self, batch: Batch) -> Tensor:
-        """Probabilities [B, K, d, h, w] of a batch's windows, on the CPU; 0 for windows without data, which are not sent."""
-        held = batch["valid"].flatten(1).any(dim=1)
-        if self._classes is None:
-            held[0] = True  # the first window of all tells how many classes there are
-        size = batch["valid"].shape[1:]
-        if not held.any():
-            return torch.zeros(len(held), self._classes or 0, *size)
-        moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items() if isinstance(value, Tensor)}
-        image = normalise(moved["image"], moved["seen"], moved["low"], moved["high"], moved["mean"], moved["std"])
-        image = image[held.to(image.device)]
-        if self.planar:
-            image = flattened({"image": image})["image"]
-        starts = batch["start"][held]
-        probabilities = self._probabilities(image, starts, size[1:]).cpu()
-        if self.planar:
-            probabilities = probabilities[:, :, None]
-        self._classes = probabilities.shape[1]
-        if held.all():
-            return probabilities
-        everywhere = torch.zeros(len(held), self._classes, *size)
-        everywhere[held] = probabilities
-        return everywhere
+    def _judged(self, case: Case, intensities: Sequence[Intensity], rows: Sequence[Row]) -> Iterator[_Judged]:
+        """What the network says of each window, in order: weighted probabilities [K, d, h, w] and validity [d, h, w].
 
-    def _probabilities(self, image: Tensor, starts: Tensor, size: Sequence[int]) -> Tensor:
-        """Probabilities [B, K, …] of images with margin around `size` (h, w), by the procedure; one map more where it samples."""
-        procedure = self.procedure
+        One thread reads rows ahead, so that each pixel is decoded once however windows overlap.
+        """
+        slabs = ReadAhead(lambda: rows, lambda row: self._read(case, row), min(self.workers, 1))
+        batches = ((slab, part) for row, slab in zip(rows, slabs, strict=True) for part in self._parts(row.tiles))
+        with self.judge.threads() as threads:
+            if self.judge.classes is None and (first := next(batches, None)):  # it tells how many classes there are
+                yield from self._judged_part(intensities, *first)
+            for results in ReadAhead(lambda: batches, lambda batch: self._judged_part(intensities, *batch), threads):
+                yield from results
 
-        def softmax(each: Tensor) -> Tensor:
-            with torch.inference_mode(), self._autocast():
-                logits: Tensor = logits_of(self.network, each)
-            return torch.softmax(logits.float(), dim=1)
+    def _parts(self, row: Sequence[Tile]) -> Iterator[Sequence[Tile]]:
+        """A row's windows in batches of nearly one size, which do not depend on what else is to be done."""
+        count = -(-len(row) // self.batch_size)
+        for number in range(count):
+            yield row[number * len(row) // count : (number + 1) * len(row) // count]
 
-        def averaged(each: Tensor) -> Tensor:
-            return rotated_mean(softmax, each, size, procedure.rotations)
+    def _around(self, window: Window) -> Window:
+        """A window with all that is seen around it."""
+        return window.grown(self.judge.margin(window.size))
 
-        once = averaged if procedure.rotations > 1 else softmax
-        if procedure.samples:
-            return monte_carlo(once, self.network, image, starts, procedure.samples)
-        return once(image)
+    def _read(self, case: Case, row: Row) -> _Slab:
+        """Pixels [C, d, h, w] and validity of all that a row's windows see, and where that lies."""
+        boxes = [self._around(tile.window) for tile in row.tiles]
+        low, high = np.min([box.start for box in boxes], axis=0), np.max([box.stop for box in boxes], axis=0)
+        window = Window.of(low, high - low)
+        return window, *case.read(window, pad="reflect")
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
+    def _judged_part(self, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:
+        """Weighted probabilities and validity of some of a row's windows, on the CPU."""
+        place, pixels, held = slab
+        around = [self._around(tile.window).within(place) for tile in part]
+        valid = [held[tile.window.within(place)] for tile in part]
+        size = part[0].window.size
+        # A window without data is not sent to the network, but for the first one of all.
+        first = self.judge.classes is None
+        sent = [number for number, each in enumerate(valid) if each.any() or (first and number == 0)]
+        found: dict[int, Tensor] = {}
+        if sent:
+            image, seen = (np.stack([array[..., *around[i]] for i in sent]) for array in (pixels, held))
+            starts = torch.tensor([part[i].window.start for i in sent])
+            probabilities = self.judge(image, seen, intensities, starts, size)
+            found = {i: _weighted(each, part[i]).cpu() for i, each in zip(sent, probabilities, strict=True)}
+        nothing = torch.zeros(self.judge.classes or 0, *size)
+        return [(found.get(number, nothing), each) for number, each in enumerate(valid)]
 
 
-class _Joiner:
-    """Sums weighted windows into a buffer as thick as one window and hands out what no later window can reach.
-
-    The buffer moves along y within a slice where windows are planar, else along z.
-    """
-
-    def __init__(self, shape: Size3, planar: bool) -> None:
-        self.shape, self.planar = shape, planar
-        self.axis = 1 if planar else 0
-        self.box: Window | None = None
-        self.total = torch.empty(0)
-        self.valid = np.empty(0, dtype=np.bool_)
-
-    def add(self, tile: Tile, probabilities: Tensor, valid: NDArray[np.bool_]) -> Iterator[Band]:
-        """Adds the probabilities [K, d, h, w] of one window."""
-        yield from self.pass_by(tile)
-        assert self.box is not None
-        if not len(self.total):
-            self.total = torch.zeros((len(probabilities), *self.box.size))
-        at = tile.window.within(self.box)
-        self.valid[at] |= valid
-        z, y, x = (torch.from_numpy(axis) for axis in tile.weights)
-        weights = (y[:, None] * x)[None] if self.planar else z[:, None, None] * y[:, None] * x
-        self.total[(slice(None), *at)] += probabilities * weights
-
-    def pass_by(self, tile: Tile) -> Iterator[Band]:
-        """Moves the buffer to the row of a window without adding anything."""
-        if self.box is None or self.row(tile.window) != self.row(self.box):
-            yield from self._move(tile.window)
-
-    def rows_needed(self, found: Sequence[Tile], done: Collection[Window], margin: int) -> set[tuple[int, ...]]:
-        """The rows of windows that reach into a band which is not done, or closer to it than `margin`."""
-        boxes = {self.row(tile.window): self._box(tile.window) for tile in found}
-        if not done:
-            return set(boxes)
-        starts = list(boxes)
-        planes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        for row in starts:
-            planes.setdefault(row[:-1], []).append(row)
-        needed = set()
-        for number, (row, box) in enumerate(boxes.items()):
-            after = starts[number + 1] if number + 1 < len(starts) else None
-            same_plane = after is not None and after[:-1] == row[:-1]
-            rows = after[-1] - row[-1] if after is not None and same_plane else box.size[self.axis]
-            size = [rows if a == self.axis else side for a, side in enumerate(box.size)]
-            if Window.of(box.start, size) not in done:
-                first, last = row[-1] - margin, row[-1] + rows + margin
-                side = box.size[self.axis]
-                needed |= {r for r in planes[row[:-1]] if r[-1] < last and r[-1] + side > first}
-        return needed
-
-    def rest(self) -> Iterator[Band]:
-        """What is left in the buffer after the last window."""
-        if self.box is not None:
-            yield from self._hand_out(self.box.size[self.axis])
-            self.box = None
-
-    def row(self, window: Window) -> tuple[int, ...]:
-        """What windows that need the same place of the buffer have in common."""
-        return window.start[: self.axis + 1]
-
-    def _box(self, window: Window) -> Window:
-        """The buffer's place for a window: as thick as the window, as wide as the case."""
-        size = [window.size[a] if a <= self.axis else self.shape[a] for a in range(3)]
-        return Window.of([window.start[a] if a <= self.axis else 0 for a in range(3)], size)
-
-    def _move(self, window: Window) -> Iterator[Band]:
-        """Hands out what lies before `window` and moves the buffer to its row."""
-        axis = self.axis
-        box = self._box(window)
-        kept = 0
-        if self.box is not None:
-            same_plane = self.box.start[:axis] == box.start[:axis]
-            done = box.start[axis] - self.box.start[axis] if same_plane else self.box.size[axis]
-            yield from self._hand_out(min(done, self.box.size[axis]))
-            kept = max(0, self.box.size[axis] - done) if same_plane else 0
-        total, valid = self.total, self.valid
-        self.valid = np.zeros(box.size, dtype=np.bool_)
-        self.total = torch.zeros((len(total), *box.size))
-        if kept:
-            old = (slice(None),) * axis + (slice(-kept, None),)
-            new = (slice(None),) * axis + (slice(0, kept),)
-            self.valid[new] = valid[old]
-            self.total[(slice(None), *new)] = total[(slice(None), *old)]
-        self.box = box
-
-    def _hand_out(self, rows: int) -> Iterator[Band]:
-        assert self.box is not None
-        if rows <= 0:
-            return
-        part = (slice(None),) * self.axis + (slice(0, rows),)
-        size = [rows if a == self.axis else length for a, length in enumerate(self.box.size)]
-        probabilities, valid = self.total[(slice(None), *part)].clone(), self.valid[part].copy()
-        probabilities[:, torch.from_numpy(~valid)] = torch.nan
-        yield Band(Window.of(self.box.start, size), probabilities, valid)
+def _weighted(probabilities: Tensor, tile: Tile) -> Tensor:
+    """A window's probabilities [K, d, h, w] times its share in each pixel, in place."""
+    if all((axis == 1).all() for axis in tile.weights):
+        return probabilities
+    z, y, x = (torch.from_numpy(axis).to(probabilities.device) for axis in tile.weights)
+    return probabilities.mul_(z[:, None, None] * (y[:, None] * x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,19 +31,25 @@ class Procedure:
             section 3); 0 for one pass without dropout.
         rotations: how many copies of the window, turned by equal angles, are averaged (U-Net averages 7, Ronneberger et al.
             2015, section 4); 1 for the window alone.
+        mirrors: axes along which mirrored copies of the window are averaged, "z", "y", "x": all combinations of them.
+        halo: pixels that are read around a window, beside the network's margin, and whose scores are cut away. With half the
+            network's receptive field, a network that is shift-equivariant says the same of a pixel in every window.
         crf: applied to what the windows were blended to, or None.
     """
 
     samples: int = 0
     rotations: int = 1
+    mirrors: tuple[str, ...] = ()
+    halo: int = 0
     crf: DenseCRF | None = None
 
-    def margin(self, size: Size3) -> Size3:
-        """Pixels around a window of `size` (depth, height, width) that turned copies reach, along (z, y, x)."""
+    def margin(self, size: Size3, planar: bool = True) -> Size3:
+        """Pixels along (z, y, x) around a window of `size` (depth, height, width): the halo, and what turned copies reach."""
+        deep = 0 if planar else self.halo
         if self.rotations == 1:
-            return 0, 0, 0
+            return deep, self.halo, self.halo
         diagonal = math.ceil(math.hypot(*size[1:])) + 1
-        return 0, -(-(diagonal - size[1]) // 2), -(-(diagonal - size[2]) // 2)
+        return deep, self.halo - (size[1] - diagonal) // 2, self.halo - (size[2] - diagonal) // 2
 
 
 @contextmanager
@@ -101,9 +108,30 @@ def rotated_mean(softmax: Softmax, images: Tensor, size: Sequence[int], rotation
     for number in range(rotations):
         angle = 2 * math.pi * number / rotations
         turned_back = _rotated(softmax(_rotated(images, angle)), -angle)
-        top, left = ((a - b) // 2 for a, b in zip(turned_back.shape[2:], size, strict=True))
-        total = total + turned_back[:, :, top : top + size[0], left : left + size[1]]
+        total = total + centre(turned_back, size)
     return total / total.sum(dim=1, keepdim=True)
+
+
+def mirrored_mean(softmax: Softmax, images: Tensor, axes: Sequence[str]) -> Tensor:
+    """The mean of the probabilities of copies mirrored along every combination of axes, each mirrored back.
+
+    Args:
+        softmax: image [B, C, (d,) h, w] to probabilities [B, K, (d',) h', w'].
+        images: windows.
+        axes: of "z", "y" and "x".
+    """
+    total = torch.zeros((), device=images.device)
+    for kept in itertools.product((False, True), repeat=len(axes)):
+        flips = [-1 - "xyz".index(axis) for axis, mirrored in zip(axes, kept, strict=True) if mirrored]
+        total = total + (softmax(images.flip(flips)).flip(flips) if flips else softmax(images))
+    return total / 2 ** len(axes) if axes else total
+
+
+def centre(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """The middle of `maps` [B, K, …], of `size`."""
+    for axis, side in enumerate(size, 2):
+        maps = maps.narrow(axis, (maps.shape[axis] - side) // 2, side)
+    return maps
 
 
 def _rotated(image: Tensor, angle: float) -> Tensor:

@@ -1,0 +1,122 @@
+"""From the pixels of windows to probabilities: one network or several, by one forward pass or more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from voxtile.cases.window import Size3
+from voxtile.data.normalise import Intensity, normalise
+from voxtile.inference.procedure import Procedure, centre, mirrored_mean, monte_carlo, rotated_mean
+from voxtile.models.network import logits_of, margin_of
+
+
+class Judge:
+    """Networks that together say what each pixel of a window is: the mean of their probabilities.
+
+    Attributes:
+        planar: whether they see slices.
+        classes: how many maps come out, once the first window has shown it.
+    """
+
+    def __init__(
+        self, networks: Sequence[nn.Module], device: str | torch.device, precision: torch.dtype, procedure: Procedure
+    ) -> None:
+        """Takes the networks into evaluation mode on `device`.
+
+        Args:
+            networks: each maps [B, C, H, W] ([B, C, D, H, W] if its `dims` is 3) to logits of the same size.
+            device: where they run.
+            precision: float32, or a lower one for autocast.
+            procedure: how a window's probabilities are found.
+
+        Raises:
+            ValueError: Some see slices and others boxes.
+        """
+        self.networks = [network.to(device).eval() for network in networks]
+        self.device, self.precision, self.procedure = torch.device(device), precision, procedure
+        dims = {getattr(network, "dims", 2) for network in networks}
+        if len(dims) > 1:
+            raise ValueError("networks that see slices and networks that see boxes have no windows in common")
+        self.planar = dims == {2}
+        self.classes: int | None = None
+
+    def margin(self, size: Size3) -> Size3:
+        """Pixels along (z, y, x) that are seen around a window of `size` (depth, height, width)."""
+        of_networks = np.max([margin_of(network) for network in self.networks], axis=0)
+        z, y, x = (int(a) + b for a, b in zip(of_networks, self.procedure.margin(size, self.planar), strict=True))
+        return z, y, x
+
+    def __call__(
+        self, image: NDArray[np.generic], seen: NDArray[np.bool_], intensities: Sequence[Intensity], starts: Tensor, size: Size3
+    ) -> Tensor:
+        """Judges windows.
+
+        Args:
+            image: pixels [B, C, d, h, w] with the margin around each window.
+            seen: which of them hold data [B, d, h, w].
+            intensities: how the case is normalised for each network.
+            starts: int [B, 3], where the windows begin (z, y, x): it decides the dropout of samples.
+            size: (depth, height, width) of the windows.
+
+        Returns:
+            Probabilities float32 [B, K, d, h, w] on the device, and one map more, their variance, where the procedure samples.
+        """
+        pixels, valid = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (image, seen))
+        total: Tensor | None = None
+        for network, intensity in zip(self.networks, intensities, strict=True):
+            numbers = [torch.from_numpy(n).to(self.device).expand(len(image), -1) for n in intensity.arrays().values()]
+            scaled = normalise(pixels, valid, *numbers)
+            found = self._of_one(network, scaled.squeeze(2) if self.planar else scaled, starts, size)
+            total = found if total is None else total + found
+        assert total is not None
+        mean = total / len(self.networks) if len(self.networks) > 1 else total
+        self.classes = mean.shape[1]
+        return mean[:, :, None] if self.planar else mean
+
+    def _of_one(self, network: nn.Module, image: Tensor, starts: Tensor, size: Size3) -> Tensor:
+        procedure, inner = self.procedure, size[1:] if self.planar else size
+
+        def softmax(each: Tensor) -> Tensor:
+            with torch.inference_mode(), self._autocast():
+                logits: Tensor = logits_of(network, each)
+            return torch.softmax(logits.float(), dim=1)
+
+        def mirrored(each: Tensor) -> Tensor:
+            return mirrored_mean(softmax, each, procedure.mirrors)
+
+        def once(each: Tensor) -> Tensor:
+            if procedure.rotations > 1:
+                return rotated_mean(mirrored, each, inner, procedure.rotations)
+            return centre(mirrored(each), inner)
+
+        if procedure.samples:
+            return monte_carlo(once, network, image, starts, procedure.samples)
+        return once(image)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+    @contextmanager
+    def threads(self) -> Iterator[int]:
+        """How many threads may judge at once; while it is open, each does its work alone.
+
+        On the CPU, batches go side by side, one thread each: threads that share a batch wait for one another at every layer, and
+        longest for the one whose core reads or writes as well. Sampling draws from torch's only generator, so it is done by one.
+        """
+        count = torch.get_num_threads()
+        if self.device.type != "cpu" or self.procedure.samples:
+            yield 1
+            return
+        torch.set_num_threads(1)
+        try:
+            yield count
+        finally:
+            torch.set_num_threads(count)
