@@ -113,9 +113,10 @@ def halved(pixels: NDArray[Any], spec: MapSpec) -> NDArray[Any]:
     first, last, b, c = np.minimum(a, c), np.maximum(b, d), np.minimum(b, d), np.maximum(a, c)
     second, third = np.minimum(b, c), np.maximum(b, c)
     # In rising order equal ones stand side by side, and 255 stands last.
-    best = np.where((third == last) & (third != IGNORE), third, first)
+    best: NDArray[Any] = np.where((third == last) & (third != IGNORE), third, first)
     best = np.where((second == third) & (second != IGNORE), second, best)
-    return np.where(first == second, first, best)
+    best = np.where(first == second, first, best)
+    return best
 
 
 def _write_vrt(

@@ -17,8 +17,8 @@ from voxtile.data.normalise import Intensity
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
-from voxtile.training.fit import load_weights
 from voxtile.training.run_folder import RunFolder
+from voxtile.training.weights import load_weights
 
 # As Lightning calls them for training.
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

@@ -53,6 +53,8 @@ class Band:
 _Slab = tuple[Window, NDArray[Any], NDArray[np.bool_]]
 # Of a window: weighted probabilities [K, d, h, w], and which pixels hold data [d, h, w].
 _Judged = tuple[Tensor, NDArray[np.bool_]]
+# Of a row: where what later rows add to lies, and its sums and validity so far, likewise.
+_Rest = tuple[Window, Tensor, NDArray[np.bool_]]
 
 
 class Predictor:
@@ -126,36 +128,27 @@ class Predictor:
         wanted = [needed(strip, done, margin) for strip in found]
         judged = self._judged(case, intensities, [row for strip in wanted for row in strip])
         for strip in wanted:
-            before: tuple[Row, Tensor, NDArray[np.bool_]] | None = None
+            rest: _Rest | None = None
             for row in strip:
-                total, valid = self._joined(row, judged, before)
-                before = row, total, valid
+                total, valid = self._joined(row, judged, rest)
+                rest = _rest(row, total, valid)
                 yield self._finished(row.band, total, valid)
 
-    def _joined(
-        self, row: Row, judged: Iterator[_Judged], before: tuple[Row, Tensor, NDArray[np.bool_]] | None
-    ) -> tuple[Tensor, NDArray[np.bool_]]:
+    def _joined(self, row: Row, judged: Iterator[_Judged], rest: _Rest | None) -> tuple[Tensor, NDArray[np.bool_]]:
         """Sums what a row's windows say of its box: probabilities [K, d, h, w] and validity [d, h, w]; complete in its band."""
         total, valid = torch.empty(0), np.zeros(row.box.size, dtype=np.bool_)
         for tile in row.tiles:
             weighted, held = next(judged)
             if not len(total):
                 total = torch.zeros((len(weighted), *row.box.size))
-                if before is not None:
-                    self._carry_over(before, row, total, valid)
+                if rest is not None:
+                    inner = rest[0].clipped_to(row.box)
+                    total[(slice(None), *inner.within(row.box))] = rest[1][(slice(None), *inner.within(rest[0]))]
+                    valid[inner.within(row.box)] = rest[2][inner.within(rest[0])]
             inner = tile.window.clipped_to(row.box)
             total[(slice(None), *inner.within(row.box))] += weighted[(slice(None), *inner.within(tile.window))]
             valid[inner.within(row.box)] |= held[inner.within(tile.window)]
         return total, valid
-
-    @staticmethod
-    def _carry_over(before: tuple[Row, Tensor, NDArray[np.bool_]], row: Row, total: Tensor, valid: NDArray[np.bool_]) -> None:
-        """Begins a row's sums with what the row before has added in pixels that they share."""
-        earlier, sums, held = before
-        shared = earlier.box.clipped_to(row.box)
-        if shared.pixels:
-            total[(slice(None), *shared.within(row.box))] = sums[(slice(None), *shared.within(earlier.box))]
-            valid[shared.within(row.box)] = held[shared.within(earlier.box)]
 
     def _finished(self, window: Window, total: Tensor, valid: NDArray[np.bool_]) -> Band:
         part = Window.whole(window.size).slices
@@ -221,3 +214,13 @@ def _weighted(probabilities: Tensor, tile: Tile) -> Tensor:
         return probabilities
     z, y, x = (torch.from_numpy(axis).to(probabilities.device) for axis in tile.weights)
     return probabilities.mul_(z[:, None, None] * (y[:, None] * x))
+
+
+def _rest(row: Row, total: Tensor, valid: NDArray[np.bool_]) -> _Rest:
+    """The part of a row's box behind its band, copied so that the band does not keep it alive."""
+    start, size = list(row.box.start), list(row.box.size)
+    start[row.axis] += row.thick
+    size[row.axis] -= row.thick
+    window = Window.of(start, size)
+    inner = window.within(row.box)
+    return window, total[(slice(None), *inner)].clone(), valid[inner].copy()

@@ -18,9 +18,6 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from voxtile.cases.maps import atomic_write
 from voxtile.cases.tiling import Tile, tiles
@@ -32,6 +29,7 @@ from voxtile.training import pictures
 from voxtile.training.metrics_file import MetricsFile
 from voxtile.training.module import SegmentationModule
 from voxtile.training.run_folder import RunFolder
+from voxtile.training.weights import load_resume, save_weights
 
 MOST_PICTURES = 4
 
@@ -255,48 +253,6 @@ def log_picture(logger: Logger, path: Path, step: int) -> None:
     elif isinstance(logger, TensorBoardLogger):
         with Image.open(path) as picture:
             logger.experiment.add_image("validation", np.asarray(picture), step, dataformats="HWC")
-
-
-def save_weights(network: nn.Module, path: Path, step: int) -> None:
-    """Writes a network's state as safetensors, whole or not at all."""
-    # safetensors refuses tensors whose memory is not in row-major order, such as channels_last.
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    try:
-        # One entry only: safetensors writes several in an order that changes from call to call.
-        atomic_write(path, lambda making: save_file(state, making, metadata={"step": str(step)}))
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"The weights could not be saved to {path}: {reason(error)}. Free some disk space and give the same command again, "
-            "with 'retry=true'."
-        ) from error
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Reads a network's state.
-
-    Raises:
-        RunError: The file is missing, damaged, or belongs to another network.
-    """
-    try:
-        network.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise RunError(
-            f"{path} does not hold the weights of this network: {reason(error)}. Move the run folder away and train the run again."
-        ) from error
-
-
-def load_resume(path: Path) -> dict[str, Any] | None:
-    """Reads the resume state, None where there is none; nothing in it is executed."""
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-    except Exception as error:  # torch raises many types for a damaged or a planted file
-        raise RunError(
-            f"{path} cannot be read: {reason(error)}. It is damaged, or not a file of this program. Delete it to train the run "
-            "from its start."
-        ) from error
 
 
 def fit(

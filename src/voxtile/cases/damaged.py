@@ -1,0 +1,74 @@
+"""Reading what can be read of a damaged file."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxtile.cases.case import Source
+from voxtile.cases.maps import MapSpec, MapWriter
+from voxtile.cases.window import Window
+from voxtile.errors import DataError
+
+LEAST = 64  # pixels of the side of the smallest piece that is tried on its own
+
+
+class Tolerant(Source):
+    """A source whose unreadable parts hold no data instead of stopping the work.
+
+    Attributes:
+        lost: the windows that could not be read, each once; at most a few pixels of them would have been readable.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.paths, self.channels, self.dtype = source.paths, source.channels, source.dtype
+        self.stored, self.canonical = source.stored, source.canonical
+        self.lost: dict[Window, str] = {}
+        self._lock = threading.Lock()
+
+    def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `Source.read`; what cannot be read is 0 and not valid."""
+        try:
+            return self.source.read(window, channels)
+        except DataError as error:
+            if max(window.size) <= LEAST:
+                with self._lock:
+                    self.lost[window] = str(error)
+                return np.zeros((len(channels), *window.size), dtype=self.dtype), np.zeros(window.size, dtype=np.bool_)
+        out, valid = np.zeros((len(channels), *window.size), dtype=self.dtype), np.zeros(window.size, dtype=np.bool_)
+        for part in _halves(window):
+            at = part.within(window)
+            out[:, *at], valid[at] = self.read(part, channels)
+        return out, valid
+
+    def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
+        """See `Source.open_map`."""
+        return self.source.open_map(path, spec)
+
+    def map_name(self, stem: str, spec: MapSpec) -> str:
+        """See `Source.map_name`."""
+        return self.source.map_name(stem, spec)
+
+    def notes(self) -> list[str]:
+        """See `Source.notes`."""
+        return self.source.notes()
+
+
+def _halves(window: Window) -> list[Window]:
+    """The window cut across its longest side, at a multiple of `LEAST` of the file, where its tiles may end."""
+    axis = int(np.argmax(window.size))
+    start, size = list(window.start), list(window.size)
+    middle = start[axis] + size[axis] // 2
+    cut = middle // LEAST * LEAST
+    cut = cut if start[axis] < cut < start[axis] + size[axis] else middle
+    first, second = list(size), list(size)
+    first[axis], second[axis] = cut - start[axis], start[axis] + size[axis] - cut
+    after = list(start)
+    after[axis] = cut
+    return [Window.of(start, first), Window.of(after, second)]
