@@ -97,7 +97,7 @@ def places_of(path: Path, grid: Grid, attribute: str | None = None) -> list[Plac
     for name, shape in zip(names, there, strict=True):
         if shape is not None and shape.area > 0:
             inside = shape.intersection(scene).area
-            found += [Place(name, shape, 1 - inside / shape.area)] if inside > 0 else []
+            found += [Place(name, shape, max(0.0, round(1 - inside / shape.area, 6)))] if inside > 0 else []
     if not found:
         left, bottom, right, top = table.total_bounds
         a, b, c, d = grid.footprint
@@ -173,7 +173,7 @@ def write_areas(found: FinishedMap, path: Path, places: Sequence[Place] = (), co
         total = area.size.sum()
         row: dict[str, object] = {"area": WHOLE if place is None else place.name, "hectares": f"{total:.9g}"}
         row["unjudged"] = f"{area.size[-1] / total:.6g}" if total > 0 else ""
-        row["outside"] = f"{0 if place is None else place.outside:.6g}"
+        row["outside"] = f"{0 if place is None else place.outside:g}"
         for index, name in enumerate(found.classes):
             row |= {f"pixels/{name}": int(area.pixels[index]), f"hectares/{name}": f"{area.size[index]:.9g}"}
         if confusion is not None and place is None:

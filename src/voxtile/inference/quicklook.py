@@ -18,7 +18,7 @@ from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
 from voxtile.inference.finished import FinishedMap
 
-MOST = 2048  # pixels of the picture's longer side
+MOST = 2048  # pixels of image and map together along the longer side
 _EMPTY = (90, 90, 110)  # where there are no data
 _GAP, _TEXT = 8, 16  # pixels between panels; height of the letters
 
@@ -42,7 +42,7 @@ def write_quicklook(
     names = tuple(channels or (case.channels[:3] if len(case.channels) >= 3 else case.channels[:1]))
     _, height, width = case.shape
     wide = width > height
-    room = (MOST - _GAP) // 2
+    room = MOST // 2
     step = max(1, math.ceil(max(height / (room if wide else MOST), width / (MOST if wide else room))))
     z = _fullest(found)
     image = _stretched(*_every(case, z, step, names))

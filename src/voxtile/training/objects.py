@@ -1,8 +1,8 @@
 """Scores of objects: how many were found, whatever their size. Defined in `docs/scores.md`.
 
 An object is a connected component of one class. Objects of label and prediction are matched one to one where their IoU reaches a
-threshold, as in Kirillov et al. 2019, "Panoptic Segmentation", CVPR, section 4.1, and in SpaceNet's building challenges (Van Etten
-et al. 2018, section 4, IoU >= 0.5). N cases, K classes.
+threshold, as in Kirillov et al. 2019, "Panoptic Segmentation", CVPR, section 4 (IoU > 0.5), and in SpaceNet's building challenges
+(Van Etten et al. 2018, IoU >= 0.5). N cases, K classes.
 """
 
 from __future__ import annotations
