@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from voxtile.cases.case import Case
+    from voxtile.cases.dataset import Dataset
     from voxtile.commands.trained import Trained
     from voxtile.data.normalise import Intensity
     from voxtile.inference.predictor import Predictor
+    from voxtile.training.objects import ObjectCounter
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,6 +40,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
     from voxtile.training.ledger import record_look
 
     out = console()
+    threshold = object_threshold(config["objects"])
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
     trained = Trained.open(str(config["run"]), config["weights"], config["trust"], config["root"], config["paths"]["cache"])
@@ -74,17 +77,47 @@ def evaluate(config: Mapping[str, Any]) -> int:
         best = search_crf(trained, config, prepared, out)
         predictor = trained.predictor(dict(config) | {"crf": asdict(best) if best else None})
     matrices = []
+    counters = [] if threshold is None else [object_counter(case, prepared.dataset, threshold) for case in cases]
     with progress(out) as start:
         tick = start(len(cases), f"evaluating {config['split']}")
-        for case in cases:
+        for number, case in enumerate(cases):
             found = prepared.surveys.get(case.id) or survey(case, len(prepared.dataset.classes), label=False)
-            matrices.append(case_matrix(predictor, case, prepared.intensity_of(case, found), len(prepared.dataset.classes)))
+            counter = counters[number] if counters else None
+            intensity = prepared.intensity_of(case, found)
+            matrices.append(case_matrix(predictor, case, intensity, len(prepared.dataset.classes), counter))
             tick()
-    return write_scores(trained, config, predictor, cases, matrices, trained.manifest["data"]["waived"])
+    return write_scores(trained, config, predictor, cases, matrices, counters, trained.manifest["data"]["waived"])
 
 
-def case_matrix(predictor: Predictor, case: Case, intensity: Intensity, classes: int) -> NDArray[np.int64]:
-    """The confusion matrix [K, K] of a whole case: rows are label classes, columns predicted ones; ignored pixels are left out."""
+def object_threshold(setting: object) -> float | None:
+    """The least IoU of matched objects; None where objects are not scored.
+
+    Raises:
+        ConfigError: The setting is no share.
+    """
+    from voxtile.errors import ConfigError
+
+    if isinstance(setting, bool) or setting is None:
+        return 0.5 if setting else None
+    if not isinstance(setting, int | float) or not 0 < setting <= 1:
+        raise ConfigError(f"'objects={setting}' must be true, false, or the least IoU of matched objects, above 0 and up to 1.")
+    return float(setting)
+
+
+def object_counter(case: Case, dataset: Dataset, threshold: float) -> ObjectCounter:
+    """Counts the objects of a case's foreground classes."""
+    from voxtile.training.objects import ObjectCounter
+
+    return ObjectCounter(case.shape, [index for index in range(len(dataset.classes)) if index != dataset.background], threshold)
+
+
+def case_matrix(
+    predictor: Predictor, case: Case, intensity: Intensity, classes: int, counter: ObjectCounter | None = None
+) -> NDArray[np.int64]:
+    """The confusion matrix [K, K] of a whole case: rows are label classes, columns predicted ones; ignored pixels are left out.
+
+    A `counter` is given the same bands.
+    """
     import torch
 
     from voxtile.cases.case import IGNORE
@@ -94,7 +127,10 @@ def case_matrix(predictor: Predictor, case: Case, intensity: Intensity, classes:
     for band in predictor.bands(case, intensity):
         label = case.read_label(band.window)
         label[~band.valid] = IGNORE
-        total = total + confusion_matrix(torch.from_numpy(band.classes()), torch.from_numpy(label), classes).numpy()
+        prediction = band.classes()
+        total = total + confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), classes).numpy()
+        if counter is not None:
+            counter.add(band.window, prediction, label)
     return total  # type: ignore[no-any-return]  # an array, since a case has a band or more
 
 
@@ -109,12 +145,21 @@ def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None) -> 
     return "".join(f"-{part}" for part in parts)
 
 
+def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor) -> str:
+    """The folder below `evaluations/` for a split scored with a command's weights and settings."""
+    from dataclasses import asdict
+
+    crf = predictor.procedure.crf
+    return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None)}"
+
+
 def write_scores(
     trained: Trained,
     config: Mapping[str, Any],
     predictor: Predictor,
     cases: Sequence[Case],
     matrices: Sequence[NDArray[np.int64]],
+    counters: Sequence[ObjectCounter],
     waived: Sequence[str],
 ) -> int:
     """Writes cases.csv and summary.json and prints the scores per class."""
@@ -124,8 +169,9 @@ def write_scores(
 
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.console import console
-    from voxtile.commands.tables import print_scores
+    from voxtile.commands.tables import print_objects, print_scores
     from voxtile.errors import counted
+    from voxtile.training.objects import object_scores, summarise_objects
     from voxtile.training.scores import case_rows, summarise
 
     data = trained.manifest["data"]
@@ -133,8 +179,14 @@ def write_scores(
     scores = summarise(stack, data["classes"], data["background"])
     rows = case_rows(stack, [case.id for case in cases], data["classes"])
     rows = [{"case": case.id, "group": case.group} | row for case, row in zip(cases, rows, strict=True)]
+    objects: dict[str, Any] = {}
+    if counters:
+        counts, names = np.stack([counter.counts() for counter in counters]), [data["classes"][c] for c in counters[0].classes]
+        scores |= summarise_objects(counts, names)
+        rows = [row | object_scores(own, names) for row, own in zip(rows, counts, strict=True)]
+        objects = {"objects": {"least_iou": counters[0].threshold, "connectivity": 8}}
     crf = asdict(predictor.procedure.crf) if predictor.procedure.crf else None
-    folder = trained.home.path / "evaluations" / f"{config['split']}-{config['weights']}{procedure_name(config, crf)}"
+    folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -148,11 +200,13 @@ def write_scores(
     }  # fmt: skip
     # JSON has no NaN: what is undefined is null.
     clean = {name: None if value != value else value for name, value in scores.items()}
-    atomic_text(folder / "summary.json", json.dumps(summary | {"scores": clean}, indent=1) + "\n")
+    atomic_text(folder / "summary.json", json.dumps(summary | {"scores": clean} | objects, indent=1) + "\n")
     out = console()
     print_scores(
         out, f"{config['split']}: {counted(len(cases), 'whole case')}, {config['weights']} weights", scores, data["classes"]
     )
+    if counters:
+        print_objects(out, counters[0].threshold, scores, names)
     for sentence in waived:
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from voxtile.cases.dataset import Dataset
     from voxtile.cases.layouts import CaseFiles
     from voxtile.cases.maps import MapSpec
+    from voxtile.commands.results import Results
     from voxtile.commands.trained import Trained
     from voxtile.inference.predictor import Predictor
 
@@ -33,6 +34,7 @@ def predict(config: Mapping[str, Any]) -> int:
     """Applies the run that the configuration names to its input."""
     from voxtile.cases.dataset import SUFFIXES
     from voxtile.commands.console import console, progress
+    from voxtile.commands.results import Results
     from voxtile.commands.trained import Trained
     from voxtile.errors import ConfigError, DataError, PartialError, VoxtileError, listed
 
@@ -51,12 +53,13 @@ def predict(config: Mapping[str, Any]) -> int:
     if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(suffixes)):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
     predictor = trained.predictor(config)
+    wanted = Results.of(config, trained.built.dataset)
     failed: list[str] = []
     with progress(out) as start:
         tick = start(len(found), "predicting")
         for files in found:
             try:
-                for path in predict_case(trained, predictor, files, source, target, config, out):
+                for path in predict_case(trained, predictor, files, source, target, config, wanted, out):
                     out.print(f"{path}", soft_wrap=True)
             except VoxtileError as error:
                 if len(found) == 1:
@@ -122,9 +125,10 @@ def _stem(path: Path, suffixes: Sequence[str]) -> str:
 
 
 def predict_case(
-    trained: Trained, predictor: Predictor, files: CaseFiles, source: Path, target: Path, config: Mapping[str, Any], out: Console
-) -> list[Path]:
-    """Writes one case's map, and its heatmaps where they are asked for; returns the paths.
+    trained: Trained, predictor: Predictor, files: CaseFiles, source: Path, target: Path, config: Mapping[str, Any],
+    wanted: Results, out: Console,
+) -> list[Path]:  # fmt: skip
+    """Writes one case's map, its heatmaps where they are asked for, and what is wanted to be made of them; returns the paths.
 
     Raises:
         DataError: The file cannot be read, has not the run's channels, or a result cannot be written.
@@ -132,6 +136,7 @@ def predict_case(
     from voxtile import __version__
     from voxtile.cases.cache import content_hash
     from voxtile.cases.maps import MapSpec
+    from voxtile.commands.results import confusion_of, said_of
     from voxtile.data.survey import survey
     from voxtile.errors import DataError, counted
     from voxtile.training.ledger import record_look
@@ -144,6 +149,7 @@ def predict_case(
             f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
             f"{trained.home.path} was trained on {len(data['channels'])} ({', '.join(data['channels'])}). Expected the same."
         )
+    places = wanted.check(case)
     found = survey(case, len(data["classes"]), label=False)
     known_by = {found.image_digest}
     if trained.built.dataset.format == "picture":  # slices of a stack are told by their files
@@ -166,7 +172,7 @@ def predict_case(
     if config["uncertainty"]:
         specs.append(replace(spec, classes=(UNCERTAINTY,), heatmap=True))
     paths = [_output(case.image, files.id, s, source, target) for s in specs]
-    for path in paths:
+    for path in [*paths, *wanted.paths(paths[0]).values()]:
         if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
             raise DataError(f"The map {path} would overwrite its own input. Name another output.")
         if path.exists() and not config["overwrite"]:
@@ -184,7 +190,12 @@ def predict_case(
                 writers[1].write(band.window, band.probabilities.numpy())
             if band.variance is not None and config["uncertainty"]:
                 writers[-1].write(band.window, band.variance[None].numpy())
-        return [writer.close() for writer in writers]
+        made_of = [writer.close() for writer in writers]
+    confusion = None
+    if wanted.areas:
+        confusion = confusion_of(trained, config, predictor)
+        out.print(said_of(confusion), soft_wrap=True)
+    return made_of + wanted.write(case, paths[0], paths[1] if config["heatmaps"] else None, places, confusion)
 
 
 def _output(image: Source, name: str, spec: MapSpec, source: Path, target: Path) -> Path:

@@ -32,6 +32,16 @@ def print_scores(out: Console, title: str, scores: Mapping[str, float | None], c
     out.print("   ".join(f"{title} {number(scores[name])}" for title, name in four.items()), highlight=False)
 
 
+def print_objects(out: Console, threshold: float, scores: Mapping[str, float], classes: Sequence[str]) -> None:
+    """Prints precision, recall and F1 of objects, and how many there are."""
+    title = f"objects, matched where their IoU is {threshold:g} or more"
+    table = Table("class", "precision", "recall", "F1", "in label", "predicted", "matched", title=title, title_justify="left")
+    for name in classes:
+        shares = [number(scores[f"object_{kind}/{name}"]) for kind in ("precision", "recall", "f1")]
+        table.add_row(name, *shares, *(f"{scores[f'{kind}_objects/{name}']:.0f}" for kind in ("label", "predicted", "matched")))
+    out.print(table)
+
+
 def print_runs(out: Console, runs: Sequence[RunFolder]) -> None:
     """Prints the best validation of several finished runs, how many steps they took, and what a step cost."""
     table = Table("run", "Dice", "IoU", "steps", "s/step", "GiB", title=f"{len(runs)} runs, best validation", title_justify="left")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 # Settings that hold a path or a name: whatever stands there is text, also `scene (1).tif`, `1_000` and `a,b.tif`.
 TEXTS = (
     "run", "input", "output", "root", "paths.data", "paths.runs", "paths.cache", "data.layout.root", "data.name",
-    "data.group.csv", "split.file",
+    "data.group.csv", "split.file", "areas",
 )  # fmt: skip
 
 

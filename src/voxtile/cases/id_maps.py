@@ -1,0 +1,107 @@
+"""Maps of object numbers, uint32, written slab by slab in the format and geometry of a semantic map."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxtile.cases.case import Source
+from voxtile.cases.maps import atomic_write
+from voxtile.cases.window import Window
+
+Slabs = Iterable[tuple[Window, NDArray[Any]]]
+
+
+def id_map_name(stem: str, kind: str) -> str:
+    """The name of an id map called `stem` beside maps of a data format; pictures of all kinds end as one TIFF."""
+    return stem + (".nii.gz" if kind == "nifti" else ".tif")
+
+
+def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
+    """Writes numbers [d, h, w], 0 where there is no object, as a file on the grid of a map.
+
+    Args:
+        slabs: windows that partition the map in reading order, with their numbers.
+        source: the semantic map.
+        kind: "geotiff" (a Cloud-Optimized GeoTIFF, in memory that does not grow with the scene), "nifti" (the map's orientation and
+            header) or "picture" (a TIFF with a page of 32 bits per slice).
+        path: the file.
+
+    Raises:
+        OSError: It cannot be written; nothing is left under its name.
+    """
+    writers = {"geotiff": _scene, "nifti": _volume, "picture": _pages}
+    atomic_write(path, lambda making: writers[kind](slabs, source, making))
+
+
+def _scene(slabs: Slabs, source: Source, making: Path) -> None:
+    import rasterio
+    import rasterio.shutil
+    from rasterio._err import CPLE_BaseError  # leaves rasterio.shutil.copy unwrapped
+    from rasterio.errors import RasterioError
+    from rasterio.windows import Window as RasterWindow
+
+    from voxtile.cases.geotiff import GeoTiffSource
+
+    assert isinstance(source, GeoTiffSource)
+    _, height, width = source.canonical.shape
+    rows = making.with_name(f"{making.stem}.rows.tif")  # in rows, as they come; tiles are made from it
+    sums: list[tuple[RasterWindow, int]] = []
+    try:
+        with rasterio.Env():
+            with rasterio.open(
+                rows, "w", driver="GTiff", width=width, height=height, count=1, dtype="uint32", nodata=0, compress="zstd",
+                zstd_level=1, BIGTIFF="IF_SAFER", **source.profile,
+            ) as out:  # fmt: skip
+                for window, ids in slabs:
+                    area = RasterWindow(0, window.y, width, window.height)
+                    values = np.ascontiguousarray(ids[0], dtype=np.uint32)
+                    out.write(values, 1, window=area)
+                    sums.append((area, zlib.crc32(values.tobytes())))
+                out.set_band_description(1, "object")
+            rasterio.shutil.copy(
+                rows, making, driver="COG", compress="deflate", predictor=2, blocksize=512, BIGTIFF="IF_SAFER",
+                overview_resampling="nearest",
+            )  # fmt: skip
+            with rasterio.open(making) as written:  # GDAL keeps silent about a disk that is full when it closes a file
+                if any(zlib.crc32(written.read(1, window=area).tobytes()) != value for area, value in sums):
+                    raise OSError(f"what was written to {making} reads back differently")
+    except (RasterioError, CPLE_BaseError) as error:
+        raise OSError(f"{error} (is the disk full?)") from error
+    finally:
+        rows.unlink(missing_ok=True)
+
+
+def _volume(slabs: Slabs, source: Source, making: Path) -> None:
+    import nibabel as nib
+    from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+    image: Any = nib.load(source.path)
+    whole = _whole(slabs, source, np.uint32)
+    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(image.affine))
+    header = image.header.copy()
+    header.set_data_dtype(np.uint32)
+    header.extensions[:] = []  # they name classes
+    header["descrip"] = b"voxtile objects; 0 is none"
+    nib.save(type(image)(apply_orientation(whole.transpose(2, 1, 0), back), image.affine, header), making)
+
+
+def _pages(slabs: Slabs, source: Source, making: Path) -> None:
+    from PIL import Image
+
+    whole = _whole(slabs, source, np.int32)  # the only whole numbers of 32 bits that Pillow has
+    first, *rest = (Image.fromarray(page) for page in whole)
+    first.save(making, save_all=True, append_images=rest, compression="tiff_adobe_deflate", big_tiff=whole.nbytes > 2**31)
+
+
+def _whole(slabs: Slabs, source: Source, dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    """All slabs as one array [D, H, W]: volumes and pictures are not larger than memory."""
+    whole = np.empty(source.canonical.shape, dtype=dtype)
+    for window, ids in slabs:
+        whole[window.slices] = ids
+    return whole

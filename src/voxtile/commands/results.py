@@ -1,0 +1,253 @@
+"""What `voxtile predict` makes of a finished map: polygons, objects, areas, a quick-look picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
+
+if TYPE_CHECKING:
+    from voxtile.cases.case import Case
+    from voxtile.cases.dataset import Dataset
+    from voxtile.commands.trained import Trained
+    from voxtile.inference.areas import Place
+    from voxtile.inference.finished import FinishedMap
+    from voxtile.inference.predictor import Predictor
+
+POLYGONS = ("gpkg", "geojson")
+MAPS = (".tif", ".nii.gz", ".nii", ".png")  # endings of maps; that of a stack of slices is a folder
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results that a command asks for, checked.
+
+    Attributes:
+        dataset: format, class names, background and colours.
+        polygons: ending of the vector file, or None.
+        simplify: metres, or None.
+        instances: whether objects are numbered and listed.
+        objects: indices of the classes that have polygons and objects.
+        corners: whether pixels that meet at corners only are one object.
+        min_pixels: smaller objects and polygons are left out.
+        areas: whether hectares are wanted.
+        places: vector file with polygons of interest, or None.
+        place_name: its attribute that names them, or None.
+        quicklook: whether a picture is wanted.
+        rgb: names of the channels shown in it, or None.
+    """
+
+    dataset: Dataset
+    polygons: str | None
+    simplify: float | None
+    instances: bool
+    objects: tuple[int, ...]
+    corners: bool
+    min_pixels: int
+    areas: bool
+    places: Path | None
+    place_name: str | None
+    quicklook: bool
+    rgb: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], dataset: Dataset) -> Results:
+        """Takes the settings of `predict.yaml`.
+
+        Raises:
+            ConfigError: A setting is out of range, or the data's format has no such result.
+        """
+        for name in ("instances", "quicklook"):
+            if not isinstance(config[name], bool):
+                raise ConfigError(f"'{name}={config[name]}' must be true or false.")
+        polygons, simplify = config["polygons"], config["simplify"]
+        if polygons not in (None, *POLYGONS):
+            raise ConfigError(f"'polygons={polygons}' is no vector format; choose from {listed(POLYGONS)}, or null for none.")
+        if simplify is not None and (isinstance(simplify, bool) or not isinstance(simplify, int | float) or not simplify > 0):
+            raise ConfigError(f"'simplify={simplify}' must be metres above 0, or null for polygons that follow the pixels.")
+        if config["connectivity"] not in (4, 8):
+            raise ConfigError(f"'connectivity={config['connectivity']}' must be 4 (pixels that share sides) or 8 (also corners).")
+        if isinstance(config["min_pixels"], bool) or not isinstance(config["min_pixels"], int) or config["min_pixels"] < 1:
+            raise ConfigError(f"'min_pixels={config['min_pixels']}' must be a whole number from 1 up.")
+        areas = config["areas"]
+        wanted = areas not in (None, False, "false")
+        places = None if not wanted or areas in (True, "true") else Path(str(areas)).expanduser()
+        for name, value in (("polygons", polygons), ("areas", wanted)):
+            if value and dataset.format != "geotiff":
+                raise ConfigError(
+                    f"'{name}={config[name]}' needs scenes on the ground, and the data of this run are of format "
+                    f"'{dataset.format}'. Take it out; 'instances=true' numbers and lists the objects of any map."
+                )
+        rgb = config["rgb"]
+        if rgb is not None and (not isinstance(rgb, list) or len(rgb) not in (1, 3)):
+            raise ConfigError(f"'rgb={rgb}' must name three channels, for example 'rgb=[red,green,blue]', or one to show in grey.")
+        return cls(
+            dataset, polygons, simplify, config["instances"], _classes(config["object_classes"], dataset),
+            config["connectivity"] == 8, config["min_pixels"], wanted, places, config["area_name"], config["quicklook"],
+            None if rgb is None else tuple(map(str, rgb)),
+        )  # fmt: skip
+
+    def paths(self, path: Path) -> dict[str, Path]:
+        """The file of each result that is wanted, beside the map `path`, by the result's name."""
+        from voxtile.cases.id_maps import id_map_name
+
+        stem = next((path.name.removesuffix(ending) for ending in MAPS if path.name.endswith(ending)), path.name)
+        names = {}
+        if self.polygons:
+            names["polygons"] = f"{stem}_polygons.{self.polygons}"
+        if self.instances:
+            names["instances"] = id_map_name(f"{stem}_instances", self.dataset.format)
+            names["table"] = f"{stem}_instances.csv"
+        if self.areas:
+            names["areas"] = f"{stem}_areas.csv"
+        if self.quicklook:
+            names["quicklook"] = f"{stem}_quicklook.png"
+        return {kind: path.with_name(name) for kind, name in names.items()}
+
+    def check(self, case: Case) -> list[Place]:
+        """Refuses, before anything is predicted, what this case cannot have.
+
+        Returns:
+            The places of interest on the case.
+
+        Raises:
+            DataError: The case has no CRS, none of the places, or not the channels to show.
+        """
+        if self.rgb and (missing := [name for name in self.rgb if name not in case.channels]):
+            raise DataError(
+                f"{case.image.path} has no channel {listed(missing)} to show; it has {listed(case.channels, 20)}."
+                f"{did_you_mean(missing[0], case.channels)} The channels of the quick-look are chosen by 'rgb'."
+            )
+        if (self.polygons or self.areas) and case.grid.crs is None:
+            raise DataError(
+                f"{case.image.path} has no coordinate reference system, so neither polygons nor hectares can be made of its map. "
+                "Write one into it, for example by 'gdal_edit.py -a_srs EPSG:… scene.tif', or take 'polygons' and 'areas' out."
+            )
+        if self.places is None:
+            return []
+        from voxtile.inference.areas import places_of
+
+        return places_of(self.places, case.grid, self.place_name)
+
+    def write(
+        self, case: Case, path: Path, heat: Path | None, places: Sequence[Place], confusion: Mapping[str, Any] | None
+    ) -> list[Path]:
+        """Makes the results of one finished map.
+
+        Args:
+            case: what was predicted.
+            path: its map.
+            heat: its heatmap, or None.
+            places: what `check` returned.
+            confusion: see `voxtile.inference.areas.write_areas`.
+
+        Returns:
+            The files.
+
+        Raises:
+            DataError: One cannot be written; the map and the results before it are there.
+        """
+        paths = self.paths(path)
+        makers = self._makers(case, path, heat, places, confusion) if paths else {}
+        try:
+            for kind, make in makers.items():
+                make(paths[kind])
+        except OSError as error:
+            raise DataError(
+                f"{paths[kind]} could not be written: {reason(error)}. Nothing was left under that name; the map {path} is "
+                "finished. Free some disk space, or name another output, and give the same command again with 'overwrite=true'."
+            ) from error
+        return list(paths.values())
+
+    def _makers(
+        self, case: Case, path: Path, heat: Path | None, places: Sequence[Place], confusion: Mapping[str, Any] | None
+    ) -> dict[str, Callable[[Path], None]]:
+        """What writes each result that is wanted, by its name."""
+        from voxtile.cases.id_maps import write_id_map
+        from voxtile.inference.instances import find_instances, write_table
+
+        found = self._reopened(path, heat)
+        makers: dict[str, Callable[[Path], None]] = {}
+        if self.polygons:
+            from voxtile.inference.polygons import write_polygons
+
+            outlines = find_instances(found, self.objects, False, self.min_pixels)
+            makers["polygons"] = lambda making: write_polygons(found, outlines, making, self.simplify)
+        if self.instances:
+            numbered = (
+                outlines
+                if self.polygons and not self.corners
+                else find_instances(found, self.objects, self.corners, self.min_pixels)
+            )
+            makers["instances"] = lambda making: write_id_map(numbered.ids(found), found.source, self.dataset.format, making)
+            makers["table"] = lambda making: write_table(numbered, found, making)
+        if self.areas:
+            from voxtile.inference.areas import write_areas
+
+            makers["areas"] = lambda making: write_areas(found, making, places, confusion)
+        if self.quicklook:
+            from voxtile.inference.quicklook import write_quicklook
+
+            makers["quicklook"] = lambda making: write_quicklook(found, case, making, self.dataset.colors, self.rgb)
+        return makers
+
+    def _reopened(self, path: Path, heat: Path | None) -> FinishedMap:
+        """The map through a source of its format; the heatmaps of pictures, whose pages are classes, are not used."""
+        from voxtile.inference.finished import FinishedMap
+
+        if self.dataset.format == "picture":
+            from voxtile.cases.pictures import PictureSource, natural_key
+
+            files = sorted(path.iterdir(), key=lambda file: natural_key(file.name)) if path.is_dir() else [path]
+            return FinishedMap(PictureSource(files, label=True), self.dataset.classes)
+        from voxtile.cases.geotiff import GeoTiffSource
+        from voxtile.cases.nifti import NiftiSource
+
+        kind = GeoTiffSource if self.dataset.format == "geotiff" else NiftiSource
+        return FinishedMap(kind([path]), self.dataset.classes, kind([heat]) if heat else None)
+
+
+def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
+    """Indices of the classes that have objects; all but the background where none are named."""
+    if names is None:
+        return tuple(index for index in range(len(dataset.classes)) if index != dataset.background)
+    if not isinstance(names, list) or not names:
+        raise ConfigError(f"'object_classes={names}' must be a list of classes of {listed(dataset.classes, 30)}, or null.")
+    if unknown := [name for name in names if name not in dataset.classes]:
+        raise ConfigError(
+            f"'object_classes' names {listed(unknown)}; the classes of this run are {listed(dataset.classes, 30)}."
+            f"{did_you_mean(str(unknown[0]), dataset.classes)}"
+        )
+    return tuple(sorted(dataset.classes.index(name) for name in set(names)))
+
+
+def said_of(confusion: Mapping[str, Any] | None) -> str:
+    """What the command says of the adjusted areas, or of their absence."""
+    if confusion is None:
+        return "hectares are those of the map: the run has no evaluation with these weights and settings to adjust them by"
+    return (
+        f"adjusted hectares rest on {confusion['source']}: their intervals hold if its pixels are a random sample of this map "
+        "within each class, which whole validation cases are not"
+    )
+
+
+def confusion_of(trained: Trained, config: Mapping[str, Any], predictor: Predictor) -> dict[str, Any] | None:
+    """The confusion matrix of the run's evaluation with the same weights and settings, on test cases where there is one.
+
+    Returns:
+        `matrix` and `source`; None where the run was not evaluated so.
+    """
+    from voxtile.commands.evaluate import folder_name
+
+    for split in ("test", "val"):
+        folder = trained.home.path / "evaluations" / folder_name(split, config, predictor)
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not evaluated
+            continue
+        return {"matrix": summary["confusion"], "source": f"{folder.parent.name}/{folder.name}"}
+    return None

@@ -1,0 +1,196 @@
+"""Areas of a finished map's classes: of the whole scene, of places of interest, and adjusted for the map's errors."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio.features
+from affine import Affine
+from numpy.typing import NDArray
+
+from voxtile.cases.grid import Grid
+from voxtile.cases.maps import atomic_write
+from voxtile.cases.window import Window
+from voxtile.errors import DataError, did_you_mean, listed, reason
+from voxtile.inference.finished import FinishedMap
+
+WHOLE = "(all)"  # the name of the row for the whole map
+CONFIDENCE = 1.96  # standard errors on each side of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Place:
+    """A polygon of interest on a scene.
+
+    Attributes:
+        name: what tells it from the others.
+        shape: in pixels (x, y) from the scene's corner.
+        outside: the share of the polygon that lies outside the scene.
+    """
+
+    name: str
+    shape: Any
+    outside: float
+
+    @property
+    def box(self) -> Window:
+        """The pixels that the polygon touches, those beside the scene included."""
+        left, top, right, bottom = self.shape.bounds
+        start = 0, math.floor(top), math.floor(left)
+        return Window.of(start, (1, math.ceil(bottom) - start[1], math.ceil(right) - start[2]))
+
+
+class Area(NamedTuple):
+    """What a part of a map holds: pixels and size [K + 1], in the unit of `FinishedMap.measure`; unjudged ones come last."""
+
+    pixels: NDArray[np.int64]
+    size: NDArray[np.float64]
+
+
+class Adjusted(NamedTuple):
+    """Areas per class adjusted for the errors of a map, and half their 95 % confidence intervals [K]; NaN where undefined."""
+
+    size: NDArray[np.float64]
+    margin: NDArray[np.float64]
+
+
+def places_of(path: Path, grid: Grid, attribute: str | None = None) -> list[Place]:
+    """The polygons of a vector file that overlap a scene.
+
+    Args:
+        path: whatever GDAL reads as vectors, or GeoParquet, in any CRS.
+        grid: of the scene.
+        attribute: whose values name the polygons; numbers from 1 where None.
+
+    Raises:
+        DataError: The file cannot be read, has no CRS, no polygon on the scene, or not this attribute.
+    """
+    import geopandas
+    import shapely
+
+    if not path.is_file():
+        raise DataError(f"The file of areas {path} does not exist. Name a vector file with 'areas=…', or type 'areas=true'.")
+    try:
+        table = geopandas.read_parquet(path) if path.suffix.lower() == ".parquet" else geopandas.read_file(path)
+        shapes = shapely.make_valid(table.geometry.to_numpy())
+    except Exception as error:  # geopandas passes on whatever its readers raise
+        raise DataError(f"{path} cannot be read as polygons: {reason(error)}. Expected a vector file such as GeoJSON.") from error
+    if table.crs is None:
+        raise DataError(
+            f"{path} names no coordinate reference system, so its polygons cannot be laid on the scene. Write it with one, for "
+            "example by 'ogr2ogr -a_srs EPSG:4326 areas.gpkg …'."
+        )
+    if attribute is not None and attribute not in table.columns:
+        known = [name for name in table.columns if name != table.geometry.name]
+        raise DataError(f"{path} has no attribute '{attribute}'; it has {listed(known)}.{did_you_mean(attribute, known)}")
+    names = [str(number + 1) for number in range(len(table))] if attribute is None else [str(v) for v in table[attribute]]
+    _, height, width = grid.shape
+    there = shapely.transform(geopandas.GeoSeries(shapes, crs=table.crs).to_crs(grid.crs).to_numpy(), _to_pixels(grid))
+    scene = shapely.box(0, 0, width, height)
+    found = []
+    for name, shape in zip(names, there, strict=True):
+        if shape is not None and shape.area > 0:
+            inside = shape.intersection(scene).area
+            found += [Place(name, shape, max(0.0, round(1 - inside / shape.area, 6)))] if inside > 0 else []
+    if not found:
+        left, bottom, right, top = table.total_bounds
+        a, b, c, d = grid.footprint
+        raise DataError(
+            f"None of the {len(table)} shapes in {path} ({left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} in {table.crs.name}) "
+            f"is a polygon that overlaps the scene ({a:.6g} … {c:.6g}, {b:.6g} … {d:.6g} in its own CRS). Check that they belong "
+            "together."
+        )
+    return found
+
+
+def _to_pixels(grid: Grid) -> Any:
+    matrix = grid.matrix
+    back = np.linalg.inv(matrix[:2, :2])
+    return lambda places: (places - matrix[:2, 3]) @ back.T + 0.5
+
+
+def area_of(found: FinishedMap, place: Place | None = None) -> Area:
+    """Counts and sizes of each class in the whole map, or in the pixels whose centres lie in a place."""
+    count = len(found.classes) + 1
+    pixels, size = np.zeros(count, dtype=np.int64), np.zeros(count)
+    for window in found.slabs(None if place is None else place.box.clipped(found.grid.shape)):
+        indices = found.read(window)
+        ground = np.broadcast_to(found.sizes(window), indices.shape)
+        if place is not None:
+            inside = rasterio.features.geometry_mask(
+                [place.shape], indices.shape[1:], Affine.translation(window.x, window.y), invert=True
+            )[None]
+            indices, ground = indices[inside], ground[inside]
+        flat = np.minimum(indices.ravel(), count - 1)
+        pixels += np.bincount(flat, minlength=count)
+        size += np.bincount(flat, ground.ravel(), count)
+    return Area(pixels, size)
+
+
+def adjusted(size: NDArray[np.float64], confusion: NDArray[np.int64]) -> Adjusted:
+    """Areas adjusted for the errors of a map: Olofsson et al. 2014, "Good practices for estimating area and assessing accuracy of
+    land change", Remote Sensing of Environment 148, equations 9 to 11.
+
+    They hold where the pixels of the confusion matrix are a random sample of the map, drawn within each mapped class.
+
+    Args:
+        size: mapped area of each class [K].
+        confusion: [K, K], rows by reference (label) class, columns by mapped (predicted) class.
+    """  # noqa: D205  # the title of the paper
+    sample = confusion.T.astype(np.float64)  # the paper's: rows by mapped class
+    drawn = sample.sum(axis=1)
+    weight = size / size.sum() if size.sum() > 0 else np.zeros(len(size))
+    mapped = weight > 0  # a class that is not on the map weighs nothing, whether it was sampled or not
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = sample[mapped] / drawn[mapped, None]
+        variance = (weight[mapped, None] ** 2 * share * (1 - share) / (drawn[mapped, None] - 1)).sum(axis=0)
+        proportion = (weight[mapped, None] * share).sum(axis=0)
+    return Adjusted(size.sum() * proportion, CONFIDENCE * size.sum() * np.sqrt(variance))
+
+
+def write_areas(found: FinishedMap, path: Path, places: Sequence[Place] = (), confusion: Mapping[str, Any] | None = None) -> None:
+    """Writes one row for the whole map and one per place as CSV.
+
+    Columns: `area` (name), `hectares` (of its pixels on the map), `unjudged` (their share that holds no class), `outside` (the
+    share of the place that is not on the scene), and per class `pixels/<class>`, `hectares/<class>`. With a confusion matrix, for
+    the whole map also `adjusted_hectares/<class>`, `plus_minus_95/<class>` and, in `adjusted_by`, what they rest on.
+
+    Args:
+        found: the map of a scene with a CRS.
+        path: the file.
+        places: polygons of interest.
+        confusion: `matrix` (rows by label, columns by prediction) and `source`, where it comes from; None where none is known.
+    """
+    rows = []
+    for place in (None, *places):
+        area = area_of(found, place)
+        total = area.size.sum()
+        row: dict[str, object] = {"area": WHOLE if place is None else place.name, "hectares": f"{total:.9g}"}
+        row["unjudged"] = f"{area.size[-1] / total:.6g}" if total > 0 else ""
+        row["outside"] = f"{0 if place is None else place.outside:g}"
+        for index, name in enumerate(found.classes):
+            row |= {f"pixels/{name}": int(area.pixels[index]), f"hectares/{name}": f"{area.size[index]:.9g}"}
+        if confusion is not None and place is None:
+            estimate = adjusted(area.size[:-1], np.asarray(confusion["matrix"]))
+            for name, size, margin in zip(found.classes, *estimate, strict=True):
+                row |= {f"adjusted_hectares/{name}": _known(size), f"plus_minus_95/{name}": _known(margin)}
+            row["adjusted_by"] = f"{confusion['source']}, as if its pixels were a stratified random sample of this map"
+        rows.append(row)
+
+    def write(making: Path) -> None:
+        with making.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    atomic_write(path, write)
+
+
+def _known(value: float) -> str:
+    return f"{value:.9g}" if np.isfinite(value) else ""

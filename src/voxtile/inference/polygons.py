@@ -1,0 +1,153 @@
+"""A finished map of a scene as polygons in a vector file.
+
+Polygons are the objects of the map whose pixels share sides. They are traced slab by slab; the pieces of an object that crosses
+slabs are united when its last one has come, so that there is no seam and memory holds the objects that are open, not the scene.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pyogrio
+import rasterio.features
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+from pyproj import CRS, Transformer
+
+from voxtile.cases.grid import Grid
+from voxtile.cases.maps import atomic_write
+from voxtile.errors import reason
+from voxtile.inference.finished import FinishedMap
+from voxtile.inference.instances import Instances
+
+DRIVERS = {"gpkg": "GPKG", "geojson": "GeoJSON"}
+_CHUNK = 20_000  # polygons that are written at once
+_DIGITS = 9  # of longitude and latitude: a tenth of a millimetre
+
+Traced = tuple[NDArray[np.int64], NDArray[Any]]  # rows of `Instances`, and their polygons
+
+
+def write_polygons(found: FinishedMap, objects: Instances, path: Path, simplify: float | None = None) -> None:
+    """Writes the objects of a scene's map as a GeoPackage or GeoJSON file, by the ending of `path`.
+
+    Attributes: `class`, `value` (its index in the map), `area_ha` (hectares of ground below the object's pixels) and, where there
+    is a heatmap, `probability` (the class's mean over them). A GeoPackage is in the scene's CRS, GeoJSON in longitude and latitude
+    on WGS 84 with outer rings counter-clockwise (RFC 7946, sections 3.1.6 and 4).
+
+    Args:
+        found: the map of a scene with a CRS.
+        objects: its objects, connected by sides.
+        path: the file.
+        simplify: about the largest side, in metres, of corners that are cut off; borders that two polygons share stay shared. All
+            polygons are in memory then.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left under its name.
+    """
+    chunks = _chunks(traced(found, objects))
+    if simplify is not None:
+        chunks = iter([_simplified(list(chunks), found.grid, simplify)])
+    write = _write_geojson if path.suffix.lower() == ".geojson" else _write_geopackage
+    try:
+        atomic_write(path, lambda making: write(_features(chunks, found, objects), found.grid, making))
+    except (DataSourceError, DataLayerError, FeatureError) as error:
+        raise OSError(f"{path} could not be written: {reason(error)} (is the disk full?)") from error
+
+
+def traced(found: FinishedMap, objects: Instances) -> Iterator[tuple[int, Any]]:
+    """The row of each object and its polygon in pixels (x, y) from the scene's corner, as soon as it is whole."""
+    assert not objects.corners, "objects that meet at corners only are no valid polygons"
+    pieces: dict[int, list[Any]] = {}
+    for window, ids in objects.ids(found):
+        numbers = ids[0].astype(np.int32)
+        place = Affine.translation(window.x, window.y)
+        shapes = rasterio.features.shapes(numbers, mask=numbers > 0, connectivity=4, transform=place)
+        found_here = [(int(number) - 1, shape["coordinates"]) for shape, number in shapes]
+        for (row, _), polygon in zip(found_here, _polygons([rings for _, rings in found_here]), strict=True):
+            pieces.setdefault(row, []).append(polygon)
+        for row in [row for row in pieces if objects.high[row, 1] <= window.stop[1]]:
+            parts = pieces.pop(row)
+            # On the grid of pixel corners, where all corners lie, a union is exact.
+            yield row, parts[0] if len(parts) == 1 else shapely.union_all(parts, grid_size=1)
+
+
+def _polygons(outlines: list[list[Any]]) -> NDArray[Any]:
+    """Polygons from lists of rings, the outer one first; all at once, since one by one takes several times as long."""
+    rings = [ring for outline in outlines for ring in outline]
+    places = np.array([place for ring in rings for place in ring]).reshape(-1, 2)
+    closed = shapely.linearrings(places, indices=np.repeat(np.arange(len(rings)), [len(ring) for ring in rings]))
+    made: NDArray[Any] = shapely.polygons(closed, indices=np.repeat(np.arange(len(outlines)), [len(rings) for rings in outlines]))
+    return made
+
+
+def _chunks(polygons: Iterable[tuple[int, Any]]) -> Iterator[Traced]:
+    rows: list[int] = []
+    shapes: list[Any] = []
+    for row, shape in polygons:
+        rows.append(row)
+        shapes.append(shape)
+        if len(rows) == _CHUNK:
+            yield np.array(rows), np.array(shapes)
+            rows, shapes = [], []
+    yield np.array(rows, dtype=np.int64), np.array(shapes, dtype=object)
+
+
+def _simplified(chunks: list[Traced], grid: Grid, metres: float) -> Traced:
+    """All polygons with fewer corners, borders shared as before (Visvalingam and Whyatt 1993, on the coverage as a whole)."""
+    rows, shapes = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    # Neighbours must have the same corners along a border: one at each pixel, until it is simplified.
+    corners = shapely.transform(shapely.segmentize(shapes, 1), np.rint)
+    _, height, width = grid.spacing
+    scaled = shapely.transform(corners, lambda places: places * (width, height))
+    simpler = shapely.coverage_simplify(scaled, metres)
+    return rows, shapely.transform(simpler, lambda places: places / (width, height))
+
+
+def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) -> Iterator[Any]:
+    """Tables with the attributes and the polygons in map units; one at least, which may be empty."""
+    matrix = found.grid.matrix
+    # A grid's affine speaks of pixel centres, and polygons have their corners at pixel corners.
+    corner = matrix[:2, 3] - matrix[:2, :2] @ (0.5, 0.5)
+    names = np.array(found.classes, dtype=object)
+    for rows, shapes in chunks:
+        index = objects.index[rows]
+        assert objects.size is not None
+        columns = {"class": names[index], "value": index.astype(np.int32), "area_ha": objects.size[rows]}
+        if objects.probability is not None:
+            columns["probability"] = objects.probability[rows]
+        placed = shapely.transform(shapes, lambda places: places @ matrix[:2, :2].T + corner)
+        yield geopandas.GeoDataFrame(columns, geometry=placed, crs=found.grid.crs)
+
+
+def _write_geopackage(tables: Iterable[Any], grid: Grid, making: Path) -> None:
+    for number, table in enumerate(tables):
+        pyogrio.write_dataframe(
+            table, making, layer="polygons", driver=DRIVERS["gpkg"], append=number > 0, geometry_type="Polygon",
+        )  # fmt: skip
+
+
+def _write_geojson(tables: Iterable[Any], grid: Grid, making: Path) -> None:
+    """Written by hand: GDAL appends to GeoJSON by reading and writing all of it."""
+    to_degrees = Transformer.from_crs(CRS.from_user_input(grid.crs), "OGC:CRS84", always_xy=True)
+    with making.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        comma = "\n"
+        for table in tables:
+            shapes = shapely.transform(table.geometry.to_numpy(), partial(_degrees, to_degrees))
+            attributes = table.drop(columns="geometry").to_dict("records")
+            for shape, about in zip(shapely.to_geojson(shapely.orient_polygons(shapes)), attributes, strict=True):
+                file.write(f'{comma}{{"type": "Feature", "properties": {json.dumps(about)}, "geometry": {shape}}}')
+                comma = ",\n"
+        file.write("\n]}\n")
+
+
+def _degrees(to_degrees: Transformer, places: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.round(np.stack(to_degrees.transform(places[:, 0], places[:, 1]), axis=1), _DIGITS)

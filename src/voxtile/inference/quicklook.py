@@ -1,0 +1,169 @@
+"""A small picture of a finished map beside what it was made from, to be looked at and passed on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from voxtile.cases.case import IGNORE, Case
+from voxtile.cases.grid import Grid
+from voxtile.cases.maps import atomic_write
+from voxtile.cases.window import Window
+from voxtile.inference.finished import FinishedMap
+
+MOST = 2048  # pixels of image and map together along the longer side
+_EMPTY = (90, 90, 110)  # where there are no data
+_GAP, _TEXT = 8, 16  # pixels between panels; height of the letters
+
+
+def write_quicklook(
+    found: FinishedMap, case: Case, path: Path, colors: Sequence[tuple[int, int, int]], channels: Sequence[str] | None = None
+) -> None:
+    """Writes a PNG of the case beside its map (above it, where it is wide), with a legend and a scale bar.
+
+    Every n-th row and column is read, so memory does not grow with a scene. Of a volume the slice with most foreground is shown, in
+    the orientation of the canonical grid.
+
+    Args:
+        found: the map.
+        case: what it was made from.
+        path: the file.
+        colors: (red, green, blue) per class.
+        channels: names of those to show as red, green and blue, or of one to show in grey; where None, the first three, or the
+            first of fewer.
+    """
+    names = tuple(channels or (case.channels[:3] if len(case.channels) >= 3 else case.channels[:1]))
+    _, height, width = case.shape
+    wide = width > height
+    room = MOST // 2
+    step = max(1, math.ceil(max(height / (room if wide else MOST), width / (MOST if wide else room))))
+    z = _fullest(found)
+    image = _stretched(*_every(case, z, step, names))
+    indices = _map_rows(found, z, step)
+    table = np.full((IGNORE + 1, 3), _EMPTY, dtype=np.uint8)
+    table[: len(colors)] = colors
+    factor = max(1, 256 // max(image.shape[:2]))  # a small picture is enlarged, or its legend would not fit
+    panels = [panel.repeat(factor, 0).repeat(factor, 1) for panel in (image, table[indices])]
+    shares = np.bincount(indices.ravel(), minlength=IGNORE + 1) / max(1, int((indices != IGNORE).sum()))
+    legend = [(f"{name} {shares[index]:.1%}", colors[index]) for index, name in enumerate(found.classes)]
+    picture = _composed(panels, wide, legend, _bar(found.grid, step / factor))
+    atomic_write(path, lambda making: picture.save(making, format="PNG"))
+
+
+def _fullest(found: FinishedMap) -> int:
+    """The slice with most pixels of classes other than the first."""
+    if found.grid.shape[0] == 1:
+        return 0
+    counts = []
+    for window in found.slabs():
+        indices = found.read(window)
+        counts += ((indices > 0) & (indices != IGNORE)).sum(axis=(1, 2)).tolist()
+    return int(np.argmax(counts))
+
+
+def _every(case: Case, z: int, step: int, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Every `step`-th pixel [C, h, w] of slice `z` and where there are data [h, w], read row by row."""
+    _, height, width = case.shape
+    rows = [case.read(Window(z, y, 0, 1, 1, width), names) for y in range(0, height, step)]
+    return np.stack([row[:, 0, 0, ::step] for row, _ in rows], axis=1), np.stack([valid[0, 0, ::step] for _, valid in rows])
+
+
+def _map_rows(found: FinishedMap, z: int, step: int) -> NDArray[np.uint8]:
+    _, height, width = found.grid.shape
+    return np.stack([found.read(Window(z, y, 0, 1, 1, width))[0, 0, ::step] for y in range(0, height, step)])
+
+
+def _stretched(image: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Pixels [C, h, w] as uint8 [h, w, 3], each channel from its 2nd to its 98th percentile."""
+    out = np.empty((*valid.shape, 3), dtype=np.uint8)
+    for position in range(3):
+        band = image[min(position, len(image) - 1)].astype(np.float64)
+        low, high = np.percentile(band[valid], (2, 98)) if valid.any() else (0.0, 1.0)
+        shown = np.clip((np.where(valid, band, low) - low) / max(high - low, 1e-12), 0, 1)
+        out[..., position] = np.round(shown * 255)
+    out[~valid] = _EMPTY
+    return out
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A length on the ground or in the patient that is a round number, and its length in the picture."""
+
+    label: str
+    pixels: int
+
+
+def _bar(grid: Grid, step: float) -> _Bar | None:
+    """A scale bar of 1, 2 or 5 times a power of ten, about 150 pixels long; None where pixels have no size."""
+    if grid.unit == "px":
+        return None
+    one = _ground_width(grid) * step
+    most = 150 * one
+    power = 10.0 ** math.floor(math.log10(most))
+    length = next(factor * power for factor in (5, 2, 1) if factor * power <= most)
+    unit, size = ("km", 1000.0) if grid.unit == "m" and length >= 1000 else (grid.unit, 1.0)
+    return _Bar(f"{length / size:g} {unit}", round(length / one))
+
+
+def _ground_width(grid: Grid) -> float:
+    """Metres, or millimetres, that the middle pixel is wide."""
+    if grid.unit != "m":
+        return grid.spacing[2]
+    from pyproj import CRS, Geod, Transformer
+
+    crs = CRS.from_user_input(grid.crs)
+    assert crs.geodetic_crs is not None
+    assert crs.ellipsoid is not None
+    _, height, width = grid.shape
+    ends = np.array([[width / 2 - 1, height / 2, 0, 1], [width / 2, height / 2, 0, 1]]) @ grid.matrix.T
+    to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    (a, b), (c, d) = zip(*to_degrees.transform(ends[:, 0], ends[:, 1]), strict=True)
+    geod = Geod(a=crs.ellipsoid.semi_major_metre, b=crs.ellipsoid.semi_minor_metre)
+    return float(geod.inv(a, b, c, d)[2])
+
+
+def _composed(
+    panels: Sequence[NDArray[np.uint8]], wide: bool, legend: Sequence[tuple[str, tuple[int, int, int]]], bar: _Bar | None
+) -> Image.Image:
+    """Panels, and below them the legend and the scale bar."""
+    height, width = panels[0].shape[:2]
+    size = (width, 2 * height + _GAP) if wide else (2 * width + _GAP, height)
+    font = ImageFont.load_default(_TEXT)
+    entries = [(text, color, 3 * _TEXT // 2 + int(font.getlength(text)) + _TEXT) for text, color in legend]
+    rows = _rows([entry[2] for entry in entries], size[0])
+    line = _TEXT + _GAP
+    bar_line = 1 if bar else 0
+    picture = Image.new("RGB", (size[0], size[1] + _GAP + line * (max(rows, default=0) + 1 + bar_line)), "white")
+    for number, panel in enumerate(panels):
+        picture.paste(Image.fromarray(panel), (0, number * (height + _GAP)) if wide else (number * (width + _GAP), 0))
+    draw = ImageDraw.Draw(picture)
+    x, last = 0, 0
+    for (text, color, length), row in zip(entries, rows, strict=True):
+        x, last = (0 if row != last else x), row
+        y = size[1] + _GAP + row * line
+        draw.rectangle((x, y, x + _TEXT, y + _TEXT), fill=tuple(color), outline="black")
+        draw.text((x + 3 * _TEXT // 2, y), text, fill="black", font=font)
+        x += length
+    if bar:
+        y = picture.height - line
+        draw.rectangle((0, y + _TEXT // 2, bar.pixels, y + _TEXT // 2 + 3), fill="black")
+        draw.text((bar.pixels + _TEXT // 2, y), bar.label, fill="black", font=font)
+    return picture
+
+
+def _rows(lengths: Sequence[int], width: int) -> list[int]:
+    """The line that each entry of a legend stands on."""
+    rows, row, x = [], 0, 0
+    for length in lengths:
+        if x and x + length > width:
+            row, x = row + 1, 0
+        rows.append(row)
+        x += length
+    return rows

@@ -1,0 +1,206 @@
+"""voxtile predict and evaluate: what is made of a finished map, as a user asks for it."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import geopandas
+import nibabel
+import numpy as np
+import pytest
+import rasterio
+import rasterio.features
+from scipy import ndimage
+
+from tests.commands.conftest import Command, Run
+from tests.testers.composing import ROOT
+from tests.testers.formats import file_size_limit
+from tests.testers.maps import written
+from voxtile.training.objects import summarise_objects
+
+ALL = ["polygons=gpkg", "instances=true", "areas=true", "quicklook=true"]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def source(scene_run: Run) -> Path:
+    return scene_run.folder / "scenes" / "images" / "s1.tif"
+
+
+def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
+    where = [f"run={copied_run.home}", f"paths.runs={tmp_path}"]
+    assert voxtile("evaluate", *where).code == 0
+    said = voxtile("predict", *where, f"input={source}", f"output={tmp_path / 'maps'}", "heatmaps=true", *ALL)
+    assert said.code == 0
+    names = [
+        "s1.tif",
+        "s1_areas.csv",
+        "s1_heatmap.tif",
+        "s1_instances.csv",
+        "s1_instances.tif",
+        "s1_polygons.gpkg",
+        "s1_quicklook.png",
+    ]
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == names
+    assert all(str(tmp_path / "maps" / name) in said.text for name in names)
+    with rasterio.open(tmp_path / "maps" / "s1.tif") as found, rasterio.open(tmp_path / "maps" / "s1_instances.tif") as ids:
+        indices = found.read(1)
+        np.testing.assert_array_equal(ids.read(1), ndimage.label(indices == 1, np.ones((3, 3)))[0])
+        polygons = geopandas.read_file(tmp_path / "maps" / "s1_polygons.gpkg")
+        assert polygons.crs == found.crs
+        burnt = rasterio.features.rasterize(polygons.geometry, indices.shape, transform=found.transform)
+        np.testing.assert_array_equal(burnt, indices)
+    assert set(polygons.columns) == {"class", "value", "area_ha", "probability", "geometry"}
+    assert polygons["probability"].between(0.5, 1).all()
+    (row,) = table(tmp_path / "maps" / "s1_areas.csv")
+    assert float(row["hectares/disc"]) == pytest.approx(polygons["area_ha"].sum(), rel=1e-6)
+    assert "evaluations/val-best" in row["adjusted_by"]
+    assert "which whole validation cases are not" in said.text
+
+
+def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
+    with rasterio.open(source) as image:
+        left, bottom, right, top = image.bounds
+        shapes = geopandas.GeoSeries.from_xy([(left + right) / 2], [(bottom + top) / 2], crs=image.crs).buffer(100)
+    places = tmp_path / "places (1).geojson"
+    geopandas.GeoDataFrame({"name": ["middle"]}, geometry=shapes).to_crs("EPSG:4326").to_file(places)
+    where = [f"run={copied_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    said = voxtile("predict", *where, f"areas={places}", "area_name=name")
+    assert said.code == 0
+    assert "the run has no evaluation with these weights and settings" in said.text
+    rows = table(tmp_path / "maps" / "s1_areas.csv")
+    assert [row["area"] for row in rows] == ["(all)", "middle"]
+    assert float(rows[1]["hectares"]) == pytest.approx(np.pi, rel=0.02)
+    assert "adjusted_by" not in rows[0]
+
+
+def test_a_volume_has_objects_and_a_picture(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
+    where = [f"run={volume_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    assert voxtile("predict", *where, "instances=true", "quicklook=true", "heatmaps=true").code == 0
+    found, ids = (nibabel.load(tmp_path / "maps" / f"v1{name}.nii.gz") for name in ("", "_instances"))
+    np.testing.assert_array_equal(np.asarray(ids.dataobj) > 0, np.asarray(found.dataobj) == 1)
+    np.testing.assert_array_equal(ids.affine, found.affine)
+    rows = table(tmp_path / "maps" / "v1_instances.csv")
+    assert len(rows) == ndimage.label(np.asarray(found.dataobj) == 1, np.ones((3, 3, 3)))[1]
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    said = voxtile("predict", *where, "overwrite=true", "polygons=gpkg")
+    assert said.code == 2
+    assert "'polygons=gpkg' needs scenes on the ground" in said.text
+
+
+def test_results_that_exist_are_replaced_only_when_told(scene_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
+    (tmp_path / "s1_areas.csv").write_text("somebody's")
+    where = [f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path}", "areas=true"]
+    said = voxtile("predict", *where)
+    assert said.code == 3
+    assert "s1_areas.csv exists already" in said.text
+    assert not (tmp_path / "s1.tif").exists()
+    assert voxtile("predict", *where, "overwrite=true").code == 0
+    assert (tmp_path / "s1_areas.csv").read_text().startswith("area,")
+
+
+def test_a_scene_without_a_place_has_no_polygons(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    path = written(tmp_path / "in.tif", np.zeros((2, 20, 20), dtype=np.float32), crs=None)
+    where = [f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={path}", f"output={tmp_path / 'maps'}"]
+    for word in ("polygons=geojson", "areas=true"):
+        said = voxtile("predict", *where, word)
+        assert said.code == 3
+        assert f"{path} has no coordinate reference system" in said.text
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_full_disk_names_the_result_and_keeps_the_map(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s2.tif"
+    where = [f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    with file_size_limit(60_000):  # room for the map, and not for an empty GeoPackage
+        said = voxtile("predict", *where, "polygons=gpkg")
+    assert said.code == 3
+    assert "s2_polygons.gpkg could not be written" in said.text
+    assert "s2.tif is finished" in said.text
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["s2.tif"]
+
+
+WRONG = {
+    "polygons=shp": "'polygons=shp' is no vector format; choose from gpkg, geojson",
+    "simplify=-1": "'simplify=-1' must be metres above 0",
+    "instances=yes please": "'instances=yes please' must be true or false",
+    "connectivity=6": "'connectivity=6' must be 4",
+    "min_pixels=0": "'min_pixels=0' must be a whole number from 1 up",
+    "object_classes=[disk]": "'object_classes' names disk; the classes of this run are ground, disc. Did you mean 'disc'?",
+    "object_classes=disc": "'object_classes=disc' must be a list",
+    "rgb=[band1,band2]": "must name three channels",
+    "polygon=gpkg": "no key 'polygon'. Did you mean 'polygons'?",
+}
+
+
+@pytest.mark.parametrize(("word", "expected"), WRONG.items())
+def test_a_wrong_setting_is_named(scene_run: Run, source: Path, tmp_path: Path, voxtile: Command, word: str, expected: str) -> None:
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'maps'}", word)
+    assert said.code == 2
+    assert expected in said.text
+    assert not (tmp_path / "maps").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("areas=nowhere.gpkg", "nowhere.gpkg does not exist"), ("rgb=[bnd1]", "no channel bnd1 to show; it has band1, band2")],
+)
+def test_what_a_case_cannot_have_is_refused_before_it_is_predicted(
+    scene_run: Run, source: Path, tmp_path: Path, voxtile: Command, word: str, expected: str
+) -> None:
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'maps'}", word)
+    assert said.code == 3
+    assert expected in said.text
+    assert not (tmp_path / "maps").exists()
+
+
+def test_objects_are_scored_beside_pixels(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    where = [f"run={copied_run.home}", f"paths.runs={tmp_path}"]
+    folder = copied_run.home / "evaluations" / "val-best"
+    assert voxtile("evaluate", *where).code == 0
+    before, plain = table(folder / "cases.csv"), json.loads((folder / "summary.json").read_text())
+    said = voxtile("evaluate", *where, "objects=0.3")
+    assert said.code == 0
+    assert "objects, matched where their IoU is 0.3 or more" in said.text
+    after, summary = table(folder / "cases.csv"), json.loads((folder / "summary.json").read_text())
+    assert [{name: row[name] for name in before[0]} for row in after] == before
+    assert {name: summary["scores"][name] for name in plain["scores"]} == plain["scores"]
+    assert summary["objects"] == {"least_iou": 0.3, "connectivity": 8}
+    (case,) = copied_run.read("manifest.json")["data"]["split"]["val"]
+    images = copied_run.folder / "scenes"
+    voxtile("predict", *where, f"input={images / 'images' / case['id']}.tif", f"output={tmp_path / 'maps'}")
+    with (
+        rasterio.open(tmp_path / "maps" / f"{case['id']}.tif") as found,
+        rasterio.open(images / "labels" / f"{case['id']}.tif") as label,
+    ):
+        counts = [ndimage.label(file.read(1) == 1, np.ones((3, 3)))[1] for file in (label, found)]
+    assert [int(after[0][f"{kind}_objects/disc"]) for kind in ("label", "predicted")] == counts
+    assert summary["scores"]["matched_objects/disc"] == int(after[0]["matched_objects/disc"])
+    assert "object_f1/ground" not in summary["scores"]
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "often"])
+def test_a_wrong_threshold_is_named(scene_run: Run, voxtile: Command, value: str) -> None:
+    said = voxtile("evaluate", f"run={scene_run.home}", f"objects={value}")
+    assert said.code == 2
+    assert f"'objects={value}' must be true, false, or the least IoU" in said.text
+
+
+def test_every_score_of_objects_is_defined() -> None:
+    text = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8").partition("\n## Objects")[2].partition("\n## ")[0]
+    made = {name.replace("/roof", "/<class>") for name in summarise_objects(np.ones((1, 1, 3), dtype=np.int64), ["roof"])}
+    assert set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)) == made
+
+
+def test_every_setting_of_results_is_documented() -> None:
+    text = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+    settings = (ROOT / "src/voxtile/commands/predict.yaml").read_text(encoding="utf-8")
+    names = re.findall(r"^(\w+):", settings.partition("\npolygons:")[2].partition("\nbatch_size:")[0], flags=re.MULTILINE)
+    assert len(names) == 9
+    assert all(f"`{name}" in text for name in ["polygons", *names])

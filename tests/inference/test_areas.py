@@ -1,0 +1,157 @@
+"""Hectares against areas on the ellipsoid, and the adjustment against its paper's worked example."""
+
+import csv
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from pyproj import Geod, Transformer
+
+from tests.testers.maps import CLASSES, UTM, patches, scene_map
+from voxtile.errors import DataError
+from voxtile.inference import finished
+from voxtile.inference.areas import adjusted, area_of, places_of, write_areas
+from voxtile.inference.finished import FinishedMap
+
+
+@pytest.fixture(autouse=True)
+def _small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finished, "_PIXELS", 500)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32633", "EPSG:3857"])
+def test_every_reference_system_gives_the_ground_s_hectares(tmp_path: Path, crs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same square kilometre at 60° north, mapped in each system, has the area that geodesics around it have."""
+    monkeypatch.setattr(finished, "_PIXELS", 100_000)
+    lon, lat = [15.2, 15.218, 15.218, 15.2], [60.0, 60.0, 60.009, 60.009]
+    expected = abs(Geod(ellps="WGS84").polygon_area_perimeter(lon, lat)[0]) / 1e4
+    square = shapely.Polygon(np.stack(Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat), axis=1))
+    left, bottom, right, top = square.bounds
+    size = (right - left) / 700, (top - bottom) / 700
+    transform = Affine(size[0], 0, left - 20 * size[0], 0, -size[1], top + 20 * size[1])
+    indices = np.ones((740, 740))
+    indices[:, 370:] = 2
+    path = tmp_path / "square.geojson"
+    geopandas.GeoDataFrame(geometry=[shapely.Polygon(list(zip(lon, lat, strict=True)))], crs="EPSG:4326").to_file(path)
+    found = scene_map(tmp_path, indices, crs=crs, transform=transform)
+    (place,) = places_of(path, found.grid)
+    area = area_of(found, place)
+    assert area.size.sum() == pytest.approx(expected, rel=2e-3)  # pixel centres along the outline
+    assert area.size[1] == pytest.approx(expected / 2, rel=2e-2)
+    assert place.outside == 0
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> FinishedMap:
+    return scene_map(tmp_path, patches(0, 60, 80, 4))
+
+
+def test_a_table_counts_each_class_in_each_place(found: FinishedMap, tmp_path: Path) -> None:
+    corner, pixel = np.array([500_000, 5_000_000]), 10
+    triangle = shapely.Polygon([(3, 5), (40, 11), (17, 51)])
+    over = shapely.box(70, 50, 90, 70)  # half of its width and height is beside the scene
+    shapes = [shapely.transform(shape, lambda places: corner + places * (pixel, -pixel)) for shape in (triangle, over)]
+    areas = geopandas.GeoDataFrame({"name": ["a", "b"]}, geometry=shapes, crs="EPSG:32633").to_crs("EPSG:4326")
+    areas.to_file(tmp_path / "areas.gpkg")
+    write_areas(found, tmp_path / "areas.csv", places_of(tmp_path / "areas.gpkg", found.grid, "name"))
+    whole, a, b = table(tmp_path / "areas.csv")
+    assert [row["area"] for row in (whole, a, b)] == ["(all)", "a", "b"]
+    assert float(a["outside"]) == 0
+    assert float(b["outside"]) == pytest.approx(0.75)
+    indices = patches(0, 60, 80, 4)
+    y, x = np.mgrid[:60, :80] + 0.5
+    inside = {"(all)": np.ones_like(y, dtype=bool), "a": shapely.contains_xy(triangle, x, y), "b": (x > 70) & (y > 50)}
+    hectare = 0.01 / 0.9996**2
+    for row in (whole, a, b):
+        part = indices[inside[row["area"]]]
+        assert [int(row[f"pixels/{name}"]) for name in CLASSES] == np.bincount(part, minlength=256)[:3].tolist()
+        assert float(row["hectares/roof"]) == pytest.approx((part == 2).sum() * hectare, rel=1e-5)
+        assert float(row["hectares"]) == pytest.approx(len(part) * hectare, rel=1e-5)
+        assert float(row["unjudged"]) == pytest.approx((part == 255).mean(), rel=1e-5)
+
+
+# Olofsson et al. 2014, table 8: rows by map, columns by reference; deforestation, forest gain, stable forest, stable non-forest.
+SAMPLE = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])
+MAPPED = np.array([200_000, 150_000, 3_200_000, 6_450_000])  # pixels of 30 m
+
+
+def test_the_paper_s_worked_example() -> None:
+    """It gives 235,086 ± 68,418 pixels of deforestation, which are 21,158 ± 6158 ha."""
+    pixels = adjusted(MAPPED.astype(float), SAMPLE.T)
+    assert round(pixels.size[0]) == 235_086
+    assert pixels.margin[0] == pytest.approx(68_418, abs=1)
+    hectares = adjusted(MAPPED * 0.09, SAMPLE.T)
+    assert round(hectares.size[0]) == 21_158
+    assert round(hectares.margin[0]) == 6158
+    assert pixels.size.sum() == pytest.approx(MAPPED.sum())
+
+
+def test_a_mapped_class_without_samples_leaves_areas_undefined() -> None:
+    sample = SAMPLE.copy()
+    sample[1] = 0
+    assert np.isnan(adjusted(MAPPED.astype(float), sample.T).size).all()
+    nowhere = adjusted(MAPPED * [1, 0, 1, 1], sample.T)  # a class that is not on the map needs none
+    assert np.isfinite(nowhere.size).all()
+    assert np.isfinite(nowhere.margin).all()
+
+
+def test_adjusted_areas_stand_in_the_first_row_with_what_they_assume(found: FinishedMap, tmp_path: Path) -> None:
+    matrix = [[50, 5, 0], [2, 40, 3], [1, 0, 30]]
+    write_areas(found, tmp_path / "areas.csv", [], {"matrix": matrix, "source": "evaluations/val-best"})
+    (row,) = table(tmp_path / "areas.csv")
+    mapped = np.array([float(row[f"hectares/{name}"]) for name in CLASSES])
+    share = np.array(matrix) / np.sum(matrix, axis=0)
+    for index, name in enumerate(CLASSES):
+        assert float(row[f"adjusted_hectares/{name}"]) == pytest.approx((mapped * share[index]).sum())
+    assert "evaluations/val-best, as if its pixels were a stratified random sample" in row["adjusted_by"]
+
+
+def bad_file(folder: Path, what: str) -> Path:
+    path = folder / f"{what}.gpkg"
+    shapes = [shapely.box(500_100, 4_999_700, 500_300, 4_999_900)]
+    if what == "elsewhere":
+        shapes = [shapely.box(0, 0, 1, 1)]
+    elif what == "points":
+        shapes = [shapely.Point(500_100, 4_999_900)]
+    if what == "text":
+        path.write_text("no vectors")
+    elif what == "no_crs":
+        path = path.with_suffix(".shp")
+        with pytest.warns(UserWarning, match="crs"):
+            geopandas.GeoDataFrame({"name": ["a"]}, geometry=shapes).to_file(path)
+    elif what != "missing":
+        geopandas.GeoDataFrame({"name": ["a"]}, geometry=shapes, crs="EPSG:32633").to_file(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("missing", "does not exist"),
+        ("text", "cannot be read as polygons"),
+        ("no_crs", "names no coordinate reference system"),
+        ("elsewhere", r"None of the 1 shapes in .* is a polygon that overlaps the scene"),
+        ("points", "is a polygon that overlaps"),
+        ("attribute", "has no attribute 'nmae'; it has name. Did you mean 'name'"),
+    ],
+)
+def test_a_bad_file_of_areas_is_named(found: FinishedMap, tmp_path: Path, what: str, words: str) -> None:
+    path = bad_file(tmp_path, what)
+    with pytest.raises(DataError, match=words) as caught:
+        places_of(path, found.grid, "nmae" if what == "attribute" else None)
+    assert str(path) in str(caught.value)
+
+
+def test_polygons_that_cross_themselves_are_mended(found: FinishedMap, tmp_path: Path) -> None:
+    bow = shapely.Polygon([UTM @ place for place in ((10, 10), (30, 30), (30, 10), (10, 30))])
+    geopandas.GeoDataFrame(geometry=[bow], crs="EPSG:32633").to_file(tmp_path / "bow.geojson", driver="GeoJSON")
+    (place,) = places_of(tmp_path / "bow.geojson", found.grid)
+    assert area_of(found, place).pixels.sum() == pytest.approx(200, abs=20)

@@ -1,0 +1,85 @@
+"""The quick-look picture: every pixel where it belongs, small however big the scene."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.testers.maps import CLASSES, UTM, patches, scene_map, written
+from tests.testers.memory import memory_case
+from voxtile.cases.case import Case
+from voxtile.cases.geotiff import GeoTiffSource
+from voxtile.inference import quicklook
+from voxtile.inference.finished import FinishedMap
+from voxtile.inference.quicklook import write_quicklook
+
+COLORS = ((10, 20, 30), (0, 0, 250), (250, 0, 0))
+
+
+def pictured(found: FinishedMap, case: Case, path: Path, channels: list[str] | None = None) -> np.ndarray:
+    write_quicklook(found, case, path, COLORS, channels)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture)
+
+
+def scene_case(folder: Path, height: int, width: int) -> Case:
+    rng = np.random.default_rng(0)
+    bands = rng.integers(100, 3000, (4, height, width), dtype=np.uint16)
+    return Case("scene", "scene", GeoTiffSource([written(folder / "scene.tif", bands)]))
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 260), (260, 300)])
+def test_image_and_map_are_beside_each_other(tmp_path: Path, height: int, width: int) -> None:
+    indices = patches(0, height, width, 20)
+    case = scene_case(tmp_path, height, width)
+    shown = pictured(scene_map(tmp_path, indices), case, tmp_path / "q.png")
+    table = np.array([*COLORS, *[quicklook._EMPTY] * 253])
+    at = (slice(height + 8, 2 * height + 8), slice(0, width)) if width > height else (slice(0, height), slice(width + 8, None))
+    np.testing.assert_array_equal(shown[at], table[indices])
+    image, _ = case.read(quicklook.Window.whole(case.shape), ["band1", "band2", "band3"])
+    low, high = np.percentile(image, (2, 98), axis=(1, 2, 3))
+    stretched = np.clip((np.moveaxis(image[:, 0], 0, -1) - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose(shown[:height, :width], stretched, atol=1)
+    below = shown[max(at[0].stop, height) :]
+    for color in COLORS:  # the legend
+        assert (below == color).all(axis=2).any()
+
+
+def test_named_channels_are_shown(tmp_path: Path) -> None:
+    case, found = scene_case(tmp_path, 300, 260), scene_map(tmp_path, patches(0, 300, 260))
+    default = pictured(found, case, tmp_path / "a.png")[:300, :260]
+    turned = pictured(found, case, tmp_path / "b.png", ["band3", "band2", "band1"])[:300, :260]
+    np.testing.assert_array_equal(turned, default[..., ::-1])
+    grey = pictured(found, case, tmp_path / "c.png", ["band2"])[:300, :260]
+    np.testing.assert_array_equal(grey, default[..., [1, 1, 1]])
+
+
+def test_a_big_scene_is_decimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quicklook, "MOST", 128)
+    indices = patches(0, 400, 300, 10)
+    shown = pictured(scene_map(tmp_path, indices), scene_case(tmp_path, 400, 300), tmp_path / "q.png")
+    step = 5  # 300 / 64
+    table = np.array([*COLORS, *[quicklook._EMPTY] * 253])
+    part = table[indices[::step, ::step]].repeat(3, 0).repeat(3, 1)  # enlarged to be legible
+    np.testing.assert_array_equal(shown[: part.shape[0], part.shape[1] + 8 :], part)
+
+
+@pytest.mark.parametrize(("crs", "metres"), [("EPSG:32633", 10), ("EPSG:3857", 10 * np.cos(np.radians(40.9)))])
+def test_the_scale_bar_is_as_long_as_it_says(tmp_path: Path, crs: str, metres: float) -> None:
+    found = scene_map(tmp_path, patches(0, 300, 260), crs=crs, transform=UTM)
+    bar = quicklook._bar(found.grid, 1)
+    assert bar is not None
+    assert bar.label == "1 km"
+    assert bar.pixels == pytest.approx(1000 / metres, abs=1.5)
+
+
+def test_a_volume_shows_its_fullest_slice(tmp_path: Path) -> None:
+    label = np.zeros((4, 64, 40), dtype=np.uint8)
+    label[1, 5:9, 5:9], label[2, 10:40, 10:30] = 1, 2
+    rng = np.random.default_rng(0)
+    case = memory_case("volume", array=rng.normal(size=(1, 4, 64, 40)), unit="mm")
+    found = FinishedMap(memory_case("map", array=label[None]).image, CLASSES)
+    shown = pictured(found, case, tmp_path / "q.png")
+    np.testing.assert_array_equal(shown[: 64 * 4 : 4, 40 * 4 + 8 : 80 * 4 + 8 : 4], np.array(COLORS)[label[2]])
