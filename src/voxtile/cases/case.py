@@ -123,6 +123,7 @@ class Case:
         select: indices of the image's channels that are used, in order.
         region: the part of the source that this case is; the whole of it unless made by `view`.
         split: "train", "val" or "test" where the data set gives one, else "".
+        within: of a block that is a group of its own, the group of the whole case; else "".
     """
 
     id: str
@@ -132,6 +133,7 @@ class Case:
     select: tuple[int, ...] = ()
     region: Window | None = None
     split: str = ""
+    within: str = ""
 
     @property
     def channels(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from voxtile.cases.case import IGNORE, Case, Labels, Source
 from voxtile.cases.groups import Grouping
@@ -105,7 +106,7 @@ class Dataset:
         layout: Layout | Callable[[], Layout],
         labels: Mapping[int, str],
         background: str | None = None,
-        group: Mapping[str, str] | None = None,
+        group: Mapping[str, Any] | None = None,
         channels: Sequence[str] | None = None,
         nodata: float | None = None,
         exclude: Sequence[str] = (),

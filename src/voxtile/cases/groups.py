@@ -1,9 +1,10 @@
-"""How the group of a case follows from its name: a pattern, an expression or a table."""
+"""How the group of a case follows from its name: a pattern, an expression or a table; and the wish to group by place."""
 
 from __future__ import annotations
 
 import ast
 import csv as csvfile
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ class Grouping:
         key: str = "id",
         column: str = "group",
         delimiter: str = ",",
+        place: float | None = None,
         **unknown: object,
     ) -> None:
         r"""Reads one rule; without any, each case is its own group.
@@ -40,12 +42,14 @@ class Grouping:
             key: the table's column of case ids.
             column: the table's column of groups.
             delimiter: what separates the table's columns.
+            place: where given, groups of which scenes overlap, or are less than so many metres apart on the ground, are one,
+                whatever their names (see `voxtile.data.places`): where cases lie is known when all are open.
             **unknown: misspelt settings, refused.
 
         Raises:
             ConfigError: A setting is unknown or wrong, or several rules are given.
         """
-        known = ("pattern", "expression", "csv", "key", "column", "delimiter")
+        known = ("pattern", "expression", "csv", "key", "column", "delimiter", "place")
         if unknown:
             name = next(iter(unknown))
             raise ConfigError(f"'data.group.{name}' is unknown; a group rule takes {listed(known)}.{did_you_mean(name, known)}")
@@ -55,6 +59,12 @@ class Grouping:
             raise ConfigError(f"'data.group' gives {' and '.join(chosen)}, and a group follows from one rule. Keep one of them.")
         if len(delimiter) != 1:
             raise ConfigError(f"'data.group.delimiter={delimiter}' must be one character, such as ',' or ';'.")
+        if place is not None and (isinstance(place, bool) or not isinstance(place, int | float) or not 0 <= place < math.inf):
+            raise ConfigError(
+                f"'data.group.place={place}' must be a distance in metres: scenes less than so far apart are one group, at 0 those "
+                "that overlap. Type, for example, 'data.group.place=500'."
+            )
+        self.place = place
         self._rule: Rule = lambda case_id, fields: case_id
         if pattern is not None:
             self._rule = _Pattern(pattern)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from voxtile.commands.build import Parts
     from voxtile.data.datamodule import VoxtileData
     from voxtile.data.prepared import Prepared
+    from voxtile.data.splits import Split
     from voxtile.training.module import SegmentationModule
 
 PICTURED = 6  # samples on the sheet
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 def check(config: Mapping[str, Any]) -> int:
     """Looks at a training configuration, its data, and one real step."""
     from voxtile.commands.assemble import check_trainer, prepare_data
-    from voxtile.commands.build import parts
+    from voxtile.commands.build import folder, parts
     from voxtile.commands.console import console
     from voxtile.commands.train import command_line
     from voxtile.errors import counted
@@ -39,6 +40,11 @@ def check(config: Mapping[str, Any]) -> int:
     built = parts(config)
     prepared = prepare_data(built, out)
     print_split(out, prepared)
+    print_distances(out, prepared.split)
+    if (
+        path := draw_map(prepared.split, folder(config["paths"]["runs"]) / "check" / prepared.dataset.name / "split.png")
+    ) is not None:
+        out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
     remarks = look_at_files(prepared) + look_at_classes(prepared)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]
@@ -72,6 +78,24 @@ def print_split(out: Console, prepared: Prepared) -> None:
         shares = [f"{100 * n / max(judged, 1):.2f} %" for n in counts]
         table.add_row(side, str(len(cases)), groups, f"{pixels:,}", f"{100 * judged / max(pixels, 1):.1f} %", *shares)
     out.print(table)
+
+
+def print_distances(out: Console, split: Split) -> None:
+    """How far validation and test are from training, "-" where this is not known."""
+    from voxtile.data.distances import split_distances
+
+    names = {"val": "validation", "test": "test"}
+    found = "; ".join(f"{names[side]} {length or '-'}" for side, length in split_distances(split).items())
+    out.print(f"distance to training: {found}", soft_wrap=True, markup=False)
+
+
+def draw_map(split: Split, path: Path) -> Path | None:
+    """Draws where the sides of the split lie; None where no case has a place on Earth."""
+    from voxtile.training.pictures import save
+    from voxtile.training.split_picture import draw_split
+
+    picture = draw_split(split)
+    return None if picture is None else save(picture, path)
 
 
 def print_intensities(out: Console, prepared: Prepared) -> None:

@@ -207,7 +207,11 @@ def _opened(dataset: Dataset, learned: Sequence[Learned]) -> dict[Learned, Case]
         if case.data == dataset.name and case.file in files:
             with suppress(DataError):  # left out because it cannot be read, or has no group
                 whole, block = dataset.open(files[case.file]), case.id.removeprefix(case.file)
-                found[case] = replace(whole.view(Window(*case.region), block), group=whole.group + block) if case.region else whole
+                # A block of a grid on the ground belongs to its cell, any other to its place in its scene.
+                group = case.group if block.startswith("#x") and case.group else whole.group + block
+                found[case] = whole
+                if case.region:
+                    found[case] = replace(whole.view(Window(*case.region), block), group=group, within=whole.group)
     return found
 
 

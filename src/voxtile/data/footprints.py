@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import rasterio
-import rasterio.warp
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no public name
 
 from voxtile.cases.case import Case
 from voxtile.cases.grid import METRES_PER_DEGREE
@@ -16,6 +15,7 @@ from voxtile.cases.grid import METRES_PER_DEGREE
 WORLD = "EPSG:4326"
 _CORNERS = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=np.float64)  # in turn around the grid, in widths and heights
 _STEPS = 4  # points on each edge of an outline that is brought to another system, where straight edges become curves
+_AT_ONCE = 100_000  # pairs of outlines compared at a time, for bounded memory
 
 
 def near_pairs(first: Sequence[Case], second: Sequence[Case], gap: float) -> list[tuple[int, int]]:
@@ -42,37 +42,59 @@ def near_pairs(first: Sequence[Case], second: Sequence[Case], gap: float) -> lis
             a, b = (_outlines([cases[i] for i in chosen]) for cases, chosen in ((first, rows), (second, columns)))
             pairs += [(rows[i], columns[j]) for i, j in _near(*a, *b, gap)]
     if len(systems) > 1:
-        a, b = _world_outlines(first), _world_outlines(second)
-        pairs += [(i, j) for i, j in _near(*a, *b, gap) if codes[0][i] != codes[1][j]]
+        a, b = (world_outlines(first), _degrees(first)), (world_outlines(second), _degrees(second))
+        found = {pair for turn in (-360, 0, 360) for pair in _near(*a, b[0] + (turn, 0), b[1], gap)}
+        pairs += [(i, j) for i, j in found if codes[0][i] != codes[1][j]]
     return sorted(pairs)
+
+
+def world_outlines(cases: Sequence[Case], steps: int = _STEPS) -> NDArray[np.float64]:
+    """Points around the pixels' outer edges in degrees [n, 4 steps, (longitude, latitude)], in turn.
+
+    NaN, which is near nothing, for cases without a CRS or with one that has no place on Earth. An outline over the
+    antimeridian goes on past 180 or -180 degrees.
+    """
+    points, _ = _outlines(cases, steps)
+    world = np.full_like(points, np.nan)
+    members: dict[str, list[int]] = {}
+    for place, case in enumerate(cases):
+        if case.grid.crs is not None:
+            members.setdefault(case.grid.crs, []).append(place)
+    for crs, places in members.items():
+        if (transformer := to_world(crs)) is not None:
+            world[places] = np.stack(transformer.transform(points[places, :, 0], points[places, :, 1]), axis=-1)
+    world[~np.isfinite(world).all(axis=(1, 2))] = np.nan
+    first = world[:, :1, 0]
+    world[:, :, 0] = first + np.mod(world[:, :, 0] - first + 180, 360) - 180
+    return world
+
+
+@lru_cache(maxsize=256)
+def to_world(crs: str) -> Any:
+    """A `pyproj.Transformer` from a CRS, as WKT, to (longitude, latitude); None where it has no place on Earth."""
+    from pyproj import CRS, Transformer
+    from pyproj.exceptions import ProjError
+
+    try:
+        return Transformer.from_crs(CRS.from_wkt(crs), WORLD, always_xy=True)
+    except ProjError:
+        return None
 
 
 def _outlines(cases: Sequence[Case], steps: int = 1) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Points around the pixels' outer edges [n, 4 steps, (x, y)] and the finer side of a pixel [n], in map units."""
     weights = np.arange(steps)[:, None] / steps
     around = np.concatenate([a + weights * (b - a) for a, b in zip(_CORNERS, np.roll(_CORNERS, -1, axis=0), strict=True)])
-    matrices = np.array([case.grid.matrix for case in cases])[:, :2]  # [n, (x, y), 4]
-    sizes = np.array([case.shape[:0:-1] for case in cases])  # [n, (width, height)]
+    matrices = np.array([case.grid.matrix for case in cases]).reshape(-1, 4, 4)[:, :2]  # [n, (x, y), 4]
+    sizes = np.array([case.shape[:0:-1] for case in cases]).reshape(-1, 2)  # [n, (width, height)]
     index = around[None] * sizes[:, None] - 0.5
     points = np.einsum("nij,npj->npi", matrices[:, :, :2], index) + matrices[:, None, :, 3]
     return points, np.linalg.norm(matrices[:, :, :2], axis=1).min(axis=1)
 
 
-def _world_outlines(cases: Sequence[Case]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """As `_outlines` in degrees; NaN, which is near nothing, for cases without a CRS or with one that has no place on Earth."""
-    points, _ = _outlines(cases, _STEPS)
-    with rasterio.Env():  # without it GDAL prints its errors
-        for case, outline in zip(cases, points, strict=True):
-            crs = case.grid.crs
-            try:
-                outline[:] = np.nan if crs is None else np.transpose(rasterio.warp.transform(crs, WORLD, *outline.T))
-            except CPLE_BaseError:
-                outline[:] = np.nan
-    points[~np.isfinite(points).all(axis=(1, 2))] = np.nan
-    # An outline over the antimeridian would span the globe: its longitudes follow on from the first point's.
-    first = points[:, :1, 0]
-    points[:, :, 0] = first + np.mod(points[:, :, 0] - first + 180, 360) - 180
-    return points, np.array([min(case.grid.spacing[1:]) for case in cases]) / METRES_PER_DEGREE
+def _degrees(cases: Sequence[Case]) -> NDArray[np.float64]:
+    """The finer side of each case's pixels [n], in degrees of latitude."""
+    return np.array([min(case.grid.spacing[1:]) for case in cases]) / METRES_PER_DEGREE
 
 
 def _near(
@@ -82,14 +104,21 @@ def _near(
     second_pixel: NDArray[np.float64],
     gap: float,
 ) -> list[tuple[int, int]]:
-    apart = np.full((len(first), len(second)), -np.inf)  # of the bounding boxes, to leave out most pairs
-    for x, y in ((first[:, :, axis], second[:, :, axis]) for axis in range(2)):
-        np.maximum(apart, y.min(axis=1)[None] - x.max(axis=1)[:, None], out=apart)
-        np.maximum(apart, x.min(axis=1)[:, None] - y.max(axis=1)[None], out=apart)
-    reach = gap * np.minimum(first_pixel[:, None], second_pixel[None])
-    rows, columns = np.nonzero(apart < reach)
-    close = _separation(first[rows], second[columns]) < reach[rows, columns]
-    return [(int(i), int(j)) for i, j in zip(rows[close], columns[close], strict=True)]
+    import shapely
+
+    # A tree of the bounding boxes leaves out most pairs; of 10,000 scenes all pairs would be 100 million.
+    grown = max(gap, 0.0) * first_pixel[:, None]
+    low, high = first.min(axis=1) - grown, first.max(axis=1) + grown
+    known = [np.flatnonzero(np.isfinite(points).all(axis=(1, 2))) for points in (first, second)]
+    tree = shapely.STRtree(shapely.box(*second[known[1]].min(axis=1).T, *second[known[1]].max(axis=1).T))
+    i, j = tree.query(shapely.box(*low[known[0]].T, *high[known[0]].T))
+    rows, columns = known[0][i], known[1][j]
+    pairs: list[tuple[int, int]] = []
+    for start in range(0, len(rows), _AT_ONCE):
+        a, b = (each[start : start + _AT_ONCE] for each in (rows, columns))
+        close = _separation(first[a], second[b]) < gap * np.minimum(first_pixel[a], second_pixel[b])
+        pairs += zip(a[close].tolist(), b[close].tolist(), strict=True)
+    return pairs
 
 
 def _separation(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:

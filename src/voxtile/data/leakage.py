@@ -13,10 +13,10 @@ from scipy.sparse import csr_array
 
 from voxtile.cases.case import Case
 from voxtile.data.footprints import near_pairs
+from voxtile.data.places import EDGE
 from voxtile.data.splits import Split
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed
 
-EDGE = 0.1  # pixels that footprints may overlap and still only touch: coordinates in files are rounded
 MOST_VALUES = 512  # kept of a case's distinct grey values
 LEAST_VALUES = 16  # fewer tell nothing
 ALIKE = 0.5  # share of grey values in common that is suspicious; parts of one scan measured 0.81 to 1, others below 0.01
@@ -60,7 +60,11 @@ def find_leaks(split: Split, contents: Mapping[str, str]) -> list[Leak]:
         first, second = split.sides[side], split.sides[other_side]
         same_file = set(_equal(first, second, lambda case: case.image.paths))
         found: dict[str, Pairs] = {
-            "is of the same group as": _equal(first, second, lambda case: [case.group]),
+            "is of the same group as": {
+                *_equal(first, second, lambda case: [case.group]),
+                *_equal(first, second, lambda case: [case.group], _within),  # a whole case, and a block of another of its group
+                *_equal(first, second, _within, lambda case: [case.group]),
+            },
             "shares pixels of one file with": _overlapping(first, second, same_file),
             "has the same image as": set(_equal(first, second, lambda case: filter(None, [contents.get(case.id)]))) - same_file,
             "shows the same ground as": set(near_pairs(first, second, -EDGE)) - same_file,
@@ -111,7 +115,7 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str
 def suspicions(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> list[str]:
     """Sentences about cases in different groups that look as if they belonged together, for `voxtile check`.
 
-    Blocks of one file are not looked at: that they lie side by side is meant.
+    Blocks of one file or one grid are not looked at: that they lie side by side is meant.
 
     Args:
         cases: the cases.
@@ -201,18 +205,29 @@ def _hashes(values: NDArray[np.float64]) -> NDArray[np.uint64]:
     return bits ^ (bits >> np.uint64(31))
 
 
-def _equal(first: Sequence[Case], second: Sequence[Case], keys: Callable[[Case], Iterable[Hashable]]) -> list[tuple[int, int]]:
+def _equal(
+    first: Sequence[Case],
+    second: Sequence[Case],
+    keys: Callable[[Case], Iterable[Hashable]],
+    other_keys: Callable[[Case], Iterable[Hashable]] | None = None,
+) -> list[tuple[int, int]]:
     """Indices of cases that have a key in common."""
     holders: dict[Hashable, list[int]] = {}
     for place, case in enumerate(second):
-        for key in keys(case):
+        for key in (other_keys or keys)(case):
             holders.setdefault(key, []).append(place)
     return [(i, j) for i, case in enumerate(first) for key in keys(case) for j in holders.get(key, [])]
 
 
+def _within(case: Case) -> list[str]:
+    """The group of the whole case that a block was cut from."""
+    return [case.within] if case.within else []
+
+
 def _unrelated(a: Case, b: Case) -> bool:
-    """Whether two cases have neither a group nor a file in common."""
-    return a.group != b.group and not set(a.image.paths) & set(b.image.paths)
+    """Whether two cases have neither a group, a file nor a grid of blocks in common: that blocks lie side by side is meant."""
+    of_one_grid = a.region is not None and b.region is not None and a.group.rpartition("#")[0] == b.group.rpartition("#")[0]
+    return a.group != b.group and not of_one_grid and not set(a.image.paths) & set(b.image.paths)
 
 
 def _overlapping(first: Sequence[Case], second: Sequence[Case], pairs: Pairs) -> Pairs:

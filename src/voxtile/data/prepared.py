@@ -14,6 +14,7 @@ from voxtile.cases.dataset import Dataset
 from voxtile.cases.window import Size3
 from voxtile.data.leakage import find_leaks, gate
 from voxtile.data.normalise import Intensity, Normalisation
+from voxtile.data.places import by_place
 from voxtile.data.rng import digest
 from voxtile.data.splits import Split, SplitScheme
 from voxtile.data.survey import Survey, fingerprint, survey_all
@@ -115,7 +116,7 @@ def prepare(
         DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
         ConfigError: The split does not fit the data.
     """
-    cases = dataset.cases()
+    cases = by_place(dataset.cases(), dataset.grouping.place)
     classes = len(dataset.classes)
     shares = None
     if scheme.needs_shares:

@@ -222,7 +222,8 @@ class KFold(SplitScheme):
         if len(rest) < self.folds:
             raise ConfigError(
                 f"'split.folds={self.folds}' needs a group for every fold, and {len(cases)} cases in {len(test) + len(rest)} "
-                f"groups leave {len(rest)} (test aside). Type 'split.folds={max(2, len(rest))}', or check the rule of 'data.group'."
+                f"groups leave {len(rest)} (test aside). Type 'split.folds={max(2, len(rest))}', or make more groups "
+                "('data.group') or blocks ('split.blocks', 'split.side')."
             )
         strata = [rest]
         if self.needs_shares:

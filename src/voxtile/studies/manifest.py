@@ -24,6 +24,8 @@ PACKAGES = ("torch", "torchvision", "lightning", "numpy", "monai", "torchmetrics
 
 def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:
     """Command, code, versions, hardware and data of a run that starts now on a kind of device ("cpu" or "cuda")."""
+    from voxtile.data.distances import split_distances
+
     split = prepared.split
     return {
         "command": command,
@@ -34,6 +36,7 @@ def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:
         "data": {
             "fingerprint": prepared.fingerprint,
             "split": split.as_dict(),
+            "distance": {side: found and found.as_dict() for side, found in split_distances(split).items()},
             "test_fingerprint": prepared.test_fingerprint,
             "test_files": list(prepared.test_files),
             "channels": list(split.train[0].channels),

@@ -55,6 +55,11 @@ CONTENTS: Mapping[str, str] = {"model": "weights"}
 # field -> the value that stood for it before it existed
 ADDED: Mapping[str, Any] = {"training.norm_statistics": None, "training.minutes": None}
 
+# The same for arguments of classes that are listed as a whole: they are left out at these values.
+ADDED_TO: Mapping[str, Mapping[str, Any]] = {
+    "voxtile.data.blocks.BlockSplit": {"side": None, "grid": "case", "stratify": False},
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -106,6 +111,9 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
         value = value[part]
     if isinstance(value, Mapping) and path in PLACES:
         value = {key: item for key, item in value.items() if key != PLACES[path]}
+    if isinstance(value, Mapping):
+        before = ADDED_TO.get(str(value.get("_target_")), {})
+        value = {key: item for key, item in value.items() if key not in before or item != before[key]}
     if isinstance(value, Mapping) and isinstance(name := value.get(CONTENTS.get(path, "")), str):
         file = Path(name).expanduser()
         if file.is_file():

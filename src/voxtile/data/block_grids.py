@@ -1,0 +1,244 @@
+"""Cutting cases into blocks: along grids of their own, or along one that is laid on the ground."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from voxtile.cases.case import Case
+from voxtile.cases.grid import Grid
+from voxtile.cases.window import Window
+from voxtile.data.footprints import to_world
+from voxtile.data.ground import least_metres, metres_per_unit
+from voxtile.data.places import check_placed, components, together
+from voxtile.errors import ConfigError, DataError
+
+Index = tuple[int, ...]  # of a block along (z, y, x)
+Face = tuple[int, int]  # (axis, -1 or 1) of a block
+MOST_BLOCKS = 100_000
+_ROUNDING = 1e-6  # pixels by which a pixel's edge may lie beyond that of its block: coordinates in files are rounded
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a case, before anything is taken off for the buffer.
+
+    Attributes:
+        case: the part as a case of its own.
+        lattice: name of the grid it belongs to; blocks of one grid that stand next to each other keep the buffer.
+        index: its place there.
+        trimmed: the case without margins, in the unit of `split.buffer`, at each of its faces; None where nothing is left.
+    """
+
+    case: Case
+    lattice: str
+    index: Index
+    trimmed: Callable[[Mapping[Face, float]], Case | None]
+
+
+def margins(index: Index, sides: Mapping[Index, str], buffer: float) -> dict[Face, float]:
+    """What a block loses at each face so that blocks of different sides are at least `buffer` apart, from edge to edge.
+
+    Blocks of different sides that share a face lose half the buffer each; blocks of one side lose nothing to each other. Where
+    this does not keep two blocks apart that meet at a corner only, the one that lost more there, to others around that corner,
+    keeps away from the other by itself: its two margins span a square with the buffer as its diagonal. Where both lost alike
+    (nothing, beside corners of a scene) each of them spans half of it.
+
+    Args:
+        index: the block's place.
+        sides: the side of each block of its grid, by place.
+        buffer: least distance.
+    """
+    faces = [(axis, step) for axis in range(3) for step in (-1, 1)]
+    own = sides[index]
+    lost = {face: buffer / 2 * (sides.get(_moved(index, face), own) != own) for face in faces}
+    found = dict(lost)
+    for first, second in itertools.combinations(faces, 2):
+        other = sides.get(_moved(index, first, second), own)
+        if first[0] == second[0] or other == own:
+            continue
+        beside = [sides.get(_moved(index, face)) for face in (first, second)]
+        mine = [side is not None and side != own for side in beside]
+        theirs = [side is not None and side != other for side in beside]
+        # Along the first axis lie my margin to the first block between us, and theirs to the second; and the other way round.
+        if (mine[0] and theirs[1]) or (mine[1] and theirs[0]) or sum(mine) < sum(theirs):
+            continue
+        alone = buffer * math.sqrt(0.5) / (1 if sum(mine) > sum(theirs) else 2)
+        found |= {face: max(found[face], alone) for face in (first, second)}
+    return found
+
+
+def case_blocks(cases: Sequence[Case], counts: Sequence[int], side: float | None, buffer: float) -> Iterator[Block]:
+    """Cuts each case along a grid of its own.
+
+    Args:
+        cases: whole cases.
+        counts: how many blocks along (rows, columns) or (slabs, rows, columns).
+        side: where given, rows and columns of about this length instead, in the unit of the case's grid.
+        buffer: that the blocks are to keep, for checks.
+
+    Raises:
+        ConfigError: A block would be too small for the buffer.
+    """
+    for case in cases:
+        spacing = _spacing(case)
+        number: Index = (1, *counts)[-3:]
+        if side is not None:
+            number = (1, *(max(1, round(case.shape[axis] * spacing[axis] / side)) for axis in (1, 2)))
+        _check_number(math.prod(number), case)
+        letters = "src"[-len(counts) :] if side is None else "rc"
+        for index in itertools.product(*map(range, number)):
+            start = [place * size // count for place, size, count in zip(index, case.shape, number, strict=True)]
+            stop = [(place + 1) * size // count for place, size, count in zip(index, case.shape, number, strict=True)]
+            size = [b - a for a, b in zip(start, stop, strict=True)]
+            # A block between two others keeps these apart, so it must be as wide as the buffer itself.
+            between = [axis for axis in range(3) if number[axis] > 2]
+            if min(size) < 1 or any(size[axis] * spacing[axis] < buffer for axis in between):
+                raise _too_small(case, size, number, buffer)
+            suffix = "#" + "".join(f"{letter}{place}" for letter, place in zip(letters, index[-len(letters) :], strict=True))
+            block = replace(case.view(Window.of(start, size), suffix), group=case.group + suffix, within=case.group)
+            yield Block(block, case.id, index, partial(_without, block, spacing, number, buffer))
+
+
+def _without(block: Case, spacing: Sequence[float], number: Index, buffer: float, lost: Mapping[Face, float]) -> Case:
+    pixels = {face: math.ceil(length / spacing[face[0]] - 1e-9) for face, length in lost.items()}  # rounding errors add none
+    low = [pixels[axis, -1] for axis in range(3)]
+    size = [full - pixels[axis, -1] - pixels[axis, 1] for axis, full in enumerate(block.shape)]
+    if min(size) < 1:
+        raise _too_small(block, block.shape, number, buffer)
+    return block.view(Window.of(low, size))
+
+
+def _spacing(case: Case) -> tuple[float, float, float]:
+    """Distance between pixels along (z, y, x), on the ground where the case lies there."""
+    grid = case.grid
+    return Grid(grid.shape, grid.affine, grid.unit, grid.crs, least_metres(case)).spacing
+
+
+def _too_small(case: Case, size: Sequence[int], number: Index, buffer: float) -> ConfigError:
+    unit, spacing = case.grid.unit, " x ".join(f"{length:.4g}" for length in _spacing(case))
+    return ConfigError(
+        f"{list(number)} blocks (slabs, rows, columns) give case '{case.id}' ({case.image.path}) one of {tuple(size)} pixels "
+        f"(D, H, W) of {spacing} {unit}, too small to keep 'split.buffer={buffer:g}' ({unit}) between sides of the split. Ask for "
+        "fewer blocks ('split.blocks=[…]'), a longer 'split.side', or a smaller buffer."
+    )
+
+
+def ground_blocks(cases: Sequence[Case], side: float, buffer: float) -> Iterator[Block]:
+    """Cuts the cases along square cells on the ground, so that the same ground is in the same block whichever case shows it.
+
+    The cells are those of a lattice through the origin of the cases' own coordinate reference system, `side` metres wide. In
+    degrees, and in projections that stretch lengths by more than 1 % (Web Mercator), a cell is so wide at the nearest whole degree
+    of latitude of its place: the connected cases, none of them `buffer` or more from the next. A pixel that lies in two cells is
+    in no block.
+
+    Args:
+        cases: whole scenes, north up.
+        side: of a cell, in metres.
+        buffer: in metres; scenes in different systems must be as far apart.
+
+    Raises:
+        DataError: A scene has no place on Earth or is turned, or scenes in different systems are too near each other.
+        ConfigError: There are too many blocks.
+    """
+    check_placed(cases, "'split.grid=ground' lays blocks on the ground")
+    turned = [case for case in cases if np.abs(case.grid.matrix[[0, 1], [1, 0]]).max() > 1e-9 * np.abs(case.grid.matrix).max()]
+    if turned:
+        raise DataError(
+            f"Scene '{turned[0].id}' ({turned[0].image.path}) is turned against the axes of its coordinate reference system, and "
+            "'split.grid=ground' cuts along these. Warp it north up with 'gdalwarp <file> <new file>', or type 'split.grid=case'."
+        )
+    places: dict[int, list[Case]] = {}
+    for case, place in zip(cases, components(len(cases), together(cases, buffer)), strict=True):
+        places.setdefault(place, []).append(case)
+    for members in places.values():
+        yield from _place_blocks(members, side, buffer)
+
+
+def _place_blocks(cases: Sequence[Case], side: float, buffer: float) -> Iterator[Block]:
+    names = {_crs_name(str(case.grid.crs)): case for case in cases}
+    if len(names) > 1:
+        (first, a), (second, b) = list(names.items())[:2]
+        raise DataError(
+            f"Scenes of one place lie in different coordinate reference systems: '{a.id}' ({a.image.path}) in {first}, '{b.id}' "
+            f"({b.image.path}) in {second}. 'split.grid=ground' cuts the same ground alike in one system only. Warp them to "
+            "one with 'gdalwarp -t_srs EPSG:…', or keep scenes of one place together: 'split=groups data.group.place=0'."
+        )
+    bounds = np.array([case.grid.footprint for case in cases])
+    low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
+    where, width = _cell(str(cases[0].grid.crs), (low + high) / 2, cases[0].grid.metres, side)
+    lattice = f"{next(iter(names))} {side:g} m{where}"
+    metres = np.min([least_metres(case) for case in cases], axis=0)  # of the place, so that each block keeps the buffer
+    for case in cases:
+        left, bottom, right, top = case.grid.footprint
+        begin = np.floor(np.array([left, bottom]) / width + 1e-9).astype(int)
+        end = np.ceil(np.array([right, top]) / width - 1e-9).astype(int)
+        _check_number(int(np.prod(end - begin)), case)
+        for y, x in itertools.product(range(begin[1], end[1]), range(begin[0], end[0])):
+            suffix = f"#x{x}y{y}"
+            cut = partial(_cell_of, case, (x, y), width, suffix, lattice + suffix)
+            if (whole := cut((0.0, 0.0), (0.0, 0.0))) is not None:
+                yield Block(whole, lattice, (0, y, x), partial(_trimmed, cut, metres))
+
+
+def _trimmed(cut: Callable[..., Case | None], metres: Sequence[float], lost: Mapping[Face, float]) -> Case | None:
+    x, y = metres
+    return cut((lost[2, -1] / x, lost[1, -1] / y), (lost[2, 1] / x, lost[1, 1] / y))
+
+
+def _cell_of(
+    case: Case, index: tuple[int, int], width: Sequence[float], suffix: str, group: str,
+    low: tuple[float, float], high: tuple[float, float],
+) -> Case | None:  # fmt: skip
+    """The pixels of a case that lie wholly in cell (x, y) without the margins `low` and `high`, in map units along (x, y)."""
+    start, stop = [0, 0], [1, 1]
+    for axis in range(2):
+        step, origin = case.grid.matrix[axis, axis], case.grid.matrix[axis, 3] - case.grid.matrix[axis, axis] / 2
+        edges = (index[axis] * width[axis] + low[axis], (index[axis] + 1) * width[axis] - high[axis])
+        a, b = sorted((edge - origin) / step for edge in edges)  # rows mostly count downwards
+        start[axis] = max(0, math.ceil(a - _ROUNDING))
+        stop[axis] = min(case.shape[2 - axis], math.floor(b + _ROUNDING))
+        if edges[0] >= edges[1] or start[axis] >= stop[axis]:
+            return None
+    region = Window.of((0, *start[::-1]), (case.shape[0], stop[1] - start[1], stop[0] - start[0]))
+    return replace(case.view(region, suffix), group=group, within=case.group)
+
+
+def _cell(crs: str, centre: np.ndarray, declared: tuple[float, float], side: float) -> tuple[str, tuple[float, float]]:
+    """Which latitude a lattice's cells are measured at, for its name, and a cell's width in map units along (x, y)."""
+    world = to_world(crs)
+    longitude, latitude = world.transform(*centre)
+    degree = round(latitude)
+    point = np.array([world.transform(longitude, degree, direction="INVERSE")])
+    step = 1.0 / max(declared)
+    measured = metres_per_unit(crs, point, step)[0]
+    if not world.source_crs.is_geographic and max(abs(measured / declared - 1)) < 0.01:
+        return "", (side / declared[0], side / declared[1])
+    return f" at {degree}°", (side / float(measured[0]), side / float(measured[1]))
+
+
+def _crs_name(crs: str) -> str:
+    source = to_world(crs).source_crs
+    authority = source.to_authority()
+    return ":".join(authority) if authority else str(source.name)
+
+
+def _check_number(blocks: int, case: Case) -> None:
+    if blocks > MOST_BLOCKS:
+        raise ConfigError(
+            f"The split cuts case '{case.id}' ({case.image.path}) into {blocks:,} blocks, and {MOST_BLOCKS:,} are the most. "
+            "Type a longer 'split.side', in metres, or fewer 'split.blocks'."
+        )
+
+
+def _moved(index: Index, *steps: Face) -> Index:
+    """The index after going by each (axis, step)."""
+    place = list(index)
+    for axis, step in steps:
+        place[axis] += step
+    return tuple(place)
