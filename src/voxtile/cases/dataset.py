@@ -213,3 +213,17 @@ class Dataset:
             labels = Labels(source, self.label_map.values)
         group = self.grouping(files.id, files.fields) if grouped else files.id
         return Case(files.id, group, image, labels, select, split=files.split)
+
+    def aligned(self, path: Path, case: Case) -> Source:
+        """Opens a raster of one channel that says something else of a case's pixels, as a label is opened: on its image's grid.
+
+        Raises:
+            DataError: It cannot be read, or does not fit the image.
+        """
+        source = _open_label(self.format, [path], case.image, ())
+        if source.canonical.shape != case.image.canonical.shape:
+            raise DataError(
+                f"{path} has shape {source.canonical.shape} (D, H, W) and {case.image.path} {case.image.canonical.shape}. Expected "
+                "the image's size."
+            )
+        return source

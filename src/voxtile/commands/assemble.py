@@ -65,7 +65,7 @@ def prepare_data(built: Parts, out: Console) -> Prepared:
         data = built.config["data"]
         return prepare(
             built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), data["waive"] or (),
-            data["limit"], tick,
+            data["limit"], tick, built.sampling.weights,
         )  # fmt: skip
 
 
@@ -102,8 +102,9 @@ def make_data(built: Parts, prepared: Prepared, network: Any, coming: Callable[[
     size = window_size(data["window"], [*prepared.split.train, *prepared.split.val])
     steps = Steps(built.settings.batch_size, coming)
     return VoxtileData(
-        prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"], margin_of(network)
-    )
+        prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"], margin_of(network),
+        built.sampling,
+    )  # fmt: skip
 
 
 def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, settings: Settings) -> None:

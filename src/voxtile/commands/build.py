@@ -250,6 +250,7 @@ class Parts:
     settings: Any
     schedule: Any
     make_optimizer: Any
+    sampling: Any
 
     @property
     def trust(self) -> Sequence[str]:
@@ -259,7 +260,7 @@ class Parts:
 
 
 DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors")
-RUN_KEYS = ("waive", "limit", "window", "balance", "symmetry")
+RUN_KEYS = ("waive", "limit", "window", "balance", "sampling", "symmetry")
 
 
 def parts(config: Mapping[str, Any]) -> Parts:
@@ -289,10 +290,13 @@ def parts(config: Mapping[str, Any]) -> Parts:
     settings = _settings(Settings, config["training"])
     # What is slow to import comes after what can be seen without.
     from voxtile.cases.dataset import Dataset
+    from voxtile.data.sampling import Sampling
 
     layout = build(data["layout"], "data.layout", trust)
     facts = {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
     dataset = _called(Dataset, "data", (), facts | {"layout": layout})
+    sampling = Sampling.of(data.get("sampling"))
+    sampling.weights_of(dataset.classes)
     return Parts(
         config,
         dataset,
@@ -302,6 +306,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
         settings,
         build(config["scheduler"], "scheduler", trust),
         build(config["optimizer"], "optimizer", trust),
+        sampling,
     )
 
 
@@ -316,6 +321,7 @@ WANDB_MODES = ("online", "offline", "disabled")
 # Values of `data` with parts: what holds them, and an example. Null is none of them.
 KINDS: Sequence[tuple[str, type, str]] = (
     ("symmetry", Mapping, "{flips: [x]}"), ("group", Mapping, "{pattern: '^[a-z]+'}"), ("colors", Mapping, "{water: [0,0,255]}"),
+    ("sampling", Mapping, "{by: uniform}"),
     ("exclude", list, "[p7]"), ("waive", list, "[p7]"), ("channels", list, "[red,nir]"),
 )  # fmt: skip
 MOST_SAMPLES = 65_536  # in a batch

@@ -21,6 +21,8 @@ from voxtile.errors import ConfigError, did_you_mean
 AXES = ("z", "y", "x")
 # Quarter turns in (y, x) are flips of these axes, followed by a transposition for odd ones.
 _FLIPS_OF_TURNS: tuple[set[int], ...] = (set(), {2}, {1, 2}, {1})
+# What a data set without symmetry draws.
+_STILL: Mapping[str, NDArray[Any]] = {"flips": np.zeros(3, dtype=np.bool_), "turns": np.array(0, dtype=np.int64)}
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class Augment:
         Raises:
             ConfigError: The window does not suit the configuration.
         """
-        drawn = self.symmetry.draw(generator(seed, index, "symmetry"), size)
+        moves = self.symmetry.flips or self.symmetry.rot90
+        drawn = self.symmetry.draw(generator(seed, index, "symmetry"), size) if moves else dict(_STILL)
         for name, operation in self._operations.items():
             # Whether it happens comes from the digest alone: making a generator takes ten times as long.
             on = digest(seed, index, name, "on") < operation.probability * 2**128

@@ -16,6 +16,7 @@ from voxtile.cases.window import Size3
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, ReadAhead, collate
 from voxtile.data.prepared import Prepared
+from voxtile.data.sampling import Sampling, strategy_of
 from voxtile.data.stream import SampleStream
 
 SMALLEST_BATCH = 8  # slices per validation batch: without gradients there is room for more than a small training batch
@@ -47,6 +48,7 @@ class VoxtileData(lightning.LightningDataModule):
         balance: float = 0.0,
         workers: int = 2,
         margin: Size3 = (0, 0, 0),
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
     ) -> None:
         """Makes the stream.
 
@@ -59,15 +61,19 @@ class VoxtileData(lightning.LightningDataModule):
             balance: probability of a class-balanced window.
             workers: reading threads.
             margin: pixels that images have around the window along (z, y, x), see `SampleStream`.
+            sampling: how training windows are drawn.
         """
         super().__init__()
         self.prepared, self.size, self.steps, self.workers, self.margin = prepared, size, steps, workers, margin
         self._intensities = [prepared.intensity_of(case) for case in prepared.split.val]
         cases = prepared.split.train
+        surveys = [prepared.surveys[case.id] for case in cases]
+        maps = [prepared.weights[case.id] for case in cases if prepared.weights]
         balanced = [c for c in range(len(prepared.dataset.classes)) if c != prepared.dataset.background]
+        strategy = strategy_of(sampling, cases, surveys, prepared.dataset.classes, balanced, maps)
         self.stream = SampleStream(
-            cases, [prepared.surveys[case.id] for case in cases], [prepared.intensity_of(case) for case in cases],
-            size, seed, augment, balance, balanced, margin,
+            cases, surveys, [prepared.intensity_of(case) for case in cases], size, seed, augment, balance, balanced, margin,
+            sampling, strategy,
         )  # fmt: skip
 
     def train_dataloader(self) -> ReadAhead[Batch]:
@@ -76,7 +82,7 @@ class VoxtileData(lightning.LightningDataModule):
         def make(step: int) -> Batch:
             rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
             first = step * self.steps.batch_size
-            return collate([self.stream.sample(first + i) for i in range(rank, self.steps.batch_size, world)])
+            return self.stream.batch(range(first + rank, first + self.steps.batch_size, world))
 
         return ReadAhead(self.steps.coming, make, self.workers)
 
@@ -98,7 +104,7 @@ class VoxtileData(lightning.LightningDataModule):
         size = self.steps.batch_size
 
         def make(number: int) -> Batch:
-            return collate([self.stream.sample(number * size + i) for i in range(size)])
+            return self.stream.batch(range(number * size, (number + 1) * size))
 
         return ReadAhead(lambda: range(count), make, self.workers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from voxtile.data.places import by_place
 from voxtile.data.rng import digest
 from voxtile.data.splits import Split, SplitScheme
 from voxtile.data.survey import Survey, fingerprint, survey_all
+from voxtile.data.weight_map import WeightMap, open_weights
 from voxtile.errors import ConfigError, DataError, counted, listed, typed
 
 # Shows progress over `total` items: called once with their number and a title, returns what to call after each.
@@ -40,6 +41,9 @@ class Prepared:
         images: digests of all cases' images, test cases too, by id.
         test_files: digests by which a file that a test case is, or is a part of, is known again.
         waived: sentences about leaks that the user has accepted.
+        normalisation: how intensities are brought to one scale.
+        intensity: what that is for the training set as a whole; None where each case is by itself.
+        weights: by id of training cases, where windows are drawn by a raster of weights.
     """
 
     dataset: Dataset
@@ -50,11 +54,14 @@ class Prepared:
     waived: tuple[str, ...]
     normalisation: Normalisation
     intensity: Intensity | None
+    weights: Mapping[str, WeightMap] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """Of the training and validation data."""
-        return fingerprint([*self.split.train, *self.split.val], self.surveys)
+        """Of the training and validation data, and of the rasters of weights where windows are drawn by them."""
+        own = fingerprint([*self.split.train, *self.split.val], self.surveys)
+        weighed = [f"{name} {found.digest}" for name, found in self.weights.items()]
+        return fingerprint_of([own, *weighed]) if weighed else own
 
     @property
     def test_fingerprint(self) -> str:
@@ -100,6 +107,7 @@ def prepare(
     waive: Sequence[str] = (),
     limit: int | None = None,
     progress: Progress = silent,
+    weights: str | None = None,
 ) -> Prepared:
     """Opens, surveys and splits a data set, and stops where the split leaks.
 
@@ -111,6 +119,7 @@ def prepare(
         waive: ids of cases whose leaks are accepted.
         limit: most training and most validation cases that are used; None for all.
         progress: shows how far reading has come.
+        weights: pattern of the rasters by which training windows are drawn, see `Sampling`.
 
     Raises:
         DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
@@ -137,7 +146,8 @@ def prepare(
     waived = gate(find_leaks(split, images), waive, (*images, *(case.id for case in cases)))
     intensity = _intensity(normalisation, [surveys[case.id] for case in split.train])
     files = known_again(split.test, classes, cache)
-    ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity)
+    maps = open_weights(dataset, weights, split.train, cases) if weights else {}
+    ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all
         raise DataError(

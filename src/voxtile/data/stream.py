@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,30 +13,56 @@ from numpy.typing import NDArray
 from voxtile.cases.case import IGNORE, Case
 from voxtile.cases.window import Size3, Window
 from voxtile.data.augment import Augment
+from voxtile.data.batches import Batch, collate
 from voxtile.data.normalise import Intensity
+from voxtile.data.operation import log_uniform
 from voxtile.data.rng import generator
+from voxtile.data.sampling import ClassPixels, JudgedPixels, Sampling, Strategy
 from voxtile.data.survey import Survey
 from voxtile.errors import DataError, counted, listed, typed
 
 STREAM_VERSION = 1  # part of a run's identity: raise it when the same (seed, i) gives another sample
+TRIES = 10  # draws of a window with too little data, after which the best of them is taken
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Which window sample `index` is."""
+    """Which window sample `index` is.
+
+    Attributes:
+        index: the sample's number.
+        case: the case's number.
+        window: what is read, without margin, in pixels of the case.
+        scale: ground resolution of the sample in multiples of the case's own: `window` is resampled to the stream's size.
+    """
 
     index: int
     case: int
     window: Window
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was read for a sample: `window` is the spec's with its margin, image [C, d, h, w] and valid [d, h, w] lie on it."""
+
+    spec: Spec
+    window: Window
+    image: NDArray[Any]
+    valid: NDArray[np.bool_]
+
+    @property
+    def missing(self) -> float:
+        """Share of the window, without its margin, that holds no data."""
+        return 1 - np.count_nonzero(self.valid[self.spec.window.within(self.window)]) / self.spec.window.pixels
 
 
 class SampleStream:
     """Windows of training cases without end.
 
-    The stream deals a deck in which each case appears once per window's worth of judged pixels, shuffled anew for each pass.
-    Within the case a judged pixel is drawn evenly and the window is laid at random around it, so that windows without
-    data do not come. With probability `balance` the case and pixel are drawn from a class instead, each class of
-    `balanced` being equally likely, so that rare structures come often enough.
+    The stream deals a deck in which each case appears once per window's worth of judged pixels (with `Positions`, of all
+    pixels), shuffled anew for each pass. The strategy draws the window's place in the case. With probability `balance` case and
+    pixel are drawn from a class instead, each class of `balanced` being equally likely, so that rare structures come often enough.
     """
 
     def __init__(
@@ -50,6 +76,8 @@ class SampleStream:
         balance: float = 0.0,
         balanced: Sequence[int] = (),
         margin: Size3 = (0, 0, 0),
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        strategy: Strategy | None = None,
     ) -> None:
         """Deals the deck.
 
@@ -64,6 +92,8 @@ class SampleStream:
             balanced: classes it chooses from.
             margin: pixels along (z, y, x) that image, valid and label have around the window on each side: real ones, mirrored
                 past the case's border, where no label is.
+            sampling: jitter, scales and the share of nodata.
+            strategy: draws where windows lie, see `strategy_of`; around judged pixels where None.
 
         Raises:
             DataError: A case has no pixel that could be judged.
@@ -74,15 +104,16 @@ class SampleStream:
                 f"{counted(len(empty), 'training case')} hold no pixel that could be judged (all nodata, or all labels ignored): "
                 f"{listed(empty)}. Leave them out with 'data.exclude={typed(empty)}'."
             )
-        self.cases, self.surveys, self.intensities = cases, surveys, intensities
+        self.cases = cases
         self.size, self.seed, self.augment, self.balance = size, seed, augment, balance
-        self.margin = margin
+        self.margin, self.sampling = margin, sampling
+        self._outer = Window.of((0, 0, 0), size).grown(margin).size
+        self.strategy = strategy or JudgedPixels(cases, surveys, sampling.jitter)
+        self.classes = ClassPixels(cases, surveys, balanced, sampling.jitter)
+        self._numbers = [intensity.arrays() for intensity in intensities]
         self._spacings = [case.grid.spacing for case in cases]
         area = math.prod(size)
-        self.deck = np.repeat(np.arange(len(cases)), [max(1, math.ceil(found.judged / area)) for found in surveys])
-        # Which cases hold each class; a class that no case holds cannot be drawn.
-        holders = [(c, [i for i, found in enumerate(surveys) if len(found.locations[c])]) for c in balanced]
-        self.holders = [(c, where) for c, where in holders if where]
+        self.deck = np.repeat(np.arange(len(cases)), [max(1, math.ceil(pixels / area)) for pixels in self.strategy.amounts])
         self._shuffled: tuple[int, NDArray[np.intp]] = (-1, self.deck)  # the latest pass's order, made once per pass
 
     def __len__(self) -> int:
@@ -98,24 +129,9 @@ class SampleStream:
         return order
 
     def spec(self, index: int) -> Spec:
-        """Case and window of sample `index`."""
-        turn, position = divmod(index, len(self.deck))
-        case = int(self.deck[self._order(turn)[position]])
-        draw = generator(self.seed, index, "window")
-        if self.holders and draw.random() < self.balance:
-            wanted, where = self.holders[int(draw.integers(len(self.holders)))]
-            case = where[int(draw.integers(len(where)))]
-        else:
-            counts = self.surveys[case].counts
-            wanted = int(draw.choice(len(counts), p=counts / counts.sum()))
-        places = self.surveys[case].locations[wanted]
-        pixel = places[int(draw.integers(len(places)))]
-        start = []
-        for at, side, length in zip(pixel, self.size, self.cases[case].shape, strict=True):
-            low = int(at) - int(draw.integers(side))
-            # Windows stay inside the case; one that is larger has the case in its middle.
-            start.append(min(max(low, 0), length - side) if length >= side else (length - side) // 2)
-        return Spec(index, case, Window.of(start, self.size))
+        """Case and window of sample `index`. Where `max_nodata` is set, the window must be read to know whether it is the one."""
+        spec = self._draw(index)
+        return spec if self.sampling.max_nodata is None else self._read(spec).spec
 
     def sample(self, index: int) -> dict[str, Any]:
         """Reads sample `index`.
@@ -124,18 +140,80 @@ class SampleStream:
             image [C, d, h, w] in the case's data type, valid [d, h, w], label uint8 [d, h, w] (255 where not valid), low, high,
             mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
         """
-        spec = self.spec(index)
-        case, window = self.cases[spec.case], spec.window.grown(self.margin)
-        image, valid = case.read(window, pad="reflect" if any(self.margin) else "constant")
-        label = case.read_label(window)
+        spec, pixels = self._pixels(self._draw(index))
+        return pixels | self._facts(spec)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Samples `indices`, stacked.
+
+        One kind of work is done after the other: pixels on their way through the processor's cache drive what drawing needs out.
+        """
+        drawn = [self._draw(index) for index in indices]
+        used: list[Spec] = []
+
+        def read() -> Iterator[dict[str, Any]]:
+            for first in drawn:
+                spec, pixels = self._pixels(first)
+                used.append(spec)
+                yield pixels
+
+        pixels = collate(read(), len(drawn))
+        return pixels | collate([self._facts(spec) for spec in used])
+
+    def _draw(self, index: int, attempt: int = 0) -> Spec:
+        """Where the sample lies by its first, or a further, draw; its scale is the same for all of them."""
+        turn, position = divmod(index, len(self.deck))
+        case = int(self.deck[self._order(turn)[position]])
+        scale, size = 1.0, self.size
+        if self.sampling.scales is not None:
+            scale = float(log_uniform(generator(self.seed, index, "scale"), self.sampling.scales))
+            depth, height, width = (max(1, round(side * scale)) if side > 1 else 1 for side in size)
+            size = depth, height, width
+        draw = generator(self.seed, index, f"window {attempt}" if attempt else "window")
+        balanced = self.classes.holders and draw.random() < self.balance
+        case, start = (self.classes if balanced else self.strategy).place(draw, case, size)
+        return Spec(index, case, Window(*start, *size), scale)
+
+    def _read(self, spec: Spec) -> _Read:
+        """Image and validity at a first draw or, where it holds too little data, at a further one; where all do, at the best."""
+        found, most = self._read_at(spec), self.sampling.max_nodata
+        for attempt in range(1, TRIES if most is not None else 1):
+            if found.missing <= (most or 0.0):
+                break
+            found = min(found, self._read_at(self._draw(spec.index, attempt)), key=lambda each: each.missing)
+        return found
+
+    def _read_at(self, spec: Spec) -> _Read:
+        window = spec.window
+        if any(self.margin):
+            edges = zip(self.margin, self._steps(spec), strict=True)
+            window = window.grown([math.ceil(pixels * step) for pixels, step in edges])
+        return _Read(spec, window, *self.cases[spec.case].read(window, pad="reflect" if any(self.margin) else "constant"))
+
+    def _pixels(self, drawn: Spec) -> tuple[Spec, dict[str, NDArray[Any]]]:
+        """The spec that holds for a first draw, and image, valid and label at it."""
+        found = self._read(drawn)
+        spec, image, valid = found.spec, found.image, found.valid
+        label = self.cases[spec.case].read_label(found.window)
         if not valid.all():
             label[~valid] = IGNORE
-        return {
-            "image": image,
-            "valid": valid,
-            "label": label,
-            "index": index,
-            "case": spec.case,
-            **self.intensities[spec.case].arrays(),
-            "augment": self.augment.draw(self.seed, index, window.size, self._spacings[spec.case]),
-        }
+        if self.sampling.scales is not None:
+            from voxtile.data.rescale import rescale
+
+            steps = self._steps(spec)
+            # The margin begins within the outermost pixel that was read for it.
+            edges = [a - b for a, b in zip(spec.window.start, found.window.start, strict=True)]
+            start = [edge - pixels * step for edge, pixels, step in zip(edges, self.margin, steps, strict=True)]
+            image, valid, label = rescale(image, valid, label, self._outer, start, steps)
+        return spec, {"image": image, "valid": valid, "label": label}
+
+    def _steps(self, spec: Spec) -> list[float]:
+        """Pixels of the case in one pixel of the sample, along (z, y, x); by whole pixels of the window, so not quite the scale."""
+        return [read / side for read, side in zip(spec.window.size, self.size, strict=True)]
+
+    def _facts(self, spec: Spec) -> dict[str, Any]:
+        """What a sample has besides pixels."""
+        z, y, x = self._spacings[spec.case]
+        spacing = z * spec.scale, y * spec.scale, x * spec.scale
+        drawn = self.augment.draw(self.seed, spec.index, self._outer, spacing)
+        return {"index": spec.index, "case": spec.case, **self._numbers[spec.case], "augment": drawn}

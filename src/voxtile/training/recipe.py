@@ -53,7 +53,15 @@ PLACES: Mapping[str, str] = {"split": "file", "data.group": "csv"}
 # Parts that name a file whose contents count, wherever it lies.
 CONTENTS: Mapping[str, str] = {"model": "weights"}
 # field -> the value that stood for it before it existed
-ADDED: Mapping[str, Any] = {"training.norm_statistics": None, "training.minutes": None}
+ADDED: Mapping[str, Any] = {
+    "training.norm_statistics": None,
+    "training.minutes": None,
+    "data.sampling.by": "pixels",
+    "data.sampling.class_weights": None,
+    "data.sampling.jitter": 1.0,
+    "data.sampling.scales": None,
+    "data.sampling.max_nodata": None,
+}
 
 # The same for arguments of classes that are listed as a whole: they are left out at these values.
 ADDED_TO: Mapping[str, Mapping[str, Any]] = {
