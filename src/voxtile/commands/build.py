@@ -258,7 +258,7 @@ class Parts:
         return trust
 
 
-DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors")
+DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors", "vectors")
 RUN_KEYS = ("waive", "limit", "window", "balance", "symmetry")
 
 
@@ -316,6 +316,7 @@ WANDB_MODES = ("online", "offline", "disabled")
 # Values of `data` with parts: what holds them, and an example. Null is none of them.
 KINDS: Sequence[tuple[str, type, str]] = (
     ("symmetry", Mapping, "{flips: [x]}"), ("group", Mapping, "{pattern: '^[a-z]+'}"), ("colors", Mapping, "{water: [0,0,255]}"),
+    ("vectors", Mapping, "{attribute: kind}"),
     ("exclude", list, "[p7]"), ("waive", list, "[p7]"), ("channels", list, "[red,nir]"),
 )  # fmt: skip
 MOST_SAMPLES = 65_536  # in a batch

@@ -53,7 +53,21 @@ PLACES: Mapping[str, str] = {"split": "file", "data.group": "csv"}
 # Parts that name a file whose contents count, wherever it lies.
 CONTENTS: Mapping[str, str] = {"model": "weights"}
 # field -> the value that stood for it before it existed
-ADDED: Mapping[str, Any] = {"training.norm_statistics": None, "training.minutes": None}
+ADDED: Mapping[str, Any] = {
+    "training.norm_statistics": None,
+    "training.minutes": None,
+    "data.vectors.layer": None,
+    "data.vectors.crs": None,
+    "data.vectors.attribute": None,
+    "data.vectors.values": None,
+    "data.vectors.outside": 0,
+    "data.vectors.priority": None,
+    "data.vectors.buffer": 0,
+    "data.vectors.all_touched": False,
+    "data.vectors.border": 0,
+    "data.vectors.repair": True,
+    "data.vectors.empty": False,
+}
 
 
 @dataclass(frozen=True)
