@@ -58,9 +58,8 @@ class SceneGrid:
         if self._crs.is_geographic:
             samples[:, 1] = np.clip(samples[:, 1], -90, 90)
         to_file = Transformer.from_crs(self._crs, file_crs, always_xy=True)
-        found = np.stack(to_file.transform(*samples.T), axis=1)
-        self.boxes = self._boxes(found) if np.isfinite(found).all() else None
-        self._step = self._longest_edge(found[np.isfinite(found).all(axis=1)])
+        self._found = np.stack(to_file.transform(*samples.T), axis=1)  # in the file's system
+        self.boxes = self._boxes(self._found.copy()) if np.isfinite(self._found).all() else None
 
     def place(self, shapes: Shapes, name: str) -> Placed:
         """The shapes near the scene as polygons in its pixels.
@@ -73,8 +72,8 @@ class SceneGrid:
             DataError: A shape reaches to where the scene's system has no coordinates.
         """
         parts, index = self._near(shapes)
-        if math.isfinite(self._step):
-            parts = shapely.segmentize(parts, self._step)
+        if math.isfinite(longest := self._longest_edge()):
+            parts = shapely.segmentize(parts, longest)
         if self._buffer:
             longitude, latitude = self._world.transform(*(self._to_map @ tuple(self._size / 2)))
             # Distances from the scene's middle are true in it; 500 km away, those across are 0.1 % too long.
@@ -85,8 +84,8 @@ class SceneGrid:
             parts, index = _moved(parts, index, Transformer.from_crs(local, self._crs, always_xy=True))
         elif not self._same:
             parts, index = _moved(parts, index, self._from_file)
-        parts = shapely.transform(parts, self._pixels)
         parts, index = self._finite(parts, index, shapes, name)
+        parts = shapely.transform(parts, self._pixels)
         if self._around:  # a scene all around the world may begin at any longitude
             turn = np.array(~self._to_map @ (_TURN, 0.0)) - np.array(~self._to_map @ (0.0, 0.0))
             parts = np.concatenate([shapely.transform(parts, lambda xy, k=k: xy + k * turn) for k in (-1, 0, 1)])
@@ -150,11 +149,12 @@ class SceneGrid:
                 found |= {latitude} if inside else set()
         return found
 
-    def _longest_edge(self, at: Floats) -> float:
+    def _longest_edge(self) -> float:
         """Length in the file's units up to which straight edges stay straight in pixels, to a part of a pixel.
 
-        An edge of length L is off by f'' L² / 8 at most, and f'' is measured at points `at` of the file's system.
+        An edge of length L is off by f'' L² / 8 at most, and f'' is measured at points over the scene.
         """
+        at = self._found[np.isfinite(self._found).all(axis=1)]
         if (self._same and not self._buffer) or not len(at):
             return math.inf
         size = float(np.ptp(at, axis=0).max())
@@ -211,9 +211,11 @@ class SceneGrid:
 
 
 def _applied(transform: Affine, xy: Floats) -> Floats:
-    """Points [n, 2] moved by an affine transform."""
+    """Points [n, 2] moved by an affine transform; those without a place, which are infinite, stay so or become NaN."""
     x, y = xy.T
-    return np.stack([transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f], axis=1)
+    with np.errstate(invalid="ignore"):
+        moved = (transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f)
+    return np.stack(moved, axis=1)
 
 
 def _moved(parts: Geometries, index: NDArray[np.int64], way: Transformer) -> tuple[Geometries, NDArray[np.int64]]:

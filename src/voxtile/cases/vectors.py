@@ -56,6 +56,11 @@ class VectorLabel(Source):
         self.stored, self.canonical, self.key = onto.stored, onto.canonical, repr((VERSION, settings))
         self._onto, self._settings, self._stamps = onto, settings, stamps_of(path)
         shapes = self._shapes()
+        if settings.attribute is None and 1 not in named:
+            raise DataError(
+                f"Without an attribute every shape of {path} is 1, which 'data.labels' does not know: it maps "
+                f"{listed(sorted(named))}. Name the attribute whose value says the class: 'data.vectors.attribute=…'."
+            )
         if unknown := [value for value in shapes.stored[1:] if value is not None and value not in named]:
             raise DataError(
                 f"{path}: the attribute '{settings.attribute}' holds {listed(unknown)}, which 'data.labels' does not know: it maps "
