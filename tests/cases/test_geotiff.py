@@ -1,21 +1,18 @@
-import json
 import math
 
 import numpy as np
 import pytest
 import rasterio
-import rasterio.features
 import rasterio.warp
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
-from tests.testers.formats import FormatTester, few, tiles, windows
+from tests.testers.formats import FormatTester, few, windows
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import AlignedLabel, GeoTiffSource, label_source
 from voxtile.cases.maps import MapSpec
-from voxtile.cases.vectors import PolygonLabel
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -330,81 +327,6 @@ class TestLabels:
         np.testing.assert_array_equal(found[0], np.array([1, 0, 255])[stored[0]])
 
 
-class TestPolygons:
-    """Polygons over a scene, in the scene's own metres unless said otherwise."""
-
-    @staticmethod
-    def ring(*points):
-        """A closed ring of points given in metres right of and below the scene's corner."""
-        return [[500_000 + x, 5_300_000 - y] for x, y in (*points, points[0])]
-
-    SHAPES = (
-        {"type": "Polygon", "coordinates": [ring((33, 33), (303, 97), (111, 423))]},
-        {
-            "type": "MultiPolygon",
-            "coordinates": [
-                [ring((203, 193), (403, 193), (403, 493), (203, 493)), ring((253, 243), (353, 243), (353, 443), (253, 443))],
-                [ring((13, 513), (93, 513), (88, 593))],
-            ],
-        },
-    )
-
-    @pytest.fixture
-    def scene(self, tmp_path):
-        return GeoTiffSource([save(tmp_path / "scene.tif", bands((1, 60, 50)))])
-
-    def collection(self, path, shapes, crs=None):
-        features = [{"type": "Feature", "properties": {}, "geometry": shape} for shape in [*shapes, None]]
-        document = {"type": "FeatureCollection", "features": features}
-        if crs:
-            document["crs"] = {"type": "name", "properties": {"name": crs}}
-        path.write_text(json.dumps(document))
-        return path
-
-    @few
-    @given(data=st.data())
-    def test_windows_equal_rasterising_the_whole(self, tmp_path, scene, data):
-        label = PolygonLabel(self.collection(tmp_path / "l.geojson", self.SHAPES, "urn:ogc:def:crs:EPSG::32633"), scene)
-        expected = rasterio.features.rasterize(self.SHAPES, (60, 50), transform=NORTH_UP, dtype="uint8")
-        assert 0 < expected.mean() < 1
-        window = data.draw(windows(scene.canonical.shape))
-        values, valid = label.read(window, (0,))
-        np.testing.assert_array_equal(values[0, 0], expected[window.slices[1:]])
-        assert valid.shape == window.size
-        assert valid.all()
-
-    def test_coordinates_are_longitude_and_latitude_unless_the_file_says_otherwise(self, tmp_path, scene):
-        degrees = rasterio.warp.transform_geom(UTM, "EPSG:4326", list(self.SHAPES), precision=9)
-        for name, crs in (("a", None), ("b", "urn:ogc:def:crs:OGC:1.3:CRS84")):
-            label = PolygonLabel(self.collection(tmp_path / name, degrees, crs), scene)
-            expected = rasterio.features.rasterize(self.SHAPES, (60, 50), transform=NORTH_UP, dtype="uint8")
-            np.testing.assert_array_equal(whole(label)[0][0, 0], expected)
-
-    def test_polygons_lie_right_on_a_rotated_scene(self, tmp_path):
-        rotated = NORTH_UP @ Affine.rotation(-20)
-        scene = GeoTiffSource([save(tmp_path / "rotated.tif", bands((1, 60, 50)), transform=rotated)])
-        label = PolygonLabel(self.collection(tmp_path / "l.geojson", self.SHAPES, UTM), scene)
-        expected = rasterio.features.rasterize(self.SHAPES, (60, 50), transform=rotated, dtype="uint8")
-        for window in tiles((1, 60, 50), (1, 7, 9)):
-            np.testing.assert_array_equal(label.read(window, (0,))[0][0, 0], expected[window.slices[1:]])
-        assert expected.any()
-
-    def test_a_scene_without_polygons_is_background(self, tmp_path, scene):
-        assert whole(PolygonLabel(self.collection(tmp_path / "l.geojson", []), scene))[0].max() == 0
-
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"features": 3}', '{"features": [{"geometry": {"type": "Polygon"}}]}'])
-    def test_a_broken_file_is_named(self, tmp_path, scene, text):
-        (tmp_path / "l.geojson").write_text(text)
-        with pytest.raises(DataError, match=r"l\.geojson cannot be read as GeoJSON"):
-            PolygonLabel(tmp_path / "l.geojson", scene)
-
-    @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-    def test_a_scene_without_reference_system_is_refused(self, tmp_path):
-        plain = GeoTiffSource([save(tmp_path / "a.tif", bands((1, 5, 6)), crs=None, transform=Affine.identity())])
-        with pytest.raises(DataError, match="no coordinate reference system"):
-            PolygonLabel(self.collection(tmp_path / "l.geojson", self.SHAPES), plain)
-
-
 def written(source, path, spec, values):
     with source.open_map(path, spec) as writer:
         writer.write(Window.whole(source.canonical.shape), values)
@@ -445,17 +367,3 @@ def test_complex_numbers_are_refused(tmp_path):
     path = save(tmp_path / "slc.tif", np.ones((1, 8, 9), dtype=np.complex64))
     with pytest.raises(DataError, match="holds complex numbers"):
         GeoTiffSource([path])
-
-
-def test_polygons_whose_system_is_null_are_in_longitude_and_latitude(tmp_path):
-    scene = GeoTiffSource([save(tmp_path / "a.tif", np.zeros((1, 20, 20), dtype=np.uint8))])
-    ring = [(x, y) for x, y in ((0, 0), (100, 0), (100, -100), (0, -100), (0, 0))]
-    shape = {"type": "Polygon", "coordinates": [[(500_000 + x, 5_300_000 + y) for x, y in ring]]}
-    far = {"type": "Polygon", "coordinates": [[(900_000 + x, 5_300_000 + y) for x, y in ring]]}
-    features = [{"type": "Feature", "geometry": rasterio.warp.transform_geom(UTM, "EPSG:4326", each)} for each in (shape, far)]
-    (tmp_path / "l.geojson").write_text(json.dumps({"type": "FeatureCollection", "crs": None, "features": features}))
-    label = PolygonLabel(tmp_path / "l.geojson", scene)
-    assert len(label._shapes) == 1  # of many scenes that share a file, each keeps its own
-    array, _ = whole(label)
-    assert array[0, 0, :10, :10].all()
-    assert array.sum() == 100

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from voxtile.inference import permutohedral
-from voxtile.inference.permutohedral import Lattice, compiled
+from voxtile.inference.permutohedral import Lattice
 
 DIMENSIONS = [1, 2, 3, 5, 7]
 
@@ -182,12 +182,6 @@ def test_positions_that_float32_cannot_resolve_are_refused(wrong):
 def test_features_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="points, dimensions"):
         Lattice(np.zeros(shape, np.float32))
-
-
-def test_where_no_folder_takes_the_cache_functions_are_compiled_anyway():
-    scope = {}
-    exec("def double(x):\n    return 2 * x", scope)  # has no file, so there is no place beside it
-    assert compiled(scope["double"])(21) == 42
 
 
 def test_machine_code_is_kept_for_the_next_process():

@@ -26,6 +26,14 @@ class Source(ABC):
 
     A new file format is one subclass. Instances hold paths and header facts only, so they pickle cheaply; open handles
     belong to the process and thread that reads.
+
+    Attributes:
+        paths: the files.
+        channels: names of the channels.
+        dtype: data type of the pixels.
+        stored: the grid as it lies in the file.
+        canonical: the grid that windows are given on.
+        key: text of the settings that change what is read from the same files.
     """
 
     paths: tuple[Path, ...]
@@ -33,6 +41,7 @@ class Source(ABC):
     dtype: np.dtype[Any]
     stored: StoredGrid
     canonical: CanonicalGrid
+    key: str = ""
 
     @property
     def path(self) -> Path:

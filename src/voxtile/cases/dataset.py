@@ -12,6 +12,7 @@ from voxtile.cases.case import IGNORE, Case, Labels, Source
 from voxtile.cases.groups import Grouping
 from voxtile.cases.layouts import CaseFiles, Layout
 from voxtile.cases.maps import default_colors
+from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed
 
 
@@ -30,14 +31,16 @@ def _open_image(kind: str, paths: Sequence[Path], nodata: float | None) -> Sourc
     return PictureSource(paths)
 
 
-def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collection[int]) -> Source:
+def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collection[int], vectors: VectorSettings) -> Source:
+    if kind == "geotiff" and paths[0].suffix.lower() in VECTOR_SUFFIXES:
+        from voxtile.cases.vectors import VectorLabel
+
+        return VectorLabel(paths[0], image, vectors, named)
     if kind == "geotiff":
         from voxtile.cases.geotiff import GeoTiffSource, label_source
-        from voxtile.cases.vectors import PolygonLabel
 
         assert isinstance(image, GeoTiffSource)
-        polygons = paths[0].suffix.lower() in (".geojson", ".json")
-        return PolygonLabel(paths[0], image) if polygons else label_source(paths[0], image, named)
+        return label_source(paths[0], image, named)
     if kind == "nifti":
         from voxtile.cases.nifti import NiftiSource, nifti_label
 
@@ -111,6 +114,7 @@ class Dataset:
         nodata: float | None = None,
         exclude: Sequence[str] = (),
         colors: Mapping[str, Sequence[int]] | None = None,
+        vectors: Mapping[str, Any] | None = None,
     ) -> None:
         """Remembers the settings; files are opened by `cases`.
 
@@ -125,6 +129,7 @@ class Dataset:
             nodata: overrides the files' nodata value.
             exclude: ids of cases that are left out.
             colors: (red, green, blue) by class name, for maps and pictures.
+            vectors: what the shapes of labels that are vector files mean, see `VectorSettings`.
 
         Raises:
             ConfigError: A name is unknown.
@@ -133,6 +138,9 @@ class Dataset:
             raise ConfigError(f"'data.format={format}' is unknown; choose from {listed(SUFFIXES)}.{did_you_mean(format, SUFFIXES)}")
         if nodata is not None and format != "geotiff":
             raise ConfigError(f"'data.nodata={nodata:g}' is for 'data.format=geotiff' only; take it out for format '{format}'.")
+        self.vectors = VectorSettings.of(vectors or {})
+        if self.vectors != VectorSettings() and format != "geotiff":
+            raise ConfigError(f"'data.vectors' is for 'data.format=geotiff' only; take it out for format '{format}'.")
         self.name, self.format = name, format
         self.layout = layout if isinstance(layout, Layout) else layout()
         self.label_map = LabelMap.of(labels)
@@ -204,7 +212,7 @@ class Dataset:
                     f"Case '{files.id}' has {len(files.labels)} label files: {listed(files.labels)}. Only pictures are stacked as "
                     f"slices; expected one label for format '{self.format}'. Make the ids unique ('data.layout.case=…')."
                 )
-            source = _open_label(self.format, files.labels, image, self.label_map.values)
+            source = _open_label(self.format, files.labels, image, self.label_map.values, self.vectors)
             if source.canonical.shape != image.canonical.shape:
                 raise DataError(
                     f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} "

@@ -1,67 +1,128 @@
-"""Labels that are vector files, burnt into the grid of their scene."""
+"""Labels that are vector files, burnt into the grid of their scene window by window."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio.features
-import rasterio.warp
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 
+from voxtile.cases.burn import Placed, near_change
 from voxtile.cases.case import Source
-from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.window import Size3, Window
-from voxtile.errors import DataError
+from voxtile.cases.shared import Shared
+from voxtile.cases.vector_files import Shapes, files_of, read_shapes, stamps_of
+from voxtile.cases.vector_grid import SceneGrid
+from voxtile.cases.vector_settings import VectorSettings
+from voxtile.cases.window import Window
+from voxtile.errors import DataError, listed
+
+VERSION = 1  # of how shapes are burnt: part of the key under which what was read is kept
+_MOST_POINTS = 50_000_000  # vertices kept in memory in pixels of scenes, about 1 GB
+_PLACED: Shared[Placed] = Shared(_MOST_POINTS, lambda placed: len(placed.points))
 
 
-class PolygonLabel(Source):
-    """Polygons of a GeoJSON file, burnt into the grid of a scene window by window: 1 inside, 0 outside.
+class VectorLabel(Source):
+    """Shapes of a vector file on the grid of a scene; `VectorSettings` says what they mean.
 
-    A pixel belongs to a polygon when its centre lies inside. Coordinates are longitude and latitude (RFC 7946) unless the
-    file names another system in its `crs` member.
+    The file is read once per process and shared by all its scenes. Its shapes near a scene are brought to the scene's pixels
+    once, at the first read, with vertices at the nearest 1/256 pixel; a window is the same pixels as the whole. An instance
+    holds paths and settings only.
     """
 
-    def __init__(self, path: Path, onto: GeoTiffSource) -> None:
-        crs = onto.profile["crs"]
-        if crs is None:
-            raise DataError(f"{onto.path} has no coordinate reference system, so the polygons of {path} cannot be placed on it.")
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            own = ((document.get("crs") or {}).get("properties") or {}).get("name", "EPSG:4326")
-            shapes = [feature["geometry"] for feature in document["features"] if feature.get("geometry")]
-            shapes = [shape for shape in shapes if shape["type"] in ("Polygon", "MultiPolygon")]
-            self._shapes = rasterio.warp.transform_geom(own, crs, shapes) if shapes else []
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RasterioError) as error:
-            raise DataError(f"{path} cannot be read as GeoJSON polygons: {error!r}. Expected a FeatureCollection.") from error
-        left, bottom, right, top = onto.stored.footprint
-        bounds = [(shape, rasterio.features.bounds(shape)) for shape in self._shapes]
-        near = [(shape, b) for shape, b in bounds if b[0] <= right and b[2] >= left and b[1] <= top and b[3] >= bottom]
-        self._shapes, self._bounds = [shape for shape, _ in near], [b for _, b in near]
-        self.paths, self.channels, self.dtype = (path,), ("label",), np.dtype(np.uint8)
-        self.stored, self.canonical, self._onto = onto.stored, onto.canonical, onto
+    def __init__(self, path: Path, onto: Source, settings: VectorSettings, named: Collection[int]) -> None:
+        """Reads the file and looks whether it and the scene belong together.
+
+        Args:
+            path: the vector file.
+            onto: the scene.
+            settings: what its shapes mean.
+            named: stored values that the configuration gives a class.
+
+        Raises:
+            DataError: The scene has no coordinate reference system, the file cannot be read, the two do not overlap, or the
+                file's own values are not known.
+            ConfigError: The settings use values that the configuration does not know.
+        """
+        settings.check_labels(named)
+        if onto.stored.crs is None:
+            raise DataError(
+                f"{onto.path} has no coordinate reference system, so the shapes of {path} cannot be placed on it. Give it one, for "
+                "example with 'gdal_edit.py -a_srs EPSG:…'."
+            )
+        self.paths, self.channels, self.dtype = files_of(path), ("label",), np.result_type(*map(np.min_scalar_type, named))
+        self.stored, self.canonical, self.key = onto.stored, onto.canonical, repr((VERSION, settings))
+        self._onto, self._settings, self._stamps = onto, settings, stamps_of(path)
+        shapes = self._shapes()
+        if settings.attribute is None and 1 not in named:
+            raise DataError(
+                f"Without an attribute every shape of {path} is 1, which 'data.labels' does not know: it maps "
+                f"{listed(sorted(named))}. Name the attribute whose value says the class: 'data.vectors.attribute=…'."
+            )
+        if unknown := [value for value in shapes.stored[1:] if value is not None and value not in named]:
+            raise DataError(
+                f"{path}: the attribute '{settings.attribute}' holds {listed(unknown)}, which 'data.labels' does not know: it maps "
+                f"{listed(sorted(named))}. Add them there, where they are not to be judged as '{unknown[0]}: ignore', or give the "
+                "attribute's values other ones with 'data.vectors.values'."
+            )
+        self._check_overlap(shapes)
+
+    def _shapes(self) -> Shapes:
+        return read_shapes(self.path, self._settings, self._stamps)
+
+    def _grid(self, shapes: Shapes) -> SceneGrid:
+        return SceneGrid(self.canonical, shapes.crs, self._settings.buffer, self._settings.border)
+
+    def _placed(self) -> Placed:
+        def place() -> Placed:
+            shapes = self._shapes()
+            return self._grid(shapes).place(shapes, str(self.path))
+
+        return _PLACED.get((self._stamps, self._settings, self.canonical), place)
+
+    def _check_overlap(self, shapes: Shapes) -> None:
+        boxes = self._grid(shapes).boxes
+        if boxes is None or not len(shapes.parts):
+            return
+        left, bottom, right, top = shapes.bounds
+        if not any(left <= box[2] and right >= box[0] and bottom <= box[3] and top >= box[1] for box in boxes):
+            a, b, c, d = boxes[len(boxes) // 2]
+            raise DataError(
+                f"The shapes of {self.path} cover {left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} and the scene "
+                f"{self._onto.path} {a:.6g} … {c:.6g}, {b:.6g} … {d:.6g} in the file's system ({shapes.crs.name}): they do not "
+                "overlap. Check that they belong together, or name the system that the file's coordinates are really in with "
+                "'data.vectors.crs=EPSG:…'."
+            )
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """See `Source.read`."""
-        size: Size3 = window.size
-        transform = self._onto.profile["transform"] @ Affine.translation(window.x, window.y)
-        corners = [transform @ (x, y) for x in (0, window.width) for y in (0, window.height)]
-        (left, bottom), (right, top) = np.min(corners, axis=0), np.max(corners, axis=0)
-        near = [
-            (shape, 1)
-            for shape, (a, b, c, d) in zip(self._shapes, self._bounds, strict=True)
-            if a < right and c > left and b < top and d > bottom
-        ]
-        burnt = np.zeros(size[1:], dtype=np.uint8)
-        if near:
-            burnt = rasterio.features.rasterize(near, out_shape=size[1:], transform=transform, dtype="uint8")
-        return burnt[None, None], np.ones(size, dtype=np.bool_)
+        """See `Source.read`; pixels that hold no data are those that are not to be judged."""
+        settings, stored = self._settings, self._shapes().stored
+        placed, reach = self._placed(), int(settings.border)
+        codes = placed.burnt(window.grown((0, reach, reach)), settings.all_touched)
+        judged = np.array([value is not None for value in stored])
+        inner = (slice(reach, reach + window.height), slice(reach, reach + window.width))
+        valid = judged[codes[inner]]
+        if reach:
+            valid &= ~near_change(codes, settings.border)[inner]
+        values = np.array([value or 0 for value in stored], dtype=self.dtype)
+        return values[codes[inner]][None, None], valid[None]
+
+    def anchors(self) -> NDArray[np.int32]:
+        """(z, y, x) of one pixel inside each shape that reaches into the scene and is to be judged, in the file's order [n, 3]."""
+        stored = self._shapes().stored
+        judged = np.array([value is not None for value in stored])
+        _, height, width = self.canonical.shape
+        return self._placed().anchors(height, width, judged)
+
+    def notes(self) -> list[str]:
+        """See `Source.notes`."""
+        shapes, notes = self._shapes(), []
+        if not len(self.anchors()):
+            outside = "nothing of it is judged" if self._settings.outside is None else f"all of it is {self._settings.outside}"
+            notes.append(f"no shape of {self.path} lies on {self._onto.path}: {outside}")
+        return [*shapes.notes, *notes]
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """See `Source.open_map`."""

@@ -259,7 +259,7 @@ class Parts:
         return trust
 
 
-DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors")
+DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors", "vectors")
 RUN_KEYS = ("waive", "limit", "window", "balance", "sampling", "symmetry")
 
 
@@ -322,6 +322,7 @@ WANDB_MODES = ("online", "offline", "disabled")
 KINDS: Sequence[tuple[str, type, str]] = (
     ("symmetry", Mapping, "{flips: [x]}"), ("group", Mapping, "{pattern: '^[a-z]+'}"), ("colors", Mapping, "{water: [0,0,255]}"),
     ("sampling", Mapping, "{by: uniform}"),
+    ("vectors", Mapping, "{attribute: kind}"),
     ("exclude", list, "[p7]"), ("waive", list, "[p7]"), ("channels", list, "[red,nir]"),
 )  # fmt: skip
 MOST_SAMPLES = 65_536  # in a batch

@@ -44,8 +44,10 @@ def folder_of(name: str) -> Path:
     return own if (own / f"{name}.yaml").exists() else conf_dir()
 
 
-# What a data set's file may extend.
-OPEN = ("data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.", "data.sampling.class_weights.")
+OPEN = (  # what a data set's file may extend
+    "data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.", "data.sampling.class_weights.",
+    "data.vectors.values.",
+)  # fmt: skip
 STOPPED = 130  # exit code of a command that was asked to stop
 # Hydra's flags that take a word of their own, by their long names, and those that are answered here.
 _LONG = {

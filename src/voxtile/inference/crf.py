@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.case import IGNORE
+from voxtile.cases.compiled import compiled
 from voxtile.errors import ConfigError, did_you_mean, listed
-from voxtile.inference.permutohedral import Floats, Indices, Lattice, compiled
+from voxtile.inference.permutohedral import Floats, Indices, Lattice
 
 Mask = NDArray[np.bool_]
 Judged = tuple[Floats, NDArray[Any], NDArray[Any], Mask | None]

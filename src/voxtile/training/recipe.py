@@ -61,6 +61,17 @@ ADDED: Mapping[str, Any] = {
     "data.sampling.jitter": 1.0,
     "data.sampling.scales": None,
     "data.sampling.max_nodata": None,
+    "data.vectors.layer": None,
+    "data.vectors.crs": None,
+    "data.vectors.attribute": None,
+    "data.vectors.values": None,
+    "data.vectors.outside": 0,
+    "data.vectors.priority": None,
+    "data.vectors.buffer": 0,
+    "data.vectors.all_touched": False,
+    "data.vectors.border": 0,
+    "data.vectors.repair": True,
+    "data.vectors.empty": False,
 }
 
 # The same for arguments of classes that are listed as a whole: they are left out at these values.

@@ -1,0 +1,277 @@
+"""Reading vector files: GeoJSON, GeoPackage, Shapefile and GeoParquet as shapes with their label values."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
+from voxtile.cases.shared import Shared
+from voxtile.cases.vector_settings import REST, Stored, VectorSettings, as_text
+from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, reason
+
+# How a file of each kind begins, and the one of GDAL's drivers that may read it: by its content alone a text file could tell GDAL
+# to open other files or addresses.
+_KINDS = {
+    ".geojson": (b"{", "GeoJSON"),
+    ".json": (b"{", "GeoJSON"),
+    ".gpkg": (b"SQLite format 3\0", "GPKG"),
+    ".shp": (b"\x00\x00\x27\x0a", "ESRI Shapefile"),
+    ".parquet": (b"PAR1", "Parquet"),
+}
+_SIDE_FILES = (".shx", ".dbf", ".prj", ".cpg")  # of a Shapefile
+Stamps = tuple[tuple[Path, int, int], ...]
+_NAMED = 3  # shapes that a note or an error names
+_MOST_POINTS = 50_000_000  # vertices of the files kept in memory, about 1 to 4 GB
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes of a file, cut into simple parts: points, lines and polygons.
+
+    Attributes:
+        parts: the parts as shapely geometries [m], x before y.
+        features: for each part, the number in the file of the shape that it is a part of, from 0 [m].
+        codes: for each part, the place of its value in `stored` [m].
+        stored: stored label values in the order in which they are burnt; the first is that of what no shape covers.
+        crs: the coordinate reference system of the parts.
+        bounds: (left, bottom, right, top) of all of them; NaN where there are none.
+        tree: their spatial index.
+        notes: what was odd, one sentence each.
+    """
+
+    parts: NDArray[np.object_]
+    features: NDArray[np.int64]
+    codes: NDArray[np.uint16]
+    stored: tuple[Stored, ...]
+    crs: CRS
+    bounds: tuple[float, float, float, float]
+    tree: shapely.STRtree
+    notes: tuple[str, ...]
+
+    @property
+    def points(self) -> int:
+        """How many vertices the parts have."""
+        return int(shapely.get_num_coordinates(self.parts).sum())
+
+
+_FILES: Shared[Shapes] = Shared(_MOST_POINTS, lambda shapes: shapes.points)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The file, and those beside it that belong to it."""
+    beside = [path.with_suffix(suffix) for suffix in _SIDE_FILES] if path.suffix.lower() == ".shp" else []
+    return (path, *(each for each in beside if each.is_file()))
+
+
+def stamps_of(path: Path) -> Stamps:
+    """Which files belong to it, and when and how large they were written.
+
+    Raises:
+        DataError: It is not there.
+    """
+    try:
+        return tuple((each, each.stat().st_mtime_ns, each.stat().st_size) for each in files_of(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}. Expected a vector file there.") from error
+
+
+def read_shapes(path: Path, settings: VectorSettings, stamps: Stamps) -> Shapes:
+    """The shapes of a file, read once per process.
+
+    Args:
+        path: the file.
+        settings: what its shapes mean.
+        stamps: see `stamps_of`; what was read before is used again for the same ones.
+
+    Raises:
+        DataError: The file cannot be read, or does not hold what the settings say.
+        ConfigError: The settings name a coordinate reference system that does not exist.
+    """
+    return _FILES.get((stamps, settings), partial(_read, path, settings))
+
+
+def _read(path: Path, settings: VectorSettings) -> Shapes:
+    frame = _frame(path, settings)
+    crs = _crs(path, settings, frame.crs)
+    shapes = np.asarray(shapely.force_2d(frame.geometry.to_numpy()), dtype=object)
+    notes = []
+    missing = shapely.is_missing(shapes) | shapely.is_empty(shapes)
+    if missing.all() and not settings.empty:
+        found = "holds no shape" if not len(shapes) else f"holds {counted(len(shapes), 'feature')} without a geometry"
+        raise DataError(
+            f"{path} {found}. Expected shapes; where a file without any stands for a scene without any, type "
+            "'data.vectors.empty=true'."
+        )
+    if missing.any():
+        notes.append(f"{path}: {missing.sum()} of {counted(len(shapes), 'feature')} have no geometry and are left out")
+    shapes, notes = _repaired(path, settings, shapes, notes)
+    numbers, stored = _values(path, settings, None if settings.attribute is None else frame[settings.attribute][~missing])
+    codes = np.zeros(len(shapes), dtype=np.uint16)
+    codes[~missing] = numbers
+    parts, features = simple_parts(shapes, np.arange(len(shapes)))
+    thin = shapely.get_dimensions(parts) < 2
+    if thin.any() and not settings.buffer:
+        raise DataError(
+            f"{path} holds {thin.sum()} points or lines, which cover no pixel (the first is shape {features[thin][0] + 1}). Give "
+            "them a width: type 'data.vectors.buffer=<metres>', which grows every shape of the file."
+        )
+    left, bottom, right, top = shapely.total_bounds(parts).tolist() if len(parts) else [math.nan] * 4
+    if crs.is_geographic and (left < -540 or right > 540 or bottom < -90.01 or top > 90.01):
+        raise DataError(
+            f"{path} is said to be in degrees ({crs.name}), but its shapes reach from {left:.6g} to {right:.6g} and from "
+            f"{bottom:.6g} to {top:.6g}. Type the system that they are in: 'data.vectors.crs=EPSG:…'."
+        )
+    return Shapes(parts, features, codes[features], stored, crs, (left, bottom, right, top), shapely.STRtree(parts), tuple(notes))
+
+
+def simple_parts(shapes: NDArray[np.object_], owners: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    """Collections taken apart, however deep, and empty parts left out; `owners` follow."""
+    while (shapely.get_type_id(shapes) >= 4).any():  # multi-part types and collections
+        shapes, index = shapely.get_parts(shapes, return_index=True)
+        owners = owners[index]
+    kept = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    return shapes[kept], owners[kept]
+
+
+def _frame(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
+    """The file's shapes with the attribute that the settings name."""
+    start, driver = _KINDS[path.suffix.lower()]
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+        if not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(start):
+            raise ValueError("it does not begin as such a file does")
+        if driver == "ESRI Shapefile" and (wanted := 2 * int(struct.unpack(">i", head[24:28])[0])) > path.stat().st_size:
+            raise ValueError(f"it should have {wanted} bytes and has {path.stat().st_size}; it was cut off")
+        if driver == "Parquet":
+            return _parquet(path, settings)
+        layer = _layer(path, settings, [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None])
+        info = pyogrio.read_info(path, layer=layer)
+        if info["driver"] != driver:
+            raise ValueError(f"it is {info['driver']}")
+        _check_attribute(path, settings, info["fields"])
+        columns = [] if settings.attribute is None else [settings.attribute]
+        frame = pyogrio.read_dataframe(path, layer=layer, columns=columns, use_arrow=True)
+        if 0 <= info["features"] != len(frame):
+            raise ValueError(f"it should hold {info['features']} features, and {len(frame)} could be read")
+        return frame
+    except (OSError, ValueError, RuntimeError, IndexError, struct.error, shapely.errors.ShapelyError) as error:
+        raise DataError(f"{path} cannot be read as {driver}: {reason(error)}. Expected an intact vector file.") from error
+
+
+def _parquet(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
+    schema = pyarrow.parquet.read_schema(path)
+    geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("primary_column")
+    _layer(path, settings, [])
+    _check_attribute(path, settings, [name for name in schema.names if name != geometry])
+    wanted = [name for name in (settings.attribute, geometry) if name is not None]
+    return geopandas.read_parquet(path, columns=wanted if geometry is not None else None)
+
+
+def _layer(path: Path, settings: VectorSettings, names: Sequence[str]) -> str | None:
+    if settings.layer is None and len(names) > 1:
+        raise DataError(f"{path} has several layers: {listed(names, 20)}. Type which one: 'data.vectors.layer={names[0]}'.")
+    if settings.layer is not None and settings.layer not in names:
+        has = f"it has {listed(names, 20)}" if names else "it has none"
+        raise DataError(
+            f"{path} has no layer '{settings.layer}' ('data.vectors.layer'); {has}.{did_you_mean(settings.layer, names)}"
+        )
+    return settings.layer
+
+
+def _check_attribute(path: Path, settings: VectorSettings, names: Sequence[str]) -> None:
+    if settings.attribute is not None and settings.attribute not in names:
+        raise DataError(
+            f"{path} has no attribute '{settings.attribute}' ('data.vectors.attribute'); it has {listed(names, 20) or 'none'}."
+            f"{did_you_mean(settings.attribute, names)}"
+        )
+
+
+def _crs(path: Path, settings: VectorSettings, own: Any) -> CRS:
+    if settings.crs is not None:
+        try:
+            return CRS.from_user_input(settings.crs)
+        except CRSError as error:
+            raise ConfigError(
+                f"'data.vectors.crs={settings.crs}' is no coordinate reference system. Expected one like 'EPSG:4326'."
+            ) from error
+    if own is None:
+        raise DataError(
+            f"{path} names no coordinate reference system. Type the one that its coordinates are in, 'data.vectors.crs=EPSG:…'; "
+            "'data.vectors.crs=EPSG:4326' for longitude and latitude."
+        )
+    return CRS.from_user_input(own)
+
+
+def _repaired(
+    path: Path, settings: VectorSettings, shapes: NDArray[np.object_], notes: list[str]
+) -> tuple[NDArray[np.object_], list[str]]:
+    """The shapes with invalid polygons made valid, and the notes with a sentence on them."""
+    bad = np.flatnonzero(~shapely.is_valid(shapes) & ~shapely.is_missing(shapes))
+    wrong = [index for index in bad if not np.isfinite(shapely.get_coordinates(shapes[index])).all()]
+    if wrong:
+        raise DataError(f"{path}: shape {wrong[0] + 1} has coordinates that are no numbers. Correct or delete it.")
+    bad = bad[shapely.get_dimensions(shapes[bad]) == 2]
+    if not len(bad):
+        return shapes, notes
+    examples = "; ".join(f"shape {index + 1}: {shapely.is_valid_reason(shapes[index])}" for index in bad[:_NAMED])
+    what = f"{len(bad)} of {counted(len(shapes), 'shape')} in {path}"
+    if not settings.repair:
+        raise DataError(
+            f"{what} are invalid polygons ({examples}). Correct them, or type 'data.vectors.repair=true' to have them made valid."
+        )
+    shapes = shapes.copy()
+    for index, mended in zip(bad, shapely.make_valid(shapes[bad]), strict=True):
+        pieces, _ = simple_parts(np.array([mended], dtype=object), np.zeros(1, dtype=np.int64))
+        shapes[index] = shapely.multipolygons(pieces[shapely.get_dimensions(pieces) == 2])  # lines that were left over go
+    return shapes, [*notes, f"{what} were invalid polygons and have been made valid ({examples})"]
+
+
+def _values(path: Path, settings: VectorSettings, column: Any) -> tuple[NDArray[np.uint16], tuple[Stored, ...]]:
+    """The code of each shape, and the stored values that codes stand for."""
+    if column is None:
+        return np.ones(1, dtype=np.uint16), (settings.outside, 1)
+    places, found = pd.factorize(column)
+    texts = [as_text(value) for value in found.tolist()]
+    table = dict(settings.values) if settings.values else {text: int(text) for text in texts if _is_number(text)}
+    unknown = [text for text in texts if text not in table and REST not in table]
+    if unknown and not settings.values:
+        raise DataError(
+            f"{path}: the attribute '{settings.attribute}' holds {listed(map(repr, unknown))}, which are no whole numbers. Say "
+            f"which stored label values they mean: 'data.vectors.values={{{unknown[0]}: 1, …}}'."
+        )
+    if unknown:
+        raise DataError(
+            f"{path}: the attribute '{settings.attribute}' holds {listed(map(repr, unknown))}, which 'data.vectors.values' does "
+            f"not know: it knows {listed(map(repr, table))}. Add them there, where they are not to be judged as "
+            f"'{unknown[0]}: ignore'; '{REST}' stands for every other value."
+        )
+    if (places < 0).any() and REST not in table:
+        raise DataError(
+            f"{path}: {(places < 0).sum()} shapes have no value of the attribute '{settings.attribute}'. Give them one, or say "
+            f"with '{REST}' in 'data.vectors.values' what every other value, and none, means: '{REST}: ignore'."
+        )
+    meant = [table.get(text, table.get(REST)) for text in texts] + [table.get(REST)]  # the last is that of a missing value, -1
+    used = sorted({meant[place] for place in np.unique(places)}, key=settings.rank)
+    codes = np.array([used.index(value) + 1 if value in used else 0 for value in meant], dtype=np.uint16)
+    return codes[places], (settings.outside, *used)
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
