@@ -258,7 +258,7 @@ class Parts:
         return trust
 
 
-DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors")
+DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors", "scene")
 RUN_KEYS = ("waive", "limit", "window", "balance", "symmetry")
 
 
@@ -317,6 +317,7 @@ WANDB_MODES = ("online", "offline", "disabled")
 KINDS: Sequence[tuple[str, type, str]] = (
     ("symmetry", Mapping, "{flips: [x]}"), ("group", Mapping, "{pattern: '^[a-z]+'}"), ("colors", Mapping, "{water: [0,0,255]}"),
     ("exclude", list, "[p7]"), ("waive", list, "[p7]"), ("channels", list, "[red,nir]"),
+    ("scene", Mapping, "{resolution: 20}"),
 )  # fmt: skip
 MOST_SAMPLES = 65_536  # in a batch
 SECTIONS = ("model", "loss", "optimizer", "scheduler", "augment", "normalise", "split", "trainer", "data", "training", "paths")

@@ -44,7 +44,8 @@ def folder_of(name: str) -> Path:
     return own if (own / f"{name}.yaml").exists() else conf_dir()
 
 
-OPEN = ("data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.")  # what a data set's file may extend
+# What a data set's file may extend.
+OPEN = ("data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.", "data.scene.")
 STOPPED = 130  # exit code of a command that was asked to stop
 # Hydra's flags that take a word of their own, by their long names, and those that are answered here.
 _LONG = {
