@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ from voxtile.cases.case import IGNORE, Case, Labels, Source
 from voxtile.cases.groups import Grouping
 from voxtile.cases.layouts import CaseFiles, Layout
 from voxtile.cases.maps import default_colors
+from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
-from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed
+from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, typed
 
 
-def _open_image(kind: str, paths: Sequence[Path], nodata: float | None) -> Source:
+def _open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: Scene, asked: Collection[str]) -> Source:
     # Each format's library is imported only where the format is used.
     if kind == "geotiff":
         from voxtile.cases.geotiff import GeoTiffSource
 
-        return GeoTiffSource(paths, nodata)
+        return GeoTiffSource(paths, nodata, scene, asked)
     if kind == "nifti":
         from voxtile.cases.nifti import NiftiSource
 
@@ -114,6 +115,7 @@ class Dataset:
         nodata: float | None = None,
         exclude: Sequence[str] = (),
         colors: Mapping[str, Sequence[int]] | None = None,
+        scene: Mapping[str, Any] | None = None,
         vectors: Mapping[str, Any] | None = None,
     ) -> None:
         """Remembers the settings; files are opened by `cases`.
@@ -129,6 +131,7 @@ class Dataset:
             nodata: overrides the files' nodata value.
             exclude: ids of cases that are left out.
             colors: (red, green, blue) by class name, for maps and pictures.
+            scene: how the pixels of scenes are read, see `voxtile.cases.scene.Scene`.
             vectors: what the shapes of labels that are vector files mean, see `VectorSettings`.
 
         Raises:
@@ -138,6 +141,10 @@ class Dataset:
             raise ConfigError(f"'data.format={format}' is unknown; choose from {listed(SUFFIXES)}.{did_you_mean(format, SUFFIXES)}")
         if nodata is not None and format != "geotiff":
             raise ConfigError(f"'data.nodata={nodata:g}' is for 'data.format=geotiff' only; take it out for format '{format}'.")
+        if scene and format != "geotiff":
+            raise ConfigError(f"'data.scene' is for 'data.format=geotiff' only; take it out for format '{format}'.")
+        self.scene = Scene.of(scene)
+        self.left_out: list[str] = []  # why scenes outside of the area of interest are no cases
         self.vectors = VectorSettings.of(vectors or {})
         if self.vectors != VectorSettings() and format != "geotiff":
             raise ConfigError(f"'data.vectors' is for 'data.format=geotiff' only; take it out for format '{format}'.")
@@ -175,32 +182,63 @@ class Dataset:
             raise DataError(
                 f"Several cases below {self.layout.root} are called {listed(twice)}. Make the ids unique ('data.layout.case=…')."
             )
-        cases = [self.open(found) for found in files if found.id not in self.exclude]
+        cases: list[Case] = []
+        self.left_out = []
+        for found in files:
+            if found.id in self.exclude:
+                continue
+            try:
+                cases.append(self.open(found))
+            except OutsideAreaError as error:
+                self.left_out.append(str(error))
+            except MissingBandError as error:
+                if not cases:
+                    raise
+                raise MissingBandError(
+                    f"Case '{found.id}': {error} {cases[0].image.path} has {listed(cases[0].image.channels, 20)}. Leave the case "
+                    f"out with 'data.exclude={typed([found.id])}', or choose bands that all have."
+                ) from error
+        if self.left_out and not cases:
+            raise DataError(f"No scene touches the area of interest. {self.left_out[0]} Expected one that lies on the scenes.")
         for case in cases[1:]:
-            if len(case.channels) != len(cases[0].channels):
-                raise DataError(
-                    f"{case.image.path} has {counted(len(case.channels), 'channel')} ({listed(case.channels, 20)}), but "
-                    f"{cases[0].image.path} has {len(cases[0].channels)} ({listed(cases[0].channels, 20)}). All cases need the "
-                    "same; choose common ones with 'data.channels=[…]' or leave the case out with 'data.exclude=[…]'."
-                )
+            self._check_alike(cases[0], case)
         return cases
+
+    def _check_alike(self, first: Case, case: Case) -> None:
+        """Raises an error where a case has not the channels of the first."""
+        ours, theirs = f"{case.image.path} has", f"{first.image.path} has"
+        if len(case.channels) != len(first.channels):
+            odd = [name for name in (*first.channels, *case.channels) if (name in first.channels) != (name in case.channels)]
+            raise DataError(
+                f"{ours} {counted(len(case.channels), 'channel')} ({listed(case.channels, 20)}), but "
+                f"{theirs} {len(first.channels)} ({listed(first.channels, 20)}). Only one of them has {listed(odd)}. All cases "
+                "need the same; choose common ones with 'data.channels=[…]' or leave the case out with "
+                f"'data.exclude={typed([case.id])}'."
+            )
+        if case.channels != first.channels and sorted(case.channels) == sorted(first.channels):
+            raise DataError(
+                f"{ours} the channels {listed(case.channels, 20)}, and {theirs} them in another order: "
+                f"{listed(first.channels, 20)}. Say the order with 'data.channels={typed(first.channels)}'."
+            )
 
     def open(self, files: CaseFiles, grouped: bool = True) -> Case:
         """Opens one case.
 
         Args:
             files: its files.
-            grouped: whether the data set's rule for groups applies; a new file is a group of its own.
+            grouped: whether the data set's rule for groups and its area of interest apply; a new file is a group of its own.
 
         Raises:
             DataError: The image or label cannot be read, has not the expected channels, or the two do not fit.
         """
-        image = _open_image(self.format, files.images, self.nodata)
+        # An area says what of the data set is used; of a new file everything is wanted.
+        scene = self.scene if grouped else replace(self.scene, area=None)
+        image = _open_image(self.format, files.images, self.nodata, scene, self.channels or ())
         select: tuple[int, ...] = ()
         if self.channels is not None:
             missing = [name for name in self.channels if name not in image.channels]
             if missing:
-                raise DataError(
+                raise MissingBandError(
                     f"{image.path} has no channel {listed(missing)}; it has {listed(image.channels, 20)}."
                     f"{did_you_mean(missing[0], image.channels)} The channels are chosen by 'data.channels'."
                 )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import csv as csvfile
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from voxtile.cases.formula import NEGATIVE, Expression, Grammar, Operand
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason, typed
 
 Rule = Callable[[str, Mapping[str, str]], str]  # (case id, fields of its name) -> group
@@ -108,86 +108,54 @@ class _Pattern:
         return (match["group"] if "group" in self._regex.groupindex else match[0]) or ""
 
 
-_OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-}
-_ALLOWED = (ast.Expression, ast.BinOp, *_OPERATIONS, ast.UnaryOp, ast.USub, ast.Name, ast.Load)
-_LONGEST = 300  # characters; keeps numbers and nesting small
+_OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
+}  # fmt: skip
+_GRAMMAR = Grammar(
+    frozenset(_OPERATIONS),
+    {"int": (1, 1), "str": (1, 1)},
+    (int, str),
+    "whole numbers, texts in quotes, the variables id and number, fields of the layout's patterns, + - * // %, brackets, int(…) "
+    "and str(…); for example '(number + 1) // 2'",
+)
 
 
 class _Expression:
-    """Walks Python's syntax tree with an allow-list, so that no text in a configuration is ever executed."""
-
     def __init__(self, text: str) -> None:
-        self._text = text.strip()
-        if len(self._text) > _LONGEST:
-            raise self._error(f"is longer than {_LONGEST} characters")
-        try:
-            tree = ast.parse(self._text, mode="eval")
-        except (SyntaxError, ValueError) as error:
-            raise self._error(f"is no expression: {error}") from error
-        for node in ast.walk(tree):
-            if not self._allowed(node):
-                part = ast.get_source_segment(self._text, node) or type(node).__name__
-                raise self._error(f"holds '{part}', which is not allowed")
-        self._tree = tree.body
-
-    @staticmethod
-    def _allowed(node: ast.AST) -> bool:
-        if isinstance(node, ast.Constant):
-            return type(node.value) in (int, str)
-        if isinstance(node, ast.Call):
-            function = node.func.id if isinstance(node.func, ast.Name) else ""
-            return function in ("int", "str") and len(node.args) == 1 and not node.keywords
-        return isinstance(node, _ALLOWED)
-
-    def _error(self, what: str, hint: str = "") -> ConfigError:
-        return ConfigError(
-            f"'data.group.expression={self._text}' {what}.{hint} Expected whole numbers, texts in quotes, the variables id and "
-            "number, fields of the layout's patterns, + - * // %, brackets, int(…) and str(…); for example '(number + 1) // 2'."
-        )
+        self._expression = Expression[int | str](text, "data.group.expression", _GRAMMAR)
 
     def __call__(self, case_id: str, fields: Mapping[str, str]) -> str:
         numbers = re.findall(r"[0-9]+", case_id)
         names: dict[str, int | str] = {**fields, "id": case_id}
         if numbers:
             names["number"] = int(numbers[-1])
+
+        def leaf(found: object, variable: bool) -> int | str:
+            assert isinstance(found, int | str)  # the grammar has no others
+            return self._variable(str(found), names) if variable else found
+
         try:
-            return str(self._value(self._tree, names))
+            return str(self._expression.value(leaf, self._apply))
         except (ValueError, ZeroDivisionError) as error:
             raise DataError(
-                f"'data.group.expression={self._text}' gives no group for case '{case_id}' with {names}: {reason(error)}. Correct "
-                f"the expression, or leave the case out with 'data.exclude={typed([case_id])}'."
+                f"'data.group.expression={self._expression.text}' gives no group for case '{case_id}' with {names}: "
+                f"{reason(error)}. Correct the expression, or leave the case out with 'data.exclude={typed([case_id])}'."
             ) from error
 
-    def _value(self, node: ast.expr, names: Mapping[str, int | str]) -> int | str:
-        match node:
-            case ast.Constant(value=int() | str() as value):
-                return value
-            case ast.Name(id=name):
-                return self._variable(name, names)
-            case ast.Call(func=ast.Name(id=function), args=[argument]):
-                value = self._value(argument, names)
-                return int(value) if function == "int" else str(value)
-            case ast.UnaryOp(operand=operand):
-                return -self._number(self._value(operand, names), operand)
-            case ast.BinOp(left=left, op=op, right=right):
-                a, b = self._value(left, names), self._value(right, names)
-                if isinstance(op, ast.Add) and isinstance(a, str) and isinstance(b, str):
-                    return a + b
-                return _OPERATIONS[type(op)](self._number(a, left), self._number(b, right))
-        raise AssertionError(f"{type(node).__name__} passed the allow-list")
+    def _apply(self, operation: str, operands: Sequence[Operand[int | str]]) -> int | str:
+        if operation in ("int", "str"):
+            return int(operands[0].value) if operation == "int" else str(operands[0].value)
+        if operation == "+" and all(isinstance(operand.value, str) for operand in operands):
+            return "".join(str(operand.value) for operand in operands)
+        numbers = [self._number(operand) for operand in operands]
+        return -numbers[0] if operation == NEGATIVE else _OPERATIONS[operation](*numbers)
 
-    def _number(self, value: int | str, node: ast.expr) -> int:
-        if isinstance(value, int):
-            return value
-        part = ast.get_source_segment(self._text, node)
-        raise self._error(
-            f"calculates with {part}, which is the text '{value}' (write int({part}), or str(…) around the other part)"
+    def _number(self, operand: Operand[int | str]) -> int:
+        if isinstance(operand.value, int):
+            return operand.value
+        part = operand.text
+        raise self._expression.error(
+            f"calculates with {part}, which is the text '{operand.value}' (write int({part}), or str(…) around the other part)"
         )
 
     def _variable(self, name: str, names: Mapping[str, int | str]) -> int | str:
@@ -196,7 +164,7 @@ class _Expression:
         if name == "number":
             raise ValueError("the id holds no integer, so there is no 'number'")
         known = sorted({*names, "number"})
-        raise self._error(f"uses '{name}', and the variables here are {listed(known)}", did_you_mean(name, known))
+        raise self._expression.error(f"uses '{name}', and the variables here are {listed(known)}", did_you_mean(name, known))
 
 
 class _Table:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TypeVar
 
 import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from voxtile.cases.grid import StoredGrid, degree_metres
+from voxtile.cases.grid import Grid, StoredGrid, degree_metres
 from voxtile.cases.handles import HandleCache
 from voxtile.errors import DataError, reason
 
@@ -43,20 +44,30 @@ def stamp(path: Path) -> int:
 
 def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
     """The grid of an open raster, with the affine moved from pixel corners to pixel centres."""
-    transform: Affine = dataset.transform @ Affine.translation(0.5, 0.5)
-    affine = (
+    size, transform = (dataset.height, dataset.width), dataset.transform
+    if dataset.crs is None:
+        return StoredGrid((1, *size), _centred(transform))
+    if dataset.crs.is_geographic:
+        metres = degree_metres((transform @ (dataset.width / 2, dataset.height / 2))[1])
+    else:
+        factor = float(dataset.crs.linear_units_factor[1])
+        metres = (factor, factor)
+    return StoredGrid((1, *size), _centred(transform), "m", dataset.crs.to_wkt(), metres)
+
+
+G = TypeVar("G", bound=Grid)
+
+
+def grid_at(kind: type[G], size: tuple[int, int], transform: Affine, like: Grid) -> G:
+    """A grid of (height, width) pixels at a transform from pixel corners, in the system and units of another."""
+    return kind((1, *size), _centred(transform), like.unit, like.crs, like.metres)
+
+
+def _centred(corners: Affine) -> tuple[tuple[float, ...], ...]:
+    transform: Affine = corners @ Affine.translation(0.5, 0.5)
+    return (
         (transform.a, transform.b, 0.0, transform.c),
         (transform.d, transform.e, 0.0, transform.f),
         (0.0, 0.0, 1.0, 0.0),
         (0.0, 0.0, 0.0, 1.0),
     )
-    shape = (1, dataset.height, dataset.width)
-    if dataset.crs is None:
-        return StoredGrid(shape, affine)
-    if dataset.crs.is_geographic:
-        middle = transform.d * dataset.width / 2 + transform.e * dataset.height / 2 + transform.f
-        metres = degree_metres(middle)
-    else:
-        factor = float(dataset.crs.linear_units_factor[1])
-        metres = (factor, factor)
-    return StoredGrid(shape, affine, "m", dataset.crs.to_wkt(), metres)

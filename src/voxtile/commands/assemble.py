@@ -63,10 +63,13 @@ def prepare_data(built: Parts, out: Console) -> Prepared:
 
     with progress(out) as tick:
         data = built.config["data"]
-        return prepare(
+        prepared = prepare(
             built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), data["waive"] or (),
             data["limit"], tick, built.sampling.weights,
         )  # fmt: skip
+    for sentence in built.dataset.left_out:
+        out.print(f"left out: {sentence}", soft_wrap=True)
+    return prepared
 
 
 def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping[str, float]], None]) -> Any:

@@ -259,7 +259,7 @@ class Parts:
         return trust
 
 
-DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors", "vectors")
+DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors", "scene", "vectors")
 RUN_KEYS = ("waive", "limit", "window", "balance", "sampling", "symmetry")
 
 
@@ -324,6 +324,7 @@ KINDS: Sequence[tuple[str, type, str]] = (
     ("sampling", Mapping, "{by: uniform}"),
     ("vectors", Mapping, "{attribute: kind}"),
     ("exclude", list, "[p7]"), ("waive", list, "[p7]"), ("channels", list, "[red,nir]"),
+    ("scene", Mapping, "{resolution: 20}"),
 )  # fmt: skip
 MOST_SAMPLES = 65_536  # in a batch
 SECTIONS = ("model", "loss", "optimizer", "scheduler", "augment", "normalise", "split", "trainer", "data", "training", "paths")

@@ -138,9 +138,9 @@ def _key(case: Case, num_classes: int, label: bool) -> str:
     """Changes whenever the survey could: the files by size and time of change, the channels, the label's meaning."""
     files = [*case.image.paths, *(case.labels.source.paths if case.labels and label else ())]
     stamps = [(str(path.resolve()), path.stat().st_size, *_times(path)) for path in files]
-    meaning = (sorted(case.labels.values.items()), case.labels.source.key) if case.labels and label else ()
-    nodata = getattr(case.image, "_nodata", None)  # the configuration may override a scene's own
-    text = digest(VERSION, stamps, case.channels, tuple(case.box), meaning, num_classes, nodata, case.image.key)
+    meaning = sorted(case.labels.values.items()) if case.labels and label else ()
+    settings = (case.image.key, case.labels.source.key if case.labels and label else "")
+    text = digest(VERSION, stamps, case.channels, tuple(case.box), meaning, num_classes, settings)
     return f"{text:032x}"
 
 

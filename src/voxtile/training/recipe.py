@@ -51,11 +51,12 @@ FIELDS: tuple[str, ...] = (
 # Parts of these that are left out: where a file lies. What it says is in the split's digest.
 PLACES: Mapping[str, str] = {"split": "file", "data.group": "csv"}
 # Parts that name a file whose contents count, wherever it lies.
-CONTENTS: Mapping[str, str] = {"model": "weights"}
+CONTENTS: Mapping[str, str] = {"model": "weights", "data.scene": "area"}
 # field -> the value that stood for it before it existed
 ADDED: Mapping[str, Any] = {
     "training.norm_statistics": None,
     "training.minutes": None,
+    "data.scene": None,
     "data.sampling.by": "pixels",
     "data.sampling.class_weights": None,
     "data.sampling.jitter": 1.0,

@@ -1,0 +1,287 @@
+"""One raster file read by windows of a grid: directly where its pixels are the grid's, else warped on read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.dtypes
+import rasterio.warp
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no public name
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window as RasterWindow
+
+from voxtile.cases.grid import StoredGrid, WorkingGrid
+from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid, stamp
+from voxtile.cases.window import Window
+from voxtile.errors import DataError, counted, reason
+
+CLOSE = 0.1  # pixels that a file may be off and still be read directly
+FINER = 0.95  # a file whose pixels are smaller than this many of the grid's is averaged, so that it does not alias
+TOLERANCE = 1e-3  # pixels that a warped place may be off; GDAL's own 0.125 shows in nearest neighbours
+# A warped file is read in these cells of the grid and never otherwise: what the warper makes of a pixel depends in its last bits on
+# the rows and columns that it does at once, and each window must be a slice of one and the same whole. They are GDAL's own blocks
+# of warped data sets, which it keeps.
+CELL = (128, 512)  # rows, columns
+MOST_TRIED = 4096  # tiles of a damaged file
+
+
+@dataclass(frozen=True)
+class Target:
+    """The grid that files are read on.
+
+    Attributes:
+        path: the file that it comes from.
+        stored: that file's own grid.
+        place: the transform of that grid, from pixel corners to map units.
+        grid: the working grid: the stored one, resampled and cut where the configuration says so.
+        transform: of the working grid.
+    """
+
+    path: Path
+    stored: StoredGrid
+    place: Affine
+    grid: WorkingGrid
+    transform: Affine
+
+    @classmethod
+    def of(cls, path: Path, dataset: rasterio.DatasetReader, resolution: float | None = None) -> Target:
+        """The grid of an open file, with pixels of `resolution` metres where that is given.
+
+        Pixels of the new grid are those whose centres lie in the file's extent; the upper left corner stays.
+
+        Raises:
+            DataError: The file has no CRS, so the size of its pixels is not known, or `resolution` leaves none.
+        """
+        stored, transform = scene_grid(dataset), dataset.transform
+        _, height, width = stored.shape
+        if resolution is not None:
+            if stored.crs is None:
+                raise DataError(
+                    f"{path} has no coordinate reference system, so 'data.scene.resolution={resolution:g}' metres mean nothing on "
+                    "it. Give the file one (gdal_edit.py -a_srs EPSG:…), or take the setting out."
+                )
+            factors = [resolution / side for side in stored.spacing[1:]]
+            height, width = (math.floor(size / factor + 0.5) for size, factor in zip((height, width), factors, strict=True))
+            if not height or not width:
+                raise DataError(
+                    f"{path} covers {dataset.height * stored.spacing[1]:.0f} x {dataset.width * stored.spacing[2]:.0f} m, less "
+                    f"than a pixel of 'data.scene.resolution={resolution:g}' metres. Choose a finer one."
+                )
+            transform = transform @ Affine.scale(factors[1], factors[0])
+        grid = grid_at(WorkingGrid, (height, width), transform, stored)
+        return cls(path, stored, dataset.transform, grid, transform)
+
+    def cut(self, box: Window) -> Target:
+        """The part `box` of this grid as a grid."""
+        transform = self.transform @ Affine.translation(box.x, box.y)
+        grid = grid_at(WorkingGrid, (box.height, box.width), transform, self.stored)
+        return Target(self.path, self.stored, self.place, grid, transform)
+
+    def offset_in(self, place: Affine, grid: StoredGrid) -> tuple[int, int] | None:
+        """(columns, rows) from the first pixel of a file to the first of this grid; None where their pixels are not the same."""
+        moved = ~place @ self.transform
+        offset = round(moved.c), round(moved.f)
+        _, height, width = self.grid.shape
+        for x, y in ((0, 0), (width, 0), (0, height), (width, height)):
+            column, row = moved @ (x, y)
+            if math.hypot(column - x - offset[0], row - y - offset[1]) > CLOSE:
+                return None
+        return offset if Window(0, offset[1], offset[0], 1, height, width).inside(grid.shape) else None
+
+
+class AlignedFile:
+    """A raster file on a grid that need not be its own.
+
+    Attributes:
+        direct: whether its pixels are the grid's.
+        masked: whether a mask or alpha band says where it holds data.
+    """
+
+    def __init__(
+        self, path: Path, dataset: rasterio.DatasetReader, onto: Target, nodata: float | None, resampling: str, label: bool = False
+    ) -> None:
+        """Looks where the file lies.
+
+        Args:
+            path: the file.
+            dataset: the file, open.
+            onto: the grid to be read on.
+            nodata: the value of pixels without data, or None.
+            resampling: how a file as coarse as the grid, or coarser, is brought onto it.
+            label: whether it is a label: one of the image's size may lack a place, as many masks do, and can only mean its pixels.
+
+        Raises:
+            DataError: The file does not overlap the grid, or has no CRS by which it could be placed.
+        """
+        self._path, self._stamp, self._onto, self._label = path, stamp(path), onto, label
+        self.masked = any(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
+        self._own, self._place = scene_grid(dataset), dataset.transform
+        self._offset = self._direct_offset()
+        self.direct = self._offset is not None
+        if self.direct:
+            return
+        self._check_place()
+        dtype = dataset.dtypes[0]
+        fits = nodata is not None and rasterio.dtypes.in_dtype_range(nodata, dtype) and not self.masked
+        # Outside of a file of floats is NaN, where it names no other value; whole numbers get a band that says where the file is.
+        self._nodata = nodata if fits else math.nan if np.dtype(dtype).kind == "f" and not self.masked else None
+        self._alpha = ColorInterp.alpha in dataset.colorinterp
+        self._everywhere = self._covers()
+        finer = min(a / b for a, b in zip(self._own.spacing[1:], onto.grid.spacing[1:], strict=True)) < FINER
+        self._resampling = "average" if finer and resampling != "nearest" else resampling
+
+    def read(self, bands: Sequence[int], window: Window, nearest: bool = False) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Reads bands, numbered from 1, at a window of the grid.
+
+        Args:
+            bands: the numbers.
+            window: inside the grid.
+            nearest: whether values are kinds of things, which cannot be averaged.
+
+        Returns:
+            Pixels as stored [n, h, w], and which of them the file, its mask or its alpha band allow [h, w]; None for all.
+
+        Raises:
+            DataError: The file is damaged there.
+        """
+        try:
+            if self._offset is None:
+                return self._warped(bands, window, "nearest" if nearest else self._resampling)
+            dataset = HANDLES.get((self._path, self._stamp), partial(open_raster, self._path))
+            area = RasterWindow(window.x + self._offset[0], window.y + self._offset[1], window.width, window.height)
+            pixels = dataset.read(bands, window=area)
+            return pixels, dataset.dataset_mask(window=area) > 0 if self.masked else None
+        except RasterioError as error:
+            raise self._damaged(window, error) from error
+
+    def _direct_offset(self) -> tuple[int, int] | None:
+        onto = self._onto
+        if self._own.crs == onto.stored.crs and (offset := onto.offset_in(self._place, self._own)) is not None:
+            return offset
+        if self._label and None in (self._own.crs, onto.stored.crs) and self._own.shape == onto.stored.shape:
+            return onto.offset_in(onto.place, onto.stored)
+        return None
+
+    def _check_place(self) -> None:
+        what = "its image" if self._label else "the first file"
+        first, own, grid = self._onto.path, self._own, self._onto.grid
+        if own.crs is None or grid.crs is None:
+            raise DataError(
+                f"{self._path} has {own.shape[1]}x{own.shape[2]} pixels, {what} {first} {self._onto.stored.shape[1]}x"
+                f"{self._onto.stored.shape[2]}, and without a coordinate reference system on both the one cannot be aligned on the "
+                "other. Expected files of one size and resolution, or a CRS in both (gdal_edit.py -a_srs EPSG:…)."
+            )
+        left, bottom, right, top = rasterio.warp.transform_bounds(own.crs, grid.crs, *own.footprint)
+        a, b, c, d = grid.footprint
+        if left >= c or right <= a or bottom >= d or top <= b:
+            raise DataError(
+                f"{self._path} covers {left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} and {what} {first} {a:.6g} … {c:.6g}, "
+                f"{b:.6g} … {d:.6g} in the CRS of {first.name}: they do not overlap. Check that they belong together."
+            )
+
+    def _in_file(self, window: Window) -> NDArray[np.float64]:
+        """Points around a window of the grid, in pixels (x, y) of the file [n, 2]."""
+        steps = np.linspace(0, 1, 22)[:-1]
+        around = np.concatenate([np.stack(side, axis=1) for side in (
+            (steps, 0 * steps), (1 + 0 * steps, steps), (1 - steps, 1 + 0 * steps), (0 * steps, 1 - steps)
+        )])  # fmt: skip
+        columns, rows = (around * (window.width, window.height) + (window.x, window.y)).T
+        x, y = self._onto.transform @ (columns, rows)
+        if self._own.crs != self._onto.grid.crs:
+            x, y = np.asarray(rasterio.warp.transform(self._onto.grid.crs, self._own.crs, x, y))[:2]
+        return np.stack(~self._place @ (np.asarray(x), np.asarray(y)), axis=1)
+
+    def _covers(self) -> bool:
+        """Whether the file lies under all of the grid."""
+        try:
+            points = self._in_file(Window.whole(self._onto.grid.shape))
+        except CPLE_BaseError:  # a part of the grid has no place in the file's system
+            return False
+        size = np.array(self._own.shape[:0:-1])
+        return bool((np.isfinite(points) & (points >= -CLOSE) & (points <= size + CLOSE)).all())
+
+    def _warped(self, bands: Sequence[int], window: Window, resampling: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        if self._everywhere and not self.masked:
+            return self._cells(bands, window, resampling, self._nodata), None
+        if self._nodata is None:
+            pixels = self._cells([*bands, 0], window, resampling, None)
+            return pixels[:-1], pixels[-1] > 0
+        if math.isnan(self._nodata):
+            return self._cells(bands, window, resampling, self._nodata), None
+        # Two files stacked are empty where all bands are, see `GeoTiffSource`; past one file's edge there is nothing either way.
+        edge = self._cells([0], window, "nearest", None)
+        return self._cells(bands, window, resampling, self._nodata), edge[0] > 0
+
+    def _cells(self, bands: Sequence[int], window: Window, resampling: str, nodata: float | None) -> NDArray[Any]:
+        """Bands [n, h, w], read in whole cells; band 0 is the one that says where data is."""
+        key = (self._path, self._stamp, self._onto.grid, resampling, nodata)
+        dataset = HANDLES.get(key, partial(self._open_warped, resampling, nodata))
+        numbers = [band or dataset.count for band in bands]
+        out: NDArray[Any] | None = None
+        for cell in _cells(window, self._onto.grid.shape):
+            pixels = dataset.read(numbers, window=RasterWindow(cell.x, cell.y, cell.width, cell.height))
+            start, stop = np.maximum(cell.start, window.start), np.minimum(cell.stop, window.stop)
+            part = Window.of(start.tolist(), (stop - start).tolist())
+            if out is None:
+                out = np.empty((len(bands), *window.size[1:]), dtype=pixels.dtype)
+            out[:, *part.within(window)[1:]] = pixels[:, *part.within(cell)[1:]]
+        assert out is not None  # a window holds a pixel or more
+        return out
+
+    def _open_warped(self, resampling: str, nodata: float | None) -> WarpedVRT:
+        _, height, width = self._onto.grid.shape
+        return WarpedVRT(
+            open_raster(self._path), crs=self._onto.grid.crs, transform=self._onto.transform, width=width, height=height,
+            resampling=Resampling[resampling], tolerance=TOLERANCE, add_alpha=nodata is None and not self._alpha,
+            src_nodata=nodata, nodata=nodata,
+            XSCALE="1", YSCALE="1",  # of the kernel, which GDAL would widen by what it guesses of each cell
+        )  # fmt: skip
+
+    def _damaged(self, window: Window, error: RasterioError) -> DataError:
+        place = ""
+        if tiles := list(self._damaged_tiles(window)):
+            (row, column), at = tiles[0]
+            more = f" and {counted(len(tiles) - 1, 'more tile')} of this window" if len(tiles) > 1 else ""
+            place = (
+                f" The tile in row {row}, column {column} of the file's tiles (pixels x {at.x} to {at.stop[2] - 1}, y {at.y} to "
+                f"{at.stop[1] - 1}){more} cannot be decoded."
+            )
+        return DataError(
+            f"{self._path} could not be read at window {tuple(window)} (z, y, x, depth, height, width): {reason(error)}.{place} "
+            "The file is probably cut off or damaged there; fetch it again, leave the case out with 'data.exclude=[…]', or read "
+            "around it with 'data.scene.area'."
+        )
+
+    def _damaged_tiles(self, window: Window) -> Iterator[tuple[tuple[int, int], Window]]:
+        """((row, column) of the tile, its pixels) for each tile under the window that cannot be decoded."""
+        if self._offset is not None:
+            under = window.shifted((0, self._offset[1], self._offset[0]))
+        else:
+            points = self._in_file(window)
+            low, high = np.floor(points.min(axis=0)).astype(int) - 2, np.ceil(points.max(axis=0)).astype(int) + 2
+            under = Window(0, low[1], low[0], 1, high[1] - low[1], high[0] - low[0]).clipped(self._own.shape)
+        with open_raster(self._path) as dataset:
+            shape = dataset.block_shapes[0]
+            for tile in list(_cells(under, self._own.shape, shape))[:MOST_TRIED]:
+                try:
+                    dataset.read(window=RasterWindow(tile.x, tile.y, tile.width, tile.height))
+                except RasterioError:
+                    yield (tile.y // shape[0], tile.x // shape[1]), tile
+
+
+def _cells(window: Window, shape: tuple[int, int, int], size: tuple[int, int] = CELL) -> Iterator[Window]:
+    """The cells of a grid of `shape`, cut into cells of `size` from its first pixel, that a window touches."""
+    for y in range(window.y // size[0] * size[0], window.stop[1], size[0]):
+        for x in range(window.x // size[1] * size[1], window.stop[2], size[1]):
+            yield Window(0, y, x, 1, *size).clipped(shape)

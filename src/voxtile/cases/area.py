@@ -1,0 +1,146 @@
+"""An area of interest on the grid of a scene: what of the scene is read at all, and which pixels of that count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio.features
+import rasterio.warp
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no public name
+
+from voxtile.cases.grid import Grid
+from voxtile.cases.scene import Bounds
+from voxtile.cases.window import Window
+from voxtile.errors import DataError, reason
+
+if TYPE_CHECKING:
+    from geopandas import GeoSeries
+
+WORLD = "EPSG:4326"
+SNAP = 256  # parts of a pixel that corners are moved to: they are then exact in any window, and every window is cut from one whole
+EDGE = 32  # parts of a long edge, which may be a curve in another system
+
+
+@dataclass(frozen=True)
+class Area:
+    """Shapes on the grid of a scene.
+
+    Attributes:
+        box: the part of the scene's grid that holds them.
+        shapes: in pixels (x, y) from that part's upper left corner.
+    """
+
+    box: Window
+    shapes: tuple[Any, ...]
+
+    def inside(self, window: Window) -> NDArray[np.bool_]:
+        """Which pixel centres [h, w] of `window`, counted from the box's corner, lie inside a shape."""
+        burnt = rasterio.features.rasterize(
+            self.shapes, out_shape=window.size[1:], transform=Affine.translation(window.x, window.y), dtype=np.uint8
+        )
+        return np.asarray(burnt.view(np.bool_))
+
+
+def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
+    """Lays an area over a scene.
+
+    Args:
+        area: a vector file, or (left, bottom, right, top) in degrees.
+        grid: the scene's, with a CRS.
+        transform: of the grid, from pixel corners to map units.
+
+    Returns:
+        None where the area does not touch the scene.
+
+    Raises:
+        DataError: The file cannot be read or holds no areas.
+    """
+    import shapely
+    from shapely.geometry import box
+
+    series = _shapes(Path(area).expanduser()) if isinstance(area, str) else _boxes(area)
+    system, same = series.crs.to_wkt(), bool(series.crs == grid.crs)
+    found: list[Any] = []
+    with rasterio.Env():  # without it GDAL prints its errors
+        for part in _near(grid, system, same, series.crs.is_geographic):
+            clipped = shapely.clip_by_rect(np.asarray(series), *part)
+            for piece in shapely.get_parts(clipped[~shapely.is_empty(clipped)]):
+                left, bottom, right, top = piece.bounds
+                curved = piece if same else shapely.segmentize(piece, max(right - left, top - bottom, 1e-9) / EDGE)
+                found.append(shapely.transform(curved, lambda points: _pixels(points, system, same, grid, transform)))
+    corners = shapely.total_bounds(found) if found else np.full(4, np.nan)
+    if not np.isfinite(corners).all():
+        return None
+    size = grid.shape[:0:-1]
+    low, high = (np.clip(edge, 0, size).astype(int) for edge in (np.floor(corners[:2]), np.ceil(corners[2:])))
+    if (high <= low).any():
+        return None
+    region = box(*low, *high)
+    kept = tuple(
+        shapely.transform(shape, lambda points: points - low) for shape in found if shapely.make_valid(shape).intersects(region)
+    )
+    return Area(Window.of((0, *low[::-1]), (1, *(high - low)[::-1])), kept) if kept else None
+
+
+def _near(grid: Grid, system: str, same: bool, geographic: bool) -> Iterator[Bounds]:
+    """Boxes around the scene in the area's system: several where longitudes have turns."""
+    try:
+        bounds = grid.footprint if same else rasterio.warp.transform_bounds(grid.crs, system, *grid.footprint, densify_pts=21)
+    except CPLE_BaseError:  # the scene has no place in the area's system
+        return
+    left, bottom, right, top = bounds
+    right += 360 * (geographic and right < left)  # as GDAL says that it crosses the antimeridian
+    margin = 0.05 * max(right - left, top - bottom)  # of straight lines that are curves there
+    for turn in (-360.0, 0.0, 360.0) if geographic else (0.0,):
+        yield left - margin + turn, bottom - margin, right + margin + turn, top + margin
+
+
+def _pixels(points: NDArray[Any], system: str, same: bool, grid: Grid, transform: Affine) -> NDArray[np.float64]:
+    """Points [n, 2] in the area's system as pixels (x, y) of the grid, in whole parts of `SNAP`."""
+    x, y = points.T if same else np.asarray(rasterio.warp.transform(system, grid.crs, *points.T))[:2]
+    if rasterio.crs.CRS.from_user_input(grid.crs).is_geographic:  # by whole turns to where the grid is
+        left, _, right, _ = grid.footprint
+        x = np.where(abs(x - (left + right) / 2) > 180, x + 360 * np.sign((left + right) / 2 - x), x)
+    columns, rows = ~transform @ (x, y)
+    return np.round(np.stack([columns, rows], axis=1) * SNAP) / SNAP
+
+
+def _boxes(bounds: Bounds) -> GeoSeries:
+    import geopandas
+    from shapely.geometry import box
+
+    left, bottom, right, top = bounds
+    parts = [box(*bounds)] if left < right else [box(left, bottom, 180, top), box(-180, bottom, right, top)]
+    return geopandas.GeoSeries(parts, crs=WORLD)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stamp: int) -> GeoSeries:
+    import geopandas
+
+    try:
+        frame = geopandas.read_parquet(path) if path.suffix.lower() == ".parquet" else geopandas.read_file(path)
+    except Exception as error:  # pyogrio's, pyarrow's and geopandas' errors share no base
+        raise DataError(
+            f"The area {path} (data.scene.area) cannot be read: {reason(error)}. Expected a GeoJSON, GeoPackage, Shapefile or "
+            "GeoParquet file."
+        ) from error
+    shapes = frame.geometry.dropna()
+    shapes = shapes[shapes.geom_type.isin(["Polygon", "MultiPolygon"]) & ~shapes.is_empty].explode()
+    if not len(shapes) or shapes.crs is None:
+        lack = "holds no polygons" if shapes.crs is not None else "has no coordinate reference system"
+        raise DataError(f"The area {path} (data.scene.area) {lack}. Expected polygons in a file that says where they lie.")
+    return shapes
+
+
+def _shapes(path: Path) -> GeoSeries:
+    if not path.exists():
+        raise DataError(f"The area {path} (data.scene.area) does not exist. Name a vector file, or [left, bottom, right, top].")
+    return _read(path, path.stat().st_mtime_ns)
