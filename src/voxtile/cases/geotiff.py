@@ -22,6 +22,8 @@ from voxtile.cases.cog import write_cog
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.raster import HANDLES, open_raster, scene_grid, stamp
+from voxtile.cases.remote import raise_failed_request
+from voxtile.cases.untrusted import sources_of
 from voxtile.cases.window import Window
 from voxtile.errors import DataError, reason
 
@@ -77,6 +79,11 @@ class GeoTiffSource(Source):
         self.dtype = np.dtype(np.float32) if self._scaled else np.result_type(*dtypes)
         self.channels = tuple(names) if len(set(names)) == len(names) else tuple(f"band{i + 1}" for i in range(len(names)))
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `Source.files`; a VRT is made of others."""
+        return (*self.paths, *(each for path in self.paths if path.suffix.lower() == ".vrt" for each in sources_of(path)))
+
     def _check_grid(self, dataset: rasterio.DatasetReader, path: Path) -> None:
         grid = scene_grid(dataset)
         if not hasattr(self, "stored"):
@@ -104,6 +111,7 @@ class GeoTiffSource(Source):
                 if self._masked[number]:
                     valid[0] &= dataset.dataset_mask(window=area) > 0
             except RasterioError as error:
+                raise_failed_request()
                 raise DataError(
                     f"{path} could not be read at window {tuple(window)} (z, y, x, depth, height, width): {reason(error)}. The "
                     "file is probably cut off or damaged there; fetch it again, or leave the case out with 'data.exclude=[…]'."
@@ -191,6 +199,7 @@ class AlignedLabel(Source):
             dataset = HANDLES.get(key, self._open_warped)
             return dataset.read([1], window=area)[:, None], dataset.read_masks(1, window=area)[None] > 0
         except RasterioError as error:
+            raise_failed_request()
             raise DataError(f"{self.path} could not be read at window {tuple(window)}: {reason(error)}.") from error
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
