@@ -37,6 +37,11 @@ class Web(ThreadingHTTPServer):
         self.headers: dict[str, str] = {}
         self.moved: dict[str, str] = {}
         self.waiting = threading.Event()
+        self.read: dict[tuple[Path, int], bytes] = {}
+
+    def content(self, file: Path) -> bytes:
+        """A file's bytes, read once; the hash of one object is computed once, too."""
+        return self.read.setdefault((file, file.stat().st_mtime_ns), file.read_bytes())
 
     @property
     def served(self) -> int:
@@ -57,6 +62,8 @@ class Web(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     server: Web
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body leave together
 
     def do_GET(self) -> None:
         web = self.server
@@ -70,7 +77,7 @@ class Answer(BaseHTTPRequestHandler):
             web.waiting.wait(web.silent)
         if not file.is_file() or (bad and web.status):
             return self.plain(web.status if bad else 404, {})
-        content = file.read_bytes()
+        content = web.content(file)
         start, stop = 0, len(content)
         if web.ranges:
             first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")

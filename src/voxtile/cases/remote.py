@@ -19,6 +19,9 @@ from voxtile.cases.fetch import Facts, facts, fetch
 from voxtile.cases.range_cache import BLOCK, RangeCache
 from voxtile.errors import DataError
 
+# Bytes that a request fetches at least where it goes on from the last one: strips of a file that is not tiled are small and follow
+# one another, and a request costs as much time as these take.
+AHEAD = 131_072
 _failed = threading.local()  # .error: why the calling thread's last request failed, None after one that did not
 _opened: weakref.WeakSet[rasterio.DatasetReader] = weakref.WeakSet()
 
@@ -96,6 +99,7 @@ class _Reader:
     def __init__(self, file: RemoteFile, known: Facts, most: int) -> None:
         self._file, self._known = file, known
         self._at = 0
+        self._fetched = -1  # where the last request ended
         self._cache = RangeCache(file.shown, known.tag, known.size, most)
 
     def __enter__(self) -> _Reader:
@@ -134,9 +138,11 @@ class _Reader:
         # Neighbours are fetched together: their numbers grow with their places in the list.
         for _, run in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in run]
-            begin, end = numbers[0] * BLOCK, min((numbers[-1] + 1) * BLOCK, self._known.size)
+            begin, end = numbers[0] * BLOCK, (numbers[-1] + 1) * BLOCK
+            end = min(max(end, begin + AHEAD) if begin == self._fetched else end, self._known.size)
             data = fetch(self._file, begin, end, self._known)
             self._cache.put(numbers[0], data)
+            self._fetched = end
             for number in numbers:
                 blocks[number - first] = data[number * BLOCK - begin : (number + 1) * BLOCK - begin]
         _failed.error = None

@@ -156,7 +156,7 @@ def _header_problem(dataset: rasterio.DatasetReader, path: Path) -> str:
     if dataset.driver == "GTiff":
         blocks = math.ceil(dataset.height / height) * math.ceil(dataset.width / width) * (1 if together > 1 else dataset.count)
         file = path.stat().st_size
-        if blocks * _LEAST_ENTRY > file:
+        if blocks * min(_LEAST_ENTRY, size) > file:  # one strip that is not compressed is read row by row, without a table
             return (
                 f"claims {dataset.height:,} x {dataset.width:,} pixels in {blocks:,} blocks, and with its {file:,} bytes has no "
                 "room even to say where each of them lies. The file is cut off or made to deceive; fetch it again."
