@@ -23,6 +23,7 @@ from rasterio.windows import Window as RasterWindow
 
 from voxtile.cases.grid import StoredGrid, WorkingGrid
 from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid, stamp
+from voxtile.cases.remote import raise_failed_request
 from voxtile.cases.window import Window
 from voxtile.errors import DataError, counted, reason
 
@@ -163,6 +164,7 @@ class AlignedFile:
             pixels = dataset.read(bands, window=area)
             return pixels, dataset.dataset_mask(window=area) > 0 if self.masked else None
         except RasterioError as error:
+            raise_failed_request()
             raise self._damaged(window, error) from error
 
     def _direct_offset(self) -> tuple[int, int] | None:

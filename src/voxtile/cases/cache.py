@@ -106,7 +106,7 @@ def cached_array(
                 f"The decoded form of {path} ({made.nbytes / 1e6:.0f} MB) could not be written to the cache folder {folder}: "
                 f"{reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
             ) from error
-        _trim(folder, file, max_bytes)
+        trim(folder, "*.npy", file, most_bytes() if max_bytes is None else max_bytes)
         array = _mapped(file)
     # Another process may have trimmed it away at once: what was decoded here serves as well.
     return made if array is None else array
@@ -130,21 +130,39 @@ def _mapped(file: Path) -> NDArray[Any] | None:
         return array
 
 
-def _trim(folder: Path, keep: Path, max_bytes: int | None) -> None:
-    """Deletes the arrays used longest ago until all together hold at most `max_bytes`."""
-    left = _default_bytes() if max_bytes is None else max_bytes
+def trim(folder: Path, pattern: str, keep: Path, most: int) -> bool:
+    """Deletes the files used longest ago until all together take at most `most` bytes.
+
+    Args:
+        folder: where they lie.
+        pattern: of their names.
+        keep: the one that is in use, and stays.
+        most: bytes on the disk; what a sparse file does not hold does not count.
+
+    Returns:
+        Whether what is left takes no more than that.
+    """
     used: list[tuple[int, int, Path]] = []
-    for file in folder.glob("*.npy"):
+    for file in folder.glob(pattern):
         with contextlib.suppress(FileNotFoundError):  # another process trims at the same time
             status = file.stat()
-            used.append((status.st_mtime_ns, status.st_size, file))
+            used.append((status.st_mtime_ns, min(status.st_size, 512 * status.st_blocks), file))
+    left = most - sum(size for _, size, file in used if file == keep)
+    fits = left >= 0
     for _, size, file in sorted(used, reverse=True):
-        left -= size
-        if left < 0 and file != keep:
-            file.unlink(missing_ok=True)
+        if file != keep:
+            left -= size
+            if left < 0:
+                file.unlink(missing_ok=True)
+    return fits
 
 
-def _default_bytes() -> int:
+def most_bytes() -> int:
+    """How much each part of the cache may hold: `VOXTILE_CACHE_BYTES` of the environment, else 20 GB.
+
+    Raises:
+        ConfigError: That is no number.
+    """
     given = os.environ.get("VOXTILE_CACHE_BYTES", "")
     try:
         return int(float(given)) if given else _MOST_BYTES

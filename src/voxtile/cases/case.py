@@ -42,7 +42,7 @@ class Source(ABC):
     dtype: np.dtype[Any]
     stored: StoredGrid
     canonical: CanonicalGrid
-    key: str = ""  # settings that change what is read, as a text
+    key: str = ""
 
     @cached_property
     def working(self) -> WorkingGrid:
@@ -54,6 +54,11 @@ class Source(ABC):
     def path(self) -> Path:
         """The file (the first of several), for messages."""
         return self.paths[0]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read: `paths`, and those that they are made of."""
+        return self.paths
 
     @abstractmethod
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -280,7 +285,7 @@ class Case:
         Raises:
             DataError: `path` is one of the case's own files, or a folder that holds them, or cannot be written to.
         """
-        inputs = self.image.paths + (self.labels.source.paths if self.labels else ())
+        inputs = self.image.files + (self.labels.source.files if self.labels else ())
         if any(path.resolve() in (each.resolve(), *each.resolve().parents) for each in inputs):
             raise DataError(f"The map {path} would take the place of an input of case '{self.id}'. Name another output.")
         return self.image.open_map(path, spec)

@@ -23,6 +23,7 @@ from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.raster import open_raster
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
+from voxtile.cases.untrusted import sources_of
 from voxtile.cases.window import Window
 from voxtile.errors import DataError, did_you_mean, listed
 
@@ -118,6 +119,11 @@ class GeoTiffSource(Source):
         self._plain = len(self._files) == 1 and self._files[0].direct and not self._files[0].masked and self._area is None
         self._plain = self._plain and not changed and not self.scene.derived and not self.scene.masks
         self.key = "" if (nodata, self.scene) == (None, Scene()) else f"{nodata} {self.scene.key} {sorted(masks & set(asked))}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `Source.files`; a VRT is made of others."""
+        return (*self.paths, *(each for path in self.paths if path.suffix.lower() == ".vrt" for each in sources_of(path)))
 
     def _worked_out(self, dataset: rasterio.DatasetReader) -> tuple[Target, Area | None]:
         """The working grid, and the area on it."""

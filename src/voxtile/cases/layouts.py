@@ -8,10 +8,11 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from voxtile.cases.address import RemoteFile, is_address, masked
 from voxtile.cases.pictures import natural_key
 from voxtile.errors import ConfigError, DataError, listed, reason
 
@@ -26,6 +27,7 @@ class CaseFiles:
         id: the case's name.
         images: one file; or the files whose bands or slices are stacked, in order.
         labels: the label's files, empty where there is none.
+        tiles: the files that the mosaics in `images` are put together of, empty where they are none.
         split: "train", "val", "test", or "" where the data set gives none.
         fields: what the patterns found in the names, for grouping.
     """
@@ -35,6 +37,12 @@ class CaseFiles:
     labels: tuple[Path, ...] = ()
     split: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
+    tiles: tuple[Path, ...] = ()
+
+    @property
+    def found(self) -> tuple[Path, ...]:
+        """The image files that lie in the data set's folder."""
+        return self.tiles or self.images
 
 
 class Layout(ABC):
@@ -42,6 +50,7 @@ class Layout(ABC):
 
     def __init__(self, root: str) -> None:
         """Remembers the data set's folder; nothing is read before `find`."""
+        self.given = str(root)
         self.root = Path(root).expanduser()
 
     def find(self) -> list[CaseFiles]:
@@ -50,6 +59,11 @@ class Layout(ABC):
         Raises:
             DataError: The folder is missing, holds no case, or images and labels do not match.
         """
+        if is_address(self.given):
+            raise DataError(
+                f"The data folder is an address, {masked(self.given)}, and folders elsewhere cannot be listed. Name the files in a "
+                "text file, one 'image label' a line, with 'data.layout._target_=voxtile.cases.layouts.ListLayout'."
+            )
         if not self.root.is_dir():
             raise DataError(
                 f"The data folder {self.root} does not exist (looked for in {Path.cwd()}). Put the data there, or name its place "
@@ -97,6 +111,7 @@ class FolderLayout(Layout):
         case: str = "{id}",
         splits: Mapping[str, str] | None = None,
         unlabelled: bool = False,
+        mosaic: bool = False,
     ) -> None:
         """Remembers the patterns.
 
@@ -107,17 +122,20 @@ class FolderLayout(Layout):
             case: the case's id made of those names. Files with the same id are slices, stacked in the order of their numbers.
             splits: what the values of `{split}` mean, for example `{training: train, validation: val}`.
             unlabelled: whether cases without a label are left out instead of being an error.
+            mosaic: whether files with the same id are tiles of one scene instead of slices.
         """
         super().__init__(root)
+        if not isinstance(mosaic, bool):
+            raise ConfigError(f"'data.layout.mosaic={mosaic}' must be true or false.")
         self.images = [images] if isinstance(images, str) else [str(pattern) for pattern in images]
         if not self.images:
             raise ConfigError("'data.layout.images' is empty. Give a pattern of file names, for example 'images/{id}.tif'.")
-        self.labels, self.case, self.unlabelled = labels, case, unlabelled
+        self.labels, self.case, self.unlabelled, self.mosaic = labels, case, unlabelled, mosaic
         self.splits = dict(splits or {name: name for name in SPLITS})
 
     def images_below(self, root: Path) -> list[CaseFiles]:
         """Cases below another folder by the same patterns, without labels, whether there are any or not."""
-        layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits)
+        layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits, mosaic=self.mosaic)
         return layout._gathered(layout._image_files(layout._label_files()), {})
 
     def _expected(self) -> str:
@@ -164,7 +182,7 @@ class FolderLayout(Layout):
         parts = sorted(parts, key=lambda part: natural_key(str(part[0][0])))
         fields = parts[0][2]
         self._check_slices(name, [(part[0][0], part[2]) for part in parts])
-        if len(parts) > 1 and len(self.images) > 1:
+        if len(parts) > 1 and len(self.images) > 1 and not self.mosaic:
             raise DataError(
                 f"Case '{name}' below {self.root} has {len(parts)} files per image pattern; bands and slices cannot both be "
                 "stacked."
@@ -178,7 +196,18 @@ class FolderLayout(Layout):
                 f"{listed(self.splits)}. Add it, for example 'data.layout.splits={{{given}: train, …}}'."
             )
         common = {key: value for key, value in fields.items() if all(part[2].get(key) == value for part in parts)}
-        return CaseFiles(name, images, labels, self.splits.get(given, ""), common)
+        found = CaseFiles(name, images, labels, self.splits.get(given, ""), common)
+        if not self.mosaic or len(parts) == 1:
+            return found
+        from voxtile.cases.mosaic import mosaic
+
+        columns = list(zip(*(part[0] for part in parts), strict=True))
+        return replace(
+            found,
+            images=tuple(mosaic(tiles, name) for tiles in columns),
+            labels=(mosaic(labels, name),) if len(labels) > 1 else labels,
+            tiles=tuple(path for tiles in columns for path in tiles),
+        )
 
     def _check_slices(self, name: str, parts: Sequence[tuple[Path, dict[str, str]]]) -> None:
         """Files of one id are slices only where a name tells them apart and where they lie in one split."""
@@ -253,7 +282,10 @@ class MsdLayout(Layout):
 
 
 class ListLayout(Layout):
-    """One text file per split; each line names an image and its label, separated by white space, relative to the root."""
+    """One text file per split; each line names an image and its label, separated by white space.
+
+    Names are relative to the root, or addresses (`https://…`, `http://…`, `s3://bucket/key`) of GeoTIFFs.
+    """
 
     def __init__(self, root: str, lists: Mapping[str, str]) -> None:
         """Remembers the lists.
@@ -284,7 +316,8 @@ class ListLayout(Layout):
                     continue
                 if len(parts) != 2:
                     raise DataError(f"{listing}, line {number}: expected 'image label', found '{line}'.")
-                image, label = (self._inside(part, f"{listing}, line {number},") for part in parts)
+                where = f"{listing}, line {number},"
+                image, label = (RemoteFile(part) if is_address(part) else self._inside(part, where) for part in parts)
                 cases.append(CaseFiles(image.stem, (image,), (label,), split))
         return cases
 

@@ -10,8 +10,11 @@ import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from voxtile.cases.address import RemoteFile
 from voxtile.cases.grid import Grid, StoredGrid, degree_metres
 from voxtile.cases.handles import HandleCache
+from voxtile.cases.remote import open_remote, raise_failed_request
+from voxtile.cases.untrusted import check_files, check_header
 from voxtile.errors import DataError, reason
 
 HANDLES = HandleCache(most=32)
@@ -23,17 +26,21 @@ _DRIVERS = {".jp2": "JP2OpenJPEG", ".png": "PNG", ".vrt": "VRT"}
 
 
 def open_raster(path: Path) -> rasterio.DatasetReader:
-    """Opens a raster by the driver that its ending names.
+    """Opens a raster by the driver that its ending names; one at an address is fetched from as it is read.
 
     Raises:
-        DataError: It cannot be opened.
+        DataError: It cannot be opened, or is not to be trusted, see `voxtile.cases.untrusted`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a plain TIFF is a fine image; `check` says so
         try:
             with rasterio.Env(**_ENV):
-                return rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower(), "GTiff"))
+                if isinstance(path, RemoteFile):
+                    return check_header(open_remote(path), path)
+                check_files(path)
+                return check_header(rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower(), "GTiff")), path)
         except RasterioError as error:
+            raise_failed_request()
             raise DataError(f"{path} cannot be read as a GeoTIFF: {reason(error)}. Expected an intact raster file.") from error
 
 

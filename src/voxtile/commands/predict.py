@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 def predict(config: Mapping[str, Any]) -> int:
     """Applies the run that the configuration names to its input."""
+    from voxtile.cases.address import path_of
     from voxtile.cases.dataset import SUFFIXES
     from voxtile.commands.console import console, progress
     from voxtile.commands.results import Results
@@ -45,7 +46,7 @@ def predict(config: Mapping[str, Any]) -> int:
     if config["uncertainty"] and not config["samples"]:
         raise ConfigError("'uncertainty=true' needs samples to take the variance of. Type 'samples=40' too.")
     trained = Trained.open(str(config["run"]), config["weights"], config["trust"])
-    source, target = Path(str(config["input"])).expanduser(), Path(str(config["output"])).expanduser()
+    source, target = path_of(str(config["input"])), Path(str(config["output"])).expanduser()
     found, left_out = find_inputs(source, trained.built.dataset)
     if left_out:
         out.print(f"left out, since the run's name patterns for images do not find them: {listed(left_out)}", soft_wrap=True)
@@ -104,9 +105,9 @@ def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[s
     )
     if isinstance(layout, FolderLayout):
         for root in (source, source.parent):
-            cases = [files for files in layout.images_below(root) if all(path.is_relative_to(source) for path in files.images)]
+            cases = [files for files in layout.images_below(root) if all(path.is_relative_to(source) for path in files.found)]
             if cases:
-                used = {path for files in cases for path in files.images}
+                used = {path for files in cases for path in files.found}
                 return cases, [path.name for path in paths if path not in used]
     if not paths:
         raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
@@ -173,7 +174,7 @@ def predict_case(
         specs.append(replace(spec, classes=(UNCERTAINTY,), heatmap=True))
     paths = [_output(case.image, files.id, s, source, target) for s in specs]
     for path in [*paths, *wanted.paths(paths[0]).values()]:
-        if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
+        if path.resolve() in {image.resolve() for image in case.image.files} or path.resolve() == source.resolve():
             raise DataError(f"The map {path} would overwrite its own input. Name another output.")
         if path.exists() and not config["overwrite"]:
             raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")

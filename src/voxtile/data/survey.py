@@ -136,7 +136,7 @@ class _Locations:
 
 def _key(case: Case, num_classes: int, label: bool) -> str:
     """Changes whenever the survey could: the files by size and time of change, the channels, the label's meaning."""
-    files = [*case.image.paths, *(case.labels.source.paths if case.labels and label else ())]
+    files = [*case.image.files, *(case.labels.source.files if case.labels and label else ())]
     stamps = [(str(path.resolve()), path.stat().st_size, *_times(path)) for path in files]
     meaning = sorted(case.labels.values.items()) if case.labels and label else ()
     settings = (case.image.key, case.labels.source.key if case.labels and label else "")

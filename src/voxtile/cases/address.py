@@ -1,0 +1,148 @@
+"""Files at addresses, `https://…`, `http://…` and `s3://bucket/key`, which go wherever paths go."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path, PosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from voxtile.errors import DataError
+
+_ADDRESS = re.compile(r"(https?|s3)://", re.IGNORECASE)
+# Parts of a query by which a signed address lets its holder in: of AWS, Google, Azure and CloudFront, and what others call so.
+_SECRET = re.compile(
+    r"x-(amz|goog)-.*|s(e|p|r|t|v|pr|s|rt|ig|ip)|sk(oid|tid|t|e|s|v)|expires|policy|.*(token|key|secret|signature|passw|auth|creden).*",
+    re.IGNORECASE,
+)
+_ENDINGS = ("", ".tif", ".tiff")
+MASK = "***"
+
+
+def is_address(text: str) -> bool:
+    """Whether a text names a file elsewhere instead of a path."""
+    return bool(_ADDRESS.match(text))
+
+
+def path_of(text: str) -> Path:
+    """What a user has typed for a file: a path with ~ expanded, or an address as a `RemoteFile`.
+
+    Raises:
+        DataError: See `RemoteFile`.
+    """
+    return RemoteFile(text) if is_address(text) else Path(text).expanduser()
+
+
+class RemoteFile(PosixPath):
+    """A GeoTIFF at an address, in the place of its path.
+
+    It is a path so that what handles files by name, size and time of change (case ids, surveys, caches, messages) needs no
+    second way for those elsewhere. As text, and compared, it is its address with credentials masked; signed addresses of one file
+    are equal although their signatures differ.
+
+    Attributes:
+        url: the whole address, with whatever credentials it holds; for requests only.
+        shown: the address with credentials masked.
+    """
+
+    url: str
+    shown: str
+
+    def __new__(cls, url: str) -> RemoteFile:
+        """Takes an address apart.
+
+        Raises:
+            DataError: It names no file, or one that ends like no GeoTIFF.
+        """
+        shown = masked(url)
+        head, _, query = shown.partition("?") if not shown.startswith("s3:") else (shown, "", "")
+        folder, _, name = head.rpartition("/")
+        # The query tells files apart as well, and is no part of the name.
+        self = super().__new__(cls, folder, f"?{query.replace('/', '%2F')}" if query else "", name)
+        self.url, self.shown = url, shown
+        if not name or folder.endswith(":/"):
+            raise DataError(
+                f"'{shown}' names no file. Expected, for example, 'https://host/folder/scene.tif' or 's3://bucket/scene.tif'."
+            )
+        if self.suffix.lower() not in _ENDINGS and not query:
+            raise DataError(
+                f"{shown} ends in '{self.suffix}', and only GeoTIFFs (.tif) are read from where they are. Fetch the file and name "
+                "the copy."
+            )
+        return self
+
+    def __init__(self, url: str) -> None:  # all is done in `__new__`
+        ...
+
+    def __str__(self) -> str:
+        return self.shown if hasattr(self, "shown") else super().__str__()
+
+    def __repr__(self) -> str:
+        return f"RemoteFile('{self}')"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFile, (self.url,)
+
+    def resolve(self, strict: bool = False) -> RemoteFile:
+        """An address is absolute."""
+        return self
+
+    def absolute(self) -> RemoteFile:
+        """An address is absolute."""
+        return self
+
+    def is_file(self) -> bool:
+        """True without asking: whether it is there is seen, and said, when it is opened."""
+        return True
+
+    def is_dir(self) -> bool:
+        """False: addresses cannot be listed."""
+        return False
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Size in bytes and times that change whenever the server says that the file has.
+
+        Raises:
+            DataError: The file is not there or cannot be asked for, see `voxtile.cases.fetch`.
+        """
+        from voxtile.cases.fetch import facts
+
+        found = facts(self)
+        seconds = (found.modified, found.changed)
+        fields = (stat.S_IFREG | 0o444, 0, 0, 1, 0, 0, found.size, 0, *(value // 10**9 for value in seconds))
+        return os.stat_result(fields, {"st_mtime_ns": seconds[0], "st_ctime_ns": seconds[1]})
+
+
+def masked(url: str) -> str:
+    """An address without what lets its holder in.
+
+    Raises:
+        DataError: It is none.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() == "s3":  # anything may be in a key, "?" too
+        if "@" in rest.partition("/")[0]:
+            raise DataError(
+                "An address 's3://…@…' holds credentials. Take them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            )
+        return f"s3://{rest}"
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # looks whether it is a number
+    except ValueError as error:
+        raise DataError(f"An address '{scheme}://…' is none: {error}. Expected, for example, 'https://host/scene.tif'.") from None
+    host = f"{MASK}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    if not parts.hostname:
+        raise DataError(f"'{scheme}://{host}{parts.path}' names no host. Expected, for example, 'https://host/scene.tif'.")
+    query = "&".join(map(_masked_pair, parts.query.split("&"))) if parts.query else ""
+    return urlunsplit((parts.scheme.lower(), host, parts.path, query, ""))
+
+
+def _masked_pair(pair: str) -> str:
+    """One `key=value` of a query; a value that may be a secret is masked, and so is one without a key."""
+    key, joined, value = pair.partition("=")
+    if not joined:
+        return MASK
+    return f"{key}={MASK if _SECRET.fullmatch(unquote(key)) else value}"
