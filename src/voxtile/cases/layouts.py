@@ -7,11 +7,12 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from voxtile.cases.case import Source
 from voxtile.cases.pictures import natural_key
 from voxtile.errors import ConfigError, DataError, listed, reason
 
@@ -28,6 +29,8 @@ class CaseFiles:
         labels: the label's files, empty where there is none.
         split: "train", "val", "test", or "" where the data set gives none.
         fields: what the patterns found in the names, for grouping.
+        sources: opens image and label where another library reads the files, from a nodata value that overrides theirs; None
+            where the data set's format says how to open them.
     """
 
     id: str
@@ -35,6 +38,7 @@ class CaseFiles:
     labels: tuple[Path, ...] = ()
     split: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
+    sources: Callable[[float | None], tuple[Source, Source]] | None = None
 
 
 class Layout(ABC):
