@@ -6,7 +6,6 @@ import functools
 import hashlib
 import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import from_origin
 
 from voxtile.cases.cache import cache_folder
 from voxtile.cases.case import Source
@@ -121,15 +120,14 @@ def _write(path: Path, array: NDArray[Any], names: Sequence[str]) -> None:
     array = _narrowed(array)
 
     def write(making: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(
-                making, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, compress="deflate",
-                zlevel=1, tiled=True, blockxsize=256, blockysize=256,
-            ) as out:  # fmt: skip
-                out.write(array)
-                for number, name in enumerate(names, 1):
-                    out.set_band_description(number, name)
+        # Without a transform GDAL warns at each opening; this one counts pixels from the lower left corner.
+        with rasterio.open(
+            making, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, compress="deflate", zlevel=1,
+            tiled=True, blockxsize=256, blockysize=256, transform=from_origin(0, height, 1, 1),
+        ) as out:  # fmt: skip
+            out.write(array)
+            for number, name in enumerate(names, 1):
+                out.set_band_description(number, name)
 
     atomic_write(path, write)
 
