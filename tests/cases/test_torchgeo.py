@@ -223,6 +223,23 @@ def test_nodata_of_the_file_or_of_the_configuration_is_where_no_data_are(tmp_pat
     np.testing.assert_array_equal(valid[0], ~(array == 7).all(axis=0))
 
 
+def test_what_warping_leaves_empty_holds_no_data(tmp_path):
+    for kind, count in (("images", 3), ("masks", 1)):
+        array = np.ones((count, 60, 60), dtype=np.uint8)
+        scene(tmp_path / kind / "a.tif", array)
+        with rasterio.open(
+            tmp_path / kind / "b.tif", "w", driver="GTiff", height=60, width=60, count=count, dtype="uint8", crs="EPSG:32634",
+            transform=from_origin(200_000, 5_000_000, 10, 10),
+        ) as out:  # fmt: skip
+            out.write(array)
+    for case in opened(TorchGeoLayout(str(tmp_path), pairs(tmp_path))):
+        pixels, valid = case.read(Window.whole(case.shape))
+        assert valid.all() == (case.id == "a")  # the other zone's square stands askew in this one
+        np.testing.assert_array_equal(valid[0], (pixels > 0).any(axis=(0, 1)))
+        assert (case.read_label(Window.whole(case.shape))[valid] == 1).mean() > 0.99
+        assert valid.mean() > 0.8
+
+
 def test_images_without_masks_are_refused_with_the_way_to_combine_them(tmp_path):
     scene(tmp_path / "a.tif", np.ones((3, 16, 16), dtype=np.uint8))
     with pytest.raises(DataError, match=r"Images .*a\.tif\) hold .*image and no 'mask'.*IntersectionDataset with 'dataset1"):

@@ -89,7 +89,7 @@ def _open_row(made: Any, row: int, files: Sequence[Path], nodata: float | None) 
     frame = SimpleNamespace(transform=transform, width=width, height=height, crs=crs)
     interval = one.index.index[0]
     image = RowSource(one, "image", files, frame, slice(interval.left, interval.right, 1))
-    image.nodata = _nodata_of(files[0]) if nodata is None else nodata
+    image.nodata = _nodata_of(files[0], crs) if nodata is None else nodata
     return image, RowSource(one, "mask", files, frame, image.time)
 
 
@@ -98,12 +98,13 @@ def _up(value: float) -> int:
     return math.ceil(value - 1e-6)
 
 
-def _nodata_of(path: Path) -> float | None:
-    """The nodata value in a raster's header, by which TorchGeo fills what it has no pixel for."""
+def _nodata_of(path: Path, crs: CRS) -> float | None:
+    """By which value TorchGeo fills what it has no pixel for: the header's nodata, and 0 where it warps a file without one."""
     try:
         with open_raster(path) as dataset:
-            value = dataset.nodata
-            return None if value is None else float(value)
+            if dataset.nodata is not None:
+                return float(dataset.nodata)
+            return None if dataset.crs == crs else 0.0
     except DataError:  # in a format that TorchGeo reads otherwise
         return None
 
