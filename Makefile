@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install train test test-slow lint types bench docs clean
+.PHONY: help install train test test-slow lint types bench bench-peers docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
@@ -42,9 +42,16 @@ types: .venv/installed-dev  ## mypy, strict
 bench: .venv/installed-dev  ## benchmarks, as ratios to a peer or a floor in the same run
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
+bench/peers/.venv/installed: bench/peers/requirements.txt
+	$(PYTHON) -m venv bench/peers/.venv
+	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers/requirements.txt
+	@touch $@
+
+bench-peers: bench/peers/.venv/installed  ## the environment of what the benchmarks compare with (TorchGeo, MONAI)
+
 docs: .venv/installed-dev  ## check that every command and link in the docs works
 	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:  ## remove what was built; runs and data stay
-	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv bench/peers/.venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

@@ -231,9 +231,13 @@ class Dataset:
         Raises:
             DataError: The image or label cannot be read, has not the expected channels, or the two do not fit.
         """
-        # An area says what of the data set is used; of a new file everything is wanted.
-        scene = self.scene if grouped else replace(self.scene, area=None)
-        image = _open_image(self.format, files.images, self.nodata, scene, self.channels or ())
+        source: Source | None = None
+        if files.sources is not None:
+            image, source = files.sources(self.nodata)
+        else:
+            # An area says what of the data set is used; of a new file everything is wanted.
+            scene = self.scene if grouped else replace(self.scene, area=None)
+            image = _open_image(self.format, files.images, self.nodata, scene, self.channels or ())
         select: tuple[int, ...] = ()
         if self.channels is not None:
             missing = [name for name in self.channels if name not in image.channels]
@@ -251,6 +255,7 @@ class Dataset:
                     f"slices; expected one label for format '{self.format}'. Make the ids unique ('data.layout.case=…')."
                 )
             source = _open_label(self.format, files.labels, image, self.label_map.values, self.vectors)
+        if source is not None:
             if source.canonical.shape != image.canonical.shape:
                 raise DataError(
                     f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} "

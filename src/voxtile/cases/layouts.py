@@ -7,12 +7,13 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from voxtile.cases.address import RemoteFile, is_address, masked
+from voxtile.cases.case import Source
 from voxtile.cases.pictures import natural_key
 from voxtile.errors import ConfigError, DataError, listed, reason
 
@@ -30,6 +31,8 @@ class CaseFiles:
         tiles: the files that the mosaics in `images` are put together of, empty where they are none.
         split: "train", "val", "test", or "" where the data set gives none.
         fields: what the patterns found in the names, for grouping.
+        sources: opens image and label where another library reads the files, from a nodata value that overrides theirs; None
+            where the data set's format says how to open them.
     """
 
     id: str
@@ -38,6 +41,7 @@ class CaseFiles:
     split: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     tiles: tuple[Path, ...] = ()
+    sources: Callable[[float | None], tuple[Source, Source]] | None = None
 
     @property
     def found(self) -> tuple[Path, ...]:

@@ -30,7 +30,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "augment": ("voxtile.data.augment", "voxtile.data.contrast", "voxtile.data.warp"),
     "normalise": ("voxtile.data.normalise",),
     "split": ("voxtile.data.splits", "voxtile.data.blocks"),
-    "data": ("voxtile.cases.layouts",),
+    "data": ("voxtile.cases.layouts", "voxtile.cases.torchgeo", "torchgeo.datasets"),
     "logger": ("lightning.pytorch.loggers",),
 }
 
@@ -43,7 +43,7 @@ FUNCTIONS = frozenset(
     )
 )  # fmt: skip
 # Libraries that come with an extra of voxtile's.
-EXTRAS: Mapping[str, str] = {"segmentation_models_pytorch": "zoo"}
+EXTRAS: Mapping[str, str] = {"segmentation_models_pytorch": "zoo", "torchgeo": "torchgeo"}
 # Libraries whose networks take some sizes only, and go into voxtile's adapter.
 OTHERS = ("monai", "segmentation_models_pytorch", "torchvision")
 
@@ -83,7 +83,7 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
         if library in EXTRAS and importlib.util.find_spec(library) is None:
             raise ConfigError(
                 f"'{where}' wants to build '{name}', and the package {library.replace('_', '-')} is not installed. Type "
-                f"pip install 'voxtile[{EXTRAS[library]}]', or choose a network of another library."
+                f"pip install 'voxtile[{EXTRAS[library]}]', or choose what needs no other library."
             ) from error
         near = did_you_mean(attribute, _names(module_name))
         raise ConfigError(f"The configuration names '{name}', which does not exist: {reason(error)}.{near}") from error
@@ -143,8 +143,9 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
                 f"{listed(named, 20)}."
             )
         arguments = {key: value for key, value in arguments.items() if key in named}
-    if node.get("_partial_") and where.split(".")[0] == "model":
-        return functools.partial(maker, **arguments)  # an adapter looks into it
+    # An adapter looks into the network, and a layout makes another library's data set only when it looks for its files.
+    if where.startswith("data.layout.") or (node.get("_partial_") and where.split(".")[0] == "model"):
+        return functools.partial(maker, **arguments)
     if node.get("_partial_"):
         return lambda *args: _called(maker, where, args, arguments)
     return _called(maker, where, (), arguments)

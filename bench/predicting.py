@@ -1,0 +1,176 @@
+"""A whole scene predicted with a small network: voxtile, others, and the forward passes alone, in one run.
+
+python bench/predicting.py [--gigapixel]
+
+Every way applies bench/peers/network.py to windows of 256x256 in batches of 8 on two cores, in a process of its own, and ends with
+a compressed GeoTIFF of classes on the disk; imports are not counted. Peak memory is the process's own (ru_maxrss), without worker
+processes.
+
+forward    the passes alone: windows that are normalised and in memory
+plain      read a batch of windows, predict, write them, with rasterio
+torchgeo   GridGeoSampler and DataLoader, without and with 2 worker processes (bench/peers/predicting.py)
+monai      sliding_window_inference on the scene in memory (bench/peers/predicting.py)
+voxtile    Predictor and Case.open_map: read ahead by threads, blended, journalled, up to the Cloud-Optimized GeoTIFF with overviews
+
+`--gigapixel` adds a scene of 32768x32768 by voxtile, whose memory is to be that of the small one.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path += [str(HERE), str(HERE / "peers")]
+from scene import WINDOW, arguments, paths  # noqa: E402
+
+PEERS = HERE / "peers" / ".venv" / "bin" / "python"
+OURS = ("forward", "plain", "voxtile")
+HELD = 512  # windows that the forward passes go round: more than any cache holds
+
+
+def forward(image: str, output: str, overlap: float) -> float:
+    import rasterio
+    import torch
+    from network import BATCH, classes, network, normalised
+    from rasterio.windows import Window
+
+    from voxtile.cases.tiling import tiles
+
+    model = network()
+    with rasterio.open(image) as scene:
+        areas = [Window(x, y, WINDOW, WINDOW) for y in range(0, scene.height, WINDOW) for x in range(0, scene.width, WINDOW)][:HELD]
+        held = normalised(torch.stack([torch.from_numpy(scene.read(window=area)) for area in areas]))
+        count = len(tiles((1, scene.height, scene.width), (1, WINDOW, WINDOW), overlap))
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for first in range(0, count, BATCH):
+            start = first % len(held)
+            classes(model(held[start : start + min(BATCH, count - first)]))
+    return time.perf_counter() - began
+
+
+def plain(image: str, output: str, overlap: float) -> float:
+    import numpy as np
+    import rasterio
+    import torch
+    from network import BATCH, classes, network, normalised
+    from rasterio.windows import Window
+
+    model = network()
+    began = time.perf_counter()
+    with rasterio.open(image) as scene:
+        size = {"width": scene.width, "height": scene.height, "crs": scene.crs, "transform": scene.transform}
+        areas = [Window(x, y, WINDOW, WINDOW) for y in range(0, scene.height, WINDOW) for x in range(0, scene.width, WINDOW)]
+        with (
+            torch.inference_mode(),
+            rasterio.open(
+                output, "w", driver="GTiff", count=1, dtype="uint8", tiled=True, blockxsize=WINDOW, blockysize=WINDOW,
+                compress="deflate", **size,
+            ) as out,
+        ):  # fmt: skip
+            for first in range(0, len(areas), BATCH):
+                batch = areas[first : first + BATCH]
+                pixels = torch.from_numpy(np.stack([scene.read(window=area) for area in batch]))
+                for area, array in zip(batch, classes(model(normalised(pixels))).numpy(), strict=True):
+                    out.write(array, 1, window=area)
+    return time.perf_counter() - began
+
+
+def voxtile(image: str, output: str, overlap: float) -> float:
+    from network import BATCH, CLASSES, MEAN, STD, network
+
+    from voxtile.cases.case import Case
+    from voxtile.cases.geotiff import GeoTiffSource
+    from voxtile.cases.maps import MapSpec
+    from voxtile.data.normalise import Intensity
+    from voxtile.inference.predictor import Predictor
+
+    predictor = Predictor(network(), (1, WINDOW, WINDOW), overlap, BATCH, workers=2)
+    began = time.perf_counter()
+    case = Case("scene", "scene", GeoTiffSource([Path(image)]))
+    intensity = Intensity((0.0,) * 4, (65535.0,) * 4, (MEAN,) * 4, (STD,) * 4)
+    with case.open_map(Path(output), MapSpec(tuple(f"class{index}" for index in range(CLASSES)))) as writer:
+        for band in predictor.bands(case, intensity):
+            writer.write(band.window, band.classes())
+        writer.close()
+    return time.perf_counter() - began
+
+
+def one(way: str, image: str, output: str, overlap: str) -> None:
+    """Takes one way in this process and prints its seconds and peak memory."""
+    import resource
+
+    if way == "voxtile":
+        importlib.import_module("voxtile.inference.predictor")
+    seconds = {"forward": forward, "plain": plain, "voxtile": voxtile}[way](image, output, float(overlap))
+    print(json.dumps({"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def same(first: str, second: str) -> None:
+    """Prints the share of pixels on which two maps agree."""
+    import rasterio
+
+    with rasterio.open(first) as a, rasterio.open(second) as b:
+        equal = sum(int((a.read(1, window=area) == b.read(1, window=area)).sum()) for _, area in a.block_windows(1))
+        print(equal / (a.width * a.height))
+
+
+def run(*words: object, peers: bool = False) -> str:
+    """What a process of its own prints; this one holds nothing large, since a child's peak begins with its parent's memory."""
+    script = HERE / "peers" / "predicting.py" if peers else Path(__file__)
+    done = subprocess.run(
+        [str(PEERS if peers else sys.executable), str(script), *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE, check=True, text=True,
+    )  # fmt: skip
+    return done.stdout.strip().splitlines()[-1]
+
+
+def compare(folder: Path, side: int, overlap: float) -> dict[str, float]:
+    """Prints a row for each way and returns what voxtile took."""
+    image = paths(folder, side)[0]
+    ways = ["forward", *(["plain", "torchgeo", "torchgeo2"] if overlap == 0 else []), "monai", "voxtile"]
+    print(f"\n{side}x{side}, overlap {overlap}\n{'':<12} {'seconds':>8} {'ratio':>6} {'MB':>6}  same classes")
+    floor, result, reference = 0.0, {}, None
+    for way in ways:
+        if way not in OURS and not PEERS.exists():
+            print(f"{way:<12} needs an environment of its own: make bench-peers")
+            continue
+        output = folder / f"{way}_{overlap}.tif"
+        result = json.loads(run(way, image, output, overlap, peers=way not in OURS))
+        floor = floor or result["seconds"]
+        row = f"{way:<12} {result['seconds']:8.2f} {result['seconds'] / floor:6.2f} {result['megabytes']:6.0f}"
+        if way != "forward":
+            reference = reference or output
+            agreed = "" if output == reference else f"{float(run('same', reference, output)):.6%}"
+            row += f"  {agreed}"
+        print(row, flush=True)
+    return result
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--gigapixel", action="store_true", help="also a scene of 32768x32768 by voxtile")
+    given = parser.parse_args()
+    for side in (given.side, *([32768] if given.gigapixel else [])):
+        subprocess.run([sys.executable, str(HERE / "scene.py"), str(given.cache), str(side)], check=True)
+    small = compare(given.cache, given.side, 0)
+    compare(given.cache, given.side, 0.25)
+    if given.gigapixel:
+        large = json.loads(run("voxtile", paths(given.cache, 32768)[0], given.cache / "voxtile_gigapixel.tif", 0))
+        print(
+            f"\n32768x32768 by voxtile, overlap 0: {large['seconds']:.1f} s, {large['megabytes']:.0f} MB, "
+            f"{large['megabytes'] / small['megabytes']:.2f} of {given.side}x{given.side}"
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["same"]:
+        same(*sys.argv[2:])
+    elif sys.argv[1:2] and sys.argv[1] in OURS:
+        one(*sys.argv[1:])
+    else:
+        main()
