@@ -194,7 +194,7 @@ def layout(root, **changes):
 def test_files_of_one_case_are_tiles_of_one_scene(places):
     root, arrays = places
     cases = Dataset("d", "geotiff", layout(root), {0: "ground", 1: "water"}).cases()
-    assert [(case.id, case.shape, case.channels) for case in cases] == [(p, (1, *SIZE), ("red_1", "nir_1")) for p in ("p1", "p2")]
+    assert [(case.id, case.shape, case.channels) for case in cases] == [(p, (1, *SIZE), ("red", "nir")) for p in ("p1", "p2")]
     for case in cases:
         box = case.box
         np.testing.assert_array_equal(case.read(box)[0][:, 0], arrays[case.id][:2])

@@ -13,6 +13,7 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # leaves rasterio.shutil.copy unwrapped
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
@@ -132,7 +133,7 @@ def _write_vrt(
     root = Xml.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
     if profile is not None:
         if profile["crs"] is not None:
-            Xml.SubElement(root, "SRS").text = profile["crs"].to_wkt()
+            Xml.SubElement(root, "SRS").text = CRS.from_user_input(profile["crs"]).to_wkt()
         if not profile["transform"].is_identity:
             Xml.SubElement(root, "GeoTransform").text = ", ".join(repr(value) for value in profile["transform"].to_gdal())
         tags = dict(spec.tags) | {"classes": ", ".join(f"{index}={name}" for index, name in enumerate(spec.classes))}

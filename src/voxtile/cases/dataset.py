@@ -271,7 +271,7 @@ class Dataset:
         Raises:
             DataError: It cannot be read, or does not fit the image.
         """
-        source = _open_label(self.format, [path], case.image, ())
+        source = _open_label(self.format, [path], case.image, (), self.vectors)
         if source.canonical.shape != case.image.canonical.shape:
             raise DataError(
                 f"{path} has shape {source.canonical.shape} (D, H, W) and {case.image.path} {case.image.canonical.shape}. Expected "

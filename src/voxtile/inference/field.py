@@ -36,12 +36,13 @@ def reach_of(network: nn.Module, channels: int) -> int:
         with torch.inference_mode():
             seen = logits_of(network, image)[0].isnan().any(dim=0)
         margin = (side - seen.shape[-1]) // 2  # of networks whose scores are smaller than what they read
-        rows, columns = seen.any(dim=1).nonzero(), seen.any(dim=0).nonzero()
-        low, high = (int(f(each)) for f, each in ((min, torch.cat([rows, columns])), (max, torch.cat([rows, columns]))))
+        where = seen.nonzero()
+        low, high = int(where.min()), int(where.max())
         if low > 0 and high < seen.shape[-1] - 1:
-            return max(start - (low + margin), high + margin - (start + stride - 1))
+            reach: int = max(start - (low + margin), high + margin - (start + stride - 1))
+            return reach
         side *= 2
     raise ConfigError(
-        f"'halo=field' found no end of what this network sees in an image of {LARGEST} pixels; perhaps it sees all of it. Give the halo "
-        "in pixels, or leave it out."
+        f"'halo=field' found no end of what this network sees in an image of {LARGEST} pixels; perhaps it sees all of it. Give the "
+        "halo in pixels, or leave it out."
     )
