@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.case import Source
+from voxtile.cases.grid import WorkingGrid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
@@ -28,9 +30,19 @@ class Tolerant(Source):
     def __init__(self, source: Source) -> None:
         self.source = source
         self.paths, self.channels, self.dtype = source.paths, source.channels, source.dtype
-        self.stored, self.canonical = source.stored, source.canonical
+        self.stored, self.canonical, self.key = source.stored, source.canonical, source.key
         self.lost: dict[Window, str] = {}
         self._lock = threading.Lock()
+
+    @cached_property
+    def working(self) -> WorkingGrid:
+        """See `Source.working`."""
+        return self.source.working
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `Source.files`."""
+        return self.source.files
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`; what cannot be read is 0 and not valid."""

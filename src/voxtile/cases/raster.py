@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +20,7 @@ from voxtile.cases.untrusted import check_files, check_header
 from voxtile.errors import DataError, reason
 
 HANDLES = HandleCache(most=32)
+BLOCK_CACHE = 64  # megabytes, while a map is made
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
 # Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
 _ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
@@ -78,3 +81,13 @@ def _centred(corners: Affine) -> tuple[tuple[float, ...], ...]:
         (0.0, 0.0, 1.0, 0.0),
         (0.0, 0.0, 0.0, 1.0),
     )
+
+
+@contextmanager
+def block_cache(megabytes: int = BLOCK_CACHE) -> Iterator[None]:
+    """Bounds the memory in which GDAL keeps decoded blocks: by default it takes a twentieth of the machine's.
+
+    Rows of windows are read from top to bottom, so that more than the blocks that two of them share is never wanted again.
+    """
+    with rasterio.Env(GDAL_CACHEMAX=megabytes):
+        yield

@@ -141,7 +141,8 @@ def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None) -> 
     parts = [] if config["window"] is None else ["window" + "x".join(map(str, config["window"]))]
     if crf is not None:
         parts.append("crf" + hashlib.sha256(json.dumps(crf).encode()).hexdigest()[:6])
-    parts += [f"{name}{config[name]}" for name, plain in (("rotations", 1), ("samples", 0)) if config[name] != plain]
+    parts += ["mirrors" + "".join(config["mirrors"])] if config["mirrors"] else []
+    parts += [f"{name}{config[name]}" for name, plain in (("rotations", 1), ("halo", 0), ("samples", 0)) if config[name] != plain]
     return "".join(f"-{part}" for part in parts)
 
 
@@ -194,7 +195,9 @@ def write_scores(
     atomic_text(folder / "cases.csv", text.getvalue())
     summary = {
         "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": scores,
-        "procedure": {"window": list(predictor.size), "crf": crf, "rotations": config["rotations"], "samples": config["samples"]},
+        "procedure": {"window": list(predictor.size), "crf": crf} | {
+            name: config[name] for name in ("rotations", "mirrors", "halo", "samples")
+        },
         "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived),
         "run": trained.home.read("recipe.json")["identity"], "definitions": "docs/scores.md",
     }  # fmt: skip

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,17 @@ from voxtile.commands import compose
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from voxtile.cases.case import Source
-    from voxtile.cases.dataset import Dataset
+    from voxtile.cases.case import Case
     from voxtile.cases.layouts import CaseFiles
     from voxtile.cases.maps import MapSpec
+    from voxtile.commands.ensemble import Ensemble
     from voxtile.commands.results import Results
-    from voxtile.commands.trained import Trained
+    from voxtile.data.survey import Survey
+    from voxtile.inference.areas import Place
     from voxtile.inference.predictor import Predictor
 
-UNCERTAINTY = "uncertainty"
+HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
+SMALL = 64  # windows up to which nothing is said of memory and disk
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,43 +32,48 @@ def main(argv: Sequence[str]) -> int:
 
 
 def predict(config: Mapping[str, Any]) -> int:
-    """Applies the run that the configuration names to its input."""
+    """Applies the run, or the runs, that the configuration names to its input."""
     from voxtile.cases.address import path_of
     from voxtile.cases.dataset import SUFFIXES
+    from voxtile.cases.maps import BusyError
     from voxtile.commands.console import console, progress
+    from voxtile.commands.ensemble import Ensemble
+    from voxtile.commands.inputs import find_inputs
     from voxtile.commands.results import Results
-    from voxtile.commands.trained import Trained
-    from voxtile.errors import ConfigError, DataError, PartialError, VoxtileError, listed
+    from voxtile.errors import DataError, PartialError, VoxtileError, counted, listed
 
     out = console()
-    for name in ("heatmaps", "uncertainty", "overwrite"):
-        if not isinstance(config[name], bool):
-            raise ConfigError(f"'{name}={config[name]}' must be true or false.")
-    if config["uncertainty"] and not config["samples"]:
-        raise ConfigError("'uncertainty=true' needs samples to take the variance of. Type 'samples=40' too.")
-    trained = Trained.open(str(config["run"]), config["weights"], config["trust"])
+    _check(config)
+    runs = Ensemble.open(config)
+    dataset = runs.first.built.dataset
+    if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":
+        raise DataError(f"'heatmaps={config['heatmaps']}' is for scenes; type 'heatmaps=true' for format '{dataset.format}'.")
     source, target = path_of(str(config["input"])), Path(str(config["output"])).expanduser()
-    found, left_out = find_inputs(source, trained.built.dataset)
+    found, left_out = find_inputs(source, dataset)
     if left_out:
         out.print(f"left out, since the run's name patterns for images do not find them: {listed(left_out)}", soft_wrap=True)
-    suffixes = SUFFIXES[trained.built.dataset.format]
-    if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(suffixes)):
+    if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(SUFFIXES[dataset.format])):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
-    predictor = trained.predictor(config)
-    wanted = Results.of(config, trained.built.dataset)
-    failed: list[str] = []
+    work = Work(runs, runs.predictor(config), Results.of(config, dataset), source, target, config, out)
+    failed, elsewhere = [], []
     with progress(out) as start:
         tick = start(len(found), "predicting")
         for files in found:
             try:
-                for path in predict_case(trained, predictor, files, source, target, config, wanted, out):
+                for path in work.predict(files, lambda total: start(total, files.id, "row of windows")):
                     out.print(f"{path}", soft_wrap=True)
+            except BusyError:
+                if not config["share"]:
+                    raise
+                elsewhere.append(files.id)
             except VoxtileError as error:
                 if len(found) == 1:
                     raise
                 failed.append(files.id)
                 out.print(f"skipped {files.id}: {error}", style="red", soft_wrap=True)
             tick()
+    if elsewhere:
+        out.print(f"{counted(len(elsewhere), 'map')} are being made by other processes: {listed(elsewhere)}", soft_wrap=True)
     if len(failed) == len(found) > 1:
         raise DataError(f"None of the {len(found)} inputs in {source} could be predicted; each line above says why.")
     if failed:
@@ -77,143 +83,209 @@ def predict(config: Mapping[str, Any]) -> int:
     return 0
 
 
-def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[str]]:
-    """The cases that a file or folder holds.
+def _check(config: Mapping[str, Any]) -> None:
+    """Refuses settings of this command that are out of range."""
+    from voxtile.errors import ConfigError, listed
 
-    A folder is searched with the run's own name patterns, as a data set of its own or as a part of one; where they find nothing,
-    for files of the run's format.
+    for name in ("uncertainty", "overwrite", "share"):
+        if not isinstance(config[name], bool):
+            raise ConfigError(f"'{name}={config[name]}' must be true or false.")
+    if config["heatmaps"] not in HEATMAPS:
+        raise ConfigError(
+            f"'heatmaps={config['heatmaps']}' is unknown; choose from {listed(['false', 'true', 'float16', 'uint8'])}."
+        )
+    if config["damaged"] not in ("error", "nodata"):
+        raise ConfigError(f"'damaged={config['damaged']}' is unknown; choose from error, nodata.")
+    if config["share"] and config["overwrite"]:
+        raise ConfigError("'share=true' passes over maps that exist, and 'overwrite=true' replaces them. Leave one of them out.")
+    if config["uncertainty"] and not config["samples"]:
+        raise ConfigError("'uncertainty=true' needs samples to take the variance of. Type 'samples=40' too.")
 
-    Returns:
-        The cases, and the names of files of the format in this folder that the patterns have left out.
 
-    Raises:
-        DataError: There is nothing to predict.
+@dataclass(frozen=True)
+class Work:
+    """What one command does with each of its inputs.
+
+    Attributes:
+        runs: the run or runs.
+        predictor: with their networks.
+        results: what is wanted to be made of finished maps.
+        source: the command's input.
+        target: the command's output.
+        config: its settings.
+        out: where it prints.
     """
-    from voxtile.cases.dataset import SUFFIXES
-    from voxtile.cases.layouts import CaseFiles, FolderLayout
-    from voxtile.cases.pictures import natural_key
-    from voxtile.errors import DataError, listed
 
-    suffixes = SUFFIXES[dataset.format]
-    layout = dataset.layout
-    if source.is_file():
-        return [CaseFiles(_stem(source, suffixes), (source,))], []
-    if not source.is_dir():
-        raise DataError(f"The input {source} does not exist. Name a file or a folder with 'input=…'.")
-    paths = sorted(
-        (path for path in source.iterdir() if path.name.lower().endswith(suffixes)), key=lambda path: natural_key(path.name)
-    )
-    if isinstance(layout, FolderLayout):
-        for root in (source, source.parent):
-            cases = [files for files in layout.images_below(root) if all(path.is_relative_to(source) for path in files.found)]
-            if cases:
-                used = {path for files in cases for path in files.found}
-                return cases, [path.name for path in paths if path not in used]
-    if not paths:
-        raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
-    found = [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
-    twice = [a.id for a, b in pairwise(sorted(found, key=lambda files: files.id)) if a.id == b.id]
-    if twice:
-        raise DataError(
-            f"{source} holds several files called {listed(twice)} with different endings; their maps would have one name."
-        )
-    return found, []
+    runs: Ensemble
+    predictor: Predictor
+    results: Results
+    source: Path
+    target: Path
+    config: Mapping[str, Any]
+    out: Console
 
+    def predict(self, files: CaseFiles, start: Callable[[int], Callable[[], object]]) -> list[Path]:
+        """Writes one case's map, its heatmaps where they are asked for, and what is wanted to be made of them.
 
-def _stem(path: Path, suffixes: Sequence[str]) -> str:
-    ending = max((s for s in suffixes if path.name.lower().endswith(s)), key=len, default=path.suffix)
-    return path.name[: len(path.name) - len(ending)] if ending else path.name
+        Args:
+            files: the case's.
+            start: begins a progress bar of so many steps, and returns what advances it.
 
+        Returns:
+            The paths; none where the maps exist and work is shared.
 
-def predict_case(
-    trained: Trained, predictor: Predictor, files: CaseFiles, source: Path, target: Path, config: Mapping[str, Any],
-    wanted: Results, out: Console,
-) -> list[Path]:  # fmt: skip
-    """Writes one case's map, its heatmaps where they are asked for, and what is wanted to be made of them; returns the paths.
+        Raises:
+            DataError: The file cannot be read, has not the runs' channels, or a result cannot be written.
+            BusyError: Another process is writing the map.
+        """
+        from voxtile.cases.damaged import Tolerant
+        from voxtile.cases.raster import block_cache
+        from voxtile.data.survey import survey
+        from voxtile.errors import counted
 
-    Raises:
-        DataError: The file cannot be read, has not the run's channels, or a result cannot be written.
-    """
-    from voxtile import __version__
-    from voxtile.cases.cache import content_hash
-    from voxtile.cases.maps import MapSpec
-    from voxtile.commands.results import confusion_of, said_of
-    from voxtile.data.survey import survey
-    from voxtile.errors import DataError, counted
-    from voxtile.training.ledger import record_look
+        case = self._open(files)
+        if self.config["damaged"] == "nodata":
+            case = replace(case, image=Tolerant(case.image))
+        specs = self._specs("")  # names do not depend on the key
+        paths = self._paths(case, files.id, specs)
+        if self.config["share"] and all(path.exists() for path in paths):
+            return []
+        places = self.results.check(case)
+        with block_cache():
+            found = survey(case, len(specs[0].classes), label=False)
+            self._record_look(files, found)
+            self._announce(case, specs, paths[0])
+            made = self._write_maps(case, found, self._specs(self._key(found)), paths, start)
+        if isinstance(case.image, Tolerant) and case.image.lost:
+            first, why = next(iter(case.image.lost.items()))
+            self.out.print(
+                f"{files.id}: {counted(len(case.image.lost), 'piece')} could not be read and are nodata, the first at x {first.x}, "
+                f"y {first.y} ({first.width}x{first.height} pixels): {why}", style="yellow", soft_wrap=True,
+            )  # fmt: skip
+        return made + self._results(case, paths, places)
 
-    data = trained.manifest["data"]
-    identity = trained.home.read("recipe.json")["identity"]
-    case = trained.built.dataset.open(replace(files, labels=()), grouped=False)
-    if len(case.channels) != len(data["channels"]):
-        raise DataError(
-            f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
-            f"{trained.home.path} was trained on {len(data['channels'])} ({', '.join(data['channels'])}). Expected the same."
-        )
-    places = wanted.check(case)
-    found = survey(case, len(data["classes"]), label=False)
-    known_by = {found.image_digest}
-    if trained.built.dataset.format == "picture":  # slices of a stack are told by their files
-        known_by |= {content_hash(path) for path in files.images}
-    if known_by & set(data["test_files"]):
-        if not trained.looks:  # one command is one look
-            trained.looks.append(record_look(trained.ledger(config), data["test_fingerprint"], identity, "predict"))
-        out.print(
-            f"{files.id} is a test case of this run, or a part of one: look number {trained.looks[0]} at this test split, recorded"
-        )
-    intensity = trained.intensity or trained.built.normalisation.of_case(found.sample)
-    weights = content_hash(trained.home.weights / f"{config['weights']}.safetensors")
-    made = f"{identity} {weights} {predictor.size} {config['overlap']} {config['precision']} {__version__} {found.image_digest} "
-    made += str(predictor.procedure)
-    tags = (("software", f"voxtile {__version__}"), ("run", identity), ("weights", config["weights"]))
-    spec = MapSpec(tuple(data["classes"]), colors=trained.built.dataset.colors, tags=tags, key=made)
-    specs = [spec]
-    if config["heatmaps"]:
-        specs.append(replace(spec, heatmap=True))
-    if config["uncertainty"]:
-        specs.append(replace(spec, classes=(UNCERTAINTY,), heatmap=True))
-    paths = [_output(case.image, files.id, s, source, target) for s in specs]
-    for path in [*paths, *wanted.paths(paths[0]).values()]:
-        if path.resolve() in {image.resolve() for image in case.image.files} or path.resolve() == source.resolve():
-            raise DataError(f"The map {path} would overwrite its own input. Name another output.")
-        if path.exists() and not config["overwrite"]:
-            raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
-    stale = _output(case.image, files.id, replace(spec, heatmap=True), source, target)
-    if not config["heatmaps"] and stale.exists():
-        out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)
-    with ExitStack() as stack:
-        writers = [stack.enter_context(case.open_map(path, s)) for path, s in zip(paths, specs, strict=True)]
-        # What a killed command of the same kind has brought to the disk is not computed again.
-        done = set.intersection(*(set(writer.finished) for writer in writers))
-        for band in predictor.bands(case, intensity, done):
-            writers[0].write(band.window, band.classes())
-            if config["heatmaps"]:
-                writers[1].write(band.window, band.probabilities.numpy())
-            if band.variance is not None and config["uncertainty"]:
-                writers[-1].write(band.window, band.variance[None].numpy())
-        made_of = [writer.close() for writer in writers]
-    confusion = None
-    if wanted.areas:
-        confusion = confusion_of(trained, config, predictor)
-        out.print(said_of(confusion), soft_wrap=True)
-    return made_of + wanted.write(case, paths[0], paths[1] if config["heatmaps"] else None, places, confusion)
+    def _open(self, files: CaseFiles) -> Case:
+        from voxtile.errors import DataError, counted
 
+        first = self.runs.first
+        case = first.built.dataset.open(replace(files, labels=()), grouped=False)
+        channels = first.manifest["data"]["channels"]
+        if len(case.channels) != len(channels):
+            raise DataError(
+                f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
+                f"{first.home.path} was trained on {len(channels)} ({', '.join(channels)}). Expected the same."
+            )
+        return case
 
-def _output(image: Source, name: str, spec: MapSpec, source: Path, target: Path) -> Path:
-    """Where a map goes: below the output folder, or at the output itself where it is a file name for a single input file.
+    def _key(self, found: Survey) -> str:
+        """What the maps are made from: unfinished ones of another key are not continued."""
+        from voxtile import __version__
 
-    Raises:
-        DataError: The output's ending is not that of the input's format.
-    """
-    from voxtile.errors import DataError
+        settings = f"{self.predictor.size} {self.config['overlap']} {self.config['precision']} {self.config['damaged']}"
+        weights = self.runs.weights(self.config["weights"])
+        return f"{self.runs.identity} {weights} {settings} {__version__} {found.image_digest} {self.predictor.procedure}"
 
-    ending_of_name = f"_{UNCERTAINTY}" if spec.classes == (UNCERTAINTY,) else "_heatmap" if spec.heatmap else ""
-    if not (source.is_file() and target.suffix and not target.is_dir()):
-        return target / image.map_name(name + ending_of_name, spec)
-    ending = image.map_name("", spec)
-    stem = _stem(target, (image.map_name("", replace(spec, heatmap=False)),))
-    if not spec.heatmap and not target.name.lower().endswith(ending):
-        raise DataError(
-            f"The output {target} ends in '{target.suffix}', and a map of {source} is a '{ending}' file. Type that ending."
-        )
-    return target.with_name(image.map_name(f"{stem}{ending_of_name}", spec)) if spec.heatmap else target
+    def _specs(self, key: str) -> list[MapSpec]:
+        """The maps that are written: the semantic one, and heatmaps and uncertainty where they are asked for."""
+        from voxtile import __version__
+        from voxtile.cases.maps import MapSpec
+        from voxtile.commands.inputs import UNCERTAINTY
+
+        dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
+        tags = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
+        specs = [MapSpec(dataset.classes, colors=dataset.colors, tags=tags, key=key)]
+        if stored:
+            specs.append(replace(specs[0], heatmap=True, stored=stored))
+        if self.config["uncertainty"]:
+            specs.append(replace(specs[0], classes=(UNCERTAINTY,), heatmap=True))
+        return specs
+
+    def _paths(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
+        """Where the maps go.
+
+        Raises:
+            DataError: A map would take the place of an input, or of another file that is not to be replaced.
+        """
+        from voxtile.commands.inputs import output_of
+        from voxtile.errors import DataError
+
+        paths = [output_of(case.image, name, spec, self.source, self.target) for spec in specs]
+        for path in [*paths, *self.results.paths(paths[0]).values()]:
+            if path.resolve() in {image.resolve() for image in case.image.files} or path.resolve() == self.source.resolve():
+                raise DataError(f"The map {path} would overwrite its own input. Name another output.")
+            if path.exists() and not (self.config["overwrite"] or self.config["share"]):
+                raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
+        stale = output_of(case.image, name, replace(specs[0], heatmap=True), self.source, self.target)
+        if not self.config["heatmaps"] and stale.exists():
+            self.out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)
+        return paths
+
+    def _record_look(self, files: CaseFiles, found: Survey) -> None:
+        """Records a look at a test split where the case is of one; one command is one look for each run."""
+        from voxtile.cases.cache import content_hash
+        from voxtile.training.ledger import record_look
+
+        known_by = {found.image_digest}
+        if self.runs.first.built.dataset.format == "picture":  # slices of a stack are told by their files
+            known_by |= {content_hash(path) for path in files.images}
+        for run in self.runs.members:
+            data = run.manifest["data"]
+            if not known_by & set(data["test_files"]):
+                continue
+            if not run.looks:
+                identity = run.home.read("recipe.json")["identity"]
+                run.looks.append(record_look(run.ledger(self.config), data["test_fingerprint"], identity, "predict"))
+            self.out.print(
+                f"{files.id} is a test case of this run, or a part of one: look number {run.looks[0]} at this test split, recorded"
+            )
+
+    def _announce(self, case: Case, specs: Sequence[MapSpec], path: Path) -> None:
+        """Says of a large case what predicting it takes, before it begins.
+
+        Raises:
+            DataError: The disk has not so much room.
+        """
+        from voxtile.inference.budget import check_room, memory_of
+
+        windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
+        if windows <= SMALL:
+            return
+        disk, free = check_room(path, case.image.canonical.shape, specs)
+        memory = memory_of(self.predictor, case, len(specs[0].classes))
+        self.out.print(
+            f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the scene, and up to "
+            f"{disk / 1e6:,.0f} MB of disk while it works ({free / 1e9:,.0f} GB are free)", soft_wrap=True,
+        )  # fmt: skip
+
+    def _write_maps(
+        self,
+        case: Case,
+        found: Survey,
+        specs: Sequence[MapSpec],
+        paths: Sequence[Path],
+        start: Callable[[int], Callable[[], object]],
+    ) -> list[Path]:
+        with ExitStack() as stack:
+            writers = [stack.enter_context(case.open_map(path, spec)) for path, spec in zip(paths, specs, strict=True)]
+            # What a killed command of the same kind has brought to the disk is not computed again.
+            done = set.intersection(*(set(writer.finished) for writer in writers))
+            rows = sum(len(strip) for strip in self.predictor.plan(case))
+            tick = start(rows - len(done)) if rows > SMALL else lambda: None
+            for band in self.predictor.bands(case, self.runs.intensities(found), done):
+                writers[0].write(band.window, band.classes())
+                if self.config["heatmaps"]:
+                    writers[1].write(band.window, band.probabilities.numpy())
+                if band.variance is not None and self.config["uncertainty"]:
+                    writers[-1].write(band.window, band.variance[None].numpy())
+                del band  # its memory is wanted for the next one
+                tick()
+            return [writer.close() for writer in writers]
+
+    def _results(self, case: Case, paths: Sequence[Path], places: list[Place]) -> list[Path]:
+        from voxtile.commands.results import confusion_of, said_of
+
+        confusion = None
+        if self.results.areas:
+            confusion = confusion_of(self.runs.first, self.config, self.predictor)
+            self.out.print(said_of(confusion), soft_wrap=True)
+        return self.results.write(case, paths[0], paths[1] if self.config["heatmaps"] else None, places, confusion)

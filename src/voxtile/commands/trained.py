@@ -15,6 +15,7 @@ from voxtile.commands.build import Parts, build_network, parts, without_weights
 from voxtile.commands.crf import crf_of
 from voxtile.data.normalise import Intensity
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
+from voxtile.inference.field import reach_of
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
 from voxtile.training.run_folder import RunFolder
@@ -118,8 +119,12 @@ class Trained:
         """The folder of the ledger of looks at test splits: `paths.runs`, or the folder that the run lies in."""
         return Path(config["paths"]["runs"] or self.home.path.parent).expanduser()
 
-    def predictor(self, config: Mapping[str, Any]) -> Predictor:
+    def predictor(self, config: Mapping[str, Any], networks: Sequence[torch.nn.Module] | None = None) -> Predictor:
         """A predictor with the run's window and the settings of a command.
+
+        Args:
+            config: of the command.
+            networks: several whose probabilities are averaged; the run's own where None.
 
         Raises:
             ConfigError: A setting is out of range.
@@ -128,9 +133,11 @@ class Trained:
             raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
         if not isinstance(config["overlap"], int | float) or not 0 <= config["overlap"] < 1:
             raise ConfigError(f"'overlap={config['overlap']}' is the share of a window's side; give 0 or more and less than 1.")
-        for name, least in (("batch_size", 1), ("workers", 0), ("samples", 0), ("rotations", 1)):
+        for name, least in (("workers", 0), ("samples", 0), ("rotations", 1)):
             if not isinstance(config[name], int) or config[name] < least:
                 raise ConfigError(f"'{name}={config[name]}' must be a whole number from {least} up.")
+        if config["batch_size"] is not None and (not isinstance(config["batch_size"], int) or config["batch_size"] < 1):
+            raise ConfigError(f"'batch_size={config['batch_size']}' must be a whole number from 1 up, or null.")
         if config["samples"] and not getattr(self.network, "stochastic", False):
             raise ConfigError(
                 f"'samples={config['samples']}' asks for Monte-Carlo dropout, and this network is not made for it. Type "
@@ -139,7 +146,9 @@ class Trained:
         if config["rotations"] > 1 and getattr(self.network, "dims", 2) != 2:
             raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
         crf = crf_of(config["crf"], self.home, self.manifest["data"]["channels"])
-        procedure = Procedure(config["samples"], config["rotations"], crf=crf)
+        procedure = Procedure(
+            config["samples"], config["rotations"], self._mirrors(config["mirrors"]), self._halo(config["halo"]), crf
+        )
         trained_on = self.built.config["data"]["window"]
         window = trained_on if config["window"] is None else config["window"]
         if not isinstance(window, list) or len(window) != len(trained_on) or not all(isinstance(n, int) and n > 0 for n in window):
@@ -149,9 +158,24 @@ class Trained:
             )
         size = (1, *window) if len(window) == 2 else tuple(window)
         return Predictor(
-            self.network, size, config["overlap"], config["batch_size"], device(config["device"]), PRECISIONS[config["precision"]],
-            config["workers"], procedure,
+            networks or self.network, size, config["overlap"], config["batch_size"], device(config["device"]),
+            PRECISIONS[config["precision"]], config["workers"], procedure,
         )  # fmt: skip
+
+    def _mirrors(self, axes: Any) -> tuple[str, ...]:
+        known = "zyx" if getattr(self.network, "dims", 2) == 3 else "yx"
+        if not isinstance(axes, list) or not set(axes) <= set(known) or len(set(axes)) < len(axes):
+            raise ConfigError(f"'mirrors={axes}' must be a list of axes among {listed(known)}, for example 'mirrors=[y,x]'.")
+        return tuple(axes)
+
+    def _halo(self, halo: Any) -> int:
+        if halo == "field":
+            return reach_of(self.network.eval(), len(self.manifest["data"]["channels"]))
+        if isinstance(halo, bool) or not isinstance(halo, int) or halo < 0:
+            raise ConfigError(
+                f"'halo={halo}' must be a number of pixels from 0 up, or 'field' for half the network's receptive field."
+            )
+        return halo
 
 
 def device(name: str) -> torch.device:

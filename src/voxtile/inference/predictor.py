@@ -69,7 +69,7 @@ class Predictor:
         networks: nn.Module | Sequence[nn.Module],
         size: Size3,
         overlap: float = 0.25,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         device: str | torch.device = "cpu",
         precision: torch.dtype = torch.float32,
         workers: int = 2,
@@ -81,7 +81,8 @@ class Predictor:
             networks: one, or several whose probabilities are averaged; see `Judge`.
             size: (depth, height, width) of the windows.
             overlap: share of a window's side that the next one repeats.
-            batch_size: windows per forward pass.
+            batch_size: windows per forward pass; None for 8 on a GPU, and on the CPU, where more only takes more memory, for as
+                many as have about 2^16 pixels.
             device: where the networks run.
             precision: float32, or a lower one for autocast.
             workers: 0 for reading without a thread of its own.
@@ -89,7 +90,8 @@ class Predictor:
         """
         self.procedure = procedure or Procedure()
         self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
-        self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size, workers
+        fitting = 8 if self.judge.device.type != "cpu" else max(1, 2**16 // Window.whole(size).pixels)
+        self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size or fitting, workers
 
     def bands(self, case: Case, intensity: Intensity | Sequence[Intensity], done: Collection[Window] = ()) -> Iterator[Band]:
         """Predicts `case`, normalised by `intensity`, and yields its bands in the order of `strips`.
@@ -110,6 +112,10 @@ class Predictor:
             bands = refined(bands, crf, case, intensities[0], done, max(1, self.workers))
         yield from (band for band in bands if band.window not in done)
 
+    def plan(self, case: Case) -> list[list[Row]]:
+        """The rows of windows of `case`, by strips; each row ends in one band."""
+        return strips(case.shape, self.size, self.overlap, self.judge.planar, None if self.procedure.crf else WIDEST)
+
     def whole(self, case: Case, intensity: Intensity) -> Judged:
         """Probabilities, image, label and validity of a labelled case that fits into memory, as `crf.search` takes them."""
         bands = list(self.bands(case, intensity))
@@ -124,8 +130,7 @@ class Predictor:
 
     def _blended(self, case: Case, intensities: Sequence[Intensity], done: Collection[Window], margin: int) -> Iterator[Band]:
         """Bands, in order; those farther than `margin` pixels from one that is missing are left out, or lack windows."""
-        found = strips(case.shape, self.size, self.overlap, self.judge.planar, None if self.procedure.crf else WIDEST)
-        wanted = [needed(strip, done, margin) for strip in found]
+        wanted = [needed(strip, done, margin) for strip in self.plan(case)]
         judged = self._judged(case, intensities, [row for strip in wanted for row in strip])
         for strip in wanted:
             rest: _Rest | None = None

@@ -1,0 +1,84 @@
+"""One run, or several that predict together: the mean of their probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from voxtile.cases.cache import content_hash
+from voxtile.commands.trained import Trained
+from voxtile.data.normalise import Intensity
+from voxtile.data.survey import Survey
+from voxtile.errors import ConfigError, RunError, listed
+from voxtile.inference.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Runs that answer the same question of the same kind of image.
+
+    Attributes:
+        members: the runs; the first one says how files are opened, how large windows are, and what colours classes have.
+    """
+
+    members: tuple[Trained, ...]
+
+    @classmethod
+    def open(cls, config: Mapping[str, Any]) -> Ensemble:
+        """Opens the run, or the list of runs, that a command's `run` names.
+
+        Raises:
+            ConfigError: There is no run in the list.
+            RunError: One cannot be opened, or two differ in their classes, channels or the way in which images are read.
+        """
+        folders = config["run"] if isinstance(config["run"], list) else [config["run"]]
+        if not folders:
+            raise ConfigError("'run=[]' names no run. Type one folder, or several: 'run=[runs/a,runs/b]'.")
+        members = tuple(Trained.open(str(folder), config["weights"], config["trust"]) for folder in folders)
+        for other in members[1:]:
+            for what, mine, its in zip(("classes", "channels", "reading"), _kind(members[0]), _kind(other), strict=True):
+                if mine != its:
+                    raise RunError(
+                        f"{members[0].home.path} and {other.home.path} cannot predict together: their {what} differ ({mine} and "
+                        f"{its}). Expected runs on the same kind of data."
+                    )
+        return cls(members)
+
+    @property
+    def first(self) -> Trained:
+        """The run that says how files are opened."""
+        return self.members[0]
+
+    @property
+    def identity(self) -> str:
+        """The runs' identities."""
+        return "+".join(member.home.read("recipe.json")["identity"] for member in self.members)
+
+    def weights(self, name: str) -> str:
+        """A digest of the weights called `name`."""
+        return " ".join(content_hash(member.home.weights / f"{name}.safetensors") for member in self.members)
+
+    def intensities(self, found: Survey) -> list[Intensity]:
+        """How a case is normalised for each run."""
+        return [member.intensity or member.built.normalisation.of_case(found.sample) for member in self.members]
+
+    def predictor(self, config: Mapping[str, Any]) -> Predictor:
+        """See `Trained.predictor`.
+
+        Raises:
+            ConfigError: A setting is out of range, or some runs see slices and others volumes.
+        """
+        dims = {getattr(member.network, "dims", 2) for member in self.members}
+        if len(dims) > 1:
+            raise ConfigError(
+                f"The runs {listed(m.home.path for m in self.members)} see slices and volumes; they share no windows."
+            )
+        return self.first.predictor(config, [member.network for member in self.members])
+
+
+def _kind(run: Trained) -> tuple[Any, Any, Any]:
+    """Classes, channels, and how an image is read."""
+    data = run.manifest["data"]
+    own = run.built.config["data"]
+    return data["classes"], data["channels"], {name: own.get(name) for name in ("format", "nodata", "scene")}

@@ -1,0 +1,84 @@
+"""Which files `voxtile predict` reads, and where their maps go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voxtile.errors import DataError, listed
+
+if TYPE_CHECKING:
+    from voxtile.cases.case import Source
+    from voxtile.cases.dataset import Dataset
+    from voxtile.cases.layouts import CaseFiles
+    from voxtile.cases.maps import MapSpec
+
+UNCERTAINTY = "uncertainty"
+
+
+def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[str]]:
+    """The cases that a file or folder holds.
+
+    A folder is searched with the run's own name patterns, as a data set of its own or as a part of one; where they find nothing,
+    for files of the run's format.
+
+    Returns:
+        The cases, and the names of files of the format in this folder that the patterns have left out.
+
+    Raises:
+        DataError: There is nothing to predict.
+    """
+    from voxtile.cases.dataset import SUFFIXES
+    from voxtile.cases.layouts import CaseFiles, FolderLayout
+    from voxtile.cases.pictures import natural_key
+
+    suffixes = SUFFIXES[dataset.format]
+    layout = dataset.layout
+    if source.is_file():
+        return [CaseFiles(_stem(source, suffixes), (source,))], []
+    if not source.is_dir():
+        raise DataError(f"The input {source} does not exist. Name a file or a folder with 'input=…'.")
+    paths = sorted(
+        (path for path in source.iterdir() if path.name.lower().endswith(suffixes)), key=lambda path: natural_key(path.name)
+    )
+    if isinstance(layout, FolderLayout):
+        for root in (source, source.parent):
+            cases = [files for files in layout.images_below(root) if all(path.is_relative_to(source) for path in files.found)]
+            if cases:
+                used = {path for files in cases for path in files.found}
+                return cases, [path.name for path in paths if path not in used]
+    if not paths:
+        raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
+    found = [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
+    twice = [a.id for a, b in pairwise(sorted(found, key=lambda files: files.id)) if a.id == b.id]
+    if twice:
+        raise DataError(
+            f"{source} holds several files called {listed(twice)} with different endings; their maps would have one name."
+        )
+    return found, []
+
+
+def _stem(path: Path, suffixes: Sequence[str]) -> str:
+    ending = max((s for s in suffixes if path.name.lower().endswith(s)), key=len, default=path.suffix)
+    return path.name[: len(path.name) - len(ending)] if ending else path.name
+
+
+def output_of(image: Source, name: str, spec: MapSpec, source: Path, target: Path) -> Path:
+    """Where a map goes: below the output folder, or at the output itself where it is a file name for a single input file.
+
+    Raises:
+        DataError: The output's ending is not that of the input's format.
+    """
+    ending_of_name = f"_{UNCERTAINTY}" if spec.classes == (UNCERTAINTY,) else "_heatmap" if spec.heatmap else ""
+    if not (source.is_file() and target.suffix and not target.is_dir()):
+        return target / image.map_name(name + ending_of_name, spec)
+    ending = image.map_name("", spec)
+    stem = _stem(target, (image.map_name("", replace(spec, heatmap=False)),))
+    if not spec.heatmap and not target.name.lower().endswith(ending):
+        raise DataError(
+            f"The output {target} ends in '{target.suffix}', and a map of {source} is a '{ending}' file. Type that ending."
+        )
+    return target.with_name(image.map_name(f"{stem}{ending_of_name}", spec)) if spec.heatmap else target

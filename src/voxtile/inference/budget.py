@@ -1,0 +1,92 @@
+"""What predicting a large case will take, said before it begins."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from voxtile.cases.case import Case
+from voxtile.cases.maps import MapSpec
+from voxtile.cases.raster import BLOCK_CACHE
+from voxtile.cases.window import Size3
+from voxtile.data.normalise import Intensity
+from voxtile.errors import DataError
+from voxtile.inference.predictor import Predictor
+
+PYRAMID = 4 / 3  # pixels of an image with all its overviews, over those of the image
+
+
+def memory_of(predictor: Predictor, case: Case, classes: int) -> int:
+    """Bytes of memory that predicting a case takes at most: what the process has now, what the networks take, and the buffers.
+
+    The networks are tried on windows of zeros, as many at once as there will be. Buffers are as wide as the widest strip.
+
+    Args:
+        predictor: the predictor.
+        case: the case.
+        classes: K.
+    """
+    rows = [row for strip in predictor.plan(case) for row in strip]
+    widest = max(rows, key=lambda row: row.box.pixels)
+    around = widest.box.grown(predictor.judge.margin(predictor.size))
+    slabs = 4 * around.pixels * (len(case.channels) * case.dtype.itemsize + 1)  # in use, waiting, and being read
+    sums = 2 * widest.box.pixels * (classes * 4 + 1)  # of the row that is finished and the one after it
+    _try(predictor, len(case.channels))
+    return _resident() + slabs + sums + BLOCK_CACHE * 2**20
+
+
+def _try(predictor: Predictor, channels: int) -> None:
+    """Lets the networks judge windows of zeros as they will judge the case's."""
+    size, count = predictor.size, predictor.batch_size
+    margin = predictor.judge.margin(size)
+    seen = np.ones((count, *(side + 2 * more for side, more in zip(size, margin, strict=True))), dtype=np.bool_)
+    image = np.zeros((count, channels, *seen.shape[1:]), dtype=np.float32)
+    plain = Intensity((-math.inf,) * channels, (math.inf,) * channels, (0.0,) * channels, (1.0,) * channels)
+    with predictor.judge.threads() as threads, ThreadPoolExecutor(threads) as pool:
+
+        def judge(_: int) -> None:
+            predictor.judge(image, seen, [plain] * len(predictor.judge.networks), torch.zeros(count, 3), size)
+
+        list(pool.map(judge, range(2 * threads)))
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has had at most; 0 where the system does not tell."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def check_room(path: Path, shape: Size3, specs: Sequence[MapSpec]) -> tuple[int, int]:
+    """Bytes of disk that maps take at most while they are made, and how many are free.
+
+    Side files have every pixel once, uncompressed; from the largest of them its overviews and its map are made beside it.
+
+    Args:
+        path: of a map.
+        shape: of the case, (D, H, W).
+        specs: the maps.
+
+    Raises:
+        DataError: There is less room.
+    """
+    sides = [math.prod(shape) * spec.dtype.itemsize * (len(spec.classes) if spec.heatmap else 1) for spec in specs]
+    wanted = sum(sides) + round(max(sides) * (2 * PYRAMID - 1))
+    there = path.parent
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < wanted:
+        raise DataError(
+            f"Making {path} takes up to {wanted / 1e9:.2f} GB of disk, and {there} has {free / 1e9:.2f} GB left. Free some disk space, or "
+            "name another output."
+        )
+    return wanted, free
