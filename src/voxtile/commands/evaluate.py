@@ -109,6 +109,15 @@ def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None) -> 
     return "".join(f"-{part}" for part in parts)
 
 
+def grid_note(cases: Sequence[Case]) -> str:
+    """On which pixels scores are counted: those of the files, or of what they were resampled to."""
+    resampled = [case for case in cases if case.image.working.spacing != case.image.canonical.spacing]
+    if not resampled:
+        return "stored"
+    sizes = sorted({f"{side:.4g} {case.grid.unit}" for case in resampled for side in case.grid.spacing[1:]})
+    return f"resampled to {', '.join(sizes)}"
+
+
 def write_scores(
     trained: Trained,
     config: Mapping[str, Any],
@@ -143,7 +152,7 @@ def write_scores(
     summary = {
         "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": scores,
         "procedure": {"window": list(predictor.size), "crf": crf, "rotations": config["rotations"], "samples": config["samples"]},
-        "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived),
+        "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived), "grid": grid_note(cases),
         "run": trained.home.read("recipe.json")["identity"], "definitions": "docs/scores.md",
     }  # fmt: skip
     # JSON has no NaN: what is undefined is null.
@@ -153,6 +162,8 @@ def write_scores(
     print_scores(
         out, f"{config['split']}: {counted(len(cases), 'whole case')}, {config['weights']} weights", scores, data["classes"]
     )
+    if summary["grid"] != "stored":
+        out.print(f"pixels are {summary['grid']}: scores on another grid are other scores")
     for sentence in waived:
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)
