@@ -49,6 +49,40 @@ def test_a_value_the_configuration_does_not_know_is_named_with_its_file(case, va
     assert odd.read_label(Window(0, y, x, 1, 1, 1)).item() == 1
 
 
+class Stored(PictureSource):
+    """A label that holds the array it is given."""
+
+    def __init__(self, array, valid):
+        self.array, self.valid, self.paths = array[None], valid[None], ("stored.tif",)
+
+    def read(self, window, channels):
+        return self.array[window.slices][None], self.valid[window.slices]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "float32"])
+@pytest.mark.parametrize(
+    "meaning",
+    [{0: 0, 1: 1, 2: 2}, {0: 0, 1: 1, 2: 255}, {2: 0, 1: 1, 0: 255}, {-1: 255, 0: 0, 1: 1}, {7: 1, 3: 0, 300: 1},
+     {value: value % 7 for value in range(40)}, {value: value for value in range(255)}],
+)  # fmt: skip
+def test_classes_are_those_of_a_plain_look_up(dtype, meaning):
+    rng = np.random.default_rng(0)
+    known = [value for value in meaning if dtype not in ("uint8", "int8") or np.iinfo(dtype).min <= value <= np.iinfo(dtype).max]
+    known = [value for value in known if value >= 0 or not dtype.startswith("u")]
+    stored, valid = rng.choice(known, (30, 40)).astype(dtype), rng.random((30, 40)) > 0.1
+    expected = np.array([[meaning[int(value)] for value in row] for row in stored])
+    label = Labels(Stored(stored, valid), meaning)
+    found = label.read(Window(0, 0, 0, 1, 30, 40))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found[0], np.where(valid, expected, 255))
+    stored[~valid] = 99  # no data, so nobody asks what it means
+    np.testing.assert_array_equal(label.read(Window(0, 0, 0, 1, 30, 40))[0], np.where(valid, expected, 255))
+    if 99 not in meaning:
+        stored[np.argwhere(valid)[5][0], np.argwhere(valid)[5][1]] = 99
+        with pytest.raises(DataError, match="holds the label values 99"):
+            label.read(Window(0, 0, 0, 1, 30, 40))
+
+
 def test_a_case_without_label_says_so(case):
     with pytest.raises(DataError, match=r"Case 'b' .* has no label"):
         Case("b", "b", case.image).read_label(Window(0, 0, 0, 1, 1, 1))

@@ -49,7 +49,7 @@ def bands(shape, dtype="uint8", seed=0):
 
 def whole(source, channels=None):
     picked = range(len(source.channels)) if channels is None else channels
-    return source.read(Window.whole(source.canonical.shape), picked)
+    return source.read(Window.whole(source.working.shape), picked)
 
 
 class GeoTiffTester(FormatTester):

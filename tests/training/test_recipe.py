@@ -1,6 +1,7 @@
 """What belongs to a run's identity, and what does not."""
 
 import copy
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -87,3 +88,13 @@ def test_a_field_added_later_is_left_out_at_the_value_that_stood_for_it(monkeypa
 def test_where_a_table_lies_does_not_count(group: str, place: str) -> None:
     here, there = (identity(changed(group, {place: path, "fold": 1})) for path in ("table.csv", "/elsewhere/table.csv"))
     assert here == there != identity(changed(group, {place: "table.csv", "fold": 2}))
+
+
+def test_how_scenes_are_read_counts_and_where_their_area_lies_does_not(tmp_path: Path) -> None:
+    assert identity(changed("data.scene", None)) == identity(CONFIG)
+    assert identity(changed("data.scene", {"resolution": 20})) != identity(CONFIG)
+    found = []
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).write_text(text)
+        found.append(identity(changed("data.scene", {"area": str(tmp_path / name)})))
+    assert found[0] == found[1] != found[2]

@@ -169,11 +169,13 @@ class AlignedFile:
 
     def _direct_offset(self) -> tuple[int, int] | None:
         onto = self._onto
-        if self._own.crs == onto.stored.crs and (offset := onto.offset_in(self._place, self._own)) is not None:
-            return offset
-        if self._label and None in (self._own.crs, onto.stored.crs) and self._own.shape == onto.stored.shape:
+        if None not in (self._own.crs, onto.stored.crs):
+            return onto.offset_in(self._place, self._own) if self._own.crs == onto.stored.crs else None
+        if self._own.shape != onto.stored.shape:
+            return None  # without a place on Earth only files of one size can be meant to lie on each other
+        if self._label:
             return onto.offset_in(onto.place, onto.stored)
-        return None
+        return onto.offset_in(self._place, self._own) if self._own.crs == onto.stored.crs else None
 
     def _check_place(self) -> None:
         what = "its image" if self._label else "the first file"

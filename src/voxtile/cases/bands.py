@@ -63,10 +63,6 @@ class Derived:
         """Raises ConfigError where the text is no formula of bands."""
         if not self.bands:
             raise _parsed(self.name, self.text).error("uses no band")
-        try:
-            self({band: np.ones((1, 1)) for band in self.bands})
-        except OverflowError as error:
-            raise _parsed(self.name, self.text).error("holds a number that is too large") from error
 
     @property
     def bands(self) -> tuple[str, ...]:

@@ -65,7 +65,8 @@ class Source(ABC):
         """Reads `window`, which lies inside the grid.
 
         Returns:
-            The pixels [C, d, h, w] of the channel indices asked for, in `dtype`, and where they hold data [d, h, w].
+            The pixels [C, d, h, w] of the channel indices asked for, in `dtype`, and where they hold data [d, h, w], which may be
+            an array that cannot be written to.
 
         Raises:
             DataError: The file cannot be read; the message names it and the window.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -285,17 +286,25 @@ def _fitting(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
 
 def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) -> NDArray[np.bool_]:
     """Where pixels as stored, bands x [h, w], hold data [h, w]."""
-    valid = np.ones(layers[0].shape, dtype=np.bool_)
+    valid = _everywhere(layers[0].shape)
     for layer, band in zip(layers, bands, strict=True):
         # Most windows hold finite numbers only: least and most show that in half the time of asking each.
         if band.dtype.kind == "f" and not (math.isfinite(layer.min()) and math.isfinite(layer.max())):
-            valid &= np.isfinite(layer)
+            valid = valid & np.isfinite(layer)
     if all(band.nodata is not None and not math.isnan(band.nodata) for band in bands):
         empty = layers[0] == bands[0].nodata
         if np.count_nonzero(empty):  # most windows are settled by one band
             for layer, band in zip(layers[1:], bands[1:], strict=True):
                 empty &= layer == band.nodata
-            valid &= ~empty
+            valid = valid & ~empty
+    return valid
+
+
+@lru_cache(maxsize=16)
+def _everywhere(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """True for each pixel: most windows are so, and need no array of their own. It cannot be written to."""
+    valid = np.ones(shape, dtype=np.bool_)
+    valid.flags.writeable = False
     return valid
 
 

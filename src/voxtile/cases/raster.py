@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import rasterio
+import rasterio.warp
 from affine import Affine
+from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no public name
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from voxtile.cases.address import RemoteFile
@@ -19,6 +23,7 @@ from voxtile.cases.remote import open_remote, raise_failed_request
 from voxtile.cases.untrusted import check_files, check_header
 from voxtile.errors import DataError, reason
 
+_ECCENTRICITY = 0.0818191908426215  # of the WGS 84 ellipsoid
 HANDLES = HandleCache(most=32)
 BLOCK_CACHE = 64  # megabytes, while a map is made
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
@@ -61,8 +66,34 @@ def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
         metres = degree_metres((transform @ (dataset.width / 2, dataset.height / 2))[1])
     else:
         factor = float(dataset.crs.linear_units_factor[1])
-        metres = (factor, factor)
+        metres = _ground_metres(dataset.crs, transform @ (dataset.width / 2, dataset.height / 2), factor)
     return StoredGrid((1, *size), _centred(transform), "m", dataset.crs.to_wkt(), metres)
+
+
+def _ground_metres(crs: rasterio.crs.CRS, middle: tuple[float, float], factor: float) -> tuple[float, float]:
+    """Metres on the ground in one map unit along (x, y) at a place.
+
+    Maps that keep lengths within a hundredth, as UTM does in its zone, keep their own unit; Web Mercator's is 0.5 m at 60°.
+    """
+    step = 100.0 / factor
+    x, y = ([middle[axis], middle[axis] + step * (axis == 0), middle[axis] + step * (axis == 1)] for axis in range(2))
+    with rasterio.Env():  # without it GDAL prints its errors
+        try:
+            longitude, latitude = np.radians(rasterio.warp.transform(crs, "EPSG:4326", x, y)[:2])
+        except CPLE_BaseError:  # a system without a place on Earth
+            return factor, factor
+    # Chords between points on the WGS 84 ellipsoid: longitudes may jump at the antimeridian and the poles.
+    radius = 6_378_137.0 / np.sqrt(1 - (_ECCENTRICITY * np.sin(latitude)) ** 2)
+    points = np.stack(
+        [
+            radius * np.cos(latitude) * np.cos(longitude),
+            radius * np.cos(latitude) * np.sin(longitude),
+            radius * (1 - _ECCENTRICITY**2) * np.sin(latitude),
+        ]
+    )
+    along = [float(np.linalg.norm(points[:, axis + 1] - points[:, 0])) / step for axis in range(2)]
+    x_metres, y_metres = (own if math.isfinite(own) and abs(own / factor - 1) > 0.01 else factor for own in along)
+    return x_metres, y_metres
 
 
 G = TypeVar("G", bound=Grid)

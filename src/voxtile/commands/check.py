@@ -124,6 +124,13 @@ def look_at_files(prepared: Prepared) -> list[str]:
     notes = [
         note for case in cases for source in (case.image, case.labels and case.labels.source) if source for note in source.notes()
     ]
+    kinds = sorted({str(case.dtype) for case in cases})
+    if len(kinds) > 1:
+        odd = {kind: next(case.image.path for case in cases if str(case.dtype) == kind) for kind in kinds}
+        notes.append(
+            f"cases hold numbers of several types ({', '.join(f'{kind}: {path}' for kind, path in odd.items())}): batches take the "
+            "widest; see that their values mean the same, or bring them together with 'data.scene.scale'"
+        )
     distinct = {case.id: distinct_values(prepared.surveys[case.id].sample) for case in cases}
     return sorted(set(notes)) + list(suspicions(cases, distinct))
 

@@ -154,6 +154,15 @@ def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor) -> 
     return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None)}"
 
 
+def grid_note(cases: Sequence[Case]) -> str:
+    """On which pixels scores are counted: those of the files, or of what they were resampled to."""
+    resampled = [case for case in cases if case.image.working.spacing != case.image.canonical.spacing]
+    if not resampled:
+        return "stored"
+    sizes = sorted({f"{side:.4g} {case.grid.unit}" for case in resampled for side in case.grid.spacing[1:]})
+    return f"resampled to {', '.join(sizes)}"
+
+
 def write_scores(
     trained: Trained,
     config: Mapping[str, Any],
@@ -198,7 +207,7 @@ def write_scores(
         "procedure": {"window": list(predictor.size), "crf": crf} | {
             name: config[name] for name in ("rotations", "mirrors", "halo", "samples")
         },
-        "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived),
+        "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived), "grid": grid_note(cases),
         "run": trained.home.read("recipe.json")["identity"], "definitions": "docs/scores.md",
     }  # fmt: skip
     # JSON has no NaN: what is undefined is null.
@@ -210,6 +219,8 @@ def write_scores(
     )
     if counters:
         print_objects(out, counters[0].threshold, scores, names)
+    if summary["grid"] != "stored":
+        out.print(f"pixels are {summary['grid']}: scores on another grid are other scores")
     for sentence in waived:
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)
