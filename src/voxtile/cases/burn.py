@@ -118,11 +118,16 @@ def burn(
     for index in chosen:
         code = codes[index]
         first_point, last_point = rings[polygons[index]], rings[polygons[index + 1]]
-        low = high = int(points[first_point, 1])
+        left, upper = int(points[first_point, 0]), int(points[first_point, 1])
+        right, lower = left, upper
         for place in range(first_point, last_point):
-            low, high = min(low, int(points[place, 1])), max(high, int(points[place, 1]))
-        top, bottom = max(low // UNIT - row0, 0), min(high // UNIT - row0 + 1, height)
-        odd[top:bottom] = 0
+            left, right = min(left, int(points[place, 0])), max(right, int(points[place, 0]))
+            upper, lower = min(upper, int(points[place, 1])), max(lower, int(points[place, 1]))
+        top, bottom = max(upper // UNIT - row0, 0), min(lower // UNIT - row0 + 1, height)
+        first, last = max(left // UNIT - column0, 0), min(right // UNIT - column0 + 1, width)
+        if top >= bottom or first >= last:
+            continue
+        odd[top:bottom, first : last + 1] = 0
         for ring in range(polygons[index], polygons[index + 1]):
             for place in range(rings[ring], rings[ring + 1] - 1):
                 x1, y1 = int(points[place, 0]), int(points[place, 1])
@@ -134,22 +139,22 @@ def burn(
                 for row in range(max((y1 + HALF - 1) // UNIT - row0, 0), min((y2 + HALF - 1) // UNIT - row0, height)):
                     across = (x1 - HALF) * drop + (UNIT * (row + row0) + HALF - y1) * (x2 - x1)
                     column = across // (UNIT * drop) + 1 - column0  # the first whose centre lies right of the edge
-                    odd[row, min(max(column, 0), width)] ^= 1
+                    odd[row, min(max(column, first), last)] ^= 1
                 if not all_touched:
                     continue
                 # Rows whose interior the edge passes through; an edge that is level may lie between two.
                 for row in range(max(y1 // UNIT - row0, 0), min((y2 + UNIT - 1) // UNIT - row0, height)):
                     if drop == 0:
-                        left, right, unit = min(x1, x2), max(x1, x2), UNIT
+                        low, high, unit = min(x1, x2), max(x1, x2), UNIT
                     else:
                         enter, leave = max(y1, UNIT * (row + row0)), min(y2, UNIT * (row + row0 + 1))
                         a, b = x1 * drop + (enter - y1) * (x2 - x1), x1 * drop + (leave - y1) * (x2 - x1)
-                        left, right, unit = min(a, b), max(a, b), UNIT * drop
-                    for column in range(max(left // unit - column0, 0), min(-(-right // unit) - column0, width)):
+                        low, high, unit = min(a, b), max(a, b), UNIT * drop
+                    for column in range(max(low // unit - column0, 0), min(-(-high // unit) - column0, width)):
                         out[row, column] = code
         for row in range(top, bottom):
             inside = 0
-            for column in range(width):
+            for column in range(first, last):
                 inside ^= odd[row, column]
                 if inside:
                     out[row, column] = code

@@ -109,7 +109,9 @@ def read_shapes(path: Path, settings: VectorSettings, stamps: Stamps) -> Shapes:
 def _read(path: Path, settings: VectorSettings) -> Shapes:
     frame = _frame(path, settings)
     crs = _crs(path, settings, frame.crs)
-    shapes = np.asarray(shapely.force_2d(frame.geometry.to_numpy()), dtype=object)
+    shapes = np.asarray(frame.geometry.to_numpy(), dtype=object)
+    if shapely.has_z(shapes).any():
+        shapes = shapely.force_2d(shapes)
     notes = []
     missing = shapely.is_missing(shapes) | shapely.is_empty(shapes)
     if missing.all() and not settings.empty:

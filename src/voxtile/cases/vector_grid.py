@@ -72,20 +72,22 @@ class SceneGrid:
             DataError: A shape reaches to where the scene's system has no coordinates.
         """
         parts, index = self._near(shapes)
-        if math.isfinite(longest := self._longest_edge()):
-            parts = shapely.segmentize(parts, longest)
+        bounds, longest = shapely.bounds(parts).reshape(-1, 4), self._longest_edge()
+        long = np.hypot(*(bounds[:, 2:] - bounds[:, :2]).T) > longest  # the others cannot have an edge that is
+        parts[long] = shapely.segmentize(parts[long], longest)
         if self._buffer:
             longitude, latitude = self._world.transform(*(self._to_map @ tuple(self._size / 2)))
             # Distances from the scene's middle are true in it; 500 km away, those across are 0.1 % too long.
             local = CRS.from_dict({"proj": "aeqd", "lon_0": longitude, "lat_0": latitude, "datum": "WGS84"})
-            way = Transformer.from_crs(self._file_crs, local, always_xy=True)
-            parts, index = self._finite(*_moved(parts, index, way), shapes, name)
+            to_local = Transformer.from_crs(self._file_crs, local, always_xy=True)
+            parts = shapely.transform(parts, lambda xy: np.stack(to_local.transform(*xy.T), axis=1))
+            parts, index = self._finite(parts, index, shapes, name)
             parts, index = simple_parts(shapely.buffer(parts, self._buffer, quad_segs=_ARCS), index)
-            parts, index = _moved(parts, index, Transformer.from_crs(local, self._crs, always_xy=True))
-        elif not self._same:
-            parts, index = _moved(parts, index, self._from_file)
+            way: Transformer | None = Transformer.from_crs(local, self._crs, always_xy=True)
+        else:
+            way = None if self._same else self._from_file
+        parts = shapely.transform(parts, lambda xy: self._pixels(np.stack(way.transform(*xy.T), axis=1) if way else xy))
         parts, index = self._finite(parts, index, shapes, name)
-        parts = shapely.transform(parts, self._pixels)
         if self._around:  # a scene all around the world may begin at any longitude
             turn = np.array(~self._to_map @ (_TURN, 0.0)) - np.array(~self._to_map @ (0.0, 0.0))
             parts = np.concatenate([shapely.transform(parts, lambda xy, k=k: xy + k * turn) for k in (-1, 0, 1)])
@@ -104,7 +106,8 @@ class SceneGrid:
         if self._crs.is_geographic and not self._around:
             middle = (self._to_map @ tuple(self._size / 2))[0]
             points = points.copy()
-            points[:, 0] = middle + np.mod(points[:, 0] - middle + _TURN / 2, _TURN) - _TURN / 2
+            with np.errstate(invalid="ignore"):
+                points[:, 0] = middle + np.mod(points[:, 0] - middle + _TURN / 2, _TURN) - _TURN / 2
         return _applied(~self._to_map, points)
 
     def _grown_by(self, metres: float) -> Floats:
@@ -211,12 +214,9 @@ class SceneGrid:
 
 
 def _applied(transform: Affine, xy: Floats) -> Floats:
-    """Points [n, 2] moved by an affine transform; those without a place, which are infinite, stay so or become NaN."""
+    """Points [n, 2] moved by an affine transform; those without a place stay infinite."""
     x, y = xy.T
     with np.errstate(invalid="ignore"):
-        moved = (transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f)
-    return np.stack(moved, axis=1)
-
-
-def _moved(parts: Geometries, index: NDArray[np.int64], way: Transformer) -> tuple[Geometries, NDArray[np.int64]]:
-    return shapely.transform(parts, lambda xy: np.stack(way.transform(*xy.T), axis=1)), index
+        moved = np.stack([transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f], axis=1)
+    moved[~np.isfinite(moved).all(axis=1)] = np.inf  # not NaN, of which no ring can be closed
+    return moved

@@ -101,13 +101,14 @@ class VectorLabel(Source):
         settings, stored = self._settings, self._shapes().stored
         placed, reach = self._placed(), int(settings.border)
         codes = placed.burnt(window.grown((0, reach, reach)), settings.all_touched)
-        judged = np.array([value is not None for value in stored])
         inner = (slice(reach, reach + window.height), slice(reach, reach + window.width))
-        valid = judged[codes[inner]]
+        valid = np.ones(window.size, dtype=np.bool_)
         if reach:
-            valid &= ~near_change(codes, settings.border)[inner]
+            valid[0] = ~near_change(codes, settings.border)[inner]
+        if None in stored:
+            valid[0] &= np.array([value is not None for value in stored]).take(codes[inner])
         values = np.array([value or 0 for value in stored], dtype=self.dtype)
-        return values[codes[inner]][None, None], valid[None]
+        return values.take(codes[inner])[None, None], valid
 
     def anchors(self) -> NDArray[np.int32]:
         """(z, y, x) of one pixel inside each shape that reaches into the scene and is to be judged, in the file's order [n, 3]."""
