@@ -188,3 +188,16 @@ def test_two_rules_or_a_misspelt_one_are_an_error():
         Grouping(pattern="a", expression="id")
     with pytest.raises(ConfigError, match="Did you mean 'pattern'"):
         Grouping(**{"patern": "a"})
+
+
+@pytest.mark.parametrize("place", [True, -1, "near", float("inf")])
+def test_a_place_is_a_distance(place):
+    with pytest.raises(ConfigError, match=r"'data.group.place=.*metres.*'data.group.place=500'"):
+        Grouping(place=place)
+
+
+def test_grouping_by_place_goes_with_any_rule():
+    assert Grouping().place is None
+    grouping = Grouping(pattern="^[a-z]+", place=0)
+    assert grouping.place == 0
+    assert grouping("ab12", {}) == "ab"

@@ -50,16 +50,43 @@ def test_it_leaves_a_picture_sheet_and_no_run(folder: Path, voxtile: Command) ->
     words = scene_words(folder)
     said = voxtile("check", *words)
     left = [path for place in ("here", "runs") for path in (folder / place).rglob("*") if path.is_file()]
-    assert left == [folder / "runs" / "check" / "discs.png"]
+    assert sorted(left) == [folder / "runs" / "check" / "discs" / "split.png", folder / "runs" / "check" / "discs.png"]
     assert "check/discs.png" in said.text
-    with Image.open(left[0]) as sheet:
-        assert len(np.unique(np.asarray(sheet))) > 20
+    assert "the split on the map: " in said.text
+    assert "check/discs/split.png" in said.text
+    for path in left:
+        with Image.open(path) as sheet:
+            assert len(np.unique(np.asarray(sheet))) > 20
+
+
+def test_how_far_the_sides_are_apart_is_said(folder: Path, voxtile: Command) -> None:
+    said = voxtile("check", *scene_words(folder))
+    found = re.search(
+        r"distance to training: validation ([\d.]+) (k?m) \(s(\d) and s(\d)\); test [\d.]+ k?m \(s\d and s\d\)", said.text
+    )
+    assert found
+    metres = float(found[1]) * (1000 if found[2] == "km" else 1)
+    # Scenes of 360 m, a kilometre from one to the next.
+    assert metres == pytest.approx(1000 * abs(int(found[3]) - int(found[4])) - 360, rel=2e-3)
 
 
 def test_volumes_are_checked_on_boxes(folder: Path, voxtile: Command) -> None:
     words = volume_words(folder, window=[8, 16, 16])
     assert voxtile("check", *words, "model.dims=3").code == 0
     assert (folder / "runs" / "check" / "tubes.png").exists()
+    assert not (folder / "runs" / "check" / "tubes").exists()  # volumes lie nowhere
+
+
+def test_volumes_are_no_distance_apart(folder: Path, voxtile: Command) -> None:
+    said = voxtile("check", *volume_words(folder, window=[16, 16]))
+    assert "distance to training: validation -; test -" in said.text
+
+
+def test_scenes_are_grouped_by_place(folder: Path, voxtile: Command) -> None:
+    words = [word for word in scene_words(folder, group={"place": 700}) if not word.startswith("split")]
+    said = voxtile("check", *words, "split=groups")
+    assert said.code == 2
+    assert "The data set has 1 groups (s0)" in said.text
 
 
 def test_what_to_look_at_is_listed(folder: Path, voxtile: Command) -> None:

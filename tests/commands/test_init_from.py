@@ -253,6 +253,40 @@ def test_what_was_learned_is_grouped_by_the_rule_of_the_run_that_starts_from_it(
     assert check_leaks(learned_from(parent), ready, []) == []
 
 
+def test_what_was_learned_is_grouped_by_place_where_the_run_that_starts_from_it_is(tmp_path: Path) -> None:
+    folder = scenes(tmp_path / "scenes")  # a kilometre from one to the next
+    parent = prepare(discs(folder), file_split(tmp_path, train=["s0", "s5"], val=["s2"]), Normalisation(), tmp_path / "cache")
+    for gap, leaks in ((500, 0), (700, 1)):
+        child = discs(folder, group={"place": gap}, exclude=["s0", "s3"])
+        ready = prepare(child, file_split(tmp_path, train=["s4", "s5"], val=["s1"]), Normalisation(), tmp_path / "cache")
+        found = check_leaks(learned_from(parent), ready, ["s1"])
+        assert found == ["Leak waived by the user: 's1' (val) is of the same group as s0 (the parent's training)."] * leaks
+
+
+def test_a_block_is_of_one_group_with_a_whole_case_that_was_learned(tmp_path: Path) -> None:
+    data = discs(scenes(tmp_path / "scenes", count=3), group={"expression": "number // 2"})
+    whole = prepare(data, file_split(tmp_path, train=["s0", "s1"], val=["s2"]), Normalisation(), tmp_path / "cache")
+    child = discs(tmp_path / "scenes", group={"expression": "number // 2"}, exclude=["s1", "s2"])
+    ready = prepare(child, BlockSplit([2, 2], test=0, val=0.25), Normalisation(), tmp_path / "cache")
+    (learned,) = (case for case in learned_from(whole) if case.id == "s1")
+    with pytest.raises(DataError, match=r"'s0#.*' \(val\) is of the same group as s1 \(the parent's training\)"):
+        check_leaks([learned], ready, [])
+
+
+def test_blocks_of_one_cell_on_the_ground_belong_together(tmp_path: Path) -> None:
+    data = discs(scenes(tmp_path / "scenes", count=2))  # s0 from 500 to 500.36 km east, s1 from 501 km
+    scheme = BlockSplit(side=2000, grid="ground", test=0, val=0.5)
+    with pytest.raises(ConfigError, match="the split needs at least 2"):
+        prepare(data, scheme, Normalisation(), tmp_path / "cache")
+    scheme = BlockSplit(side=200, grid="ground", test=0, val=0.5)
+    ready = prepare(data, scheme, Normalisation(), tmp_path / "cache")
+    case = ready.split.val[0]
+    other = "s1" if case.id.startswith("s0") else "s0"
+    learned = Learned("discs", other + case.id[2:], (0, 0, 0, 1, 5, 5), case.group, "another image")
+    with pytest.raises(DataError, match=rf"'{case.id}' \(val\) is of the same group as {learned.id} \(the parent's training\)"):
+        check_leaks([learned], ready, [])
+
+
 def test_what_this_data_set_does_not_hold_is_known_by_image_and_group(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "scenes")
     ready = prepare(discs(folder), file_split(tmp_path, train=["s0"], val=["s1"], test=["s2"]), Normalisation(), tmp_path / "cache")

@@ -76,6 +76,13 @@ def test_the_manifest_says_what_made_the_run(scene_run: Run) -> None:
     split = manifest["data"]["split"]
     assert sorted(len(split[side]) for side in ("train", "val", "test")) == [1, 1, 4]
     assert manifest["data"]["classes"] == ["ground", "disc"]
+    distance = manifest["data"]["distance"]
+    assert distance["val"]["unit"] == distance["test"]["unit"] == "m"
+    val, train = distance["val"]["cases"]
+    assert val in {case["id"] for case in split["val"]}
+    assert train in {case["id"] for case in split["train"]}
+    # Scenes of 360 m, a kilometre from one to the next.
+    assert distance["val"]["length"] == pytest.approx(1000 * abs(int(val[1:]) - int(train[1:])) - 360, rel=2e-3)
     assert "segments" not in manifest
 
 

@@ -84,6 +84,16 @@ def test_a_field_added_later_is_left_out_at_the_value_that_stood_for_it(monkeypa
     assert identity(changed("training.deep_supervision", True)) != before
 
 
+def test_an_argument_added_later_is_left_out_at_the_value_that_stood_for_it() -> None:
+    old = {"_target_": "voxtile.data.blocks.BlockSplit", "blocks": [4, 4], "buffer": 0.0, "val": 0.2, "test": 0.2, "seed": 0}
+    new = {**old, "side": None, "grid": "case", "stratify": False}
+    assert identity(changed("split", new)) == identity(changed("split", old))
+    for change in ({"side": 100}, {"grid": "ground"}, {"stratify": True}):
+        assert identity(changed("split", new | change)) != identity(changed("split", old))
+    other = {"_target_": "voxtile.data.splits.GroupSplit", "stratify": False}  # had it from the beginning
+    assert identity(changed("split", other)) != identity(changed("split", {"_target_": other["_target_"]}))
+
+
 @pytest.mark.parametrize(("group", "place"), [("split", "file"), ("data.group", "csv")])
 def test_where_a_table_lies_does_not_count(group: str, place: str) -> None:
     here, there = (identity(changed(group, {place: path, "fold": 1})) for path in ("table.csv", "/elsewhere/table.csv"))

@@ -41,9 +41,8 @@ def check(config: Mapping[str, Any]) -> int:
     prepared = prepare_data(built, out)
     print_split(out, prepared)
     print_distances(out, prepared.split)
-    if (
-        path := draw_map(prepared.split, folder(config["paths"]["runs"]) / "check" / prepared.dataset.name / "split.png")
-    ) is not None:
+    path = draw_map(prepared.split, folder(config["paths"]["runs"]) / "check" / prepared.dataset.name / "split.png")
+    if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
     remarks = look_at_files(prepared) + look_at_classes(prepared)

@@ -169,6 +169,7 @@ def check_leaks(learned: Iterable[Learned], prepared: Prepared, waive: Sequence[
 
 def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
     from voxtile.data.leakage import Leak, find_leaks
+    from voxtile.data.places import by_place
     from voxtile.data.splits import Split
 
     dataset, split, own = prepared.dataset, prepared.split, set(learned_from(prepared))
@@ -180,7 +181,13 @@ def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
             f"told: its manifest.json keeps no digests of images, and names {listed(lost)}, which this data set does not hold. "
             "Train that run again, or start from nothing with 'init_from=null'."
         )
-    leaks = [leak for leak in find_leaks(Split(tuple(here.values()), split.val, split.test), {}) if leak.other_side == "train"]
+    sides = [[*here.values()], split.val, split.test]
+    if not any(case.region for side in sides for case in side):
+        everyone = iter(by_place([case for side in sides for case in side], dataset.grouping.place))
+        sides = [[next(everyone) for _ in side] for side in sides]
+    leaks = [
+        leak for leak in find_leaks(Split(tuple(sides[0]), tuple(sides[1]), tuple(sides[2])), {}) if leak.other_side == "train"
+    ]
     gone = [other for other in others if other not in here and other.data == dataset.name]
     for side in ("val", "test"):
         for case in split.sides[side]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from rasterio.crs import CRS
 
 from voxtile.cases.case import Case
 from voxtile.cases.grid import Grid
@@ -223,9 +224,9 @@ def _cell(crs: str, centre: np.ndarray, declared: tuple[float, float], side: flo
 
 
 def _crs_name(crs: str) -> str:
-    source = to_world(crs).source_crs
-    authority = source.to_authority()
-    return ":".join(authority) if authority else str(source.name)
+    """One name for a system, in whichever way files write it."""
+    authority = CRS.from_wkt(crs).to_authority()
+    return ":".join(authority) if authority else str(to_world(crs).source_crs.name)
 
 
 def _check_number(blocks: int, case: Case) -> None:

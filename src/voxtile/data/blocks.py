@@ -33,16 +33,19 @@ class _Blocks(SplitScheme):
             raise ConfigError(f"'split.buffer={buffer}' must not be negative: it is a distance in the unit of the case's grid.")
         if grid not in GRIDS:
             raise ConfigError(f"'split.grid={grid}' is unknown; choose case or ground.{did_you_mean(str(grid), GRIDS)}")
-        if side is not None and not side > buffer * math.sqrt(2):
+        if side is not None and not 0 < side < math.inf:
+            raise ConfigError(f"'split.side={side}' is the length of a block in metres (mm for volumes). Type, for example, 5000.")
+        if side is not None and side <= buffer * math.sqrt(2):
             raise ConfigError(
                 f"'split.side={side:g}' leaves nothing of a block that keeps 'split.buffer={buffer:g}' from blocks around it: a "
                 "side must be more than 1.42 times the buffer, both in metres (mm for volumes). Type a longer side or a smaller "
-                f"buffer, for example 'split.buffer={max(side, 0) / 4:g}'."
+                f"buffer, for example 'split.buffer={side / 4:g}'."
             )
         if grid == "ground" and side is None:
             raise ConfigError("'split.grid=ground' needs the side of a block in metres. Type, for example, 'split.side=5000'.")
         self.scheme, self.blocks, self.side, self.grid, self.buffer = scheme, list(blocks), side, grid, float(buffer)
         self.needs_shares = scheme.needs_shares
+        self.remedy = "Cut into more blocks, keep a smaller 'split.buffer', or try another 'split.seed'."
 
     def _cut(self, cases: Sequence[Case]) -> list[Block]:
         if self.grid == "ground" and self.side is not None:

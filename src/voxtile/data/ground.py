@@ -185,5 +185,6 @@ def _axes(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
     up = points / np.array([1.0, 1.0, 1 - geodesics().es])  # its normal, but for its length
     up /= np.linalg.norm(up, axis=1, keepdims=True)
     east = np.stack([-up[:, 1], up[:, 0], np.zeros(len(up))], axis=1)
-    east /= np.maximum(np.linalg.norm(east, axis=1, keepdims=True), 1e-12)
+    east[np.linalg.norm(east, axis=1) < 1e-9] = (0.0, 1.0, 0.0)  # at a pole any direction will do
+    east /= np.linalg.norm(east, axis=1, keepdims=True)
     return east, np.cross(up, east)
