@@ -25,10 +25,10 @@ from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Size3, Window
 from voxtile.data.rng import digest, generator
 
-VERSION = 4  # part of the cache's key: raise it when what a survey holds or how it is made changes
+VERSION = 5  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
-MOST_LOCATIONS = 4096  # per class
+MOST_LOCATIONS = 4096  # per class; more in cases of more than 4096 times as many pixels, see `most_locations`
 MOST_PIXELS = 200_000  # in the intensity sample
 
 
@@ -43,7 +43,7 @@ class Survey:
         judged: pixels that are to be judged, the sum of `counts`.
         pixels: pixels in the case.
         valid: share of the sampled pixels that hold data.
-        locations: per class, (z, y, x) of up to 4096 evenly drawn pixels, int32 [m, 3].
+        locations: per class, (z, y, x) of evenly drawn pixels, int32 [m, 3]; all of them or `most_locations`.
         sample: about 200000 evenly spaced pixels that hold data, in the case's data type [C, n].
     """
 
@@ -59,6 +59,15 @@ class Survey:
     def judged(self) -> int:
         """Pixels that are to be judged."""
         return int(self.counts.sum())
+
+
+def most_locations(pixels: int) -> int:
+    """How many places of a class are kept of a case.
+
+    One for each square of 64 x 64 pixels of a large case, so that windows laid around them reach nearly every pixel: of a
+    gigapixel of one class, windows of 64 pixels around 4096 places would never show 94 %.
+    """
+    return max(MOST_LOCATIONS, pixels // 4096)
 
 
 def blocks(shape: Size3, pixels: int = BLOCK * BLOCK) -> Iterator[Window]:
@@ -89,7 +98,7 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
     image_hash = hashlib.sha256(repr((case.shape, len(case.channels), case.dtype.str)).encode())
     label_hash = hashlib.sha256()
     counts = np.zeros(num_classes, dtype=np.int64)
-    found = _Locations(num_classes)
+    found = _Locations(num_classes, most_locations(Window.whole(case.shape).pixels))
     sample: list[NDArray[Any]] = []
     seen = held = 0
     for number, part in enumerate(parts):
@@ -115,23 +124,35 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
 class _Locations:
     """An even draw without replacement of pixels of each class: each pixel gets a random key, the smallest keys stay."""
 
-    def __init__(self, num_classes: int) -> None:
-        self.kept = [(np.empty(0), np.empty((0, 3), dtype=np.int32)) for _ in range(num_classes)]
+    def __init__(self, num_classes: int, most: int) -> None:
+        self.most = most
+        self.parts: list[list[tuple[NDArray[np.float64], NDArray[np.int32]]]] = [[] for _ in range(num_classes)]
+        self.bounds = [math.inf] * num_classes  # keys above are not among the smallest any more
 
     def add(self, classes: NDArray[np.uint8], part: Window, number: int) -> None:
-        for index, (keys, places) in enumerate(self.kept):
+        for index, kept in enumerate(self.parts):
             hits = np.flatnonzero(classes == index)
             new = generator(index, number, "location").random(len(hits))
-            if len(new) > MOST_LOCATIONS:
-                least = np.argpartition(new, MOST_LOCATIONS)[:MOST_LOCATIONS]
-                hits, new = hits[least], new[least]
+            small = np.flatnonzero(new < self.bounds[index])
+            if len(small) > self.most:
+                small = small[np.argpartition(new[small], self.most)[: self.most]]
+            hits, new = hits[small], new[small]
             where = np.stack(np.unravel_index(hits, classes.shape), axis=1) + np.array(part.start)
-            keys, places = np.concatenate([keys, new]), np.concatenate([places, where.astype(np.int32)])
-            order = np.argsort(keys, kind="stable")[:MOST_LOCATIONS]
-            self.kept[index] = keys[order], places[order]
+            kept.append((new, where.astype(np.int32)))
+            if sum(len(keys) for keys, _ in kept) > 1.25 * self.most:  # rarely, since sorting is what takes long
+                self._sort(index)
+
+    def _sort(self, index: int) -> NDArray[np.int32]:
+        parts = [(np.empty(0), np.empty((0, 3), dtype=np.int32)), *self.parts[index]]
+        keys, places = np.concatenate([keys for keys, _ in parts]), np.concatenate([places for _, places in parts])
+        order = np.argsort(keys, kind="stable")[: self.most]
+        self.parts[index] = [(keys[order], places[order])]
+        if len(order) == self.most:
+            self.bounds[index] = float(keys[order[-1]])
+        return places[order]
 
     def result(self) -> tuple[NDArray[np.int32], ...]:
-        return tuple(places for _, places in self.kept)
+        return tuple(self._sort(index) for index in range(len(self.parts)))
 
 
 def _key(case: Case, num_classes: int, label: bool) -> str:
@@ -201,5 +222,12 @@ def survey_all(
 
 def fingerprint(cases: Sequence[Case], surveys: Mapping[str, Survey]) -> str:
     """The data's fingerprint: changes with ids, spacing, the labels' content and the images' sampled content, and nothing else."""
-    rows = sorted((c.id, c.grid.spacing, c.grid.unit, surveys[c.id].image_digest, surveys[c.id].label_digest) for c in cases)
+    rows = sorted(_row(case, surveys[case.id]) for case in cases)
     return f"{digest(rows):032x}"
+
+
+def _row(case: Case, found: Survey) -> tuple[object, ...]:
+    row = (case.id, case.grid.spacing, case.grid.unit, found.image_digest, found.label_digest)
+    # Of large cases fewer places were kept once, and the same seed drew others among them.
+    most = most_locations(found.pixels)
+    return row if most == MOST_LOCATIONS else (*row, most)

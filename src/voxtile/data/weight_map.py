@@ -82,8 +82,8 @@ def open_weights(dataset: Dataset, pattern: str, cases: Sequence[Case], among: S
     Raises:
         DataError: A file is missing or does not fit, or a weight is negative.
     """
-    name_of = {id(case.image): case.id for case in among}  # a block has another id than the scene that it is cut from
-    path_of = {case.id: _path(dataset, pattern, name_of[id(case.image)]) for case in cases}
+    name_of = {case.image.paths: case.id for case in among}  # a block has another id than the scene that it is cut from
+    path_of = {case.id: _path(dataset, pattern, name_of[case.image.paths]) for case in cases}
     missing = sorted({str(path) for path in path_of.values() if not path.is_file()})
     if missing:
         raise DataError(
