@@ -173,7 +173,7 @@ def predict_case(
         specs.append(replace(spec, classes=(UNCERTAINTY,), heatmap=True))
     paths = [_output(case.image, files.id, s, source, target) for s in specs]
     for path in [*paths, *wanted.paths(paths[0]).values()]:
-        if path.resolve() in {image.resolve() for image in case.image.paths} or path.resolve() == source.resolve():
+        if path.resolve() in {each.resolve() for each in (*case.image.paths, *wanted.inputs)} or path.resolve() == source.resolve():
             raise DataError(f"The map {path} would overwrite its own input. Name another output.")
         if path.exists() and not config["overwrite"]:
             raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
