@@ -75,6 +75,12 @@ def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tm
     assert "the run has no evaluation with these weights and settings" in said.text
     rows = table(tmp_path / "maps" / "s1_areas.csv")
     assert [row["area"] for row in rows] == ["(all)", "middle"]
+    before = places.rename(tmp_path / "maps" / "s1_polygons.geojson").read_bytes()
+    own = [f"areas={tmp_path / 'maps' / 's1_polygons.geojson'}", "polygons=geojson", "overwrite=true"]
+    said = voxtile("predict", *where, *own)
+    assert said.code == 3
+    assert "s1_polygons.geojson would overwrite its own input" in said.text
+    assert (tmp_path / "maps" / "s1_polygons.geojson").read_bytes() == before
     assert float(rows[1]["hectares"]) == pytest.approx(np.pi, rel=0.02)
     assert "adjusted_by" not in rows[0]
 
@@ -113,6 +119,7 @@ def test_a_scene_without_a_place_has_no_polygons(scene_run: Run, tmp_path: Path,
         assert said.code == 3
         assert f"{path} has no coordinate reference system" in said.text
     assert not (tmp_path / "maps").exists()
+    assert voxtile("predict", *where, "instances=true", "quicklook=true").code == 0
 
 
 def test_a_full_disk_names_the_result_and_keeps_the_map(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
@@ -129,19 +136,23 @@ def test_a_full_disk_names_the_result_and_keeps_the_map(scene_run: Run, tmp_path
 WRONG = {
     "polygons=shp": "'polygons=shp' is no vector format; choose from gpkg, geojson",
     "simplify=-1": "'simplify=-1' must be metres above 0",
+    "simplify=5": "'simplify=5' is of no effect without 'polygons=gpkg'",
+    "area_name=district": "is of no effect without 'areas=<vector file>'",
     "instances=yes please": "'instances=yes please' must be true or false",
     "connectivity=6": "'connectivity=6' must be 4",
     "min_pixels=0": "'min_pixels=0' must be a whole number from 1 up",
     "object_classes=[disk]": "'object_classes' names disk; the classes of this run are ground, disc. Did you mean 'disc'?",
     "object_classes=disc": "'object_classes=disc' must be a list",
-    "rgb=[band1,band2]": "must name three channels",
+    "rgb=[band1,band2] quicklook=true": "must name three channels",
+    "rgb=[band1]": "is of no effect without 'quicklook=true'",
     "polygon=gpkg": "no key 'polygon'. Did you mean 'polygons'?",
 }
 
 
 @pytest.mark.parametrize(("word", "expected"), WRONG.items())
 def test_a_wrong_setting_is_named(scene_run: Run, source: Path, tmp_path: Path, voxtile: Command, word: str, expected: str) -> None:
-    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'maps'}", word)
+    words = [word] if "yes" in word else word.split()
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'maps'}", *words)
     assert said.code == 2
     assert expected in said.text
     assert not (tmp_path / "maps").exists()
@@ -149,12 +160,15 @@ def test_a_wrong_setting_is_named(scene_run: Run, source: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("areas=nowhere.gpkg", "nowhere.gpkg does not exist"), ("rgb=[bnd1]", "no channel bnd1 to show; it has band1, band2")],
+    [
+        ("areas=nowhere.gpkg", "nowhere.gpkg does not exist"),
+        ("rgb=[bnd1] quicklook=true", "no channel bnd1 to show; it has band1, band2"),
+    ],
 )
 def test_what_a_case_cannot_have_is_refused_before_it_is_predicted(
     scene_run: Run, source: Path, tmp_path: Path, voxtile: Command, word: str, expected: str
 ) -> None:
-    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'maps'}", word)
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'maps'}", *word.split())
     assert said.code == 3
     assert expected in said.text
     assert not (tmp_path / "maps").exists()

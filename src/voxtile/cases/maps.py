@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
 import math
 import os
@@ -65,6 +67,10 @@ _CHUNK = 2**24  # bytes that are filled at once
 STEPS = 254  # of a probability that is stored in 8 bits; 255 stands where nothing was judged
 
 
+class BusyError(DataError):
+    """Another process is writing the map."""
+
+
 class MapWriter:
     """Collects windows in a side file beside `path` and makes the finished file from it in `close`.
 
@@ -86,16 +92,38 @@ class MapWriter:
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._claimed()
             self.finished: list[Window] = self._reopen()
             if not self.finished:
                 self._start()
-            self._file = self._part.open("rb+", buffering=0)
             self._log = self._journal.open("ab", buffering=0)
         except OSError as error:
             raise DataError(
                 f"Could not begin to write {path}: {reason(error)}. Expected a writable folder with room for "
                 f"{self._bytes / 1e6:.1f} MB beside the map; free some disk space or name another output."
             ) from error
+
+    def _claimed(self) -> io.FileIO:
+        """The side file, open and locked: a second process must not write to it. The system forgets the lock of one that died.
+
+        Raises:
+            BusyError: Another process is writing it.
+        """
+        while True:
+            file = io.FileIO(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), self._part.stat()):
+                    return file
+            except FileNotFoundError:  # the other process has just finished and taken its side file away
+                pass
+            except BlockingIOError as error:
+                file.close()
+                raise BusyError(
+                    f"{self.path} is being written by another process. Wait for it; or let several processes share a folder's work "
+                    "with 'share=true'."
+                ) from error
+            file.close()
 
     @property
     def _bytes(self) -> int:
@@ -122,13 +150,14 @@ class MapWriter:
         self._journal.unlink(missing_ok=True)  # an old journal must never speak of the new side file
         empty = np.full(_CHUNK // self.spec.dtype.itemsize, self.spec.nodata, dtype=self.spec.dtype).tobytes()
         try:
-            with self._part.open("wb") as part:  # written, not left sparse: a full disk must show now
-                for start in range(0, self._bytes, len(empty)):
-                    part.write(empty[: self._bytes - start])
+            os.ftruncate(self._file.fileno(), self._bytes)
+            for start in range(0, self._bytes, len(empty)):  # written, not left sparse: a full disk must show now
+                _pwrite(self._file.fileno(), empty[: self._bytes - start], start)
             self._journal.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
         except OSError:
             self._part.unlink(missing_ok=True)
             self._journal.unlink(missing_ok=True)
+            self._file.close()
             raise
 
     def write(self, window: Window, array: NDArray[Any]) -> None:
@@ -178,9 +207,9 @@ class MapWriter:
             raise self._failed(error) from error
         finally:
             _remove(making)
-        self._release()
         self._part.unlink()
         self._journal.unlink()
+        self._release()
         return self.path
 
     def _failed(self, error: OSError) -> DataError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from voxtile.inference.predictor import Predictor
 
 HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
+Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
 SMALL = 64  # windows up to which nothing is said of memory and disk
 
 
@@ -60,7 +62,7 @@ def predict(config: Mapping[str, Any]) -> int:
         tick = start(len(found), "predicting")
         for files in found:
             try:
-                for path in work.predict(files, lambda total: start(total, files.id, "row of windows")):
+                for path in work.predict(files, partial(start, title=files.id, noun="row of windows")):
                     out.print(f"{path}", soft_wrap=True)
             except BusyError:
                 if not config["share"]:
@@ -85,15 +87,13 @@ def predict(config: Mapping[str, Any]) -> int:
 
 def _check(config: Mapping[str, Any]) -> None:
     """Refuses settings of this command that are out of range."""
-    from voxtile.errors import ConfigError, listed
+    from voxtile.errors import ConfigError
 
     for name in ("uncertainty", "overwrite", "share"):
         if not isinstance(config[name], bool):
             raise ConfigError(f"'{name}={config[name]}' must be true or false.")
     if config["heatmaps"] not in HEATMAPS:
-        raise ConfigError(
-            f"'heatmaps={config['heatmaps']}' is unknown; choose from {listed(['false', 'true', 'float16', 'uint8'])}."
-        )
+        raise ConfigError(f"'heatmaps={config['heatmaps']}' is unknown; choose from false, true, float16, uint8.")
     if config["damaged"] not in ("error", "nodata"):
         raise ConfigError(f"'damaged={config['damaged']}' is unknown; choose from error, nodata.")
     if config["share"] and config["overwrite"]:
@@ -124,12 +124,12 @@ class Work:
     config: Mapping[str, Any]
     out: Console
 
-    def predict(self, files: CaseFiles, start: Callable[[int], Callable[[], object]]) -> list[Path]:
+    def predict(self, files: CaseFiles, start: Start) -> list[Path]:
         """Writes one case's map, its heatmaps where they are asked for, and what is wanted to be made of them.
 
         Args:
             files: the case's.
-            start: begins a progress bar of so many steps, and returns what advances it.
+            start: begins a progress bar.
 
         Returns:
             The paths; none where the maps exist and work is shared.
@@ -168,7 +168,7 @@ class Work:
         from voxtile.errors import DataError, counted
 
         first = self.runs.first
-        case = first.built.dataset.open(replace(files, labels=()), grouped=False)
+        case: Case = first.built.dataset.open(replace(files, labels=()), grouped=False)
         channels = first.manifest["data"]["channels"]
         if len(case.channels) != len(channels):
             raise DataError(
@@ -210,8 +210,9 @@ class Work:
         from voxtile.errors import DataError
 
         paths = [output_of(case.image, name, spec, self.source, self.target) for spec in specs]
+        inputs = {each.resolve() for each in (*case.image.files, *self.results.inputs)}
         for path in [*paths, *self.results.paths(paths[0]).values()]:
-            if path.resolve() in {image.resolve() for image in case.image.files} or path.resolve() == self.source.resolve():
+            if path.resolve() in inputs or path.resolve() == self.source.resolve():
                 raise DataError(f"The map {path} would overwrite its own input. Name another output.")
             if path.exists() and not (self.config["overwrite"] or self.config["share"]):
                 raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
@@ -263,7 +264,7 @@ class Work:
         found: Survey,
         specs: Sequence[MapSpec],
         paths: Sequence[Path],
-        start: Callable[[int], Callable[[], object]],
+        start: Start,
     ) -> list[Path]:
         with ExitStack() as stack:
             writers = [stack.enter_context(case.open_map(path, spec)) for path, spec in zip(paths, specs, strict=True)]

@@ -82,14 +82,27 @@ class Results:
                     f"'{name}={config[name]}' needs scenes on the ground, and the data of this run are of format "
                     f"'{dataset.format}'. Take it out; 'instances=true' numbers and lists the objects of any map."
                 )
+        for name, needed, there in (
+            ("simplify", "polygons=gpkg", polygons),
+            ("area_name", "areas=<vector file>", places),
+            ("rgb", "quicklook=true", config["quicklook"]),
+        ):
+            if config[name] is not None and not there:
+                raise ConfigError(f"'{name}={config[name]}' is of no effect without '{needed}'. Type that too, or take it out.")
         rgb = config["rgb"]
         if rgb is not None and (not isinstance(rgb, list) or len(rgb) not in (1, 3)):
             raise ConfigError(f"'rgb={rgb}' must name three channels, for example 'rgb=[red,green,blue]', or one to show in grey.")
         return cls(
             dataset, polygons, simplify, config["instances"], _classes(config["object_classes"], dataset),
-            config["connectivity"] == 8, config["min_pixels"], wanted, places, config["area_name"], config["quicklook"],
+            config["connectivity"] == 8, config["min_pixels"], wanted, places,
+            None if config["area_name"] is None else str(config["area_name"]), config["quicklook"],
             None if rgb is None else tuple(map(str, rgb)),
         )  # fmt: skip
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files of the user's that are read."""
+        return () if self.places is None else (self.places,)
 
     def paths(self, path: Path) -> dict[str, Path]:
         """The file of each result that is wanted, beside the map `path`, by the result's name."""
@@ -217,12 +230,13 @@ def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
         return tuple(index for index in range(len(dataset.classes)) if index != dataset.background)
     if not isinstance(names, list) or not names:
         raise ConfigError(f"'object_classes={names}' must be a list of classes of {listed(dataset.classes, 30)}, or null.")
-    if unknown := [name for name in names if name not in dataset.classes]:
+    named = {str(name) for name in names}
+    if unknown := sorted(named - set(dataset.classes)):
         raise ConfigError(
             f"'object_classes' names {listed(unknown)}; the classes of this run are {listed(dataset.classes, 30)}."
-            f"{did_you_mean(str(unknown[0]), dataset.classes)}"
+            f"{did_you_mean(unknown[0], dataset.classes)}"
         )
-    return tuple(sorted(dataset.classes.index(name) for name in set(names)))
+    return tuple(index for index, name in enumerate(dataset.classes) if name in named)
 
 
 def said_of(confusion: Mapping[str, Any] | None) -> str:

@@ -86,7 +86,7 @@ def check_room(path: Path, shape: Size3, specs: Sequence[MapSpec]) -> tuple[int,
     free = shutil.disk_usage(there).free
     if free < wanted:
         raise DataError(
-            f"Making {path} takes up to {wanted / 1e9:.2f} GB of disk, and {there} has {free / 1e9:.2f} GB left. Free some disk space, or "
-            "name another output."
+            f"Making {path} takes up to {wanted / 1e9:.2f} GB of disk, and {there} has {free / 1e9:.2f} GB left. Free some disk "
+            "space, or name another output."
         )
     return wanted, free

@@ -61,7 +61,7 @@ class FinishedMap:
 
     def sizes(self, window: Window) -> NDArray[np.float64]:
         """The size of each pixel of a slab, in the unit of `measure`, to be broadcast to [d, h, w]."""
-        if self.grid.unit == "m":
+        if self.measure == "hectares":
             return self._ground.cells(window)[None] / HECTARE
         return np.full((1, 1, 1), np.prod(self.grid.spacing) / 1000)  # of mm³
 
