@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -93,10 +93,13 @@ class MapWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._claimed()
-            self.finished: list[Window] = self._reopen()
-            if not self.finished:
-                self._start()
-            self._log = self._journal.open("ab", buffering=0)
+            with ExitStack() as undo:
+                undo.callback(self._file.close)
+                self.finished: list[Window] = self._reopen()
+                if not self.finished:
+                    self._start()
+                self._log = self._journal.open("ab", buffering=0)
+                undo.pop_all()
         except OSError as error:
             raise DataError(
                 f"Could not begin to write {path}: {reason(error)}. Expected a writable folder with room for "
@@ -157,7 +160,6 @@ class MapWriter:
         except OSError:
             self._part.unlink(missing_ok=True)
             self._journal.unlink(missing_ok=True)
-            self._file.close()
             raise
 
     def write(self, window: Window, array: NDArray[Any]) -> None:
