@@ -1,5 +1,7 @@
 """Scenes read as the settings of `data.scene` say, against NumPy, rasterio and hand-made expectations."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import rasterio
@@ -19,6 +21,8 @@ from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.layouts import FolderLayout
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.window import Window
+from voxtile.commands.check import look_at_files
+from voxtile.commands.evaluate import grid_note
 from voxtile.data.footprints import near_pairs
 from voxtile.data.survey import survey
 from voxtile.errors import ConfigError, DataError
@@ -441,3 +445,22 @@ def test_a_damaged_tile_in_the_middle_is_named(tmp_path, resolution):
         whole(source)
     if resolution is None:
         assert source.read(Window(0, 0, 0, 1, 40, 40), (0,))[1].all()
+
+
+def test_scores_on_another_grid_say_so(tmp_path):
+    path = save(tmp_path / "a.tif", bands((1, 60, 50)))
+    cases = [Case("a", "a", GeoTiffSource([path], scene=scene(**settings))) for settings in ({}, {"resolution": 20})]
+    assert grid_note(cases[:1]) == "stored"
+    assert grid_note(cases) == "resampled to 20 m"
+
+
+def test_scenes_of_several_types_are_noted(tmp_path):
+    cases = [
+        Case(kind, kind, GeoTiffSource([save(tmp_path / f"{kind}.tif", bands((1, 60, 50), kind))])) for kind in ("uint8", "uint16")
+    ]
+    surveys = {case.id: survey(case, 2, label=False) for case in cases}
+    for chosen, expected in ((cases, 1), (cases[:1], 0)):
+        prepared = SimpleNamespace(split=SimpleNamespace(train=chosen, val=[]), surveys=surveys)
+        found = [note for note in look_at_files(prepared) if "several types" in note]
+        assert len(found) == expected
+        assert all(str(tmp_path / f"{kind}.tif") in note for note in found for kind in ("uint8", "uint16"))

@@ -92,7 +92,6 @@ class GeoTiffSource(Source):
             DataError: A file cannot be opened or placed, a band is missing, or the area of interest lies elsewhere.
         """
         self.paths, self.scene, self._label = tuple(paths), scene or Scene(), onto is not None
-        self._override, self._area = nodata, None
         bands: list[Band] = []
         self._files: list[AlignedFile] = []
         for number, path in enumerate(self.paths):
