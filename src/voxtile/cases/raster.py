@@ -25,7 +25,7 @@ from voxtile.errors import DataError, reason
 
 _ECCENTRICITY = 0.0818191908426215  # of the WGS 84 ellipsoid
 HANDLES = HandleCache(most=32)
-BLOCK_CACHE = 64  # megabytes, while a map is made
+BLOCK_CACHE = 48  # megabytes, while a map is made
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
 # Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
 _ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}

@@ -137,7 +137,10 @@ class Predictor:
             for row in strip:
                 total, valid = self._joined(row, judged, rest)
                 rest = _rest(row, total, valid)
-                yield self._finished(row.band, total, valid)
+                band = self._finished(row.band, total, valid)
+                del total, valid  # whoever takes the band decides how long it lives
+                yield band
+                del band
 
     def _joined(self, row: Row, judged: Iterator[_Judged], rest: _Rest | None) -> tuple[Tensor, NDArray[np.bool_]]:
         """Sums what a row's windows say of its box: probabilities [K, d, h, w] and validity [d, h, w]; complete in its band."""
@@ -169,7 +172,7 @@ class Predictor:
 
         One thread reads rows ahead, so that each pixel is decoded once however windows overlap.
         """
-        slabs = ReadAhead(lambda: rows, lambda row: self._read(case, row), min(self.workers, 1))
+        slabs = ReadAhead(lambda: rows, lambda row: self._read(case, row), min(self.workers, 1), ahead=1)
         batches = ((slab, part) for row, slab in zip(rows, slabs, strict=True) for part in self._parts(row.tiles))
         with self.judge.threads() as threads:
             if self.judge.classes is None and (first := next(batches, None)):  # it tells how many classes there are
