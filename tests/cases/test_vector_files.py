@@ -145,7 +145,7 @@ class TestValues:
 
     def test_a_star_is_every_other_value_and_a_missing_one(self, tmp_path):
         path = save(tmp_path / "a.gpkg", frame(*squares(3), kind=["lake", "wood", None]))
-        with pytest.raises(DataError, match=r"1 shapes have no value of the attribute 'kind'.*'\*: ignore'"):
+        with pytest.raises(DataError, match=r"holds 1 shape without a value of 'kind'.*'\*: ignore'"):
             read(path, attribute="kind", values={"lake": 1, "wood": 2})
         found = read(path, attribute="kind", values={"lake": 1, "*": "ignore"}, outside="ignore")
         assert [found.stored[code] for code in found.codes] == [1, None, None]
@@ -168,12 +168,12 @@ class TestOddShapes:
         assert shapely.is_valid(found.parts).all()
         assert shapely.area(found.parts[found.features == 1]).sum() == pytest.approx(8)
         (note,) = found.notes
-        assert "1 of 2 shapes in" in note
+        assert "holds 1 invalid polygon (" in note
         assert "shape 2: Self-intersection" in note
 
     def test_invalid_polygons_are_refused_on_request(self, tmp_path):
         path = geojson(tmp_path / "a.geojson", *squares(1), BOWTIE)
-        with pytest.raises(DataError, match=r"1 of 2 shapes.*shape 2: Self-intersection.*'data\.vectors\.repair=true'"):
+        with pytest.raises(DataError, match=r"holds 1 invalid polygon .*shape 2: Self-intersection.*'data\.vectors\.repair=true'"):
             read(path, repair=False)
 
     def test_shapes_without_a_geometry_are_left_out_with_a_note(self, tmp_path):
@@ -181,7 +181,7 @@ class TestOddShapes:
         found = read(path, attribute="kind")
         assert found.features.tolist() == [1]
         assert found.stored[found.codes[0]] == 3
-        assert "2 of 3 features have no geometry" in found.notes[0]
+        assert "2 of 3 features without a geometry left out" in found.notes[0]
 
     @pytest.mark.parametrize(("shapes", "words"), [((), "holds no shape"), ((None, None), "holds 2 features without a geometry")])
     def test_a_file_without_shapes_is_refused_unless_it_may_be_empty(self, tmp_path, shapes, words):
@@ -193,7 +193,7 @@ class TestOddShapes:
     def test_points_and_lines_need_a_buffer(self, tmp_path):
         shapes = [*squares(1), shapely.LineString([(0, 0), (5, 5)]), shapely.Point(3, 3)]
         path = geojson(tmp_path / "a.geojson", *shapes)
-        with pytest.raises(DataError, match=r"holds 2 points or lines.*the first is shape 2.*'data\.vectors\.buffer=<metres>'"):
+        with pytest.raises(DataError, match=r"holds points or lines.*2; the first is shape 2.*'data\.vectors\.buffer=<metres>'"):
             read(path)
         assert len(read(path, buffer=3).parts) == 3
 

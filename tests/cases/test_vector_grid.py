@@ -191,7 +191,11 @@ def test_shapes_that_reach_to_where_the_scenes_system_ends_are_refused(tmp_path)
     grid = scene("+proj=ortho +lat_0=0 +lon_0=0 +ellps=WGS84", -6.4e6, 6.4e6, 200_000)
     with pytest.raises(DataError, match=r"l\.geojson: shape 2 reaches to where the scene's.*ogr2ogr -clipsrc"):
         burnt(tmp_path, grid, [shapely.box(5, 5, 30, 30), shapely.box(60, 0, 150, 20)])
-    assert burnt(tmp_path, grid, [shapely.box(5, 5, 30, 30), shapely.box(140, 0, 150, 20)]).any()
+    found = read(tmp_path, [shapely.box(5, 5, 30, 30), shapely.box(140, 0, 150, 20)])
+    placed = [SceneGrid(grid, found.crs, 0.0, 0.0).place(found, "l") for _ in range(2)]
+    assert placed[0].features.tolist() == [0]
+    np.testing.assert_array_equal(placed[0].points, placed[1].points)
+    assert found.points == 10  # what scenes share stays as it was read
 
 
 def test_the_scenes_box_in_the_files_system_holds_the_scene():

@@ -262,7 +262,7 @@ def test_a_scene_between_the_shapes_is_noted(tmp_path, scene):
 
 def test_what_is_odd_in_the_file_is_noted(tmp_path, scene):
     bowtie = shapely.Polygon([(0, 0), (40, 40), (40, 0), (0, 40)])
-    assert "have been made valid" in label(save(tmp_path / "l.gpkg", [bowtie]), scene).notes()[0]
+    assert "used as made valid" in label(save(tmp_path / "l.gpkg", [bowtie]), scene).notes()[0]
 
 
 def test_an_empty_file_is_a_scene_without_shapes_where_that_is_wanted(tmp_path, scene):

@@ -56,12 +56,16 @@ class Placed:
         tree = shapely.STRtree(shapely.linestrings(np.stack([low, high], axis=1)))
         return cls(points, rings.astype(np.int64), starts.astype(np.int64), codes, features, tree)
 
+    def near(self, window: Window) -> NDArray[np.int64]:
+        """Indices, rising, of the polygons whose bounding boxes meet `window`."""
+        box = shapely.box(*(UNIT * side for side in (window.x, window.y, window.x + window.width, window.y + window.height)))
+        return np.sort(self.tree.query(box)).astype(np.int64)
+
     def burnt(self, window: Window, all_touched: bool) -> NDArray[np.uint16]:
         """The codes [h, w] of the pixels of `window`, which may reach past the scene; 0 where no polygon is."""
         out = np.zeros((window.height, window.width), dtype=np.uint16)
-        box = shapely.box(*(UNIT * side for side in (window.x, window.y, window.x + window.width, window.y + window.height)))
-        chosen = np.sort(self.tree.query(box)).astype(np.int64)
-        burn(self.points, self.rings, self.polygons, self.codes, chosen, (window.y, window.x), out, all_touched)
+        start = (window.y, window.x)
+        burn(self.points, self.rings, self.polygons, self.codes, self.near(window), start, out, all_touched)
         return out
 
     def anchors(self, height: int, width: int, wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -163,15 +167,19 @@ def burn(
 @compiled
 def near_change(codes: NDArray[np.uint16], width: float) -> NDArray[np.bool_]:
     """Where a pixel with another code is at most `width` pixels away, centre to centre, in `codes` [h, w]."""
+    # Of two pixels with different codes, one is no farther from the other than a pixel that has another code right beside it.
     height, columns = codes.shape
     near = np.zeros(codes.shape, dtype=np.bool_)
     reach = int(width)
-    for dy in range(reach + 1):
-        for dx in range(-reach if dy else 1, reach + 1):
-            if dy * dy + dx * dx > width * width:
+    for y in range(height):
+        for x in range(columns):
+            code = codes[y, x]
+            level = (x > 0 and codes[y, x - 1] != code) or (x < columns - 1 and codes[y, x + 1] != code)
+            upright = (y > 0 and codes[y - 1, x] != code) or (y < height - 1 and codes[y + 1, x] != code)
+            if not (level or upright):
                 continue
-            for y in range(height - dy):
-                for x in range(max(0, -dx), min(columns, columns - dx)):
-                    if codes[y, x] != codes[y + dy, x + dx]:
-                        near[y, x] = near[y + dy, x + dx] = True
+            for row in range(max(y - reach, 0), min(y + reach + 1, height)):
+                for column in range(max(x - reach, 0), min(x + reach + 1, columns)):
+                    if (row - y) ** 2 + (column - x) ** 2 <= width * width and codes[row, column] != code:
+                        near[row, column] = True
     return near

@@ -37,7 +37,7 @@ _KINDS = {
 _SIDE_FILES = (".shx", ".dbf", ".prj", ".cpg")  # of a Shapefile
 Stamps = tuple[tuple[Path, int, int], ...]
 _NAMED = 3  # shapes that a note or an error names
-_MOST_POINTS = 50_000_000  # vertices of the files kept in memory, about 1 to 4 GB
+_MOST_POINTS = 20_000_000  # vertices of the files kept in memory; a million small polygons have 7 million and take 0.7 GB
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _read(path: Path, settings: VectorSettings) -> Shapes:
             "'data.vectors.empty=true'."
         )
     if missing.any():
-        notes.append(f"{path}: {missing.sum()} of {counted(len(shapes), 'feature')} have no geometry and are left out")
+        notes.append(f"{path}: {missing.sum()} of {counted(len(shapes), 'feature')} without a geometry left out")
     shapes, notes = _repaired(path, settings, shapes, notes)
     numbers, stored = _values(path, settings, None if settings.attribute is None else frame[settings.attribute][~missing])
     codes = np.zeros(len(shapes), dtype=np.uint16)
@@ -130,7 +130,7 @@ def _read(path: Path, settings: VectorSettings) -> Shapes:
     thin = shapely.get_dimensions(parts) < 2
     if thin.any() and not settings.buffer:
         raise DataError(
-            f"{path} holds {thin.sum()} points or lines, which cover no pixel (the first is shape {features[thin][0] + 1}). Give "
+            f"{path} holds points or lines, which cover no pixel ({thin.sum()}; the first is shape {features[thin][0] + 1}). Give "
             "them a width: type 'data.vectors.buffer=<metres>', which grows every shape of the file."
         )
     left, bottom, right, top = shapely.total_bounds(parts).tolist() if len(parts) else [math.nan] * 4
@@ -173,7 +173,16 @@ def _frame(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
         if 0 <= info["features"] != len(frame):
             raise ValueError(f"it should hold {info['features']} features, and {len(frame)} could be read")
         return frame
-    except (OSError, ValueError, RuntimeError, IndexError, struct.error, shapely.errors.ShapelyError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        shapely.errors.ShapelyError,
+    ) as error:
         raise DataError(f"{path} cannot be read as {driver}: {reason(error)}. Expected an intact vector file.") from error
 
 
@@ -233,16 +242,16 @@ def _repaired(
     if not len(bad):
         return shapes, notes
     examples = "; ".join(f"shape {index + 1}: {shapely.is_valid_reason(shapes[index])}" for index in bad[:_NAMED])
-    what = f"{len(bad)} of {counted(len(shapes), 'shape')} in {path}"
+    what = f"{path} holds {counted(len(bad), 'invalid polygon')} ({examples})"
     if not settings.repair:
         raise DataError(
-            f"{what} are invalid polygons ({examples}). Correct them, or type 'data.vectors.repair=true' to have them made valid."
+            f"{what}. Correct what crosses itself, or type 'data.vectors.repair=true' to have such polygons made valid."
         )
     shapes = shapes.copy()
     for index, mended in zip(bad, shapely.make_valid(shapes[bad]), strict=True):
         pieces, _ = simple_parts(np.array([mended], dtype=object), np.zeros(1, dtype=np.int64))
         shapes[index] = shapely.multipolygons(pieces[shapely.get_dimensions(pieces) == 2])  # lines that were left over go
-    return shapes, [*notes, f"{what} were invalid polygons and have been made valid ({examples})"]
+    return shapes, [*notes, f"{what}, used as made valid"]
 
 
 def _values(path: Path, settings: VectorSettings, column: Any) -> tuple[NDArray[np.uint16], tuple[Stored, ...]]:
@@ -266,8 +275,8 @@ def _values(path: Path, settings: VectorSettings, column: Any) -> tuple[NDArray[
         )
     if (places < 0).any() and REST not in table:
         raise DataError(
-            f"{path}: {(places < 0).sum()} shapes have no value of the attribute '{settings.attribute}'. Give them one, or say "
-            f"with '{REST}' in 'data.vectors.values' what every other value, and none, means: '{REST}: ignore'."
+            f"{path} holds {counted(int((places < 0).sum()), 'shape')} without a value of '{settings.attribute}'. Give each "
+            f"one, or say with '{REST}' in 'data.vectors.values' what every other value, and none, means: '{REST}: ignore'."
         )
     meant = [table.get(text, table.get(REST)) for text in texts] + [table.get(REST)]  # the last is that of a missing value, -1
     used = sorted({meant[place] for place in np.unique(places)}, key=settings.rank)

@@ -174,7 +174,7 @@ class SceneGrid:
     def _near(self, shapes: Shapes) -> tuple[Geometries, NDArray[np.int64]]:
         """Parts near the scene, cut to its boxes, and their numbers in `shapes`."""
         if self.boxes is None:
-            return shapes.parts, np.arange(len(shapes.parts))
+            return shapes.parts.copy(), np.arange(len(shapes.parts))
         found = []
         for box in self.boxes:
             index = np.sort(shapes.tree.query(shapely.box(*box)))

@@ -15,13 +15,14 @@ from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.shared import Shared
 from voxtile.cases.vector_files import Shapes, files_of, read_shapes, stamps_of
 from voxtile.cases.vector_grid import SceneGrid
-from voxtile.cases.vector_settings import VectorSettings
+from voxtile.cases.vector_settings import Stored, VectorSettings
 from voxtile.cases.window import Window
 from voxtile.errors import DataError, listed
 
 VERSION = 1  # of how shapes are burnt: part of the key under which what was read is kept
-_MOST_POINTS = 50_000_000  # vertices kept in memory in pixels of scenes, about 1 GB
-_PLACED: Shared[Placed] = Shared(_MOST_POINTS, lambda placed: len(placed.points))
+_MOST_POINTS = 50_000_000  # vertices kept in memory in pixels of scenes, 8 bytes each and some 200 for each polygon
+# With the stored values, so that the file itself is needed no more.
+_PLACED: Shared[tuple[Placed, tuple[Stored, ...]]] = Shared(_MOST_POINTS, lambda kept: len(kept[0].points))
 
 
 class VectorLabel(Source):
@@ -75,10 +76,12 @@ class VectorLabel(Source):
     def _grid(self, shapes: Shapes) -> SceneGrid:
         return SceneGrid(self.canonical, shapes.crs, self._settings.buffer, self._settings.border)
 
-    def _placed(self) -> Placed:
-        def place() -> Placed:
+    def _placed(self) -> tuple[Placed, tuple[Stored, ...]]:
+        """The polygons, and the stored values that their codes stand for."""
+
+        def place() -> tuple[Placed, tuple[Stored, ...]]:
             shapes = self._shapes()
-            return self._grid(shapes).place(shapes, str(self.path))
+            return self._grid(shapes).place(shapes, str(self.path)), shapes.stored
 
         return _PLACED.get((self._stamps, self._settings, self.canonical), place)
 
@@ -98,8 +101,8 @@ class VectorLabel(Source):
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`; pixels that hold no data are those that are not to be judged."""
-        settings, stored = self._settings, self._shapes().stored
-        placed, reach = self._placed(), int(settings.border)
+        settings, reach = self._settings, int(self._settings.border)
+        placed, stored = self._placed()
         codes = placed.burnt(window.grown((0, reach, reach)), settings.all_touched)
         inner = (slice(reach, reach + window.height), slice(reach, reach + window.width))
         valid = np.ones(window.size, dtype=np.bool_)
@@ -112,15 +115,14 @@ class VectorLabel(Source):
 
     def anchors(self) -> NDArray[np.int32]:
         """(z, y, x) of one pixel inside each shape that reaches into the scene and is to be judged, in the file's order [n, 3]."""
-        stored = self._shapes().stored
-        judged = np.array([value is not None for value in stored])
+        placed, stored = self._placed()
         _, height, width = self.canonical.shape
-        return self._placed().anchors(height, width, judged)
+        return placed.anchors(height, width, np.array([value is not None for value in stored]))
 
     def notes(self) -> list[str]:
         """See `Source.notes`."""
         shapes, notes = self._shapes(), []
-        if not len(self.anchors()):
+        if not len(self._placed()[0].near(Window.whole(self.canonical.shape))):
             outside = "nothing of it is judged" if self._settings.outside is None else f"all of it is {self._settings.outside}"
             notes.append(f"no shape of {self.path} lies on {self._onto.path}: {outside}")
         return [*shapes.notes, *notes]

@@ -77,6 +77,8 @@ def evaluate(config: Mapping[str, Any]) -> int:
         best = search_crf(trained, config, prepared, out)
         predictor = trained.predictor(dict(config) | {"crf": asdict(best) if best else None})
     matrices = []
+    if threshold is not None:
+        predictor.widest = None  # objects are counted in bands as wide as their case
     counters = [] if threshold is None else [object_counter(case, prepared.dataset, threshold) for case in cases]
     with progress(out) as start:
         tick = start(len(cases), f"evaluating {config['split']}")

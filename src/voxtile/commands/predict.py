@@ -106,7 +106,7 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _share_one_heap() -> None:
-    """Has glibc's threads share one heap: with heaps of their own, each keeps what it has freed from the others, some 100 MB in all."""
+    """Has glibc's threads share one heap: each of their own heaps keeps what it has freed from the others, some 100 MB in all."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
 

@@ -62,6 +62,9 @@ class Predictor:
 
     Windows overlap, and their softmax probabilities are joined by weights that sum to one in every pixel. What a window sees
     beyond its own pixels (`margin` of the network) is read from the case and mirrored only at the case's border.
+
+    Attributes:
+        widest: pixels of the widest strip of a scene, see `strips`; None, which a CRF needs, for bands as wide as the case.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Predictor:
         self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
         fitting = 8 if self.judge.device.type != "cpu" else max(1, 2**16 // Window.whole(size).pixels)
         self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size or fitting, workers
+        self.widest = None if self.procedure.crf else WIDEST
 
     def bands(self, case: Case, intensity: Intensity | Sequence[Intensity], done: Collection[Window] = ()) -> Iterator[Band]:
         """Predicts `case`, normalised by `intensity`, and yields its bands in the order of `strips`.
@@ -114,7 +118,7 @@ class Predictor:
 
     def plan(self, case: Case) -> list[list[Row]]:
         """The rows of windows of `case`, by strips; each row ends in one band."""
-        return strips(case.shape, self.size, self.overlap, self.judge.planar, None if self.procedure.crf else WIDEST)
+        return strips(case.shape, self.size, self.overlap, self.judge.planar, self.widest)
 
     def whole(self, case: Case, intensity: Intensity) -> Judged:
         """Probabilities, image, label and validity of a labelled case that fits into memory, as `crf.search` takes them."""
