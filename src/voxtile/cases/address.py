@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from pathlib import Path, PosixPath
+import sys
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -56,25 +57,17 @@ class RemoteFile(PosixPath):
         Raises:
             DataError: It names no file, or one that ends like no GeoTIFF.
         """
-        shown = masked(url)
-        head, _, query = shown.partition("?") if not shown.startswith("s3:") else (shown, "", "")
-        folder, _, name = head.rpartition("/")
-        # The query tells files apart as well, and is no part of the name.
-        self = super().__new__(cls, folder, f"?{query.replace('/', '%2F')}" if query else "", name)
-        self.url, self.shown = url, shown
-        if not name or folder.endswith(":/"):
-            raise DataError(
-                f"'{shown}' names no file. Expected, for example, 'https://host/folder/scene.tif' or 's3://bucket/scene.tif'."
-            )
-        if self.suffix.lower() not in _ENDINGS and not query:
-            raise DataError(
-                f"{shown} ends in '{self.suffix}', and only GeoTIFFs (.tif) are read from where they are. Fetch the file and name "
-                "the copy."
-            )
+        self = super().__new__(cls, *_segments(url))
+        self.url, self.shown = url, masked(url)
         return self
 
-    def __init__(self, url: str) -> None:  # all is done in `__new__`
-        ...
+    def __init__(self, url: str) -> None:
+        if sys.version_info >= (3, 12):  # where a path takes its segments here
+            super().__init__(*_segments(url))
+
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
+        """What is derived, such as the folder, is a plain path, for names only."""
+        return Path(*segments)
 
     def __str__(self) -> str:
         return self.shown if hasattr(self, "shown") else super().__str__()
@@ -113,6 +106,27 @@ class RemoteFile(PosixPath):
         seconds = (found.modified, found.changed)
         fields = (stat.S_IFREG | 0o444, 0, 0, 1, 0, 0, found.size, 0, *(value // 10**9 for value in seconds))
         return os.stat_result(fields, {"st_mtime_ns": seconds[0], "st_ctime_ns": seconds[1]})
+
+
+def _segments(url: str) -> tuple[str, str, str]:
+    """Folder, query and name of the file at an address, credentials masked; the query tells files apart and is no part of the name.
+
+    Raises:
+        DataError: See `RemoteFile`.
+    """
+    shown = masked(url)
+    head, _, query = (shown, "", "") if shown.startswith("s3:") else shown.partition("?")
+    folder, _, name = head.rpartition("/")
+    if not name or folder.endswith(":/"):
+        raise DataError(
+            f"'{shown}' names no file. Expected, for example, 'https://host/folder/scene.tif' or 's3://bucket/scene.tif'."
+        )
+    ending = PurePosixPath(name).suffix
+    if ending.lower() not in _ENDINGS and not query:
+        raise DataError(
+            f"{shown} ends in '{ending}', and only GeoTIFFs (.tif) are read from where they are. Fetch the file and name the copy."
+        )
+    return folder, f"?{query.replace('/', '%2F')}" if query else "", name
 
 
 def masked(url: str) -> str:
