@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -13,11 +14,14 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from voxtile.errors import DataError
 
 _ADDRESS = re.compile(r"(https?|s3)://", re.IGNORECASE)
-# Parts of a query by which a signed address lets its holder in: of AWS, Google, Azure and CloudFront, and what others call so.
-_SECRET = re.compile(
-    r"x-(amz|goog)-.*|s(e|p|r|t|v|pr|s|rt|ig|ip)|sk(oid|tid|t|e|s|v)|expires|policy|.*(token|key|secret|signature|passw|auth|creden).*",
-    re.IGNORECASE,
+# Signed addresses: what holds the signature, and what else belongs to it. Of AWS, Google, Azure (shared access), CloudFront.
+_SIGNED = (
+    ("x-amz-signature", re.compile(r"x-amz-.*")),
+    ("x-goog-signature", re.compile(r"x-goog-.*")),
+    ("sig", re.compile(r"s(ig|e|p|r|t|v|pr|s|rt|ip|k(oid|tid|t|e|s|v))")),
+    ("signature", re.compile(r"signature|expires|policy|key-pair-id|awsaccesskeyid")),
 )
+_SECRET = re.compile(r".*(token|key|secret|sig|passw|auth|creden).*")
 _ENDINGS = ("", ".tif", ".tiff")
 MASK = "***"
 
@@ -150,13 +154,26 @@ def masked(url: str) -> str:
     host = f"{MASK}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
     if not parts.hostname:
         raise DataError(f"'{scheme}://{host}{parts.path}' names no host. Expected, for example, 'https://host/scene.tif'.")
-    query = "&".join(map(_masked_pair, parts.query.split("&"))) if parts.query else ""
+    query = _masked_query(parts.query) if parts.query else ""
     return urlunsplit((parts.scheme.lower(), host, parts.path, query, ""))
 
 
-def _masked_pair(pair: str) -> str:
-    """One `key=value` of a query; a value that may be a secret is masked, and so is one without a key."""
-    key, joined, value = pair.partition("=")
-    if not joined:
-        return MASK
-    return f"{key}={MASK if _SECRET.fullmatch(unquote(key)) else value}"
+def _masked_query(query: str) -> str:
+    """A query without secrets.
+
+    Parts of a signature are `***`, so that a file signed anew is the same file; of other values that may be secret some digits
+    of a hash are left, since they may as well be what tells files apart.
+    """
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    keys = [unquote(key).lower() for key, _, _ in pairs]
+    schemes = [belongs for mark, belongs in _SIGNED if mark in keys]
+    shown = []
+    for (key, joined, value), name in zip(pairs, keys, strict=True):
+        if any(belongs.fullmatch(name) for belongs in schemes):
+            shown.append(f"{key}={MASK}")
+        elif _SECRET.fullmatch(name) or not joined:
+            digits = hashlib.sha256((value if joined else key).encode()).hexdigest()[:6]
+            shown.append(f"{key}={MASK}{digits}" if joined else f"{MASK}{digits}")
+        else:
+            shown.append(f"{key}={value}")
+    return "&".join(shown)
