@@ -31,8 +31,10 @@ def test_it_has_the_name_of_its_file():
         ("https://me:hunter2@host/a.tif", "https://***@host/a.tif"),
         ("https://host/a.tif?id=5&X-Amz-Signature=hunter2", "https://host/a.tif?id=5&X-Amz-Signature=***"),
         ("https://host/a.tif?sv=2&se=3&sig=hunter2", "https://host/a.tif?sv=***&se=***&sig=***"),
-        ("https://host/a.tif?access_token=hunter2", "https://host/a.tif?access_token=***"),
-        ("https://host/a.tif?hunter2", "https://host/a.tif?***"),
+        ("https://host/a.tif?Signature=hunter2&Expires=1&v=2", "https://host/a.tif?Signature=***&Expires=***&v=2"),
+        ("https://host/a.tif?access_token=hunter2", "https://host/a.tif?access_token=***f52fbd"),
+        ("https://host/a.tif?hunter2", "https://host/a.tif?***f52fbd"),
+        ("https://host/a.tif?sp=5&st=6", "https://host/a.tif?sp=5&st=6"),
         ("s3://bucket/a?b.tif", "s3://bucket/a?b.tif"),
     ],
 )
@@ -47,6 +49,8 @@ def test_signatures_do_not_tell_files_apart_and_all_else_does():
     signed = [RemoteFile(f"https://host/a.tif?id={number}&sig={sig}") for number, sig in ((1, "x"), (1, "y"), (2, "x"))]
     assert signed[0] == signed[1] != signed[2]
     assert len(set(signed)) == 2
+    keys = {RemoteFile(f"https://host/download?key={number}") for number in range(9)}  # a key may be a name
+    assert len(keys) == len({str(file) for file in keys}) == 9
     assert RemoteFile("s3://a/b.tif") != RemoteFile("https://a/b.tif")
 
 

@@ -202,6 +202,12 @@ def test_a_folder_elsewhere_is_refused_with_what_to_do(tmp_path):
     assert "hunter2" not in str(error.value)
 
 
+def test_a_line_that_is_no_pair_shows_no_secret(web, tmp_path):
+    (tmp_path / "train.txt").write_text(f"{web.url}/a.tif?sig=hunter2\n")
+    with pytest.raises(DataError, match=r"line 1: expected 'image label', found 'http.*a\.tif\?sig=\*\*\*'"):
+        ListLayout(str(tmp_path), {"train": "train.txt"}).find()
+
+
 def test_a_file_of_another_format_elsewhere_is_refused(web, tmp_path):
     (tmp_path / "train.txt").write_text(f"{web.url}/a.png {web.url}/label.tif\n")
     with pytest.raises(DataError, match=r"ends in '\.png', and only GeoTIFFs"):

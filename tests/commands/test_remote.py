@@ -38,6 +38,7 @@ def test_a_scene_elsewhere_has_the_map_that_its_copy_has(
         np.testing.assert_array_equal(_pixels(tmp_path / name), _pixels(tmp_path / "here" / "s1.tif"))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_list_of_scenes_elsewhere_is_the_run_on_their_copies(
     tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
-from pathlib import Path, PosixPath
+import sys
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from voxtile.errors import DataError
 
 _ADDRESS = re.compile(r"(https?|s3)://", re.IGNORECASE)
-# Parts of a query by which a signed address lets its holder in: of AWS, Google, Azure and CloudFront, and what others call so.
-_SECRET = re.compile(
-    r"x-(amz|goog)-.*|s(e|p|r|t|v|pr|s|rt|ig|ip)|sk(oid|tid|t|e|s|v)|expires|policy|.*(token|key|secret|signature|passw|auth|creden).*",
-    re.IGNORECASE,
+# Signed addresses: what holds the signature, and what else belongs to it. Of AWS, Google, Azure (shared access), CloudFront.
+_SIGNED = (
+    ("x-amz-signature", re.compile(r"x-amz-.*")),
+    ("x-goog-signature", re.compile(r"x-goog-.*")),
+    ("sig", re.compile(r"s(ig|e|p|r|t|v|pr|s|rt|ip|k(oid|tid|t|e|s|v))")),
+    ("signature", re.compile(r"signature|expires|policy|key-pair-id|awsaccesskeyid")),
 )
+_SECRET = re.compile(r".*(token|key|secret|sig|passw|auth|creden).*")
 _ENDINGS = ("", ".tif", ".tiff")
 MASK = "***"
 
@@ -56,25 +61,17 @@ class RemoteFile(PosixPath):
         Raises:
             DataError: It names no file, or one that ends like no GeoTIFF.
         """
-        shown = masked(url)
-        head, _, query = shown.partition("?") if not shown.startswith("s3:") else (shown, "", "")
-        folder, _, name = head.rpartition("/")
-        # The query tells files apart as well, and is no part of the name.
-        self = super().__new__(cls, folder, f"?{query.replace('/', '%2F')}" if query else "", name)
-        self.url, self.shown = url, shown
-        if not name or folder.endswith(":/"):
-            raise DataError(
-                f"'{shown}' names no file. Expected, for example, 'https://host/folder/scene.tif' or 's3://bucket/scene.tif'."
-            )
-        if self.suffix.lower() not in _ENDINGS and not query:
-            raise DataError(
-                f"{shown} ends in '{self.suffix}', and only GeoTIFFs (.tif) are read from where they are. Fetch the file and name "
-                "the copy."
-            )
+        self = super().__new__(cls, *_segments(url))
+        self.url, self.shown = url, masked(url)
         return self
 
-    def __init__(self, url: str) -> None:  # all is done in `__new__`
-        ...
+    def __init__(self, url: str) -> None:
+        if sys.version_info >= (3, 12):  # where a path takes its segments here
+            super().__init__(*_segments(url))
+
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
+        """What is derived, such as the folder, is a plain path, for names only."""
+        return Path(*segments)
 
     def __str__(self) -> str:
         return self.shown if hasattr(self, "shown") else super().__str__()
@@ -115,6 +112,27 @@ class RemoteFile(PosixPath):
         return os.stat_result(fields, {"st_mtime_ns": seconds[0], "st_ctime_ns": seconds[1]})
 
 
+def _segments(url: str) -> tuple[str, str, str]:
+    """Folder, query and name of the file at an address, credentials masked; the query tells files apart and is no part of the name.
+
+    Raises:
+        DataError: See `RemoteFile`.
+    """
+    shown = masked(url)
+    head, _, query = (shown, "", "") if shown.startswith("s3:") else shown.partition("?")
+    folder, _, name = head.rpartition("/")
+    if not name or folder.endswith(":/"):
+        raise DataError(
+            f"'{shown}' names no file. Expected, for example, 'https://host/folder/scene.tif' or 's3://bucket/scene.tif'."
+        )
+    ending = PurePosixPath(name).suffix
+    if ending.lower() not in _ENDINGS and not query:
+        raise DataError(
+            f"{shown} ends in '{ending}', and only GeoTIFFs (.tif) are read from where they are. Fetch the file and name the copy."
+        )
+    return folder, f"?{query.replace('/', '%2F')}" if query else "", name
+
+
 def masked(url: str) -> str:
     """An address without what lets its holder in.
 
@@ -136,13 +154,26 @@ def masked(url: str) -> str:
     host = f"{MASK}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
     if not parts.hostname:
         raise DataError(f"'{scheme}://{host}{parts.path}' names no host. Expected, for example, 'https://host/scene.tif'.")
-    query = "&".join(map(_masked_pair, parts.query.split("&"))) if parts.query else ""
+    query = _masked_query(parts.query) if parts.query else ""
     return urlunsplit((parts.scheme.lower(), host, parts.path, query, ""))
 
 
-def _masked_pair(pair: str) -> str:
-    """One `key=value` of a query; a value that may be a secret is masked, and so is one without a key."""
-    key, joined, value = pair.partition("=")
-    if not joined:
-        return MASK
-    return f"{key}={MASK if _SECRET.fullmatch(unquote(key)) else value}"
+def _masked_query(query: str) -> str:
+    """A query without secrets.
+
+    Parts of a signature are `***`, so that a file signed anew is the same file; of other values that may be secret some digits
+    of a hash are left, since they may as well be what tells files apart.
+    """
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    keys = [unquote(key).lower() for key, _, _ in pairs]
+    schemes = [belongs for mark, belongs in _SIGNED if mark in keys]
+    shown = []
+    for (key, joined, value), name in zip(pairs, keys, strict=True):
+        if any(belongs.fullmatch(name) for belongs in schemes):
+            shown.append(f"{key}={MASK}")
+        elif _SECRET.fullmatch(name) or not joined:
+            digits = hashlib.sha256((value if joined else key).encode()).hexdigest()[:6]
+            shown.append(f"{key}={MASK}{digits}" if joined else f"{MASK}{digits}")
+        else:
+            shown.append(f"{key}={value}")
+    return "&".join(shown)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import secrets
 import time
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,7 @@ WAITS = (0.5, 1.0, 2.0)  # seconds before the second try and the others
 TIMEOUT = 30.0  # seconds without a byte after which a try is given up
 _BUSY = (408, 429, 500, 502, 503, 504)  # statuses that may pass
 _MOST_REDIRECTS = 4
+_UNKNOWN = secrets.token_hex(8)
 _FACTS: dict[str, Facts] = {}
 
 
@@ -52,8 +54,8 @@ class Facts:
 
     @property
     def changed(self) -> int:
-        """A number of 62 bits that follows from the tag."""
-        return int.from_bytes(hashlib.sha256(self.tag.encode()).digest()[:8]) >> 2
+        """A number of 62 bits that follows from the tag; without one, another in each process, for the file may be another."""
+        return int.from_bytes(hashlib.sha256((self.tag or _UNKNOWN).encode()).digest()[:8]) >> 2
 
 
 def facts(file: RemoteFile) -> Facts:

@@ -319,7 +319,8 @@ class ListLayout(Layout):
                 if not parts:
                     continue
                 if len(parts) != 2:
-                    raise DataError(f"{listing}, line {number}: expected 'image label', found '{line}'.")
+                    found = " ".join(masked(part) if is_address(part) else part for part in parts)
+                    raise DataError(f"{listing}, line {number}: expected 'image label', found '{found}'.")
                 where = f"{listing}, line {number},"
                 image, label = (RemoteFile(part) if is_address(part) else self._inside(part, where) for part in parts)
                 cases.append(CaseFiles(image.stem, (image,), (label,), split))

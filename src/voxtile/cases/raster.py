@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ BLOCK_CACHE = 48  # megabytes, while a map is made
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
 # Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
 _ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+# GDAL opens the files of a VRT when they are read from, where no such options are set: these are kept for the process, unless the
+# user has chosen others. By default 100 of a mosaic's tiles stay open, and reading across more opens and decodes each again.
+_ENV_OF_VRT = _ENV | {"GDAL_MAX_DATASET_POOL_SIZE": "500"}
 # By the file's ending and not by its content: a text file could tell GDAL to read other files or addresses.
 _DRIVERS = {".jp2": "JP2OpenJPEG", ".png": "PNG", ".vrt": "VRT"}
 
@@ -46,6 +50,9 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
                 if isinstance(path, RemoteFile):
                     return check_header(open_remote(path), path)
                 check_files(path)
+                if path.suffix.lower() == ".vrt":
+                    for name, value in _ENV_OF_VRT.items():
+                        os.environ.setdefault(name, value)
                 return check_header(rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower(), "GTiff")), path)
         except RasterioError as error:
             raise_failed_request()
@@ -53,8 +60,9 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
 
 
 def stamp(path: Path) -> int:
-    """When the file was written: no open handle of a file that was replaced since is used."""
-    return path.stat().st_mtime_ns
+    """Changes when the file does: no open handle of a file that was replaced since is used."""
+    status = path.stat()
+    return hash((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
