@@ -9,7 +9,8 @@ processes.
 forward    the passes alone: windows that are normalised and in memory
 plain      read a batch of windows, predict, write them, with rasterio
 torchgeo   GridGeoSampler and DataLoader, without and with 2 worker processes (bench/peers/predicting.py)
-monai      sliding_window_inference on the scene in memory (bench/peers/predicting.py)
+monai      sliding_window_inference on the scene in memory (bench/peers/predicting.py); where windows overlap they are as many as
+           voxtile's and lie a little otherwise, so that a few pixels differ
 voxtile    Predictor and Case.open_map: read ahead by threads, blended, journalled, up to the Cloud-Optimized GeoTIFF with overviews
 
 `--gigapixel` adds a scene of 32768x32768 by voxtile, whose memory is to be that of the small one.
@@ -29,6 +30,7 @@ from scene import WINDOW, arguments, paths  # noqa: E402
 
 PEERS = HERE / "peers" / ".venv" / "bin" / "python"
 OURS = ("forward", "plain", "voxtile")
+LARGE = 32_768  # side of the scene of a gigapixel
 HELD = 512  # windows that the forward passes go round: more than any cache holds
 
 
@@ -42,7 +44,8 @@ def forward(image: str, output: str, overlap: float) -> float:
 
     model = network()
     with rasterio.open(image) as scene:
-        areas = [Window(x, y, WINDOW, WINDOW) for y in range(0, scene.height, WINDOW) for x in range(0, scene.width, WINDOW)][:HELD]
+        areas = [Window(x, y, WINDOW, WINDOW) for y in range(0, scene.height, WINDOW) for x in range(0, scene.width, WINDOW)]
+        areas = (areas * (1 + HELD // len(areas)))[:HELD]
         held = normalised(torch.stack([torch.from_numpy(scene.read(window=area)) for area in areas]))
         count = len(tiles((1, scene.height, scene.width), (1, WINDOW, WINDOW), overlap))
     began = time.perf_counter()
@@ -153,16 +156,16 @@ def compare(folder: Path, side: int, overlap: float) -> dict[str, float]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--gigapixel", action="store_true", help="also a scene of 32768x32768 by voxtile")
+    parser.add_argument("--gigapixel", action="store_true", help=f"also a scene of {LARGE}x{LARGE} by voxtile")
     given = parser.parse_args()
-    for side in (given.side, *([32768] if given.gigapixel else [])):
+    for side in (given.side, *([LARGE] if given.gigapixel else [])):
         subprocess.run([sys.executable, str(HERE / "scene.py"), str(given.cache), str(side)], check=True)
     small = compare(given.cache, given.side, 0)
     compare(given.cache, given.side, 0.25)
     if given.gigapixel:
-        large = json.loads(run("voxtile", paths(given.cache, 32768)[0], given.cache / "voxtile_gigapixel.tif", 0))
+        large = json.loads(run("voxtile", paths(given.cache, LARGE)[0], given.cache / "voxtile_gigapixel.tif", 0))
         print(
-            f"\n32768x32768 by voxtile, overlap 0: {large['seconds']:.1f} s, {large['megabytes']:.0f} MB, "
+            f"\n{LARGE}x{LARGE} by voxtile, overlap 0: {large['seconds']:.1f} s, {large['megabytes']:.0f} MB, "
             f"{large['megabytes'] / small['megabytes']:.2f} of {given.side}x{given.side}"
         )
 

@@ -138,6 +138,27 @@ def test_bands_and_channels_are_chosen_by_name(tmp_path):
     np.testing.assert_array_equal(case.read(Window.whole(case.shape))[0][0, 0], arrays["s0"][0][0])
 
 
+class Dated(RasterDataset):
+    filename_glob = "*.tif"
+    filename_regex = r"(?P<date>\d{8})"
+
+
+def test_dates_keep_scenes_of_one_place_apart(tmp_path):
+    for number, day in enumerate(("20240105", "20250309")):
+        scene(tmp_path / "images" / f"{day}.tif", np.full((3, 16, 16), number + 3, dtype=np.uint8))
+    scene(tmp_path / "masks" / "20240101.tif", np.ones((1, 16, 16), dtype=np.uint8))
+
+    class DatedMasks(Dated):
+        is_image = False
+
+    parts = {"dataset1": partial(Dated, paths="images"), "dataset2": partial(DatedMasks, paths="masks")}
+    with pytest.raises(DataError, match="no temporal intersection"):
+        opened(TorchGeoLayout(str(tmp_path), partial(IntersectionDataset, **parts)))
+    cases = opened(TorchGeoLayout(str(tmp_path), partial(IntersectionDataset, spatial_only=True, **parts)))
+    assert [(case.id, int(case.read(Window.whole(case.shape))[0].mean())) for case in cases] == [("20240105", 3), ("20250309", 4)]
+    assert all((case.read_label(Window.whole(case.shape)) == 1).all() for case in cases)
+
+
 def test_a_mask_between_the_pixels_is_cut_to_whole_pixels_of_the_image(tmp_path):
     image = np.arange(30 * 30, dtype=np.uint16).reshape(1, 30, 30) + 1
     scene(tmp_path / "images" / "a.tif", np.repeat(image, 3, axis=0))

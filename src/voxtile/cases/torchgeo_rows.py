@@ -87,10 +87,12 @@ def _open_row(made: Any, row: int, files: Sequence[Path], nodata: float | None) 
     code = made.crs.to_epsg()  # the same system as a file's own only by its number: pyproj words it otherwise than GDAL
     crs = CRS.from_wkt(made.crs.to_wkt()) if code is None else CRS.from_epsg(code)
     frame = SimpleNamespace(transform=transform, width=width, height=height, crs=crs)
-    interval = one.index.index[0]
-    image = RowSource(one, "image", files, frame, slice(interval.left, interval.right, 1))
+    # An intersection in space alone has no intervals of its own.
+    times = [part.index.index for part in ([one] if hasattr(one.index.index, "left") else _leaves(one))]
+    time = slice(min(each.left.min() for each in times), max(each.right.max() for each in times), 1)
+    image = RowSource(one, "image", files, frame, time)
     image.nodata = _nodata_of(files[0], crs) if nodata is None else nodata
-    return image, RowSource(one, "mask", files, frame, image.time)
+    return image, RowSource(one, "mask", files, frame, time)
 
 
 def _up(value: float) -> int:
@@ -125,12 +127,12 @@ class RowSource(Source):
             key: "image" or "mask".
             files: that TorchGeo reads the row from.
             frame: transform, width, height and crs of the case.
-            time: the row's interval.
+            time: the interval that is read.
 
         Raises:
             DataError: Its samples hold no such key, or one of an unexpected shape.
         """
-        self.paths, self._one, self._key, self.time = tuple(files), one, key, time
+        self.paths, self._one, self._key, self._time = tuple(files), one, key, time
         self.stored = scene_grid(frame)
         grid = self.stored
         self.canonical = CanonicalGrid(grid.shape, grid.affine, grid.unit, grid.crs, grid.metres)
@@ -150,7 +152,7 @@ class RowSource(Source):
         right, bottom = transform @ (window.x + window.width, window.y + window.height)
         # File handles of GDAL may not be shared by threads, and TorchGeo keeps them in the data set.
         reader = _READERS.get(id(self._one), lambda: _Held(self._one, copy.deepcopy(self._one))).value
-        query = (slice(left, right, transform.a), slice(bottom, top, -transform.e), self.time)
+        query = (slice(left, right, transform.a), slice(bottom, top, -transform.e), self._time)
         try:
             sample: Mapping[str, Any] = reader[query]
         except Exception as error:  # each class fails in its own way
