@@ -2,16 +2,17 @@
 
 python bench/predicting.py [--gigapixel]
 
-Every way applies bench/peers/network.py to windows of 256x256 in batches of 8 on two cores, in a process of its own, and ends with
-a compressed GeoTIFF of classes on the disk; imports are not counted. Peak memory is the process's own (ru_maxrss), without worker
-processes.
+Every way applies bench/peers/network.py to windows of 256x256 on two cores, in a process of its own, and ends with a compressed
+GeoTIFF of classes on the disk; imports are not counted. Batches are of 8, for voxtile two of 1 side by side, its default on a CPU.
+Peak memory is the process's own (ru_maxrss), without worker processes.
 
 forward    the passes alone: windows that are normalised and in memory
 plain      read a batch of windows, predict, write them, with rasterio
 torchgeo   GridGeoSampler and DataLoader, without and with 2 worker processes (bench/peers/predicting.py)
 monai      sliding_window_inference on the scene in memory (bench/peers/predicting.py); where windows overlap they are as many as
            voxtile's and lie a little otherwise, so that a few pixels differ
-voxtile    Predictor and Case.open_map: read ahead by threads, blended, journalled, up to the Cloud-Optimized GeoTIFF with overviews
+voxtile    what `voxtile predict` does for a scene: read ahead, blended, journalled, up to the Cloud-Optimized GeoTIFF and its
+           overviews
 
 `--gigapixel` adds a scene of 32768x32768 by voxtile, whose memory is to be that of the small one.
 """
@@ -84,21 +85,25 @@ def plain(image: str, output: str, overlap: float) -> float:
 
 
 def voxtile(image: str, output: str, overlap: float) -> float:
-    from network import BATCH, CLASSES, MEAN, STD, network
+    from network import CLASSES, MEAN, STD, network
 
     from voxtile.cases.case import Case
     from voxtile.cases.geotiff import GeoTiffSource
     from voxtile.cases.maps import MapSpec
+    from voxtile.cases.raster import block_cache
     from voxtile.data.normalise import Intensity
+    from voxtile.inference.budget import share_one_heap
     from voxtile.inference.predictor import Predictor
 
-    predictor = Predictor(network(), (1, WINDOW, WINDOW), overlap, BATCH, workers=2)
+    share_one_heap()
+    predictor = Predictor(network(), (1, WINDOW, WINDOW), overlap)
     began = time.perf_counter()
     case = Case("scene", "scene", GeoTiffSource([Path(image)]))
     intensity = Intensity((0.0,) * 4, (65535.0,) * 4, (MEAN,) * 4, (STD,) * 4)
-    with case.open_map(Path(output), MapSpec(tuple(f"class{index}" for index in range(CLASSES)))) as writer:
+    with block_cache(), case.open_map(Path(output), MapSpec(tuple(f"class{index}" for index in range(CLASSES)))) as writer:
         for band in predictor.bands(case, intensity):
             writer.write(band.window, band.classes())
+            del band
         writer.close()
     return time.perf_counter() - began
 

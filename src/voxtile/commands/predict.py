@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -45,10 +43,11 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.commands.inputs import find_inputs
     from voxtile.commands.results import Results
     from voxtile.errors import DataError, PartialError, VoxtileError, counted, listed
+    from voxtile.inference.budget import share_one_heap
 
     out = console()
     _check(config)
-    _share_one_heap()
+    share_one_heap()
     runs = Ensemble.open(config)
     dataset = runs.first.built.dataset
     if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":
@@ -103,12 +102,6 @@ def _check(config: Mapping[str, Any]) -> None:
         raise ConfigError("'share=true' passes over maps that exist, and 'overwrite=true' replaces them. Leave one of them out.")
     if config["uncertainty"] and not config["samples"]:
         raise ConfigError("'uncertainty=true' needs samples to take the variance of. Type 'samples=40' too.")
-
-
-def _share_one_heap() -> None:
-    """Has glibc's threads share one heap: each of their own heaps keeps what it has freed from the others, some 100 MB in all."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
 
 
 @dataclass(frozen=True)
