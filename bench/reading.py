@@ -23,7 +23,7 @@ from rasterio.windows import Window as RasterWindow
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.data.augment import Augment
-from voxtile.data.batches import ReadAhead, collate
+from voxtile.data.batches import ReadAhead
 from voxtile.data.normalise import Intensity
 from voxtile.data.stream import SampleStream
 from voxtile.data.survey import survey
@@ -58,7 +58,7 @@ class Steps(torch.utils.data.Dataset):
         return BATCHES
 
     def __getitem__(self, step: int) -> dict:
-        return collate([self.stream.sample(step * BATCH + i) for i in range(BATCH)])
+        return self.stream.batch(range(step * BATCH, (step + 1) * BATCH))
 
 
 def rate(batches: Callable[[], Iterable[object]]) -> float:

@@ -87,3 +87,18 @@ def test_a_field_added_later_is_left_out_at_the_value_that_stood_for_it(monkeypa
 def test_where_a_table_lies_does_not_count(group: str, place: str) -> None:
     here, there = (identity(changed(group, {place: path, "fold": 1})) for path in ("table.csv", "/elsewhere/table.csv"))
     assert here == there != identity(changed(group, {place: "table.csv", "fold": 2}))
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "other"),
+    [("by", "pixels", "uniform"), ("class_weights", None, {"a": 2}), ("jitter", 1, 0.5), ("scales", None, [0.5, 2.0]),
+     ("max_nodata", None, 0.5)],
+)  # fmt: skip
+def test_how_windows_are_drawn_counts_where_it_is_not_as_before(key: str, default: object, other: object) -> None:
+    assert identity(changed("data.sampling", {key: default})) == identity(changed("data.sampling", None)) == identity(CONFIG)
+    assert identity(changed("data.sampling", {key: other})) != identity(CONFIG)
+
+
+def test_where_rasters_of_weights_lie_does_not_count() -> None:
+    here, there = (identity(changed("data.sampling", {"by": "weights", "weights": name})) for name in ("{id}.tif", "w/{id}.tif"))
+    assert here == there != identity(CONFIG)
