@@ -256,10 +256,10 @@ class Dataset:
                 )
             source = _open_label(self.format, files.labels, image, self.label_map.values, self.vectors)
         if source is not None:
-            if source.canonical.shape != image.canonical.shape:
+            if source.working.shape != image.working.shape:
                 raise DataError(
-                    f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} "
-                    f"{image.canonical.shape}. A label must have its image's size."
+                    f"{source.path} has shape {source.working.shape} (D, H, W) and its image {image.path} "
+                    f"{image.working.shape}. A label must have its image's size."
                 )
             labels = Labels(source, self.label_map.values)
         group = self.grouping(files.id, files.fields) if grouped else files.id
@@ -272,9 +272,9 @@ class Dataset:
             DataError: It cannot be read, or does not fit the image.
         """
         source = _open_label(self.format, [path], case.image, (), self.vectors)
-        if source.canonical.shape != case.image.canonical.shape:
+        if source.working.shape != case.image.working.shape:
             raise DataError(
-                f"{path} has shape {source.canonical.shape} (D, H, W) and {case.image.path} {case.image.canonical.shape}. Expected "
+                f"{path} has shape {source.working.shape} (D, H, W) and {case.image.path} {case.image.working.shape}. Expected "
                 "the image's size."
             )
         return source

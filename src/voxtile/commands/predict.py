@@ -253,7 +253,7 @@ class Work:
         windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
         if windows <= SMALL:
             return
-        disk, free = check_room(path, case.image.canonical.shape, specs)
+        disk, free = check_room(path, case.image.working.shape, specs)
         memory = memory_of(self.predictor, case, len(specs[0].classes))
         self.out.print(
             f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the scene, and up to "
