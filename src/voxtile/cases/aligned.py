@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import rasterio
@@ -101,6 +101,13 @@ class Target:
             if math.hypot(column - x - offset[0], row - y - offset[1]) > CLOSE:
                 return None
         return offset if Window(0, offset[1], offset[0], 1, height, width).inside(grid.shape) else None
+
+
+@runtime_checkable
+class OnTarget(Protocol):
+    """A scene on whose grid other files can be read."""
+
+    target: Target
 
 
 class AlignedFile:
