@@ -409,9 +409,17 @@ class TestArea:
         path = save(tmp_path / "a.tif", bands((1, 60, 50)))
         (tmp_path / "broken.gpkg").write_text("no")
         points = self.file(tmp_path / "points.gpkg", [Point(500_205, 5_299_755)])
+        good = self.file(tmp_path / "good.gpkg", [box(500_100, 5_299_500, 500_200, 5_299_600)])
+        elsewhere = (
+            f"<OGRVRTDataSource><OGRVRTLayer name='good'><SrcDataSource>{good}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+        )
+        for name in ("a.vrt", "a.geojson"):  # which GDAL would follow
+            (tmp_path / name).write_text(elsewhere)
         for area, words in (
             (str(tmp_path / "absent.gpkg"), "does not exist"),
             (str(tmp_path / "broken.gpkg"), "cannot be read"),
+            (str(tmp_path / "a.vrt"), "ends like no vector file"),
+            (str(tmp_path / "a.geojson"), "cannot be read as GeoJSON: it does not begin"),
             (points, "holds no polygons"),
         ):
             with pytest.raises(DataError, match=rf"The area .*{words}"):
