@@ -214,3 +214,11 @@ def test_background_is_a_class_index_and_colours_follow_the_classes(tmp_path):
     assert data.background == 1
     assert data.colors[1] == (0, 0, 255)
     assert len(set(data.colors)) == 2
+
+
+def test_a_vector_file_is_no_raster_of_weights(tmp_path, label):
+    scene(tmp_path, "a", label)
+    data = dataset(tmp_path)
+    (case,) = data.cases()
+    with pytest.raises(DataError, match=r"weights\.geojson is a vector file\. Expected a raster"):
+        data.aligned(tmp_path / "weights.geojson", case)

@@ -28,6 +28,14 @@ from voxtile.data.survey import survey
 from voxtile.errors import ConfigError, DataError
 
 POLAR = "EPSG:3413"
+# Scenes across the antimeridian, 10° north: CRS, transform, side in pixels.
+PACIFIC = {
+    "utm": ("EPSG:32601", Affine(50, 0, 163_000, 0, -50, 1_115_000), 300),
+    "east": ("EPSG:4326", Affine(0.001, 0, 179.9, 0, -0.001, 10.1), 200),
+    "west": ("EPSG:4326", Affine(0.001, 0, -180.1, 0, -0.001, 10.1), 200),
+    "fine": ("EPSG:4258", Affine(0.0005, 0, 179.95, 0, -0.0005, 10.05), 200),
+}
+ORIGINS = {"east": 179.5, "west": -180.5, "zero": 0.0, "other": -180.5}  # first longitude of labels; from 0 all around the world
 
 
 def named(path, *names):
@@ -142,6 +150,30 @@ class TestFilesOnOtherGrids:
         assert source.channels == ("2019_B04", "2019_B08", "2021_B04", "2021_B08", "change")
         pixels, _ = read(source, "change", "2021_B04", "2019_B04")
         np.testing.assert_array_equal(pixels[0], pixels[1] - pixels[2])
+
+
+class TestAroundTheWorld:
+    """Degrees that go on past 180°, beside files that count them otherwise; labels are 1 west of the antimeridian and 2 east."""
+
+    @pytest.mark.parametrize("place", PACIFIC)
+    @pytest.mark.parametrize("origin", ORIGINS)
+    def test_a_label_lies_where_it_lies_on_earth(self, tmp_path, place, origin):
+        crs, transform, side = PACIFIC[place]
+        image = GeoTiffSource([save(tmp_path / "s.tif", np.ones((1, side, side), np.uint8), crs=crs, transform=transform)])
+        left, step = ORIGINS[origin], 0.5 if origin == "zero" else 0.0025
+        width = 720 if origin == "zero" else 400
+        west = np.arange(width) * step + left < (180 if left >= 0 else -180)
+        rows, top = (40, 20.0) if origin == "zero" else (400, 10.5)
+        values = np.broadcast_to(np.where(west, 1, 2).astype(np.uint8), (1, rows, width))
+        at = Affine(step, 0, left, 0, -step, top)
+        path = save(tmp_path / "l.tif", values, crs="EPSG:4269" if origin == "other" else "EPSG:4326", transform=at)
+        found, valid = label_source(path, image, (1, 2)).read(Window.whole(image.working.shape), (0,))
+        columns, rows = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
+        x, y = transform @ (columns.ravel(), rows.ravel())
+        longitude = np.asarray(rasterio.warp.transform(crs, "EPSG:4326", x, y)[0]).reshape(side, side)
+        expected = np.where(np.mod(longitude, 360) < 180, 1, 2)
+        assert valid.all()
+        assert (found[0, 0] == expected).mean() > 0.99  # but for pixels on the line
 
 
 class TestResolution:
@@ -293,6 +325,14 @@ class TestArea:
         geopandas.GeoSeries(shapes, crs=crs).to_file(path)
         return str(path)
 
+    def test_a_label_that_has_nothing_of_the_area_belongs_to_the_scene_all_the_same(self, tmp_path):
+        path = save(tmp_path / "a.tif", bands((2, 60, 50)))
+        label = save(tmp_path / "l.tif", bands((1, 20, 50)))  # of the upper third
+        source = GeoTiffSource(
+            [path], scene=scene(area=self.file(tmp_path / "area.gpkg", [box(500_100, 5_299_500, 500_200, 5_299_600)]))
+        )
+        assert not label_source(label, source).read(Window.whole(source.working.shape), (0,))[1].any()
+
     def test_pixels_outside_are_not_valid_and_outside_the_box_not_read(self, tmp_path):
         shapes = [Point(500_205, 5_299_755).buffer(77), box(500_301, 5_299_602, 500_333, 5_299_688)]
         path = save(tmp_path / "a.tif", bands((2, 60, 50)))
@@ -369,9 +409,17 @@ class TestArea:
         path = save(tmp_path / "a.tif", bands((1, 60, 50)))
         (tmp_path / "broken.gpkg").write_text("no")
         points = self.file(tmp_path / "points.gpkg", [Point(500_205, 5_299_755)])
+        good = self.file(tmp_path / "good.gpkg", [box(500_100, 5_299_500, 500_200, 5_299_600)])
+        elsewhere = (
+            f"<OGRVRTDataSource><OGRVRTLayer name='good'><SrcDataSource>{good}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+        )
+        for name in ("a.vrt", "a.geojson"):  # which GDAL would follow
+            (tmp_path / name).write_text(elsewhere)
         for area, words in (
             (str(tmp_path / "absent.gpkg"), "does not exist"),
             (str(tmp_path / "broken.gpkg"), "cannot be read"),
+            (str(tmp_path / "a.vrt"), "ends like no vector file"),
+            (str(tmp_path / "a.geojson"), "cannot be read as GeoJSON: it does not begin"),
             (points, "holds no polygons"),
         ):
             with pytest.raises(DataError, match=rf"The area .*{words}"):

@@ -129,6 +129,15 @@ def test_an_intersections_rows_are_cases_on_the_grids_of_their_images(tmp_path):
         assert case.image.paths == (tmp_path / "images" / f"{case.id}.tif", tmp_path / "masks" / f"{case.id}.tif")
 
 
+def test_another_raster_lies_on_the_grid_of_a_row(tmp_path):
+    arrays = pair(tmp_path, count=1)
+    dataset = Dataset("set", "geotiff", TorchGeoLayout(str(tmp_path), pairs(tmp_path)), CLASSES)
+    (case,) = dataset.cases()
+    weights = dataset.aligned(tmp_path / "masks" / "s0.tif", case)
+    window = Window(0, 3, 5, 1, 20, 11)
+    np.testing.assert_array_equal(weights.read(window, (0,))[0][0, 0], arrays["s0"][1][3:23, 5:16])
+
+
 def test_bands_and_channels_are_chosen_by_name(tmp_path):
     arrays = pair(tmp_path, count=1)
     both = partial(

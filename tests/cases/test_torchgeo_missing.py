@@ -1,9 +1,12 @@
 """What can be said of TorchGeo's data sets without TorchGeo."""
 
 import sys
+from functools import partial
 
 import pytest
 
+from voxtile.cases.dataset import Dataset
+from voxtile.cases.layouts import CaseFiles
 from voxtile.cases.torchgeo import TorchGeoLayout
 from voxtile.commands.build import build
 from voxtile.errors import ConfigError
@@ -46,3 +49,11 @@ def test_a_data_set_without_a_class_is_refused(dataset):
 def test_a_split_that_voxtile_does_not_have_is_refused():
     with pytest.raises(ConfigError, match=r"'data\.layout\.splits' names 'training'; it takes train, val, test"):
         layout("tests.cases.test_torchgeo_missing.never", ["tests.cases.test_torchgeo_missing"], splits={"training": "train"})
+
+
+@pytest.mark.parametrize("settings", [{"scene": {"scale": 0.0001}}, {"vectors": {"border": 2}}])
+def test_settings_that_its_rows_would_not_follow_are_refused(settings):
+    files = CaseFiles("a", (), sources=lambda nodata: never())
+    dataset = Dataset("set", "geotiff", TorchGeoLayout("data", partial(never)), {0: "a", 1: "b"}, **settings)
+    with pytest.raises(ConfigError, match=r"'data\.scene' and 'data\.vectors' say .* TorchGeoLayout has another library"):
+        dataset.open(files)

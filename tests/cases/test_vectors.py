@@ -18,6 +18,7 @@ from voxtile.cases.dataset import Dataset
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.layouts import FolderLayout
 from voxtile.cases.maps import MapSpec
+from voxtile.cases.scene import Scene
 from voxtile.cases.vector_settings import VectorSettings
 from voxtile.cases.vectors import VectorLabel
 from voxtile.cases.window import Window
@@ -272,6 +273,36 @@ def test_an_empty_file_is_a_scene_without_shapes_where_that_is_wanted(tmp_path, 
     source = label(path, scene, empty=True, border=2)
     assert not whole(source)[0].any()
     assert source.anchors().shape == (0, 3)
+
+
+class TestWorkingGrid:
+    """Shapes on the grid that windows lie on, where `data.scene` makes that another one than the file's."""
+
+    def source(self, scene, **settings):
+        return GeoTiffSource(scene.paths, scene=Scene.of(settings))
+
+    def test_shapes_lie_on_the_resolution_asked_for(self, tmp_path, scene):
+        source = self.source(scene, resolution=20)
+        found = label(save(tmp_path / "l.gpkg"), source, attribute="kind")
+        values, _ = found.read(Window.whole((1, 30, 25)), (0,))
+        coarse = [shapely.transform(shape, lambda xy: xy / 2) for shape in SHAPES]
+        expected = rasterio.features.rasterize(zip(coarse, (1, 2, 3), strict=True), (30, 25), dtype="uint8")
+        np.testing.assert_array_equal(values[0, 0], expected)
+        assert (found.anchors() < (1, 30, 25)).all()
+
+    def test_shapes_lie_in_the_area_of_interest(self, tmp_path, scene):
+        part = geopandas.GeoDataFrame(geometry=[at(shapely.box(22, 12, 46, 55))], crs=UTM)
+        part.to_file(tmp_path / "area.gpkg")
+        source = self.source(scene, area=str(tmp_path / "area.gpkg"))
+        values, _ = label(save(tmp_path / "l.gpkg"), source, attribute="kind").read(Window.whole((1, 43, 24)), (0,))
+        np.testing.assert_array_equal(values[0, 0], painted(SHAPES, [1, 2, 3])[12:55, 22:46])
+
+    def test_an_area_without_shapes_in_a_scene_that_has_some_is_all_outside(self, tmp_path, scene):
+        geopandas.GeoDataFrame(geometry=[at(shapely.box(42, 52, 48, 58))], crs=UTM).to_file(tmp_path / "area.gpkg")
+        source = self.source(scene, area=str(tmp_path / "area.gpkg"))
+        found = label(save(tmp_path / "l.gpkg", SHAPES[:1]), source)
+        assert not found.read(Window.whole((1, 6, 6)), (0,))[0].any()
+        assert "no shape of" in found.notes()[-1]
 
 
 class TestDataset:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import rasterio
@@ -16,12 +16,13 @@ import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no public name
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from voxtile.cases.grid import StoredGrid, WorkingGrid
+from voxtile.cases.grid import Grid, StoredGrid, WorkingGrid
 from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid, stamp
 from voxtile.cases.remote import raise_failed_request
 from voxtile.cases.window import Window
@@ -34,6 +35,7 @@ TOLERANCE = 1e-3  # pixels that a warped place may be off; GDAL's own 0.125 show
 # the rows and columns that it does at once, and each window must be a slice of one and the same whole. They are GDAL's own blocks
 # of warped data sets, which it keeps.
 CELL = (128, 512)  # rows, columns
+TURN = 360.0  # degrees of longitude
 MOST_TRIED = 4096  # tiles of a damaged file
 
 
@@ -101,6 +103,13 @@ class Target:
         return offset if Window(0, offset[1], offset[0], 1, height, width).inside(grid.shape) else None
 
 
+@runtime_checkable
+class OnTarget(Protocol):
+    """A scene on whose grid other files can be read."""
+
+    target: Target
+
+
 class AlignedFile:
     """A raster file on a grid that need not be its own.
 
@@ -132,6 +141,7 @@ class AlignedFile:
         self.direct = self._offset is not None
         if self.direct:
             return
+        self._crs = self._unrolled()
         self._check_place()
         dtype = dataset.dtypes[0]
         fits = nodata is not None and rasterio.dtypes.in_dtype_range(nodata, dtype) and not self.masked
@@ -177,18 +187,33 @@ class AlignedFile:
             return onto.offset_in(onto.place, onto.stored)
         return onto.offset_in(self._place, self._own) if self._own.crs == onto.stored.crs else None
 
+    def _unrolled(self) -> str | None:
+        """The file's system, and where degrees go on past 180°, with longitudes on the file's side of the world.
+
+        PROJ gives longitudes from -180° to 180°, so a part of a file from 170° to 190°, or from 0° to 360°, would not be found.
+        """
+        own = self._own
+        past = any(max(-each.footprint[0], each.footprint[2]) > TURN / 2 for each in (own, self._onto.grid) if _degrees(each))
+        if own.crs is None or not _degrees(own) or not past:
+            return own.crs
+        middle = (own.footprint[0] + own.footprint[2]) / 2
+        return str(CRS.from_proj4(f"{CRS.from_wkt(own.crs).to_proj4()} +lon_wrap={middle}").to_wkt())
+
     def _check_place(self) -> None:
         what = "its image" if self._label else "the first file"
-        first, own, grid = self._onto.path, self._own, self._onto.grid
+        first, own, grid = self._onto.path, self._own, self._onto.stored  # in an area of interest it may have nothing
         if own.crs is None or grid.crs is None:
             raise DataError(
                 f"{self._path} has {own.shape[1]}x{own.shape[2]} pixels, {what} {first} {self._onto.stored.shape[1]}x"
                 f"{self._onto.stored.shape[2]}, and without a coordinate reference system on both the one cannot be aligned on the "
                 "other. Expected files of one size and resolution, or a CRS in both (gdal_edit.py -a_srs EPSG:…)."
             )
-        left, bottom, right, top = rasterio.warp.transform_bounds(own.crs, grid.crs, *own.footprint)
+        left, bottom, right, top = rasterio.warp.transform_bounds(self._crs, grid.crs, *own.footprint)
         a, b, c, d = grid.footprint
-        if left >= c or right <= a or bottom >= d or top <= b:
+        end = right + TURN * (right < left)  # as GDAL says that it crosses the antimeridian
+        turns = (-TURN, 0.0, TURN) if _degrees(grid) else (0.0,)
+        around = _degrees(own) and own.footprint[2] - own.footprint[0] >= TURN - 1  # of all longitudes GDAL makes 0 to 0
+        if bottom >= d or top <= b or not (around or any(left + turn < c and end + turn > a for turn in turns)):
             raise DataError(
                 f"{self._path} covers {left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} and {what} {first} {a:.6g} … {c:.6g}, "
                 f"{b:.6g} … {d:.6g} in the CRS of {first.name}: they do not overlap. Check that they belong together."
@@ -202,8 +227,8 @@ class AlignedFile:
         )])  # fmt: skip
         columns, rows = (around * (window.width, window.height) + (window.x, window.y)).T
         x, y = self._onto.transform @ (columns, rows)
-        if self._own.crs != self._onto.grid.crs:
-            x, y = np.asarray(rasterio.warp.transform(self._onto.grid.crs, self._own.crs, x, y))[:2]
+        if self._crs != self._onto.grid.crs:
+            x, y = np.asarray(rasterio.warp.transform(self._onto.grid.crs, self._crs, x, y))[:2]
         return np.stack(~self._place @ (np.asarray(x), np.asarray(y)), axis=1)
 
     def _covers(self) -> bool:
@@ -246,7 +271,8 @@ class AlignedFile:
     def _open_warped(self, resampling: str, nodata: float | None) -> WarpedVRT:
         _, height, width = self._onto.grid.shape
         return WarpedVRT(
-            open_raster(self._path), crs=self._onto.grid.crs, transform=self._onto.transform, width=width, height=height,
+            open_raster(self._path), src_crs=self._crs,
+            crs=self._onto.grid.crs, transform=self._onto.transform, width=width, height=height,
             resampling=Resampling[resampling], tolerance=TOLERANCE, add_alpha=nodata is None and not self._alpha,
             src_nodata=nodata, nodata=nodata,
             XSCALE="1", YSCALE="1",  # of the kernel, which GDAL would widen by what it guesses of each cell
@@ -282,6 +308,11 @@ class AlignedFile:
                     dataset.read(window=RasterWindow(tile.x, tile.y, tile.width, tile.height))
                 except RasterioError:
                     yield (tile.y // shape[0], tile.x // shape[1]), tile
+
+
+def _degrees(grid: Grid) -> bool:
+    """Whether map units are degrees."""
+    return grid.crs is not None and bool(CRS.from_wkt(grid.crs).is_geographic)
 
 
 def _cells(window: Window, shape: tuple[int, int, int], size: tuple[int, int] = CELL) -> Iterator[Window]:

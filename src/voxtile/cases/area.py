@@ -17,8 +17,9 @@ from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no pub
 
 from voxtile.cases.grid import Grid
 from voxtile.cases.scene import Bounds
+from voxtile.cases.vector_settings import VectorSettings
 from voxtile.cases.window import Window
-from voxtile.errors import DataError, reason
+from voxtile.errors import DataError
 
 if TYPE_CHECKING:
     from geopandas import GeoSeries
@@ -123,15 +124,12 @@ def _boxes(bounds: Bounds) -> GeoSeries:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, stamp: int) -> GeoSeries:
-    import geopandas
+    from voxtile.cases.vector_files import read_frame
 
     try:
-        frame = geopandas.read_parquet(path) if path.suffix.lower() == ".parquet" else geopandas.read_file(path)
-    except Exception as error:  # pyogrio's, pyarrow's and geopandas' errors share no base
-        raise DataError(
-            f"The area {path} (data.scene.area) cannot be read: {reason(error)}. Expected a GeoJSON, GeoPackage, Shapefile or "
-            "GeoParquet file."
-        ) from error
+        frame = read_frame(path, VectorSettings())
+    except DataError as error:
+        raise DataError(f"The area of interest ('data.scene.area'): {error}") from error
     shapes = frame.geometry.dropna()
     shapes = shapes[shapes.geom_type.isin(["Polygon", "MultiPolygon"]) & ~shapes.is_empty].explode()
     if not len(shapes) or shapes.crs is None:

@@ -38,9 +38,10 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 
         return VectorLabel(paths[0], image, vectors, named)
     if kind == "geotiff":
-        from voxtile.cases.geotiff import GeoTiffSource, label_source
+        from voxtile.cases.aligned import OnTarget
+        from voxtile.cases.geotiff import label_source
 
-        assert isinstance(image, GeoTiffSource)
+        assert isinstance(image, OnTarget)
         return label_source(paths[0], image, named)
     if kind == "nifti":
         from voxtile.cases.nifti import NiftiSource, nifti_label
@@ -233,6 +234,11 @@ class Dataset:
         """
         source: Source | None = None
         if files.sources is not None:
+            if self.scene != Scene() or self.vectors != VectorSettings():  # which new files would follow, and these would not
+                raise ConfigError(
+                    f"'data.scene' and 'data.vectors' say how this package reads scenes, and {type(self.layout).__name__} has "
+                    "another library read them. Take the settings out, or describe the folders with 'FolderLayout'."
+                )
             image, source = files.sources(self.nodata)
         else:
             # An area says what of the data set is used; of a new file everything is wanted.
@@ -256,10 +262,10 @@ class Dataset:
                 )
             source = _open_label(self.format, files.labels, image, self.label_map.values, self.vectors)
         if source is not None:
-            if source.canonical.shape != image.canonical.shape:
+            if source.working.shape != image.working.shape:
                 raise DataError(
-                    f"{source.path} has shape {source.canonical.shape} (D, H, W) and its image {image.path} "
-                    f"{image.canonical.shape}. A label must have its image's size."
+                    f"{source.path} has shape {source.working.shape} (D, H, W) and its image {image.path} "
+                    f"{image.working.shape}. A label must have its image's size."
                 )
             labels = Labels(source, self.label_map.values)
         group = self.grouping(files.id, files.fields) if grouped else files.id
@@ -271,10 +277,12 @@ class Dataset:
         Raises:
             DataError: It cannot be read, or does not fit the image.
         """
+        if path.suffix.lower() in VECTOR_SUFFIXES:
+            raise DataError(f"{path} is a vector file. Expected a raster; make one, for example with 'gdal_rasterize'.")
         source = _open_label(self.format, [path], case.image, (), self.vectors)
-        if source.canonical.shape != case.image.canonical.shape:
+        if source.working.shape != case.image.working.shape:
             raise DataError(
-                f"{path} has shape {source.canonical.shape} (D, H, W) and {case.image.path} {case.image.canonical.shape}. Expected "
+                f"{path} has shape {source.working.shape} (D, H, W) and {case.image.path} {case.image.working.shape}. Expected "
                 "the image's size."
             )
         return source

@@ -15,7 +15,7 @@ import rasterio.dtypes
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
-from voxtile.cases.aligned import AlignedFile, Target
+from voxtile.cases.aligned import AlignedFile, OnTarget, Target
 from voxtile.cases.area import Area, area_on
 from voxtile.cases.bands import Derived, Layer, decibel
 from voxtile.cases.case import Source, distinct_names
@@ -307,7 +307,7 @@ def _everywhere(shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return valid
 
 
-def label_source(path: Path, onto: GeoTiffSource, named: Collection[int] = ()) -> GeoTiffSource:
+def label_source(path: Path, onto: OnTarget, named: Collection[int] = ()) -> GeoTiffSource:
     """Opens a label raster, aligned to the grid of its image by nearest neighbour where it lies on another one.
 
     Args:

@@ -15,6 +15,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
+from voxtile.cases.aligned import Target
 from voxtile.cases.case import Source
 from voxtile.cases.cog import write_cog
 from voxtile.cases.grid import CanonicalGrid
@@ -137,6 +138,7 @@ class RowSource(Source):
         grid = self.stored
         self.canonical = CanonicalGrid(grid.shape, grid.affine, grid.unit, grid.crs, grid.metres)
         self.profile = {"crs": frame.crs, "transform": frame.transform}
+        self.target = Target(self.path, self.stored, frame.transform, self.working, frame.transform)
         corner = self._array(Window(0, 0, 0, 1, min(16, frame.height), min(16, frame.width)))
         self.dtype = corner.dtype
         self.channels = ("label",) if key == "mask" else channel_names(_leaves(one), len(corner))

@@ -107,7 +107,7 @@ def read_shapes(path: Path, settings: VectorSettings, stamps: Stamps) -> Shapes:
 
 
 def _read(path: Path, settings: VectorSettings) -> Shapes:
-    frame = _frame(path, settings)
+    frame = read_frame(path, settings)
     crs = _crs(path, settings, frame.crs)
     shapes = np.asarray(frame.geometry.to_numpy(), dtype=object)
     if shapely.has_z(shapes).any():
@@ -151,8 +151,14 @@ def simple_parts(shapes: NDArray[np.object_], owners: NDArray[np.int64]) -> tupl
     return shapes[kept], owners[kept]
 
 
-def _frame(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
-    """The file's shapes with the attribute that the settings name."""
+def read_frame(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
+    """The file's shapes as they are, with the attribute that the settings name.
+
+    Raises:
+        DataError: The file cannot be read, or has not the layer or attribute that the settings name.
+    """
+    if path.suffix.lower() not in _KINDS:
+        raise DataError(f"{path} ends like no vector file that is read here. Expected one of {listed(_KINDS)}.")
     start, driver = _KINDS[path.suffix.lower()]
     try:
         with path.open("rb") as file:
@@ -197,7 +203,10 @@ def _parquet(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
 
 def _layer(path: Path, settings: VectorSettings, names: Sequence[str]) -> str | None:
     if settings.layer is None and len(names) > 1:
-        raise DataError(f"{path} has several layers: {listed(names, 20)}. Type which one: 'data.vectors.layer={names[0]}'.")
+        raise DataError(
+            f"{path} has several layers: {listed(names, 20)}. Type which one: 'data.vectors.layer={names[0]}', or, for an "
+            "area of interest, write that one into a file of its own."
+        )
     if settings.layer is not None and settings.layer not in names:
         has = f"it has {listed(names, 20)}" if names else "it has none"
         raise DataError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from voxtile.cases.burn import Placed, near_change
 from voxtile.cases.case import Source
+from voxtile.cases.grid import Grid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.shared import Shared
 from voxtile.cases.vector_files import Shapes, files_of, read_shapes, stamps_of
@@ -54,7 +55,8 @@ class VectorLabel(Source):
                 "example with 'gdal_edit.py -a_srs EPSG:…'."
             )
         self.paths, self.channels, self.dtype = files_of(path), ("label",), np.result_type(*map(np.min_scalar_type, named))
-        self.stored, self.canonical, self.key = onto.stored, onto.canonical, repr((VERSION, settings))
+        self.stored, self.canonical, self.working = onto.stored, onto.canonical, onto.working
+        self.key = repr((VERSION, settings))
         self._onto, self._settings, self._stamps = onto, settings, stamps_of(path)
         shapes = self._shapes()
         if settings.attribute is None and 1 not in named:
@@ -73,20 +75,20 @@ class VectorLabel(Source):
     def _shapes(self) -> Shapes:
         return read_shapes(self.path, self._settings, self._stamps)
 
-    def _grid(self, shapes: Shapes) -> SceneGrid:
-        return SceneGrid(self.canonical, shapes.crs, self._settings.buffer, self._settings.border)
+    def _on(self, grid: Grid, shapes: Shapes) -> SceneGrid:
+        return SceneGrid(grid, shapes.crs, self._settings.buffer, self._settings.border)
 
     def _placed(self) -> tuple[Placed, tuple[Stored, ...]]:
         """The polygons, and the stored values that their codes stand for."""
 
         def place() -> tuple[Placed, tuple[Stored, ...]]:
             shapes = self._shapes()
-            return self._grid(shapes).place(shapes, str(self.path)), shapes.stored
+            return self._on(self.working, shapes).place(shapes, str(self.path)), shapes.stored
 
-        return _PLACED.get((self._stamps, self._settings, self.canonical), place)
+        return _PLACED.get((self._stamps, self._settings, self.working), place)
 
     def _check_overlap(self, shapes: Shapes) -> None:
-        boxes = self._grid(shapes).boxes
+        boxes = self._on(self.canonical, shapes).boxes  # of the whole scene: in an area of interest there may be no shape
         if boxes is None or not len(shapes.parts):
             return
         left, bottom, right, top = shapes.bounds
@@ -116,13 +118,13 @@ class VectorLabel(Source):
     def anchors(self) -> NDArray[np.int32]:
         """(z, y, x) of one pixel inside each shape that reaches into the scene and is to be judged, in the file's order [n, 3]."""
         placed, stored = self._placed()
-        _, height, width = self.canonical.shape
+        _, height, width = self.working.shape
         return placed.anchors(height, width, np.array([value is not None for value in stored]))
 
     def notes(self) -> list[str]:
         """See `Source.notes`."""
         shapes, notes = self._shapes(), []
-        if not len(self._placed()[0].near(Window.whole(self.canonical.shape))):
+        if not len(self._placed()[0].near(Window.whole(self.working.shape))):
             outside = "nothing of it is judged" if self._settings.outside is None else f"all of it is {self._settings.outside}"
             notes.append(f"no shape of {self.path} lies on {self._onto.path}: {outside}")
         return [*shapes.notes, *notes]

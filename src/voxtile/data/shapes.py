@@ -21,7 +21,7 @@ class Anchored(Protocol):
     """A label's source that knows its shapes."""
 
     def anchors(self) -> NDArray[np.int32]:
-        """(z, y, x) of one pixel inside each shape, on the canonical grid, int32 [n, 3]."""
+        """(z, y, x) of one pixel inside each shape, on the working grid, int32 [n, 3]."""
 
 
 def anchors_of(case: Case, classes: Collection[int]) -> NDArray[np.int32]:

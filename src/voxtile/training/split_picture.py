@@ -101,7 +101,7 @@ def _places(sided: Sequence[tuple[Case, str]]) -> list[list[int]]:
     """
     cases = [case for case, _ in sided]
     sizes = [
-        max(side * step for side, step in zip(case.image.canonical.shape[1:], case.grid.spacing[1:], strict=True)) for case in cases
+        max(side * step for side, step in zip(case.image.working.shape[1:], case.grid.spacing[1:], strict=True)) for case in cases
     ]
     pairs = pairs_within(cases, cases, float(np.median(sizes)))
     members: dict[int, list[int]] = {}
