@@ -82,5 +82,5 @@ def _halves(window: Window) -> list[Window]:
             cut = (first + last + 1) // 2 * LEAST
             start, size = list(window.start), list(window.size)
             start[axis], size[axis] = cut, cut - window.start[axis]
-            return [Window.of(window.start, size), Window.of(start, np.subtract(window.stop, start))]
+            return [Window.of(window.start, size), Window.of(start, [b - a for a, b in zip(start, window.stop, strict=True)])]
     return []

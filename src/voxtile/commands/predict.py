@@ -161,8 +161,8 @@ class Work:
         if isinstance(case.image, Tolerant) and case.image.lost:
             first, why = min(case.image.lost.items())
             self.out.print(
-                f"{files.id}: {counted(len(case.image.lost), 'square')} of {LEAST}x{LEAST} pixels could not be read and are nodata, "
-                f"the first at x {first.x}, y {first.y}: {why}", style="yellow", soft_wrap=True,
+                f"{files.id}: {counted(len(case.image.lost), 'square')} of {LEAST}x{LEAST} pixels could not be read and hold no "
+                f"data, the first at x {first.x}, y {first.y}: {why}", style="yellow", soft_wrap=True,
             )  # fmt: skip
         return made + self._results(case, paths, places) if made else []
 
