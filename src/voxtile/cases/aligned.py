@@ -152,13 +152,16 @@ class AlignedFile:
         finer = min(a / b for a, b in zip(self._own.spacing[1:], onto.grid.spacing[1:], strict=True)) < FINER
         self._resampling = "average" if finer and resampling != "nearest" else resampling
 
-    def read(self, bands: Sequence[int], window: Window, nearest: bool = False) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    def read(
+        self, bands: Sequence[int], window: Window, nearest: bool = False, out: NDArray[Any] | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Reads bands, numbered from 1, at a window of the grid.
 
         Args:
             bands: the numbers.
             window: inside the grid.
             nearest: whether values are kinds of things, which cannot be averaged.
+            out: where pixels go [n, h, w], of the file's data type; for files that are read directly.
 
         Returns:
             Pixels as stored [n, h, w], and which of them the file, its mask or its alpha band allow [h, w]; None for all.
@@ -171,7 +174,7 @@ class AlignedFile:
                 return self._warped(bands, window, "nearest" if nearest else self._resampling)
             dataset = HANDLES.get((self._path, self._stamp), partial(open_raster, self._path))
             area = RasterWindow(window.x + self._offset[0], window.y + self._offset[1], window.width, window.height)
-            pixels = dataset.read(bands, window=area)
+            pixels = dataset.read(bands, window=area, out=out)
             return pixels, dataset.dataset_mask(window=area) > 0 if self.masked else None
         except RasterioError as error:
             raise_failed_request()

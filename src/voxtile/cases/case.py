@@ -72,6 +72,11 @@ class Source(ABC):
             DataError: The file cannot be read; the message names it and the window.
         """
 
+    def read_into(self, out: NDArray[Any], window: Window, channels: Sequence[int]) -> NDArray[np.bool_]:
+        """Reads pixels into `out` [C, d, h, w], whose type holds this source's, and returns where they hold data; see `read`."""
+        out[...], valid = self.read(window, channels)
+        return valid
+
     @abstractmethod
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """A writer of a map on this source's working grid that ends as a file in this format.
@@ -106,10 +111,24 @@ class Labels:
         Raises:
             DataError: The file holds a value that the configuration does not know.
         """
-        stored, valid = self.source.read(window, (0,))
-        numbers = stored[0]
-        out, unknown = _classes(numbers, tuple(self.values.items()))
-        if not valid.all():
+        out = np.empty(window.size, dtype=np.uint8)
+        self.read_into(out, window)
+        return out
+
+    def read_into(self, out: NDArray[np.uint8], window: Window) -> None:
+        """Reads class indices into `out` [d, h, w]; see `read`."""
+        if self.source.dtype == np.uint8:
+            valid = self.source.read_into(out[None], window, (0,))
+            numbers: NDArray[Any] = out
+        else:
+            stored, valid = self.source.read(window, (0,))
+            numbers = stored[0]
+        classes, unknown = _classes(numbers, tuple(self.values.items()))
+        if classes is not out:
+            if unknown is not None:
+                numbers = numbers.copy()  # they may lie where the classes go, and a message may name them
+            out[...] = classes
+        if not is_everywhere(valid):
             out[~valid] = IGNORE
             unknown = unknown if unknown is None else unknown & valid
         if unknown is not None and unknown.any():
@@ -119,14 +138,13 @@ class Labels:
                 f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them under 'labels:' in the data "
                 f"set's file, where they are not to be judged as '{found[0].item():g}: ignore'."
             )
-        return out
 
 
 def _classes(numbers: NDArray[Any], values: tuple[tuple[int, int], ...]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
     """Class indices of stored values, and where the configuration knows none; None where it knows all."""
     unsigned = numbers.dtype.kind == "u"
     if unsigned and int(numbers.max()) < _counted(values):  # most labels are stored as they are counted
-        return numbers.astype(np.uint8), None
+        return numbers.astype(np.uint8, copy=False), None
     if unsigned and numbers.dtype.itemsize == 1 and len(values) > MOST_COMPARED:
         table, known = _tables(values)
         return table.take(numbers), ~known.take(numbers)
@@ -140,6 +158,19 @@ def _classes(numbers: NDArray[Any], values: tuple[tuple[int, int], ...]) -> tupl
             if not left:
                 return out, None
     return out, ~np.isin(numbers, [value for value, _ in values])
+
+
+@lru_cache(maxsize=16)
+def everywhere(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """True for each pixel: most windows are so, and need no array of their own. It cannot be written to."""
+    valid = np.ones(shape, dtype=np.bool_)
+    valid.flags.writeable = False
+    return valid
+
+
+def is_everywhere(valid: NDArray[np.bool_]) -> bool:
+    """Whether all pixels hold data; `everywhere` is known at sight."""
+    return valid is everywhere(valid.shape) or bool(valid.all())
 
 
 @lru_cache(maxsize=64)
@@ -259,6 +290,13 @@ class Case:
         rows: tuple[Any, ...] = np.ix_(*(index - a for index, a in zip(lists, low, strict=True)))
         return array[:, *rows], valid[rows]
 
+    def read_into(self, out: NDArray[Any], window: Window, pad: Pad | None = None) -> NDArray[np.bool_]:
+        """Reads the pixels of `window` into `out` [C, d, h, w], a part of a batch, and returns where they hold data; see `read`."""
+        if window.inside(self.shape):
+            return self.image.read_into(out, window.shifted(self.region.start) if self.region else window, self._selected)
+        out[...], valid = self.read(window, pad=pad)
+        return valid
+
     def read_label(self, window: Window) -> NDArray[np.uint8]:
         """Reads the label of `window`, which may reach past the border.
 
@@ -268,15 +306,21 @@ class Case:
         Raises:
             DataError: The case has no label, or its file holds an unknown value.
         """
+        out = np.empty(window.size, dtype=np.uint8)
+        self.read_label_into(out, window)
+        return out
+
+    def read_label_into(self, out: NDArray[np.uint8], window: Window) -> None:
+        """Reads the label of `window` into `out` [d, h, w], a part of a batch; see `read_label`."""
         if self.labels is None:
             raise DataError(f"Case '{self.id}' ({self.image.path}) has no label.")
         if window.inside(self.shape):
-            return self.labels.read(window.shifted(self.region.start) if self.region else window)
+            self.labels.read_into(out, window.shifted(self.region.start) if self.region else window)
+            return
         inner = window.clipped(self.shape)
-        out = np.full(window.size, IGNORE, dtype=np.uint8)
+        out[...] = IGNORE
         if inner.pixels:
             out[inner.within(window)] = self.labels.read(inner.shifted(self.box.start))
-        return out
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """A writer for a map of this case's source, in the source's own format, grid and geometry, see `MapWriter`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rasterio.enums import ColorInterp
 from voxtile.cases.aligned import AlignedFile, OnTarget, Target
 from voxtile.cases.area import Area, area_on
 from voxtile.cases.bands import Derived, Layer, decibel
-from voxtile.cases.case import Source, distinct_names
+from voxtile.cases.case import Source, distinct_names, everywhere
 from voxtile.cases.cog import write_cog
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
@@ -205,13 +204,13 @@ class GeoTiffSource(Source):
         if self._plain:  # nothing but reading: this is the path that sampling and prediction spend their time on
             bands = [self._kept[channel] for channel in channels]
             pixels, _ = self._files[0].read([band.number for band in bands], window)
-            return pixels.astype(self.dtype, copy=False)[:, None], _hold_data(pixels, bands)[None]
+            return pixels.astype(self.dtype, copy=False)[:, None], _hold_data(pixels, bands)
         everything: tuple[Band | Derived, ...] = (*self._kept, *self.scene.derived)
         picked = [everything[channel] for channel in channels]
         used = {name for each in picked for name in (each.bands if isinstance(each, Derived) else (each.name,))}
         stored, valid = self._stored(window, used | {mask.band for mask in self.scene.masks})
         bands = [band for name, band in self._bands.items() if name in used]
-        valid &= _hold_data([stored[band.name] for band in bands], bands)
+        valid = valid & _hold_data([stored[band.name] for band in bands], bands)[0]
         for mask in self.scene.masks:
             valid &= ~mask.marks(stored[mask.band])
         if self._area is not None:
@@ -223,6 +222,14 @@ class GeoTiffSource(Source):
             if isinstance(channel, Derived) or channel.decibel:
                 valid &= np.isfinite(out[row, 0])
         return out, valid[None]
+
+    def read_into(self, out: NDArray[Any], window: Window, channels: Sequence[int]) -> NDArray[np.bool_]:
+        """See `Source.read_into`; what needs no work after reading is read straight into its place."""
+        if not self._plain or out.dtype != self.dtype or any(self._kept[channel].dtype != self.dtype for channel in channels):
+            return super().read_into(out, window, channels)
+        bands = [self._kept[channel] for channel in channels]
+        self._files[0].read([band.number for band in bands], window, out=out[:, 0])
+        return _hold_data(out[:, 0], bands)
 
     def _stored(self, window: Window, names: Collection[str]) -> tuple[dict[str, Layer], NDArray[np.bool_]]:
         """Pixels as stored by name of band [h, w], and which of them the files allow [h, w]."""
@@ -284,8 +291,8 @@ def _fitting(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
 
 
 def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) -> NDArray[np.bool_]:
-    """Where pixels as stored, bands x [h, w], hold data [h, w]."""
-    valid = _everywhere(layers[0].shape)
+    """Where pixels as stored, bands x [h, w], hold data [1, h, w]."""
+    valid = everywhere((1, *layers[0].shape))
     for layer, band in zip(layers, bands, strict=True):
         # Most windows hold finite numbers only: least and most show that in half the time of asking each.
         if band.dtype.kind == "f" and not (math.isfinite(layer.min()) and math.isfinite(layer.max())):
@@ -296,14 +303,6 @@ def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) ->
             for layer, band in zip(layers[1:], bands[1:], strict=True):
                 empty &= layer == band.nodata
             valid = valid & ~empty
-    return valid
-
-
-@lru_cache(maxsize=16)
-def _everywhere(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """True for each pixel: most windows are so, and need no array of their own. It cannot be written to."""
-    valid = np.ones(shape, dtype=np.bool_)
-    valid.flags.writeable = False
     return valid
 
 

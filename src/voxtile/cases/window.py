@@ -80,7 +80,8 @@ class Window(NamedTuple):
 
     def inside(self, shape: Sequence[int]) -> bool:
         """Whether the box lies wholly inside a case of `shape` (D, H, W)."""
-        return min(self.start) >= 0 and all(b <= n for b, n in zip(self.stop, shape, strict=True))
+        z, y, x, depth, height, width = self  # written out: every read asks this
+        return min(z, y, x) >= 0 and z + depth <= shape[0] and y + height <= shape[1] and x + width <= shape[2]
 
     def within(self, outer: Window) -> tuple[slice, slice, slice]:
         """Slices of this box into an array [d, h, w] that holds the window `outer`."""

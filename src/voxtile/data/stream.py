@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxtile.cases.case import IGNORE, Case
+from voxtile.cases.case import IGNORE, Case, Pad, is_everywhere
 from voxtile.cases.window import Size3, Window
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, collate
@@ -111,6 +111,8 @@ class SampleStream:
         self._outer = Window.of((0, 0, 0), size).grown(margin).size
         self.strategy = strategy or JudgedPixels(cases, surveys, sampling.jitter)
         self.classes = ClassPixels(cases, surveys, balanced, sampling.jitter)
+        # Cases of several types are stacked as one that holds them all; torch knows the machine's byte order only.
+        self._dtype = np.result_type(*{case.dtype for case in cases}).newbyteorder("=")
         rows = [intensity.arrays() for intensity in intensities]
         self._numbers = {name: np.stack([row[name] for row in rows]) for name in rows[0]}  # [cases, C]
         self._spacings = [case.grid.spacing for case in cases]
@@ -153,16 +155,19 @@ class SampleStream:
         """
         drawn = [self._draw(index) for index in indices]
         used: list[Spec] = []
-
-        def read() -> Iterator[dict[str, Any]]:
-            for first in drawn:
-                spec, pixels = self._pixels(first)
-                used.append(spec)
-                yield pixels
-
-        pixels = collate(read(), len(drawn))
+        channels = len(self.cases[0].channels)
+        image = np.empty((len(drawn), channels, *self._outer), dtype=self._dtype)
+        valid = np.empty((len(drawn), *self._outer), dtype=np.bool_)
+        label = np.empty((len(drawn), *self._outer), dtype=np.uint8)
+        for row, first in enumerate(drawn):
+            spec, pixels = self._pixels(first, image[row], label[row])
+            used.append(spec)
+            valid[row] = pixels["valid"]
         numbers = [spec.case for spec in used]
-        return pixels | {
+        return {
+            "image": torch.from_numpy(image),
+            "valid": torch.from_numpy(valid),
+            "label": torch.from_numpy(label),
             "index": torch.tensor([spec.index for spec in used]),
             "case": torch.tensor(numbers),
             **{name: torch.from_numpy(rows[numbers]) for name, rows in self._numbers.items()},
@@ -183,30 +188,39 @@ class SampleStream:
         case, start = (self.classes if balanced else self.strategy).place(draw, case, size)
         return Spec(index, case, Window(*start, *size), scale)
 
-    def _read(self, spec: Spec) -> _Read:
+    def _read(self, spec: Spec, out: NDArray[Any] | None = None) -> _Read:
         """Image and validity at a first draw or, where it holds too little data, at a further one; where all do, at the best."""
-        found, most = self._read_at(spec), self.sampling.max_nodata
+        most = self.sampling.max_nodata
+        found = self._read_at(spec, out if most is None else None)
         for attempt in range(1, TRIES if most is not None else 1):
             if found.missing <= (most or 0.0):
                 break
             found = min(found, self._read_at(self._draw(spec.index, attempt)), key=lambda each: each.missing)
         return found
 
-    def _read_at(self, spec: Spec) -> _Read:
+    def _read_at(self, spec: Spec, out: NDArray[Any] | None = None) -> _Read:
         window = spec.window
         if any(self.margin):
             edges = zip(self.margin, self._steps(spec), strict=True)
             window = window.grown([math.ceil(pixels * step) for pixels, step in edges])
-        return _Read(spec, window, *self.cases[spec.case].read(window, pad="reflect" if any(self.margin) else "constant"))
+        case = self.cases[spec.case]
+        pad: Pad = "reflect" if any(self.margin) else "constant"
+        if out is not None and out.shape[1:] == window.size:
+            return _Read(spec, window, out, case.read_into(out, window, pad=pad))
+        return _Read(spec, window, *case.read(window, pad=pad))
 
-    def _pixels(self, drawn: Spec) -> tuple[Spec, dict[str, NDArray[Any]]]:
-        """The spec that holds for a first draw, and image, valid and label at it."""
-        found = self._read(drawn)
+    def _pixels(
+        self, drawn: Spec, image_out: NDArray[Any] | None = None, label_out: NDArray[np.uint8] | None = None
+    ) -> tuple[Spec, dict[str, NDArray[Any]]]:
+        """The spec that holds for a first draw, and image, valid and label at it; the first and last in `…_out` where given."""
+        rescaled = self.sampling.scales is not None
+        found = self._read(drawn, None if rescaled else image_out)
         spec, image, valid = found.spec, found.image, found.valid
-        label = self.cases[spec.case].read_label(found.window)
-        if not valid.all():
+        label = np.empty(found.window.size, dtype=np.uint8) if label_out is None or rescaled else label_out
+        self.cases[spec.case].read_label_into(label, found.window)
+        if not is_everywhere(valid):
             label[~valid] = IGNORE
-        if self.sampling.scales is not None:
+        if rescaled:
             from voxtile.data.rescale import rescale
 
             steps = self._steps(spec)
@@ -214,6 +228,9 @@ class SampleStream:
             edges = [a - b for a, b in zip(spec.window.start, found.window.start, strict=True)]
             start = [edge - pixels * step for edge, pixels, step in zip(edges, self.margin, steps, strict=True)]
             image, valid, label = rescale(image, valid, label, self._outer, start, steps)
+        for out, made in ((image_out, image), (label_out, label)):
+            if out is not None and made is not out:
+                out[...] = made
         return spec, {"image": image, "valid": valid, "label": label}
 
     def _steps(self, spec: Spec) -> list[float]:
