@@ -87,7 +87,7 @@ def check_room(paths: Sequence[Path], shape: Size3, specs: Sequence[MapSpec]) ->
     free = shutil.disk_usage(there).free + sum(side.stat().st_size for side in map(side_file, paths) if side.exists())
     if free < wanted:
         raise DataError(
-            f"Making {paths[0]} takes up to {wanted / 1e9:.2f} GB of disk, and {there} has {free / 1e9:.2f} GB left. Free some disk "
-            "space, or name another output."
+            f"Making {paths[0]} takes up to {wanted / 1e9:.2f} GB of disk, and {there} has {free / 1e9:.2f} GB left. Free some "
+            "disk space, or name another output."
         )
     return wanted, free
