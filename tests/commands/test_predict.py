@@ -500,3 +500,32 @@ sys.exit(code)
     words = ["predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path}", "heatmaps=true"]
     run = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
     assert "imported: []" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("mirrors=[z]", "'mirrors=['z']' must be a list of axes among"),
+        ("mirrors=x", "must be a list of axes among"),
+        ("halo=-1", "'halo=-1' must be a number of pixels from 0 up, or 'field'"),
+        ("share=maybe", "'share=maybe' must be true or false"),
+        ("damaged=ignore", "choose from error, nodata"),
+    ],
+)
+def test_settings_out_of_range_are_refused(scene_run: Run, tmp_path: Path, voxtile: Command, word: str, message: str) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}", word)
+    assert (said.code, message in said.text) == (2, True), said.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_halo_from_the_field_and_mirrored_copies_are_one_command_away(
+    scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command
+):
+    heat = {}
+    for name, words in {"plain": [], "both": ["halo=field", "mirrors=[y,x]", "batch_size=8"]}.items():
+        common = [f"run={scene_run.home}", f"input={wide}", f"output={tmp_path / name}", "heatmaps=true"]
+        assert voxtile("predict", *common, *words).code == 0
+        heat[name] = pixels(tmp_path / name / "wide_heatmap.tif")
+    np.testing.assert_allclose(heat["both"].sum(axis=0), 1, atol=1e-5)
+    assert np.abs(heat["both"] - heat["plain"]).max() > 1e-3
