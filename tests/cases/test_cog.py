@@ -121,7 +121,7 @@ def test_a_map_says_what_it_holds_where_it_lies_and_what_it_was_made_by(tmp_path
 
 @pytest.mark.parametrize("kind", ["classes", "float32", "float16", "uint8"])
 def test_the_bytes_lie_as_a_reader_over_the_web_wants_them(tmp_path, kind):
-    """GDAL knows the layout, tiles are square, and what a reader asks for first comes first: headers, the smallest overview."""
+    """GDAL knows the layout, tiles are square, and what a reader wants first comes first: headers, then the smallest overview."""
     spec, values = (CLASSES, a_map(1301, 640)) if kind == "classes" else (HEAT[kind], some_heat(1301, 640))
     with rasterio.open(made(tmp_path, values, spec)) as found:
         assert found.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -131,7 +132,6 @@ def test_a_map_that_is_being_written_is_nobody_elses(tmp_path):
             opened(tmp_path)
         code = """
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from voxtile.cases.maps import BusyError, MapSpec, MapWriter
 try:
@@ -168,6 +168,28 @@ def test_what_was_made_and_not_closed_is_taken_away_and_the_windows_stay(tmp_pat
     with opened(tmp_path) as writer:
         assert writer.finished == [HALF]
         np.testing.assert_array_equal(np.load(writer.close())[0, :, :, :4], ONES)
+    assert [path.name for path in tmp_path.iterdir()] == ["map.npy"]
+
+
+def test_a_writer_that_begins_while_another_ends_keeps_what_is_its_own(tmp_path, monkeypatch):
+    unlink, begun, trying = Path.unlink, [], []
+
+    def then_begin(path, missing_ok=False):
+        unlink(path, missing_ok)
+        if not trying and not begun:
+            trying.append(path)
+            with suppress(BusyError):
+                begun.append(opened(tmp_path, MapSpec(("a", "b"), key="two")))
+            trying.clear()
+
+    with opened(tmp_path) as writer:
+        monkeypatch.setattr(Path, "unlink", then_begin)
+        writer.close()
+    monkeypatch.undo()
+    with begun[0] as second:
+        second.write(HALF, ONES)
+        assert len((tmp_path / "map.npy.journal").read_text().splitlines()) == 2
+        second.close()
     assert [path.name for path in tmp_path.iterdir()] == ["map.npy"]
 
 

@@ -1,16 +1,26 @@
 """voxtile predict: maps in the input's own format and geometry."""
 
+import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.transform import from_origin
 
 from tests.commands.conftest import Command, Run, homes
 from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
+from voxtile.cases.geotiff import GeoTiffSource
+from voxtile.cases.maps import MapSpec
+from voxtile.cases.window import Window
+from voxtile.data.survey import survey
 
 
 def test_a_scene_s_map_lies_on_its_scene(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
@@ -255,3 +265,267 @@ def test_an_output_of_another_format_is_refused(scene_run: Run, tmp_path: Path, 
     assert "ends in '.png'" in said.text
     assert "'.tif' file" in said.text
     assert not list(tmp_path.glob("map*"))
+
+
+# --- scenes of many windows
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scene of 12 tiles and more than 64 windows."""
+    rng = np.random.default_rng(4)
+    path = tmp_path_factory.mktemp("wide") / "in" / "wide.tif"
+    path.parent.mkdir()
+    with rasterio.open(
+        path, "w", driver="GTiff", height=192, width=256, count=2, dtype="float32", crs="EPSG:32633", tiled=True, blockxsize=64,
+        blockysize=64, compress="deflate", interleave="pixel", transform=from_origin(900_000, 5_000_000, 10, 10),
+    ) as out:  # fmt: skip
+        out.write(rng.normal(1, 1, (2, 192, 256)).astype(np.float32))
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    with rasterio.open(path) as found:
+        return found.read()
+
+
+def test_of_a_large_scene_memory_and_disk_are_said_before_it_begins(
+    scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command
+) -> None:
+    common = ["predict", f"run={scene_run.home}", f"input={wide}"]
+    said = voxtile(*common, f"output={tmp_path / 'a'}")
+    assert said.code == 0
+    (words,) = re.findall(
+        r"wide: 336 windows; about ([\d,]+) MB of memory, however large the scene, and up to 0 MB of disk", said.out
+    )
+    assert 100 < int(words.replace(",", "")) < 5_000
+    assert "of memory" not in voxtile(*common[:2], f"input={scene_run.folder}/scenes/images/s1.tif", f"output={tmp_path / 'b'}").out
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=192 * 256 * 8 // 3 - 1))
+    said = voxtile("predict", f"run={scene_run.home}", f"input={wide}", f"output={tmp_path / 'out'}")
+    assert said.code == 3
+    assert "Free some disk space, or name another output" in said.text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("stored", "off"), [("uint8", 1 / 508 + 1e-6), ("float16", 1e-3)])
+def test_small_heatmaps_are_probabilities_when_they_are_read(
+    scene_run: Run, tmp_path: Path, voxtile: Command, stored: str, off: float
+) -> None:
+    rng = np.random.default_rng(3)
+    bands = rng.normal(1, 1, (2, 50, 61)).astype(np.float32)
+    bands[:, :10, :7] = -9999
+    source = scene(tmp_path / "new" / "scene.tif", bands, corner=40, nodata=-9999)
+    heat = {}
+    for kind in ("true", stored):
+        words = [f"run={scene_run.home}", f"input={source}", f"output={tmp_path / kind}", f"heatmaps={kind}"]
+        assert voxtile("predict", *words).code == 0
+        path = GeoTiffSource([tmp_path / kind / "scene_heatmap.tif"])
+        heat[kind], valid = path.read(Window(0, 0, 0, 1, 50, 61), (0, 1))
+        assert not valid[0, :10, :7].any()
+        assert valid.sum() == 50 * 61 - 70
+    assert np.abs(heat[stored] - heat["true"])[:, valid].max() <= off
+
+
+@pytest.mark.parametrize(
+    ("stored", "code", "words"), [("float16", 3, "is for scenes; type 'heatmaps=true'"), ("[1]", 2, "is unknown")]
+)
+def test_heatmaps_that_a_format_does_not_have_are_refused(
+    volume_run: Run, tmp_path: Path, voxtile: Command, stored: str, code: int, words: str
+) -> None:
+    source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
+    said = voxtile("predict", f"run={volume_run.home}", f"input={source}", f"output={tmp_path / 'out'}", f"heatmaps={stored}")
+    assert (said.code, words in said.text) == (code, True), said.text
+    assert not (tmp_path / "out").exists()
+
+
+# --- damaged files
+
+
+def test_a_damaged_tile_is_an_error_or_nodata(scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command) -> None:
+    source = tmp_path / "in" / "wide.tif"
+    source.parent.mkdir()
+    shutil.copy(wide, source)
+    with rasterio.open(source) as dataset:
+        start = int(dataset.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))  # column, row: pixels x 128 to 191, y 64 to 127
+    with source.open("rb+") as file:
+        file.seek(start)
+        file.write(b"\0" * 1000)
+    common = ["predict", f"run={scene_run.home}", f"input={source}"]
+    said = voxtile(*common, f"output={tmp_path / 'out'}")
+    assert said.code == 3
+    assert "tile in row 1, column 2" in said.text
+    assert not list((tmp_path / "out").glob("*.tif"))
+    said = voxtile(*common, f"output={tmp_path / 'out'}", "damaged=nodata")
+    assert said.code == 0
+    assert "wide: 1 square of 64x64 pixels could not be read and are nodata, the first at x 128, y 64: " in said.text
+    assert "tile in row 1, column 2" in said.text
+    assert voxtile("predict", common[1], f"input={wide}", f"output={tmp_path / 'whole'}").code == 0
+    found, expected = pixels(tmp_path / "out" / "wide.tif")[0], pixels(tmp_path / "whole" / "wide.tif")[0]
+    lost, near = np.zeros(found.shape, bool), np.zeros(found.shape, bool)
+    lost[64:128, 128:192] = True
+    near[48:144, 112:208] = True  # windows that reach into the tile begin at most 16 pixels before it
+    np.testing.assert_array_equal(found == 255, lost)
+    np.testing.assert_array_equal(found[~near], expected[~near])
+
+
+# --- killed, shared, and what is imported
+
+# Imports once and forks a child for each command, which says what it says into a file; children of one round run at once.
+PROGRAM = """
+import json, os, signal, sys
+import torch
+import voxtile.cases.cog as cog
+import voxtile.cases.maps as maps
+import voxtile.commands.trained
+from voxtile.commands.main import main
+
+def die_after(count, owner, name):
+    inner, calls = getattr(owner, name), 0
+
+    def counted(*args):
+        nonlocal calls
+        calls += 1
+        if calls > count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*args)
+
+    setattr(owner, name, counted)
+
+def start(words, moment, said):
+    child = os.fork()
+    if child:
+        return child
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 1)
+    os.dup2(1, 2)
+    if moment:
+        die_after(moment[1], *{"writing": (maps.MapWriter, "write"), "making": (cog, "_check_written")}[moment[0]])
+    sys.argv = ["voxtile", *words]
+    code = 1
+    try:
+        code = main()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+for commands in json.load(sys.stdin):
+    children = [start(*command) for command in commands]
+    print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+
+def forked(rounds: list[list[tuple[list[str], tuple[str, int] | None, Path]]]) -> list[str]:
+    """Runs commands, each killed at its moment where it has one, and returns the lists of their exit statuses as text."""
+    plan = json.dumps(rounds, default=str)
+    run = subprocess.run([sys.executable, "-c", PROGRAM], input=plan, stdout=subprocess.PIPE, text=True, check=True)
+    return run.stdout.splitlines()
+
+
+def test_a_command_that_was_killed_ends_in_the_same_bytes(scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command) -> None:
+    common = ["predict", f"run={scene_run.home}", f"input={wide}", "heatmaps=uint8"]
+    assert voxtile(*common, f"output={tmp_path / 'once'}").code == 0
+    out = tmp_path / "killed"
+    # In the fifth row of windows, and when the second of two maps is made.
+    words, log = [*common, f"output={out}"], tmp_path / "said.txt"
+    assert forked([[(words, ("writing", 9), log)], [(words, ("making", 1), log)]]) == ["[-9]", "[-9]"], log.read_text()
+    assert sorted(path.name for path in out.glob(".making.*.tif")) == [".making.wide.tif", ".making.wide_heatmap.tif"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == sorted(
+        f"{name}.tif.{kind}" for name in ("wide", "wide_heatmap") for kind in ("part", "journal")
+    )
+    assert len(set((out / "wide.tif.journal").read_text().splitlines())) == 1 + 16
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)  # everything is judged
+        assert voxtile(*common, f"output={out}").code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["wide.tif", "wide_heatmap.tif"]
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / "once" / path.name).read_bytes()
+
+
+def test_processes_that_share_a_folder_make_every_map_once(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    images, out = scene_run.folder / "scenes" / "images", tmp_path / "out"
+    assert voxtile("predict", f"run={scene_run.home}", f"input={images / 's3.tif'}", f"output={out}").code == 0
+    before = (out / "s3.tif").stat()
+    words = ["predict", f"run={scene_run.home}", f"input={images}", f"output={out}", "share=true"]
+    logs = [tmp_path / f"{number}.txt" for number in range(2)]
+    assert forked([[(words, None, log) for log in logs]]) == ["[0, 0]"]
+    said = [log.read_text() for log in logs]
+    made = sorted(line for text in said for line in text.splitlines() if line.startswith(str(out)))
+    assert made == [str(out / f"s{number}.tif") for number in range(6) if number != 3]
+    assert sorted(path.name for path in out.iterdir()) == [f"s{number}.tif" for number in range(6)]
+    assert (out / "s3.tif").stat() == before
+
+
+def test_a_map_that_another_process_finished_in_the_meantime_is_not_made_again(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*args, **settings):
+        (tmp_path / "s1.tif").write_text("of another process")
+        return survey(*args, **settings)
+
+    monkeypatch.setattr("voxtile.data.survey.survey", meanwhile)
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path}", "share=true", "quicklook=true")
+    assert said.code == 0
+    assert str(tmp_path / "s1") not in said.out
+    assert [path.name for path in tmp_path.glob("*s1*")] == ["s1.tif"]
+    assert (tmp_path / "s1.tif").read_text() == "of another process"
+
+
+def test_a_map_that_another_process_is_writing_is_left_to_it(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    common = ["predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path}"]
+    with GeoTiffSource([source]).open_map(tmp_path / "s1.tif", MapSpec(("a", "b"))):
+        said = voxtile(*common)
+        assert (said.code, "is being written by another process" in said.text) == (3, True)
+        said = voxtile(*common, "share=true")
+        assert (said.code, "1 map are being made by other processes: s1" in said.text) == (0, True)
+    assert voxtile(*common, "share=true", "overwrite=true").code == 2
+    assert voxtile(*common, "share=true").code == 0
+
+
+def test_predicting_imports_neither_lightning_nor_torchvision(scene_run: Run, tmp_path: Path) -> None:
+    """Together they take 250 MB of memory, which predicting does not need."""
+    program = """
+import sys
+from voxtile.commands.main import main
+code = main()
+print("imported:", sorted({"lightning", "pytorch_lightning", "torchvision", "torchmetrics", "geopandas"} & set(sys.modules)))
+sys.exit(code)
+"""
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    words = ["predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path}", "heatmaps=true"]
+    run = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert "imported: []" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("mirrors=[z]", "'mirrors=['z']' must be a list of axes among"),
+        ("mirrors=x", "must be a list of axes among"),
+        ("halo=-1", "'halo=-1' must be a number of pixels from 0 up, or 'field'"),
+        ("share=maybe", "'share=maybe' must be true or false"),
+        ("damaged=ignore", "choose from error, nodata"),
+    ],
+)
+def test_settings_out_of_range_are_refused(scene_run: Run, tmp_path: Path, voxtile: Command, word: str, message: str) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}", word)
+    assert (said.code, message in said.text) == (2, True), said.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_halo_from_the_field_and_mirrored_copies_are_one_command_away(
+    scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command
+):
+    heat = {}
+    for name, words in {"plain": [], "both": ["halo=field", "mirrors=[y,x]", "batch_size=8"]}.items():
+        common = [f"run={scene_run.home}", f"input={wide}", f"output={tmp_path / name}", "heatmaps=true"]
+        assert voxtile("predict", *common, *words).code == 0
+        heat[name] = pixels(tmp_path / name / "wide_heatmap.tif")
+    np.testing.assert_allclose(heat["both"].sum(axis=0), 1, atol=1e-5)
+    assert np.abs(heat["both"] - heat["plain"]).max() > 1e-3

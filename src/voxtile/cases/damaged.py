@@ -80,7 +80,10 @@ def _halves(window: Window) -> list[Window]:
         first, last = window.start[axis] // LEAST + 1, (window.stop[axis] - 1) // LEAST  # multiples between its pixels
         if first <= last:
             cut = (first + last + 1) // 2 * LEAST
-            start, size = list(window.start), list(window.size)
-            start[axis], size[axis] = cut, cut - window.start[axis]
-            return [Window.of(window.start, size), Window.of(start, [b - a for a, b in zip(start, window.stop, strict=True)])]
+            start, stop = list(window.start), list(window.stop)
+            start[axis] = stop[axis] = cut
+            return [
+                Window.of(low, [b - a for a, b in zip(low, high, strict=True)])
+                for low, high in ((window.start, stop), (start, window.stop))
+            ]
     return []

@@ -214,7 +214,10 @@ class MapWriter:
         self._made = True
 
     def close(self) -> Path:
-        """Makes the finished file or folder unless it is made, moves it under its name, removes the side files, returns the path.
+        """Makes the finished file or folder unless it is made, moves it under its name and removes the side files.
+
+        Returns:
+            The path.
 
         Raises:
             DataError: It could not be written; nothing is left under its name and the side files stay.
@@ -230,8 +233,9 @@ class MapWriter:
 
     def discard(self) -> None:
         """Ends without a map; nothing is left of it."""
-        self._part.unlink()
+        _remove(self._making)
         self._journal.unlink()
+        self._part.unlink()  # last, and with it the lock: from now on what lies there may be another process's
         self._release()
 
     def _failed(self, error: OSError) -> DataError:
@@ -244,11 +248,11 @@ class MapWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._file.closed:
+            _remove(self._making)
         self._release()
 
     def _release(self) -> None:
-        if not self._file.closed:  # the lock is held, so what lies there is not another process's
-            _remove(self._making)
         self._log.close()
         self._file.close()
 

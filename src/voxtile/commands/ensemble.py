@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from voxtile.cases.cache import content_hash
@@ -32,7 +33,7 @@ class Ensemble:
             ConfigError: There is no run in the list.
             RunError: One cannot be opened, or two differ in their classes, channels or the way in which images are read.
         """
-        folders = config["run"] if isinstance(config["run"], list) else [config["run"]]
+        folders = _folders(config["run"])
         if not folders:
             raise ConfigError("'run=[]' names no run. Type one folder, or several: 'run=[runs/a,runs/b]'.")
         members = tuple(Trained.open(str(folder), config["weights"], config["trust"]) for folder in folders)
@@ -75,6 +76,16 @@ class Ensemble:
                 f"The runs {listed(m.home.path for m in self.members)} see slices and volumes; they share no windows."
             )
         return self.first.predictor(config, [member.network for member in self.members])
+
+
+def _folders(run: Any) -> list[Any]:
+    """The folders that `run` names; from the command line a list comes as it was typed, since folders may hold any sign."""
+    if isinstance(run, list):
+        return run
+    text = str(run)
+    if text.startswith("[") and text.endswith("]") and not Path(text).exists():
+        return [part.strip(" '\"") for part in text[1:-1].split(",") if part.strip()]
+    return [run]
 
 
 def _kind(run: Trained) -> tuple[Any, Any, Any]:

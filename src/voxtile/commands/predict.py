@@ -94,7 +94,7 @@ def _check(config: Mapping[str, Any]) -> None:
     for name in ("uncertainty", "overwrite", "share"):
         if not isinstance(config[name], bool):
             raise ConfigError(f"'{name}={config[name]}' must be true or false.")
-    if config["heatmaps"] not in HEATMAPS:
+    if not isinstance(config["heatmaps"], bool | str) or config["heatmaps"] not in HEATMAPS:
         raise ConfigError(f"'heatmaps={config['heatmaps']}' is unknown; choose from false, true, float16, uint8.")
     if config["damaged"] not in ("error", "nodata"):
         raise ConfigError(f"'damaged={config['damaged']}' is unknown; choose from error, nodata.")
@@ -159,10 +159,10 @@ class Work:
             self._announce(case, specs, paths)
             made = self._write_maps(case, found, self._specs(self._key(found)), paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
-            first, why = min(case.image.lost.items())
+            (first, why), number = min(case.image.lost.items()), len(case.image.lost)
             self.out.print(
-                f"{files.id}: {counted(len(case.image.lost), 'square')} of {LEAST}x{LEAST} pixels could not be read and hold no "
-                f"data, the first at x {first.x}, y {first.y}: {why}", style="yellow", soft_wrap=True,
+                f"{files.id}: {counted(number, 'square')} of {LEAST}x{LEAST} pixels could not be read and are nodata, the "
+                f"first at x {first.x}, y {first.y}: {why}", style="yellow", soft_wrap=True,
             )  # fmt: skip
         return made + self._results(case, paths, places) if made else []
 

@@ -31,9 +31,8 @@ def reach_of(network: nn.Module, channels: int) -> int:
     side = max(256, 4 * stride)
     while side <= LARGEST:
         border = side // 2 // stride * stride
-        first = _seen(network, channels, side, slice(border, side))[0]
-        last = _seen(network, channels, side, slice(0, border))[1]
-        if first > margin and last < side - margin - 1:
+        first, _ = _seen(network, channels, side, slice(border, side))
+        if first > margin and (last := _seen(network, channels, side, slice(0, border))[1]) < side - margin - 1:
             return max(border + stride - 1 - first, last - (border - stride)) - margin
         side *= 2
     raise ConfigError(
