@@ -194,10 +194,13 @@ class GeoTiffSource(Source):
         if twice := [derived.name for derived in scene.derived if derived.name in self._bands]:
             raise DataError(f"'data.scene.derived.{twice[0]}' has the name of a band of {self.path}. Choose another.")
         for mask in scene.masks:
-            if mask.bits and self._bands[mask.band].dtype.kind not in "ui":
+            dtype = self._bands[mask.band].dtype
+            if mask.bits and (dtype.kind not in "ui" or max(mask.bits) >= 8 * dtype.itemsize):
+                lack = f"{8 * dtype.itemsize} bits, from 0 on" if dtype.kind in "ui" else "no bits"
                 raise DataError(
-                    f"Band '{mask.band}' of {self.path} holds {self._bands[mask.band].dtype} numbers, which have no bits. Name the "
-                    "values of the pixels that are to be left out: 'data.scene.masks=[{band: …, values: […]}]'."
+                    f"Band '{mask.band}' of {self.path} holds {dtype} numbers, which have {lack}; 'data.scene.masks' asks for "
+                    f"{listed(mask.bits)}. Name bits that they have, or the values of the pixels that are to be left out: "
+                    "'data.scene.masks=[{band: …, values: […]}]'."
                 )
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
