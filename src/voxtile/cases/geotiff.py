@@ -255,8 +255,10 @@ class GeoTiffSource(Source):
     def notes(self) -> list[str]:
         """See `Source.notes`."""
         found = []
-        if self.stored.crs is None:
+        if self.stored.crs is None and self.profile["crs"] is None:
             found.append(f"{self.path} has no coordinate reference system; its maps will have none either.")
+        elif self.stored.crs is None:
+            found.append(f"{self.path} has a coordinate reference system without a place on Earth: it counts as having none.")
         if not self._label and (constant := self._constant_corner()) is not None:
             found.append(
                 f"{self.path} holds {constant:g} in every band of a whole corner, and declares no nodata value: if that means 'no "
