@@ -79,7 +79,7 @@ def batches_of(way: str, folder: Path, side: int, windows: int) -> Callable[[], 
     """What yields the batches of a way, each time it is called."""
     import torch
 
-    from voxtile.data.batches import ReadAhead, collate
+    from voxtile.data.batches import ReadAhead
 
     stream, steps = sample_stream(folder, side), range(windows // BATCH)
     specs = [stream.spec(number).window for number in range(windows)]
@@ -91,9 +91,7 @@ def batches_of(way: str, folder: Path, side: int, windows: int) -> Callable[[], 
             pairs, batch_size=None, num_workers=2, multiprocessing_context="forkserver", persistent_workers=True
         )
         return lambda: loader
-    ahead = ReadAhead(
-        lambda: steps, lambda step: collate([stream.sample(step * BATCH + i) for i in range(BATCH)]), int(way.split()[1])
-    )
+    ahead = ReadAhead(lambda: steps, lambda step: stream.batch(range(step * BATCH, (step + 1) * BATCH)), int(way.split()[1]))
     return lambda: ahead
 
 

@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.testers.formats import file_size_limit
-from voxtile.cases.maps import MapSpec, MapWriter, atomic_text, default_colors
+from voxtile.cases.maps import BusyError, MapSpec, MapWriter, atomic_text, default_colors
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -121,6 +122,60 @@ def test_an_error_that_is_not_of_the_disk_leaves_nothing_either(tmp_path):
     with opened(tmp_path, finish=broken) as writer, pytest.raises(RuntimeError, match="a bug"):
         writer.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["map.npy.journal", "map.npy.part"]
+
+
+def test_a_map_that_is_being_written_is_nobody_elses(tmp_path):
+    with opened(tmp_path) as writer:
+        writer.write(HALF, ONES)
+        with pytest.raises(BusyError, match=r"map\.npy is being written by another process.*share=true"):
+            opened(tmp_path)
+        code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from voxtile.cases.maps import BusyError, MapSpec, MapWriter
+try:
+    MapWriter(Path(sys.argv[1]) / "map.npy", (2, 6, 8), MapSpec(("a", "b"), key="one"), None)
+except BusyError:
+    print("busy")
+"""
+        assert subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, check=True).stdout == b"busy\n"
+        assert writer.finished == [HALF]
+    with opened(tmp_path) as writer:  # whoever lets go without an end leaves its work to the next
+        assert writer.finished == [HALF]
+
+
+def test_a_thread_beside_is_refused_too(tmp_path):
+    with opened(tmp_path), ThreadPoolExecutor(1) as pool:
+        assert isinstance(pool.submit(opened, tmp_path).exception(), BusyError)
+
+
+def test_maps_that_were_made_come_under_their_names_when_they_are_closed(tmp_path):
+    times = []
+    with opened(tmp_path, finish=lambda array, making: (times.append(1), finish(array, making))) as writer:
+        writer.make()
+        assert not (tmp_path / "map.npy").exists()
+        writer.close()
+    assert (times, [path.name for path in tmp_path.iterdir()]) == ([1], ["map.npy"])
+
+
+def test_what_was_made_and_not_closed_is_taken_away_and_the_windows_stay(tmp_path):
+    with opened(tmp_path) as writer:
+        writer.write(HALF, ONES)
+        writer.make()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.npy.journal", "map.npy.part"]
+    (tmp_path / ".making.map.npy").write_text("left by a process that was killed")
+    with opened(tmp_path) as writer:
+        assert writer.finished == [HALF]
+        np.testing.assert_array_equal(np.load(writer.close())[0, :, :, :4], ONES)
+    assert [path.name for path in tmp_path.iterdir()] == ["map.npy"]
+
+
+def test_a_writer_that_is_not_wanted_leaves_nothing(tmp_path):
+    with opened(tmp_path) as writer:
+        writer.write(HALF, ONES)
+        writer.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path):

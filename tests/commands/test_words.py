@@ -43,6 +43,11 @@ def test_only_what_needs_quotes_gets_them() -> None:
     assert readable(["data.window=[64,64"]) == ["data.window='[64,64'"]  # so that an error can name the key
 
 
+def test_several_runs_are_a_list() -> None:
+    assert value(readable(["run=[runs/a-s0,/elsewhere/my runs/b_1]"])[0]) == ["runs/a-s0", "/elsewhere/my runs/b_1"]
+    assert value(readable(["run=[(1)]"])[0]) == "[(1)]"  # no list to Hydra: a name, for an error to show
+
+
 def test_a_sweep_over_paths_stays_one() -> None:
     assert readable(["-m", "split.file=a.json,b.json"]) == ["-m", "split.file=a.json,b.json"]
     assert readable(["split.file=a,b.json"]) == ["split.file='a,b.json'"]

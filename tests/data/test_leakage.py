@@ -102,6 +102,14 @@ def test_a_scene_over_the_antimeridian_is_not_everywhere():
     assert near_pairs([fiji], [away, fiji], -0.1) == [(0, 1)]
 
 
+def test_a_turn_of_the_earth_is_no_distance():
+    east, west, far = (
+        memory_case(name, (1, 10, 10), affine=north_up(x, 0.0, 0.1), crs=DEGREES, unit="m", metres=(1e5, 1e5))
+        for name, x in (("east", 179.5), ("west", -179.9), ("far", 0.1))
+    )
+    assert near_pairs([east, west], [west, east, far], -0.1) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_scenes_whose_place_on_earth_is_unknown_are_compared_in_their_own_system_only():
     local = 'LOCAL_CS["site",UNIT["metre",1]]'
     site, shifted = (memory_case(name, (1, 9, 9), affine=north_up(x), crs=local, unit="m") for name, x in (("s", 0), ("t", 40)))

@@ -12,6 +12,7 @@ from voxtile.data.augment import Augment
 from voxtile.data.datamodule import Steps, VoxtileData
 from voxtile.data.normalise import Normalisation
 from voxtile.data.prepared import Prepared, prepare, window_size
+from voxtile.data.sampling import Positions, Sampling
 from voxtile.data.splits import GivenSplit, GroupSplit, KFold, Split
 from voxtile.data.survey import Survey
 from voxtile.errors import ConfigError, DataError
@@ -252,6 +253,15 @@ def test_training_batches_are_the_streams_samples_of_the_coming_steps(root):
     data, train, _ = batches(ready(root))
     assert [batch["index"].tolist() for batch in train] == [[12, 13, 14], [15, 16, 17], [18, 19, 20]]
     np.testing.assert_array_equal(train[1]["image"][2], data.stream.sample(17)["image"])
+
+
+def test_windows_are_drawn_as_the_settings_say(root):
+    found = ready(root)
+    by = Sampling("uniform", scales=(1.5, 2.0))
+    data = VoxtileData(found, (1, 8, 8), Augment(), 0, Steps(3, lambda: range(2)), 0.0, 0, sampling=by)
+    assert isinstance(data.stream.strategy, Positions)
+    assert min(data.stream.spec(i).window.height for i in range(6)) >= 12
+    assert [batch["image"].shape for batch in data.train_dataloader()] == [(3, 2, 1, 8, 8)] * 2
 
 
 def test_validation_judges_every_pixel_once_and_never_mixes_cases(root):

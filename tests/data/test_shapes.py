@@ -49,6 +49,7 @@ def test_a_source_that_knows_its_shapes_is_asked_and_a_block_has_those_inside_it
 
 def test_the_areas_of_a_huge_raster_are_refused(monkeypatch):
     monkeypatch.setattr(module, "MOST_PIXELS", 10)
-    said = r"case 'huge' of shape \(1, 4, 5\).* 10 pixels that are searched.*'data\.sampling\.by=class'"
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(
+        ConfigError, match=r"case 'huge' of shape \(1, 4, 5\).* 10 pixels that are searched.*'data\.sampling\.by=class'"
+    ):
         anchors_of(memory_case("huge", (1, 4, 5), label=RING[None]), [1])

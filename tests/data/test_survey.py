@@ -12,6 +12,7 @@ from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.window import Window
 from voxtile.data import survey as module
+from voxtile.data.rng import generator
 from voxtile.data.survey import blocks, fingerprint, survey, survey_all
 from voxtile.errors import DataError
 
@@ -118,6 +119,32 @@ def test_a_draw_of_locations_is_even(folder, image, monkeypatch):
     valid = (image != 0).any(axis=0)
     expected = 400 * valid[:, :35].sum() / valid.sum()
     assert abs((places[:, 2] < 35).sum() - expected) < 40  # 4 standard deviations
+
+
+def test_large_cases_keep_more_places_the_same_whichever_block_fills_up(folder, image, monkeypatch):
+    rewritten(folder, image, np.zeros((50, 70), np.uint8))
+    monkeypatch.setattr(module, "MOST_LOCATIONS", 100)
+    monkeypatch.setattr(module, "BLOCK", 16)
+    monkeypatch.setattr(module, "PIXELS_PER_LOCATION", 10)
+    found = survey(open_case(folder), CLASSES)
+    assert len(found.locations[0]) == 350
+    keys, places = [], []
+    for number, part in enumerate(blocks((1, 50, 70))):  # every pixel's key, and the smallest of all
+        valid = (image != 0).any(axis=0)[None][part.slices]
+        keys.append(generator(0, number, "location").random(int(valid.sum())))
+        places.append(np.argwhere(valid) + np.array(part.start))
+    smallest = np.argsort(np.concatenate(keys))[:350]
+    np.testing.assert_array_equal(found.locations[0], np.concatenate(places)[smallest])
+
+
+def test_a_case_that_keeps_more_places_than_it_did_has_another_fingerprint(folder, monkeypatch):
+    case = open_case(folder)
+    found = survey(case, CLASSES)
+    before = fingerprint([case], {case.id: found})
+    monkeypatch.setattr(module, "MOST_LOCATIONS", 100)
+    assert fingerprint([case], {case.id: found}) == before
+    monkeypatch.setattr(module, "PIXELS_PER_LOCATION", 10)
+    assert fingerprint([case], {case.id: found}) != before
 
 
 def test_the_sample_of_a_big_case_is_thinned_evenly(folder, monkeypatch):

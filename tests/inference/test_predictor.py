@@ -14,7 +14,9 @@ from tests.testers.memory import memory_case
 from voxtile.cases.case import Case
 from voxtile.cases.window import Window
 from voxtile.data.normalise import Intensity
+from voxtile.inference.crf import DenseCRF
 from voxtile.inference.predictor import Predictor
+from voxtile.inference.procedure import Procedure
 
 few = settings(max_examples=25, deadline=None)
 CHANNELS, CLASSES = 2, 3
@@ -265,3 +267,61 @@ def test_a_continued_prediction_yields_the_bands_that_were_missing(kept: int) ->
     assert len(rest) > 0
     for again, before in zip(rest, whole[kept:], strict=True):
         torch.testing.assert_close(again.probabilities, before.probabilities)
+
+
+# --- strips of wide scenes
+
+
+@pytest.mark.parametrize("widest", [1, 9, 20, 40])
+@pytest.mark.parametrize(("margin", "overlap"), [(0, 0.5), (2, 0.25), (1, 0.0)])
+def test_strips_change_nothing_but_the_order(monkeypatch, widest, margin, overlap):
+    valid = np.random.default_rng(5).random((2, 27, 61)) < 0.8
+    valid[:, 5:18, 20:44] = False
+    network, case = Convolutions(margin=margin), case_of((2, 27, 61), valid=valid)
+
+    def found():
+        return joined(Predictor(network, (1, 10, 12), overlap, 3, workers=0), case)
+
+    one = found()
+    monkeypatch.setattr("voxtile.inference.predictor.WIDEST", widest)
+    assert len(Predictor(network, (1, 10, 12), overlap).plan(case)) > 2
+    for strips, whole_width in zip(found(), one, strict=True):
+        np.testing.assert_allclose(strips, whole_width, atol=1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data(), st.sampled_from([1, 13, None]), st.sampled_from([0, 2]))
+def test_whatever_bands_are_done_the_others_have_the_same_bits(data, widest, margin):
+    valid = np.random.default_rng(6).random((2, 25, 29)) < 0.7
+    case = case_of((2, 25, 29), valid=valid)
+    predictor = Predictor(Convolutions(margin=margin), (1, 10, 12), 0.4, 2, workers=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("voxtile.inference.predictor.WIDEST", widest)
+        everything = list(predictor.bands(case, SCALE))
+        windows = [band.window for band in everything]
+        done = data.draw(st.sets(st.sampled_from(windows)))
+        rest = list(predictor.bands(case, SCALE, done))
+    assert [band.window for band in rest] == [window for window in windows if window not in done]
+    before = {band.window: band for band in everything}
+    for band in rest:
+        np.testing.assert_array_equal(band.probabilities, before[band.window].probabilities)
+        np.testing.assert_array_equal(band.valid, before[band.window].valid)
+
+
+def test_what_only_done_bands_need_is_not_sent_to_the_network():
+    network, case = Convolutions(), case_of((1, 64, 16))
+    predictor = Predictor(network, (1, 8, 8), 0.0, 1, workers=0)
+    windows = [band.window for band in predictor.bands(case, SCALE)]
+    network.sent.clear()
+    assert list(predictor.bands(case, SCALE, windows)) == []
+    assert network.sent == []
+    list(predictor.bands(case, SCALE, windows[:-1]))
+    assert len(network.sent) == 2  # the two windows of the last row
+
+
+def test_a_crf_sees_the_scene_in_one_strip(monkeypatch):
+    monkeypatch.setattr("voxtile.inference.predictor.WIDEST", 10)
+    case = case_of((1, 20, 50))
+    assert len(Predictor(Convolutions(), (1, 8, 8)).plan(case)) > 1
+    (strip,) = Predictor(Convolutions(), (1, 8, 8), procedure=Procedure(crf=DenseCRF())).plan(case)
+    assert {row.band.width for row in strip} == {50}

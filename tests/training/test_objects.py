@@ -102,9 +102,10 @@ def test_what_lies_mostly_where_nothing_is_judged_is_no_false_alarm() -> None:
     assert counted(label, squares((0, 9))) == [[1, 1, 1]]  # but what is matched counts
 
 
-def test_a_big_band_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_big_band_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     rng = np.random.default_rng(0)
-    label, prediction = ((rng.random((1, 40, 30)) < 0.5).astype(np.uint8) for _ in range(2))
+    label, prediction = ((rng.random((depth, 40, 30)) < 0.5).astype(np.uint8) for _ in range(2))
     whole = counted(label, prediction, 0.2, rows=40)
     monkeypatch.setattr(objects, "_PIXELS", 100)
     assert counted(label, prediction, 0.2, rows=40) == whole

@@ -108,3 +108,18 @@ def test_how_scenes_are_read_counts_and_where_their_area_lies_does_not(tmp_path:
         (tmp_path / name).write_text(text)
         found.append(identity(changed("data.scene", {"area": str(tmp_path / name)})))
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "other"),
+    [("by", "pixels", "uniform"), ("class_weights", None, {"a": 2}), ("jitter", 1, 0.5), ("scales", None, [0.5, 2.0]),
+     ("max_nodata", None, 0.5)],
+)  # fmt: skip
+def test_how_windows_are_drawn_counts_where_it_is_not_as_before(key: str, default: object, other: object) -> None:
+    assert identity(changed("data.sampling", {key: default})) == identity(changed("data.sampling", None)) == identity(CONFIG)
+    assert identity(changed("data.sampling", {key: other})) != identity(CONFIG)
+
+
+def test_where_rasters_of_weights_lie_does_not_count() -> None:
+    here, there = (identity(changed("data.sampling", {"by": "weights", "weights": name})) for name in ("{id}.tif", "w/{id}.tif"))
+    assert here == there != identity(CONFIG)

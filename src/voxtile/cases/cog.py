@@ -46,6 +46,7 @@ def write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[s
     vrt = path.with_name(f"{path.stem}.vrt")  # beside the side file: GDAL opens no raw files elsewhere
     nbits = {"nbits": 16} if spec.heatmap and spec.stored == "float16" else {}
     try:
+        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
         work.mkdir()
         levels = list(_overviews(side, bands.shape, work, spec))
         _write_vrt(vrt, side, bands.shape, spec, profile, levels)

@@ -18,14 +18,14 @@ from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
-LEAST = 64  # pixels of the side of the smallest piece that is tried on its own
+LEAST = 64  # pixels of the side of the squares of the file that are given up as a whole
 
 
 class Tolerant(Source):
     """A source whose unreadable parts hold no data instead of stopping the work, but for those that could not be fetched.
 
     Attributes:
-        lost: the windows that could not be read, each once; at most a few pixels of them would have been readable.
+        lost: squares (cubes) in which something could not be read, and why; the file's tiles, too, mostly end where they do.
     """
 
     def __init__(self, source: Source) -> None:
@@ -52,12 +52,14 @@ class Tolerant(Source):
         except FetchError:  # a network that is down is no damage of the file
             raise
         except DataError as error:
-            if max(window.size) <= LEAST:
-                with self._lock:
-                    self.lost[window] = str(error)
-                return np.zeros((len(channels), *window.size), dtype=self.dtype), np.zeros(window.size, dtype=np.bool_)
+            why = str(error)
+        parts = _halves(window)
+        if not parts:
+            square = Window.of([a // LEAST * LEAST for a in window.start], (LEAST,) * 3).clipped(self.working.shape)
+            with self._lock:
+                self.lost.setdefault(square, why)
         out, valid = np.zeros((len(channels), *window.size), dtype=self.dtype), np.zeros(window.size, dtype=np.bool_)
-        for part in _halves(window):
+        for part in parts:
             at = part.within(window)
             out[:, *at], valid[at] = self.read(part, channels)
         return out, valid
@@ -76,14 +78,12 @@ class Tolerant(Source):
 
 
 def _halves(window: Window) -> list[Window]:
-    """The window cut across its longest side, at a multiple of `LEAST` of the file, where its tiles may end."""
-    axis = int(np.argmax(window.size))
-    start, size = list(window.start), list(window.size)
-    middle = start[axis] + size[axis] // 2
-    cut = middle // LEAST * LEAST
-    cut = cut if start[axis] < cut < start[axis] + size[axis] else middle
-    first, second = list(size), list(size)
-    first[axis], second[axis] = cut - start[axis], start[axis] + size[axis] - cut
-    after = list(start)
-    after[axis] = cut
-    return [Window.of(start, first), Window.of(after, second)]
+    """The window cut across its longest side at a multiple of `LEAST` of the file; none where it lies within one square."""
+    for axis in np.argsort(window.size)[::-1]:
+        first, last = window.start[axis] // LEAST + 1, (window.stop[axis] - 1) // LEAST  # multiples between its pixels
+        if first <= last:
+            cut = (first + last + 1) // 2 * LEAST
+            start, size = list(window.start), list(window.size)
+            start[axis], size[axis] = cut, cut - window.start[axis]
+            return [Window.of(window.start, size), Window.of(start, [b - a for a, b in zip(start, window.stop, strict=True)])]
+    return []

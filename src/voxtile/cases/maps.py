@@ -86,9 +86,11 @@ class MapWriter:
     def __init__(self, path: Path, shape: Size3, spec: MapSpec, finish: Finish) -> None:
         self.path = path
         self.spec = spec
-        self._finish = finish
-        self._part = path.with_name(path.name + ".part")
+        self._finish, self._made = finish, False
+        self._part = side_file(path)
         self._journal = path.with_name(path.name + ".journal")
+        # The name is the same in every process: who holds the lock is alone with it, and takes away what a killed one has left.
+        self._making = path.with_name(f".making.{path.name}")
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,24 +197,42 @@ class MapWriter:
                     first = ((channel * depth + z) * height + y) * width + window.x
                     _pwrite(self._file.fileno(), line.tobytes(), first * line.itemsize)
 
+    def make(self) -> None:
+        """Makes the finished file or folder under a hidden name, so that several maps can come under theirs at once.
+
+        Raises:
+            DataError: It could not be written; the side files stay.
+        """
+        _remove(self._making)
+        try:
+            self._finish(np.memmap(self._part, dtype=self.spec.dtype, mode="r", shape=self._array_shape), self._making)
+        except BaseException as error:
+            _remove(self._making)
+            if isinstance(error, OSError):
+                raise self._failed(error) from error
+            raise
+        self._made = True
+
     def close(self) -> Path:
-        """Makes the finished file or folder, moves it under its name, removes the side files and returns the path.
+        """Makes the finished file or folder unless it is made, moves it under its name, removes the side files, returns the path.
 
         Raises:
             DataError: It could not be written; nothing is left under its name and the side files stay.
         """
-        making = _beside(self.path)
+        if not self._made:
+            self.make()
         try:
-            self._finish(np.memmap(self._part, dtype=self.spec.dtype, mode="r", shape=self._array_shape), making)
-            _publish(making, self.path)
+            _publish(self._making, self.path)
         except OSError as error:
             raise self._failed(error) from error
-        finally:
-            _remove(making)
+        self.discard()
+        return self.path
+
+    def discard(self) -> None:
+        """Ends without a map; nothing is left of it."""
         self._part.unlink()
         self._journal.unlink()
         self._release()
-        return self.path
 
     def _failed(self, error: OSError) -> DataError:
         return DataError(
@@ -227,8 +247,15 @@ class MapWriter:
         self._release()
 
     def _release(self) -> None:
+        if not self._file.closed:  # the lock is held, so what lies there is not another process's
+            _remove(self._making)
         self._log.close()
         self._file.close()
+
+
+def side_file(path: Path) -> Path:
+    """Where the pixels of a map lie until it is finished."""
+    return path.with_name(path.name + ".part")
 
 
 def _pwrite(file: int, data: bytes, at: int) -> None:

@@ -140,7 +140,7 @@ class Work:
             DataError: The file cannot be read, has not the runs' channels, or a result cannot be written.
             BusyError: Another process is writing the map.
         """
-        from voxtile.cases.damaged import Tolerant
+        from voxtile.cases.damaged import LEAST, Tolerant
         from voxtile.cases.raster import block_cache
         from voxtile.data.survey import survey
         from voxtile.errors import counted
@@ -156,15 +156,15 @@ class Work:
         with block_cache():
             found = survey(case, len(specs[0].classes), label=False)
             self._record_look(files, found)
-            self._announce(case, specs, paths[0])
+            self._announce(case, specs, paths)
             made = self._write_maps(case, found, self._specs(self._key(found)), paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
-            first, why = next(iter(case.image.lost.items()))
+            first, why = min(case.image.lost.items())
             self.out.print(
-                f"{files.id}: {counted(len(case.image.lost), 'piece')} could not be read and are nodata, the first at x {first.x}, "
-                f"y {first.y} ({first.width}x{first.height} pixels): {why}", style="yellow", soft_wrap=True,
+                f"{files.id}: {counted(len(case.image.lost), 'square')} of {LEAST}x{LEAST} pixels could not be read and hold no "
+                f"data, the first at x {first.x}, y {first.y}: {why}", style="yellow", soft_wrap=True,
             )  # fmt: skip
-        return made + self._results(case, paths, places)
+        return made + self._results(case, paths, places) if made else []
 
     def _open(self, files: CaseFiles) -> Case:
         from voxtile.errors import DataError, counted
@@ -242,7 +242,7 @@ class Work:
                 f"{files.id} is a test case of this run, or a part of one: look number {run.looks[0]} at this test split, recorded"
             )
 
-    def _announce(self, case: Case, specs: Sequence[MapSpec], path: Path) -> None:
+    def _announce(self, case: Case, specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:
         """Says of a large case what predicting it takes, before it begins.
 
         Raises:
@@ -253,7 +253,7 @@ class Work:
         windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
         if windows <= SMALL:
             return
-        disk, free = check_room(path, case.image.working.shape, specs)
+        disk, free = check_room(paths, case.image.working.shape, specs)
         memory = memory_of(self.predictor, case, len(specs[0].classes))
         self.out.print(
             f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the scene, and up to "
@@ -270,6 +270,11 @@ class Work:
     ) -> list[Path]:
         with ExitStack() as stack:
             writers = [stack.enter_context(case.open_map(path, spec)) for path, spec in zip(paths, specs, strict=True)]
+            if self.config["share"] and all(path.exists() for path in paths):
+                # Another process has made them since this one looked.
+                for writer in writers:
+                    writer.discard()
+                return []
             # What a killed command of the same kind has brought to the disk is not computed again.
             done = set.intersection(*(set(writer.finished) for writer in writers))
             rows = sum(len(strip) for strip in self.predictor.plan(case))
@@ -282,7 +287,12 @@ class Work:
                     writers[-1].write(band.window, band.variance[None].numpy())
                 del band  # its memory is wanted for the next one
                 tick()
-            return [writer.close() for writer in writers]
+            # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
+            for writer in writers:
+                writer.make()
+            for writer in reversed(writers):  # the first one's lock, which a process that shares the work asks for, goes last
+                writer.close()
+            return list(paths)
 
     def _results(self, case: Case, paths: Sequence[Path], places: list[Place]) -> list[Path]:
         from voxtile.commands.results import confusion_of, said_of

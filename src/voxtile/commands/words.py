@@ -42,7 +42,8 @@ def readable(argv: Sequence[str]) -> list[str]:
             return given
         if re.fullmatch(r"'.*'|\".*\"|null|.*\$\{.*", value, re.DOTALL) or not value:
             return given
-        if key in TEXTS and not (several and "," in value):
+        listing = key == "run" and value.startswith("[") and value.endswith("]")  # several runs that predict together
+        if key in TEXTS and not listing and not (several and "," in value):
             return f"{key}={quoted(value)}"
         try:
             parser.parse_override(given)

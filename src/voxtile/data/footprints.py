@@ -40,7 +40,10 @@ def near_pairs(first: Sequence[Case], second: Sequence[Case], gap: float) -> lis
         rows, columns = ([place for place, own in enumerate(side) if own == crs] for side in codes)
         if rows and columns:
             a, b = (_outlines([cases[i] for i in chosen]) for cases, chosen in ((first, rows), (second, columns)))
-            pairs += [(rows[i], columns[j]) for i, j in _near(*a, *b, gap)]
+            # Files in degrees call the antimeridian's east side 181 or -179.
+            turns = (-360, 0, 360) if (world := to_world(crs)) is not None and world.source_crs.is_geographic else (0,)
+            found = {pair for turn in turns for pair in _near(*a, b[0] + (turn, 0), b[1], gap)}
+            pairs += [(rows[i], columns[j]) for i, j in found]
     if len(systems) > 1:
         a, b = (world_outlines(first), _degrees(first)), (world_outlines(second), _degrees(second))
         found = {pair for turn in (-360, 0, 360) for pair in _near(*a, b[0] + (turn, 0), b[1], gap)}

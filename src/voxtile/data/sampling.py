@@ -204,8 +204,8 @@ class JudgedPixels(AroundPixel):
         super().__init__(cases, surveys, jitter)
         self._locations = [found.locations for found in surveys]
         # A class by its share of the pixels, then one of its places.
-        self._chances = [np.cumsum(found.counts / max(1, found.judged)) for found in surveys]
-        self._chances = [chances / max(chances[-1], 1e-300) for chances in self._chances]
+        sums = [np.cumsum(found.counts / found.judged) for found in surveys]
+        self._chances: list[list[float]] = [(each / each[-1]).tolist() for each in sums]
 
     def pixel(self, rng: np.random.Generator, case: int) -> tuple[int, Sequence[int]]:
         """See `AroundPixel.pixel`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from voxtile.cases.case import IGNORE, Case
@@ -110,21 +111,22 @@ class SampleStream:
         self._outer = Window.of((0, 0, 0), size).grown(margin).size
         self.strategy = strategy or JudgedPixels(cases, surveys, sampling.jitter)
         self.classes = ClassPixels(cases, surveys, balanced, sampling.jitter)
-        self._numbers = [intensity.arrays() for intensity in intensities]
+        rows = [intensity.arrays() for intensity in intensities]
+        self._numbers = {name: np.stack([row[name] for row in rows]) for name in rows[0]}  # [cases, C]
         self._spacings = [case.grid.spacing for case in cases]
         area = math.prod(size)
         self.deck = np.repeat(np.arange(len(cases)), [max(1, math.ceil(pixels / area)) for pixels in self.strategy.amounts])
-        self._shuffled: tuple[int, NDArray[np.intp]] = (-1, self.deck)  # the latest pass's order, made once per pass
+        self._shuffled: tuple[int, list[int]] = (-1, [])  # the latest pass's order, made once per pass
 
     def __len__(self) -> int:
         """Samples in one pass over the deck."""
         return len(self.deck)
 
-    def _order(self, turn: int) -> NDArray[np.intp]:
-        """The order of the deck in pass `turn`."""
+    def _order(self, turn: int) -> list[int]:
+        """The cases in the order of pass `turn`."""
         known, order = self._shuffled
         if known != turn:
-            order = generator(self.seed, turn, "deck").permutation(len(self.deck))
+            order = self.deck[generator(self.seed, turn, "deck").permutation(len(self.deck))].tolist()
             self._shuffled = turn, order  # one assignment: other threads see the old pair or the new one
         return order
 
@@ -141,7 +143,8 @@ class SampleStream:
             mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
         """
         spec, pixels = self._pixels(self._draw(index))
-        return pixels | self._facts(spec)
+        numbers = {name: rows[spec.case] for name, rows in self._numbers.items()}
+        return pixels | {"index": index, "case": spec.case, **numbers, "augment": self._augmentation(spec)}
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Samples `indices`, stacked.
@@ -158,12 +161,18 @@ class SampleStream:
                 yield pixels
 
         pixels = collate(read(), len(drawn))
-        return pixels | collate([self._facts(spec) for spec in used])
+        numbers = [spec.case for spec in used]
+        return pixels | {
+            "index": torch.tensor([spec.index for spec in used]),
+            "case": torch.tensor(numbers),
+            **{name: torch.from_numpy(rows[numbers]) for name, rows in self._numbers.items()},
+            "augment": collate([self._augmentation(spec) for spec in used]),
+        }
 
     def _draw(self, index: int, attempt: int = 0) -> Spec:
         """Where the sample lies by its first, or a further, draw; its scale is the same for all of them."""
         turn, position = divmod(index, len(self.deck))
-        case = int(self.deck[self._order(turn)[position]])
+        case = self._order(turn)[position]
         scale, size = 1.0, self.size
         if self.sampling.scales is not None:
             scale = float(log_uniform(generator(self.seed, index, "scale"), self.sampling.scales))
@@ -211,9 +220,8 @@ class SampleStream:
         """Pixels of the case in one pixel of the sample, along (z, y, x); by whole pixels of the window, so not quite the scale."""
         return [read / side for read, side in zip(spec.window.size, self.size, strict=True)]
 
-    def _facts(self, spec: Spec) -> dict[str, Any]:
-        """What a sample has besides pixels."""
+    def _augmentation(self, spec: Spec) -> dict[str, NDArray[Any]]:
+        """Its parameters; lengths are those of the sample's own resolution."""
         z, y, x = self._spacings[spec.case]
         spacing = z * spec.scale, y * spec.scale, x * spec.scale
-        drawn = self.augment.draw(self.seed, spec.index, self._outer, spacing)
-        return {"index": spec.index, "case": spec.case, **self._numbers[spec.case], "augment": drawn}
+        return self.augment.draw(self.seed, spec.index, self._outer, spacing)

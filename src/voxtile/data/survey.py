@@ -28,7 +28,8 @@ from voxtile.data.rng import digest, generator
 VERSION = 5  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
-MOST_LOCATIONS = 4096  # per class; more in cases of more than 4096 times as many pixels, see `most_locations`
+MOST_LOCATIONS = 4096  # per class; more of large cases, see `most_locations`
+PIXELS_PER_LOCATION = 64 * 64
 MOST_PIXELS = 200_000  # in the intensity sample
 
 
@@ -67,7 +68,7 @@ def most_locations(pixels: int) -> int:
     One for each square of 64 x 64 pixels of a large case, so that windows laid around them reach nearly every pixel: of a
     gigapixel of one class, windows of 64 pixels around 4096 places would never show 94 %.
     """
-    return max(MOST_LOCATIONS, pixels // 4096)
+    return max(MOST_LOCATIONS, pixels // PIXELS_PER_LOCATION)
 
 
 def blocks(shape: Size3, pixels: int = BLOCK * BLOCK) -> Iterator[Window]:

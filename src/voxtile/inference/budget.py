@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from voxtile.cases.case import Case
-from voxtile.cases.maps import MapSpec
+from voxtile.cases.maps import MapSpec, side_file
 from voxtile.cases.raster import BLOCK_CACHE
 from voxtile.cases.window import Size3
 from voxtile.data.normalise import Intensity
@@ -74,28 +74,29 @@ def _resident() -> int:
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0)
 
 
-def check_room(path: Path, shape: Size3, specs: Sequence[MapSpec]) -> tuple[int, int]:
+def check_room(paths: Sequence[Path], shape: Size3, specs: Sequence[MapSpec]) -> tuple[int, int]:
     """Bytes of disk that maps take at most while they are made, and how many are free.
 
-    Side files have every pixel once, uncompressed; from the largest of them its overviews and its map are made beside it.
+    Side files have every pixel once, uncompressed; beside them all maps are made, one after the other, from overviews of its own.
+    What an interrupted command has left of the side files is room that is there.
 
     Args:
-        path: of a map.
-        shape: of the case, (D, H, W).
-        specs: the maps.
+        paths: of the maps.
+        shape: of the maps, (D, H, W).
+        specs: what they hold.
 
     Raises:
         DataError: There is less room.
     """
     sides = [math.prod(shape) * spec.dtype.itemsize * (len(spec.classes) if spec.heatmap else 1) for spec in specs]
-    wanted = sum(sides) + round(max(sides) * (2 * PYRAMID - 1))
-    there = path.parent
+    wanted = round(sum(sides) * (1 + PYRAMID) + max(sides) * (PYRAMID - 1))
+    there = paths[0].parent
     while not there.exists():
         there = there.parent
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(there).free + sum(side.stat().st_size for side in map(side_file, paths) if side.exists())
     if free < wanted:
         raise DataError(
-            f"Making {path} takes up to {wanted / 1e9:.2f} GB of disk, and {there} has {free / 1e9:.2f} GB left. Free some disk "
-            "space, or name another output."
+            f"Making {paths[0]} takes up to {wanted / 1e9:.2f} GB of disk, and {there} has {free / 1e9:.2f} GB left. Free some "
+            "disk space, or name another output."
         )
     return wanted, free

@@ -6,16 +6,17 @@ import torch
 from torch import nn
 
 from voxtile.errors import ConfigError
-from voxtile.models.network import logits_of
+from voxtile.models.network import logits_of, margin_of
 
 LARGEST = 2048  # pixels of the side of an image on which it is tried
 
 
 def reach_of(network: nn.Module, channels: int) -> int:
-    """How many pixels beyond itself a score depends on, along y or x: half the receptive field, rounded up.
+    """How many pixels beyond itself and the network's margin a score depends on, along y or x: half the receptive field.
 
-    Pixels that are not a number make every score that depends on them not a number, so one pass shows the field, whatever the
-    layers. A square as wide as the network's stride stands for every place that a pixel can have on its coarsest map.
+    Pixels that are not a number make every score that depends on them not a number, whatever the layers. A quarter of the image is
+    filled with them, once from either side, since between the taps of a dilated layer a few of them would not be seen. The scores
+    of one coarse pixel see alike, so with a stride up to stride - 1 pixels are said too many; never too few.
 
     Args:
         network: in evaluation mode; for images [B, C, H, W].
@@ -26,23 +27,26 @@ def reach_of(network: nn.Module, channels: int) -> int:
     """
     if getattr(network, "dims", 2) != 2:
         raise ConfigError("'halo=field' measures networks that see slices, and this one sees volumes. Give the halo in pixels.")
-    stride = int(getattr(network, "stride", 32))
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    stride, margin = int(getattr(network, "stride", 32)), margin_of(network)[2]
     side = max(256, 4 * stride)
     while side <= LARGEST:
-        image = torch.zeros(1, channels, side, side, device=device)
-        start = side // 2 // stride * stride
-        image[:, :, start : start + stride, start : start + stride] = torch.nan
-        with torch.inference_mode():
-            seen = logits_of(network, image)[0].isnan().any(dim=0)
-        margin = (side - seen.shape[-1]) // 2  # of networks whose scores are smaller than what they read
-        where = seen.nonzero()
-        low, high = int(where.min()), int(where.max())
-        if low > 0 and high < seen.shape[-1] - 1:
-            reach: int = max(start - (low + margin), high + margin - (start + stride - 1))
-            return reach
+        border = side // 2 // stride * stride
+        first = _seen(network, channels, side, slice(border, side))[0]
+        last = _seen(network, channels, side, slice(0, border))[1]
+        if first > margin and last < side - margin - 1:
+            return max(border + stride - 1 - first, last - (border - stride)) - margin
         side *= 2
     raise ConfigError(
         f"'halo=field' found no end of what this network sees in an image of {LARGEST} pixels; perhaps it sees all of it. Give the "
         "halo in pixels, or leave it out."
     )
+
+
+def _seen(network: nn.Module, channels: int, side: int, part: slice) -> tuple[int, int]:
+    """The first and the last place along y or x, in an image of `side`, whose score sees pixels of `part` along both."""
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, channels, side, side, device=device)
+    image[:, :, part, part] = torch.nan
+    with torch.inference_mode():
+        where = logits_of(network, image)[0].isnan().any(dim=0).nonzero() + margin_of(network)[2]
+    return int(where.min()), int(where.max())

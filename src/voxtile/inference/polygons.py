@@ -75,8 +75,8 @@ def traced(found: FinishedMap, objects: Instances) -> Iterator[tuple[int, Any]]:
             pieces.setdefault(row, []).append(polygon)
         for row in [row for row in pieces if objects.high[row, 1] <= window.stop[1]]:
             parts = pieces.pop(row)
-            # On the grid of pixel corners, where all corners lie, a union is exact.
-            yield row, parts[0] if len(parts) == 1 else shapely.union_all(parts, grid_size=1)
+            # On the grid of pixel corners, where all corners lie, a union is exact; it leaves points on the seams.
+            yield row, parts[0] if len(parts) == 1 else shapely.simplify(shapely.union_all(parts, grid_size=1), 0)
 
 
 def _polygons(outlines: list[list[Any]]) -> NDArray[Any]:

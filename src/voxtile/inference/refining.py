@@ -47,7 +47,7 @@ def refined(
     back until all that they see has come: rows of a slice up to `reach`, or nothing more where each is a slab of whole slices.
 
     Args:
-        bands: of `case`, in reading order. Those that no missing one sees may be incomplete, or without classes.
+        bands: of `case`, in reading order. Those that no missing one sees may be incomplete, or left out.
         crf: the CRF.
         case: where the image is read.
         intensity: how the case is normalised, which gives the range that the CRF sees.
@@ -56,14 +56,13 @@ def refined(
     """
     far = reach(crf, case.shape)
     refiner = _Refiner(crf, case, intensity, far, threads)
-    held: list[Band] = []  # of one slice or slab, as far back as the next band sees
+    held: list[Band] = []  # of one slice or slab, without a gap, as far back as the next band sees
     waiting: list[Band] = []
     for band in bands:
-        if held and band.window.z != held[-1].window.z:
+        # Another slice begins, or what lies between was not wanted.
+        if held and (band.window.z, band.window.y) != (held[-1].window.z, held[-1].window.stop[1]):
             yield from refiner.finish(waiting, held)
             held, waiting = [], []
-        if not len(band.probabilities):
-            continue
         held.append(band)
         if band.window not in done:
             waiting.append(band)

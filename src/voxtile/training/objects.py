@@ -56,8 +56,9 @@ class ObjectCounter:
             return
         prediction, label = (np.concatenate(parts, axis=1) for parts in zip(*self._waiting, strict=True))
         self._waiting = []
-        pieces = -(-label.size // _PIXELS)
-        for part in zip(*(np.array_split(array, pieces, slab_axis(self.shape)) for array in (prediction, label)), strict=True):
+        axis = slab_axis(self.shape)
+        pieces = min(-(-label.size // _PIXELS), label.shape[axis])  # a slice of a volume cannot be cut, however large it is
+        for part in zip(*(np.array_split(array, pieces, axis) for array in (prediction, label)), strict=True):
             self._add(*part)
 
     def _add(self, prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> None:
