@@ -72,8 +72,10 @@ def test_decibels_are_ten_times_the_logarithm_and_nothing_at_zero():
 @settings(deadline=None)
 @given(bits=st.sets(st.integers(0, 15), min_size=1), values=st.lists(st.integers(0, 65535), min_size=1, max_size=20))
 def test_bits_mark_what_their_numbers_say(bits, values):
-    marked = Mask("qa", bits=tuple(bits)).marks(np.array([values], dtype=np.uint16))
-    assert marked[0].tolist() == [any(value >> bit & 1 for bit in bits) for value in values]
+    stored = np.array([values], dtype=np.uint16)
+    for layer in (stored, stored.view(np.int16)):
+        marked = Mask("qa", bits=tuple(bits)).marks(layer)
+        assert marked[0].tolist() == [any(value >> bit & 1 for bit in bits) for value in values]
 
 
 def test_values_and_presets_mark_clouds():

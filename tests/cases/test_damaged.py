@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cases.test_geotiff import save
+from tests.testers.memory import MemorySource
 from voxtile.cases.damaged import Tolerant
+from voxtile.cases.fetch import FetchError
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
@@ -88,3 +90,12 @@ def test_an_intact_file_is_read_as_it_is(tmp_path):
         plain.working,
         plain.files,
     )
+
+
+def test_a_file_that_cannot_be_fetched_is_not_damaged():
+    class Away(MemorySource):
+        def read(self, window, channels):
+            raise FetchError("the server is away")
+
+    with pytest.raises(FetchError, match="away"):
+        Tolerant(Away(np.zeros((1, 1, 256, 256)))).read(Window.whole((1, 256, 256)), (0,))

@@ -171,6 +171,16 @@ def test_a_world_file_beside_the_file_places_it(tmp_path):
     assert GeoTiffSource([path]).stored.footprint == (500, 850, 560, 900)
 
 
+def test_a_system_without_a_place_on_earth_is_kept_in_maps_and_counts_as_none(tmp_path):
+    path = save(tmp_path / "a.tif", bands((1, 5, 6)), crs='LOCAL_CS["of a drone",UNIT["metre",1]]')
+    source = GeoTiffSource([path])
+    assert (source.stored.crs, source.stored.unit) == (None, "px")
+    assert "without a place on Earth" in source.notes()[0]
+    np.testing.assert_array_equal(whole(source)[0][:, 0], bands((1, 5, 6)))
+    with source.open_map(tmp_path / "m.tif", SPEC) as writer, rasterio.open(path) as dataset, rasterio.open(writer.close()) as made:
+        assert (made.crs, made.transform) == (dataset.crs, dataset.transform)
+
+
 def test_scale_and_offset_tags_are_applied_after_nodata(tmp_path):
     stored = bands((2, 5, 6), "uint16")
     stored[:, 0, 0] = 0

@@ -316,6 +316,8 @@ class TestMasks:
         floats = named(save(tmp_path / "b.tif", stored.astype("float32")), "red", "QA_PIXEL")
         with pytest.raises(DataError, match=r"'QA_PIXEL' of .*b\.tif holds float32 numbers, which have no bits"):
             GeoTiffSource([floats], scene=scene(masks=[{"band": "QA_PIXEL", "bits": [3]}]))
+        with pytest.raises(DataError, match=r"holds uint16 numbers, which have 16 bits, from 0 on; .* asks for 3, 16"):
+            GeoTiffSource([path], scene=scene(masks=[{"band": "QA_PIXEL", "bits": [3, 16]}]))
 
 
 class TestArea:

@@ -229,3 +229,11 @@ def test_other_folders_are_searched_for_tiles_too(places):
 def test_mosaic_is_true_or_false(tmp_path):
     with pytest.raises(ConfigError, match=r"'data\.layout\.mosaic=yes' must be true or false"):
         layout(tmp_path, mosaic="yes")
+
+
+def test_vector_files_are_not_put_together(places):
+    root, _ = places
+    for path in root.glob("*/*_label.tif"):
+        path.rename(path.with_suffix(".geojson"))
+    with pytest.raises(DataError, match=r"The tiles of 'p1' have 4 vector files as labels: .*Only rasters are put together"):
+        layout(root, labels="{place}/{tile}_label.geojson").find()

@@ -21,6 +21,7 @@ from voxtile.cases.torchgeo import TorchGeoLayout
 from voxtile.cases.window import Window
 from voxtile.commands.build import build
 from voxtile.commands.main import main
+from voxtile.data.survey import _key
 from voxtile.errors import ConfigError, DataError
 
 CLASSES = {0: "ground", 1: "disc"}
@@ -127,6 +128,20 @@ def test_an_intersections_rows_are_cases_on_the_grids_of_their_images(tmp_path):
         np.testing.assert_array_equal(case.read_label(window)[0], mask[3:23, 5:16])
         assert valid.all()
         assert case.image.paths == (tmp_path / "images" / f"{case.id}.tif", tmp_path / "masks" / f"{case.id}.tif")
+
+
+def test_how_it_is_read_is_part_of_what_a_survey_is_kept_under(tmp_path):
+    pair(tmp_path, count=1)
+
+    def key(nodata=None, **arguments):
+        dataset = partial(
+            IntersectionDataset, dataset1=partial(Images, paths="images", **arguments), dataset2=partial(Masks, paths="masks")
+        )
+        (case,) = opened(TorchGeoLayout(str(tmp_path), dataset), nodata=nodata)
+        return _key(case, 2, label=True)
+
+    assert key() == key()
+    assert len({key(), key(nodata=7), key(cache=False)}) == 3
 
 
 def test_another_raster_lies_on_the_grid_of_a_row(tmp_path):

@@ -117,7 +117,8 @@ class Mask:
     def marks(self, stored: Layer) -> NDArray[np.bool_]:
         """Which pixels [h, w] are marked."""
         if self.bits:
-            return np.asarray((stored & stored.dtype.type(sum(1 << bit for bit in self.bits))) != 0)
+            plain = stored.view(f"u{stored.dtype.itemsize}")  # of a signed type the highest bit is the sign
+            return np.asarray((plain & plain.dtype.type(sum(1 << bit for bit in self.bits))) != 0)
         return np.isin(stored, self.values)
 
 

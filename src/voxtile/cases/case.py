@@ -33,7 +33,7 @@ class Source(ABC):
         channels: names of the channels.
         dtype: data type of the pixels.
         stored: the grid as it lies in the file.
-        canonical: the grid that windows are given on.
+        canonical: the stored grid with axes permuted and flipped only.
         key: text of the settings that change what is read from the same files.
     """
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.case import Source
+from voxtile.cases.fetch import FetchError
 from voxtile.cases.grid import WorkingGrid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Window
@@ -21,7 +22,7 @@ LEAST = 64  # pixels of the side of the squares of the file that are given up as
 
 
 class Tolerant(Source):
-    """A source whose unreadable parts hold no data instead of stopping the work.
+    """A source whose unreadable parts hold no data instead of stopping the work, but for those that could not be fetched.
 
     Attributes:
         lost: squares (cubes) in which something could not be read, and why; the file's tiles, too, mostly end where they do.
@@ -48,6 +49,8 @@ class Tolerant(Source):
         """See `Source.read`; what cannot be read is 0 and not valid."""
         try:
             return self.source.read(window, channels)
+        except FetchError:  # a network that is down is no damage of the file
+            raise
         except DataError as error:
             why = str(error)
         parts = _halves(window)

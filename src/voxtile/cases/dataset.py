@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,11 +175,7 @@ class Dataset:
                 f"'data.exclude' names {listed(unknown)}, and no case is called "
                 f"so.{did_you_mean(unknown[0], [f.id for f in files])}"
             )
-        twice = (
-            [f.id for i, f in enumerate(files) if f.id in {g.id for g in files[:i]}]
-            if len({f.id for f in files}) < len(files)
-            else []
-        )
+        twice = [name for name, count in Counter(f.id for f in files).items() if count > 1]
         if twice:
             raise DataError(
                 f"Several cases below {self.layout.root} are called {listed(twice)}. Make the ids unique ('data.layout.case=…')."

@@ -30,6 +30,10 @@ _UNKNOWN = secrets.token_hex(8)
 _FACTS: dict[str, Facts] = {}
 
 
+class FetchError(DataError):
+    """A file at an address could not be fetched; that says nothing of its content."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a server says of a file.
@@ -62,7 +66,7 @@ def facts(file: RemoteFile) -> Facts:
     """Size and tag of a file, asked for once per process; a change after that is seen by `fetch`.
 
     Raises:
-        DataError: The file is not there or cannot be fetched.
+        FetchError: The file is not there or cannot be fetched.
     """
     if file.shown not in _FACTS:
         _FACTS[file.shown] = _fetched(file, 0, HEAD, None)
@@ -79,7 +83,7 @@ def fetch(file: RemoteFile, start: int, stop: int, known: Facts) -> bytes:
         known: what the file was when it was opened.
 
     Raises:
-        DataError: They cannot be fetched, or the file is another one by now.
+        FetchError: They cannot be fetched, or the file is another one by now.
     """
     return _fetched(file, start, stop, known).head
 
@@ -102,7 +106,7 @@ def _fetched(file: RemoteFile, start: int, stop: int, known: Facts | None) -> Fa
                 answer.close()
         except HTTPError as error:
             problem = _without_secrets(reason(error), file)
-    raise DataError(
+    raise FetchError(
         f"{file} cannot be fetched: {problem} ({1 + len(WAITS)} tries for bytes {start} to {stop - 1}). Look whether the address "
         "is right and can be reached from here, and give the same command again; what was fetched so far is in the cache."
     )
@@ -148,7 +152,7 @@ def _checked(file: RemoteFile, answer: BaseHTTPResponse, start: int, stop: int, 
     from urllib3.exceptions import IncompleteRead
 
     if answer.status == 416 and known is None:
-        raise DataError(f"{file} is empty. Expected a GeoTIFF.")
+        raise FetchError(f"{file} is empty. Expected a GeoTIFF.")
     if answer.status not in (206, 416):
         raise _refused(file, answer.status)
     given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers.get("Content-Range", "").strip())
@@ -156,7 +160,7 @@ def _checked(file: RemoteFile, answer: BaseHTTPResponse, start: int, stop: int, 
     tag = f"{answer.headers.get('ETag', '')}\n{answer.headers.get('Last-Modified', '')}".rstrip("\n")
     if known and (answer.status == 416 or (given and size != known.size) or tag != known.tag):
         _FACTS.pop(file.shown, None)
-        raise DataError(
+        raise FetchError(
             f"{file} was changed on its server while it was being read. Give the same command again, to begin with the file as it "
             "is now."
         )
@@ -169,10 +173,10 @@ def _checked(file: RemoteFile, answer: BaseHTTPResponse, start: int, stop: int, 
     return Facts(size, tag, data)
 
 
-def _refused(file: RemoteFile, status: int) -> DataError:
+def _refused(file: RemoteFile, status: int) -> FetchError:
     s3 = file.shown.startswith("s3:")
     if status in (404, 410):
-        return DataError(f"{file} does not exist: its server answers with status {status}. Correct the address, or take it out.")
+        return FetchError(f"{file} does not exist: its server answers with status {status}. Correct the address, or take it out.")
     if status in (401, 403):
         how = (
             "Look whether AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with temporary ones, AWS_SESSION_TOKEN) are those of a user "
@@ -180,15 +184,15 @@ def _refused(file: RemoteFile, status: int) -> DataError:
             if s3
             else "Expected an address that may be read; a signed one may have expired."
         )
-        return DataError(f"{file} may not be read: its server answers with status {status}. {how}")
+        return FetchError(f"{file} may not be read: its server answers with status {status}. {how}")
     if s3 and status in (301, 307, 400):
-        return DataError(f"{file} lies in another region: status {status}. Set AWS_REGION to the bucket's.")
+        return FetchError(f"{file} lies in another region: status {status}. Set AWS_REGION to the bucket's.")
     if status in (200, 206):
-        return DataError(
+        return FetchError(
             f"The server of {file} does not serve parts of files, so every window would fetch the whole. Fetch the file once and "
             "name the copy."
         )
-    return DataError(f"{file} cannot be fetched: its server answers with status {status}. Expected 206, a part of the file.")
+    return FetchError(f"{file} cannot be fetched: its server answers with status {status}. Expected 206, a part of the file.")
 
 
 def _without_secrets(text: str, file: RemoteFile) -> str:

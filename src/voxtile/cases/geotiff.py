@@ -193,10 +193,13 @@ class GeoTiffSource(Source):
         if twice := [derived.name for derived in scene.derived if derived.name in self._bands]:
             raise DataError(f"'data.scene.derived.{twice[0]}' has the name of a band of {self.path}. Choose another.")
         for mask in scene.masks:
-            if mask.bits and self._bands[mask.band].dtype.kind not in "ui":
+            dtype = self._bands[mask.band].dtype
+            if mask.bits and (dtype.kind not in "ui" or max(mask.bits) >= 8 * dtype.itemsize):
+                lack = f"{8 * dtype.itemsize} bits, from 0 on" if dtype.kind in "ui" else "no bits"
                 raise DataError(
-                    f"Band '{mask.band}' of {self.path} holds {self._bands[mask.band].dtype} numbers, which have no bits. Name the "
-                    "values of the pixels that are to be left out: 'data.scene.masks=[{band: …, values: […]}]'."
+                    f"Band '{mask.band}' of {self.path} holds {dtype} numbers, which have {lack}; 'data.scene.masks' asks for "
+                    f"{listed(mask.bits)}. Name bits that they have, or the values of the pixels that are to be left out: "
+                    "'data.scene.masks=[{band: …, values: […]}]'."
                 )
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -259,8 +262,10 @@ class GeoTiffSource(Source):
     def notes(self) -> list[str]:
         """See `Source.notes`."""
         found = []
-        if self.stored.crs is None:
+        if self.stored.crs is None and self.profile["crs"] is None:
             found.append(f"{self.path} has no coordinate reference system; its maps will have none either.")
+        elif self.stored.crs is None:
+            found.append(f"{self.path} has a coordinate reference system without a place on Earth: it counts as having none.")
         if not self._label and (constant := self._constant_corner()) is not None:
             found.append(
                 f"{self.path} holds {constant:g} in every band of a whole corner, and declares no nodata value: if that means 'no "

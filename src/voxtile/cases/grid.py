@@ -79,7 +79,7 @@ class CanonicalGrid(Grid):
 
 
 class WorkingGrid(Grid):
-    """The grid that windows, networks and scores live on; equal to the canonical grid unless resampled."""
+    """The grid that windows, networks and scores live on; equal to the canonical grid unless resampled or cut."""
 
 
 def plain_affine(spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> tuple[tuple[float, ...], ...]:

@@ -15,6 +15,7 @@ from typing import Any
 from voxtile.cases.address import RemoteFile, is_address, masked
 from voxtile.cases.case import Source
 from voxtile.cases.pictures import natural_key
+from voxtile.cases.vector_settings import VECTOR_SUFFIXES
 from voxtile.errors import ConfigError, DataError, listed, reason
 
 SPLITS = ("train", "val", "test")
@@ -203,6 +204,11 @@ class FolderLayout(Layout):
         found = CaseFiles(name, images, labels, self.splits.get(given, ""), common)
         if not self.mosaic or len(parts) == 1:
             return found
+        if len(labels) > 1 and labels[0].suffix.lower() in VECTOR_SUFFIXES:
+            raise DataError(
+                f"The tiles of '{name}' have {len(labels)} vector files as labels: {listed(labels)}. Only rasters are put "
+                "together; make one vector file of them, for example with 'ogrmerge.py -single -o labels.gpkg …'."
+            )
         from voxtile.cases.mosaic import mosaic
 
         columns = list(zip(*(part[0] for part in parts), strict=True))

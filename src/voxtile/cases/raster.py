@@ -68,7 +68,7 @@ def stamp(path: Path) -> int:
 def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
     """The grid of an open raster, with the affine moved from pixel corners to pixel centres."""
     size, transform = (dataset.height, dataset.width), dataset.transform
-    if dataset.crs is None:
+    if dataset.crs is None or not (dataset.crs.is_geographic or dataset.crs.is_projected):  # such as a drone's local one
         return StoredGrid((1, *size), _centred(transform))
     if dataset.crs.is_geographic:
         metres = degree_metres((transform @ (dataset.width / 2, dataset.height / 2))[1])

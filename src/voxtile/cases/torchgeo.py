@@ -62,15 +62,15 @@ class TorchGeoLayout(Layout):
         return f"{self.dataset.func.__name__} has no items"
 
     def _find(self) -> list[CaseFiles]:
+        import torchgeo
         from torchgeo.datasets import GeoDataset
 
         cases: list[CaseFiles] = []
         for split, arguments in self.splits.items():
             made = self._made(self.dataset, arguments)
-            if isinstance(made, GeoDataset):
-                cases += rows(made, self.root, split)
-            else:
-                cases += decoded(made, self.root, split, f"{self.dataset.keywords} {arguments}")
+            kind = type(made)
+            key = repr((kind.__module__, kind.__qualname__, torchgeo.__version__, self.dataset.keywords, arguments))
+            cases += (rows if isinstance(made, GeoDataset) else decoded)(made, self.root, split, key)
         seen: dict[str, int] = {}
         for number, each in enumerate(cases):
             seen[each.id] = seen.get(each.id, 0) + 1

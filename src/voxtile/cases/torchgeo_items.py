@@ -68,18 +68,15 @@ class DecodedSource(GeoTiffSource):
         return []
 
 
-def decoded(made: Any, root: Path, split: str, arguments: str) -> list[CaseFiles]:
-    """One case for each item of a NonGeoDataset; items are decoded where an earlier call has not done so."""
-    import torchgeo
-
-    kind = type(made)
+def decoded(made: Any, root: Path, split: str, key: str) -> list[CaseFiles]:
+    """One case for each item of a NonGeoDataset; items are decoded where an earlier call of the same `key` has not done so."""
     listing = sorted(
         (str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns)
         for folder, _, names in os.walk(root)
         for path in (Path(folder, name) for name in names)
     )
-    facts = repr((kind.__module__, kind.__qualname__, torchgeo.__version__, str(root), arguments, listing))
-    folder = cache_folder() / "torchgeo" / f"{kind.__name__}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+    facts = repr((key, str(root), listing))
+    folder = cache_folder() / "torchgeo" / f"{type(made).__name__}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
     cases = []
     for number, name in enumerate(_names(made, split)):
         image, label = (folder / part / f"{number}.tif" for part in ("images", "labels"))

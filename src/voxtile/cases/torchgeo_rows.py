@@ -31,8 +31,8 @@ _READERS = HandleCache(most=32)
 _SAMPLES = HandleCache(most=1)  # TorchGeo reads image and mask together; the label of a window is mostly asked for right after it
 
 
-def rows(made: Any, root: Path, split: str) -> list[CaseFiles]:
-    """One case for each row of a GeoDataset's index."""
+def rows(made: Any, root: Path, split: str, key: str) -> list[CaseFiles]:
+    """One case for each row of a GeoDataset's index; `key` says how the data set was made."""
     cases = []
     for row in range(len(made)):
         files = _files(made, row, root)
@@ -41,7 +41,8 @@ def rows(made: Any, root: Path, split: str) -> list[CaseFiles]:
                 f"The index of TorchGeo's {type(made).__name__} names no file for its item {row}, so it could not be noticed when "
                 "its data change. Expected a data set of raster files."
             )
-        cases.append(CaseFiles(files[0].stem, tuple(files), split=split, sources=functools.partial(_open_row, made, row, files)))
+        sources = functools.partial(_open_row, made, row, files, key)
+        cases.append(CaseFiles(files[0].stem, tuple(files), split=split, sources=sources))
     return cases
 
 
@@ -73,7 +74,7 @@ def _only(made: Any, row: int | None, files: Sequence[Path]) -> Any:
     return one
 
 
-def _open_row(made: Any, row: int, files: Sequence[Path], nodata: float | None) -> tuple[Source, Source]:
+def _open_row(made: Any, row: int, files: Sequence[Path], key: str, nodata: float | None) -> tuple[Source, Source]:
     """Image and label of one row of a GeoDataset's index."""
     one = _only(made, row, files)
     x_size, y_size = (abs(float(value)) for value in made.res)
@@ -93,7 +94,9 @@ def _open_row(made: Any, row: int, files: Sequence[Path], nodata: float | None) 
     time = slice(min(each.left.min() for each in times), max(each.right.max() for each in times), 1)
     image = RowSource(one, "image", files, frame, time)
     image.nodata = _nodata_of(files[0], crs) if nodata is None else nodata
-    return image, RowSource(one, "mask", files, frame, time)
+    label = RowSource(one, "mask", files, frame, time)
+    image.key = label.key = repr((key, image.nodata, image.stored))  # the grid may be that of another file
+    return image, label
 
 
 def _up(value: float) -> int:
