@@ -61,8 +61,10 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
     assert float(row["hectares/disc"]) == pytest.approx(polygons["area_ha"].sum(), rel=1e-6)
     assert "evaluations/val-best" in row["adjusted_by"]
     assert "which whole validation cases are not" in said.text
-    said = voxtile("predict", *where, f"input={source}", f"output={tmp_path / 'others'}", "areas=true", "overlap=0.5")
-    assert "the run has no evaluation with these weights and settings" in said.text
+    several = [f"run=[{copied_run.home},{copied_run.home}]", *where[1:]]
+    for number, words in enumerate(([*where, "overlap=0.5"], several)):  # other settings, other weights
+        said = voxtile("predict", *words, f"input={source}", f"output={tmp_path / f'others{number}'}", "areas=true")
+        assert (said.code, "no evaluation with these runs, weights and settings" in said.text) == (0, True)
 
 
 def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
@@ -74,7 +76,7 @@ def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tm
     where = [f"run={copied_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
     said = voxtile("predict", *where, f"areas={places}", "area_name=name")
     assert said.code == 0
-    assert "the run has no evaluation with these weights and settings" in said.text
+    assert "no evaluation with these runs, weights and settings" in said.text
     rows = table(tmp_path / "maps" / "s1_areas.csv")
     assert [row["area"] for row in rows] == ["(all)", "middle"]
     before = places.rename(tmp_path / "maps" / "s1_polygons.geojson").read_bytes()

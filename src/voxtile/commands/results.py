@@ -249,7 +249,7 @@ def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
 def said_of(confusion: Mapping[str, Any] | None) -> str:
     """What the command says of the adjusted areas, or of their absence."""
     if confusion is None:
-        return "hectares are those of the map: the run has no evaluation with these weights and settings to adjust them by"
+        return "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by"
     return (
         f"adjusted hectares rest on {confusion['source']}: their intervals hold if its pixels are a random sample of this map "
         "within each class, which whole validation cases are not"
@@ -264,6 +264,8 @@ def confusion_of(trained: Trained, config: Mapping[str, Any], predictor: Predict
     """
     from voxtile.commands.evaluate import folder_name
 
+    if len(predictor.judge.networks) > 1:  # runs are evaluated one by one
+        return None
     for split in ("test", "val"):
         folder = trained.home.path / "evaluations" / folder_name(split, config, predictor)
         try:

@@ -39,7 +39,8 @@ class Survey:
     Attributes:
         image_digest: of the image's shape, number of channels, data type, and the sampled blocks' pixels and validity.
         label_digest: of the label's class indices, "" where the label was not read.
-        counts: pixels per class [K], only pixels that hold data.
+        counts: pixels per class [K], without those whose image is known to hold no data: in cases of more than 256 blocks it is
+            read in some of them only.
         judged: pixels that are to be judged, the sum of `counts`.
         pixels: pixels in the case.
         valid: share of the sampled pixels that hold data.
