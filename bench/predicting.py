@@ -12,7 +12,8 @@ torchgeo   GridGeoSampler and DataLoader, without and with 2 worker processes (b
 monai      sliding_window_inference on the scene in memory (bench/peers/predicting.py); where windows overlap they are as many as
            voxtile's and lie a little otherwise, so that a few pixels differ
 voxtile    what `voxtile predict` does for a scene: read ahead, blended, journalled, up to the Cloud-Optimized GeoTIFF and its
-           overviews
+           overviews; but for the survey before, which reads up to 256 blocks of 1024x1024 for digests and normalisation (all ways
+           here know the latter)
 
 `--gigapixel` adds a scene of 32768x32768 by voxtile, whose memory is to be that of the small one.
 """

@@ -61,6 +61,10 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
     assert float(row["hectares/disc"]) == pytest.approx(polygons["area_ha"].sum(), rel=1e-6)
     assert "evaluations/val-best" in row["adjusted_by"]
     assert "which whole validation cases are not" in said.text
+    several = [f"run=[{copied_run.home},{copied_run.home}]", *where[1:]]
+    for number, words in enumerate(([*where, "overlap=0.5"], several)):  # other settings, other weights
+        said = voxtile("predict", *words, f"input={source}", f"output={tmp_path / f'others{number}'}", "areas=true")
+        assert (said.code, "no evaluation with these runs, weights and settings" in said.text) == (0, True)
 
 
 def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
@@ -72,7 +76,7 @@ def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tm
     where = [f"run={copied_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
     said = voxtile("predict", *where, f"areas={places}", "area_name=name")
     assert said.code == 0
-    assert "the run has no evaluation with these weights and settings" in said.text
+    assert "no evaluation with these runs, weights and settings" in said.text
     rows = table(tmp_path / "maps" / "s1_areas.csv")
     assert [row["area"] for row in rows] == ["(all)", "middle"]
     before = places.rename(tmp_path / "maps" / "s1_polygons.geojson").read_bytes()
@@ -120,6 +124,22 @@ def test_a_scene_without_a_place_has_no_polygons(scene_run: Run, tmp_path: Path,
         assert f"{path} has no coordinate reference system" in said.text
     assert not (tmp_path / "maps").exists()
     assert voxtile("predict", *where, "instances=true", "quicklook=true").code == 0
+
+
+def test_a_scene_in_a_system_of_its_own_has_objects_without_hectares(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    site = 'LOCAL_CS["site",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
+    path = written(tmp_path / "in.tif", np.random.default_rng(0).normal(size=(2, 20, 20)).astype(np.float32), crs=site)
+    where = [f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={path}"]
+    said = voxtile("predict", *where, f"output={tmp_path / 'maps'}", "areas=true")
+    assert said.code == 3
+    assert f"{path} has a coordinate reference system of no place on Earth" in said.text
+    assert not (tmp_path / "maps").exists()
+    said = voxtile("predict", *where, f"output={tmp_path / 'MAP.TIF'}", "instances=true", "quicklook=true")
+    assert said.code == 0
+    assert (tmp_path / "MAP_quicklook.png").exists()
+    assert (tmp_path / "MAP_instances.csv").read_text().startswith("id,class,pixels,x,y,")
+    with rasterio.open(tmp_path / "MAP.TIF") as found, rasterio.open(path) as image:
+        assert found.crs == image.crs
 
 
 def test_a_full_disk_names_the_result_and_keeps_the_map(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

@@ -102,6 +102,22 @@ def test_a_scene_over_the_antimeridian_is_not_everywhere():
     assert near_pairs([fiji], [away, fiji], -0.1) == [(0, 1)]
 
 
+@pytest.mark.parametrize(("polar", "ups"), [(3031, 32761), (3413, 32661)])
+def test_scenes_at_a_pole_are_compared_across_systems(polar, ups):
+    def at(name, x, y, code, size):
+        return memory_case(
+            name, (1, size, size), affine=north_up(x - 50 * size, y + 50 * size, 100.0), crs=CRS.from_epsg(code).to_wkt(), unit="m"
+        )
+
+    around = at("around", 0, 0, polar, 100)  # 10 km with the pole in the middle; its corners are 7 km from it
+    places = {(0, 0): True, (3000, 2000): True, (-4500, 0): True, (-6500, 0): False, (0, 6500): False, (90_000, 0): False}
+    others = [at(str(place), 2e6 + place[0], 2e6 + place[1], ups, 10) for place in places]
+    turn = 45 if polar == 3413 else 0  # degrees by which its axes are turned against the other's
+    if turn:
+        places[-6500, 0] = places[0, 6500] = True  # towards the corners
+    assert near_pairs([around], others, -0.1) == [(0, number) for number, near in enumerate(places.values()) if near]
+
+
 def test_a_turn_of_the_earth_is_no_distance():
     east, west, far = (
         memory_case(name, (1, 10, 10), affine=north_up(x, 0.0, 0.1), crs=DEGREES, unit="m", metres=(1e5, 1e5))

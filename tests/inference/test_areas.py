@@ -150,6 +150,25 @@ def test_a_bad_file_of_areas_is_named(found: FinishedMap, tmp_path: Path, what: 
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("left", [179.996, -180.004])
+def test_a_place_beyond_the_antimeridian_is_found(tmp_path: Path, left: float) -> None:
+    found = scene_map(tmp_path, np.ones((10, 80)), crs="EPSG:4326", transform=Affine(1e-4, 0, left, 0, -1e-4, 1e-3))
+    both = shapely.MultiPolygon([shapely.box(179.998, 0, 180, 1e-3), shapely.box(-180, 0, -179.999, 1e-3)])
+    east = shapely.box(-179.999, 0, -179.995, 1e-3)  # a quarter of it is beside the scene
+    areas = geopandas.GeoDataFrame({"name": ["both", "east"]}, geometry=[both, east], crs="EPSG:4326")
+    areas.to_file(tmp_path / "areas.gpkg")
+    places = places_of(tmp_path / "areas.gpkg", found.grid, "name")
+    assert [(place.name, place.outside) for place in places] == [("both", 0), ("east", pytest.approx(0.25))]
+    assert [area_of(found, place).pixels.sum() for place in places] == [300, 300]
+
+
+def test_a_spike_has_no_area(found: FinishedMap, tmp_path: Path) -> None:
+    spiked = shapely.Polygon([UTM @ place for place in ((10, 10), (30, 10), (30, 30), (10, 30), (10, 10), (10, 2), (10, 10))])
+    geopandas.GeoDataFrame(geometry=[spiked], crs="EPSG:32633").to_file(tmp_path / "spike.gpkg")
+    (place,) = places_of(tmp_path / "spike.gpkg", found.grid)
+    assert area_of(found, place).pixels.sum() == 400
+
+
 def test_polygons_that_cross_themselves_are_mended(found: FinishedMap, tmp_path: Path) -> None:
     bow = shapely.Polygon([UTM @ place for place in ((10, 10), (30, 30), (30, 10), (10, 30))])
     geopandas.GeoDataFrame(geometry=[bow], crs="EPSG:32633").to_file(tmp_path / "bow.geojson", driver="GeoJSON")

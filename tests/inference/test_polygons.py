@@ -89,6 +89,16 @@ def test_geojson_follows_the_standard(tmp_path: Path) -> None:
     assert outer[0] == pytest.approx([32.5803, 0.2933], abs=1e-3)
 
 
+@pytest.mark.parametrize(("easting", "antimeridian"), [(811_000, 180), (815_000, -180)])
+def test_geojson_over_the_antimeridian_goes_on_past_it(tmp_path: Path, easting: int, antimeridian: int) -> None:
+    found = scene_map(tmp_path, np.ones((12, 30)), crs="EPSG:32760", transform=from_origin(easting, 8_000_000, 300, 300))
+    table = vectors(found, tmp_path / "map.geojson")
+    left, _, right, _ = table.total_bounds
+    assert left < antimeridian < right
+    assert right - left < 0.1
+    assert table["area_ha"].sum() == pytest.approx(table.to_crs("+proj=cea +lon_0=180 +over").area.sum() / 1e4, rel=1e-3)
+
+
 def test_a_turned_scene_s_polygons_are_turned(tmp_path: Path) -> None:
     indices = patches(5, 21, 33, 3, unjudged=0)
     turned = Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(10, -10)

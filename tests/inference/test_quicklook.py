@@ -17,8 +17,10 @@ from voxtile.inference.quicklook import write_quicklook
 COLORS = ((10, 20, 30), (0, 0, 250), (250, 0, 0))
 
 
-def pictured(found: FinishedMap, case: Case, path: Path, channels: list[str] | None = None) -> np.ndarray:
-    write_quicklook(found, case, path, COLORS, channels)
+def pictured(
+    found: FinishedMap, case: Case, path: Path, channels: list[str] | None = None, background: int | None = 0
+) -> np.ndarray:
+    write_quicklook(found, case, path, COLORS, channels, background)
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         return np.asarray(picture)
@@ -75,11 +77,12 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path: Path, crs: str, metres: f
     assert bar.pixels == pytest.approx(1000 / metres, abs=1.5)
 
 
-def test_a_volume_shows_its_fullest_slice(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("background", "fullest"), [(0, 2), (2, 0), (None, 0)])
+def test_a_volume_shows_its_fullest_slice(tmp_path: Path, background: int | None, fullest: int) -> None:
     label = np.zeros((4, 64, 40), dtype=np.uint8)
     label[1, 5:9, 5:9], label[2, 10:40, 10:30] = 1, 2
     rng = np.random.default_rng(0)
     case = memory_case("volume", array=rng.normal(size=(1, 4, 64, 40)), unit="mm")
     found = FinishedMap(memory_case("map", array=label[None]).image, CLASSES)
-    shown = pictured(found, case, tmp_path / "q.png")
-    np.testing.assert_array_equal(shown[: 64 * 4 : 4, 40 * 4 + 8 : 80 * 4 + 8 : 4], np.array(COLORS)[label[2]])
+    shown = pictured(found, case, tmp_path / "q.png", background=background)
+    np.testing.assert_array_equal(shown[: 64 * 4 : 4, 40 * 4 + 8 : 80 * 4 + 8 : 4], np.array(COLORS)[label[fullest]])

@@ -73,7 +73,7 @@ def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
     if dataset.crs.is_geographic:
         metres = degree_metres((transform @ (dataset.width / 2, dataset.height / 2))[1])
     else:
-        factor = float(dataset.crs.linear_units_factor[1])
+        factor = float(dataset.crs.linear_units_factor[1]) if dataset.crs.is_projected else 1.0  # a site's own: no unit is told
         metres = _ground_metres(dataset.crs, transform @ (dataset.width / 2, dataset.height / 2), factor)
     return StoredGrid((1, *size), _centred(transform), "m", dataset.crs.to_wkt(), metres)
 

@@ -40,6 +40,8 @@ def evaluate(config: Mapping[str, Any]) -> int:
     from voxtile.training.ledger import record_look
 
     out = console()
+    if isinstance(config["run"], list):
+        raise ConfigError(f"'run={config['run']}' names several runs, and one is scored at a time. Several predict together.")
     threshold = object_threshold(config["objects"])
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")

@@ -108,7 +108,7 @@ class Results:
         """The file of each result that is wanted, beside the map `path`, by the result's name."""
         from voxtile.cases.id_maps import id_map_name
 
-        stem = next((path.name.removesuffix(ending) for ending in MAPS if path.name.endswith(ending)), path.name)
+        stem = next((path.name[: -len(ending)] for ending in MAPS if path.name.lower().endswith(ending)), path.name)
         names = {}
         if self.polygons:
             names["polygons"] = f"{stem}_polygons.{self.polygons}"
@@ -130,14 +130,19 @@ class Results:
         Raises:
             DataError: The case has no CRS, none of the places, or not the channels to show.
         """
+        from voxtile.data.footprints import to_world
+
         if self.rgb and (missing := [name for name in self.rgb if name not in case.channels]):
             raise DataError(
                 f"{case.image.path} has no channel {listed(missing)} to show; it has {listed(case.channels, 20)}."
                 f"{did_you_mean(missing[0], case.channels)} The channels of the quick-look are chosen by 'rgb'."
             )
-        if (self.polygons or self.areas) and case.grid.crs is None:
+        if (self.polygons or self.areas) and (case.grid.crs is None or to_world(case.grid.crs) is None):
+            lacks = (
+                "no coordinate reference system" if case.grid.crs is None else "a coordinate reference system of no place on Earth"
+            )
             raise DataError(
-                f"{case.image.path} has no coordinate reference system, so neither polygons nor hectares can be made of its map. "
+                f"{case.image.path} has {lacks}, so neither polygons nor hectares can be made of its map. "
                 "Write one into it, for example by 'gdal_edit.py -a_srs EPSG:… scene.tif', or take 'polygons' and 'areas' out."
             )
         if self.places is None:
@@ -205,7 +210,9 @@ class Results:
         if self.quicklook:
             from voxtile.inference.quicklook import write_quicklook
 
-            makers["quicklook"] = lambda making: write_quicklook(found, case, making, self.dataset.colors, self.rgb)
+            makers["quicklook"] = lambda making: write_quicklook(
+                found, case, making, self.dataset.colors, self.rgb, self.dataset.background
+            )
         return makers
 
     def _reopened(self, path: Path, heat: Path | None) -> FinishedMap:
@@ -242,7 +249,7 @@ def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
 def said_of(confusion: Mapping[str, Any] | None) -> str:
     """What the command says of the adjusted areas, or of their absence."""
     if confusion is None:
-        return "hectares are those of the map: the run has no evaluation with these weights and settings to adjust them by"
+        return "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by"
     return (
         f"adjusted hectares rest on {confusion['source']}: their intervals hold if its pixels are a random sample of this map "
         "within each class, which whole validation cases are not"
@@ -250,18 +257,21 @@ def said_of(confusion: Mapping[str, Any] | None) -> str:
 
 
 def confusion_of(trained: Trained, config: Mapping[str, Any], predictor: Predictor) -> dict[str, Any] | None:
-    """The confusion matrix of the run's evaluation with the same weights and settings, on test cases where there is one.
+    """The confusion matrix of the run's evaluation with the same weights, overlap and procedure, on test cases where there is one.
 
     Returns:
         `matrix` and `source`; None where the run was not evaluated so.
     """
     from voxtile.commands.evaluate import folder_name
 
+    if len(predictor.judge.networks) > 1:  # runs are evaluated one by one
+        return None
     for split in ("test", "val"):
         folder = trained.home.path / "evaluations" / folder_name(split, config, predictor)
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not evaluated
             continue
-        return {"matrix": summary["confusion"], "source": f"{folder.parent.name}/{folder.name}"}
+        if summary["overlap"] == config["overlap"]:
+            return {"matrix": summary["confusion"], "source": f"{folder.parent.name}/{folder.name}"}
     return None

@@ -129,6 +129,7 @@ class Trained:
         Raises:
             ConfigError: A setting is out of range.
         """
+        networks = networks or [self.network]
         if config["precision"] not in PRECISIONS:
             raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
         if not isinstance(config["overlap"], int | float) or not 0 <= config["overlap"] < 1:
@@ -138,7 +139,7 @@ class Trained:
                 raise ConfigError(f"'{name}={config[name]}' must be a whole number from {least} up.")
         if config["batch_size"] is not None and (not isinstance(config["batch_size"], int) or config["batch_size"] < 1):
             raise ConfigError(f"'batch_size={config['batch_size']}' must be a whole number from 1 up, or null.")
-        if config["samples"] and not getattr(self.network, "stochastic", False):
+        if config["samples"] and not all(getattr(network, "stochastic", False) for network in networks):
             raise ConfigError(
                 f"'samples={config['samples']}' asks for Monte-Carlo dropout, and this network is not made for it. Type "
                 "'samples=0', or train one that is: 'model=bayesian_segnet'."
@@ -147,7 +148,7 @@ class Trained:
             raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
         crf = crf_of(config["crf"], self.home, self.manifest["data"]["channels"])
         procedure = Procedure(
-            config["samples"], config["rotations"], self._mirrors(config["mirrors"]), self._halo(config["halo"]), crf
+            config["samples"], config["rotations"], self._mirrors(config["mirrors"]), self._halo(config["halo"], networks), crf
         )
         trained_on = self.built.config["data"]["window"]
         window = trained_on if config["window"] is None else config["window"]
@@ -158,7 +159,7 @@ class Trained:
             )
         size = (1, *window) if len(window) == 2 else tuple(window)
         return Predictor(
-            networks or self.network, size, config["overlap"], config["batch_size"], device(config["device"]),
+            networks, size, config["overlap"], config["batch_size"], device(config["device"]),
             PRECISIONS[config["precision"]], config["workers"], procedure,
         )  # fmt: skip
 
@@ -168,9 +169,9 @@ class Trained:
             raise ConfigError(f"'mirrors={axes}' must be a list of axes among {listed(known)}, for example 'mirrors=[y,x]'.")
         return tuple(axes)
 
-    def _halo(self, halo: Any) -> int:
+    def _halo(self, halo: Any, networks: Sequence[torch.nn.Module]) -> int:
         if halo == "field":
-            return reach_of(self.network.eval(), len(self.manifest["data"]["channels"]))
+            return max(reach_of(network.eval(), len(self.manifest["data"]["channels"])) for network in networks)
         if isinstance(halo, bool) or not isinstance(halo, int) or halo < 0:
             raise ConfigError(
                 f"'halo={halo}' must be a number of pixels from 0 up, or 'field' for half the network's receptive field."

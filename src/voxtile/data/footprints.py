@@ -15,13 +15,14 @@ from voxtile.cases.grid import METRES_PER_DEGREE
 WORLD = "EPSG:4326"
 _CORNERS = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=np.float64)  # in turn around the grid, in widths and heights
 _STEPS = 4  # points on each edge of an outline that is brought to another system, where straight edges become curves
+_POLAR = 75.0  # degrees of latitude beyond which longitudes tell little
 _AT_ONCE = 100_000  # pairs of outlines compared at a time, for bounded memory
 
 
 def near_pairs(first: Sequence[Case], second: Sequence[Case], gap: float) -> list[tuple[int, int]]:
     """Pairs of cases whose footprints are less than `gap` pixels apart.
 
-    Footprints in one coordinate reference system are compared there, others in longitude and latitude. Two convex outlines
+    Footprints in one coordinate reference system are compared there, others in degrees. Two convex outlines
     are as far apart as along the direction, of all normals to their edges, in which they are farthest apart; where they
     overlap, this is minus the depth of the overlap (separating axes). Cases without a CRS are near none.
 
@@ -45,10 +46,27 @@ def near_pairs(first: Sequence[Case], second: Sequence[Case], gap: float) -> lis
             found = {pair for turn in turns for pair in _near(*a, b[0] + (turn, 0), b[1], gap)}
             pairs += [(rows[i], columns[j]) for i, j in found]
     if len(systems) > 1:
-        a, b = (world_outlines(first), _degrees(first)), (world_outlines(second), _degrees(second))
-        found = {pair for turn in (-360, 0, 360) for pair in _near(*a, b[0] + (turn, 0), b[1], gap)}
-        pairs += [(i, j) for i, j in found if codes[0][i] != codes[1][j]]
+        pairs += [(i, j) for i, j in _near_in_degrees(first, second, gap) if codes[0][i] != codes[1][j]]
     return sorted(pairs)
+
+
+def _near_in_degrees(first: Sequence[Case], second: Sequence[Case], gap: float) -> set[tuple[int, int]]:
+    """Near pairs in longitude and latitude; near a pole, where outlines reach around it, in a plane about it."""
+    (a, b), (a_pixel, b_pixel) = [(of(first), of(second)) for of in (world_outlines, _degrees)]
+    a_pole, b_pole = (np.sign(p[:, 0, 1]) * (np.abs(p[..., 1]) > _POLAR).all(axis=1) for p in (a, b))
+    found = {pair for turn in (-360, 0, 360) for pair in _near(a, a_pixel, b + np.array([turn, 0]), b_pixel, gap)}
+    found = {(i, j) for i, j in found if a_pole[i] != b_pole[j] or not a_pole[i]}
+    for pole in (-1, 1):
+        planes = (np.where((own == pole)[:, None, None], _about_pole(p), np.nan) for p, own in ((a, a_pole), (b, b_pole)))
+        found |= set(_near(next(planes), a_pixel, next(planes), b_pixel, gap))
+    return found
+
+
+def _about_pole(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points [..., (longitude, latitude)] in degrees from the pole of their hemisphere, along two axes through it."""
+    turn = np.radians(degrees[..., 0])
+    plane: NDArray[np.float64] = np.stack([np.cos(turn), np.sin(turn)], axis=-1) * (90 - np.abs(degrees[..., 1:]))
+    return plane
 
 
 def world_outlines(cases: Sequence[Case], steps: int = _STEPS) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from voxtile.cases.case import IGNORE, Case
 from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Size3, Window
+from voxtile.data.batches import ReadAhead
 from voxtile.data.rng import digest, generator
 
 VERSION = 5  # part of the cache's key: raise it when what a survey holds or how it is made changes
@@ -40,7 +41,8 @@ class Survey:
     Attributes:
         image_digest: of the image's shape, number of channels, data type, and the sampled blocks' pixels and validity.
         label_digest: of the label's class indices, "" where the label was not read.
-        counts: pixels per class [K], only pixels that hold data.
+        counts: pixels per class [K], without those whose image is known to hold no data: in cases of more than 256 blocks it is
+            read in some of them only.
         judged: pixels that are to be judged, the sum of `counts`.
         pixels: pixels in the case.
         valid: share of the sampled pixels that hold data.
@@ -102,13 +104,15 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
     found = _Locations(num_classes, most_locations(Window.whole(case.shape).pixels))
     sample: list[NDArray[Any]] = []
     seen = held = 0
-    for number, part in enumerate(parts):
+    # Read ahead, since hashing takes as long as decoding.
+    read = ReadAhead(lambda: parts, lambda part: case.read(part) if part in chosen else None, workers=1, ahead=1)
+    for number, (part, pixels) in enumerate(zip(parts, read, strict=True)):
         valid = np.ones(part.size, dtype=np.bool_)
-        if part in chosen:
-            array, valid = case.read(part)
-            image_hash.update(np.ascontiguousarray(array).tobytes())
-            image_hash.update(np.packbits(valid).tobytes())
-            sample.append(array[:, valid][:, ::every])
+        if pixels is not None:
+            array, valid = pixels
+            image_hash.update(np.ascontiguousarray(array).data)
+            image_hash.update(np.packbits(valid).data)
+            sample.append(array.reshape(len(array), -1)[:, np.flatnonzero(valid)[::every]])
             seen, held = seen + part.pixels, held + int(valid.sum())
         if label:
             classes = case.read_label(part)

@@ -73,12 +73,15 @@ def places_of(path: Path, grid: Grid, attribute: str | None = None) -> list[Plac
     """
     import geopandas
     import shapely
+    from pyproj import CRS
+
+    from voxtile.cases.vector_files import simple_parts
 
     if not path.is_file():
         raise DataError(f"The file of areas {path} does not exist. Name a vector file with 'areas=…', or type 'areas=true'.")
     try:
         table = geopandas.read_parquet(path) if path.suffix.lower() == ".parquet" else geopandas.read_file(path)
-        shapes = shapely.make_valid(table.geometry.to_numpy())
+        geometry = table.geometry
     except Exception as error:  # geopandas passes on whatever its readers raise
         raise DataError(f"{path} cannot be read as polygons: {reason(error)}. Expected a vector file such as GeoJSON.") from error
     if table.crs is None:
@@ -91,13 +94,18 @@ def places_of(path: Path, grid: Grid, attribute: str | None = None) -> list[Plac
         raise DataError(f"{path} has no attribute '{attribute}'; it has {listed(known)}.{did_you_mean(attribute, known)}")
     names = [str(number + 1) for number in range(len(table))] if attribute is None else [str(v) for v in table[attribute]]
     _, height, width = grid.shape
-    there = shapely.transform(geopandas.GeoSeries(shapes, crs=table.crs).to_crs(grid.crs).to_numpy(), _to_pixels(grid))
-    scene = shapely.box(0, 0, width, height)
-    found = []
-    for name, shape in zip(names, there, strict=True):
-        if shape is not None and shape.area > 0:
-            inside = shape.intersection(scene).area
-            found += [Place(name, shape, max(0.0, round(1 - inside / shape.area, 6)))] if inside > 0 else []
+    # Only areas count: a line, that of a spike say, would be burnt as pixels.
+    there = shapely.make_valid(geometry.to_crs(grid.crs).to_numpy(), method="structure", keep_collapsed=False)
+    # A scene in degrees may lie a turn of the Earth further east or west than its places, or over the antimeridian.
+    turns = np.array([[-360, 0], [0, 0], [360, 0]] if CRS.from_wkt(str(grid.crs)).is_geographic else [[0, 0]])
+    parts, owners = simple_parts(there, np.arange(len(there)))
+    to_pixels, scene, found = _to_pixels(grid), shapely.box(0, 0, width, height), []
+    for number in np.unique(owners):
+        own = parts[(owners == number) & (shapely.get_dimensions(parts) == 2)]
+        copies = [shapely.transform(own, lambda places, turn=turn: to_pixels(places + turn)) for turn in turns]
+        shape = shapely.multipolygons(np.concatenate(copies))
+        inside, area = shape.intersection(scene).area, shape.area / len(turns)
+        found += [Place(names[number], shape, max(0.0, round(1 - inside / area, 6)))] if inside > 0 else []
     if not found:
         left, bottom, right, top = table.total_bounds
         a, b, c, d = grid.footprint

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from voxtile.cases.case import Source
 from voxtile.cases.ground import HECTARE, Ground
 from voxtile.cases.window import Window
+from voxtile.data.footprints import to_world
 from voxtile.inference.components import slab_axis
 
 _PIXELS = 2_000_000  # of a slab; what is made of a slab takes some 100 bytes a pixel
@@ -56,8 +57,9 @@ class FinishedMap:
 
     @property
     def measure(self) -> str | None:
-        """What `sizes` counts: "hectares" of scenes with a CRS, "millilitres" of volumes, None where nothing is known."""
-        return {"m": "hectares", "mm": "millilitres", "px": None}[self.grid.unit]
+        """What `sizes` counts: "hectares" of scenes with a place on Earth, "millilitres" of volumes, None where none is known."""
+        known = {"m": "hectares" if self.grid.crs and to_world(self.grid.crs) else None, "mm": "millilitres", "px": None}
+        return known[self.grid.unit]
 
     def sizes(self, window: Window) -> NDArray[np.float64]:
         """The size of each pixel of a slab, in the unit of `measure`, to be broadcast to [d, h, w]."""

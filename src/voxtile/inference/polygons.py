@@ -137,11 +137,12 @@ def _write_geopackage(tables: Iterable[Any], grid: Grid, making: Path) -> None:
 def _write_geojson(tables: Iterable[Any], grid: Grid, making: Path) -> None:
     """Written by hand: GDAL appends to GeoJSON by reading and writing all of it."""
     to_degrees = Transformer.from_crs(CRS.from_user_input(grid.crs), "OGC:CRS84", always_xy=True)
+    placed = partial(_degrees, to_degrees, _beyond(to_degrees, grid))
     with making.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         comma = "\n"
         for table in tables:
-            shapes = shapely.transform(table.geometry.to_numpy(), partial(_degrees, to_degrees))
+            shapes = shapely.transform(table.geometry.to_numpy(), placed)
             attributes = table.drop(columns="geometry").to_dict("records")
             for shape, about in zip(shapely.to_geojson(shapely.orient_polygons(shapes)), attributes, strict=True):
                 file.write(f'{comma}{{"type": "Feature", "properties": {json.dumps(about)}, "geometry": {shape}}}')
@@ -149,5 +150,19 @@ def _write_geojson(tables: Iterable[Any], grid: Grid, making: Path) -> None:
         file.write("\n]}\n")
 
 
-def _degrees(to_degrees: Transformer, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.round(np.stack(to_degrees.transform(places[:, 0], places[:, 1]), axis=1), _DIGITS)
+def _degrees(to_degrees: Transformer, around: float | None, places: NDArray[np.float64]) -> NDArray[np.float64]:
+    longitude, latitude = to_degrees.transform(places[:, 0], places[:, 1])
+    return np.round(np.stack([_unturned(longitude, around), latitude], axis=1), _DIGITS)
+
+
+def _beyond(to_degrees: Transformer, grid: Grid) -> float | None:
+    """The middle longitude of a scene over the antimeridian, whose objects go on past 180 degrees; None for other scenes."""
+    matrix, (_, height, width) = grid.matrix, grid.shape
+    pixels = np.array([(width / 2, height / 2), (0, 0), (width, 0), (width, height), (0, height)]) - 0.5
+    longitude, _ = to_degrees.transform(*(pixels @ matrix[:2, :2].T + matrix[:2, 3]).T)
+    around = _unturned(longitude, longitude[0])
+    return float(longitude[0]) if np.abs(around).max() > 180 and np.ptp(around) < 180 else None
+
+
+def _unturned(longitude: NDArray[np.float64], around: float | None) -> NDArray[np.float64]:
+    return longitude if around is None else around + np.mod(longitude - around + 180, 360) - 180

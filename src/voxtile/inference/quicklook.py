@@ -16,6 +16,7 @@ from voxtile.cases.case import IGNORE, Case
 from voxtile.cases.grid import Grid
 from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
+from voxtile.data.footprints import to_world
 from voxtile.inference.finished import FinishedMap
 
 MOST = 2048  # pixels of image and map together along the longer side
@@ -24,8 +25,9 @@ _GAP, _TEXT = 8, 16  # pixels between panels; height of the letters
 
 
 def write_quicklook(
-    found: FinishedMap, case: Case, path: Path, colors: Sequence[tuple[int, int, int]], channels: Sequence[str] | None = None
-) -> None:
+    found: FinishedMap, case: Case, path: Path, colors: Sequence[tuple[int, int, int]], channels: Sequence[str] | None = None,
+    background: int | None = None,
+) -> None:  # fmt: skip
     """Writes a PNG of the case beside its map (above it, where it is wide), with a legend and a scale bar.
 
     Every n-th row and column is read, so memory does not grow with a scene. Of a volume the slice with most foreground is shown, in
@@ -38,13 +40,14 @@ def write_quicklook(
         colors: (red, green, blue) per class.
         channels: names of those to show as red, green and blue, or of one to show in grey; where None, the first three, or the
             first of fewer.
+        background: the class that is no foreground, or None.
     """
     names = tuple(channels or (case.channels[:3] if len(case.channels) >= 3 else case.channels[:1]))
     _, height, width = case.shape
     wide = width > height
     room = MOST // 2
     step = max(1, math.ceil(max(height / (room if wide else MOST), width / (MOST if wide else room))))
-    z = _fullest(found)
+    z = _fullest(found, background)
     image = _stretched(*_every(case, z, step, names))
     indices = _map_rows(found, z, step)
     table = np.full((IGNORE + 1, 3), _EMPTY, dtype=np.uint8)
@@ -57,14 +60,14 @@ def write_quicklook(
     atomic_write(path, lambda making: picture.save(making, format="PNG"))
 
 
-def _fullest(found: FinishedMap) -> int:
-    """The slice with most pixels of classes other than the first."""
+def _fullest(found: FinishedMap, background: int | None) -> int:
+    """The slice with most pixels of classes other than `background`."""
     if found.grid.shape[0] == 1:
         return 0
     counts = []
     for window in found.slabs():
         indices = found.read(window)
-        counts += ((indices > 0) & (indices != IGNORE)).sum(axis=(1, 2)).tolist()
+        counts += ((indices != background) & (indices != IGNORE)).sum(axis=(1, 2)).tolist()
     return int(np.argmax(counts))
 
 
@@ -113,8 +116,8 @@ def _bar(grid: Grid, step: float) -> _Bar | None:
 
 
 def _ground_width(grid: Grid) -> float:
-    """Metres, or millimetres, that the middle pixel is wide."""
-    if grid.unit != "m":
+    """Metres, or millimetres, that the middle pixel is wide; what a grid says itself where it has no place on Earth."""
+    if grid.unit != "m" or not grid.crs or to_world(grid.crs) is None:
         return grid.spacing[2]
     from pyproj import CRS, Geod, Transformer
 

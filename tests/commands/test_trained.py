@@ -1,0 +1,40 @@
+"""A trained run as evaluate and predict open it."""
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from tests.commands.conftest import Command, Run
+from tests.testers.composing import composed
+from voxtile.commands.trained import Trained
+from voxtile.errors import ConfigError
+from voxtile.inference.field import reach_of
+
+
+def settings(run: Run, *words: str) -> dict[str, Any]:
+    (config,) = composed(["predict", f"run={run.home}", "input=a.tif", "output=maps", *words])
+    return config
+
+
+def test_runs_that_predict_together_see_as_far_as_the_one_that_sees_farthest(scene_run: Run) -> None:
+    trained = Trained.open(str(scene_run.home), "best", [])
+    own, wide = reach_of(trained.network.eval(), 2), nn.Sequential(nn.Conv2d(2, 2, 121, padding=60))
+    assert own < 60
+    config = settings(scene_run, "halo=field")
+    assert trained.predictor(config).procedure.halo == own
+    assert trained.predictor(config, [trained.network, wide]).procedure.halo >= 60
+
+
+def test_every_run_must_be_made_for_samples(scene_run: Run) -> None:
+    class Able(nn.Conv2d):
+        stochastic = True
+
+    trained, able = Trained.open(str(scene_run.home), "best", []), Able(2, 2, 1)
+    with pytest.raises(ConfigError, match="'samples=3' asks for Monte-Carlo dropout"):
+        trained.predictor(settings(scene_run, "samples=3"), [able, trained.network])
+
+
+def test_one_run_is_scored_at_a_time(scene_run: Run, voxtile: Command) -> None:
+    said = voxtile("evaluate", f"run=[{scene_run.home},{scene_run.home}]")
+    assert (said.code, "names several runs" in said.text) == (2, True)
