@@ -92,11 +92,11 @@ def voxtile(image: str, output: str, overlap: float) -> float:
     from voxtile.cases.geotiff import GeoTiffSource
     from voxtile.cases.maps import MapSpec
     from voxtile.cases.raster import block_cache
+    from voxtile.commands.heap import keep_heap
     from voxtile.data.normalise import Intensity
-    from voxtile.inference.budget import share_one_heap
     from voxtile.inference.predictor import Predictor
 
-    share_one_heap()
+    keep_heap()
     predictor = Predictor(network(), (1, WINDOW, WINDOW), overlap)
     began = time.perf_counter()
     case = Case("scene", "scene", GeoTiffSource([Path(image)]))

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import voxtile
+from voxtile.commands.heap import keep_heap
 from voxtile.commands.words import quoted, readable
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
 
@@ -93,6 +94,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
             _CURRENT.set((name, list(hydra.overrides.task), folders))
         else:
             _CURRENT.set((name, overrides, folders))
+        keep_heap()
         with _cache_at(OmegaConf.select(config, "paths.cache")):
             codes.append(guarded(lambda: task(plain(config)), OmegaConf.select(config, "debug_errors", default=False)))
         if codes[-1] == STOPPED:

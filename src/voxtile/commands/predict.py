@@ -43,11 +43,9 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.commands.inputs import find_inputs
     from voxtile.commands.results import Results
     from voxtile.errors import DataError, PartialError, VoxtileError, counted, listed
-    from voxtile.inference.budget import share_one_heap
 
     out = console()
     _check(config)
-    share_one_heap()
     runs = Ensemble.open(config)
     dataset = runs.first.built.dataset
     if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":

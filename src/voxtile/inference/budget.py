@@ -1,10 +1,8 @@
-"""What memory and disk predicting a large case takes, and keeping it small."""
+"""What memory and disk predicting a large case takes."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import platform
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +19,7 @@ from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError
 from voxtile.inference.predictor import Predictor
 
-_ARENAS = -8  # M_ARENA_MAX of glibc's malloc.h
 PYRAMID = 4 / 3  # pixels of an image with all its overviews, over those of the image
-
-
-def share_one_heap() -> None:
-    """Has the threads of this process share one heap, where glibc would keep what each has freed from the others: some 100 MB."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_ARENAS, 1)
 
 
 def memory_of(predictor: Predictor, case: Case, classes: int) -> int:
