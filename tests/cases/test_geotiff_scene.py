@@ -11,6 +11,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
+from shapely import transform
 from shapely.geometry import Point, box
 
 from tests.cases.test_geotiff import NORTH_UP, SPEC, UTM, bands, save, whole
@@ -405,6 +406,19 @@ class TestArea:
         assert found.open(files, grouped=False).shape == (1, 60, 50)  # a new file is read whole
         with pytest.raises(OutsideAreaError):
             found.open(files)
+
+    def test_many_shapes_are_those_of_rasterio_in_any_window(self, tmp_path):
+        rng = np.random.default_rng(0)
+        places = rng.uniform((500_000, 5_299_400), (500_500, 5_300_000), (300, 2))
+        shapes = [Point(place).buffer(size) for place, size in zip(places, rng.uniform(5, 30, 300), strict=True)]
+        path = save(tmp_path / "a.tif", bands((1, 60, 50)))
+        source = GeoTiffSource([path], scene=scene(area=self.file(tmp_path / "area.gpkg", shapes)))
+        assert source.working.shape == (1, 60, 50)
+        snapped = [transform(shape, lambda xy: np.round(np.stack(~NORTH_UP @ tuple(xy.T), axis=1) * 256) / 256) for shape in shapes]
+        inside = rasterio.features.rasterize(snapped, (60, 50)).astype(bool)
+        assert 0.2 < inside.mean() < 0.8
+        for window in (Window.whole((1, 60, 50)), Window(0, 13, 7, 1, 20, 31)):
+            np.testing.assert_array_equal(source.read(window, (0,))[1][0], inside[window.slices[1:]])
 
     @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
     def test_what_is_no_area_is_named(self, tmp_path):

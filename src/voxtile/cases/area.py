@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rasterio.features
+import rasterio
 import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from voxtile.errors import DataError
 if TYPE_CHECKING:
     from geopandas import GeoSeries
 
+    from voxtile.cases.burn import Placed
+
 WORLD = "EPSG:4326"
 SNAP = 256  # parts of a pixel that corners are moved to: they are then exact in any window, and every window is cut from one whole
 EDGE = 32  # parts of a long edge, which may be a curve in another system
@@ -35,18 +37,15 @@ class Area:
 
     Attributes:
         box: the part of the scene's grid that holds them.
-        shapes: in pixels (x, y) from that part's upper left corner.
+        shapes: in pixels from that part's upper left corner.
     """
 
     box: Window
-    shapes: tuple[Any, ...]
+    shapes: Placed
 
     def inside(self, window: Window) -> NDArray[np.bool_]:
         """Which pixel centres [h, w] of `window`, counted from the box's corner, lie inside a shape."""
-        burnt = rasterio.features.rasterize(
-            self.shapes, out_shape=window.size[1:], transform=Affine.translation(window.x, window.y), dtype=np.uint8
-        )
-        return np.asarray(burnt.view(np.bool_))
+        return np.asarray(self.shapes.burnt(window, all_touched=False) > 0)
 
 
 def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
@@ -64,30 +63,38 @@ def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
         DataError: The file cannot be read or holds no areas.
     """
     import shapely
-    from shapely.geometry import box
+
+    from voxtile.cases.burn import Placed
+    from voxtile.cases.vector_files import simple_parts
 
     series = _shapes(Path(area).expanduser()) if isinstance(area, str) else _boxes(area)
     system, same = series.crs.to_wkt(), bool(series.crs == grid.crs)
-    found: list[Any] = []
+    found: list[NDArray[np.object_]] = []
     with rasterio.Env():  # without it GDAL prints its errors
         for part in _near(grid, system, same, series.crs.is_geographic):
-            clipped = shapely.clip_by_rect(np.asarray(series), *part)
-            for piece in shapely.get_parts(clipped[~shapely.is_empty(clipped)]):
-                left, bottom, right, top = piece.bounds
-                curved = piece if same else shapely.segmentize(piece, max(right - left, top - bottom, 1e-9) / EDGE)
-                found.append(shapely.transform(curved, lambda points: _pixels(points, system, same, grid, transform)))
-    corners = shapely.total_bounds(found) if found else np.full(4, np.nan)
+            pieces, _ = simple_parts(shapely.clip_by_rect(np.asarray(series), *part), np.arange(len(series)))
+            pieces = pieces[shapely.get_dimensions(pieces) == 2]
+            if not same:
+                left, bottom, right, top = shapely.bounds(pieces).reshape(-1, 4).T
+                pieces = shapely.segmentize(pieces, np.maximum(np.maximum(right - left, top - bottom), 1e-9) / EDGE)
+            if len(pieces):
+                found.append(shapely.transform(pieces, lambda points: _pixels(points, system, same, grid, transform)))
+    if not found:
+        return None
+    shapes = np.concatenate(found)
+    corners = shapely.total_bounds(shapes)
     if not np.isfinite(corners).all():
         return None
     size = grid.shape[:0:-1]
     low, high = (np.clip(edge, 0, size).astype(int) for edge in (np.floor(corners[:2]), np.ceil(corners[2:])))
     if (high <= low).any():
         return None
-    region = box(*low, *high)
-    kept = tuple(
-        shapely.transform(shape, lambda points: points - low) for shape in found if shapely.make_valid(shape).intersects(region)
-    )
-    return Area(Window.of((0, *low[::-1]), (1, *(high - low)[::-1])), kept) if kept else None
+    shapes = shapes[shapely.intersects(shapely.make_valid(shapes), shapely.box(*low, *high))]
+    if not len(shapes):
+        return None
+    shapes = shapely.transform(shapes, lambda points: points - low)
+    placed = Placed.of(shapes, np.ones(len(shapes), dtype=np.uint16), np.arange(len(shapes)))
+    return Area(Window.of((0, *low[::-1]), (1, *(high - low)[::-1])), placed)
 
 
 def _near(grid: Grid, system: str, same: bool, geographic: bool) -> Iterator[Bounds]:
