@@ -150,13 +150,13 @@ def test_a_label_pattern_may_only_use_names_of_the_images(root):
 def test_another_folder_is_searched_by_the_same_patterns_without_labels(root, tmp_path):
     put(tmp_path, "new/images/q.tif")
     layout = FolderLayout(root, "images/{id}.tif", "labels/{id}.tif")
-    (case,) = layout.images_below(tmp_path / "new")
+    (case,) = layout.images_below(tmp_path / "new", tmp_path / "new")
     assert (case.id, case.labels) == ("q", ())
 
 
 def test_labels_beside_the_images_of_another_folder_are_no_images(root, tmp_path):
     put(tmp_path, "new/q.tif", "new/q_mask.tif", "new/r.tif")
-    (q, r) = FolderLayout(root, "{id}.tif", "{id}_mask.tif").images_below(tmp_path / "new")
+    (q, r) = FolderLayout(root, "{id}.tif", "{id}_mask.tif").images_below(tmp_path / "new", tmp_path / "new")
     assert [(case.id, case.labels) for case in (q, r)] == [("q", ()), ("r", ())]
 
 
@@ -280,3 +280,24 @@ def test_a_folder_without_cases_is_an_error_that_says_what_was_looked_for(root, 
     (root / "train.txt").touch()
     with pytest.raises(DataError, match=r"holds no case: .*(images/\{id\}\.tif|'training'|train\.txt)"):
         make(root).find()
+
+
+def test_a_case_without_its_first_file_is_missed(tmp_path):
+    for name in ("a_B03", "a_B04", "b_B04", "dem"):
+        (tmp_path / f"{name}.tif").touch()
+    patterns = ["{id}_B03.tif", "{id}_B04.tif", "dem.tif"]
+    with pytest.raises(DataError, match=r"b_B04\.tif below .* have no partner at '\{id\}_B03\.tif'"):
+        FolderLayout(tmp_path, patterns).find()
+    (tmp_path / "b_B04.tif").unlink()
+    assert [files.id for files in FolderLayout(tmp_path, patterns).find()] == ["a"]
+
+
+def test_only_the_folder_or_the_file_that_is_named_is_looked_at(tmp_path):
+    for name in ("one/a_B03", "one/a_B04", "two/b_B03", "two/b_B04", "half/c_B03"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.tif").touch()
+    layout = FolderLayout("elsewhere", ["{place}/{id}_B03.tif", "{place}/{id}_B04.tif"])
+    for within in (tmp_path / "one", tmp_path / "one" / "a_B04.tif"):
+        assert [files.id for files in layout.images_below(tmp_path, within)] == ["a"]
+    with pytest.raises(DataError, match=r"c_B03\.tif has no partner .*c_B04\.tif"):
+        layout.images_below(tmp_path, tmp_path / "half")

@@ -221,7 +221,7 @@ def test_a_case_of_one_file_is_that_file(places):
 
 def test_other_folders_are_searched_for_tiles_too(places):
     root, _ = places
-    cases = layout(root, labels=None).images_below(root)
+    cases = layout(root, labels=None).images_below(root, root)
     assert [len(case.found) for case in cases] == [8, 8]
     assert {path.parent.name for path in cases[0].found} == {"p1"}
 

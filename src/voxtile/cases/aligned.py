@@ -293,7 +293,7 @@ class AlignedFile:
         return DataError(
             f"{self._path} could not be read at window {tuple(window)} (z, y, x, depth, height, width): {reason(error)}.{place} "
             "The file is probably cut off or damaged there; fetch it again, leave the case out with 'data.exclude=[…]', or read "
-            "around it with 'data.scene.area'."
+            "around it with 'data.scene.area'; predict goes on around it with 'damaged=nodata'."
         )
 
     def _damaged_tiles(self, window: Window) -> Iterator[tuple[tuple[int, int], Window]]:

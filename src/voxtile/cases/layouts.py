@@ -138,10 +138,21 @@ class FolderLayout(Layout):
         self.labels, self.case, self.unlabelled, self.mosaic = labels, case, unlabelled, mosaic
         self.splits = dict(splits or {name: name for name in SPLITS})
 
-    def images_below(self, root: Path) -> list[CaseFiles]:
-        """Cases below another folder by the same patterns, without labels, whether there are any or not."""
+    def images_below(self, root: Path, within: Path) -> list[CaseFiles]:
+        """Cases below another folder by the same patterns, without labels, whether there are any or not.
+
+        Args:
+            root: what the patterns begin at.
+            within: `root` or a part of it; cases whose first file lies elsewhere are not looked at. A file stands for its case.
+        """
         layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits, mosaic=self.mosaic)
-        return layout._gathered(layout._image_files(layout._label_files()), {})
+        images = layout._image_files(layout._label_files())
+        if within.is_file():
+            matches = [match for pattern in self.images for match in layout._match(pattern)]
+            cases = {layout._format(self.case, fields) for path, fields in matches if path == within}
+            images = {path: fields for path, fields in images.items() if layout._format(self.case, fields) in cases}
+            return layout._gathered(images, {})
+        return layout._gathered({path: fields for path, fields in images.items() if path.is_relative_to(within)}, {})
 
     def _expected(self) -> str:
         return f"no file matches '{self.images[0]}' (data.layout.images)"
@@ -149,6 +160,7 @@ class FolderLayout(Layout):
     def _find(self) -> list[CaseFiles]:
         label_files = self._label_files()
         images = self._image_files(label_files)
+        self._check_partners(images, label_files)
         if not self.labels:
             return self._gathered(images, {})
         label_of = {path: self.root / self._format(self.labels, fields) for path, fields in images.items()}
@@ -170,6 +182,16 @@ class FolderLayout(Layout):
             files = (path, *(self._filled(pattern, fields, path) for pattern in self.images[1:]))
             found.setdefault(self._format(self.case, fields), []).append((files, label_of.get(path), fields))
         return [self._case(name, found[name]) for name in sorted(found, key=natural_key)]
+
+    def _check_partners(self, images: Mapping[Path, dict[str, str]], label_files: set[Path]) -> None:
+        """Refuses files of the further image patterns that belong to no file of the first one."""
+        used = {self.root / self._format(pattern, fields) for fields in images.values() for pattern in self.images[1:]}
+        for pattern in self.images[1:]:
+            if alone := [path for path, _ in self._match(pattern) if path not in used | label_files and path not in images]:
+                raise DataError(
+                    f"{listed(path.relative_to(self.root) for path in alone)} below {self.root} have no partner at "
+                    f"'{self.images[0]}'; every case needs one file per pattern of 'data.layout.images'. Add it, or move them away."
+                )
 
     def _check_pairs(self, missing: Sequence[Path], alone: Sequence[Path]) -> None:
         if missing and not self.unlabelled:

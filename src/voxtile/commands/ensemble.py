@@ -36,6 +36,10 @@ class Ensemble:
         folders = _folders(config["run"])
         if not folders:
             raise ConfigError("'run=[]' names no run. Type one folder, or several: 'run=[runs/a,runs/b]'.")
+        if len({str(folder).rstrip("/") for folder in folders}) < len(folders):
+            raise ConfigError(
+                f"'run=[{','.join(map(str, folders))}]' names a run twice, which would only count it twice. Name each once."
+            )
         members = tuple(Trained.open(str(folder), config["weights"], config["trust"]) for folder in folders)
         for other in members[1:]:
             for what, mine, its in zip(("classes", "channels", "reading"), _kind(members[0]), _kind(other), strict=True):

@@ -22,7 +22,7 @@ UNCERTAINTY = "uncertainty"
 def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[str]]:
     """The cases that a file or folder holds.
 
-    A folder is searched with the run's own name patterns, as a data set of its own or as a part of one; where they find nothing,
+    Where a case has several files, any of them stands for it. A folder is searched with the run's own name patterns, as a data set of its own or as a part of one; where they find nothing,
     for files of the run's format.
 
     Returns:
@@ -38,6 +38,10 @@ def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[s
     suffixes = SUFFIXES[dataset.format]
     layout = dataset.layout
     if source.is_file():
+        if isinstance(layout, FolderLayout) and len(layout.images) > 1:  # the file stands for all of its case's
+            for root in (source.parent, source.parent.parent):
+                if cases := layout.images_below(root, source):
+                    return cases, []
         return [CaseFiles(_stem(source, suffixes), (source,))], []
     if not source.is_dir():
         raise DataError(f"The input {source} does not exist. Name a file or a folder with 'input=…'.")
@@ -46,7 +50,7 @@ def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[s
     )
     if isinstance(layout, FolderLayout):
         for root in (source, source.parent):
-            cases = [files for files in layout.images_below(root) if all(path.is_relative_to(source) for path in files.found)]
+            cases = layout.images_below(root, source)
             if cases:
                 used = {path for files in cases for path in files.found}
                 return cases, [path.name for path in paths if path not in used]

@@ -42,7 +42,7 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.commands.ensemble import Ensemble
     from voxtile.commands.inputs import find_inputs
     from voxtile.commands.results import Results
-    from voxtile.errors import DataError, PartialError, VoxtileError, counted, listed
+    from voxtile.errors import DataError, PartialError, VoxtileError, listed
 
     out = console()
     _check(config)
@@ -75,7 +75,7 @@ def predict(config: Mapping[str, Any]) -> int:
                 out.print(f"skipped {files.id}: {error}", style="red", soft_wrap=True)
             tick()
     if elsewhere:
-        out.print(f"{counted(len(elsewhere), 'map')} are being made by other processes: {listed(elsewhere)}", soft_wrap=True)
+        out.print(f"left to other processes, which are making these maps: {listed(elsewhere)}", soft_wrap=True)
     if len(failed) == len(found) > 1:
         raise DataError(f"None of the {len(found)} inputs in {source} could be predicted; each line above says why.")
     if failed:

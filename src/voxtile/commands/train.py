@@ -243,7 +243,9 @@ def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Con
         out.print("nothing but the background was predicted: train longer, at another rate, or with class weights", style="yellow")
     for sentence in prepared.waived:
         out.print(f"waived: {sentence}", style="yellow")
-    path, run, example = home.path, word("run", home.path), word("input", prepared.split.val[0].image.path)
+    path, run, first = home.path, word("run", home.path), prepared.split.val[0].image
+    single = len(first.files) == 1
+    example = word("input", first.path) if single else "input=<folder>"
     # What a run was trusted with counts for nothing when it is opened: the user says it again.
     trust = f" 'trust=[{','.join(trusted)}]'" if trusted else ""
     lines = (
