@@ -148,6 +148,7 @@ def _read(path: Path, stamp: int) -> GeoSeries:
 def _shapes(path: Path) -> GeoSeries:
     if not path.exists():
         raise DataError(
-            f"The area {path} (data.scene.area) does not exist (looked for in {Path.cwd()}). Name a vector file, or [left, bottom, right, top]."
+            f"The area {path} (data.scene.area) does not exist (looked for in {Path.cwd()}). Name a vector file, or [left, bottom, "
+            "right, top]."
         )
     return _read(path, path.stat().st_mtime_ns)

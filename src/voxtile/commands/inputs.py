@@ -22,8 +22,8 @@ UNCERTAINTY = "uncertainty"
 def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[str]]:
     """The cases that a file or folder holds.
 
-    Where a case has several files, any of them stands for it. A folder is searched with the run's own name patterns, as a data set of its own or as a part of one; where they find nothing,
-    for files of the run's format.
+    Where a case has several files, any of them stands for it. A folder is searched with the run's own name patterns, as a data set
+    of its own or as a part of one; where they find nothing, for files of the run's format.
 
     Returns:
         The cases, and the names of files of the format in this folder that the patterns have left out.
