@@ -53,7 +53,7 @@ class Stored(PictureSource):
     """A label that holds the array it is given."""
 
     def __init__(self, array, valid):
-        self.array, self.valid, self.paths = array[None], valid[None], ("stored.tif",)
+        self.array, self.valid, self.paths, self.dtype = array[None], valid[None], ("stored.tif",), array.dtype
 
     def read(self, window, channels):
         return self.array[window.slices][None], self.valid[window.slices]

@@ -30,8 +30,9 @@ from voxtile.errors import DataError
 few = settings(
     max_examples=30,
     deadline=None,
-    # The fixtures make files that no example changes, and every subclass runs the inherited test for itself.
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+    # The fixtures make files that no example changes, and every subclass runs the inherited test for itself. Drawing is slow where
+    # the machine is busy.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors, HealthCheck.too_slow],
 )
 NUMPY_MODES = {"constant": "constant", "reflect": "reflect", "repeat": "edge"}
 
