@@ -175,5 +175,7 @@ def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Ten
     """
     dtype = torch.float32 if image.dtype in _NARROW else torch.float64
     low, high, mean, std = (row.to(dtype).view(*row.shape, *(1,) * (image.ndim - 2)) for row in (low, high, mean, std))
-    scaled = image.to(dtype).clamp(low, high).sub_(mean).div_(std)
-    return torch.where(valid[:, None], scaled, 0.0).float()
+    scaled = image.to(dtype, copy=True, memory_format=torch.contiguous_format).clamp_(low, high).sub_(mean).div_(std)
+    if not valid.all():
+        scaled = torch.where(valid[:, None], scaled, 0.0)
+    return scaled.float()

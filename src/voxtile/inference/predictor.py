@@ -152,13 +152,15 @@ class Predictor:
         for tile in row.tiles:
             weighted, held = next(judged)
             if not len(total):
-                total = torch.zeros((len(weighted), *row.box.size))
+                covered = all(map(_alone, row.tiles))  # each pixel is written once
+                total = (torch.empty if covered else torch.zeros)((len(weighted), *row.box.size))
                 if rest is not None:
                     inner = rest[0].clipped_to(row.box)
                     total[(slice(None), *inner.within(row.box))] = rest[1][(slice(None), *inner.within(rest[0]))]
                     valid[inner.within(row.box)] = rest[2][inner.within(rest[0])]
             inner = tile.window.clipped_to(row.box)
-            total[(slice(None), *inner.within(row.box))] += weighted[(slice(None), *inner.within(tile.window))]
+            place, part = total[(slice(None), *inner.within(row.box))], weighted[(slice(None), *inner.within(tile.window))]
+            place.copy_(part) if _alone(tile) else place.add_(part)
             valid[inner.within(row.box)] |= held[inner.within(tile.window)]
         return total, valid
 
@@ -212,7 +214,7 @@ class Predictor:
         sent = [number for number, each in enumerate(valid) if each.any() or (first and number == 0)]
         found: dict[int, Tensor] = {}
         if sent:
-            image, seen = (np.stack([array[..., *around[i]] for i in sent]) for array in (pixels, held))
+            image, seen = (_stacked([array[..., *around[i]] for i in sent]) for array in (pixels, held))
             starts = torch.tensor([part[i].window.start for i in sent])
             probabilities = self.judge(image, seen, intensities, starts, size)
             found = {i: _weighted(each, part[i]).cpu() for i, each in zip(sent, probabilities, strict=True)}
@@ -220,9 +222,19 @@ class Predictor:
         return [(found.get(number, nothing), each) for number, each in enumerate(valid)]
 
 
+def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays as one with an axis more; a single one is not copied, unless torch would warn that it must not be written to."""
+    return arrays[0][None] if len(arrays) == 1 and arrays[0].flags.writeable else np.stack(arrays)
+
+
+def _alone(tile: Tile) -> bool:
+    """Whether no other window shares a pixel with this one."""
+    return all(bool((axis == 1).all()) for axis in tile.weights)
+
+
 def _weighted(probabilities: Tensor, tile: Tile) -> Tensor:
     """A window's probabilities [K, d, h, w] times its share in each pixel, in place."""
-    if all((axis == 1).all() for axis in tile.weights):
+    if _alone(tile):
         return probabilities
     z, y, x = (torch.from_numpy(axis).to(probabilities.device) for axis in tile.weights)
     return probabilities.mul_(z[:, None, None] * (y[:, None] * x))

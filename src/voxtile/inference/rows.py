@@ -9,7 +9,7 @@ from itertools import pairwise
 from voxtile.cases.tiling import Tile, tiles
 from voxtile.cases.window import Size3, Window
 
-WIDEST = 8192  # pixels of a strip of a scene: wider ones would need wider buffers
+WIDEST = 4096  # pixels of a strip of a scene: wider ones would need wider buffers
 
 
 @dataclass(frozen=True)
