@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import geopandas
@@ -61,7 +62,8 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
     assert float(row["hectares/disc"]) == pytest.approx(polygons["area_ha"].sum(), rel=1e-6)
     assert "evaluations/val-best" in row["adjusted_by"]
     assert "which whole validation cases are not" in said.text
-    several = [f"run=[{copied_run.home},{copied_run.home}]", *where[1:]]
+    another = shutil.copytree(copied_run.home, tmp_path / "another")
+    several = [f"run=[{copied_run.home},{another}]", *where[1:]]
     for number, words in enumerate(([*where, "overlap=0.5"], several)):  # other settings, other weights
         said = voxtile("predict", *words, f"input={source}", f"output={tmp_path / f'others{number}'}", "areas=true")
         assert (said.code, "no evaluation with these runs, weights and settings" in said.text) == (0, True)
@@ -132,7 +134,7 @@ def test_a_scene_in_a_system_of_its_own_has_objects_without_hectares(scene_run: 
     where = [f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={path}"]
     said = voxtile("predict", *where, f"output={tmp_path / 'maps'}", "areas=true")
     assert said.code == 3
-    assert f"{path} has a coordinate reference system of no place on Earth" in said.text
+    assert f"{path} has no coordinate reference system of a place on Earth" in said.text
     assert not (tmp_path / "maps").exists()
     said = voxtile("predict", *where, f"output={tmp_path / 'MAP.TIF'}", "instances=true", "quicklook=true")
     assert said.code == 0

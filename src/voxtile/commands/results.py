@@ -130,20 +130,16 @@ class Results:
         Raises:
             DataError: The case has no CRS, none of the places, or not the channels to show.
         """
-        from voxtile.data.footprints import to_world
-
         if self.rgb and (missing := [name for name in self.rgb if name not in case.channels]):
             raise DataError(
                 f"{case.image.path} has no channel {listed(missing)} to show; it has {listed(case.channels, 20)}."
                 f"{did_you_mean(missing[0], case.channels)} The channels of the quick-look are chosen by 'rgb'."
             )
-        if (self.polygons or self.areas) and (case.grid.crs is None or to_world(case.grid.crs) is None):
-            lacks = (
-                "no coordinate reference system" if case.grid.crs is None else "a coordinate reference system of no place on Earth"
-            )
+        if (self.polygons or self.areas) and case.grid.crs is None:
             raise DataError(
-                f"{case.image.path} has {lacks}, so neither polygons nor hectares can be made of its map. "
-                "Write one into it, for example by 'gdal_edit.py -a_srs EPSG:… scene.tif', or take 'polygons' and 'areas' out."
+                f"{case.image.path} has no coordinate reference system of a place on Earth, so neither polygons nor hectares can "
+                "be made of its map. Write one into it, for example by 'gdal_edit.py -a_srs EPSG:… scene.tif', or take 'polygons' and "
+                "'areas' out."
             )
         if self.places is None:
             return []
