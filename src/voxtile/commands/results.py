@@ -138,8 +138,8 @@ class Results:
         if (self.polygons or self.areas) and case.grid.crs is None:
             raise DataError(
                 f"{case.image.path} has no coordinate reference system of a place on Earth, so neither polygons nor hectares can "
-                "be made of its map. Write one into it, for example by 'gdal_edit.py -a_srs EPSG:… scene.tif', or take 'polygons' and "
-                "'areas' out."
+                "be made of its map. Write one into it, for example by 'gdal_edit.py -a_srs EPSG:… scene.tif', or take 'polygons' "
+                "and 'areas' out."
             )
         if self.places is None:
             return []
