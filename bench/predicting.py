@@ -28,7 +28,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE / "peers")]
-from scene import WINDOW, arguments, paths  # noqa: E402
+from scene import WINDOW, arguments, paths  # noqa: E402  # found by the line above
 
 PEERS = HERE / "peers" / ".venv" / "bin" / "python"
 OURS = ("forward", "plain", "voxtile")

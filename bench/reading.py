@@ -22,7 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))
-from scene import CLASSES, WINDOW, arguments, paths  # noqa: E402
+from scene import CLASSES, WINDOW, arguments, paths  # noqa: E402  # found by the line above
 
 PEERS = HERE / "peers" / ".venv" / "bin" / "python"
 BATCH = 8

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from voxtile.data.rescale import rescale
 
@@ -49,7 +49,7 @@ def test_magnified_images_are_linear_as_in_pytorch(height, width, seed):
     image, valid, label = window((1, 5, 5), seed=seed)
     size = (1, height, width)
     out, held, classes = rescale(image, valid, label, *plain(size, (1, 5, 5)))
-    expected = F.interpolate(torch.from_numpy(image[:, 0])[None], size[1:], mode="bilinear", align_corners=False)[0]
+    expected = functional.interpolate(torch.from_numpy(image[:, 0])[None], size[1:], mode="bilinear", align_corners=False)[0]
     np.testing.assert_allclose(out[:, 0], expected, rtol=1e-4, atol=1e-3)
     assert held.all()
     rows, columns = ((np.arange(n) + 0.5) * 5 // n for n in size[1:])

@@ -152,8 +152,10 @@ def _write_vrt(
             ("SourceFilename", side.name), ("ImageOffset", index * height * width * pixel), ("PixelOffset", pixel),
             ("LineOffset", width * pixel), ("ByteOrder", "LSB"), ("NoDataValue", spec.nodata),
         ):  # fmt: skip
-            Xml.SubElement(band, name).text = str(content)
-        band.find("SourceFilename").set("relativeToVRT", "1")  # type: ignore[union-attr]
+            element = Xml.SubElement(band, name)
+            element.text = str(content)
+            if name == "SourceFilename":
+                element.set("relativeToVRT", "1")
         if profile is not None:
             Xml.SubElement(band, "Description").text = spec.classes[index] if spec.heatmap else "class"
             if spec.stored == "uint8":
