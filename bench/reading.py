@@ -7,7 +7,8 @@ again, and the fastest pass counts. Once with a block cache that holds the scene
 memory, where decoding is what costs.
 
 bare loop          dataset.read of image and label by rasterio: no validity, no classes, no batch
-voxtile            samples of the stream in native type with label, validity and drawn augmentation, collated, by 0, 1 or 2 threads
+voxtile            samples of the stream in native type with label, validity and drawn augmentation, one by one; in batches they
+                   are made by 0, 1 or 2 threads
 rasterio workers   the bare loop, collated, in torch's DataLoader with 2 worker processes
 TorchGeo           RandomGeoSampler on an IntersectionDataset of image and mask (bench/peers/torchgeo_reading.py)
 """
@@ -28,7 +29,7 @@ PEERS = HERE / "peers" / ".venv" / "bin" / "python"
 BATCH = 8
 # title -> megabytes of GDAL's block cache, windows, passes that are timed
 CACHES = {"the block cache holds the scene": (2048, 1024, 5), "block cache of 64 MB": (64, 256, 2)}
-OURS = ("bare loop", "voxtile 0 threads", "voxtile 1 thread", "voxtile 2 threads", "rasterio 2 workers")
+OURS = ("bare loop", "voxtile", "voxtile 0 threads", "voxtile 1 thread", "voxtile 2 threads", "rasterio 2 workers")
 THEIRS = {"TorchGeo": 0, "TorchGeo 2 workers": 2}  # worker processes
 
 
@@ -76,7 +77,7 @@ class Pairs:
 
 
 def batches_of(way: str, folder: Path, side: int, windows: int) -> Callable[[], Iterable[object]]:
-    """What yields the batches of a way, each time it is called."""
+    """What yields the samples or batches of a way, each time it is called."""
     import torch
 
     from voxtile.data.batches import ReadAhead
@@ -85,7 +86,9 @@ def batches_of(way: str, folder: Path, side: int, windows: int) -> Callable[[], 
     specs = [stream.spec(number).window for number in range(windows)]
     pairs = Pairs(folder, side, [(window.y, window.x) for window in specs])
     if way == "bare loop":
-        return lambda: (None for step in steps for _ in [[pairs.read(step * BATCH + i) for i in range(BATCH)]])
+        return lambda: (pairs.read(number) for number in range(windows))
+    if way == "voxtile":
+        return lambda: stream.samples(range(windows))
     if way == "rasterio 2 workers":
         loader = torch.utils.data.DataLoader(
             pairs, batch_size=None, num_workers=2, multiprocessing_context="forkserver", persistent_workers=True
@@ -96,14 +99,18 @@ def batches_of(way: str, folder: Path, side: int, windows: int) -> Callable[[], 
 
 
 def one(way: str, folder: str, side: str, windows: str, passes: str) -> None:
-    """Takes one way in this process and prints its windows per second."""
+    """Takes one way in this process, which keeps freed memory as voxtile's commands do, and prints its windows per second."""
+    from voxtile.commands.heap import keep_heap
+
+    keep_heap()
     batches = batches_of(way, Path(folder), int(side), int(windows))
     times = []
     for _ in range(1 + int(passes)):
         began = time.perf_counter()
-        count = sum(1 for _ in batches())
+        for _ in batches():
+            pass
         times.append(time.perf_counter() - began)
-    print(count * BATCH / min(times[1:]))
+    print(int(windows) / min(times[1:]))
 
 
 def rate(way: str, folder: Path, side: int, megabytes: int, windows: int, passes: int) -> float:

@@ -11,6 +11,7 @@ from tests.cases.test_geotiff import NORTH_UP, UTM, save, whole
 from tests.testers.web import serving
 from voxtile.cases import fetch, range_cache, remote
 from voxtile.cases.address import RemoteFile
+from voxtile.cases.cells import CELLS
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.layouts import FolderLayout, ListLayout
@@ -46,6 +47,8 @@ def another_process():
     """Forgets what a process remembers; what is on the disk stays."""
     fetch._FACTS.clear()
     HANDLES._local = threading.local()
+    with CELLS.off():
+        pass
 
 
 def test_one_window_costs_the_header_and_its_tiles(files, web):

@@ -15,7 +15,7 @@ from voxtile.cases.case import Case
 from voxtile.cases.window import Window
 from voxtile.data.normalise import Intensity
 from voxtile.inference.crf import DenseCRF
-from voxtile.inference.predictor import Predictor
+from voxtile.inference.predictor import Predictor, best_class
 from voxtile.inference.procedure import Procedure
 
 few = settings(max_examples=25, deadline=None)
@@ -231,10 +231,10 @@ def test_the_network_is_taken_into_evaluation_mode():
 
 
 def test_an_unreadable_window_stops_the_prediction(monkeypatch):
-    def broken(self, window, channels=None, pad=None):
+    def broken(self, out, window, pad=None):
         raise OSError("cut off")
 
-    monkeypatch.setattr(Case, "read", broken)
+    monkeypatch.setattr(Case, "read_into", broken)
     for workers in (0, 2):
         with pytest.raises(OSError, match="cut off"):
             list(Predictor(Convolutions(), (1, 8, 8), workers=workers).bands(case_of((1, 20, 20)), SCALE))
@@ -325,3 +325,23 @@ def test_a_crf_sees_the_scene_in_one_strip(monkeypatch):
     assert len(Predictor(Convolutions(), (1, 8, 8)).plan(case)) > 1
     (strip,) = Predictor(Convolutions(), (1, 8, 8), procedure=Procedure(crf=DenseCRF())).plan(case)
     assert {row.band.width for row in strip} == {50}
+
+
+def test_the_best_class_is_the_first_maximum():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5, 30):
+        values = rng.integers(0, 4, (count, 2, 37, 11)).astype(np.float32)  # many ties
+        np.testing.assert_array_equal(best_class(values), values.argmax(axis=0))
+
+
+def test_a_network_that_views_its_tensors_is_judged_as_well():
+    class Viewing(nn.Module):
+        def forward(self, image):
+            return image.view(len(image), -1).view(image.shape)
+
+    case = case_of((1, 20, 24))
+    (band,) = Predictor(Viewing(), (1, 20, 24)).bands(case, SCALE)
+    scaled = (case.read(Window.whole(case.shape))[0][:, 0] - np.array(SCALE.mean)[:, None, None]) / np.array(SCALE.std)[
+        :, None, None
+    ]
+    np.testing.assert_array_equal(band.classes()[0], scaled.argmax(axis=0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
+from voxtile.cases.cells import CELLS, put_together
 from voxtile.cases.grid import Grid, StoredGrid, WorkingGrid
 from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid, stamp
 from voxtile.cases.remote import raise_failed_request
@@ -33,8 +34,9 @@ FINER = 0.95  # a file whose pixels are smaller than this many of the grid's is 
 TOLERANCE = 1e-3  # pixels that a warped place may be off; GDAL's own 0.125 shows in nearest neighbours
 # A warped file is read in these cells of the grid and never otherwise: what the warper makes of a pixel depends in its last bits on
 # the rows and columns that it does at once, and each window must be a slice of one and the same whole. They are GDAL's own blocks
-# of warped data sets, which it keeps.
+# of warped data sets.
 CELL = (128, 512)  # rows, columns
+LEAST, LARGEST = 128, 1024  # rows or columns of the tiles of a file that are kept as cells
 TURN = 360.0  # degrees of longitude
 MOST_TRIED = 4096  # tiles of a damaged file
 
@@ -134,19 +136,22 @@ class AlignedFile:
         Raises:
             DataError: The file does not overlap the grid, or has no CRS by which it could be placed.
         """
-        self._path, self._stamp, self._onto, self._label = path, stamp(path), onto, label
+        self._path, self._onto, self._label = path, onto, label
+        self._key = str(path), stamp(path)
         self.masked = any(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
         self._own, self._place = scene_grid(dataset), dataset.transform
+        self._dtype = np.dtype(dataset.dtypes[0])
+        self._tile = _tile_of(dataset)
         self._offset = self._direct_offset()
         self.direct = self._offset is not None
         if self.direct:
             return
         self._crs = self._unrolled()
         self._check_place()
-        dtype = dataset.dtypes[0]
-        fits = nodata is not None and rasterio.dtypes.in_dtype_range(nodata, dtype) and not self.masked
+        dtype = self._dtype
+        fits = nodata is not None and rasterio.dtypes.in_dtype_range(nodata, dtype.name) and not self.masked
         # Outside of a file of floats is NaN, where it names no other value; whole numbers get a band that says where the file is.
-        self._nodata = nodata if fits else math.nan if np.dtype(dtype).kind == "f" and not self.masked else None
+        self._nodata = nodata if fits else math.nan if dtype.kind == "f" and not self.masked else None
         self._alpha = ColorInterp.alpha in dataset.colorinterp
         self._everywhere = self._covers()
         finer = min(a / b for a, b in zip(self._own.spacing[1:], onto.grid.spacing[1:], strict=True)) < FINER
@@ -172,10 +177,14 @@ class AlignedFile:
         try:
             if self._offset is None:
                 return self._warped(bands, window, "nearest" if nearest else self._resampling)
-            dataset = HANDLES.get((self._path, self._stamp), partial(open_raster, self._path))
-            area = RasterWindow(window.x + self._offset[0], window.y + self._offset[1], window.width, window.height)
-            pixels = dataset.read(bands, window=area, out=out)
-            return pixels, dataset.dataset_mask(window=area) > 0 if self.masked else None
+            window = window._replace(x=window.x + self._offset[0], y=window.y + self._offset[1])
+            if self._tile is not None and CELLS.keeps(window, self._tile):
+                pixels = self._cells(self._key, self._open, bands, window, self._tile, self._own.shape, out)
+            else:
+                pixels = HANDLES.get(self._key, self._open).read(bands, window=_area(window), out=out)
+            if not self.masked:
+                return pixels, None
+            return pixels, HANDLES.get(self._key, self._open).dataset_mask(window=_area(window)) > 0
         except RasterioError as error:
             raise_failed_request()
             raise self._damaged(window, error) from error
@@ -244,32 +253,60 @@ class AlignedFile:
         return bool((np.isfinite(points) & (points >= -CLOSE) & (points <= size + CLOSE)).all())
 
     def _warped(self, bands: Sequence[int], window: Window, resampling: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        def read(bands: Sequence[int], resampling: str, nodata: float | None) -> NDArray[Any]:
+            key = (*self._key, self._onto.grid, resampling, nodata)
+            return self._cells(key, partial(self._open_warped, resampling, nodata), bands, window, CELL, self._onto.grid.shape)
+
         if self._everywhere and not self.masked:
-            return self._cells(bands, window, resampling, self._nodata), None
+            return read(bands, resampling, self._nodata), None
         if self._nodata is None:
-            pixels = self._cells([*bands, 0], window, resampling, None)
+            pixels = read([*bands, 0], resampling, None)
             return pixels[:-1], pixels[-1] > 0
         if math.isnan(self._nodata):
-            return self._cells(bands, window, resampling, self._nodata), None
+            return read(bands, resampling, self._nodata), None
         # Two files stacked are empty where all bands are, see `GeoTiffSource`; past one file's edge there is nothing either way.
-        edge = self._cells([0], window, "nearest", None)
-        return self._cells(bands, window, resampling, self._nodata), edge[0] > 0
+        edge = read([0], "nearest", None)
+        return read(bands, resampling, self._nodata), edge[0] > 0
 
-    def _cells(self, bands: Sequence[int], window: Window, resampling: str, nodata: float | None) -> NDArray[Any]:
-        """Bands [n, h, w], read in whole cells; band 0 is the one that says where data is."""
-        key = (self._path, self._stamp, self._onto.grid, resampling, nodata)
-        dataset = HANDLES.get(key, partial(self._open_warped, resampling, nodata))
-        numbers = [band or dataset.count for band in bands]
-        out: NDArray[Any] | None = None
-        for cell in _cells(window, self._onto.grid.shape):
-            pixels = dataset.read(numbers, window=RasterWindow(cell.x, cell.y, cell.width, cell.height))
-            start, stop = np.maximum(cell.start, window.start), np.minimum(cell.stop, window.stop)
-            part = Window.of(start.tolist(), (stop - start).tolist())
-            if out is None:
-                out = np.empty((len(bands), *window.size[1:]), dtype=pixels.dtype)
-            out[:, *part.within(window)[1:]] = pixels[:, *part.within(cell)[1:]]
-        assert out is not None  # a window holds a pixel or more
+    def _cells(
+        self,
+        key: tuple[Any, ...],
+        open_file: Callable[[], Any],
+        bands: Sequence[int],
+        window: Window,
+        size: tuple[int, int],
+        shape: tuple[int, int, int],
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Bands [n, h, w] of an open file at a window of it, read in whole cells; band 0 is the one that says where data is.
+
+        Args:
+            key: of the open file.
+            open_file: opens it.
+            bands: numbers, from 1.
+            window: inside the file.
+            size: (rows, columns) of a cell.
+            shape: of the file, (1, H, W).
+            out: where pixels go.
+        """
+        numbers = tuple(bands)
+
+        def read(row: int, column: int) -> NDArray[Any]:
+            dataset, y, x = HANDLES.get(key, open_file), row * size[0], column * size[1]
+            cell = Window(0, y, x, 1, *size).clipped(shape)
+            pixels: NDArray[Any] = dataset.read([band or dataset.count for band in numbers], window=_area(cell))
+            return pixels
+
+        def kept(row: int, column: int) -> NDArray[Any]:
+            return CELLS.get((key, numbers, row, column), partial(read, row, column))
+
+        if out is None:
+            out = np.empty((len(numbers), *window.size[1:]), dtype=self._dtype)
+        put_together(out, window.y, window.x, size, kept if CELLS.keeps(window, size) else read)
         return out
+
+    def _open(self) -> rasterio.DatasetReader:
+        return open_raster(self._path)
 
     def _open_warped(self, resampling: str, nodata: float | None) -> WarpedVRT:
         _, height, width = self._onto.grid.shape
@@ -306,11 +343,15 @@ class AlignedFile:
             under = Window(0, low[1], low[0], 1, high[1] - low[1], high[0] - low[0]).clipped(self._own.shape)
         with open_raster(self._path) as dataset:
             shape = dataset.block_shapes[0]
-            for tile in list(_cells(under, self._own.shape, shape))[:MOST_TRIED]:
+            for tile in list(_tiles(under, self._own.shape, shape))[:MOST_TRIED]:
                 try:
                     dataset.read(window=RasterWindow(tile.x, tile.y, tile.width, tile.height))
                 except RasterioError:
                     yield (tile.y // shape[0], tile.x // shape[1]), tile
+
+
+def _area(window: Window) -> RasterWindow:
+    return RasterWindow(window.x, window.y, window.width, window.height)
 
 
 def _degrees(grid: Grid) -> bool:
@@ -318,8 +359,16 @@ def _degrees(grid: Grid) -> bool:
     return grid.crs is not None and bool(CRS.from_wkt(grid.crs).is_geographic)
 
 
-def _cells(window: Window, shape: tuple[int, int, int], size: tuple[int, int] = CELL) -> Iterator[Window]:
+def _tiles(window: Window, shape: tuple[int, int, int], size: tuple[int, int]) -> Iterator[Window]:
     """The cells of a grid of `shape`, cut into cells of `size` from its first pixel, that a window touches."""
     for y in range(window.y // size[0] * size[0], window.stop[1], size[0]):
         for x in range(window.x // size[1] * size[1], window.stop[2], size[1]):
             yield Window(0, y, x, 1, *size).clipped(shape)
+
+
+def _tile_of(dataset: rasterio.DatasetReader) -> tuple[int, int] | None:
+    """(rows, columns) of the tiles of an open file; None where it has none, or they are too small or too large to keep."""
+    shapes = set(dataset.block_shapes)
+    rows, columns = shapes.pop()
+    fit = min(rows, columns) >= LEAST and max(rows, columns) <= LARGEST and columns < dataset.width
+    return (rows, columns) if fit and not shapes else None

@@ -105,6 +105,10 @@ class Labels:
     source: Source
     values: Mapping[int, int]
 
+    @cached_property
+    def _pairs(self) -> tuple[tuple[int, int], ...]:
+        return tuple(self.values.items())
+
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Class indices [d, h, w]; `IGNORE` where the label file has no data.
 
@@ -123,7 +127,7 @@ class Labels:
         else:
             stored, valid = self.source.read(window, (0,))
             numbers = stored[0]
-        classes, unknown = _classes(numbers, tuple(self.values.items()))
+        classes, unknown = _classes(numbers, self._pairs)
         if classes is not out:
             if unknown is not None:
                 numbers = numbers.copy()  # they may lie where the classes go, and a message may name them
@@ -219,16 +223,16 @@ class Case:
         """Names of the channels that `read` returns."""
         return tuple(self.image.channels[index] for index in self._selected)
 
-    @property
+    @cached_property  # like the next two: every read asks for them
     def _selected(self) -> tuple[int, ...]:
         return self.select or tuple(range(len(self.image.channels)))
 
-    @property
+    @cached_property
     def box(self) -> Window:
         """The region in pixels of the source's working grid."""
         return self.region or Window.whole(self.image.working.shape)
 
-    @property
+    @cached_property
     def shape(self) -> Size3:
         """(D, H, W) in pixels."""
         return self.box.size

@@ -61,6 +61,27 @@ class Band:
         return decibel(stored) if self.decibel else stored
 
 
+@dataclass(frozen=True)
+class Picked:
+    """Bands that are read together.
+
+    Attributes:
+        bands: the bands.
+        numbers: theirs, in the file.
+        dtypes: theirs.
+        full: whether no pixel can lack data.
+    """
+
+    bands: Sequence[Band]
+    numbers: tuple[int, ...]
+    dtypes: frozenset[np.dtype[Any]]
+    full: bool
+
+    def hold_data(self, pixels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where pixels as stored [n, h, w] hold data [1, h, w]."""
+        return everywhere((1, *pixels.shape[1:])) if self.full else _hold_data(pixels, self.bands)
+
+
 class GeoTiffSource(Source):
     """One GeoTIFF, or several whose bands are stacked in the order given, on the grid of the first.
 
@@ -117,6 +138,7 @@ class GeoTiffSource(Source):
         self.dtype = np.dtype(np.float32) if changed else np.result_type(*kinds)
         self._plain = len(self._files) == 1 and self._files[0].direct and not self._files[0].masked and self._area is None
         self._plain = self._plain and not changed and not self.scene.derived and not self.scene.masks
+        self._known: dict[tuple[int, ...], Picked] = {}
         self.key = "" if (nodata, self.scene) == (None, Scene()) else f"{nodata} {self.scene.key} {sorted(masks & set(asked))}"
 
     @property
@@ -205,12 +227,12 @@ class GeoTiffSource(Source):
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`."""
         if self._plain:  # nothing but reading: this is the path that sampling and prediction spend their time on
-            bands = [self._kept[channel] for channel in channels]
-            pixels, _ = self._files[0].read([band.number for band in bands], window)
-            return pixels.astype(self.dtype, copy=False)[:, None], _hold_data(pixels, bands)
+            picked = self._picked(tuple(channels))
+            pixels, _ = self._files[0].read(picked.numbers, window)
+            return pixels.astype(self.dtype, copy=False)[:, None], picked.hold_data(pixels)
         everything: tuple[Band | Derived, ...] = (*self._kept, *self.scene.derived)
-        picked = [everything[channel] for channel in channels]
-        used = {name for each in picked for name in (each.bands if isinstance(each, Derived) else (each.name,))}
+        wanted = [everything[channel] for channel in channels]
+        used = {name for each in wanted for name in (each.bands if isinstance(each, Derived) else (each.name,))}
         stored, valid = self._stored(window, used | {mask.band for mask in self.scene.masks})
         bands = [band for name, band in self._bands.items() if name in used]
         valid = valid & _hold_data([stored[band.name] for band in bands], bands)[0]
@@ -219,8 +241,8 @@ class GeoTiffSource(Source):
         if self._area is not None:
             valid &= self._area.inside(window)
         values = {band.name: band.value(stored[band.name]) for band in bands}
-        out = np.empty((len(picked), *window.size), dtype=self.dtype)
-        for row, channel in enumerate(picked):
+        out = np.empty((len(wanted), *window.size), dtype=self.dtype)
+        for row, channel in enumerate(wanted):
             out[row, 0] = channel(values) if isinstance(channel, Derived) else values[channel.name]
             if isinstance(channel, Derived) or channel.decibel:
                 valid &= np.isfinite(out[row, 0])
@@ -228,11 +250,21 @@ class GeoTiffSource(Source):
 
     def read_into(self, out: NDArray[Any], window: Window, channels: Sequence[int]) -> NDArray[np.bool_]:
         """See `Source.read_into`; what needs no work after reading is read straight into its place."""
-        if not self._plain or out.dtype != self.dtype or any(self._kept[channel].dtype != self.dtype for channel in channels):
+        if not self._plain or out.dtype != self.dtype:
             return super().read_into(out, window, channels)
-        bands = [self._kept[channel] for channel in channels]
-        self._files[0].read([band.number for band in bands], window, out=out[:, 0])
-        return _hold_data(out[:, 0], bands)
+        picked, pixels = self._picked(tuple(channels)), out[:, 0]
+        if picked.dtypes != {self.dtype}:
+            return super().read_into(out, window, channels)
+        self._files[0].read(picked.numbers, window, out=pixels)
+        return picked.hold_data(pixels)
+
+    def _picked(self, channels: tuple[int, ...]) -> Picked:
+        """What there is to know of channels that are stored bands."""
+        if channels not in self._known:
+            bands = [self._kept[channel] for channel in channels]
+            numbers, dtypes = tuple(band.number for band in bands), frozenset(band.dtype for band in bands)
+            self._known[channels] = Picked(bands, numbers, dtypes, not _may_lack_data(bands))
+        return self._known[channels]
 
     def _stored(self, window: Window, names: Collection[str]) -> tuple[dict[str, Layer], NDArray[np.bool_]]:
         """Pixels as stored by name of band [h, w], and which of them the files allow [h, w]."""
@@ -295,6 +327,15 @@ def _fitting(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
     return int(nodata) if rasterio.dtypes.in_dtype_range(nodata, dtype.name) and nodata == int(nodata) else None
 
 
+def _have_nodata(bands: Sequence[Band]) -> bool:
+    """Whether a pixel can be nodata: all bands of it must be."""
+    return all(band.nodata is not None and not math.isnan(band.nodata) for band in bands)
+
+
+def _may_lack_data(bands: Sequence[Band]) -> bool:
+    return any(band.dtype.kind == "f" for band in bands) or _have_nodata(bands)
+
+
 def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) -> NDArray[np.bool_]:
     """Where pixels as stored, bands x [h, w], hold data [1, h, w]."""
     valid = everywhere((1, *layers[0].shape))
@@ -302,7 +343,7 @@ def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) ->
         # Most windows hold finite numbers only: least and most show that in half the time of asking each.
         if band.dtype.kind == "f" and not (math.isfinite(layer.min()) and math.isfinite(layer.max())):
             valid = valid & np.isfinite(layer)
-    if all(band.nodata is not None and not math.isnan(band.nodata) for band in bands):
+    if _have_nodata(bands):
         empty = layers[0] == bands[0].nodata
         if np.count_nonzero(empty):  # most windows are settled by one band
             for layer, band in zip(layers[1:], bands[1:], strict=True):

@@ -63,7 +63,7 @@ class MapSpec:
 
 # Turns the finished side array [channels, D, H, W], a read-only memory map, into the file or the folder of files at the path.
 Finish = Callable[[NDArray[Any], Path], None]
-_CHUNK = 2**24  # bytes that are filled at once
+_CHUNK = 2**20  # bytes that are filled at once
 STEPS = 254  # of a probability that is stored in 8 bits; 255 stands where nothing was judged
 
 

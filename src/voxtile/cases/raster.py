@@ -18,6 +18,7 @@ from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no pub
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from voxtile.cases.address import RemoteFile
+from voxtile.cases.cells import CELLS
 from voxtile.cases.grid import Grid, StoredGrid, degree_metres
 from voxtile.cases.handles import HandleCache
 from voxtile.cases.remote import open_remote, raise_failed_request
@@ -26,7 +27,7 @@ from voxtile.errors import DataError, reason
 
 _ECCENTRICITY = 0.0818191908426215  # of the WGS 84 ellipsoid
 HANDLES = HandleCache(most=32)
-BLOCK_CACHE = 48  # megabytes, while a map is made
+BLOCK_CACHE = 24  # megabytes, while a map is made
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
 # Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
 _ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
@@ -128,5 +129,5 @@ def block_cache(megabytes: int = BLOCK_CACHE) -> Iterator[None]:
 
     Rows of windows are read from top to bottom, so that more than the blocks that two of them share is never wanted again.
     """
-    with rasterio.Env(GDAL_CACHEMAX=megabytes):
+    with CELLS.off(), rasterio.Env(GDAL_CACHEMAX=megabytes * 2**20):  # rasterio hands the number to GDAL as bytes
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,21 +138,25 @@ class SampleStream:
         return spec if self.sampling.max_nodata is None else self._read(spec).spec
 
     def sample(self, index: int) -> dict[str, Any]:
-        """Reads sample `index`.
+        """Reads sample `index`, see `samples`."""
+        return next(self.samples([index]))
+
+    def samples(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Reads samples `indices`, one after the other.
+
+        All are drawn before the first one is read: pixels on their way through the processor's cache drive what drawing needs out.
 
         Returns:
             image [C, d, h, w] in the case's data type, valid [d, h, w], label uint8 [d, h, w] (255 where not valid), low, high,
             mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
         """
-        spec, pixels = self._pixels(self._draw(index))
-        numbers = {name: rows[spec.case] for name, rows in self._numbers.items()}
-        return pixels | {"index": index, "case": spec.case, **numbers, "augment": self._augmentation(spec)}
+        for drawn in [self._draw(index) for index in indices]:
+            spec, pixels = self._pixels(drawn)
+            numbers = {name: rows[spec.case] for name, rows in self._numbers.items()}
+            yield pixels | {"index": spec.index, "case": spec.case, **numbers, "augment": self._augmentation(spec)}
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Samples `indices`, stacked.
-
-        One kind of work is done after the other: pixels on their way through the processor's cache drive what drawing needs out.
-        """
+        """Samples `indices`, stacked: each is read straight into its place."""
         drawn = [self._draw(index) for index in indices]
         used: list[Spec] = []
         channels = len(self.cases[0].channels)
@@ -162,7 +166,7 @@ class SampleStream:
         for row, first in enumerate(drawn):
             spec, pixels = self._pixels(first, image[row], label[row])
             used.append(spec)
-            valid[row] = pixels["valid"]
+            valid[row] = is_everywhere(pixels["valid"]) or pixels["valid"]
         numbers = [spec.case for spec in used]
         return {
             "image": torch.from_numpy(image),

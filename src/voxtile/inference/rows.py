@@ -9,7 +9,9 @@ from itertools import pairwise
 from voxtile.cases.tiling import Tile, tiles
 from voxtile.cases.window import Size3, Window
 
-WIDEST = 4096  # pixels of a strip of a scene: wider ones would need wider buffers
+# Pixels of a strip of a scene: wider ones need wider buffers, and where two meet, windows are judged twice. It is a little more
+# than 4096, since sides are often a multiple of that and windows end a little past it.
+WIDEST = 4096 + 256
 
 
 @dataclass(frozen=True)

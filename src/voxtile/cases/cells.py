@@ -1,0 +1,103 @@
+"""Decoded parts of rasters, kept for all threads of the process that read windows of them again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+from rasterio.env import get_gdal_config, set_gdal_config
+
+from voxtile.cases.window import Window
+
+GDALS_PART = 8  # GDAL keeps one of so many parts of what decoded blocks may take: those from which cells are made
+MOST = 16  # cells of which a window is put together: of larger ones little is read again
+
+
+class CellCache:
+    """Keeps the cells of rasters that were read last.
+
+    GDAL keeps decoded blocks for each open file by itself, and threads, which may not share one, decode each block once each.
+    What cells may take together with those blocks is what GDAL may take by itself: `GDAL_CACHEMAX`, by default a twentieth
+    of the machine's memory.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cells: OrderedDict[object, NDArray[Any]] = OrderedDict()
+        self._held = 0
+        self._most: int | None = None
+
+    @property
+    def most(self) -> int:
+        """Bytes that cells may take."""
+        if self._most is None:
+            with self._lock:
+                if self._most is None:
+                    allowed = int(get_gdal_config("GDAL_CACHEMAX"))
+                    set_gdal_config("GDAL_CACHEMAX", allowed // GDALS_PART)
+                    self._most = allowed - allowed // GDALS_PART
+        return self._most
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """While this is open, nothing is kept."""
+        before = self.most
+        with self._lock:
+            self._most, self._held = 0, 0
+            self._cells.clear()
+        try:
+            yield
+        finally:
+            self._most = before
+
+    def keeps(self, window: Window, size: tuple[int, int]) -> bool:
+        """Whether cells of `size` (rows, columns) are kept for a window."""
+        cells = (window.height // size[0] + 1) * (window.width // size[1] + 1)
+        return bool(cells <= MOST) and self.most > 0
+
+    def get(self, key: object, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The cell under `key`, by `read` where it is not kept. It must not be written to."""
+        with self._lock:
+            cell = self._cells.get(key)
+            if cell is not None:
+                self._cells.move_to_end(key)
+                return cell
+        cell = read()  # two threads that want the same cell at once both read it
+        with self._lock:
+            if key not in self._cells:
+                self._cells[key] = cell
+                self._held += cell.nbytes
+            while self._held > self.most:
+                self._held -= self._cells.popitem(last=False)[1].nbytes
+        return cell
+
+
+def put_together(
+    out: NDArray[Any], top: int, left: int, size: tuple[int, int], cell_at: Callable[[int, int], NDArray[Any]]
+) -> None:
+    """Fills `out` [n, h, w] from cells.
+
+    Args:
+        out: the window.
+        top: its first row.
+        left: its first column.
+        size: (rows, columns) of a cell; those at the lower and right border may be smaller.
+        cell_at: the pixels [n, rows, columns] of the cell in a row and a column of cells.
+    """
+    rows, columns = size
+    bottom, right = top + out.shape[1], left + out.shape[2]
+    for row in range(top // rows, -(-bottom // rows)):
+        y = row * rows
+        first, last = max(y, top), min(y + rows, bottom)
+        for column in range(left // columns, -(-right // columns)):
+            x = column * columns
+            start, stop = max(x, left), min(x + columns, right)
+            cell = cell_at(row, column)
+            out[:, first - top : last - top, start - left : stop - left] = cell[:, first - y : last - y, start - x : stop - x]
+
+
+CELLS = CellCache()
