@@ -20,8 +20,8 @@ HECTARE = 10_000.0  # square metres
 _STEP = 5_000.0  # metres of ground between the places where a pixel is measured; between them its area is interpolated
 
 
-class Ground:
-    """The ground below a scene's pixels, on the ellipsoid of its CRS.
+class PixelAreas:
+    """The areas of a scene's pixels on the ground, on the ellipsoid of its CRS.
 
     The projection is Lambert's azimuthal one about the scene's middle; for geographic systems and Mercator's, whose pixels are
     bounded by meridians and parallels, the cylindrical one, in which these are straight: there areas are exact at any size. Both:
