@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 
@@ -36,9 +35,7 @@ class PixelAreas:
         """
         assert grid.crs is not None
         crs = CRS.from_wkt(grid.crs)
-        matrix = grid.matrix
-        # From pixel corners to map units; a grid's own affine speaks of pixel centres.
-        self.transform = Affine(*matrix[0, [0, 1, 3]], *matrix[1, [0, 1, 3]]) @ Affine.translation(-0.5, -0.5)
+        self.transform = grid.transform
         _, height, width = grid.shape
         geodetic = crs.geodetic_crs
         assert geodetic is not None
