@@ -266,6 +266,7 @@ class GeoTiffSource(Source):
             found.append(f"{self.path} has no coordinate reference system; its maps will have none either.")
         elif self.stored.crs is None:
             found.append(f"{self.path} has a coordinate reference system without a place on Earth: it counts as having none.")
+        found += self._area.notes if self._area else ()
         if not self._label and (constant := self._constant_corner()) is not None:
             found.append(
                 f"{self.path} holds {constant:g} in every band of a whole corner, and declares no nodata value: if that means 'no "
