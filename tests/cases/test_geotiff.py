@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import rasterio.warp
 from affine import Affine
 from hypothesis import given
@@ -376,3 +377,23 @@ def test_complex_numbers_are_refused(tmp_path):
     path = save(tmp_path / "slc.tif", np.ones((1, 8, 9), dtype=np.complex64))
     with pytest.raises(DataError, match="holds complex numbers"):
         GeoTiffSource([path])
+
+
+@pytest.mark.parametrize(("kind", "value"), [("int64", -(2**53) - 1), ("int64", 2**63 - 1), ("uint64", 2**64 - 1)])
+def test_nodata_beyond_the_floats_is_noted_and_exact_where_it_is_typed(tmp_path, kind, value):
+    array = np.full((1, 4, 4), value, dtype=kind)
+    array[0, 0, :2] = 7, value - 1 if value > 0 else value + 1
+    place = {"driver": "GTiff", "width": 4, "height": 4, "count": 1, "dtype": kind, "crs": UTM}
+    with rasterio.open(tmp_path / "raw.tif", "w", transform=NORTH_UP, **place) as out:
+        out.write(array)
+    name = {"int64": "Int64", "uint64": "UInt64"}[kind]
+    (tmp_path / "raw.vrt").write_text(  # rasterio itself writes such values as floats
+        f'<VRTDataset rasterXSize="4" rasterYSize="4"><VRTRasterBand dataType="{name}" band="1"><NoDataValue>{value}</NoDataValue>'
+        '<SimpleSource><SourceFilename relativeToVRT="1">raw.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource>'
+        "</VRTRasterBand></VRTDataset>"
+    )
+    rasterio.shutil.copy(tmp_path / "raw.vrt", tmp_path / "a.tif", driver="GTiff")
+    assert any("a.tif declares a nodata value beyond 2^53" in note for note in GeoTiffSource([tmp_path / "a.tif"]).notes())
+    typed = GeoTiffSource([tmp_path / "a.tif"], nodata=value)
+    assert not any("2^53" in note for note in typed.notes())
+    assert typed.read(Window.whole((1, 4, 4)), (0,))[1].sum() == 2

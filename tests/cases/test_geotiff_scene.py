@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from shapely import transform
-from shapely.geometry import Point, box
+from shapely.geometry import Point, Polygon, box
 
 from tests.cases.test_geotiff import NORTH_UP, SPEC, UTM, bands, save, whole
 from tests.testers.formats import few, windows
@@ -419,6 +419,15 @@ class TestArea:
         assert 0.2 < inside.mean() < 0.8
         for window in (Window.whole((1, 60, 50)), Window(0, 13, 7, 1, 20, 31)):
             np.testing.assert_array_equal(source.read(window, (0,))[1][0], inside[window.slices[1:]])
+
+    def test_areas_that_cross_themselves_are_made_valid_with_a_note(self, tmp_path):
+        path = save(tmp_path / "a.tif", bands((1, 60, 50)))
+        corners = [(10, 10), (40, 50), (40, 10), (10, 50)]
+        bow = self.file(tmp_path / "area.gpkg", [Polygon([NORTH_UP @ corner for corner in corners])])
+        source = GeoTiffSource([path], scene=scene(area=bow))
+        assert source.working.shape == (1, 40, 30)
+        assert source.read(Window.whole((1, 40, 30)), (0,))[1].mean() == pytest.approx(0.5, abs=0.02)
+        assert any("area.gpkg holds 1 invalid polygon (shape 1: Self-intersection" in note for note in source.notes())
 
     @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
     def test_what_is_no_area_is_named(self, tmp_path):

@@ -42,10 +42,39 @@ def test_what_lies_nowhere_or_cannot_be_read_has_no_thumbnail(tmp_path):
     assert thumbnail(write(tmp_path / "plain.tif", np.ones((1, 10, 10), dtype=np.uint8), crs=None), 5) is None
 
 
-def test_a_very_large_scene_is_seen_through_its_overviews_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(thumbnails, "MOST_PIXELS", 1000)
-    path = write(tmp_path / "a.tif", np.ones((1, 100, 100), dtype=np.uint8))
-    assert thumbnail(path, 10) is None
-    with rasterio.open(path, "r+") as file:
-        file.build_overviews([4], Resampling.nearest)
-    assert thumbnail(path, 10).image.shape == (1, 10, 10)
+def test_a_very_large_scene_without_overviews_is_seen_coarsely_through_some_of_its_blocks(tmp_path, monkeypatch):
+    array = np.arange(640, dtype=np.uint16)[None, :, None] + np.zeros((1, 640, 960), dtype=np.uint16)
+    tiled = write(tmp_path / "a.tif", array, tiled=True, blockxsize=16, blockysize=16, compress="deflate")
+    strips = write(tmp_path / "b.tif", array, blockysize=1, compress="deflate")
+    assert thumbnail(tiled, 64).image.shape == (1, 43, 64)
+    monkeypatch.setattr(thumbnails, "MOST_PIXELS", 100 * 16 * 16)
+    few = thumbnail(tiled, 64)
+    _, height, width = few.image.shape
+    assert 60 <= height * width <= 100  # a block each
+    assert few.valid.all()
+    assert few.transform @ (width, height) == (500_000 + 9600, 5_000_000 - 6400)
+    middles = (np.arange(height) + 0.5) * 640 / height
+    assert np.abs(few.image[0] - middles[:, None]).max() <= 1
+    assert thumbnail(strips, 64).image.shape[1] in range(20, 27)  # all of a strip is decoded for any of its pixels
+    with rasterio.open(tiled, "r+") as file:
+        file.build_overviews([8], Resampling.nearest)
+    assert thumbnail(tiled, 64).image.shape == (1, 43, 64)
+
+
+def test_only_the_blocks_that_hold_a_pixel_of_the_picture_are_decoded(tmp_path, monkeypatch):
+    """Every block but those is damaged."""
+    array = np.ones((1, 640, 960), dtype=np.uint16)
+    path = write(tmp_path / "a.tif", array, tiled=True, blockxsize=16, blockysize=16, compress="deflate")
+    monkeypatch.setattr(thumbnails, "MOST_PIXELS", 100 * 16 * 16)
+    _, height, width = thumbnail(path, 64).image.shape
+    used = {(int((y + 0.5) * 640 / height) // 16, int((x + 0.5) * 960 / width) // 16) for y in range(height) for x in range(width)}
+    with rasterio.open(path) as file:
+        unused = [(y, x) for y in range(40) for x in range(60) if (y, x) not in used]
+        places = [int(file.get_tag_item(f"BLOCK_OFFSET_{x}_{y}", "TIFF", bidx=1)) for y, x in unused]
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place : place + 4] = b"\xff" * 4
+    path.write_bytes(data)
+    assert (thumbnail(path, 64).image == 1).all()
+    monkeypatch.undo()
+    assert thumbnail(path, 640) is None  # which needs them

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,11 @@ import rasterio
 from PIL import Image
 
 from tests.commands.conftest import Command, Outcome
+from tests.data.test_survey import CLASSES, open_case, write
 from tests.testers.tiny import scene, scene_words, volume_words
+from voxtile.commands.check import look_at_files
+from voxtile.data import survey
+from voxtile.data.splits import Split
 
 
 @pytest.fixture
@@ -120,3 +125,23 @@ def test_what_stops_a_training_stops_the_check(folder: Path, voxtile: Command) -
     assert said.code == 2
     assert "larger than every case" in said.text
     assert list((folder / "here").iterdir()) == []
+
+
+def test_of_a_huge_scene_it_is_said_that_nodata_is_not_known_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(1, 500, (1, 60, 60), dtype=np.int16)
+    pixels[:, 30:] = 0
+    write(tmp_path / "a.tif", pixels, nodata=0)
+    write(tmp_path / "a_label.tif", np.ones((1, 60, 60), dtype=np.uint8))
+    monkeypatch.setattr(survey, "BLOCK", 10)
+
+    def looked() -> tuple[int, list[str]]:
+        case = open_case(tmp_path)
+        found = survey.survey(case, CLASSES)
+        prepared = SimpleNamespace(split=Split((case,), (), ()), surveys={"a": found})
+        return found.judged, [note for note in look_at_files(prepared) if "blocks were looked at" in note]
+
+    assert looked() == (1800, [])
+    monkeypatch.setattr(survey, "MOST_IMAGE_BLOCKS", 12)
+    judged, (note,) = looked()
+    assert 1800 < judged < 3600
+    assert "a.tif is so large that 12 of its 36 blocks were looked at, and 50 % of their pixels hold no data" in note

@@ -18,6 +18,7 @@ from tests.commands.conftest import Command, Run
 from tests.testers.composing import ROOT
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
+from voxtile.cases import vector_files
 from voxtile.training.objects import summarise_objects
 
 ALL = ["polygons=gpkg", "instances=true", "areas=true", "quicklook=true"]
@@ -89,6 +90,36 @@ def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tm
     assert (tmp_path / "maps" / "s1_polygons.geojson").read_bytes() == before
     assert float(rows[1]["hectares"]) == pytest.approx(np.pi, rel=0.02)
     assert "adjusted_by" not in rows[0]
+
+
+def test_places_are_read_once_and_scenes_without_one_are_left_out_together(
+    scene_run: Run, source: Path, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scenes").mkdir()
+    with rasterio.open(source) as image:
+        pixels, crs, transform = image.read(), image.crs, image.transform
+        shapes = geopandas.GeoSeries.from_xy([image.bounds.left], [image.bounds.top], crs=crs).buffer(100)
+    shapes.to_file(tmp_path / "places.gpkg")
+    for number in range(3):
+        moved = transform @ transform.translation(0, 1000 * number)
+        written(tmp_path / "scenes" / f"s{number}.tif", pixels, crs, moved)
+    reads = []
+    monkeypatch.setattr(
+        vector_files, "read_areas", lambda *given, read=vector_files.read_areas: reads.append(given) or read(*given)
+    )
+    where = [f"run={scene_run.home}", f"paths.runs={tmp_path}", f"areas={tmp_path / 'places.gpkg'}"]
+    said = voxtile("predict", *where, f"input={tmp_path / 'scenes'}", f"output={tmp_path / 'maps'}")
+    assert said.code == 0
+    assert said.text.count("left out, since no polygon of") == 1
+    assert "places.gpkg overlaps them: s1, s2" in said.text
+    assert "skipped" not in said.text
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["s0.tif", "s0_areas.csv"]
+    assert len(reads) == 1
+    (tmp_path / "scenes" / "s0.tif").unlink()
+    said = voxtile("predict", *where, f"input={tmp_path / 'scenes'}", f"output={tmp_path / 'others'}")
+    assert said.code == 3
+    assert "overlaps any of the 2 inputs" in said.text
+    assert not (tmp_path / "others").exists()
 
 
 def test_a_volume_has_objects_and_a_picture(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:

@@ -15,9 +15,10 @@ from shapely import box
 from tests.data.test_ground import at
 from tests.data.test_leakage import UTM33, scene
 from tests.testers.memory import memory_case, north_up
-from voxtile.data.block_grids import margins
+from voxtile.data.block_grids import _Columns, margins
 from voxtile.data.blocks import BlockKFold, BlockSplit
 from voxtile.data.distances import split_distances
+from voxtile.data.ground import metres_per_unit
 from voxtile.data.leakage import find_leaks, suspicions
 from voxtile.data.splits import KFold
 from voxtile.errors import ConfigError, DataError
@@ -120,6 +121,54 @@ def test_cells_in_degrees_and_in_web_mercator_are_squares_on_the_ground(code):
     distances = split_distances(split)
     assert min(found.length for found in distances.values()) == pytest.approx(20, abs=4)
     assert min(found.length for found in distances.values()) >= 20
+
+
+def degrees(name, left, top, width, height, pixel=0.001):
+    return memory_case(name, (1, height, width), affine=north_up(left, top, pixel), crs=CRS.from_epsg(4326).to_wkt(), unit="m")
+
+
+def test_the_same_ground_is_in_the_same_block_on_whichever_turn_a_file_names_it():
+    for left in (-170.0371, 179.9123, 12.3):
+        one, other = degrees("a", left, -17.0, 300, 60), degrees("b", left + 360 * (1 if left < 0 else -1), -17.0, 300, 60)
+        blocks = ground([one, other], 3000, val=0.5, test=0)
+        found = {"a": {}, "b": {}}
+        for side, part in blocks.sides.items():
+            for block in part:
+                found[block.id.partition("#")[0]].setdefault(block.group, []).append((block.box, side))
+        assert found["a"] == found["b"]
+        assert len(found["a"]) > 20
+
+
+def test_blocks_over_the_antimeridian_keep_the_buffer_and_others_stay_where_they_were():
+    cases = [degrees("a", 179.8, 0.1, 200, 100), degrees("b", -180.0, 0.1, 200, 100), degrees("c", 179.9, 0.05, 200, 100)]
+    for seed in range(4):
+        split = ground(cases, 3000, 500, val=0.5, test=0, seed=seed)
+        assert split_distances(split)["val"].length >= 500
+        assert not find_leaks(split, {})
+    names = {block.group for part in ground(cases, 3000).sides.values() for block in part}
+    columns = sorted({int(name.rpartition("#x")[2].partition("y")[0]) for name in names})
+    width = 3000 / metres_per_unit(CRS.from_epsg(4326).to_wkt(), np.array([(0.0, 0.0)]), 1.0)[0, 0]
+    assert columns[0] == pytest.approx(-180 / width, abs=1)
+    assert columns[-1] == pytest.approx(180 / width, abs=2)
+    alone = {block.id: block.box for part in ground(cases[:1], 3000).sides.values() for block in part}
+    together = {block.id: block.box for part in ground(cases, 3000).sides.values() for block in part}
+    assert alone.items() <= together.items()
+
+
+@pytest.mark.parametrize("width", [0.027, 0.1, 7.0, 100.0, 130.0, 250.0, 400.0])
+def test_columns_go_once_around_the_world(width):
+    columns = _Columns(width, 360.0)
+    first = -(columns.around // 2)
+    assert columns.edge(first + columns.around) == pytest.approx(columns.edge(first) + 360)
+    for column in (first, first + columns.around // 3, first + columns.around - 1):
+        low, high = columns.edge(column), columns.edge(column + 1)
+        last = column == first + columns.around - 1
+        assert high - low == pytest.approx(width, rel=1e-6) if not last else high - low >= min(width, 360) - 1e-6
+        assert high - low < 2 * width
+        for turn in (-1, 0, 1):
+            place = low + 0.4 * (high - low) + 360 * turn
+            assert columns.of(place) == column + turn * columns.around
+            assert columns.edge(column + turn * columns.around) == pytest.approx(low + 360 * turn)
 
 
 def test_what_has_no_place_or_is_turned_or_lies_in_two_systems_is_refused():

@@ -13,7 +13,7 @@ from pyproj import Geod, Transformer
 from tests.testers.maps import CLASSES, UTM, patches, scene_map
 from voxtile.errors import DataError
 from voxtile.inference import finished
-from voxtile.inference.areas import adjusted, area_of, places_of, write_areas
+from voxtile.inference.areas import Places, adjusted, area_of, write_areas
 from voxtile.inference.finished import FinishedMap
 
 
@@ -42,7 +42,7 @@ def test_every_reference_system_gives_the_ground_s_hectares(tmp_path: Path, crs:
     path = tmp_path / "square.geojson"
     geopandas.GeoDataFrame(geometry=[shapely.Polygon(list(zip(lon, lat, strict=True)))], crs="EPSG:4326").to_file(path)
     found = scene_map(tmp_path, indices, crs=crs, transform=transform)
-    (place,) = places_of(path, found.grid)
+    (place,) = Places(path).on(found.grid)
     area = area_of(found, place)
     assert area.size.sum() == pytest.approx(expected, rel=2e-3)  # pixel centres along the outline
     assert area.size[1] == pytest.approx(expected / 2, rel=2e-2)
@@ -61,7 +61,7 @@ def test_a_table_counts_each_class_in_each_place(found: FinishedMap, tmp_path: P
     shapes = [shapely.transform(shape, lambda places: corner + places * (pixel, -pixel)) for shape in (triangle, over)]
     areas = geopandas.GeoDataFrame({"name": ["a", "b"]}, geometry=shapes, crs="EPSG:32633").to_crs("EPSG:4326")
     areas.to_file(tmp_path / "areas.gpkg")
-    write_areas(found, tmp_path / "areas.csv", places_of(tmp_path / "areas.gpkg", found.grid, "name"))
+    write_areas(found, tmp_path / "areas.csv", Places(tmp_path / "areas.gpkg", "name").on(found.grid))
     whole, a, b = table(tmp_path / "areas.csv")
     assert [row["area"] for row in (whole, a, b)] == ["(all)", "a", "b"]
     assert float(a["outside"]) == 0
@@ -136,18 +136,42 @@ def bad_file(folder: Path, what: str) -> Path:
     ("what", "words"),
     [
         ("missing", "does not exist"),
-        ("text", "cannot be read as polygons"),
+        ("text", "cannot be read as GPKG: it does not begin as such a file does"),
         ("no_crs", "names no coordinate reference system"),
-        ("elsewhere", r"None of the 1 shapes in .* is a polygon that overlaps the scene"),
-        ("points", "is a polygon that overlaps"),
-        ("attribute", "has no attribute 'nmae'; it has name. Did you mean 'name'"),
+        ("elsewhere", r"No polygon of .* in WGS 84 / UTM zone 33N\) overlaps the scene"),
+        ("points", "holds no polygons"),
+        ("attribute", "has no attribute 'nmae' \\('area_name'\\); it has name. Did you mean 'name'"),
     ],
 )
 def test_a_bad_file_of_areas_is_named(found: FinishedMap, tmp_path: Path, what: str, words: str) -> None:
     path = bad_file(tmp_path, what)
     with pytest.raises(DataError, match=words) as caught:
-        places_of(path, found.grid, "nmae" if what == "attribute" else None)
+        Places(path, "nmae" if what == "attribute" else None).on(found.grid)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["areas.vrt", "areas.geojson"])
+def test_a_file_that_would_have_another_read_is_refused(found: FinishedMap, tmp_path: Path, name: str) -> None:
+    good = bad_file(tmp_path, "good")
+    layer = f"<OGRVRTLayer name='good'><SrcDataSource>{good}</SrcDataSource></OGRVRTLayer>"
+    (tmp_path / name).write_text(f"<OGRVRTDataSource>{layer}</OGRVRTDataSource>")
+    assert len(Places(good).on(found.grid)) == 1
+    with pytest.raises(DataError, match=r"ends like no vector file|it does not begin as such a file does"):
+        Places(tmp_path / name)
+
+
+def test_polygons_reach_over_the_end_of_a_system_or_lie_beyond_it(found: FinishedMap, tmp_path: Path) -> None:
+    (polar,) = geopandas.GeoSeries([shapely.box(500_100, 4_999_700, 500_300, 4_999_900)], crs="EPSG:32633").to_crs("EPSG:4326")
+    names = ["here", "pole"]
+    half = "+proj=ortho +lat_0=45 +lon_0=15 +type=crs"  # shows half of the Earth
+    scene = scene_map(tmp_path / "half", np.ones((60, 80)), crs=half, transform=Affine(10, 0, 100, 0, -10, 17_000))
+    for reach, words in ((shapely.box(-170, -80, -160, -70), ""), (shapely.box(-170, -80, 20, 10), "'pole' reaches to where")):
+        areas = geopandas.GeoDataFrame({"name": names}, geometry=[polar, reach], crs="EPSG:4326")
+        areas.to_file(tmp_path / "areas.gpkg")
+        assert [place.name for place in Places(tmp_path / "areas.gpkg", "name").on(found.grid)] == ["here"]
+        if words:
+            with pytest.raises(DataError, match=words):
+                Places(tmp_path / "areas.gpkg", "name").on(scene.grid)
 
 
 @pytest.mark.parametrize("left", [179.996, -180.004])
@@ -157,7 +181,7 @@ def test_a_place_beyond_the_antimeridian_is_found(tmp_path: Path, left: float) -
     east = shapely.box(-179.999, 0, -179.995, 1e-3)  # a quarter of it is beside the scene
     areas = geopandas.GeoDataFrame({"name": ["both", "east"]}, geometry=[both, east], crs="EPSG:4326")
     areas.to_file(tmp_path / "areas.gpkg")
-    places = places_of(tmp_path / "areas.gpkg", found.grid, "name")
+    places = Places(tmp_path / "areas.gpkg", "name").on(found.grid)
     assert [(place.name, place.outside) for place in places] == [("both", 0), ("east", pytest.approx(0.25))]
     assert [area_of(found, place).pixels.sum() for place in places] == [300, 300]
 
@@ -165,12 +189,14 @@ def test_a_place_beyond_the_antimeridian_is_found(tmp_path: Path, left: float) -
 def test_a_spike_has_no_area(found: FinishedMap, tmp_path: Path) -> None:
     spiked = shapely.Polygon([UTM @ place for place in ((10, 10), (30, 10), (30, 30), (10, 30), (10, 10), (10, 2), (10, 10))])
     geopandas.GeoDataFrame(geometry=[spiked], crs="EPSG:32633").to_file(tmp_path / "spike.gpkg")
-    (place,) = places_of(tmp_path / "spike.gpkg", found.grid)
+    (place,) = Places(tmp_path / "spike.gpkg").on(found.grid)
     assert area_of(found, place).pixels.sum() == 400
 
 
 def test_polygons_that_cross_themselves_are_mended(found: FinishedMap, tmp_path: Path) -> None:
     bow = shapely.Polygon([UTM @ place for place in ((10, 10), (30, 30), (30, 10), (10, 30))])
     geopandas.GeoDataFrame(geometry=[bow], crs="EPSG:32633").to_file(tmp_path / "bow.geojson", driver="GeoJSON")
-    (place,) = places_of(tmp_path / "bow.geojson", found.grid)
+    places = Places(tmp_path / "bow.geojson")
+    assert "bow.geojson holds 1 invalid polygon (shape 1: Self-intersection" in places.notes[0]
+    (place,) = places.on(found.grid)
     assert area_of(found, place).pixels.sum() == pytest.approx(200, abs=20)

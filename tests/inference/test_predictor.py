@@ -341,7 +341,6 @@ def test_a_network_that_views_its_tensors_is_judged_as_well():
 
     case = case_of((1, 20, 24))
     (band,) = Predictor(Viewing(), (1, 20, 24)).bands(case, SCALE)
-    scaled = (case.read(Window.whole(case.shape))[0][:, 0] - np.array(SCALE.mean)[:, None, None]) / np.array(SCALE.std)[
-        :, None, None
-    ]
+    mean, std = (np.array(numbers)[:, None, None] for numbers in (SCALE.mean, SCALE.std))
+    scaled = (case.read(Window.whole(case.shape))[0][:, 0] - mean) / std
     np.testing.assert_array_equal(band.classes()[0], scaled.argmax(axis=0))

@@ -24,6 +24,7 @@ from rasterio.windows import Window as RasterWindow
 
 from voxtile.cases.cells import CELLS, put_together
 from voxtile.cases.grid import Grid, StoredGrid, WorkingGrid
+from voxtile.cases.longitudes import TURN, TURNS, east_end
 from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid, stamp
 from voxtile.cases.remote import raise_failed_request
 from voxtile.cases.window import Window
@@ -37,7 +38,6 @@ TOLERANCE = 1e-3  # pixels that a warped place may be off; GDAL's own 0.125 show
 # of warped data sets.
 CELL = (128, 512)  # rows, columns
 LEAST, LARGEST = 128, 1024  # rows or columns of the tiles of a file that are kept as cells
-TURN = 360.0  # degrees of longitude
 MOST_TRIED = 4096  # tiles of a damaged file
 
 
@@ -222,8 +222,8 @@ class AlignedFile:
             )
         left, bottom, right, top = rasterio.warp.transform_bounds(self._crs, grid.crs, *own.footprint)
         a, b, c, d = grid.footprint
-        end = right + TURN * (right < left)  # as GDAL says that it crosses the antimeridian
-        turns = (-TURN, 0.0, TURN) if _degrees(grid) else (0.0,)
+        end = east_end(left, right)
+        turns = TURNS if _degrees(grid) else (0.0,)
         around = _degrees(own) and own.footprint[2] - own.footprint[0] >= TURN - 1  # of all longitudes GDAL makes 0 to 0
         if bottom >= d or top <= b or not (around or any(left + turn < c and end + turn > a for turn in turns)):
             raise DataError(

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no public name
 
 from voxtile.cases.grid import Grid
+from voxtile.cases.longitudes import TURN, TURNS, east_end
 from voxtile.cases.scene import Bounds
-from voxtile.cases.vector_settings import VectorSettings
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
 if TYPE_CHECKING:
-    from geopandas import GeoSeries
-
     from voxtile.cases.burn import Placed
+    from voxtile.cases.vector_files import Areas
 
 WORLD = "EPSG:4326"
 SNAP = 256  # parts of a pixel that corners are moved to: they are then exact in any window, and every window is cut from one whole
@@ -38,10 +37,12 @@ class Area:
     Attributes:
         box: the part of the scene's grid that holds them.
         shapes: in pixels from that part's upper left corner.
+        notes: what was odd in their file, one sentence each.
     """
 
     box: Window
     shapes: Placed
+    notes: tuple[str, ...]
 
     def inside(self, window: Window) -> NDArray[np.bool_]:
         """Which pixel centres [h, w] of `window`, counted from the box's corner, lie inside a shape."""
@@ -67,12 +68,12 @@ def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
     from voxtile.cases.burn import Placed
     from voxtile.cases.vector_files import simple_parts
 
-    series = _shapes(Path(area).expanduser()) if isinstance(area, str) else _boxes(area)
-    system, same = series.crs.to_wkt(), bool(series.crs == grid.crs)
+    areas = _of_file(Path(area).expanduser()) if isinstance(area, str) else _of_bounds(area)
+    system, same = areas.crs.to_wkt(), bool(areas.crs == grid.crs)
     found: list[NDArray[np.object_]] = []
     with rasterio.Env():  # without it GDAL prints its errors
-        for part in _near(grid, system, same, series.crs.is_geographic):
-            pieces, _ = simple_parts(shapely.clip_by_rect(np.asarray(series), *part), np.arange(len(series)))
+        for part in _near(grid, system, same, areas.crs.is_geographic):
+            pieces, _ = simple_parts(shapely.clip_by_rect(areas.shapes, *part), np.arange(len(areas.shapes)))
             pieces = pieces[shapely.get_dimensions(pieces) == 2]
             if not same:
                 left, bottom, right, top = shapely.bounds(pieces).reshape(-1, 4).T
@@ -94,7 +95,7 @@ def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
         return None
     shapes = shapely.transform(shapes, lambda points: points - low)
     placed = Placed.of(shapes, np.ones(len(shapes), dtype=np.uint16), np.arange(len(shapes)))
-    return Area(Window.of((0, *low[::-1]), (1, *(high - low)[::-1])), placed)
+    return Area(Window.of((0, *low[::-1]), (1, *(high - low)[::-1])), placed, areas.notes)
 
 
 def _near(grid: Grid, system: str, same: bool, geographic: bool) -> Iterator[Bounds]:
@@ -104,9 +105,9 @@ def _near(grid: Grid, system: str, same: bool, geographic: bool) -> Iterator[Bou
     except CPLE_BaseError:  # the scene has no place in the area's system
         return
     left, bottom, right, top = bounds
-    right += 360 * (geographic and right < left)  # as GDAL says that it crosses the antimeridian
+    right = east_end(left, right) if geographic else right
     margin = 0.05 * max(right - left, top - bottom)  # of straight lines that are curves there
-    for turn in (-360.0, 0.0, 360.0) if geographic else (0.0,):
+    for turn in TURNS if geographic else (0.0,):
         yield left - margin + turn, bottom - margin, right + margin + turn, top + margin
 
 
@@ -115,37 +116,33 @@ def _pixels(points: NDArray[Any], system: str, same: bool, grid: Grid, transform
     x, y = points.T if same else np.asarray(rasterio.warp.transform(system, grid.crs, *points.T))[:2]
     if rasterio.crs.CRS.from_user_input(grid.crs).is_geographic:  # by whole turns to where the grid is
         left, _, right, _ = grid.footprint
-        x = np.where(abs(x - (left + right) / 2) > 180, x + 360 * np.sign((left + right) / 2 - x), x)
+        x = np.where(abs(x - (left + right) / 2) > TURN / 2, x + TURN * np.sign((left + right) / 2 - x), x)
     columns, rows = ~transform @ (x, y)
     return np.round(np.stack([columns, rows], axis=1) * SNAP) / SNAP
 
 
-def _boxes(bounds: Bounds) -> GeoSeries:
-    import geopandas
-    from shapely.geometry import box
+def _of_bounds(bounds: Bounds) -> Areas:
+    from pyproj import CRS
+    from shapely import box
+
+    from voxtile.cases.vector_files import Areas
 
     left, bottom, right, top = bounds
     parts = [box(*bounds)] if left < right else [box(left, bottom, 180, top), box(-180, bottom, right, top)]
-    return geopandas.GeoSeries(parts, crs=WORLD)
+    return Areas(np.array(parts, dtype=object), tuple("12"[: len(parts)]), CRS.from_user_input(WORLD), ())
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, stamp: int) -> GeoSeries:
-    from voxtile.cases.vector_files import read_frame
+def _read(path: Path, stamp: int) -> Areas:
+    from voxtile.cases.vector_files import read_areas
 
     try:
-        frame = read_frame(path, VectorSettings())
+        return read_areas(path)
     except DataError as error:
         raise DataError(f"The area of interest ('data.scene.area'): {error}") from error
-    shapes = frame.geometry.dropna()
-    shapes = shapes[shapes.geom_type.isin(["Polygon", "MultiPolygon"]) & ~shapes.is_empty].explode()
-    if not len(shapes) or shapes.crs is None:
-        lack = "holds no polygons" if shapes.crs is not None else "has no coordinate reference system"
-        raise DataError(f"The area {path} (data.scene.area) {lack}. Expected polygons in a file that says where they lie.")
-    return shapes
 
 
-def _shapes(path: Path) -> GeoSeries:
+def _of_file(path: Path) -> Areas:
     if not path.exists():
         raise DataError(
             f"The area {path} (data.scene.area) does not exist (looked for in {Path.cwd()}). Name a vector file, or [left, bottom, "

@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 import rasterio.dtypes
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 
 from voxtile.cases.aligned import AlignedFile, OnTarget, Target
 from voxtile.cases.area import Area, area_on
@@ -27,6 +27,7 @@ from voxtile.cases.untrusted import sources_of
 from voxtile.cases.window import Window
 from voxtile.errors import DataError, did_you_mean, listed
 
+EXACT = 2**53  # whole numbers up to here are floats, as which rasterio gives nodata values
 CORNER = 16  # side in pixels of the corners that `notes` looks at
 
 
@@ -112,6 +113,7 @@ class GeoTiffSource(Source):
             DataError: A file cannot be opened or placed, a band is missing, or the area of interest lies elsewhere.
         """
         self.paths, self.scene, self._label = tuple(paths), scene or Scene(), onto is not None
+        self._inexact = False  # whether a nodata value is too large to be known exactly
         bands: list[Band] = []
         self._files: list[AlignedFile] = []
         for number, path in enumerate(self.paths):
@@ -176,6 +178,14 @@ class GeoTiffSource(Source):
             name = "" if self.paths[file].stem.split(".")[0] in name else name
             dtype = np.dtype(dataset.dtypes[number - 1])
             empty = _fitting(nodata if nodata is not None else dataset.nodatavals[number - 1], dtype)
+            if (
+                nodata is None
+                and not self._label
+                and dtype.kind in "ui"
+                and MaskFlags.nodata in dataset.mask_flag_enums[number - 1]
+            ):
+                told = dataset.nodatavals[number - 1]
+                self._inexact |= told is None or abs(told) >= EXACT
             tags = dataset.scales[number - 1], dataset.offsets[number - 1]
             found.append(Band(file, number, name, dtype, empty, None if tags == (1.0, 0.0) else tags, kinds=self._label))
         return found
@@ -298,6 +308,12 @@ class GeoTiffSource(Source):
             found.append(f"{self.path} has no coordinate reference system; its maps will have none either.")
         elif self.stored.crs is None:
             found.append(f"{self.path} has a coordinate reference system without a place on Earth: it counts as having none.")
+        if self._inexact:
+            found.append(
+                f"{self.path} declares a nodata value beyond 2^53, of which only the nearest floating-point number can be read: "
+                "such pixels may count as data. See it with 'gdalinfo', and type it as 'data.nodata=<value>', which is exact."
+            )
+        found += self._area.notes if self._area else ()
         if not self._label and (constant := self._constant_corner()) is not None:
             found.append(
                 f"{self.path} holds {constant:g} in every band of a whole corner, and declares no nodata value: if that means 'no "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
 
 from voxtile.cases.window import Size3
@@ -41,6 +42,12 @@ class Grid:
     def matrix(self) -> NDArray[np.float64]:
         """The affine as an array [4, 4]."""
         return np.asarray(self.affine, dtype=np.float64)
+
+    @property
+    def transform(self) -> Affine:
+        """From (column, row) counted from the upper left pixel's corner, as GDAL, polygons and pictures do, to map units."""
+        (a, b, _, c), (d, e, _, f) = self.affine[:2]
+        return Affine(a, b, c, d, e, f) @ Affine.translation(-0.5, -0.5)
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -1,11 +1,11 @@
-"""Reading vector files: GeoJSON, GeoPackage, Shapefile and GeoParquet as shapes with their label values."""
+"""Reading vector files: GeoJSON, GeoPackage, Shapefile and GeoParquet, as shapes with their label values or as areas."""
 
 from __future__ import annotations
 
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,23 @@ class Shapes:
         return int(shapely.get_num_coordinates(self.parts).sum())
 
 
+@dataclass(frozen=True)
+class Areas:
+    """The polygons of a file, made valid.
+
+    Attributes:
+        shapes: multipolygons [n].
+        names: what the file calls each of them, or their numbers in it from 1, n of them.
+        crs: their coordinate reference system.
+        notes: what was odd, one sentence each.
+    """
+
+    shapes: NDArray[np.object_]
+    names: tuple[str, ...]
+    crs: CRS
+    notes: tuple[str, ...]
+
+
 _FILES: Shared[Shapes] = Shared(_MOST_POINTS, lambda shapes: shapes.points)
 
 
@@ -107,11 +124,9 @@ def read_shapes(path: Path, settings: VectorSettings, stamps: Stamps) -> Shapes:
 
 
 def _read(path: Path, settings: VectorSettings) -> Shapes:
-    frame = read_frame(path, settings)
+    frame = _frame(path, settings.layer, settings.attribute, "data.vectors.attribute")
     crs = _crs(path, settings, frame.crs)
-    shapes = np.asarray(frame.geometry.to_numpy(), dtype=object)
-    if shapely.has_z(shapes).any():
-        shapes = shapely.force_2d(shapes)
+    shapes = _flat(frame)
     notes = []
     missing = shapely.is_missing(shapes) | shapely.is_empty(shapes)
     if missing.all() and not settings.empty:
@@ -122,7 +137,8 @@ def _read(path: Path, settings: VectorSettings) -> Shapes:
         )
     if missing.any():
         notes.append(f"{path}: {missing.sum()} of {counted(len(shapes), 'feature')} without a geometry left out")
-    shapes, notes = _repaired(path, settings, shapes, notes)
+    shapes, odd = _repaired(path, shapes, settings.repair)
+    notes += odd
     numbers, stored = _values(path, settings, None if settings.attribute is None else frame[settings.attribute][~missing])
     codes = np.zeros(len(shapes), dtype=np.uint16)
     codes[~missing] = numbers
@@ -133,13 +149,61 @@ def _read(path: Path, settings: VectorSettings) -> Shapes:
             f"{path} holds points or lines, which cover no pixel ({thin.sum()}; the first is shape {features[thin][0] + 1}). Give "
             "them a width: type 'data.vectors.buffer=<metres>', which grows every shape of the file."
         )
-    left, bottom, right, top = shapely.total_bounds(parts).tolist() if len(parts) else [math.nan] * 4
+    bounds = left, bottom, right, top = shapely.total_bounds(parts).tolist() if len(parts) else [math.nan] * 4
+    _check_degrees(path, crs, bounds, "Type the system that they are in: 'data.vectors.crs=EPSG:…'.")
+    return Shapes(parts, features, codes[features], stored, crs, (left, bottom, right, top), shapely.STRtree(parts), tuple(notes))
+
+
+def read_areas(path: Path, attribute: str | None = None, said: str = "") -> Areas:
+    """The areas that a file holds: its polygons, without points and lines; those that cross themselves are made valid.
+
+    Args:
+        path: the file.
+        attribute: whose values name the areas; numbers where None.
+        said: the setting that named the attribute, for messages.
+
+    Raises:
+        DataError: The file cannot be read, says not in which system it is, or holds no polygon.
+    """
+    frame = _frame(path, None, attribute, said)
+    if frame.crs is None:
+        raise DataError(
+            f"{path} names no coordinate reference system, so it is unknown where its polygons lie. Write it with one, for example "
+            "by 'ogr2ogr -a_srs EPSG:4326 areas.gpkg …'."
+        )
+    # Areas are what they cover: parts that overlap are one, where for labels each edge divides inside from outside.
+    shapes, notes = _repaired(path, _flat(frame), True, {"method": "structure", "keep_collapsed": False})
+    parts, features = simple_parts(shapes, np.arange(len(shapes)))
+    areas = shapely.get_dimensions(parts) == 2
+    parts, features = parts[areas], features[areas]
+    if not len(parts):
+        raise DataError(f"{path} holds no polygons. Expected areas; points and lines cover none.")
+    crs = CRS.from_user_input(frame.crs)
+    _check_degrees(
+        path,
+        crs,
+        shapely.total_bounds(parts).tolist(),
+        "Write it with the system that they are in, by 'ogr2ogr -a_srs EPSG:… areas.gpkg …'.",
+    )
+    found = np.unique(features)
+    whole = shapely.multipolygons(parts, indices=np.searchsorted(found, features))
+    names = [as_text(name) for name in frame[attribute].iloc[found]] if attribute is not None else [str(i + 1) for i in found]
+    return Areas(whole, tuple(names), crs, tuple(notes))
+
+
+def _flat(frame: geopandas.GeoDataFrame) -> NDArray[np.object_]:
+    """The shapes without heights."""
+    shapes = np.asarray(frame.geometry.to_numpy(), dtype=object)
+    return shapely.force_2d(shapes) if shapely.has_z(shapes).any() else shapes
+
+
+def _check_degrees(path: Path, crs: CRS, bounds: Sequence[float], remedy: str) -> None:
+    left, bottom, right, top = bounds
     if crs.is_geographic and (left < -540 or right > 540 or bottom < -90.01 or top > 90.01):
         raise DataError(
             f"{path} is said to be in degrees ({crs.name}), but its shapes reach from {left:.6g} to {right:.6g} and from "
-            f"{bottom:.6g} to {top:.6g}. Type the system that they are in: 'data.vectors.crs=EPSG:…'."
+            f"{bottom:.6g} to {top:.6g}. {remedy}"
         )
-    return Shapes(parts, features, codes[features], stored, crs, (left, bottom, right, top), shapely.STRtree(parts), tuple(notes))
 
 
 def simple_parts(shapes: NDArray[np.object_], owners: NDArray[np.int64]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
@@ -151,11 +215,11 @@ def simple_parts(shapes: NDArray[np.object_], owners: NDArray[np.int64]) -> tupl
     return shapes[kept], owners[kept]
 
 
-def read_frame(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
-    """The file's shapes as they are, with the attribute that the settings name.
+def _frame(path: Path, layer: str | None, attribute: str | None, said: str) -> geopandas.GeoDataFrame:
+    """The file's shapes as they are, with one attribute, which the setting `said` names.
 
     Raises:
-        DataError: The file cannot be read, or has not the layer or attribute that the settings name.
+        DataError: The file cannot be read, or has not this layer or attribute.
     """
     if path.suffix.lower() not in _KINDS:
         raise DataError(f"{path} ends like no vector file that is read here. Expected one of {listed(_KINDS)}.")
@@ -168,13 +232,13 @@ def read_frame(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
         if driver == "ESRI Shapefile" and (wanted := 2 * int(struct.unpack(">i", head[24:28])[0])) > path.stat().st_size:
             raise ValueError(f"it should have {wanted} bytes and has {path.stat().st_size}; it was cut off")
         if driver == "Parquet":
-            return _parquet(path, settings)
-        layer = _layer(path, settings, [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None])
+            return _parquet(path, layer, attribute, said)
+        layer = _layer(path, layer, [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None])
         info = pyogrio.read_info(path, layer=layer)
         if info["driver"] != driver:
             raise ValueError(f"it is {info['driver']}")
-        _check_attribute(path, settings, info["fields"])
-        columns = [] if settings.attribute is None else [settings.attribute]
+        _check_attribute(path, attribute, said, info["fields"])
+        columns = [] if attribute is None else [attribute]
         frame = pyogrio.read_dataframe(path, layer=layer, columns=columns, use_arrow=True)
         if 0 <= info["features"] != len(frame):
             raise ValueError(f"it should hold {info['features']} features, and {len(frame)} could be read")
@@ -192,34 +256,32 @@ def read_frame(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
         raise DataError(f"{path} cannot be read as {driver}: {reason(error)}. Expected an intact vector file.") from error
 
 
-def _parquet(path: Path, settings: VectorSettings) -> geopandas.GeoDataFrame:
+def _parquet(path: Path, layer: str | None, attribute: str | None, said: str) -> geopandas.GeoDataFrame:
     schema = pyarrow.parquet.read_schema(path)
     geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("primary_column")
-    _layer(path, settings, [])
-    _check_attribute(path, settings, [name for name in schema.names if name != geometry])
-    wanted = [name for name in (settings.attribute, geometry) if name is not None]
+    _layer(path, layer, [])
+    _check_attribute(path, attribute, said, [name for name in schema.names if name != geometry])
+    wanted = [name for name in (attribute, geometry) if name is not None]
     return geopandas.read_parquet(path, columns=wanted if geometry is not None else None)
 
 
-def _layer(path: Path, settings: VectorSettings, names: Sequence[str]) -> str | None:
-    if settings.layer is None and len(names) > 1:
+def _layer(path: Path, layer: str | None, names: Sequence[str]) -> str | None:
+    if layer is None and len(names) > 1:
         raise DataError(
-            f"{path} has several layers: {listed(names, 20)}. Type which one: 'data.vectors.layer={names[0]}', or, for an "
-            "area of interest, write that one into a file of its own."
+            f"{path} has several layers: {listed(names, 20)}. Type which one is the label: 'data.vectors.layer={names[0]}'; for "
+            f"areas, write that one into a file of its own, with 'ogr2ogr areas.gpkg {path.name} {names[0]}'."
         )
-    if settings.layer is not None and settings.layer not in names:
+    if layer is not None and layer not in names:
         has = f"it has {listed(names, 20)}" if names else "it has none"
-        raise DataError(
-            f"{path} has no layer '{settings.layer}' ('data.vectors.layer'); {has}.{did_you_mean(settings.layer, names)}"
-        )
-    return settings.layer
+        raise DataError(f"{path} has no layer '{layer}' ('data.vectors.layer'); {has}.{did_you_mean(layer, names)}")
+    return layer
 
 
-def _check_attribute(path: Path, settings: VectorSettings, names: Sequence[str]) -> None:
-    if settings.attribute is not None and settings.attribute not in names:
+def _check_attribute(path: Path, attribute: str | None, said: str, names: Sequence[str]) -> None:
+    if attribute is not None and attribute not in names:
         raise DataError(
-            f"{path} has no attribute '{settings.attribute}' ('data.vectors.attribute'); it has {listed(names, 20) or 'none'}."
-            f"{did_you_mean(settings.attribute, names)}"
+            f"{path} has no attribute '{attribute}' ('{said}'); it has {listed(names, 20) or 'none'}."
+            f"{did_you_mean(attribute, names)}"
         )
 
 
@@ -240,27 +302,27 @@ def _crs(path: Path, settings: VectorSettings, own: Any) -> CRS:
 
 
 def _repaired(
-    path: Path, settings: VectorSettings, shapes: NDArray[np.object_], notes: list[str]
+    path: Path, shapes: NDArray[np.object_], repair: bool, how: Mapping[str, Any] | None = None
 ) -> tuple[NDArray[np.object_], list[str]]:
-    """The shapes with invalid polygons made valid, and the notes with a sentence on them."""
+    """The shapes with invalid polygons made valid (`how`: as shapely's `make_valid` takes it), and a sentence on them."""
     bad = np.flatnonzero(~shapely.is_valid(shapes) & ~shapely.is_missing(shapes))
     wrong = [index for index in bad if not np.isfinite(shapely.get_coordinates(shapes[index])).all()]
     if wrong:
         raise DataError(f"{path}: shape {wrong[0] + 1} has coordinates that are no numbers. Correct or delete it.")
     bad = bad[shapely.get_dimensions(shapes[bad]) == 2]
     if not len(bad):
-        return shapes, notes
+        return shapes, []
     examples = "; ".join(f"shape {index + 1}: {shapely.is_valid_reason(shapes[index])}" for index in bad[:_NAMED])
     what = f"{path} holds {counted(len(bad), 'invalid polygon')} ({examples})"
-    if not settings.repair:
+    if not repair:
         raise DataError(
             f"{what}. Correct what crosses itself, or type 'data.vectors.repair=true' to have such polygons made valid."
         )
     shapes = shapes.copy()
-    for index, mended in zip(bad, shapely.make_valid(shapes[bad]), strict=True):
+    for index, mended in zip(bad, shapely.make_valid(shapes[bad], **(how or {})), strict=True):
         pieces, _ = simple_parts(np.array([mended], dtype=object), np.zeros(1, dtype=np.int64))
         shapes[index] = shapely.multipolygons(pieces[shapely.get_dimensions(pieces) == 2])  # lines that were left over go
-    return shapes, [*notes, f"{what}, used as made valid"]
+    return shapes, [f"{what}, used as made valid"]
 
 
 def _values(path: Path, settings: VectorSettings, column: Any) -> tuple[NDArray[np.uint16], tuple[Stored, ...]]:

@@ -12,6 +12,7 @@ from pyproj import CRS, Geod, Transformer
 
 from voxtile.cases.burn import Placed
 from voxtile.cases.grid import Grid
+from voxtile.cases.longitudes import TURN, TURNS, beside
 from voxtile.cases.vector_files import Shapes, simple_parts
 from voxtile.errors import DataError
 
@@ -21,7 +22,6 @@ _KEPT = 4096  # pixels around a scene beyond which shapes are cut off
 _BEND = 1 / 64  # of a pixel that a straight edge may be off where it is a curve in the other system
 _ARCS = 16  # corners in a quarter circle of a buffer
 _WORLD = CRS.from_epsg(4326)
-_TURN = 360.0  # degrees
 
 Floats = NDArray[np.float64]
 Geometries = NDArray[np.object_]
@@ -45,8 +45,7 @@ class SceneGrid:
             buffer: metres on the ground that shapes will be grown by.
             border: pixels that are looked at outside the scene.
         """
-        (a, b, _, c), (d, e, _, f) = grid.affine[:2]
-        self._to_map = Affine(a, b, c, d, e, f) @ Affine.translation(-0.5, -0.5)  # from pixels counted from corners
+        self._to_map = grid.transform
         self._size = np.array([grid.shape[2], grid.shape[1]], dtype=np.float64)  # (width, height)
         self._crs, self._file_crs, self._buffer = CRS.from_user_input(grid.crs).to_2d(), file_crs, buffer
         self._same = bool(file_crs.equals(self._crs, ignore_axis_order=True))
@@ -89,7 +88,7 @@ class SceneGrid:
         parts = shapely.transform(parts, lambda xy: self._pixels(np.stack(way.transform(*xy.T), axis=1) if way else xy))
         parts, index = self._finite(parts, index, shapes, name)
         if self._around:  # a scene all around the world may begin at any longitude
-            turn = np.array(~self._to_map @ (_TURN, 0.0)) - np.array(~self._to_map @ (0.0, 0.0))
+            turn = np.array(~self._to_map @ (TURN, 0.0)) - np.array(~self._to_map @ (0.0, 0.0))
             parts = np.concatenate([shapely.transform(parts, lambda xy, k=k: xy + k * turn) for k in (-1, 0, 1)])
             index = np.tile(index, 3)
         parts, index = self._cut(parts, index)
@@ -107,7 +106,7 @@ class SceneGrid:
             middle = (self._to_map @ tuple(self._size / 2))[0]
             points = points.copy()
             with np.errstate(invalid="ignore"):
-                points[:, 0] = middle + np.mod(points[:, 0] - middle + _TURN / 2, _TURN) - _TURN / 2
+                points[:, 0] = beside(points[:, 0], middle)
         return _applied(~self._to_map, points)
 
     def _grown_by(self, metres: float) -> Floats:
@@ -128,14 +127,14 @@ class SceneGrid:
             edge = (high - low) / 16  # what may bulge between the points
             return [(*(low - edge).tolist(), *(high + edge).tolist())]
         middle = found[len(found) // 2, 0]
-        found[:, 0] = middle + np.mod(found[:, 0] - middle + _TURN / 2, _TURN) - _TURN / 2
+        found[:, 0] = beside(found[:, 0], middle)
         low, high = found.min(axis=0), found.max(axis=0)
         (left, bottom), (right, top) = low - (high - low) / 16, high + (high - low) / 16
         poles = self._poles()
         bottom, top = (-90.0 if -90 in poles else bottom), (90.0 if 90 in poles else top)
         if poles or right - left > 340:
-            return [(-1.5 * _TURN, bottom, 1.5 * _TURN, top)]
-        return [(left + k * _TURN, bottom, right + k * _TURN, top) for k in (-1, 0, 1)]
+            return [(-1.5 * TURN, bottom, 1.5 * TURN, top)]
+        return [(left + turn, bottom, right + turn, top) for turn in TURNS]
 
     def _poles(self) -> set[int]:
         """Latitudes of the poles that lie in the scene."""

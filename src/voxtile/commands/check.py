@@ -117,11 +117,19 @@ def print_intensities(out: Console, prepared: Prepared) -> None:
 def look_at_files(prepared: Prepared) -> list[str]:
     """What is odd about single files, and about pairs of cases."""
     from voxtile.data.leakage import distinct_values, suspicions
+    from voxtile.data.survey import MOST_IMAGE_BLOCKS, blocks
 
     split = prepared.split
     cases = [*split.train, *split.val]
     notes = [
         note for case in cases for source in (case.image, case.labels and case.labels.source) if source for note in source.notes()
+    ]
+    notes += [
+        f"{case.image.path} is so large that {MOST_IMAGE_BLOCKS} of its {number} blocks were looked at, and "
+        f"{100 * (1 - valid):.0f} % of their pixels hold no data: in the other blocks such pixels count as their label says, "
+        "in the shares of classes and where windows are drawn; label them as ignored, or type 'data.sampling.max_nodata=0.5'"
+        for case in cases
+        if (number := len(list(blocks(case.shape)))) > MOST_IMAGE_BLOCKS and (valid := prepared.surveys[case.id].valid) < 1
     ]
     kinds = sorted({str(case.dtype) for case in cases})
     if len(kinds) > 1:

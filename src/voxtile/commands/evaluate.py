@@ -198,7 +198,9 @@ def write_scores(
         counts, names = np.stack([counter.counts() for counter in counters]), [data["classes"][c] for c in counters[0].classes]
         scores |= summarise_objects(counts, names)
         rows = [row | object_scores(own, names) for row, own in zip(rows, counts, strict=True)]
-        objects = {"objects": {"least_iou": counters[0].threshold, "connectivity": 8}}
+        # That of volumes, where there are some: in a plane their 26 neighbours are 8.
+        connectivity = max(counter.connectivity for counter in counters)
+        objects = {"objects": {"least_iou": counters[0].threshold, "connectivity": connectivity}}
     crf = asdict(predictor.procedure.crf) if predictor.procedure.crf else None
     folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor)
     text = io.StringIO()

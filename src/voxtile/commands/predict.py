@@ -43,6 +43,7 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.commands.inputs import find_inputs
     from voxtile.commands.results import Results
     from voxtile.errors import DataError, PartialError, VoxtileError, listed
+    from voxtile.inference.areas import OffPlacesError
 
     out = console()
     _check(config)
@@ -57,7 +58,9 @@ def predict(config: Mapping[str, Any]) -> int:
     if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(SUFFIXES[dataset.format])):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
     work = Work(runs, runs.predictor(config), Results.of(config, dataset), source, target, config, out)
-    failed, elsewhere = [], []
+    for note in work.results.interest.notes if work.results.interest else ():
+        out.print(note, style="yellow", soft_wrap=True)
+    failed, elsewhere, off = [], [], []
     with progress(out) as start:
         tick = start(len(found), "predicting")
         for files in found:
@@ -68,6 +71,10 @@ def predict(config: Mapping[str, Any]) -> int:
                 if not config["share"]:
                     raise
                 elsewhere.append(files.id)
+            except OffPlacesError:
+                if len(found) == 1:
+                    raise
+                off.append(files.id)
             except VoxtileError as error:
                 if len(found) == 1:
                     raise
@@ -76,7 +83,14 @@ def predict(config: Mapping[str, Any]) -> int:
             tick()
     if elsewhere:
         out.print(f"left to other processes, which are making these maps: {listed(elsewhere)}", soft_wrap=True)
-    if len(failed) == len(found) > 1:
+    if off:
+        out.print(f"left out, since no polygon of {work.results.places} overlaps them: {listed(off)}", soft_wrap=True)
+    if len(off) == len(found):
+        raise DataError(
+            f"No polygon of {work.results.places} overlaps any of the {len(found)} inputs in {source}. Check that they belong "
+            "together, or type 'areas=true' for the areas of whole maps."
+        )
+    if len(failed) + len(off) == len(found) > 1:
         raise DataError(f"None of the {len(found)} inputs in {source} could be predicted; each line above says why.")
     if failed:
         raise PartialError(

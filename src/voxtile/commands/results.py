@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.cases.dataset import Dataset
     from voxtile.commands.trained import Trained
-    from voxtile.inference.areas import Place
+    from voxtile.inference.areas import Place, Places
     from voxtile.inference.finished import FinishedMap
     from voxtile.inference.predictor import Predictor
 
@@ -70,7 +71,10 @@ class Results:
         if simplify is not None and (isinstance(simplify, bool) or not isinstance(simplify, int | float) or not simplify > 0):
             raise ConfigError(f"'simplify={simplify}' must be metres above 0, or null for polygons that follow the pixels.")
         if config["connectivity"] not in (4, 8):
-            raise ConfigError(f"'connectivity={config['connectivity']}' must be 4 (pixels that share sides) or 8 (also corners).")
+            raise ConfigError(
+                f"'connectivity={config['connectivity']}' must be 4 (pixels that share sides; 6 neighbours in a "
+                "volume) or 8 (also corners; 26 in a volume)."
+            )
         if isinstance(config["min_pixels"], bool) or not isinstance(config["min_pixels"], int) or config["min_pixels"] < 1:
             raise ConfigError(f"'min_pixels={config['min_pixels']}' must be a whole number from 1 up.")
         areas = config["areas"]
@@ -141,11 +145,18 @@ class Results:
                 "be made of its map. Write one into it, for example by 'gdal_edit.py -a_srs EPSG:… scene.tif', or take 'polygons' "
                 "and 'areas' out."
             )
-        if self.places is None:
-            return []
-        from voxtile.inference.areas import places_of
+        return self.interest.on(case.grid) if self.interest else []
 
-        return places_of(self.places, case.grid, self.place_name)
+    @cached_property
+    def interest(self) -> Places | None:
+        """The polygons of `places`, read once for all cases.
+
+        Raises:
+            DataError: The file cannot be read, or does not hold what the settings say.
+        """
+        from voxtile.inference.areas import Places
+
+        return None if self.places is None else Places(self.places, self.place_name)
 
     def write(
         self, case: Case, path: Path, heat: Path | None, places: Sequence[Place], confusion: Mapping[str, Any] | None

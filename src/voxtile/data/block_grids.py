@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 
 from voxtile.cases.case import Case
 from voxtile.cases.grid import Grid
+from voxtile.cases.longitudes import TURN
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
 from voxtile.data.ground import least_metres, metres_per_unit
@@ -33,6 +34,7 @@ class Block:
         case: the part as a case of its own.
         lattice: name of the grid it belongs to; blocks of one grid that stand next to each other keep the buffer.
         index: its place there.
+        around: how many blocks of that grid go around the world along x; 0 for a grid that does not.
         trimmed: the case without margins, in the unit of `split.buffer`, at each of its faces; None where nothing is left.
     """
 
@@ -40,9 +42,10 @@ class Block:
     lattice: str
     index: Index
     trimmed: Callable[[Mapping[Face, float]], Case | None]
+    around: int = 0
 
 
-def margins(index: Index, sides: Mapping[Index, str], buffer: float) -> dict[Face, float]:
+def margins(index: Index, sides: Mapping[Index, str], buffer: float, around: int = 0) -> dict[Face, float]:
     """What a block loses at each face so that blocks of different sides are at least `buffer` apart, from edge to edge.
 
     Blocks of different sides that share a face lose half the buffer each; blocks of one side lose nothing to each other. Where
@@ -54,16 +57,17 @@ def margins(index: Index, sides: Mapping[Index, str], buffer: float) -> dict[Fac
         index: the block's place.
         sides: the side of each block of its grid, by place.
         buffer: least distance.
+        around: see `Block`.
     """
     faces = [(axis, step) for axis in range(3) for step in (-1, 1)]
     own = sides[index]
-    lost = {face: buffer / 2 * (sides.get(_moved(index, face), own) != own) for face in faces}
+    lost = {face: buffer / 2 * (sides.get(_moved(index, face, around=around), own) != own) for face in faces}
     found = dict(lost)
     for first, second in itertools.combinations(faces, 2):
-        other = sides.get(_moved(index, first, second), own)
+        other = sides.get(_moved(index, first, second, around=around), own)
         if first[0] == second[0] or other == own:
             continue
-        beside = [sides.get(_moved(index, face)) for face in (first, second)]
+        beside = [sides.get(_moved(index, face, around=around)) for face in (first, second)]
         mine = [side is not None and side != own for side in beside]
         theirs = [side is not None and side != other for side in beside]
         # Along the first axis lie my margin to the first block between us, and theirs to the second; and the other way round.
@@ -135,8 +139,9 @@ def ground_blocks(cases: Sequence[Case], side: float, buffer: float) -> Iterator
 
     The cells are those of a lattice through the origin of the cases' own coordinate reference system, `side` metres wide. In
     degrees, and in projections that stretch lengths by more than 1 % (Web Mercator), a cell is so wide at the nearest whole degree
-    of latitude of its place: the connected cases, none of them `buffer` or more from the next. A pixel that lies in two cells is
-    in no block.
+    of latitude of its place: the connected cases, none of them `buffer` or more from the next. In degrees the lattice goes once
+    around the world, so that 190° is in the cell of -170°; the cell on the antimeridian takes what is left over, and is up to twice
+    as wide as the others. A pixel that lies in two cells is in no block.
 
     Args:
         cases: whole scenes, north up.
@@ -174,17 +179,56 @@ def _place_blocks(cases: Sequence[Case], side: float, buffer: float) -> Iterator
     low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
     where, width = _cell(str(cases[0].grid.crs), (low + high) / 2, cases[0].grid.metres, side)
     lattice = f"{next(iter(names))} {side:g} m{where}"
+    columns = _Columns(width[0], TURN if to_world(str(cases[0].grid.crs)).source_crs.is_geographic else 0.0)
     metres = np.min([least_metres(case) for case in cases], axis=0)  # of the place, so that each block keeps the buffer
     for case in cases:
         left, bottom, right, top = case.grid.footprint
-        begin = np.floor(np.array([left, bottom]) / width + 1e-9).astype(int)
-        end = np.ceil(np.array([right, top]) / width - 1e-9).astype(int)
-        _check_number(int(np.prod(end - begin)), case)
-        for y, x in itertools.product(range(begin[1], end[1]), range(begin[0], end[0])):
-            suffix = f"#x{x}y{y}"
-            cut = partial(_cell_of, case, (x, y), width, suffix, lattice + suffix)
+        begin = columns.of(left + 1e-9 * width[0])
+        end = columns.of(math.nextafter(right - 1e-9 * width[0], -math.inf)) + 1
+        rows = range(math.floor(bottom / width[1] + 1e-9), math.ceil(top / width[1] - 1e-9))
+        _check_number((end - begin) * len(rows), case)
+        for y, x in itertools.product(rows, range(begin, end)):
+            once = _once_around(x, columns.around)
+            edges = (columns.edge(x), columns.edge(x + 1)), (y * width[1], (y + 1) * width[1])
+            cut = partial(_cell_of, case, edges, f"#x{x}y{y}", f"{lattice}#x{once}y{y}")
             if (whole := cut((0.0, 0.0), (0.0, 0.0))) is not None:
-                yield Block(whole, lattice, (0, y, x), partial(_trimmed, cut, metres))
+                yield Block(whole, lattice, (0, y, once), partial(_trimmed, cut, metres), columns.around)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a lattice, numbered from the one east of x = 0, and on through all turns where x goes round.
+
+    Attributes:
+        width: of a column, in map units. Where x goes round, the last one before each antimeridian takes what is left over.
+        turn: map units once around the world; 0 where x does not go round.
+    """
+
+    width: float
+    turn: float
+
+    @property
+    def around(self) -> int:
+        """How many go once around the world; 0 where x does not go round."""
+        return max(1, math.floor(self.turn / self.width + 1e-9)) if self.turn else 0
+
+    def of(self, x: float) -> int:
+        """The column that a place is in."""
+        if not self.turn:
+            return math.floor(x / self.width)
+        first = -(self.around // 2)
+        rounds = math.floor((x - first * self.width) / self.turn)
+        return rounds * self.around + min(math.floor((x - rounds * self.turn) / self.width), first + self.around - 1)
+
+    def edge(self, column: int) -> float:
+        """Where a column begins."""
+        once = _once_around(column, self.around)
+        return once * self.width + ((column - once) // self.around * self.turn if self.turn else 0.0)
+
+
+def _once_around(column: int, around: int) -> int:
+    """The number that a column has on the turn around x = 0."""
+    return (column + around // 2) % around - around // 2 if around else column
 
 
 def _trimmed(cut: Callable[..., Case | None], metres: Sequence[float], lost: Mapping[Face, float]) -> Case | None:
@@ -193,14 +237,14 @@ def _trimmed(cut: Callable[..., Case | None], metres: Sequence[float], lost: Map
 
 
 def _cell_of(
-    case: Case, index: tuple[int, int], width: Sequence[float], suffix: str, group: str,
+    case: Case, cell: tuple[tuple[float, float], tuple[float, float]], suffix: str, group: str,
     low: tuple[float, float], high: tuple[float, float],
 ) -> Case | None:  # fmt: skip
-    """The pixels of a case that lie wholly in cell (x, y) without the margins `low` and `high`, in map units along (x, y)."""
+    """The pixels of a case that lie wholly in a cell, from edge to edge along (x, y), without the margins `low` and `high`."""
     start, stop = [0, 0], [1, 1]
     for axis in range(2):
         step, origin = case.grid.matrix[axis, axis], case.grid.matrix[axis, 3] - case.grid.matrix[axis, axis] / 2
-        edges = (index[axis] * width[axis] + low[axis], (index[axis] + 1) * width[axis] - high[axis])
+        edges = (cell[axis][0] + low[axis], cell[axis][1] - high[axis])
         a, b = sorted((edge - origin) / step for edge in edges)  # rows mostly count downwards
         start[axis] = max(0, math.ceil(a - _ROUNDING))
         stop[axis] = min(case.shape[2 - axis], math.floor(b + _ROUNDING))
@@ -237,9 +281,10 @@ def _check_number(blocks: int, case: Case) -> None:
         )
 
 
-def _moved(index: Index, *steps: Face) -> Index:
+def _moved(index: Index, *steps: Face, around: int) -> Index:
     """The index after going by each (axis, step)."""
     place = list(index)
     for axis, step in steps:
         place[axis] += step
+    place[2] = _once_around(place[2], around)
     return tuple(place)

@@ -19,6 +19,8 @@ class _Blocks(SplitScheme):
     A block is a view, so no window reaches out of it. Between pixels of different sides, from edge to edge, lies at least
     `buffer`; blocks of one side lose nothing to each other. On a grid of each case, blocks at the same place of two cases of one
     group (two dates of one place) are on the same side; on a grid on the ground, all blocks of one cell are.
+
+    The constructors of the subclasses write out what they hand on: commands refuse keys that a signature does not name.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class _Blocks(SplitScheme):
             lattices.setdefault(block.lattice, {})[block.index] = side_of[block.case.id]
         sides: dict[str, list[Case]] = {side: [] for side in dealt}
         for block in blocks:
-            kept = block.trimmed(margins(block.index, lattices[block.lattice], self.buffer))
+            kept = block.trimmed(margins(block.index, lattices[block.lattice], self.buffer, block.around))
             if kept is None:
                 left_out.append(block.case.id)
             else:

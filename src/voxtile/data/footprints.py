@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from voxtile.cases.case import Case
 from voxtile.cases.grid import METRES_PER_DEGREE
+from voxtile.cases.longitudes import TURNS, beside
 
 WORLD = "EPSG:4326"
 _CORNERS = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=np.float64)  # in turn around the grid, in widths and heights
@@ -42,7 +43,7 @@ def near_pairs(first: Sequence[Case], second: Sequence[Case], gap: float) -> lis
         if rows and columns:
             a, b = (_outlines([cases[i] for i in chosen]) for cases, chosen in ((first, rows), (second, columns)))
             # Files in degrees call the antimeridian's east side 181 or -179.
-            turns = (-360, 0, 360) if (world := to_world(crs)) is not None and world.source_crs.is_geographic else (0,)
+            turns = TURNS if (world := to_world(crs)) is not None and world.source_crs.is_geographic else (0.0,)
             found = {pair for turn in turns for pair in _near(*a, b[0] + (turn, 0), b[1], gap)}
             pairs += [(rows[i], columns[j]) for i, j in found]
     if len(systems) > 1:
@@ -54,7 +55,7 @@ def _near_in_degrees(first: Sequence[Case], second: Sequence[Case], gap: float) 
     """Near pairs in longitude and latitude; near a pole, where outlines reach around it, in a plane about it."""
     (a, b), (a_pixel, b_pixel) = [(of(first), of(second)) for of in (world_outlines, _degrees)]
     a_pole, b_pole = (np.sign(p[:, 0, 1]) * (np.abs(p[..., 1]) > _POLAR).all(axis=1) for p in (a, b))
-    found = {pair for turn in (-360, 0, 360) for pair in _near(a, a_pixel, b + np.array([turn, 0]), b_pixel, gap)}
+    found = {pair for turn in TURNS for pair in _near(a, a_pixel, b + np.array([turn, 0]), b_pixel, gap)}
     found = {(i, j) for i, j in found if a_pole[i] != b_pole[j] or not a_pole[i]}
     for pole in (-1, 1):
         planes = (np.where((own == pole)[:, None, None], _about_pole(p), np.nan) for p, own in ((a, a_pole), (b, b_pole)))
@@ -85,8 +86,7 @@ def world_outlines(cases: Sequence[Case], steps: int = _STEPS) -> NDArray[np.flo
         if (transformer := to_world(crs)) is not None:
             world[places] = np.stack(transformer.transform(points[places, :, 0], points[places, :, 1]), axis=-1)
     world[~np.isfinite(world).all(axis=(1, 2))] = np.nan
-    first = world[:, :1, 0]
-    world[:, :, 0] = first + np.mod(world[:, :, 0] - first + 180, 360) - 180
+    world[:, :, 0] = beside(world[:, :, 0], world[:, :1, 0])
     return world
 
 

@@ -198,7 +198,10 @@ class AroundPixel(Strategy):
 
 
 class JudgedPixels(AroundPixel):
-    """Each judged pixel of the case is equally likely, so that windows without data do not come."""
+    """Each judged pixel of the case is equally likely, so that windows without data do not come.
+
+    Of very large cases a pixel counts as judged that is labelled where the image was not looked at, see `Survey.counts`.
+    """
 
     def __init__(self, cases: Sequence[Case], surveys: Sequence[Survey], jitter: float = 1.0) -> None:
         super().__init__(cases, surveys, jitter)

@@ -41,12 +41,12 @@ class Survey:
     Attributes:
         image_digest: of the image's shape, number of channels, data type, and the sampled blocks' pixels and validity.
         label_digest: of the label's class indices, "" where the label was not read.
-        counts: pixels per class [K], without those whose image is known to hold no data: in cases of more than 256 blocks it is
-            read in some of them only.
+        counts: pixels per class [K] of the whole label, without those whose image is known to hold no data. In cases of more than
+            256 blocks the image is read in 256 of them; in the others every labelled pixel counts, and none is extrapolated.
         judged: pixels that are to be judged, the sum of `counts`.
         pixels: pixels in the case.
         valid: share of the sampled pixels that hold data.
-        locations: per class, (z, y, x) of evenly drawn pixels, int32 [m, 3]; all of them or `most_locations`.
+        locations: per class, (z, y, x) of evenly drawn pixels of those that `counts` counts, int32 [m, 3]; all or `most_locations`.
         sample: about 200000 evenly spaced pixels that hold data, in the case's data type [C, n].
     """
 

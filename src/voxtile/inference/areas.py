@@ -15,9 +15,10 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from voxtile.cases.grid import Grid
+from voxtile.cases.longitudes import TURNS
 from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
-from voxtile.errors import DataError, did_you_mean, listed, reason
+from voxtile.errors import DataError
 from voxtile.inference.finished import FinishedMap
 
 WHOLE = "(all)"  # the name of the row for the whole map
@@ -60,67 +61,105 @@ class Adjusted(NamedTuple):
     margin: NDArray[np.float64]
 
 
-def places_of(path: Path, grid: Grid, attribute: str | None = None) -> list[Place]:
-    """The polygons of a vector file that overlap a scene.
+class OffPlacesError(DataError):
+    """A scene that no place of interest overlaps."""
 
-    Args:
-        path: whatever GDAL reads as vectors, or GeoParquet, in any CRS.
-        grid: of the scene.
-        attribute: whose values name the polygons; numbers from 1 where None.
 
-    Raises:
-        DataError: The file cannot be read, has no CRS, no polygon on the scene, or not this attribute.
+class Places:
+    """The places of interest of a file, read once and laid on any number of scenes.
+
+    Attributes:
+        path: the file.
+        notes: what was odd in it, one sentence each.
     """
-    import geopandas
-    import shapely
-    from pyproj import CRS
 
-    from voxtile.cases.vector_files import simple_parts
+    def __init__(self, path: Path, attribute: str | None = None) -> None:
+        """Reads the file.
 
-    if not path.is_file():
-        raise DataError(f"The file of areas {path} does not exist. Name a vector file with 'areas=…', or type 'areas=true'.")
-    try:
-        table = geopandas.read_parquet(path) if path.suffix.lower() == ".parquet" else geopandas.read_file(path)
-        geometry = table.geometry
-    except Exception as error:  # geopandas passes on whatever its readers raise
-        raise DataError(f"{path} cannot be read as polygons: {reason(error)}. Expected a vector file such as GeoJSON.") from error
-    if table.crs is None:
-        raise DataError(
-            f"{path} names no coordinate reference system, so its polygons cannot be laid on the scene. Write it with one, for "
-            "example by 'ogr2ogr -a_srs EPSG:4326 areas.gpkg …'."
-        )
-    if attribute is not None and attribute not in table.columns:
-        known = [name for name in table.columns if name != table.geometry.name]
-        raise DataError(f"{path} has no attribute '{attribute}'; it has {listed(known)}.{did_you_mean(attribute, known)}")
-    names = [str(number + 1) for number in range(len(table))] if attribute is None else [str(v) for v in table[attribute]]
-    _, height, width = grid.shape
-    # Only areas count: a line, that of a spike say, would be burnt as pixels.
-    there = shapely.make_valid(geometry.to_crs(grid.crs).to_numpy(), method="structure", keep_collapsed=False)
-    # A scene in degrees may lie a turn of the Earth further east or west than its places, or over the antimeridian.
-    turns = np.array([[-360, 0], [0, 0], [360, 0]] if CRS.from_wkt(str(grid.crs)).is_geographic else [[0, 0]])
-    parts, owners = simple_parts(there, np.arange(len(there)))
-    to_pixels, scene, found = _to_pixels(grid), shapely.box(0, 0, width, height), []
-    for number in np.unique(owners):
-        own = parts[(owners == number) & (shapely.get_dimensions(parts) == 2)]
-        copies = [shapely.transform(own, lambda places, turn=turn: to_pixels(places + turn)) for turn in turns]
-        shape = shapely.multipolygons(np.concatenate(copies))
-        inside, area = shape.intersection(scene).area, shape.area / len(turns)
-        found += [Place(names[number], shape, max(0.0, round(1 - inside / area, 6)))] if inside > 0 else []
-    if not found:
-        left, bottom, right, top = table.total_bounds
-        a, b, c, d = grid.footprint
-        raise DataError(
-            f"None of the {len(table)} shapes in {path} ({left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} in {table.crs.name}) "
-            f"is a polygon that overlaps the scene ({a:.6g} … {c:.6g}, {b:.6g} … {d:.6g} in its own CRS). Check that they belong "
-            "together."
-        )
-    return found
+        Args:
+            path: a vector file with polygons, in any CRS.
+            attribute: whose values name the polygons; numbers from 1 where None.
 
+        Raises:
+            DataError: It cannot be read, has no CRS, no polygon, or not this attribute.
+        """
+        from voxtile.cases.vector_files import read_areas
 
-def _to_pixels(grid: Grid) -> Any:
-    matrix = grid.matrix
-    back = np.linalg.inv(matrix[:2, :2])
-    return lambda places: (places - matrix[:2, 3]) @ back.T + 0.5
+        if not path.is_file():
+            raise DataError(f"The file of areas {path} does not exist. Name a vector file with 'areas=…', or type 'areas=true'.")
+        self.path, self._areas = path, read_areas(path, attribute, "area_name")
+        self.notes = self._areas.notes
+        self._in_system: dict[str, tuple[Any, NDArray[np.int64], Any]] = {}
+
+    def on(self, grid: Grid) -> list[Place]:
+        """The places that overlap a scene.
+
+        Args:
+            grid: the scene's, with a CRS.
+
+        Raises:
+            OffPlacesError: There is none.
+        """
+        import shapely
+        from pyproj import CRS
+
+        assert grid.crs is not None
+        parts, owners, tree = self._brought_to(grid.crs)
+        # A scene in degrees may lie a turn of the Earth further east or west than its places, or over the antimeridian.
+        turns = np.array([(turn, 0) for turn in (TURNS if CRS.from_wkt(grid.crs).is_geographic else (0.0,))])
+        left, bottom, right, top = grid.footprint
+        near = np.concatenate([tree.query(shapely.box(left - x, bottom, right - x, top)) for x, _ in turns])
+        _, height, width = grid.shape
+        scene, found = shapely.box(0, 0, width, height), []
+        for number in np.unique(owners[near]):
+            own = parts[owners == number]
+            copies = [
+                shapely.transform(own, lambda xy, turn=turn: np.stack(~grid.transform @ (xy + turn).T, axis=1)) for turn in turns
+            ]
+            shape = shapely.multipolygons(np.concatenate(copies))
+            inside, area = shape.intersection(scene).area, shape.area / len(turns)
+            name = self._areas.names[number]
+            found += [Place(name, shape, max(0.0, round(1 - inside / area, 6)))] if inside > 0 else []
+        if not found:
+            west, south, east, north = shapely.total_bounds(self._areas.shapes)
+            raise OffPlacesError(
+                f"No polygon of {self.path} ({west:.6g} … {east:.6g}, {south:.6g} … {north:.6g} in {self._areas.crs.name}) overlaps"
+                f" the scene ({left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} in its own CRS). Check that they belong together."
+            )
+        return found
+
+    def _brought_to(self, crs: str) -> tuple[Any, NDArray[np.int64], Any]:
+        """The polygons' parts in a scene's system, whose each of them is, and their spatial index; kept for the next scene."""
+        if crs not in self._in_system:
+            import geopandas
+            import shapely
+
+            from voxtile.cases.vector_files import simple_parts
+
+            parts, owners = simple_parts(self._areas.shapes, np.arange(len(self._areas.shapes)))
+            there = geopandas.GeoSeries(parts, crs=self._areas.crs).to_crs(crs).to_numpy()
+            there, owners = self._finite(there, owners, crs)
+            # Only areas count: a line, that of a spike say, would be burnt as pixels.
+            parts, index = simple_parts(shapely.make_valid(there, method="structure", keep_collapsed=False), np.arange(len(there)))
+            areas, owners = shapely.get_dimensions(parts) == 2, owners[index]
+            self._in_system[crs] = (parts[areas], owners[areas], shapely.STRtree(parts[areas]))
+        return self._in_system[crs]
+
+    def _finite(self, parts: Any, owners: NDArray[np.int64], crs: str) -> tuple[Any, NDArray[np.int64]]:
+        """Without the parts on the other side of the Earth, where a scene's system has no coordinates."""
+        import shapely
+        from pyproj import CRS
+
+        points, index = shapely.get_coordinates(parts, return_index=True)
+        finite = np.isfinite(points).all(axis=1)
+        here, lost = (np.bincount(index[chosen], minlength=len(parts)) > 0 for chosen in (finite, ~finite))
+        if (here & lost).any():
+            name = self._areas.names[owners[here & lost][0]]
+            raise DataError(
+                f"{self.path}: polygon '{name}' reaches to where the scene's coordinate reference system ({CRS.from_wkt(crs).name})"
+                " has no coordinates. Cut it to the area of the scenes, for example with 'ogr2ogr -clipsrc'."
+            )
+        return parts[here], owners[here]
 
 
 def area_of(found: FinishedMap, place: Place | None = None) -> Area:

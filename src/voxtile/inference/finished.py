@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.case import Source
-from voxtile.cases.ground import HECTARE, Ground
+from voxtile.cases.pixel_area import HECTARE, PixelAreas
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
 from voxtile.inference.components import slab_axis
@@ -64,9 +64,9 @@ class FinishedMap:
     def sizes(self, window: Window) -> NDArray[np.float64]:
         """The size of each pixel of a slab, in the unit of `measure`, to be broadcast to [d, h, w]."""
         if self.measure == "hectares":
-            return self._ground.cells(window)[None] / HECTARE
+            return self._areas.cells(window)[None] / HECTARE
         return np.full((1, 1, 1), np.prod(self.grid.spacing) / 1000)  # of mm³
 
     @cached_property
-    def _ground(self) -> Ground:
-        return Ground(self.grid)
+    def _areas(self) -> PixelAreas:
+        return PixelAreas(self.grid)

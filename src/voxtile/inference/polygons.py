@@ -23,6 +23,7 @@ from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj import CRS, Transformer
 
 from voxtile.cases.grid import Grid
+from voxtile.cases.longitudes import TURN, beside
 from voxtile.cases.maps import atomic_write
 from voxtile.errors import reason
 from voxtile.inference.finished import FinishedMap
@@ -113,9 +114,7 @@ def _simplified(chunks: list[Traced], grid: Grid, metres: float) -> Traced:
 
 def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) -> Iterator[Any]:
     """Tables with the attributes and the polygons in map units; one at least, which may be empty."""
-    matrix = found.grid.matrix
-    # A grid's affine speaks of pixel centres, and polygons have their corners at pixel corners.
-    corner = matrix[:2, 3] - matrix[:2, :2] @ (0.5, 0.5)
+    to_map = found.grid.transform
     names = np.array(found.classes, dtype=object)
     for rows, shapes in chunks:
         index = objects.index[rows]
@@ -123,7 +122,7 @@ def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) 
         columns = {"class": names[index], "value": index.astype(np.int32), "area_ha": objects.size[rows]}
         if objects.probability is not None:
             columns["probability"] = objects.probability[rows]
-        placed = shapely.transform(shapes, lambda places: places @ matrix[:2, :2].T + corner)
+        placed = shapely.transform(shapes, lambda places: np.stack(to_map @ places.T, axis=1))
         yield geopandas.GeoDataFrame(columns, geometry=placed, crs=found.grid.crs)
 
 
@@ -152,17 +151,13 @@ def _write_geojson(tables: Iterable[Any], grid: Grid, making: Path) -> None:
 
 def _degrees(to_degrees: Transformer, around: float | None, places: NDArray[np.float64]) -> NDArray[np.float64]:
     longitude, latitude = to_degrees.transform(places[:, 0], places[:, 1])
-    return np.round(np.stack([_unturned(longitude, around), latitude], axis=1), _DIGITS)
+    return np.round(np.stack([longitude if around is None else beside(longitude, around), latitude], axis=1), _DIGITS)
 
 
 def _beyond(to_degrees: Transformer, grid: Grid) -> float | None:
     """The middle longitude of a scene over the antimeridian, whose objects go on past 180 degrees; None for other scenes."""
-    matrix, (_, height, width) = grid.matrix, grid.shape
-    pixels = np.array([(width / 2, height / 2), (0, 0), (width, 0), (width, height), (0, height)]) - 0.5
-    longitude, _ = to_degrees.transform(*(pixels @ matrix[:2, :2].T + matrix[:2, 3]).T)
-    around = _unturned(longitude, longitude[0])
-    return float(longitude[0]) if np.abs(around).max() > 180 and np.ptp(around) < 180 else None
-
-
-def _unturned(longitude: NDArray[np.float64], around: float | None) -> NDArray[np.float64]:
-    return longitude if around is None else around + np.mod(longitude - around + 180, 360) - 180
+    _, height, width = grid.shape
+    pixels = np.array([(width / 2, height / 2), (0, 0), (width, 0), (width, height), (0, height)])
+    longitude, _ = to_degrees.transform(*(grid.transform @ pixels.T))
+    around = beside(longitude, longitude[0])
+    return float(longitude[0]) if np.abs(around).max() > TURN / 2 and np.ptp(around) < TURN / 2 else None

@@ -43,6 +43,11 @@ class ObjectCounter:
         self._common: list[NDArray[np.int64]] = []  # [3, n]: label's id, prediction's id, pixels
         self._waiting: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
 
+    @property
+    def connectivity(self) -> int:
+        """How many neighbours of a pixel may be of its object: 8 in a plane, 26 in a volume."""
+        return 8 if self.shape[0] == 1 else 26
+
     def add(self, window: Window, prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> None:
         """Takes the next band [d, h, w], as wide as the case; bands come in reading order.
 

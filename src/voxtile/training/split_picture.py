@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from voxtile.cases.case import Case
 from voxtile.cases.grid import degree_metres
+from voxtile.cases.longitudes import TURN, beside
 from voxtile.cases.thumbnails import thumbnail
 from voxtile.data.footprints import to_world, world_outlines
 from voxtile.data.ground import pairs_within
@@ -119,7 +120,7 @@ def _places(sided: Sequence[tuple[Case, str]]) -> list[list[int]]:
 def _map(cases: Sequence[tuple[Case, str]], outlines: NDArray[np.float64], side: int) -> Image.Image:
     """One place: its scenes, the cases over them, a scale and an arrow to the north."""
     outlines = outlines.copy()
-    outlines[..., 0] -= 360 * np.round((outlines[:, :1, 0] - outlines[0, 0, 0]) / 360)  # a place may lie over the antimeridian
+    outlines[..., 0] -= TURN * np.round((outlines[:, :1, 0] - outlines[0, 0, 0]) / TURN)  # a place may lie over the antimeridian
     x, y = degree_metres(float(outlines[..., 1].mean()))
     width, height = (outlines.max(axis=(0, 1)) - outlines.min(axis=(0, 1))) * (x, y)
     shape = (side, int(np.clip(side * height / max(width, 1e-9), side / 2, side)))
@@ -148,8 +149,7 @@ def _ground(frame: _Frame, paths: Sequence[Path]) -> Image.Image:
             continue
         x, y = world.transform(degrees[..., 0], degrees[..., 1], direction="INVERSE")
         if world.source_crs.is_geographic:  # the frame may lie a turn further east or west
-            middle = (small.transform @ (small.valid.shape[1] / 2, 0))[0]
-            x = middle + np.mod(x - middle + 180, 360) - 180
+            x = beside(x, (small.transform @ (small.valid.shape[1] / 2, 0))[0])
         columns, rows = (np.nan_to_num(values, nan=-1, posinf=-1, neginf=-1) for values in ~small.transform @ (x, y))
         height, width = small.valid.shape
         inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)

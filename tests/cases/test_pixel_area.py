@@ -8,7 +8,7 @@ from affine import Affine
 from pyproj import CRS, Geod, Transformer
 
 from voxtile.cases.grid import StoredGrid, degree_metres
-from voxtile.cases.ground import Ground
+from voxtile.cases.pixel_area import PixelAreas
 from voxtile.cases.window import Window
 
 A, F = 6378137.0, 1 / 298.257223563  # of WGS 84
@@ -23,7 +23,7 @@ def grid(crs: str, transform: Affine, shape: tuple[int, int], latitude: float = 
 
 
 def whole(found: StoredGrid) -> np.ndarray:
-    return Ground(found).cells(Window.whole(found.shape))
+    return PixelAreas(found).cells(Window.whole(found.shape))
 
 
 def between_parallels(south: float, north: float, degrees: float) -> float:
@@ -85,7 +85,7 @@ def test_a_turned_scene_shows_as_much_ground() -> None:
 def test_a_window_s_areas_are_a_part_of_the_whole() -> None:
     found = grid("EPSG:32633", Affine(1000, 0, 100_000, 0, -1000, 7_000_000), (300, 200))
     window = Window(0, 33, 17, 1, 120, 90)
-    np.testing.assert_allclose(Ground(found).cells(window), whole(found)[window.slices[1:]], rtol=1e-6)
+    np.testing.assert_allclose(PixelAreas(found).cells(window), whole(found)[window.slices[1:]], rtol=1e-6)
 
 
 def test_geodesics_agree_in_a_pixel() -> None:

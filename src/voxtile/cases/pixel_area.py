@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 
@@ -20,8 +19,8 @@ HECTARE = 10_000.0  # square metres
 _STEP = 5_000.0  # metres of ground between the places where a pixel is measured; between them its area is interpolated
 
 
-class Ground:
-    """The ground below a scene's pixels, on the ellipsoid of its CRS.
+class PixelAreas:
+    """The areas of a scene's pixels on the ground, on the ellipsoid of its CRS.
 
     The projection is Lambert's azimuthal one about the scene's middle; for geographic systems and Mercator's, whose pixels are
     bounded by meridians and parallels, the cylindrical one, in which these are straight: there areas are exact at any size. Both:
@@ -36,9 +35,7 @@ class Ground:
         """
         assert grid.crs is not None
         crs = CRS.from_wkt(grid.crs)
-        matrix = grid.matrix
-        # From pixel corners to map units; a grid's own affine speaks of pixel centres.
-        self.transform = Affine(*matrix[0, [0, 1, 3]], *matrix[1, [0, 1, 3]]) @ Affine.translation(-0.5, -0.5)
+        self.transform = grid.transform
         _, height, width = grid.shape
         geodetic = crs.geodetic_crs
         assert geodetic is not None
