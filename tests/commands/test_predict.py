@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +14,17 @@ import nibabel
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from tests.commands.conftest import Command, Run, homes
+from tests.testers.maps import written
 from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.maps import MapSpec
+from voxtile.cases.raster import plain_allowed
 from voxtile.cases.window import Window
 from voxtile.data.survey import survey
 
@@ -200,6 +206,20 @@ def test_an_older_heatmap_beside_a_new_map_is_said(scene_run: Run, tmp_path: Pat
     ]
     assert voxtile(*common, "heatmaps=true").code == 0
     assert "s1_heatmap.tif is of an earlier command" in voxtile(*common, "overwrite=true").text
+
+
+def test_a_scene_without_a_georeference_warns_of_nothing(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in" / "plain.tif"
+    with plain_allowed():
+        written(source, np.ones((2, 40, 36), dtype=np.float32), crs=None, transform=Affine.identity())
+    # As where another thread, on leaving its own block, has taken the filter of this one away.
+    monkeypatch.setattr("voxtile.cases.raster.plain_allowed", nullcontext)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}").code == 0
+    assert not [each for each in said if each.category is NotGeoreferencedWarning]
 
 
 def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
