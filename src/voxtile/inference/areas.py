@@ -14,6 +14,7 @@ import rasterio.features
 from affine import Affine
 from numpy.typing import NDArray
 
+from voxtile.cases.area import exchanged_shapes
 from voxtile.cases.grid import Grid
 from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
@@ -78,7 +79,10 @@ def places_of(path: Path, grid: Grid, attribute: str | None = None) -> list[Plac
     from voxtile.cases.vector_files import simple_parts
 
     if not path.is_file():
-        raise DataError(f"The file of areas {path} does not exist. Name a vector file with 'areas=…', or type 'areas=true'.")
+        raise DataError(
+            f"The file of areas {path.absolute()} does not exist. Name a vector file with 'areas=…', by its whole path or from "
+            "the folder in which the command is given, or type 'areas=true'."
+        )
     try:
         table = geopandas.read_parquet(path) if path.suffix.lower() == ".parquet" else geopandas.read_file(path)
         geometry = table.geometry
@@ -112,7 +116,7 @@ def places_of(path: Path, grid: Grid, attribute: str | None = None) -> list[Plac
         raise DataError(
             f"None of the {len(table)} shapes in {path} ({left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} in {table.crs.name}) "
             f"is a polygon that overlaps the scene ({a:.6g} … {c:.6g}, {b:.6g} … {d:.6g} in its own CRS). Check that they belong "
-            "together."
+            f"together.{exchanged_shapes(geometry.dropna(), grid)}"
         )
     return found
 
