@@ -315,6 +315,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
 
     layout = build(data["layout"], "data.layout", trust)
     facts = {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
+    check_arguments(Dataset, {key: facts[key] for key in ("channels", "exclude") if key in facts}, "data")
     dataset = _called(Dataset, "data", (), facts | {"layout": layout})
     sampling = Sampling.of(data.get("sampling"))
     sampling.weights_of(dataset.classes)

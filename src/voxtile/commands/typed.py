@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from voxtile.errors import ConfigError, did_you_mean, listed
+from voxtile.errors import ConfigError, did_you_mean, listed, typed
 
 _PLAIN: Mapping[Any, str] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"
@@ -43,7 +43,10 @@ def _check_type(path: str, value: Any, hint: Any) -> None:
     """
     if not _fits(value, hint):
         choices = [str(choice) for part in _members(hint) if get_origin(part) is Literal for choice in get_args(part)]
-        raise ConfigError(f"'{path}={_typed(value)}' must be {_said(hint)}.{did_you_mean(str(value), choices)}")
+        said = f"'{path}={_typed(value)}' must be {_said(hint)}.{did_you_mean(str(value), choices)}"
+        if isinstance(value, list) and _fits(names := [str(item) for item in value], hint):
+            said += f" Type '{path}={typed(names)}'."
+        raise ConfigError(said)
 
 
 def _typed(value: Any) -> str:
@@ -82,7 +85,7 @@ def _said(hint: Any) -> str:
         if kind is Literal:
             found.append(f"one of {listed(parts)}")
         elif kind in _LISTS:
-            found.append(f"a list, each entry {_said(parts[0])}")
+            found.append("a list" if parts[0] is Any else f"a list, each entry {_said(parts[0])}")
         else:
             found.append("settings by name, {name: …}" if kind in _MAPPINGS else _PLAIN.get(each, "something else"))
     return ", or ".join(found)
