@@ -306,10 +306,10 @@ def parts(config: Mapping[str, Any]) -> Parts:
     if unknown := [key for key in data if key not in known]:
         raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
     _check_values(config)
-    for key in SECTIONS:
-        _check_types(config[key], key, trust)
     settings = _settings(Settings, config["training"])
     # What is slow to import comes after what can be seen without.
+    for key in SECTIONS:
+        _check_types(config[key], key, trust)
     from voxtile.cases.dataset import Dataset
     from voxtile.data.sampling import Sampling
 
