@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -14,7 +15,9 @@ from tests.testers.formats import few
 from tests.testers.maps import UTM, written
 from voxtile.cases.cog import TILE, halved
 from voxtile.cases.geotiff import GeoTiffSource
+from voxtile.cases.id_maps import write_id_map
 from voxtile.cases.maps import MapSpec
+from voxtile.cases.raster import plain_allowed
 from voxtile.cases.window import Window
 
 COLORS = ((9, 8, 7), (0, 0, 255), (255, 0, 0))
@@ -148,6 +151,19 @@ def test_a_heatmap_reopens_as_probabilities(tmp_path, kind, off):
         assert stored.dtypes[0] == ("uint8" if kind == "uint8" else "float32")
         assert stored.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == ("16" if kind == "float16" else None)
     assert (empty == 255).all() if kind == "uint8" else np.isnan(empty).all()
+
+
+def test_a_scene_without_a_georeference_is_no_reason_to_warn(tmp_path):
+    """Neither of its map nor of its objects: warnings are errors here."""
+    with plain_allowed():
+        path = written(tmp_path / "scene.tif", a_map(70, 60), crs=None, transform=Affine.identity())
+    source = GeoTiffSource([path])
+    with source.open_map(tmp_path / "map.tif", CLASSES) as writer:
+        writer.write(Window(0, 0, 0, 1, 70, 60), a_map(70, 60))
+        writer.close()
+    slabs = [(Window(0, 0, 0, 1, 70, 60), np.ones((1, 70, 60), dtype=np.uint32))]
+    write_id_map(slabs, GeoTiffSource([tmp_path / "map.tif"]), "geotiff", tmp_path / "ids.tif")
+    assert GeoTiffSource([tmp_path / "ids.tif"]).working.shape == (1, 70, 60)
 
 
 def test_nothing_is_left_beside_a_map_nor_of_a_process_that_was_killed_while_it_was_made(tmp_path):

@@ -407,6 +407,19 @@ class TestArea:
         with pytest.raises(OutsideAreaError):
             found.open(files)
 
+    def test_an_area_with_latitude_first_is_told_from_one_elsewhere(self, tmp_path, monkeypatch):
+        path = save(tmp_path / "a.tif", bands((1, 60, 50)))
+        turned = self.file(tmp_path / "area.geojson", [box(47.849, 15.0, 47.852, 15.003)], crs="EPSG:4326")
+        monkeypatch.chdir(tmp_path)
+        for area in ([47.849, 15.0, 47.852, 15.003], turned, "area.geojson"):
+            with pytest.raises(OutsideAreaError, match=r"with x and y exchanged: longitude \(x\) comes first"):
+                GeoTiffSource([path], scene=scene(area=area))
+        with pytest.raises(OutsideAreaError) as error:
+            GeoTiffSource([path], scene=scene(area=[40.0, 15.0, 41.0, 15.003]))
+        assert "exchanged" not in str(error.value)
+        with pytest.raises(DataError, match=f"The area {tmp_path / 'absent.gpkg'} .* does not exist"):
+            GeoTiffSource([path], scene=scene(area="absent.gpkg"))
+
     def test_many_shapes_are_those_of_rasterio_in_any_window(self, tmp_path):
         rng = np.random.default_rng(0)
         places = rng.uniform((500_000, 5_299_400), (500_500, 5_300_000), (300, 2))

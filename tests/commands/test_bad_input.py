@@ -7,10 +7,12 @@ import re
 import threading
 from pathlib import Path
 
+import geopandas
 import nibabel
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import torch
 import yaml
 
@@ -104,6 +106,19 @@ def test_a_scene_that_is_cut_off(refuses, tmp_path, kept) -> None:
     refuses(3, path, "cut off" if kept else "cannot be read")
 
 
+def test_an_area_is_found_from_any_folder_once_the_run_is_trained(words, tmp_path, voxtile, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(voxtile("train", *words, "data.scene={area: field.geojson}"), 3, f"The area {tmp_path / 'field.geojson'}", "not exist")
+    with rasterio.open(images(tmp_path) / "s0.tif") as image:
+        everywhere = shapely.box(*image.bounds).buffer(1e5)
+        geopandas.GeoSeries([everywhere], crs=image.crs).to_crs("EPSG:4326").to_file(tmp_path / "field.geojson")
+    assert voxtile("train", *words, "data.scene={area: field.geojson}").code == 0
+    (home,) = homes(tmp_path / "runs")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert voxtile("evaluate", f"run={home}").code == 0
+
+
 def test_a_file_that_is_no_scene(refuses, tmp_path) -> None:
     (images(tmp_path) / "s0.tif").write_text("<html>404</html>")
     refuses(3, images(tmp_path) / "s0.tif", "cannot be read as a GeoTIFF")
@@ -168,7 +183,21 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("data.group=abc", "'data.group={pattern:"),
         ("data=1", "An option is chosen by its name"),
         ("training.batch_size=100000000", "which no machine holds"),
-        ("training.steps=abc", "could not be converted to Integer."),
+        ("training.steps=abc", "'training.steps=abc' must be a whole number."),
+        ("training.steps=2.5", "'training.steps=2.5' must be a whole number."),
+        ("training.clip=much", "'training.clip=much' must be a number, or null."),
+        ("model.width=wide", "'model.width=wide' must be a number."),
+        ("model.depth=1.5", "'model.depth=1.5' must be a whole number."),
+        ("model.depth=true", "'model.depth=true' must be a whole number."),
+        ("split.stratify=2", "'split.stratify=2' must be true or false."),
+        ("optimizer.weight_decay=abc", "'optimizer.weight_decay=abc' must be a number."),
+        ("scheduler.warmup=null", "'scheduler.warmup=null' must be a whole number."),
+        ("augment=default augment.affine.scale=[a,b]", "'augment.affine.scale=['a', 'b']' must be a list, each entry a number."),
+        ("augment=default augment.elastic.unit=m", "'augment.elastic.unit=m' must be one of length, px."),
+        ("normalise.clip=5", "'normalise.clip=5' must be a list, each entry a number, or null."),
+        ("training.groups=3", "'training.groups=3' must be a list."),
+        ("data.channels=[1]", "'data.channels=[1]' must be a list, each entry text, or null. Type 'data.channels=[\"1\"]'."),
+        ("data.layout.images=3", "'data.layout.images=3' must be text, or a list, each entry text."),
         ("trainer.deterministic=maybe", "'trainer.deterministic=maybe' must be true or false"),
         ("split.seed=abc", "'split.seed=abc' must be a whole number"),
         ("data.nodata=abc", "'data.nodata=abc' must be a number"),
@@ -192,6 +221,42 @@ def test_a_value_that_cannot_be(words, tmp_path, voxtile, word, said) -> None:
     outcome = voxtile("train", *(w for w in words if not (word == "data=nothing" and w.startswith("data="))), *extra)
     refused(outcome, 2, *([] if "config-dir" in said else [said]))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "owners", "choose"),
+    [
+        ("split.side=50", "split=block_kfold, split=blocks", "'split=blocks'"),
+        ("split.buffer=5", "split=block_kfold, split=blocks", "'split=blocks'"),
+        ("scheduler.every=10", "scheduler=step", "'scheduler=step'"),
+    ],
+)
+def test_a_setting_of_an_option_that_was_not_chosen(refuses, word, owners, choose) -> None:
+    key = word.partition("=")[0]
+    refuses(2, f"'{key}' is a setting of {owners}, and something else was chosen. Type {choose} too", extra=(word,))
+
+
+def test_new_entries_of_a_mapping_are_added_or_take_the_place_of_the_others(words, voxtile) -> None:
+    refused(
+        voxtile("train", *words, "data.labels={0:ground,7:roof}"),
+        2,
+        "'data.labels={0:ground,7:roof}' would be added to the entries that 'data.labels' has",
+        "'+data.labels={0:ground,7:roof}'",
+        "'~data.labels'",
+    )
+    said = voxtile("train", *words, "~data.labels", "+data.labels={0:ground,7:roof}", "--cfg", "job")
+    assert yaml.safe_load(said.out)["data"]["labels"] == {0: "ground", 7: "roof"}
+
+
+def test_an_error_about_a_mapping_says_that_it_was_added_to_another(words, tmp_path, voxtile) -> None:
+    path = tmp_path / "conf" / "data" / "discs.yaml"
+    path.write_text(path.read_text() + "vectors: {attribute: kind, values: {lake: 1, road: wide}}\n")
+    outcome = voxtile("train", *words, "data.vectors.values={lake: 0}")
+    said = "holds 'wide'. Expected stored label values"
+    refused(outcome, 2, said, "was added to the entries that it had, road: type '~data.vectors.values' and")
+    outcome = voxtile("train", *words, "~data.vectors.values", "+data.vectors.values={lake: wide}")
+    refused(outcome, 2, said)
+    assert "was added" not in outcome.text
 
 
 WRONG_FILES = {

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +14,17 @@ import nibabel
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from tests.commands.conftest import Command, Run, homes
+from tests.testers.maps import written
 from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.maps import MapSpec
+from voxtile.cases.raster import plain_allowed
 from voxtile.cases.window import Window
 from voxtile.data.survey import survey
 
@@ -126,6 +132,13 @@ def test_a_folder_of_slices_becomes_a_folder_of_maps(slice_run: Run, tmp_path: P
             assert found.size == (20, 24)
             assert set(np.unique(np.asarray(found))) <= {0, 1}
             np.testing.assert_array_equal(np.asarray(found), np.asarray(same))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
+        said = voxtile(
+            "predict", *common, f"input={slice_run.folder / 'set' / 'b'}", f"output={tmp_path / 'one'}", "quicklook=true"
+        )
+    assert said.code == 0
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["b", "b_quicklook.png"]
 
 
 def test_a_file_that_exists_is_replaced_only_when_told(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
@@ -193,6 +206,20 @@ def test_an_older_heatmap_beside_a_new_map_is_said(scene_run: Run, tmp_path: Pat
     ]
     assert voxtile(*common, "heatmaps=true").code == 0
     assert "s1_heatmap.tif is of an earlier command" in voxtile(*common, "overwrite=true").text
+
+
+def test_a_scene_without_a_georeference_warns_of_nothing(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in" / "plain.tif"
+    with plain_allowed():
+        written(source, np.ones((2, 40, 36), dtype=np.float32), crs=None, transform=Affine.identity())
+    # As where another thread, on leaving its own block, has taken the filter of this one away.
+    monkeypatch.setattr("voxtile.cases.raster.plain_allowed", nullcontext)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}").code == 0
+    assert not [each for each in said if each.category is NotGeoreferencedWarning]
 
 
 def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
@@ -382,6 +409,7 @@ import torch
 import voxtile.cases.cog as cog
 import voxtile.cases.maps as maps
 import voxtile.commands.trained
+import voxtile.inference.areas as areas
 from voxtile.commands.main import main
 
 def die_after(count, owner, name):
@@ -403,7 +431,8 @@ def start(words, moment, said):
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 1)
     os.dup2(1, 2)
     if moment:
-        die_after(moment[1], *{"writing": (maps.MapWriter, "write"), "making": (cog, "_check_written")}[moment[0]])
+        places = {"writing": (maps.MapWriter, "write"), "making": (cog, "_check_written"), "areas": (areas, "write_areas")}
+        die_after(moment[1], *places[moment[0]])
     sys.argv = ["voxtile", *words]
     code = 1
     try:
@@ -443,6 +472,35 @@ def test_a_command_that_was_killed_ends_in_the_same_bytes(scene_run: Run, wide: 
     assert sorted(path.name for path in out.iterdir()) == ["wide.tif", "wide_heatmap.tif"]
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / "once" / path.name).read_bytes()
+
+
+def test_results_of_a_command_that_was_killed_are_made_by_the_same_command(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out, log = scene_run.folder / "scenes" / "images", tmp_path / "out", tmp_path / "said.txt"
+    words = ["predict", f"run={scene_run.home}", f"input={images / 's1.tif'}", f"output={out}", "instances=true", "areas=true"]
+    assert forked([[(words, ("areas", 0), log)]]) == ["[-9]"], log.read_text()
+    half = ["s1.tif", "s1.tif.results", "s1_instances.csv", "s1_instances.tif"]
+    assert sorted(path.name for path in out.iterdir()) == half
+    before = (out / "s1_instances.csv").stat()
+    said = voxtile(*words, "min_pixels=3")  # other objects than those that are there
+    assert said.code == 3
+    assert "s1_instances" in said.text
+    assert sorted(path.name for path in out.iterdir()) == half
+    monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
+    assert voxtile(*words).code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["s1.tif", "s1_areas.csv", "s1_instances.csv", "s1_instances.tif"]
+    assert (out / "s1_instances.csv").stat() == before
+
+
+def test_a_process_that_shares_a_folder_makes_the_results_that_a_killed_one_has_left(
+    scene_run: Run, tmp_path: Path, voxtile: Command
+) -> None:
+    images, out = scene_run.folder / "scenes" / "images", tmp_path / "out"
+    words = ["predict", f"run={scene_run.home}", f"input={images / 's1.tif'}", f"output={out}"]
+    assert voxtile(*words).code == 0
+    assert voxtile(*words, "areas=true", "share=true").code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["s1.tif", "s1_areas.csv"]
 
 
 def test_processes_that_share_a_folder_make_every_map_once(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

@@ -148,6 +148,88 @@ def test_results_that_exist_are_replaced_only_when_told(scene_run: Run, source: 
     assert (tmp_path / "s1_areas.csv").read_text().startswith("area,")
 
 
+@pytest.fixture
+def finished(scene_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> list[str]:
+    """The words of a command whose map, and heatmaps, are there."""
+    where = ["predict", f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    assert voxtile(*where, "heatmaps=true").code == 0
+    return where
+
+
+def test_results_are_added_to_a_finished_map(
+    finished: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = [*finished[:-1], f"output={tmp_path / 'once'}", "heatmaps=true", *ALL]
+    assert voxtile(*once).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
+        for word in ALL:
+            said = voxtile(*finished, "heatmaps=true", word)
+            assert said.code == 0, said
+            assert "s1.tif is finished and was made by the same runs with the same settings" in said.text
+    there = sorted(path.name for path in (tmp_path / "once").iterdir())
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == there
+    for name in there:
+        if name.endswith((".csv", ".png", ".tif")):
+            assert (tmp_path / "maps" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+    said = voxtile(*finished, "areas=true")
+    assert said.code == 3
+    assert "s1_areas.csv exists already" in said.text
+    assert "move the file away" in said.text
+
+
+def test_a_command_whose_map_is_finished_has_nothing_to_do(
+    finished: list[str], voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
+    assert voxtile(*finished).code == 0
+
+
+def test_a_map_made_otherwise_is_not_taken_for_this_one(
+    finished: list[str], scene_run: Run, tmp_path: Path, voxtile: Command
+) -> None:
+    map_before = (tmp_path / "maps" / "s1.tif").read_bytes()
+    shutil.copy(scene_run.folder / "scenes" / "images" / "s2.tif", tmp_path / "s1.tif")
+    for words in ([*finished, "overlap=0.5"], [*finished[:3], f"input={tmp_path / 's1.tif'}", finished[4]]):
+        said = voxtile(*words, "areas=true")
+        assert said.code == 3
+        assert "s1.tif exists already, and was made of another image, by other runs or weights, or with other settings" in said.text
+    assert voxtile(*finished, "areas=true", "heatmaps=uint8").code == 3
+    assert [path.name for path in sorted((tmp_path / "maps").iterdir())] == ["s1.tif", "s1_heatmap.tif"]
+    assert (tmp_path / "maps" / "s1.tif").read_bytes() == map_before
+    assert voxtile(*finished, "areas=true", "overlap=0.5", "overwrite=true").code == 0
+
+
+def test_probabilities_are_not_made_of_a_map(finished: list[str], tmp_path: Path, voxtile: Command) -> None:
+    (tmp_path / "maps" / "s1_heatmap.tif").unlink()
+    said = voxtile(*finished, "heatmaps=true", "polygons=gpkg")
+    assert said.code == 3
+    assert "s1_heatmap.tif is not there: it holds probabilities" in said.text
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["s1.tif"]
+
+
+def test_results_are_added_to_the_map_of_a_volume(
+    volume_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
+    where = ["predict", f"run={volume_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    assert voxtile(*where, "heatmaps=true").code == 0
+    monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
+    assert voxtile(*where, "heatmaps=true", "instances=true").code == 0
+    assert (tmp_path / "maps" / "v1_instances.csv").exists()
+
+
+def test_what_results_a_full_disk_has_stopped_are_made_by_the_same_command(
+    finished: list[str], tmp_path: Path, voxtile: Command
+) -> None:
+    words = [*finished, "instances=true", "polygons=gpkg"]
+    with file_size_limit(60_000):  # no room for an empty GeoPackage
+        assert voxtile(*words).code == 3
+    assert [path.name for path in sorted((tmp_path / "maps").iterdir())] == ["s1.tif", "s1_heatmap.tif"]
+    assert voxtile(*words).code == 0
+    assert (tmp_path / "maps" / "s1_polygons.gpkg").exists()
+
+
 def test_a_scene_without_a_place_has_no_polygons(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     path = written(tmp_path / "in.tif", np.zeros((2, 20, 20), dtype=np.float32), crs=None)
     where = [f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={path}", f"output={tmp_path / 'maps'}"]

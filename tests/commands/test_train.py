@@ -165,9 +165,9 @@ MISSPELT = {
     "training.monitor=dise": "'training.monitor=dise' is no score. Did you mean 'dice'?",
     "training.groups=[{pattern: '^scoer'}]": "matches none of the network's",
     "trainer.precision=bf16-mixd": "Did you mean 'bf16-mixed'?",
-    "training.steps=abc": "'training.steps' has a value of the wrong type",
+    "training.steps=abc": "'training.steps=abc' must be a whole number",
     "steps": "'steps'",
-    "model.norm=bacth": "'model' cannot be built",
+    "model.norm=bacth": "'model.norm=bacth' must be one of batch, instance, group, none. Did you mean 'batch'?",
 }
 WRONG = {
     "data.windwo=[8,8]": "'data' takes no 'windwo'. Did you mean 'window'?",

@@ -119,6 +119,8 @@ def bad_file(folder: Path, what: str) -> Path:
     shapes = [shapely.box(500_100, 4_999_700, 500_300, 4_999_900)]
     if what == "elsewhere":
         shapes = [shapely.box(0, 0, 1, 1)]
+    elif what == "exchanged":  # northing first
+        shapes = [shapely.box(4_999_700, 500_100, 4_999_900, 500_300)]
     elif what == "points":
         shapes = [shapely.Point(500_100, 4_999_900)]
     if what == "text":
@@ -139,6 +141,7 @@ def bad_file(folder: Path, what: str) -> Path:
         ("text", "cannot be read as GPKG: it does not begin as such a file does"),
         ("no_crs", "names no coordinate reference system"),
         ("elsewhere", r"No polygon of .* in WGS 84 / UTM zone 33N\) overlaps the scene"),
+        ("exchanged", "It would lie there with x and y exchanged"),
         ("points", "holds no polygons"),
         ("attribute", "has no attribute 'nmae' \\('area_name'\\); it has name. Did you mean 'name'"),
     ],
@@ -148,6 +151,7 @@ def test_a_bad_file_of_areas_is_named(found: FinishedMap, tmp_path: Path, what: 
     with pytest.raises(DataError, match=words) as caught:
         Places(path, "nmae" if what == "attribute" else None).on(found.grid)
     assert str(path) in str(caught.value)
+    assert ("exchanged" in str(caught.value).replace(str(path), "")) == (what == "exchanged")
 
 
 @pytest.mark.parametrize("name", ["areas.vrt", "areas.geojson"])

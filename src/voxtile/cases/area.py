@@ -98,6 +98,24 @@ def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
     return Area(Window.of((0, *low[::-1]), (1, *(high - low)[::-1])), placed, areas.notes)
 
 
+def exchanged(area: str | Bounds, grid: Grid) -> str:
+    """See `exchanged_shapes`, for an area as `area_on` takes it."""
+    return exchanged_shapes(_of_file(Path(area).expanduser()) if isinstance(area, str) else _of_bounds(area), grid)
+
+
+def exchanged_shapes(areas: Areas, grid: Grid) -> str:
+    """A sentence, with a space before it, where shapes that miss a scene would meet it with x and y exchanged; "" where not."""
+    import shapely
+    from geopandas import GeoSeries
+
+    turned = shapely.transform(areas.shapes, lambda points: points[:, ::-1])
+    there = np.asarray(GeoSeries(turned, crs=areas.crs).to_crs(grid.crs))
+    there = there[np.isfinite(shapely.bounds(there)).all(axis=1)]
+    if not shapely.intersects(there, shapely.box(*grid.footprint)).any():
+        return ""
+    return " It would lie there with x and y exchanged: longitude (x) comes first, then latitude (y)."
+
+
 def _near(grid: Grid, system: str, same: bool, geographic: bool) -> Iterator[Bounds]:
     """Boxes around the scene in the area's system: several where longitudes have turns."""
     try:
@@ -145,7 +163,7 @@ def _read(path: Path, stamp: int) -> Areas:
 def _of_file(path: Path) -> Areas:
     if not path.exists():
         raise DataError(
-            f"The area {path} (data.scene.area) does not exist (looked for in {Path.cwd()}). Name a vector file, or [left, bottom, "
-            "right, top]."
+            f"The area {path.absolute()} (data.scene.area) does not exist. Name a vector file, by its whole path or from the "
+            "folder in which the command is given, or [left, bottom, right, top]."
         )
     return _read(path, path.stat().st_mtime_ns)

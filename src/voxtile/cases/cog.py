@@ -19,6 +19,7 @@ from rasterio.windows import Window as RasterWindow
 
 from voxtile.cases.case import IGNORE
 from voxtile.cases.maps import STEPS, MapSpec
+from voxtile.cases.raster import plain_allowed
 
 TILE = 512  # side of the finished file's tiles in pixels
 CHUNK = 2**22  # bytes of a side file that are worked on at once: more would not stay in the cache of a core
@@ -50,7 +51,7 @@ def write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[s
         work.mkdir()
         levels = list(_overviews(side, bands.shape, work, spec))
         _write_vrt(vrt, side, bands.shape, spec, profile, levels)
-        with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
+        with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"), plain_allowed():
             rasterio.shutil.copy(
                 str(vrt), str(path), driver="COG", compress="deflate", level=4,
                 predictor="yes" if spec.heatmap else "no", blocksize=TILE,

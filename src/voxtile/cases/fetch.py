@@ -105,10 +105,11 @@ def _fetched(file: RemoteFile, start: int, stop: int, known: Facts | None) -> Fa
             finally:
                 answer.close()
         except HTTPError as error:
-            problem = _without_secrets(reason(error), file)
+            problem = _without_secrets(_told(error), file)
     raise FetchError(
         f"{file} cannot be fetched: {problem} ({1 + len(WAITS)} tries for bytes {start} to {stop - 1}). Look whether the address "
-        "is right and can be reached from here, and give the same command again; what was fetched so far is in the cache."
+        "is right and can be reached from here, and give the same command again, which fetches only what the cache does not hold; "
+        "or fetch the whole file by other means, and name the copy."
     )
 
 
@@ -193,6 +194,30 @@ def _refused(file: RemoteFile, status: int) -> FetchError:
             "name the copy."
         )
     return FetchError(f"{file} cannot be fetched: its server answers with status {status}. Expected 206, a part of the file.")
+
+
+def _told(error: Exception) -> str:
+    """Why a try failed, in words: urllib3's own texts are full of the names of its objects."""
+    from urllib3 import exceptions as urllib3
+
+    if isinstance(error, urllib3.MaxRetryError) and error.reason is not None:
+        return _told(error.reason)
+    if isinstance(error, urllib3.ProxyError):
+        return f"through the proxy, {_told(error.original_error)}"
+    if isinstance(error, urllib3.NameResolutionError):
+        return "no host of this name is known here"
+    if isinstance(error, urllib3.NewConnectionError):
+        why = re.sub(r".*new connection: (\[Errno -?\d+\] )?", "", reason(error))
+        return f"its server cannot be reached: {why}"
+    if isinstance(error, urllib3.ReadTimeoutError):
+        return f"its server sent nothing for {TIMEOUT:g} s (timed out)"
+    if isinstance(error, urllib3.ConnectTimeoutError):
+        return "its server does not answer (timed out)"
+    if isinstance(error, urllib3.IncompleteRead):
+        return f"the answer was cut off ({error.partial} bytes read, {error.expected} more expected)"
+    if isinstance(error, urllib3.ProtocolError) and len(error.args) > 1:
+        return f"its server broke the connection off: {error.args[1]}"
+    return reason(error)
 
 
 def _without_secrets(text: str, file: RemoteFile) -> str:

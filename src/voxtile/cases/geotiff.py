@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
 from voxtile.cases.aligned import AlignedFile, OnTarget, Target
-from voxtile.cases.area import Area, area_on
+from voxtile.cases.area import Area, area_on, exchanged
 from voxtile.cases.bands import Derived, Layer, decibel
 from voxtile.cases.case import Source, distinct_names, everywhere
 from voxtile.cases.cog import write_cog
@@ -164,6 +164,7 @@ class GeoTiffSource(Source):
             raise OutsideAreaError(
                 f"{self.path} ({left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} in its CRS) is not touched by "
                 f"'data.scene.area={list(self.scene.area) if isinstance(self.scene.area, tuple) else self.scene.area}'."
+                f"{exchanged(self.scene.area, target.grid)}"
             )
         return target.cut(area.box), area
 

@@ -47,13 +47,14 @@ def _scene(slabs: Slabs, source: Source, making: Path) -> None:
     from rasterio.windows import Window as RasterWindow
 
     from voxtile.cases.geotiff import GeoTiffSource
+    from voxtile.cases.raster import plain_allowed
 
     assert isinstance(source, GeoTiffSource)
     _, height, width = source.canonical.shape
     rows = making.with_name(f"{making.stem}.rows.tif")  # in rows, as they come; tiles are made from it
     sums: list[tuple[RasterWindow, int]] = []
     try:
-        with rasterio.Env():
+        with rasterio.Env(), plain_allowed():
             with rasterio.open(
                 rows, "w", driver="GTiff", width=width, height=height, count=1, dtype="uint32", nodata=0, compress="zstd",
                 zstd_level=1, BIGTIFF="IF_SAFER", **source.profile,

@@ -94,7 +94,7 @@ class MapWriter:
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._claimed()
+            self._file = claimed(self._part, path)
             with ExitStack() as undo:
                 undo.callback(self._file.close)
                 self.finished: list[Window] = self._reopen()
@@ -107,28 +107,6 @@ class MapWriter:
                 f"Could not begin to write {path}: {reason(error)}. Expected a writable folder with room for "
                 f"{self._bytes / 1e6:.1f} MB beside the map; free some disk space or name another output."
             ) from error
-
-    def _claimed(self) -> io.FileIO:
-        """The side file, open and locked: a second process must not write to it. The system forgets the lock of one that died.
-
-        Raises:
-            BusyError: Another process is writing it.
-        """
-        while True:
-            file = io.FileIO(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "r+")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file.fileno()), self._part.stat()):
-                    return file
-            except FileNotFoundError:  # the other process has just finished and taken its side file away
-                pass
-            except BlockingIOError as error:
-                file.close()
-                raise BusyError(
-                    f"{self.path} is being written by another process. Wait for it; or let several processes share a folder's work "
-                    "with 'share=true'."
-                ) from error
-            file.close()
 
     @property
     def _bytes(self) -> int:
@@ -255,6 +233,29 @@ class MapWriter:
     def _release(self) -> None:
         self._log.close()
         self._file.close()
+
+
+def claimed(side: Path, path: Path) -> io.FileIO:
+    """A side file of `path`, made where it is not there, open and locked; the system forgets the lock of a process that died.
+
+    Raises:
+        BusyError: Another process holds it.
+    """
+    while True:
+        file = io.FileIO(os.open(side, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), side.stat()):
+                return file
+        except FileNotFoundError:  # the other process has just finished and taken its side file away
+            pass
+        except BlockingIOError as error:
+            file.close()
+            raise BusyError(
+                f"{path} is being written by another process. Wait for it; or let several processes share a folder's work "
+                "with 'share=true'."
+            ) from error
+        file.close()
 
 
 def side_file(path: Path) -> Path:

@@ -44,8 +44,7 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
     Raises:
         DataError: It cannot be opened, or is not to be trusted, see `voxtile.cases.untrusted`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a plain TIFF is a fine image; `check` says so
+    with plain_allowed():
         try:
             with rasterio.Env(**_ENV):
                 if isinstance(path, RemoteFile):
@@ -58,6 +57,18 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
         except RasterioError as error:
             raise_failed_request()
             raise DataError(f"{path} cannot be read as a GeoTIFF: {reason(error)}. Expected an intact raster file.") from error
+
+
+@contextmanager
+def plain_allowed() -> Iterator[None]:
+    """Lets rasters without a georeference be opened, read and written without a warning: they are fine images; `check` says so.
+
+    Python's filters are those of the whole process, so that a thread that leaves the block may take the filter away from another
+    one that is in it: commands, which read by several threads, set it for good (see `voxtile.commands.main`).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def stamp(path: Path) -> int:

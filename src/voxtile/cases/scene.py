@@ -156,5 +156,7 @@ def _area(value: Any) -> str | Bounds:
         if -180 <= left <= 180 and -180 <= right <= 180 and left != right and -90 <= bottom < top <= 90:
             return left, bottom, right, top
     raise _wrong(
-        "area", value, "a vector file, or [left, bottom, right, top] in degrees of longitude (-180 to 180) and latitude (-90 to 90)"
+        "area",
+        value,
+        "a vector file, or [left, bottom, right, top] in degrees: longitude (-180 to 180) first, then latitude (-90 to 90), twice",
     )

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from voxtile.commands.typed import check_arguments
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed, reason
 
 # For each part of the configuration, the modules below which its `_target_` may name classes. Each holds networks, optimizers or
@@ -149,6 +150,23 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
     if node.get("_partial_"):
         return lambda *args: _called(maker, where, args, arguments)
     return _called(maker, where, (), arguments)
+
+
+def _check_types(node: Any, where: str, trust: Sequence[str]) -> None:
+    """Refuses arguments of the wrong type, in all nodes below this one.
+
+    Only of our classes and of optimizers: annotations elsewhere need not be what a class takes, and it says so when it is built.
+
+    Raises:
+        ConfigError: There is one, or a class is not allowed.
+    """
+    if not isinstance(node, Mapping):
+        return
+    name = str(node.get("_target_"))
+    if _below(name, ("voxtile", "torch.optim")):
+        check_arguments(target(name, where, trust), node, where)
+    for key, value in node.items():
+        _check_types(value, f"{where}.{key}", trust)
 
 
 def _nothing_loaded(
@@ -290,11 +308,14 @@ def parts(config: Mapping[str, Any]) -> Parts:
     _check_values(config)
     settings = _settings(Settings, config["training"])
     # What is slow to import comes after what can be seen without.
+    for key in SECTIONS:
+        _check_types(config[key], key, trust)
     from voxtile.cases.dataset import Dataset
     from voxtile.data.sampling import Sampling
 
     layout = build(data["layout"], "data.layout", trust)
     facts = {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
+    check_arguments(Dataset, {key: facts[key] for key in ("channels", "exclude") if key in facts}, "data")
     dataset = _called(Dataset, "data", (), facts | {"layout": layout})
     sampling = Sampling.of(data.get("sampling"))
     sampling.weights_of(dataset.classes)
@@ -405,6 +426,7 @@ def _settings(kind: type[Any], values: Mapping[str, Any]) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(f"The configuration lacks 'training.{error.full_key}'. Give it a value.") from error
     except OmegaConfBaseException as error:
+        check_arguments(kind, values, "training")
         what = reason(error).partition(" full_key")[0]
         raise ConfigError(f"'training.{error.full_key}' has a value of the wrong type: {what}.") from error
     for name in ("steps", "batch_size", "accumulate", "val_every", "log_every", "save_every", "patience", "norm_statistics"):

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -96,7 +97,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
             _CURRENT.set((name, overrides, folders))
         keep_heap()
         with _cache_at(OmegaConf.select(config, "paths.cache")):
-            codes.append(guarded(lambda: task(plain(config)), OmegaConf.select(config, "debug_errors", default=False)))
+            codes.append(guarded(lambda: _told_of_merging(task, config), OmegaConf.select(config, "debug_errors", default=False)))
         if codes[-1] == STOPPED:
             raise _StoppedError
 
@@ -131,6 +132,31 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
             raise
         problem = ConfigError(f"An option is chosen by its name: {reason(error)}. Look at the group with 'voxtile {name} --help'.")
     return guarded(lambda: _explain(problem, name, _config_dirs(argv)))
+
+
+def _told_of_merging(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
+    """Calls the task; an error about a mapping says where what was typed was added to entries that the user may not think of."""
+    try:
+        return task(plain(config))
+    except VoxtileError as error:
+        for key, added, others in _merged(config, _CURRENT.get()[1]):
+            if key in str(error):
+                error.args = (
+                    f"{error} What was typed for '{key}' was added to the entries that it had, {listed(others)}: type '~{key}' and "
+                    f"'+{key}={added}' to have it instead of them.",
+                )
+        raise
+
+
+def _merged(config: DictConfig, overrides: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Of each mapping that was typed for a key which had entries: the key, the mapping, and the entries that it had beside."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        typed, path = override.value(), override.key_or_group
+        found = OmegaConf.select(config, path)
+        if isinstance(typed, Mapping) and isinstance(found, DictConfig):
+            others = [str(key) for key in found if str(key) not in {str(key) for key in typed}]
+            if others:
+                yield path, str(override.input_line).partition("=")[2], others
 
 
 def guarded(task: Callable[[], int], traceback: bool = False) -> int:
@@ -312,21 +338,34 @@ def _config_dirs(argv: Sequence[str]) -> list[Path]:
 def known_keys(name: str) -> list[str]:
     """Every path that the configuration `name` or an option of its groups sets, and its groups."""
     folder = folder_of(name)
-    keys: dict[str, None] = {}
+    files = [("", folder / f"{name}.yaml")]
+    files += [(f"{group}.", file) for group in groups_of(name) for file in sorted((folder / group).rglob("*.yaml"))]
+    keys = dict.fromkeys(key for package, file in files for key in _keys_of(file, package))
+    return [*(key for key in keys if key.split(".")[-1] != "defaults"), *groups_of(name)]
+
+
+def _keys_of(file: Path, package: str) -> list[str]:
+    """Every path that a file sets, where it lies below `package` unless it says otherwise."""
+    keys: list[str] = []
 
     def walk(node: Any, path: str) -> None:
         for key, value in node.items() if isinstance(node, dict) else ():
-            keys[f"{path}{key}"] = None
+            keys.append(f"{path}{key}")
             walk(value, f"{path}{key}.")
 
     # Read as they are: composing once more takes a third of a second, and knows no key of an option that is not chosen.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    files = [("", folder / f"{name}.yaml")]
-    files += [(f"{group}.", file) for group in groups_of(name) for file in sorted((folder / group).rglob("*.yaml"))]
-    for package, file in files:
-        text = file.read_text(encoding="utf-8")
-        walk(yaml.load(text, loader), "" if "# @package _global_" in text else package)  # noqa: S506  # both loaders are safe
-    return [*(key for key in keys if key.split(".")[-1] != "defaults"), *groups_of(name)]
+    text = file.read_text(encoding="utf-8")
+    walk(yaml.load(text, loader), "" if "# @package _global_" in text else package)  # noqa: S506  # both loaders are safe
+    return keys
+
+
+def _options_with(path: str, name: str) -> list[str]:
+    """The options of a path's group that have it, as they are typed."""
+    folder, group = folder_of(name), path.partition(".")[0]
+    own = group in groups_of(name) and group not in ("data", "experiment", "debug")  # whose files set what they like
+    options = options_of(folder, group) if own else []
+    return [f"{group}={each}" for each in options if path in _keys_of(folder / group / f"{each}.yaml", f"{group}.")]
 
 
 def groups_of(name: str) -> list[str]:
@@ -383,6 +422,16 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
             raise ConfigError(
                 f"A network that was chosen has no '{path}' to set: arguments differ from network to network, and those of other "
                 "libraries have names of their own. Leave it out, or put the networks that have it into a sweep of their own."
+            ) from error
+        if options := _options_with(path, name):
+            raise ConfigError(
+                f"'{path}' is a setting of {listed(options, 20)}, and something else was chosen. Type '{options[-1]}' too, or take "
+                "the setting out."
+            ) from error
+        if typed := re.search(r"use \+[^\s={]+=(\{.*\})", text):
+            raise ConfigError(
+                f"'{path}={typed[1]}' would be added to the entries that '{path}' has, and names new ones. Type "
+                f"'+{path}={typed[1]}' to have them beside the others, or '~{path}' before it to have them instead of the others."
             ) from error
         if path in known or path.startswith(OPEN):
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"voxtile has no command '{name}'.{did_you_mean(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
+    # A raster without a georeference is a fine image, and `check` says so. By its text, since rasterio is slow to import.
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")
     try:
         code: int = import_module(f"voxtile.commands.{name}").main(rest)
         sys.stdout.flush()

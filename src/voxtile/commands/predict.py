@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
+MADE_FROM = "made_from"  # the tag of a map that says so, by a digest
 SMALL = 64  # windows up to which nothing is said of memory and disk
 
 
@@ -160,16 +162,22 @@ class Work:
         case = self._open(files)
         if self.config["damaged"] == "nodata":
             case = replace(case, image=Tolerant(case.image))
-        specs = self._specs("")  # names do not depend on the key
-        paths = self._paths(case, files.id, specs)
-        if self.config["share"] and all(path.exists() for path in paths):
+        paths = self._paths(case, files.id, self._specs(""))  # names do not depend on the key
+        if self.config["share"] and all(path.exists() for path in [*paths, *self.results.paths(paths[0]).values()]):
             return []
         places = self.results.check(case)
         with block_cache():
-            found = survey(case, len(specs[0].classes), label=False)
+            found = survey(case, len(self.runs.first.built.dataset.classes), label=False)
+            specs = self._specs(self._key(found))
+            if self.config["share"] and paths[0].exists() and not self._same(paths[0], specs[0]):
+                return []
+            kept = self._kept(paths, specs)
             self._record_look(files, found)
+            if kept:
+                self.out.print(f"{paths[0]} is finished and was made by the same runs with the same settings: it is kept")
+                return self._results(case, paths, places)
             self._announce(case, specs, paths)
-            made = self._write_maps(case, found, self._specs(self._key(found)), paths, start)
+            made = self._write_maps(case, found, specs, paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
             (first, why), number = min(case.image.lost.items()), len(case.image.lost)
             self.out.print(
@@ -207,9 +215,10 @@ class Work:
 
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
         tags = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
-        specs = [MapSpec(dataset.classes, colors=dataset.colors, tags=tags, key=key)]
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        specs = [MapSpec(dataset.classes, colors=dataset.colors, tags=(*tags, (MADE_FROM, digest)), key=key)]
         if stored:
-            specs.append(replace(specs[0], heatmap=True, stored=stored))
+            specs.append(replace(specs[0], heatmap=True, stored=stored, tags=(*tags, (MADE_FROM, f"{digest} {stored}"))))
         if self.config["uncertainty"]:
             specs.append(replace(specs[0], classes=(UNCERTAINTY,), heatmap=True))
         return specs
@@ -228,12 +237,63 @@ class Work:
         for path in [*paths, *self.results.paths(paths[0]).values()]:
             if path.resolve() in inputs or path.resolve() == self.source.resolve():
                 raise DataError(f"The map {path} would overwrite its own input. Name another output.")
-            if path.exists() and not (self.config["overwrite"] or self.config["share"]):
-                raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
+        if not (self.config["overwrite"] or self.config["share"]):
+            self._check_free(paths)
         stale = output_of(case.image, name, replace(specs[0], heatmap=True), self.source, self.target)
         if not self.config["heatmaps"] and stale.exists():
             self.out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)
         return paths
+
+    def _check_free(self, paths: Sequence[Path]) -> None:
+        """Refuses names that are taken, but for those of maps that this command may have made, which `_kept` looks at.
+
+        Raises:
+            DataError: A file is neither such a map, nor a result that a killed command of the same kind has made of it.
+        """
+        from voxtile.cases.provenance import tags_of
+        from voxtile.errors import DataError
+
+        kind = self.runs.first.built.dataset.format
+        for path in paths:
+            if path.exists() and MADE_FROM not in tags_of(path, kind):
+                raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
+        taken = [path for path in self.results.paths(paths[0]).values() if path.exists()]
+        if taken and not self.results.begun(paths[0], self.config["heatmaps"]):
+            raise DataError(
+                f"{taken[0]} exists already. Name another output; move the file away, to have it made anew of the finished map; or "
+                "type 'overwrite=true' to have everything predicted and made anew."
+            )
+
+    def _same(self, path: Path, spec: MapSpec) -> bool:
+        """Whether a finished map was made of the same image by the same runs with the same settings."""
+        from voxtile.cases.provenance import tags_of
+
+        return tags_of(path, self.runs.first.built.dataset.format).get(MADE_FROM) == dict(spec.tags)[MADE_FROM]
+
+    def _kept(self, paths: Sequence[Path], specs: Sequence[MapSpec]) -> bool:
+        """Whether the maps are there as this command would make them, so that nothing is to be predicted.
+
+        Raises:
+            DataError: A map is another one, or what is asked for beside it cannot be made of it.
+        """
+        from voxtile.errors import DataError
+
+        if self.config["overwrite"]:
+            return False
+        for path, spec in zip(paths, specs, strict=True):
+            if path.exists() and not self._same(path, spec):
+                raise DataError(
+                    f"{path} exists already, and was made of another image, by other runs or weights, or with other settings. "
+                    "Name another output, give the settings that it was made with, or type 'overwrite=true' to have it replaced."
+                )
+        if not paths[0].exists():  # the last one that comes under its name: a kill may have left the others
+            return False
+        if missing := [path for path in paths if not path.exists()]:
+            raise DataError(
+                f"{paths[0]} is finished, and {missing[0]} is not there: it holds probabilities, which cannot be made of a map of "
+                "classes. Type 'overwrite=true' to have both predicted anew, or leave 'heatmaps' and 'uncertainty' out."
+            )
+        return True
 
     def _record_look(self, files: CaseFiles, found: Survey) -> None:
         """Records a look at a test split where the case is of one; one command is one look for each run."""
@@ -313,4 +373,5 @@ class Work:
         if self.results.areas:
             confusion = confusion_of(self.runs.first, self.config, self.predictor)
             self.out.print(said_of(confusion), soft_wrap=True)
-        return self.results.write(case, paths[0], paths[1] if self.config["heatmaps"] else None, places, confusion)
+        heat = paths[1] if self.config["heatmaps"] else None
+        return self.results.write(case, paths[0], heat, places, confusion, replace=self.config["overwrite"])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voxtile.cases.maps import claimed
+from voxtile.cases.provenance import tags_of
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 
 if TYPE_CHECKING:
@@ -158,10 +162,28 @@ class Results:
 
         return None if self.places is None else Places(self.places, self.place_name)
 
+    def begun(self, path: Path, heatmaps: object) -> bool:
+        """Whether a command that asked for the same results of the same map was killed while it made them: they go on."""
+        try:
+            return _side_file(path).read_text(encoding="utf-8") == self._key(path, bool(heatmaps))
+        except (OSError, ValueError):
+            return False
+
+    def _key(self, path: Path, heatmaps: bool) -> str:
+        """What results are made from."""
+        settings = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "dataset"]
+        return f"{dict(tags_of(path, self.dataset.format))} {settings} {heatmaps}"
+
     def write(
-        self, case: Case, path: Path, heat: Path | None, places: Sequence[Place], confusion: Mapping[str, Any] | None
+        self,
+        case: Case,
+        path: Path,
+        heat: Path | None,
+        places: Sequence[Place],
+        confusion: Mapping[str, Any] | None,
+        replace: bool = False,
     ) -> list[Path]:
-        """Makes the results of one finished map.
+        """Makes the results of one finished map, but for those that are there.
 
         Args:
             case: what was predicted.
@@ -169,58 +191,96 @@ class Results:
             heat: its heatmap, or None.
             places: what `check` returned.
             confusion: see `voxtile.inference.areas.write_areas`.
+            replace: whether those that are there are made anew.
 
         Returns:
-            The files.
+            The files that were made.
 
         Raises:
             DataError: One cannot be written; the map and the results before it are there.
+            BusyError: Another process makes them.
         """
-        paths = self.paths(path)
-        makers = self._makers(case, path, heat, places, confusion) if paths else {}
-        try:
-            for kind, make in makers.items():
-                make(paths[kind])
-        except OSError as error:
-            raise DataError(
-                f"{paths[kind]} could not be written: {reason(error)}. Nothing was left under that name; the map {path} is "
-                "finished. Free some disk space, or name another output, and give the same command again with 'overwrite=true'."
-            ) from error
-        return list(paths.values())
+        wanted = self.paths(path)
+        if not wanted:
+            return []
+        if replace:  # they are of an earlier map; before it is noted what is begun, so that none of them is taken for a new one
+            for old in wanted.values():
+                old.unlink(missing_ok=True)
+        with self._claimed(path, heat, wanted.values()):
+            missing = {kind: file for kind, file in wanted.items() if not file.exists()}
+            makers = self._makers(case, path, heat, places, confusion, missing)
+            try:
+                for kind, make in makers.items():
+                    make(missing[kind])
+            except OSError as error:
+                raise DataError(
+                    f"{missing[kind]} could not be written: {reason(error)}. Nothing was left under that name; the map {path} is "
+                    "finished. Free some disk space and give the same command again, or name another output."
+                ) from error
+        return list(missing.values())
+
+    @contextmanager
+    def _claimed(self, path: Path, heat: Path | None, wanted: Collection[Path]) -> Iterator[None]:
+        """Notes beside the map, while its results are made, which: what a killed command has made is then known as its own.
+
+        Raises:
+            BusyError: Another process makes them.
+        """
+        key, side = self._key(path, heat is not None).encode(), _side_file(path)
+        with claimed(side, path) as file:
+            if file.read() != key:
+                file.seek(0)
+                file.truncate()
+                file.write(key)
+                os.fsync(file.fileno())
+            done = False
+            try:
+                yield
+                done = True
+            finally:
+                if done or not any(file.exists() for file in wanted):
+                    side.unlink()
 
     def _makers(
-        self, case: Case, path: Path, heat: Path | None, places: Sequence[Place], confusion: Mapping[str, Any] | None
+        self,
+        case: Case,
+        path: Path,
+        heat: Path | None,
+        places: Sequence[Place],
+        confusion: Mapping[str, Any] | None,
+        missing: Collection[str],
     ) -> dict[str, Callable[[Path], None]]:
-        """What writes each result that is wanted, by its name."""
+        """What writes each result that is missing, by its name."""
         from voxtile.cases.id_maps import write_id_map
         from voxtile.inference.instances import find_instances, write_table
 
         found = self._reopened(path, heat)
         makers: dict[str, Callable[[Path], None]] = {}
-        if self.polygons:
+        outlines = None
+        if "polygons" in missing:
             from voxtile.inference.polygons import write_polygons
 
             outlines = find_instances(found, self.objects, False, self.min_pixels)
             makers["polygons"] = lambda making: write_polygons(found, outlines, making, self.simplify)
-        if self.instances:
+        if {"instances", "table"} & set(missing):
             numbered = (
                 outlines
-                if self.polygons and not self.corners
+                if outlines is not None and not self.corners
                 else find_instances(found, self.objects, self.corners, self.min_pixels)
             )
             makers["instances"] = lambda making: write_id_map(numbered.ids(found), found.source, self.dataset.format, making)
             makers["table"] = lambda making: write_table(numbered, found, making)
-        if self.areas:
+        if "areas" in missing:
             from voxtile.inference.areas import write_areas
 
             makers["areas"] = lambda making: write_areas(found, making, places, confusion)
-        if self.quicklook:
+        if "quicklook" in missing:
             from voxtile.inference.quicklook import write_quicklook
 
             makers["quicklook"] = lambda making: write_quicklook(
                 found, case, making, self.dataset.colors, self.rgb, self.dataset.background
             )
-        return makers
+        return {kind: make for kind, make in makers.items() if kind in missing}
 
     def _reopened(self, path: Path, heat: Path | None) -> FinishedMap:
         """The map through a source of its format; the heatmaps of pictures, whose pages are classes, are not used."""
@@ -236,6 +296,11 @@ class Results:
 
         kind = GeoTiffSource if self.dataset.format == "geotiff" else NiftiSource
         return FinishedMap(kind([path]), self.dataset.classes, kind([heat]) if heat else None)
+
+
+def _side_file(path: Path) -> Path:
+    """Where it is noted which results of a map are being made."""
+    return path.with_name(path.name + ".results")
 
 
 def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:

@@ -164,8 +164,9 @@ def _train(
         facts = continued(home.read("manifest.json"), facts)
     began = time.monotonic()
     kept = OmegaConf.create(dict(config))
-    for place in ("data.layout.root", "data.group.csv", "split.file"):
-        if path := OmegaConf.select(kept, place):  # named from the top, so that evaluating from another folder finds it
+    # Named from the top, so that evaluating from another folder finds it; an area may also be numbers.
+    for place in ("data.layout.root", "data.group.csv", "split.file", "data.scene.area"):
+        if (path := OmegaConf.select(kept, place)) and isinstance(path, str):
             OmegaConf.update(kept, place, str(Path(path).expanduser().absolute()))
     atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(kept))
     home.write("manifest.json", facts)

@@ -14,6 +14,7 @@ import rasterio.features
 from affine import Affine
 from numpy.typing import NDArray
 
+from voxtile.cases.area import exchanged_shapes
 from voxtile.cases.grid import Grid
 from voxtile.cases.longitudes import TURNS
 from voxtile.cases.maps import atomic_write
@@ -86,7 +87,10 @@ class Places:
         from voxtile.cases.vector_files import read_areas
 
         if not path.is_file():
-            raise DataError(f"The file of areas {path} does not exist. Name a vector file with 'areas=…', or type 'areas=true'.")
+            raise DataError(
+                f"The file of areas {path.absolute()} does not exist. Name a vector file with 'areas=…', by its whole path or from "
+                "the folder in which the command is given, or type 'areas=true'."
+            )
         self.path, self._areas = path, read_areas(path, attribute, "area_name")
         self.notes = self._areas.notes
         self._in_system: dict[str, tuple[Any, NDArray[np.int64], Any]] = {}
@@ -125,6 +129,7 @@ class Places:
             raise OffPlacesError(
                 f"No polygon of {self.path} ({west:.6g} … {east:.6g}, {south:.6g} … {north:.6g} in {self._areas.crs.name}) overlaps"
                 f" the scene ({left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} in its own CRS). Check that they belong together."
+                f"{exchanged_shapes(self._areas, grid)}"
             )
         return found
 
