@@ -26,8 +26,9 @@ install: .venv/installed  ## make .venv with the pinned versions
 train: .venv/installed  ## train the default network on the default scenes
 	$(BIN)/python train.py model=unet data=satellite
 
+# Each process has half of the tests, and takes half of what the other has left when it is done, so that both end together.
 test: .venv/installed-dev  ## the fast tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed-dev  ## the slow tests
 	$(BIN)/python -m pytest -m slow

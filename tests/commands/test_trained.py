@@ -19,7 +19,7 @@ def settings(run: Run, *words: str) -> dict[str, Any]:
 
 def test_runs_that_predict_together_see_as_far_as_the_one_that_sees_farthest(scene_run: Run) -> None:
     trained = Trained.open(str(scene_run.home), "best", [])
-    own, wide = reach_of(trained.network.eval(), 2), nn.Sequential(nn.Conv2d(2, 2, 121, padding=60))
+    own, wide = reach_of(trained.network.eval(), 2), nn.Sequential(nn.Conv2d(2, 2, 3, padding=60, dilation=60))
     assert own < 60
     config = settings(scene_run, "halo=field")
     assert trained.predictor(config).procedure.halo == own
