@@ -26,7 +26,7 @@ class CellCache:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._cells: OrderedDict[object, NDArray[Any]] = OrderedDict()
         self._held = 0
         self._most: int | None = None
