@@ -15,7 +15,8 @@ voxtile    what `voxtile predict` does for a scene: read ahead, blended, journal
            overviews; but for the survey before, which reads up to 256 blocks of 1024x1024 for digests and normalisation (all ways
            here know the latter)
 
-`--gigapixel` adds a scene of 32768x32768 by voxtile, whose memory is to be that of the small one.
+`--gigapixel` adds a scene of 32768x32768 by voxtile, whose memory is to be that of the small one, and draws the process's memory
+over time (Linux).
 """
 
 import importlib
@@ -24,6 +25,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -92,11 +94,9 @@ def voxtile(image: str, output: str, overlap: float) -> float:
     from voxtile.cases.geotiff import GeoTiffSource
     from voxtile.cases.maps import MapSpec
     from voxtile.cases.raster import block_cache
-    from voxtile.commands.heap import keep_heap
     from voxtile.data.normalise import Intensity
     from voxtile.inference.predictor import Predictor
 
-    keep_heap()
     predictor = Predictor(network(), (1, WINDOW, WINDOW), overlap)
     began = time.perf_counter()
     case = Case("scene", "scene", GeoTiffSource([Path(image)]))
@@ -110,9 +110,12 @@ def voxtile(image: str, output: str, overlap: float) -> float:
 
 
 def one(way: str, image: str, output: str, overlap: str) -> None:
-    """Takes one way in this process and prints its seconds and peak memory."""
+    """Takes one way in this process, which keeps freed memory as voxtile's commands do, and prints its seconds and peak memory."""
     import resource
 
+    from voxtile.commands.heap import keep_heap
+
+    keep_heap()
     if way == "voxtile":
         importlib.import_module("voxtile.inference.predictor")
     seconds = {"forward": forward, "plain": plain, "voxtile": voxtile}[way](image, output, float(overlap))
@@ -128,14 +131,53 @@ def same(first: str, second: str) -> None:
         print(equal / (a.width * a.height))
 
 
-def run(*words: object, peers: bool = False) -> str:
+def run(*words: object, peers: bool = False, watch: Callable[[int], object] = lambda process: None) -> str:
     """What a process of its own prints; this one holds nothing large, since a child's peak begins with its parent's memory."""
     script = HERE / "peers" / "predicting.py" if peers else Path(__file__)
-    done = subprocess.run(
-        [str(PEERS if peers else sys.executable), str(script), *map(str, words)], env=os.environ | {"OMP_NUM_THREADS": "2"},
-        stdout=subprocess.PIPE, check=True, text=True,
-    )  # fmt: skip
-    return done.stdout.strip().splitlines()[-1]
+    command = [str(PEERS if peers else sys.executable), str(script), *map(str, words)]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            watch(process.pid)
+            time.sleep(0.2)
+        assert process.stdout is not None
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return process.stdout.read().strip().splitlines()[-1]
+
+
+class Watched:
+    """The memory of a process over time."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.seen: list[tuple[float, float]] = []  # seconds, megabytes
+
+    def process(self, number: int) -> None:
+        """Looks at a process once."""
+        lines = Path(f"/proc/{number}/status").read_text(encoding="utf-8").splitlines()
+        held = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")]
+        self.seen += [(time.perf_counter() - self.began, megabytes) for megabytes in held]
+
+    def draw(self, path: Path) -> None:
+        """Draws it."""
+        from PIL import Image, ImageDraw
+
+        width, height, edge, top = 900, 360, 60, 1000
+        end = self.seen[-1][0]
+        picture = Image.new("RGB", (width, height), "white")
+        pen = ImageDraw.Draw(picture)
+
+        def place(seconds: float, megabytes: float) -> tuple[float, float]:
+            return edge + (width - 1.5 * edge) * seconds / end, height - edge - (height - 1.5 * edge) * megabytes / top
+
+        for mark in range(0, top + 1, 250):
+            pen.line([place(0, mark), place(end, mark)], fill="lightgray")
+            pen.text((8, place(0, mark)[1] - 6), f"{mark} MB", fill="black")
+        for part in range(5):
+            pen.text((place(end * part / 4, 0)[0] - 10, height - edge + 10), f"{end * part / 4:.0f} s", fill="black")
+        pen.line([place(*each) for each in self.seen], fill="black", width=2)
+        picture.save(path)
+        print(f"memory over time: {path}")
 
 
 def compare(folder: Path, side: int, overlap: float) -> dict[str, float]:
@@ -169,11 +211,15 @@ def main() -> None:
     small = compare(given.cache, given.side, 0)
     compare(given.cache, given.side, 0.25)
     if given.gigapixel:
-        large = json.loads(run("voxtile", paths(given.cache, LARGE)[0], given.cache / "voxtile_gigapixel.tif", 0))
+        watched = Watched()
+        large = json.loads(
+            run("voxtile", paths(given.cache, LARGE)[0], given.cache / "voxtile_gigapixel.tif", 0, watch=watched.process)
+        )
         print(
             f"\n{LARGE}x{LARGE} by voxtile, overlap 0: {large['seconds']:.1f} s, {large['megabytes']:.0f} MB, "
             f"{large['megabytes'] / small['megabytes']:.2f} of {given.side}x{given.side}"
         )
+        watched.draw(given.cache / "memory.png")
 
 
 if __name__ == "__main__":

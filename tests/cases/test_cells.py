@@ -102,9 +102,23 @@ def test_windows_are_put_together_of_the_cells_that_they_touch_and_no_others():
         return STORED[:, row * 64 : row * 64 + 64, column * 100 : column * 100 + 100]
 
     out = np.empty((3, 64, 150), np.uint16)
-    put_together(out, 64, 99, (64, 100), cell_at)
-    np.testing.assert_array_equal(out, STORED[:, 64:128, 99:249])
+    for given in (None, out):
+        made = put_together((3, 64, 150), 64, 99, (64, 100), cell_at, given)
+        np.testing.assert_array_equal(made, STORED[:, 64:128, 99:249])
+    assert made is out
     assert asked == {(1, 0), (1, 1), (1, 2)}
+
+
+def test_gdal_gets_half_of_the_room_where_files_are_read_without_cells(total):
+    cells = CellCache()
+    cells.leave_half()  # nothing is kept yet, and all of it is GDAL's
+    assert get_gdal_config("GDAL_CACHEMAX") == total
+    cells.get("a", lambda: np.zeros(total * 5 // 8, np.uint8))
+    cells.leave_half()
+    assert cells.most == get_gdal_config("GDAL_CACHEMAX") == total // 2
+    made = []
+    cells.get("a", lambda: made.append(1) or np.zeros(1))
+    assert made  # it did not fit any more
 
 
 def test_while_a_map_is_made_gdal_keeps_megabytes_and_voxtile_nothing():

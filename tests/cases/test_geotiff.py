@@ -14,6 +14,7 @@ from tests.testers.formats import FormatTester, few, windows
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.maps import MapSpec
+from voxtile.cases.scene import Scene
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -97,6 +98,32 @@ def test_the_data_type_is_the_files_own(tmp_path, dtype):
     pixels, _ = whole(source)
     assert source.dtype == pixels.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(pixels[:, 0], stored)
+
+
+def test_bands_of_a_vrt_have_types_of_their_own(tmp_path):
+    rng = np.random.default_rng(0)
+    stored = [rng.integers(0, 9, (1, 300, 300), dtype=np.uint8), rng.random((1, 300, 300), dtype=np.float32)]
+    bands = ""
+    for number, (array, kind) in enumerate(zip(stored, ("Byte", "Float32"), strict=True), 1):
+        save(tmp_path / f"{number}.tif", array, tiled=True, blockxsize=128, blockysize=128)
+        source = f'<SourceFilename relativeToVRT="1">{number}.tif</SourceFilename><SourceBand>1</SourceBand>'
+        bands += f'<VRTRasterBand dataType="{kind}" band="{number}"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
+    (tmp_path / "both.vrt").write_text(
+        f'<VRTDataset rasterXSize="300" rasterYSize="300"><SRS>{UTM}</SRS>'
+        f"<GeoTransform>{', '.join(map(str, NORTH_UP.to_gdal()))}</GeoTransform>{bands}</VRTDataset>"
+    )
+    window = Window(0, 20, 30, 1, 110, 100)
+    for scene in (Scene(), Scene.of({"resolution": 2 * NORTH_UP.a})):
+        source = GeoTiffSource([tmp_path / "both.vrt"], scene=scene)
+        alone = np.concatenate([source.read(window, (channel,))[0] for channel in (0, 1)])
+        assert alone[1].any()
+        array, _ = source.read(window, (0, 1))
+        np.testing.assert_array_equal(array, alone)
+        into = np.empty_like(array)
+        source.read_into(into, window, (0, 1))
+        np.testing.assert_array_equal(into, alone)
+        if scene.resolution is None:
+            np.testing.assert_array_equal(alone[:, 0], np.concatenate(stored)[:, *window.slices[1:]])
 
 
 def test_files_of_several_types_are_stacked_in_the_widest_and_picked_in_any_order(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.features
+from affine import Affine
 from scipy import ndimage
 
 from tests.commands.conftest import Command, Run
@@ -198,6 +199,31 @@ def test_a_map_made_otherwise_is_not_taken_for_this_one(
     assert [path.name for path in sorted((tmp_path / "maps").iterdir())] == ["s1.tif", "s1_heatmap.tif"]
     assert (tmp_path / "maps" / "s1.tif").read_bytes() == map_before
     assert voxtile(*finished, "areas=true", "overlap=0.5", "overwrite=true").code == 0
+    assert (tmp_path / "maps" / "s1.tif").read_bytes() != map_before
+
+
+def test_a_map_is_not_kept_where_its_image_has_moved(finished: list[str], tmp_path: Path, source: Path, voxtile: Command) -> None:
+    moved = tmp_path / "moved" / "s1.tif"
+    moved.parent.mkdir()
+    shutil.copy2(source, moved)
+    words = [*finished[:3], f"input={moved}", f"output={tmp_path / 'other'}", "areas=true"]
+    assert voxtile(*words).code == 0
+    with rasterio.open(moved, "r+") as dataset:
+        dataset.transform = dataset.transform @ Affine.translation(5, 0)
+    said = voxtile(*words, "share=true", "quicklook=true")
+    assert said.code == 0
+    assert "was made of another image, by other runs or weights, or with other settings: it is passed over" in said.text
+    assert not (tmp_path / "other" / "s1_quicklook.png").exists()
+
+
+def test_no_result_of_an_earlier_map_stands_beside_a_new_one(
+    finished: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert voxtile(*finished, "areas=true", "quicklook=true", "polygons=geojson").code == 0
+    own = tmp_path / "maps" / "s1_polygons.geojson"  # this command's own input stays
+    assert voxtile(*finished, "overlap=0.5", "overwrite=true", f"areas={own}", "polygons=gpkg").code == 0
+    there = sorted(path.name for path in (tmp_path / "maps").iterdir() if path.name.startswith("s1"))
+    assert there == ["s1.tif", "s1_areas.csv", "s1_heatmap.tif", "s1_polygons.geojson", "s1_polygons.gpkg"]
 
 
 def test_probabilities_are_not_made_of_a_map(finished: list[str], tmp_path: Path, voxtile: Command) -> None:

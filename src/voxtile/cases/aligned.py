@@ -140,7 +140,7 @@ class AlignedFile:
         self._key = str(path), stamp(path)
         self.masked = any(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
         self._own, self._place = scene_grid(dataset), dataset.transform
-        self._dtype = np.dtype(dataset.dtypes[0])
+        self._dtypes = dataset.dtypes
         self._tile = _tile_of(dataset)
         self._offset = self._direct_offset()
         self.direct = self._offset is not None
@@ -148,7 +148,7 @@ class AlignedFile:
             return
         self._crs = self._unrolled()
         self._check_place()
-        dtype = self._dtype
+        dtype = np.dtype(dataset.dtypes[0])
         fits = nodata is not None and rasterio.dtypes.in_dtype_range(nodata, dtype.name) and not self.masked
         # Outside of a file of floats is NaN, where it names no other value; whole numbers get a band that says where the file is.
         self._nodata = nodata if fits else math.nan if dtype.kind == "f" and not self.masked else None
@@ -174,6 +174,12 @@ class AlignedFile:
         Raises:
             DataError: The file is damaged there.
         """
+        if len({self._dtypes[band - 1] for band in bands}) > 1:  # of a VRT, whose bands may be of any type
+            parts = [self.read([band], window, nearest) for band in bands]
+            pixels = np.concatenate([part for part, _ in parts])
+            if out is not None:
+                out[...] = pixels
+            return pixels, parts[0][1]
         try:
             if self._offset is None:
                 return self._warped(bands, window, "nearest" if nearest else self._resampling)
@@ -181,6 +187,7 @@ class AlignedFile:
             if self._tile is not None and CELLS.keeps(window, self._tile):
                 pixels = self._cells(self._key, self._open, bands, window, self._tile, self._own.shape, out)
             else:
+                CELLS.leave_half()
                 pixels = HANDLES.get(self._key, self._open).read(bands, window=_area(window), out=out)
             if not self.masked:
                 return pixels, None
@@ -300,10 +307,9 @@ class AlignedFile:
         def kept(row: int, column: int) -> NDArray[Any]:
             return CELLS.get((key, numbers, row, column), partial(read, row, column))
 
-        if out is None:
-            out = np.empty((len(numbers), *window.size[1:]), dtype=self._dtype)
-        put_together(out, window.y, window.x, size, kept if CELLS.keeps(window, size) else read)
-        return out
+        return put_together(
+            (len(numbers), *window.size[1:]), window.y, window.x, size, kept if CELLS.keeps(window, size) else read, out
+        )
 
     def _open(self) -> rasterio.DatasetReader:
         return open_raster(self._path)

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from rasterio.env import get_gdal_config, set_gdal_config
 
 from voxtile.cases.window import Window
 
-GDALS_PART = 8  # GDAL keeps one of so many parts of what decoded blocks may take: those from which cells are made
+# GDAL keeps one of so many parts of what decoded blocks may take: those from which cells are made; where some files are read
+# without cells, theirs as well.
+GDALS_PART, GDALS_PART_OF_ALL = 8, 2
 MOST = 16  # cells of which a window is put together: of larger ones little is read again
 
 
@@ -30,6 +33,7 @@ class CellCache:
         self._cells: OrderedDict[object, NDArray[Any]] = OrderedDict()
         self._held = 0
         self._most: int | None = None
+        self._halved = False
 
     @property
     def most(self) -> int:
@@ -71,25 +75,43 @@ class CellCache:
             if key not in self._cells:
                 self._cells[key] = cell
                 self._held += cell.nbytes
-            while self._held > self.most:
-                self._held -= self._cells.popitem(last=False)[1].nbytes
+            self._shrink()
         return cell
+
+    def leave_half(self) -> None:
+        """Half of the room is for GDAL from now on: windows are read whose blocks only it keeps."""
+        if self._most and not self._halved:
+            with self._lock:
+                allowed = self._most * GDALS_PART // (GDALS_PART - 1)
+                self._most, self._halved = allowed - allowed // GDALS_PART_OF_ALL, True
+                set_gdal_config("GDAL_CACHEMAX", allowed // GDALS_PART_OF_ALL)
+                self._shrink()
+
+    def _shrink(self) -> None:
+        while self._held > self.most:
+            self._held -= self._cells.popitem(last=False)[1].nbytes
 
 
 def put_together(
-    out: NDArray[Any], top: int, left: int, size: tuple[int, int], cell_at: Callable[[int, int], NDArray[Any]]
-) -> None:
-    """Fills `out` [n, h, w] from cells.
+    shape: tuple[int, int, int],
+    top: int,
+    left: int,
+    size: tuple[int, int],
+    cell_at: Callable[[int, int], NDArray[Any]],
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """A window made from cells.
 
     Args:
-        out: the window.
+        shape: (bands, rows, columns) of the window.
         top: its first row.
         left: its first column.
         size: (rows, columns) of a cell; those at the lower and right border may be smaller.
         cell_at: the pixels [n, rows, columns] of the cell in a row and a column of cells.
+        out: where the window goes; a new array of the cells' type where None.
     """
     rows, columns = size
-    bottom, right = top + out.shape[1], left + out.shape[2]
+    bottom, right = top + shape[1], left + shape[2]
     for row in range(top // rows, -(-bottom // rows)):
         y = row * rows
         first, last = max(y, top), min(y + rows, bottom)
@@ -97,7 +119,11 @@ def put_together(
             x = column * columns
             start, stop = max(x, left), min(x + columns, right)
             cell = cell_at(row, column)
+            if out is None:
+                out = np.empty(shape, dtype=cell.dtype)
             out[:, first - top : last - top, start - left : stop - left] = cell[:, first - y : last - y, start - x : stop - x]
+    assert out is not None  # a window holds a pixel or more
+    return out
 
 
 CELLS = CellCache()

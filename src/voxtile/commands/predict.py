@@ -168,13 +168,18 @@ class Work:
         places = self.results.check(case)
         with block_cache():
             found = survey(case, len(self.runs.first.built.dataset.classes), label=False)
-            specs = self._specs(self._key(found))
+            specs = self._specs(self._key(case, found))
             if self.config["share"] and paths[0].exists() and not self._same(paths[0], specs[0]):
+                said = "was made of another image, by other runs or weights, or with other settings: it is passed over"
+                self.out.print(f"{paths[0]} {said}", style="yellow", soft_wrap=True)
                 return []
             kept = self._kept(paths, specs)
             self._record_look(files, found)
+            if kept and self.config["share"]:  # another process has made them since this one looked
+                return self._results(case, paths, places)
             if kept:
-                self.out.print(f"{paths[0]} is finished and was made by the same runs with the same settings: it is kept")
+                said = "is finished and was made by the same runs with the same settings: it is kept"
+                self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
             self._announce(case, specs, paths)
             made = self._write_maps(case, found, specs, paths, start)
@@ -199,13 +204,16 @@ class Work:
             )
         return case
 
-    def _key(self, found: Survey) -> str:
+    def _key(self, case: Case, found: Survey) -> str:
         """What the maps are made from: unfinished ones of another key are not continued."""
         from voxtile import __version__
 
         settings = f"{self.predictor.size} {self.config['overlap']} {self.config['precision']} {self.config['damaged']}"
         weights = self.runs.weights(self.config["weights"])
-        return f"{self.runs.identity} {weights} {settings} {__version__} {found.image_digest} {self.predictor.procedure}"
+        # The digest is of the pixels alone, and of a very large scene of a part of them.
+        files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in case.image.files]
+        image = f"{found.image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
+        return f"{self.runs.identity} {weights} {settings} {__version__} {image} {self.predictor.procedure}"
 
     def _specs(self, key: str) -> list[MapSpec]:
         """The maps that are written: the semantic one, and heatmaps and uncertainty where they are asked for."""
@@ -362,6 +370,8 @@ class Work:
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
             for writer in writers:
                 writer.make()
+            if self.config["overwrite"]:
+                self.results.forget(paths[0])
             for writer in reversed(writers):  # the first one's lock, which a process that shares the work asks for, goes last
                 writer.close()
             return list(paths)
@@ -374,4 +384,4 @@ class Work:
             confusion = confusion_of(self.runs.first, self.config, self.predictor)
             self.out.print(said_of(confusion), soft_wrap=True)
         heat = paths[1] if self.config["heatmaps"] else None
-        return self.results.write(case, paths[0], heat, places, confusion, replace=self.config["overwrite"])
+        return self.results.write(case, paths[0], heat, places, confusion)

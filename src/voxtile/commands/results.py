@@ -114,19 +114,29 @@ class Results:
 
     def paths(self, path: Path) -> dict[str, Path]:
         """The file of each result that is wanted, beside the map `path`, by the result's name."""
+        wanted = {
+            f"polygons.{self.polygons}": "polygons", **({"instances": "instances", "table": "table"} if self.instances else {}),
+            **({"areas": "areas"} if self.areas else {}), **({"quicklook": "quicklook"} if self.quicklook else {}),
+        }  # fmt: skip
+        return {wanted[kind]: file for kind, file in self._files(path).items() if kind in wanted}
+
+    def forget(self, path: Path) -> None:
+        """Takes the results of an earlier map away, before another one has its name `path`: they would stand beside it."""
+        inputs = [file.resolve() for file in self.inputs]
+        for file in (*self._files(path).values(), _side_file(path)):
+            if file.resolve() not in inputs:
+                file.unlink(missing_ok=True)
+
+    def _files(self, path: Path) -> dict[str, Path]:
+        """The file of each result that a map can have."""
         from voxtile.cases.id_maps import id_map_name
 
         stem = next((path.name[: -len(ending)] for ending in MAPS if path.name.lower().endswith(ending)), path.name)
-        names = {}
-        if self.polygons:
-            names["polygons"] = f"{stem}_polygons.{self.polygons}"
-        if self.instances:
-            names["instances"] = id_map_name(f"{stem}_instances", self.dataset.format)
-            names["table"] = f"{stem}_instances.csv"
-        if self.areas:
-            names["areas"] = f"{stem}_areas.csv"
-        if self.quicklook:
-            names["quicklook"] = f"{stem}_quicklook.png"
+        names = {
+            **{f"polygons.{kind}": f"{stem}_polygons.{kind}" for kind in POLYGONS},
+            "instances": id_map_name(f"{stem}_instances", self.dataset.format), "table": f"{stem}_instances.csv",
+            "areas": f"{stem}_areas.csv", "quicklook": f"{stem}_quicklook.png",
+        }  # fmt: skip
         return {kind: path.with_name(name) for kind, name in names.items()}
 
     def check(self, case: Case) -> list[Place]:
@@ -172,7 +182,8 @@ class Results:
     def _key(self, path: Path, heatmaps: bool) -> str:
         """What results are made from."""
         settings = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "dataset"]
-        return f"{dict(tags_of(path, self.dataset.format))} {settings} {heatmaps}"
+        read = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.inputs]
+        return f"{dict(tags_of(path, self.dataset.format))} {settings} {heatmaps} {read}"
 
     def write(
         self,
@@ -181,7 +192,6 @@ class Results:
         heat: Path | None,
         places: Sequence[Place],
         confusion: Mapping[str, Any] | None,
-        replace: bool = False,
     ) -> list[Path]:
         """Makes the results of one finished map, but for those that are there.
 
@@ -191,7 +201,6 @@ class Results:
             heat: its heatmap, or None.
             places: what `check` returned.
             confusion: see `voxtile.inference.areas.write_areas`.
-            replace: whether those that are there are made anew.
 
         Returns:
             The files that were made.
@@ -203,9 +212,6 @@ class Results:
         wanted = self.paths(path)
         if not wanted:
             return []
-        if replace:  # they are of an earlier map; before it is noted what is begun, so that none of them is taken for a new one
-            for old in wanted.values():
-                old.unlink(missing_ok=True)
         with self._claimed(path, heat, wanted.values()):
             missing = {kind: file for kind, file in wanted.items() if not file.exists()}
             makers = self._makers(case, path, heat, places, confusion, missing)

@@ -73,7 +73,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is Literal:
         return value in parts
     if kind in _LISTS:
-        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+        return isinstance(value, list) and all(any(_fits(item, part) for part in parts if part is not Ellipsis) for item in value)
     return kind not in _MAPPINGS or isinstance(value, Mapping)
 
 

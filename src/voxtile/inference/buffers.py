@@ -26,7 +26,7 @@ class Buffers:
         kind, count = np.dtype(dtype), math.prod(shape)
         size = max(1, count * kind.itemsize)
         free = [number for number, (memory, user) in enumerate(self._held) if user() is None and len(memory) >= size]
-        memory = self._held.pop(free[0])[0] if free else mmap.mmap(-1, size)
+        memory = self._held.pop(free[0])[0] if free else mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # Views of an array that owns no memory refer to it and not to what it was made from: it lives as long as any of them.
         array: NDArray[Any] = np.frombuffer(memory, dtype=kind, count=count)
         self._held.append((memory, weakref.ref(array)))

@@ -46,8 +46,8 @@ class Judge:
         self.planar = dims == {2}
         self.classes: int | None = None
         # The order in which a CPU convolves; from the other one it turns every layer's input and back: up to 29 % of the time.
-        self._channels_last = self.planar and self.device.type == "cpu"
-        for network in self.networks if self._channels_last else ():
+        self._channels_last = set(self.networks if self.planar and self.device.type == "cpu" else ())
+        for network in self._channels_last:
             network.to(memory_format=torch.channels_last)
 
     def margin(self, size: Size3) -> Size3:
@@ -104,12 +104,13 @@ class Judge:
         return once(image)
 
     def _logits(self, network: nn.Module, image: Tensor) -> Tensor:
-        if self._channels_last:
+        if network in self._channels_last:
             try:
                 ordered: Tensor = logits_of(network, image.contiguous(memory_format=torch.channels_last))
                 return ordered
             except RuntimeError:  # some networks view their tensors in a way that this order does not allow; if not, it comes again
-                self._channels_last = False
+                self._channels_last.discard(network)
+                network.to(memory_format=torch.contiguous_format)
         logits: Tensor = logits_of(network, image)
         return logits
 
