@@ -6,7 +6,7 @@ from rasterio.env import get_gdal_config, set_gdal_config
 
 from tests.cases.test_geotiff import save
 from voxtile.cases import raster
-from voxtile.cases.cells import CELLS, GDALS_PART, CellCache, put_together
+from voxtile.cases.cells import CELLS, GDALS_PART, TRIED, CellCache, put_together
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.window import Window
 
@@ -75,6 +75,17 @@ def test_the_cell_that_was_used_longest_ago_goes_first(total):
     for name in "ababacaba":  # the third does not fit
         get(name)
     assert "".join(made) == "abcb"
+
+
+@pytest.mark.parametrize(("cells_of_data", "worth"), [(8, True), (100, False)])
+def test_gdal_has_all_of_the_room_where_few_cells_are_found_again(total, cells_of_data, worth):
+    cells, rng = CellCache(), np.random.default_rng(0)
+    for name in rng.integers(cells_of_data, size=20 * TRIED).tolist():
+        if not cells.keeps(Window(0, 0, 0, 1, 1, 1), (1, 1)):
+            break
+        cells.get(name, lambda: np.zeros(total // 8, np.uint8))
+    assert (cells.most > 0) == worth
+    assert get_gdal_config("GDAL_CACHEMAX") == (total // GDALS_PART if worth else total)
 
 
 def test_nothing_is_kept_while_it_is_off(total):

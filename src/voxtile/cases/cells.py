@@ -17,6 +17,8 @@ from voxtile.cases.window import Window
 # GDAL keeps one of so many parts of what decoded blocks may take: those from which cells are made; where some files are read
 # without cells, theirs as well.
 GDALS_PART, GDALS_PART_OF_ALL = 8, 2
+TRIED = 1024  # cells that are read while others have to go for them, after which it is asked whether keeping them is worth it
+WORTH = 1 / 3  # of those, how many others must have been found: making one takes a sixth longer than decoding what is wanted of it
 MOST = 16  # cells of which a window is put together: of larger ones little is read again
 
 
@@ -25,15 +27,16 @@ class CellCache:
 
     GDAL keeps decoded blocks for each open file by itself, and threads, which may not share one, decode each block once each.
     What cells may take together with those blocks is what GDAL may take by itself: `GDAL_CACHEMAX`, by default a twentieth
-    of the machine's memory.
+    of the machine's memory. Where the data are so much larger that few cells are found again, GDAL gets all of it back.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._cells: OrderedDict[object, NDArray[Any]] = OrderedDict()
         self._held = 0
+        self._found = self._missed = 0  # since one had to go for another
+        self._allowed = 0
         self._most: int | None = None
-        self._halved = False
 
     @property
     def most(self) -> int:
@@ -41,18 +44,17 @@ class CellCache:
         if self._most is None:
             with self._lock:
                 if self._most is None:
-                    allowed = int(get_gdal_config("GDAL_CACHEMAX"))
-                    set_gdal_config("GDAL_CACHEMAX", allowed // GDALS_PART)
-                    self._most = allowed - allowed // GDALS_PART
-        return self._most
+                    self._allowed = int(get_gdal_config("GDAL_CACHEMAX"))
+                    self._leave(self._allowed // GDALS_PART)
+        return self._most or 0
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """While this is open, nothing is kept."""
         before = self.most
         with self._lock:
-            self._most, self._held = 0, 0
-            self._cells.clear()
+            self._most = 0
+            self._shrink()
         try:
             yield
         finally:
@@ -68,6 +70,7 @@ class CellCache:
         with self._lock:
             cell = self._cells.get(key)
             if cell is not None:
+                self._found += 1
                 self._cells.move_to_end(key)
                 return cell
         cell = read()  # two threads that want the same cell at once both read it
@@ -75,20 +78,32 @@ class CellCache:
             if key not in self._cells:
                 self._cells[key] = cell
                 self._held += cell.nbytes
-            self._shrink()
+            if self._held > self.most:
+                self._shrink()
+                self._missed += 1
+                if self._missed == 1:
+                    self._found = 0
+                elif self._missed == TRIED:
+                    if self._found < WORTH * TRIED:
+                        self._leave(self._allowed)
+                    self._missed = 0
         return cell
 
     def leave_half(self) -> None:
         """Half of the room is for GDAL from now on: windows are read whose blocks only it keeps."""
-        if self._most and not self._halved:
+        half = self._allowed // GDALS_PART_OF_ALL
+        if self._most and self._most > self._allowed - half:
             with self._lock:
-                allowed = self._most * GDALS_PART // (GDALS_PART - 1)
-                self._most, self._halved = allowed - allowed // GDALS_PART_OF_ALL, True
-                set_gdal_config("GDAL_CACHEMAX", allowed // GDALS_PART_OF_ALL)
-                self._shrink()
+                self._leave(half)
+
+    def _leave(self, size: int) -> None:
+        """Leaves GDAL so many bytes and takes the rest."""
+        set_gdal_config("GDAL_CACHEMAX", size)
+        self._most = self._allowed - size
+        self._shrink()
 
     def _shrink(self) -> None:
-        while self._held > self.most:
+        while self._held > (self._most or 0):
             self._held -= self._cells.popitem(last=False)[1].nbytes
 
 
