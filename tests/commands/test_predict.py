@@ -245,6 +245,28 @@ def test_where_nothing_can_be_predicted_that_is_said(scene_run: Run, tmp_path: P
     assert "None of the 2 inputs" in said.text
 
 
+def test_channels_are_found_by_name_and_else_by_their_order(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    with rasterio.open(scene_run.folder / "scenes" / "images" / "s1.tif") as dataset:
+        stored, profile = dataset.read(), dataset.profile
+
+    def predicted(name: str, order: list[int], names: tuple[str, str] | None) -> np.ndarray | str:
+        path = tmp_path / f"{name}.tif"
+        with rasterio.open(path, "w", **profile) as out:
+            out.write(stored[order])
+            if names:
+                out.descriptions = names
+        said = voxtile("predict", f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={path}", f"output={tmp_path / 'maps'}")
+        if said.code:
+            return str(said.text)
+        with rasterio.open(tmp_path / "maps" / f"{name}.tif") as dataset:
+            return np.asarray(dataset.read())
+
+    plain = predicted("plain", [0, 1], None)
+    np.testing.assert_array_equal(predicted("turned", [1, 0], ("band2", "band1")), plain)
+    np.testing.assert_array_equal(predicted("renamed", [0, 1], ("red", "green")), plain)
+    assert "band2 stands in another place, so neither names nor their order" in predicted("odd", [1, 0], ("band2", "red"))
+
+
 def test_other_channels_are_refused(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     source = scene_run.folder / "scenes" / "labels" / "s1.tif"
     said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}")

@@ -256,6 +256,10 @@ class Case:
         self._check_inside(region)
         return replace(self, id=self.id + suffix, region=region.shifted(self.box.start))
 
+    def with_channels(self, names: Sequence[str]) -> Case:
+        """This case with only some of its channels, or with all of them in another order."""
+        return replace(self, select=tuple(self._selected[self.channels.index(name)] for name in names))
+
     def read(
         self, window: Window, channels: Sequence[str] | None = None, pad: Pad | None = None
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -192,7 +192,8 @@ class Work:
         return made + self._results(case, paths, places) if made else []
 
     def _open(self, files: CaseFiles) -> Case:
-        from voxtile.errors import DataError, counted
+        """The case, with the channels that the runs were trained on: found by name, or by their order where names are others."""
+        from voxtile.errors import DataError, counted, listed
 
         first = self.runs.first
         case: Case = first.built.dataset.open(replace(files, labels=()), grouped=False)
@@ -201,6 +202,15 @@ class Work:
             raise DataError(
                 f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
                 f"{first.home.path} was trained on {len(channels)} ({', '.join(channels)}). Expected the same."
+            )
+        if sorted(case.channels) == sorted(channels):
+            return case.with_channels(channels)
+        moved = [name for place, name in enumerate(channels) if name in case.channels and case.channels[place] != name]
+        if moved:
+            raise DataError(
+                f"{case.image.path} has the channels {', '.join(case.channels)}, and the run {first.home.path} was trained on "
+                f"{', '.join(channels)}: {listed(moved)} stands in another place, so neither names nor their order say which "
+                "is which. Expected the same names, in any order; or the same order, under other names."
             )
         return case
 
