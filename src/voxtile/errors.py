@@ -25,6 +25,21 @@ class DataError(VoxtileError):
     label = "Data error"
 
 
+class DamagedError(DataError):
+    """A file holds pixels that cannot be decoded; what to do about it is not the same in every command.
+
+    Attributes:
+        found: what cannot be read, and where.
+    """
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"{found} The file is probably cut off or damaged there; fetch it again, leave the case out with 'data.exclude=[…]', "
+            "or read around it with 'data.scene.area'."
+        )
+        self.found = found
+
+
 class RunError(VoxtileError):
     """A run folder is missing, busy, from another version, or its training failed."""
 

@@ -197,6 +197,36 @@ def test_the_run_s_name_patterns_find_its_images_only(tmp_path: Path, voxtile: C
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["a.tif"]
 
 
+def test_where_the_patterns_of_several_files_find_nothing_that_is_said_once(tmp_path: Path, voxtile: Command) -> None:
+    words = scene_words(tmp_path)
+    images, new = tmp_path / "scenes" / "images", tmp_path / "new"
+    new.mkdir()
+    for path in list(images.iterdir()):
+        with rasterio.open(path) as found:
+            stored, crs, transform = found.read(), found.crs, found.transform
+        for band in (0, 1):
+            written(images / f"{path.stem}_b{band}.tif", stored[band : band + 1], crs, transform)
+            shutil.copy(images / f"{path.stem}_b{band}.tif", new)
+        path.unlink()
+    patterns = ["data.layout.images=['images/{id}_b0.tif','images/{id}_b1.tif']"]
+    said = voxtile("train", *words, *patterns)
+    assert said.code == 0, said.text
+    (home,) = homes(tmp_path / "runs")
+    for source in (new, new / "s1_b0.tif"):
+        said = voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'out'}")
+        assert said.code == 3
+        assert "has 2 files, images/{id}_b0.tif, images/{id}_b1.tif" in said.text
+        assert said.text.count(f"these patterns find nothing at {source}") == 1
+        assert "give the folder that holds 'images/', or that folder itself, with 'input=…'" in said.text
+        assert not (tmp_path / "out").exists()
+    new.rename(tmp_path / "images")
+    said = voxtile("predict", f"run={home}", f"input={tmp_path / 'images'}", f"output={tmp_path / 'out'}")
+    assert said.code == 0, said.text
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    written(tmp_path / "both.tif", stored, crs, transform)  # one file with all channels is a whole case
+    assert voxtile("predict", f"run={home}", f"input={tmp_path / 'both.tif'}", f"output={tmp_path / 'out'}").code == 0
+
+
 def test_an_older_heatmap_beside_a_new_map_is_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     common = [
         "predict",
@@ -386,11 +416,15 @@ def test_a_damaged_tile_is_an_error_or_nodata(scene_run: Run, wide: Path, tmp_pa
     said = voxtile(*common, f"output={tmp_path / 'out'}")
     assert said.code == 3
     assert "tile in row 1, column 2" in said.text
+    assert "fetch it again, or type 'damaged=nodata'" in said.text
+    assert "data.exclude" not in said.text
+    assert "previous exception" not in said.text
     assert not list((tmp_path / "out").glob("*.tif"))
     said = voxtile(*common, f"output={tmp_path / 'out'}", "damaged=nodata")
     assert said.code == 0
     assert "wide: 1 square of 64x64 pixels could not be read and are nodata, the first at x 128, y 64: " in said.text
     assert "tile in row 1, column 2" in said.text
+    assert "data.exclude" not in said.text
     assert voxtile("predict", common[1], f"input={wide}", f"output={tmp_path / 'whole'}").code == 0
     found, expected = pixels(tmp_path / "out" / "wide.tif")[0], pixels(tmp_path / "whole" / "wide.tif")[0]
     lost, near = np.zeros(found.shape, bool), np.zeros(found.shape, bool)

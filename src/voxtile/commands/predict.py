@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -53,7 +53,7 @@ def predict(config: Mapping[str, Any]) -> int:
     if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":
         raise DataError(f"'heatmaps={config['heatmaps']}' is for scenes; type 'heatmaps=true' for format '{dataset.format}'.")
     source, target = path_of(str(config["input"])), Path(str(config["output"])).expanduser()
-    found, left_out = find_inputs(source, dataset)
+    found, left_out = find_inputs(source, dataset, len(runs.first.manifest["data"]["channels"]))
     if left_out:
         out.print(f"left out, since the run's name patterns for images do not find them: {listed(left_out)}", soft_wrap=True)
     if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(SUFFIXES[dataset.format])):
@@ -68,7 +68,9 @@ def predict(config: Mapping[str, Any]) -> int:
         tick = start(len(found), "predicting")
         for files in found:
             try:
-                for path in work.predict(files, partial(start, title=files.id, noun="row of windows")):
+                with _advised():
+                    made = work.predict(files, partial(start, title=files.id, noun="row of windows"))
+                for path in made:
                     out.print(f"{path}", soft_wrap=True)
             except BusyError:
                 if not config["share"]:
@@ -100,6 +102,24 @@ def predict(config: Mapping[str, Any]) -> int:
             f"{len(failed)} of {len(found)} inputs could not be predicted: {listed(failed)}. The others are in {target}."
         )
     return 0
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
+    """Says of a damaged file what this command can do about it.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    from voxtile.errors import DamagedError, DataError
+
+    try:
+        yield
+    except DamagedError as error:
+        raise DataError(
+            f"{error.found} The file is probably cut off or damaged there; fetch it again, or type 'damaged=nodata' for a map that "
+            "holds no data where the file cannot be read."
+        ) from error
 
 
 def _check(config: Mapping[str, Any]) -> None:
