@@ -71,6 +71,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def size(count: int) -> str:
+    """A number of bytes in the largest unit that it fills, as in 35.0 kB, 1.20 GB."""
+    for unit, digits, power in (("GB", 2, 9), ("MB", 1, 6), ("kB", 1, 3)):
+        if count >= 10**power:
+            return f"{count / 10**power:,.{digits}f} {unit}"
+    return counted(count, "byte")
+
+
 def typed(names: Iterable[str]) -> str:
     """Names as they stand in a list on the command line: '["p#1","b"]'."""
     return "[" + ",".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names) + "]"

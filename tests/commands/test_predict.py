@@ -266,6 +266,21 @@ def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, vox
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tif")) == ["s1.tif", "s2.tif"]
 
 
+def test_a_scene_without_data_and_an_output_that_is_a_file_are_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = written(tmp_path / "empty.tif", np.full((2, 40, 40), np.nan, dtype=np.float32))
+    (tmp_path / "taken").write_text("somebody's")
+    words = ["predict", f"run={scene_run.home}", f"input={source}"]
+    said = voxtile(*words, f"output={tmp_path / 'maps'}")
+    assert said.code == 0
+    assert "empty: no pixel that was sampled holds data" in said.text
+    assert (pixels(tmp_path / "maps" / "empty.tif") == 255).all()
+    said = voxtile(*words, f"output={tmp_path / 'taken'}")
+    assert said.code == 3
+    assert f"{tmp_path / 'taken'} is a file, and a folder is needed there" in said.text
+    assert "disk space" not in said.text
+    assert (tmp_path / "taken").read_text() == "somebody's"
+
+
 def test_where_nothing_can_be_predicted_that_is_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.tif", "b.tif"):
@@ -353,7 +368,7 @@ def test_of_a_large_scene_memory_and_disk_are_said_before_it_begins(
     said = voxtile(*common, f"output={tmp_path / 'a'}")
     assert said.code == 0
     (words,) = re.findall(
-        r"wide: 336 windows; about ([\d,]+) MB of memory, however large the scene, and up to 0 MB of disk", said.out
+        r"wide: 336 windows; about ([\d,]+) MB of memory, however large the scene, and up to [1-9][\d.]* kB of disk", said.out
     )
     assert 100 < int(words.replace(",", "")) < 5_000
     assert "of memory" not in voxtile(*common[:2], f"input={scene_run.folder}/scenes/images/s1.tif", f"output={tmp_path / 'b'}").out

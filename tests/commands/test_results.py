@@ -13,6 +13,7 @@ import pytest
 import rasterio
 import rasterio.features
 from affine import Affine
+from omegaconf import OmegaConf
 from scipy import ndimage
 
 from tests.commands.conftest import Command, Run
@@ -20,6 +21,7 @@ from tests.testers.composing import ROOT
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
 from voxtile.cases import vector_files
+from voxtile.commands import results
 from voxtile.training.objects import summarise_objects
 
 ALL = ["polygons=gpkg", "instances=true", "areas=true", "quicklook=true"]
@@ -69,7 +71,8 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
     several = [f"run=[{copied_run.home},{another}]", *where[1:]]
     for number, words in enumerate(([*where, "overlap=0.5"], several)):  # other settings, other weights
         said = voxtile("predict", *words, f"input={source}", f"output={tmp_path / f'others{number}'}", "areas=true")
-        assert (said.code, "no evaluation with these runs, weights and settings" in said.text) == (0, True)
+        assert (said.code, said.text.count("no evaluation with these runs, weights and settings")) == (0, 1)
+        assert (f"type first: voxtile evaluate run={copied_run.home} overlap=0.5" in said.text) == (number == 0)
 
 
 def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
@@ -432,3 +435,8 @@ def test_every_setting_of_results_is_documented() -> None:
     names = re.findall(r"^(\w+):", settings.partition("\npolygons:")[2].partition("\nbatch_size:")[0], flags=re.MULTILINE)
     assert len(names) == 9
     assert all(f"`{name}" in text for name in ["polygons", *names])
+
+
+def test_the_command_to_evaluate_leaves_out_what_evaluate_has_by_default() -> None:
+    usual = OmegaConf.load(Path(results.__file__).with_name("evaluate.yaml"))
+    assert {name: usual[name] for name in results.EVALUATED} == results.EVALUATED

@@ -62,7 +62,7 @@ def predict(config: Mapping[str, Any]) -> int:
     for note in work.results.interest.notes if work.results.interest else ():
         out.print(note, style="yellow", soft_wrap=True)
     if work.results.areas:
-        out.print(said_of(work.confusion), soft_wrap=True)
+        out.print(said_of(work.confusion, runs, config), soft_wrap=True)
     failed, elsewhere, off = [], [], []
     with progress(out) as start:
         tick = start(len(found), "predicting")
@@ -209,6 +209,9 @@ class Work:
                 said = "is finished and was made by the same runs with the same settings: it is kept"
                 self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
+            if not found.valid:
+                said = "no pixel that was sampled holds data: they are nodata, masked or NaN, and so will be the map where all are"
+                self.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)
             self._announce(case, specs, paths)
             made = self._write_maps(case, found, specs, paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
@@ -359,6 +362,7 @@ class Work:
         Raises:
             DataError: The disk has not so much room.
         """
+        from voxtile.errors import size
         from voxtile.inference.budget import check_room, memory_of
 
         windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
@@ -368,7 +372,7 @@ class Work:
         memory = memory_of(self.predictor, case, len(specs[0].classes))
         self.out.print(
             f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the scene, and up to "
-            f"{disk / 1e6:,.0f} MB of disk while it works ({free / 1e9:,.0f} GB are free)", soft_wrap=True,
+            f"{size(disk)} of disk while it works ({size(free)} are free)", soft_wrap=True,
         )  # fmt: skip
 
     def _write_maps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.maps import claimed
 from voxtile.cases.provenance import tags_of
+from voxtile.commands.words import word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 
 if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.cases.dataset import Dataset
+    from voxtile.commands.ensemble import Ensemble
     from voxtile.commands.trained import Trained
     from voxtile.inference.areas import Place, Places
     from voxtile.inference.finished import FinishedMap
     from voxtile.inference.predictor import Predictor
 
 MADE_FROM = "made_from"  # the tag of a map, and the key of a result's note, that says so by a digest
+EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate.yaml has for them
+    "weights": "best", "window": None, "overlap": 0.25, "crf": None, "rotations": 1, "mirrors": [], "halo": 0, "samples": 0
+}  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
 MAPS = (".tif", ".nii.gz", ".nii", ".png")  # endings of maps; that of a stack of slices is a folder
 
@@ -364,10 +370,19 @@ def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
     return tuple(index for index, name in enumerate(dataset.classes) if name in named)
 
 
-def said_of(confusion: Mapping[str, Any] | None) -> str:
+def said_of(confusion: Mapping[str, Any] | None, runs: Ensemble, config: Mapping[str, Any]) -> str:
     """What the command says of the adjusted areas, or of their absence."""
     if confusion is None:
-        return "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by"
+        said = "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by"
+        if len(runs.members) > 1:
+            return f"{said}, since runs are evaluated one by one"
+        # Only numbers, names and lists of them, which read as they are printed, but for the CRF's settings.
+        given = [
+            shlex.quote(f"{name}={json.dumps(config[name])}".replace('"', "").replace(" ", ""))
+            for name, usual in EVALUATED.items()
+            if config[name] != usual
+        ]
+        return f"{said}; type first: voxtile evaluate {' '.join([word('run', runs.first.home.path), *given])}"
     return (
         f"adjusted hectares rest on {confusion['source']}: their intervals hold if its pixels are a random sample of this map "
         "within each class, which whole validation cases are not"
