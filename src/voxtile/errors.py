@@ -25,6 +25,21 @@ class DataError(VoxtileError):
     label = "Data error"
 
 
+class DamagedError(DataError):
+    """A file holds pixels that cannot be decoded; what to do about it is not the same in every command.
+
+    Attributes:
+        found: what cannot be read, and where.
+    """
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"{found} The file is probably cut off or damaged there; fetch it again, leave the case out with 'data.exclude=[…]', "
+            "or read around it with 'data.scene.area'."
+        )
+        self.found = found
+
+
 class RunError(VoxtileError):
     """A run folder is missing, busy, from another version, or its training failed."""
 
@@ -54,6 +69,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun, as in 1 case, 2 cases."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size(count: int) -> str:
+    """A number of bytes in the largest unit that it fills, as in 35.0 kB, 1.20 GB."""
+    for unit, digits, power in (("GB", 2, 9), ("MB", 1, 6), ("kB", 1, 3)):
+        if count >= 10**power:
+            return f"{count / 10**power:,.{digits}f} {unit}"
+    return counted(count, "byte")
 
 
 def typed(names: Iterable[str]) -> str:

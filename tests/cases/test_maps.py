@@ -216,7 +216,7 @@ def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"Could not begin to write .*file/map\.npy"):
+    with pytest.raises(DataError, match=r"Could not begin to write .*file/map\.npy: .*file is a file, and a folder is needed"):
         opened(tmp_path / "file")
 
 

@@ -197,6 +197,36 @@ def test_the_run_s_name_patterns_find_its_images_only(tmp_path: Path, voxtile: C
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["a.tif"]
 
 
+def test_where_the_patterns_of_several_files_find_nothing_that_is_said_once(tmp_path: Path, voxtile: Command) -> None:
+    words = scene_words(tmp_path)
+    images, new = tmp_path / "scenes" / "images", tmp_path / "new"
+    new.mkdir()
+    for path in list(images.iterdir()):
+        with rasterio.open(path) as found:
+            stored, crs, transform = found.read(), found.crs, found.transform
+        for band in (0, 1):
+            written(images / f"{path.stem}_b{band}.tif", stored[band : band + 1], crs, transform)
+            shutil.copy(images / f"{path.stem}_b{band}.tif", new)
+        path.unlink()
+    patterns = ["data.layout.images=['images/{id}_b0.tif','images/{id}_b1.tif']"]
+    said = voxtile("train", *words, *patterns)
+    assert said.code == 0, said.text
+    (home,) = homes(tmp_path / "runs")
+    for source in (new, new / "s1_b0.tif"):
+        said = voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'out'}")
+        assert said.code == 3
+        assert "has 2 files, images/{id}_b0.tif, images/{id}_b1.tif" in said.text
+        assert said.text.count(f"these patterns find nothing at {source}") == 1
+        assert "give the folder that holds 'images/', or that folder itself, with 'input=…'" in said.text
+        assert not (tmp_path / "out").exists()
+    new.rename(tmp_path / "images")
+    said = voxtile("predict", f"run={home}", f"input={tmp_path / 'images'}", f"output={tmp_path / 'out'}")
+    assert said.code == 0, said.text
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    written(tmp_path / "both.tif", stored, crs, transform)  # one file with all channels is a whole case
+    assert voxtile("predict", f"run={home}", f"input={tmp_path / 'both.tif'}", f"output={tmp_path / 'out'}").code == 0
+
+
 def test_an_older_heatmap_beside_a_new_map_is_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     common = [
         "predict",
@@ -234,6 +264,21 @@ def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, vox
     assert f"skipped s1b: {tmp_path / 'in' / 's1b.tif'}" in said.text
     assert "1 of 3 inputs could not be predicted: s1b" in said.text
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tif")) == ["s1.tif", "s2.tif"]
+
+
+def test_a_scene_without_data_and_an_output_that_is_a_file_are_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = written(tmp_path / "empty.tif", np.full((2, 40, 40), np.nan, dtype=np.float32))
+    (tmp_path / "taken").write_text("somebody's")
+    words = ["predict", f"run={scene_run.home}", f"input={source}"]
+    said = voxtile(*words, f"output={tmp_path / 'maps'}")
+    assert said.code == 0
+    assert "empty: no pixel that was sampled holds data" in said.text
+    assert (pixels(tmp_path / "maps" / "empty.tif") == 255).all()
+    said = voxtile(*words, f"output={tmp_path / 'taken'}")
+    assert said.code == 3
+    assert f"{tmp_path / 'taken'} is a file, and a folder is needed there" in said.text
+    assert "disk space" not in said.text
+    assert (tmp_path / "taken").read_text() == "somebody's"
 
 
 def test_where_nothing_can_be_predicted_that_is_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
@@ -345,7 +390,7 @@ def test_of_a_large_scene_memory_and_disk_are_said_before_it_begins(
     said = voxtile(*common, f"output={tmp_path / 'a'}")
     assert said.code == 0
     (words,) = re.findall(
-        r"wide: 336 windows; about ([\d,]+) MB of memory, however large the scene, and up to 0 MB of disk", said.out
+        r"wide: 336 windows; about ([\d,]+) MB of memory, however large the scene, and up to [1-9][\d.]* kB of disk", said.out
     )
     assert 100 < int(words.replace(",", "")) < 5_000
     assert "of memory" not in voxtile(*common[:2], f"input={scene_run.folder}/scenes/images/s1.tif", f"output={tmp_path / 'b'}").out
@@ -408,11 +453,15 @@ def test_a_damaged_tile_is_an_error_or_nodata(scene_run: Run, wide: Path, tmp_pa
     said = voxtile(*common, f"output={tmp_path / 'out'}")
     assert said.code == 3
     assert "tile in row 1, column 2" in said.text
+    assert "fetch it again, or type 'damaged=nodata'" in said.text
+    assert "data.exclude" not in said.text
+    assert "previous exception" not in said.text
     assert not list((tmp_path / "out").glob("*.tif"))
     said = voxtile(*common, f"output={tmp_path / 'out'}", "damaged=nodata")
     assert said.code == 0
     assert "wide: 1 square of 64x64 pixels could not be read and are nodata, the first at x 128, y 64: " in said.text
     assert "tile in row 1, column 2" in said.text
+    assert "data.exclude" not in said.text
     assert voxtile("predict", common[1], f"input={wide}", f"output={tmp_path / 'whole'}").code == 0
     found, expected = pixels(tmp_path / "out" / "wide.tif")[0], pixels(tmp_path / "whole" / "wide.tif")[0]
     lost, near = np.zeros(found.shape, bool), np.zeros(found.shape, bool)
@@ -511,7 +560,7 @@ def test_results_of_a_command_that_was_killed_are_made_by_the_same_command(
     assert sorted(path.name for path in out.iterdir()) == half
     monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
     assert voxtile(*words).code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["s1.tif", "s1_areas.csv", "s1_instances.csv", "s1_instances.tif"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*half, "s1_areas.csv"])
     assert (out / "s1_instances.csv").stat() == before
 
 
@@ -522,7 +571,7 @@ def test_a_process_that_shares_a_folder_makes_the_results_that_a_killed_one_has_
     words = ["predict", f"run={scene_run.home}", f"input={images / 's1.tif'}", f"output={out}"]
     assert voxtile(*words).code == 0
     assert voxtile(*words, "areas=true", "share=true").code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["s1.tif", "s1_areas.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["s1.tif", "s1.tif.results", "s1_areas.csv"]
 
 
 def test_processes_that_share_a_folder_make_every_map_once(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

@@ -13,6 +13,7 @@ import pytest
 import rasterio
 import rasterio.features
 from affine import Affine
+from omegaconf import OmegaConf
 from scipy import ndimage
 
 from tests.commands.conftest import Command, Run
@@ -20,6 +21,7 @@ from tests.testers.composing import ROOT
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
 from voxtile.cases import vector_files
+from voxtile.commands import results
 from voxtile.training.objects import summarise_objects
 
 ALL = ["polygons=gpkg", "instances=true", "areas=true", "quicklook=true"]
@@ -42,6 +44,7 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
     assert said.code == 0
     names = [
         "s1.tif",
+        "s1.tif.results",
         "s1_areas.csv",
         "s1_heatmap.tif",
         "s1_instances.csv",
@@ -50,7 +53,7 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
         "s1_quicklook.png",
     ]
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == names
-    assert all(str(tmp_path / "maps" / name) in said.text for name in names)
+    assert all(str(tmp_path / "maps" / name) in said.text for name in names if name != "s1.tif.results")
     with rasterio.open(tmp_path / "maps" / "s1.tif") as found, rasterio.open(tmp_path / "maps" / "s1_instances.tif") as ids:
         indices = found.read(1)
         np.testing.assert_array_equal(ids.read(1), ndimage.label(indices == 1, np.ones((3, 3)))[0])
@@ -68,7 +71,8 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
     several = [f"run=[{copied_run.home},{another}]", *where[1:]]
     for number, words in enumerate(([*where, "overlap=0.5"], several)):  # other settings, other weights
         said = voxtile("predict", *words, f"input={source}", f"output={tmp_path / f'others{number}'}", "areas=true")
-        assert (said.code, "no evaluation with these runs, weights and settings" in said.text) == (0, True)
+        assert (said.code, said.text.count("no evaluation with these runs, weights and settings")) == (0, 1)
+        assert (f"type first: voxtile evaluate run={copied_run.home} overlap=0.5" in said.text) == (number == 0)
 
 
 def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
@@ -114,7 +118,7 @@ def test_places_are_read_once_and_scenes_without_one_are_left_out_together(
     assert said.text.count("left out, since no polygon of") == 1
     assert "places.gpkg overlaps them: s1, s2" in said.text
     assert "skipped" not in said.text
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["s0.tif", "s0_areas.csv"]
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["s0.tif", "s0.tif.results", "s0_areas.csv"]
     assert len(reads) == 1
     (tmp_path / "scenes" / "s0.tif").unlink()
     said = voxtile("predict", *where, f"input={tmp_path / 'scenes'}", f"output={tmp_path / 'others'}")
@@ -173,10 +177,15 @@ def test_results_are_added_to_a_finished_map(
     for name in there:
         if name.endswith((".csv", ".png", ".tif")):
             assert (tmp_path / "maps" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
-    said = voxtile(*finished, "areas=true")
-    assert said.code == 3
-    assert "s1_areas.csv exists already" in said.text
-    assert "move the file away" in said.text
+    for words, name in (
+        (["instances=true"], "s1_instances.tif"),
+        (["heatmaps=true", "polygons=gpkg", "simplify=5"], "s1_polygons.gpkg"),
+    ):
+        said = voxtile(*finished, *words)
+        assert said.code == 3
+        assert f"{name} exists already" in said.text
+        assert "move the file away" in said.text
+    assert voxtile(*finished, "areas=true", "simplify=null").code == 0  # neither heatmaps nor corners change hectares
 
 
 def test_a_command_whose_map_is_finished_has_nothing_to_do(
@@ -184,6 +193,53 @@ def test_a_command_whose_map_is_finished_has_nothing_to_do(
 ) -> None:
     monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
     assert voxtile(*finished).code == 0
+
+
+def test_the_same_command_makes_only_what_a_folder_lacks(
+    scene_run: Run, source: Path, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        shutil.copy2(source.with_name(f"s{number}.tif"), tmp_path / "in")
+    out = tmp_path / "maps"
+    words = ["predict", f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={tmp_path / 'in'}", f"output={out}"]
+    words += ["heatmaps=uint8", "polygons=gpkg", "simplify=10", "instances=true", "areas=true", "quicklook=true"]
+    assert voxtile(*words).code == 0
+    lost = [*out.glob("s2*"), out / "s1_areas.csv"]
+    for path in lost:
+        path.unlink()
+    with (out / "s0.tif.results").open("a") as notes:
+        notes.write('{"result": "s0_ar')  # as a power cut leaves a line
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    said = voxtile(*words)
+    assert said.code == 0, said.text
+    assert sorted(lost) == sorted(set(out.iterdir()) - set(before))
+    assert {path: path.stat().st_mtime_ns for path in before if path.name != "s1.tif.results"} == {
+        path: at for path, at in before.items() if path.name != "s1.tif.results"
+    }
+    monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
+    assert voxtile(*words).code == 0
+    (out / "s0_areas.csv").unlink()
+    assert voxtile(*words).code == 0
+    assert voxtile(*words).code == 0  # the line after the torn one is read
+    (out / "s0.tif.results").unlink()  # the results may now be anybody's
+    said = voxtile(*words)
+    assert (said.code, "skipped s0" in said.text, "skipped s1" in said.text) == (5, True, False)
+    assert "s0_polygons.gpkg exists already, and s0.tif.results beside it does not say" in said.text
+
+
+def test_areas_are_not_kept_where_the_run_was_evaluated_since(
+    copied_run: Run, source: Path, tmp_path: Path, voxtile: Command
+) -> None:
+    where = [f"run={copied_run.home}", f"paths.runs={tmp_path}"]
+    words = ["predict", *where, f"input={source}", f"output={tmp_path / 'maps'}", "areas=true"]
+    assert voxtile(*words).code == 0
+    assert voxtile("evaluate", *where).code == 0
+    said = voxtile(*words)
+    assert (said.code, "s1_areas.csv exists already" in said.text) == (3, True)
+    (tmp_path / "maps" / "s1_areas.csv").unlink()
+    assert voxtile(*words).code == 0
+    assert "adjusted_by" in table(tmp_path / "maps" / "s1_areas.csv")[0]
 
 
 def test_a_map_made_otherwise_is_not_taken_for_this_one(
@@ -223,7 +279,7 @@ def test_no_result_of_an_earlier_map_stands_beside_a_new_one(
     own = tmp_path / "maps" / "s1_polygons.geojson"  # this command's own input stays
     assert voxtile(*finished, "overlap=0.5", "overwrite=true", f"areas={own}", "polygons=gpkg").code == 0
     there = sorted(path.name for path in (tmp_path / "maps").iterdir() if path.name.startswith("s1"))
-    assert there == ["s1.tif", "s1_areas.csv", "s1_heatmap.tif", "s1_polygons.geojson", "s1_polygons.gpkg"]
+    assert there == ["s1.tif", "s1.tif.results", "s1_areas.csv", "s1_heatmap.tif", "s1_polygons.geojson", "s1_polygons.gpkg"]
 
 
 def test_probabilities_are_not_made_of_a_map(finished: list[str], tmp_path: Path, voxtile: Command) -> None:
@@ -379,3 +435,8 @@ def test_every_setting_of_results_is_documented() -> None:
     names = re.findall(r"^(\w+):", settings.partition("\npolygons:")[2].partition("\nbatch_size:")[0], flags=re.MULTILINE)
     assert len(names) == 9
     assert all(f"`{name}" in text for name in ["polygons", *names])
+
+
+def test_the_command_to_evaluate_leaves_out_what_evaluate_has_by_default() -> None:
+    usual = OmegaConf.load(Path(results.__file__).with_name("evaluate.yaml"))
+    assert {name: usual[name] for name in results.EVALUATED} == results.EVALUATED

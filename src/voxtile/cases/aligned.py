@@ -28,7 +28,7 @@ from voxtile.cases.longitudes import TURN, TURNS, east_end
 from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid, stamp
 from voxtile.cases.remote import raise_failed_request
 from voxtile.cases.window import Window
-from voxtile.errors import DataError, counted, reason
+from voxtile.errors import DamagedError, DataError, counted, reason
 
 CLOSE = 0.1  # pixels that a file may be off and still be read directly
 FINER = 0.95  # a file whose pixels are smaller than this many of the grid's is averaged, so that it does not alias
@@ -324,7 +324,7 @@ class AlignedFile:
             XSCALE="1", YSCALE="1",  # of the kernel, which GDAL would widen by what it guesses of each cell
         )  # fmt: skip
 
-    def _damaged(self, window: Window, error: RasterioError) -> DataError:
+    def _damaged(self, window: Window, error: RasterioError) -> DamagedError:
         place = ""
         if tiles := list(self._damaged_tiles(window)):
             (row, column), at = tiles[0]
@@ -333,10 +333,9 @@ class AlignedFile:
                 f" The tile in row {row}, column {column} of the file's tiles (pixels x {at.x} to {at.stop[2] - 1}, y {at.y} to "
                 f"{at.stop[1] - 1}){more} cannot be decoded."
             )
-        return DataError(
-            f"{self._path} could not be read at window {tuple(window)} (z, y, x, depth, height, width): {reason(error)}.{place} "
-            "The file is probably cut off or damaged there; fetch it again, leave the case out with 'data.exclude=[…]', or read "
-            "around it with 'data.scene.area'; predict goes on around it with 'damaged=nodata'."
+        why = reason(error.__cause__ or error)  # rasterio's own message only says that GDAL's has the details
+        return DamagedError(
+            f"{self._path} could not be read at window {tuple(window)} (z, y, x, depth, height, width): {why}.{place}"
         )
 
     def _damaged_tiles(self, window: Window) -> Iterator[tuple[tuple[int, int], Window]]:

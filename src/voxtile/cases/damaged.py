@@ -16,7 +16,7 @@ from voxtile.cases.fetch import FetchError
 from voxtile.cases.grid import WorkingGrid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Window
-from voxtile.errors import DataError
+from voxtile.errors import DamagedError, DataError
 
 LEAST = 64  # pixels of the side of the squares of the file that are given up as a whole
 
@@ -52,7 +52,7 @@ class Tolerant(Source):
         except FetchError:  # a network that is down is no damage of the file
             raise
         except DataError as error:
-            why = str(error)
+            why = error.found if isinstance(error, DamagedError) else str(error)
         parts = _halves(window)
         if not parts:
             square = Window.of([a // LEAST * LEAST for a in window.start], (LEAST,) * 3).clipped(self.working.shape)

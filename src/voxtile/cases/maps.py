@@ -103,6 +103,10 @@ class MapWriter:
                 self._log = self._journal.open("ab", buffering=0)
                 undo.pop_all()
         except OSError as error:
+            if file := next((each for each in path.parents if each.exists() and not each.is_dir()), None):
+                raise DataError(
+                    f"Could not begin to write {path}: {file} is a file, and a folder is needed there. Name another output."
+                ) from error
             raise DataError(
                 f"Could not begin to write {path}: {reason(error)}. Expected a writable folder with room for "
                 f"{self._bytes / 1e6:.1f} MB beside the map; free some disk space or name another output."

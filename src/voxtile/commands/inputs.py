@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
 UNCERTAINTY = "uncertainty"
 
 
-def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[str]]:
+def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[CaseFiles], list[str]]:
     """The cases that a file or folder holds.
 
     Where a case has several files, any of them stands for it. A folder is searched with the run's own name patterns, as a data set
-    of its own or as a part of one; where they find nothing, for files of the run's format.
+    of its own or as a part of one; where they find nothing, for files of the run's format, which must then be whole cases.
+
+    Args:
+        source: the file or folder.
+        dataset: how the run's data lie and are read.
+        channels: how many a case has.
 
     Returns:
         The cases, and the names of files of the format in this folder that the patterns have left out.
@@ -42,7 +48,9 @@ def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[s
             for root in (source.parent, source.parent.parent):
                 if cases := layout.images_below(root, source):
                     return cases, []
-        return [CaseFiles(_stem(source, suffixes), (source,))], []
+        found = [CaseFiles(_stem(source, suffixes), (source,))]
+        _check_whole(found, source, dataset, channels)
+        return found, []
     if not source.is_dir():
         raise DataError(f"The input {source} does not exist. Name a file or a folder with 'input=…'.")
     paths = sorted(
@@ -62,7 +70,32 @@ def find_inputs(source: Path, dataset: Dataset) -> tuple[list[CaseFiles], list[s
         raise DataError(
             f"{source} holds several files called {listed(twice)} with different endings; their maps would have one name."
         )
+    _check_whole(found, source, dataset, channels)
     return found, []
+
+
+def _check_whole(found: Sequence[CaseFiles], source: Path, dataset: Dataset, channels: int) -> None:
+    """Refuses files that the name patterns of a run whose cases have several do not find, unless one has all channels.
+
+    Raises:
+        DataError: None has.
+    """
+    from voxtile.cases.layouts import FolderLayout
+
+    layout = dataset.layout
+    if not isinstance(layout, FolderLayout) or len(layout.images) == 1:
+        return
+    for files in found:
+        with suppress(DataError):
+            if len(dataset.open(files, grouped=False).channels) == channels:
+                return
+    folder = layout.images[0].rpartition("/")[0]
+    wanted = f"the folder that holds '{folder}/', or that folder itself" if folder else "the folder that holds the files"
+    raise DataError(
+        f"A case of this run has {len(layout.images)} files, {listed(layout.images)} (data.layout.images), and these patterns find "
+        f"nothing at {source}, where no file has all {channels} channels either. Put the files of each "
+        f"case under such names, and give {wanted}, with 'input=…'."
+    )
 
 
 def _stem(path: Path, suffixes: Sequence[str]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
-MADE_FROM = "made_from"  # the tag of a map that says so, by a digest
 SMALL = 64  # windows up to which nothing is said of memory and disk
 
 
@@ -43,7 +42,7 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console, progress
     from voxtile.commands.ensemble import Ensemble
     from voxtile.commands.inputs import find_inputs
-    from voxtile.commands.results import Results
+    from voxtile.commands.results import Results, said_of
     from voxtile.errors import DataError, PartialError, VoxtileError, listed
     from voxtile.inference.areas import OffPlacesError
 
@@ -54,7 +53,7 @@ def predict(config: Mapping[str, Any]) -> int:
     if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":
         raise DataError(f"'heatmaps={config['heatmaps']}' is for scenes; type 'heatmaps=true' for format '{dataset.format}'.")
     source, target = path_of(str(config["input"])), Path(str(config["output"])).expanduser()
-    found, left_out = find_inputs(source, dataset)
+    found, left_out = find_inputs(source, dataset, len(runs.first.manifest["data"]["channels"]))
     if left_out:
         out.print(f"left out, since the run's name patterns for images do not find them: {listed(left_out)}", soft_wrap=True)
     if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(SUFFIXES[dataset.format])):
@@ -62,12 +61,16 @@ def predict(config: Mapping[str, Any]) -> int:
     work = Work(runs, runs.predictor(config), Results.of(config, dataset), source, target, config, out)
     for note in work.results.interest.notes if work.results.interest else ():
         out.print(note, style="yellow", soft_wrap=True)
+    if work.results.areas:
+        out.print(said_of(work.confusion, runs, config), soft_wrap=True)
     failed, elsewhere, off = [], [], []
     with progress(out) as start:
         tick = start(len(found), "predicting")
         for files in found:
             try:
-                for path in work.predict(files, partial(start, title=files.id, noun="row of windows")):
+                with _advised():
+                    made = work.predict(files, partial(start, title=files.id, noun="row of windows"))
+                for path in made:
                     out.print(f"{path}", soft_wrap=True)
             except BusyError:
                 if not config["share"]:
@@ -99,6 +102,24 @@ def predict(config: Mapping[str, Any]) -> int:
             f"{len(failed)} of {len(found)} inputs could not be predicted: {listed(failed)}. The others are in {target}."
         )
     return 0
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
+    """Says of a damaged file what this command can do about it.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    from voxtile.errors import DamagedError, DataError
+
+    try:
+        yield
+    except DamagedError as error:
+        raise DataError(
+            f"{error.found} The file is probably cut off or damaged there; fetch it again, or type 'damaged=nodata' for a map that "
+            "holds no data where the file cannot be read."
+        ) from error
 
 
 def _check(config: Mapping[str, Any]) -> None:
@@ -139,6 +160,13 @@ class Work:
     target: Path
     config: Mapping[str, Any]
     out: Console
+
+    @cached_property
+    def confusion(self) -> dict[str, Any] | None:
+        """The confusion matrix that areas are adjusted by, read once for all cases; None where there is none or none is needed."""
+        from voxtile.commands.results import confusion_of
+
+        return confusion_of(self.runs.first, self.config, self.predictor) if self.results.areas else None
 
     def predict(self, files: CaseFiles, start: Start) -> list[Path]:
         """Writes one case's map, its heatmaps where they are asked for, and what is wanted to be made of them.
@@ -181,6 +209,9 @@ class Work:
                 said = "is finished and was made by the same runs with the same settings: it is kept"
                 self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
+            if not found.valid:
+                said = "no pixel that was sampled holds data: they are nodata, masked or NaN, and so will be the map where all are"
+                self.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)
             self._announce(case, specs, paths)
             made = self._write_maps(case, found, specs, paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
@@ -230,6 +261,7 @@ class Work:
         from voxtile import __version__
         from voxtile.cases.maps import MapSpec
         from voxtile.commands.inputs import UNCERTAINTY
+        from voxtile.commands.results import MADE_FROM
 
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
         tags = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
@@ -266,25 +298,27 @@ class Work:
         """Refuses names that are taken, but for those of maps that this command may have made, which `_kept` looks at.
 
         Raises:
-            DataError: A file is neither such a map, nor a result that a killed command of the same kind has made of it.
+            DataError: A file is neither such a map, nor a result that a command with the same settings has made of it.
         """
         from voxtile.cases.provenance import tags_of
+        from voxtile.commands.results import MADE_FROM, notes_of
         from voxtile.errors import DataError
 
         kind = self.runs.first.built.dataset.format
         for path in paths:
             if path.exists() and MADE_FROM not in tags_of(path, kind):
                 raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
-        taken = [path for path in self.results.paths(paths[0]).values() if path.exists()]
-        if taken and not self.results.begun(paths[0], self.config["heatmaps"]):
+        if taken := self.results.foreign(paths[0], bool(self.config["heatmaps"]), self.confusion):
             raise DataError(
-                f"{taken[0]} exists already. Name another output; move the file away, to have it made anew of the finished map; or "
-                "type 'overwrite=true' to have everything predicted and made anew."
+                f"{taken[0]} exists already, and {notes_of(paths[0]).name} beside it does not say that it was made of this map "
+                "with these settings. Name another output; move the file away, to have it made anew of the finished map; or type "
+                "'overwrite=true' to have everything predicted and made anew."
             )
 
     def _same(self, path: Path, spec: MapSpec) -> bool:
         """Whether a finished map was made of the same image by the same runs with the same settings."""
         from voxtile.cases.provenance import tags_of
+        from voxtile.commands.results import MADE_FROM
 
         return tags_of(path, self.runs.first.built.dataset.format).get(MADE_FROM) == dict(spec.tags)[MADE_FROM]
 
@@ -338,6 +372,7 @@ class Work:
         Raises:
             DataError: The disk has not so much room.
         """
+        from voxtile.errors import size
         from voxtile.inference.budget import check_room, memory_of
 
         windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
@@ -347,7 +382,7 @@ class Work:
         memory = memory_of(self.predictor, case, len(specs[0].classes))
         self.out.print(
             f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the scene, and up to "
-            f"{disk / 1e6:,.0f} MB of disk while it works ({free / 1e9:,.0f} GB are free)", soft_wrap=True,
+            f"{size(disk)} of disk while it works ({size(free)} are free)", soft_wrap=True,
         )  # fmt: skip
 
     def _write_maps(
@@ -387,11 +422,5 @@ class Work:
             return list(paths)
 
     def _results(self, case: Case, paths: Sequence[Path], places: list[Place]) -> list[Path]:
-        from voxtile.commands.results import confusion_of, said_of
-
-        confusion = None
-        if self.results.areas:
-            confusion = confusion_of(self.runs.first, self.config, self.predictor)
-            self.out.print(said_of(confusion), soft_wrap=True)
         heat = paths[1] if self.config["heatmaps"] else None
-        return self.results.write(case, paths[0], heat, places, confusion)
+        return self.results.write(case, paths[0], heat, places, self.confusion)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.maps import claimed
 from voxtile.cases.provenance import tags_of
+from voxtile.commands.words import word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 
 if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.cases.dataset import Dataset
+    from voxtile.commands.ensemble import Ensemble
     from voxtile.commands.trained import Trained
     from voxtile.inference.areas import Place, Places
     from voxtile.inference.finished import FinishedMap
     from voxtile.inference.predictor import Predictor
 
+MADE_FROM = "made_from"  # the tag of a map, and the key of a result's note, that says so by a digest
+EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate.yaml has for them
+    "weights": "best", "window": None, "overlap": 0.25, "crf": None, "rotations": 1, "mirrors": [], "halo": 0, "samples": 0
+}  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
 MAPS = (".tif", ".nii.gz", ".nii", ".png")  # endings of maps; that of a stack of slices is a folder
 
@@ -123,7 +131,7 @@ class Results:
     def forget(self, path: Path) -> None:
         """Takes the results of an earlier map away, before another one has its name `path`: they would stand beside it."""
         inputs = [file.resolve() for file in self.inputs]
-        for file in (*self._files(path).values(), _side_file(path)):
+        for file in (*self._files(path).values(), notes_of(path)):
             if file.resolve() not in inputs:
                 file.unlink(missing_ok=True)
 
@@ -172,18 +180,33 @@ class Results:
 
         return None if self.places is None else Places(self.places, self.place_name)
 
-    def begun(self, path: Path, heatmaps: object) -> bool:
-        """Whether a command that asked for the same results of the same map was killed while it made them: they go on."""
-        try:
-            return _side_file(path).read_text(encoding="utf-8") == self._key(path, bool(heatmaps))
-        except (OSError, ValueError):
-            return False
+    def foreign(self, path: Path, heatmaps: bool, confusion: Mapping[str, Any] | None) -> list[Path]:
+        """Files under the names of results that are not noted as made of this map with these settings.
 
-    def _key(self, path: Path, heatmaps: bool) -> str:
-        """What results are made from."""
-        settings = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "dataset"]
+        Args:
+            path: the map; where it is not there, nothing can be of it.
+            heatmaps: whether the results are made with heatmaps.
+            confusion: see `voxtile.inference.areas.write_areas`.
+        """
+        there = {kind: file for kind, file in self.paths(path).items() if file.exists()}
+        if not there:
+            return []
+        noted, wanted = _read_notes(path), self._made_from(path, heatmaps, confusion)
+        return [file for kind, file in there.items() if noted.get(file.name) != wanted[kind]]
+
+    def _made_from(self, path: Path, heatmaps: bool, confusion: Mapping[str, Any] | None) -> dict[str, str]:
+        """A digest of what each result is made from, by its name: the map, and the settings that change this result."""
+        objects = (self.objects, self.min_pixels, heatmaps)
         read = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.inputs]
-        return f"{dict(tags_of(path, self.dataset.format))} {settings} {heatmaps} {read}"
+        settings = {
+            "polygons": (*objects, self.simplify), "instances": (*objects, self.corners), "table": (*objects, self.corners),
+            "areas": (read, self.place_name, confusion), "quicklook": (self.rgb,),
+        }  # fmt: skip
+        made_of = dict(tags_of(path, self.dataset.format))
+        return {
+            kind: hashlib.sha256(json.dumps([made_of, kind, used], sort_keys=True).encode()).hexdigest()[:16]
+            for kind, used in settings.items()
+        }
 
     def write(
         self,
@@ -210,13 +233,15 @@ class Results:
             BusyError: Another process makes them.
         """
         wanted = self.paths(path)
-        if not wanted:
+        if all(file.exists() for file in wanted.values()):
             return []
-        with self._claimed(path, heat, wanted.values()):
+        with _noted(path) as note:
             missing = {kind: file for kind, file in wanted.items() if not file.exists()}
+            made_from = self._made_from(path, heat is not None, confusion)
             makers = self._makers(case, path, heat, places, confusion, missing)
             try:
                 for kind, make in makers.items():
+                    note(missing[kind].name, made_from[kind])
                     make(missing[kind])
             except OSError as error:
                 raise DataError(
@@ -224,28 +249,6 @@ class Results:
                     "finished. Free some disk space and give the same command again, or name another output."
                 ) from error
         return list(missing.values())
-
-    @contextmanager
-    def _claimed(self, path: Path, heat: Path | None, wanted: Collection[Path]) -> Iterator[None]:
-        """Notes beside the map, while its results are made, which: what a killed command has made is then known as its own.
-
-        Raises:
-            BusyError: Another process makes them.
-        """
-        key, side = self._key(path, heat is not None).encode(), _side_file(path)
-        with claimed(side, path) as file:
-            if file.read() != key:
-                file.seek(0)
-                file.truncate()
-                file.write(key)
-                os.fsync(file.fileno())
-            done = False
-            try:
-                yield
-                done = True
-            finally:
-                if done or not any(file.exists() for file in wanted):
-                    side.unlink()
 
     def _makers(
         self,
@@ -304,9 +307,52 @@ class Results:
         return FinishedMap(kind([path]), self.dataset.classes, kind([heat]) if heat else None)
 
 
-def _side_file(path: Path) -> Path:
-    """Where it is noted which results of a map are being made."""
+def notes_of(path: Path) -> Path:
+    """The file beside a map in which it is noted, one JSON line each, what its results are made from.
+
+    Not every format of a result has room for that. A line is written before its result is made: what has the result's name
+    afterwards is complete, also where the command was killed in between.
+    """
     return path.with_name(path.name + ".results")
+
+
+def _read_notes(path: Path) -> dict[str, str]:
+    """What each result of a map is noted to be made from, by its file's name; the last line of a name counts."""
+    noted = {}
+    try:
+        lines = notes_of(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            noted[str(entry["result"])] = str(entry[MADE_FROM])
+        except (ValueError, KeyError, TypeError):  # cut off when a command was killed
+            continue
+    return noted
+
+
+@contextmanager
+def _noted(path: Path) -> Iterator[Callable[[str, str], None]]:
+    """What notes a result's file name and what it is made from, while no other process makes results of this map.
+
+    Raises:
+        BusyError: Another process makes them.
+    """
+    side = notes_of(path)
+    with claimed(side, path) as file:
+        if (before := file.read()) and not before.endswith(b"\n"):
+            file.write(b"\n")
+
+        def note(name: str, made_from: str) -> None:
+            file.write(json.dumps({"result": name, MADE_FROM: made_from}).encode() + b"\n")
+            os.fsync(file.fileno())
+
+        try:
+            yield note
+        finally:
+            if not any(path.with_name(name).exists() for name in _read_notes(path)):
+                side.unlink()
 
 
 def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
@@ -324,10 +370,19 @@ def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
     return tuple(index for index, name in enumerate(dataset.classes) if name in named)
 
 
-def said_of(confusion: Mapping[str, Any] | None) -> str:
+def said_of(confusion: Mapping[str, Any] | None, runs: Ensemble, config: Mapping[str, Any]) -> str:
     """What the command says of the adjusted areas, or of their absence."""
     if confusion is None:
-        return "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by"
+        said = "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by"
+        if len(runs.members) > 1:
+            return f"{said}, since runs are evaluated one by one"
+        # Only numbers, names and lists of them, which read as they are printed, but for the CRF's settings.
+        given = [
+            shlex.quote(f"{name}={json.dumps(config[name])}".replace('"', "").replace(" ", ""))
+            for name, usual in EVALUATED.items()
+            if config[name] != usual
+        ]
+        return f"{said}; type first: voxtile evaluate {' '.join([word('run', runs.first.home.path), *given])}"
     return (
         f"adjusted hectares rest on {confusion['source']}: their intervals hold if its pixels are a random sample of this map "
         "within each class, which whole validation cases are not"

@@ -16,7 +16,7 @@ from voxtile.cases.maps import MapSpec, side_file
 from voxtile.cases.raster import BLOCK_CACHE
 from voxtile.cases.window import Size3
 from voxtile.data.normalise import Intensity
-from voxtile.errors import DataError
+from voxtile.errors import DataError, size
 from voxtile.inference.predictor import Predictor
 
 PYRAMID = 4 / 3  # pixels of an image with all its overviews, over those of the image
@@ -87,7 +87,7 @@ def check_room(paths: Sequence[Path], shape: Size3, specs: Sequence[MapSpec]) ->
     free = shutil.disk_usage(there).free + sum(side.stat().st_size for side in map(side_file, paths) if side.exists())
     if free < wanted:
         raise DataError(
-            f"Making {paths[0]} takes up to {wanted / 1e9:.2f} GB of disk, and {there} has {free / 1e9:.2f} GB left. Free some "
+            f"Making {paths[0]} takes up to {size(wanted)} of disk, and {there} has {size(free)} left. Free some "
             "disk space, or name another output."
         )
     return wanted, free
