@@ -60,6 +60,21 @@ def test_a_missing_folder(refuses, tmp_path) -> None:
     refuses(3, f"The data folder {gone} does not exist", "'data.layout.root=…'", extra=(f"data.layout.root={gone}",))
 
 
+def test_a_mapping_that_the_shell_has_cut(refuses) -> None:
+    refuses(2, "ends within its brackets", "quotes: '+data.labels={7: roof}'.", extra=("+data.labels={7:", "roof}"))
+    refuses(2, "a bracket that is not closed", extra=("+data.labels={7: roof",))
+
+
+def test_a_list_where_settings_have_names(refuses) -> None:
+    refuses(2, "'data.labels=[1]' does not fit there", "'data.labels={<name>: <value>}'", extra=("data.labels=[1]",))
+    refuses(2, "'data.window' holds a list", "'data.window=[<value>, <value>]'", extra=("data.window={a: 1}",))
+
+
+def test_a_misspelt_folder_of_images(refuses, tmp_path) -> None:
+    words = "no file matches 'imgs/{id}.tif' (data.layout.images)", f"no folder {tmp_path / 'scenes' / 'imgs'}", "images, labels"
+    refuses(3, *words, extra=("data.layout.images='imgs/{id}.tif'",))
+
+
 def test_a_folder_without_cases(refuses, tmp_path) -> None:
     refuses(3, tmp_path / "scenes", "'pictures/{id}.tif'", extra=("data.layout.images='pictures/{id}.tif'",))
 
