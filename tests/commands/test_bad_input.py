@@ -20,6 +20,8 @@ from tests.commands.conftest import Command, Outcome, Run, homes
 from tests.testers.formats import file_size_limit
 from tests.testers.tiny import scene, scene_words, volume_words
 from voxtile.commands.main import main
+from voxtile.commands.trained import device
+from voxtile.errors import ConfigError
 from voxtile.training.module import SegmentationModule
 
 
@@ -68,6 +70,11 @@ def test_a_mapping_that_the_shell_has_cut(refuses) -> None:
 def test_a_list_where_settings_have_names(refuses) -> None:
     refuses(2, "'data.labels=[1]' does not fit there", "'data.labels={<name>: <value>}'", extra=("data.labels=[1]",))
     refuses(2, "'data.window' holds a list", "'data.window=[<value>, <value>]'", extra=("data.window={a: 1}",))
+
+
+def test_a_device_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match=r"^'device=gpu' is no device\. Type 'device=cuda' for a GPU"):
+        device("gpu")
 
 
 def test_a_misspelt_folder_of_images(refuses, tmp_path) -> None:
