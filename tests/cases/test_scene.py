@@ -58,7 +58,7 @@ def test_nothing_set_is_nothing_in_a_key(tmp_path):
         ({"masks": {"band": "SCL"}}, "a list such as"),
         ({"masks": [{"band": "SCL"}]}, "either values, bits or a preset"),
         ({"masks": [{"band": "SCL", "values": [1], "bits": [1]}]}, "either values, bits or a preset"),
-        ({"masks": [{"band": "SCL", "preset": "scl_cloud"}]}, "Did you mean 'scl_clouds'"),
+        ({"masks": [{"band": "SCL", "preset": "scl_cloud"}]}, "qa_pixel_clouds. Did you mean 'scl_clouds'?"),
         ({"masks": [{"band": "SCL", "values": []}]}, "a list of whole numbers"),
         ({"masks": [{"band": "SCL", "bits": [32]}]}, "from 0 to 31"),
         ({"area": [0, 5, 1, 4]}, r"\[left, bottom, right, top\] in degrees"),

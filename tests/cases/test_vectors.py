@@ -232,6 +232,15 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"l\.gpkg cover 510003 .*scene\.tif 499.*do not overlap.*'data\.vectors\.crs=EPSG:…'"):
             label(far, scene)
 
+    def test_latitude_before_longitude(self, tmp_path, scene):
+        path = save(tmp_path / "l.gpkg")
+        frame = geopandas.read_file(path)
+        turned = shapely.transform(frame.geometry.to_numpy(), lambda points: points[:, ::-1])
+        frame.set_geometry(geopandas.GeoSeries(turned, crs=frame.crs)).to_file(path)
+        with pytest.raises(DataError, match=r"do not overlap\. They would meet with x and y exchanged") as caught:
+            label(path, scene)
+        assert "data.vectors.crs" not in str(caught.value)
+
     def test_a_number_that_the_labels_do_not_know(self, tmp_path, scene):
         path = save(tmp_path / "l.gpkg", values=(1, 2, 7))
         with pytest.raises(

@@ -20,6 +20,8 @@ from tests.commands.conftest import Command, Outcome, Run, homes
 from tests.testers.formats import file_size_limit
 from tests.testers.tiny import scene, scene_words, volume_words
 from voxtile.commands.main import main
+from voxtile.commands.trained import device
+from voxtile.errors import ConfigError
 from voxtile.training.module import SegmentationModule
 
 
@@ -58,6 +60,26 @@ def refuses(words: list[str], tmp_path: Path, voxtile: Command):
 def test_a_missing_folder(refuses, tmp_path) -> None:
     gone = tmp_path / "gone"
     refuses(3, f"The data folder {gone} does not exist", "'data.layout.root=…'", extra=(f"data.layout.root={gone}",))
+
+
+def test_a_mapping_that_the_shell_has_cut(refuses) -> None:
+    refuses(2, "ends within its brackets", "quotes: '+data.labels={7: roof}'.", extra=("+data.labels={7:", "roof}"))
+    refuses(2, "a bracket that is not closed", extra=("+data.labels={7: roof",))
+
+
+def test_a_list_where_settings_have_names(refuses) -> None:
+    refuses(2, "'data.labels=[1]' does not fit there", "'data.labels={<name>: <value>}'", extra=("data.labels=[1]",))
+    refuses(2, "'data.window' holds a list", "'data.window=[<value>, <value>]'", extra=("data.window={a: 1}",))
+
+
+def test_a_device_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match=r"^'device=gpu' is no device\. Type 'device=cuda' for a GPU"):
+        device("gpu")
+
+
+def test_a_misspelt_folder_of_images(refuses, tmp_path) -> None:
+    words = "no file matches 'imgs/{id}.tif' (data.layout.images)", f"no folder {tmp_path / 'scenes' / 'imgs'}", "images, labels"
+    refuses(3, *words, extra=("data.layout.images='imgs/{id}.tif'",))
 
 
 def test_a_folder_without_cases(refuses, tmp_path) -> None:

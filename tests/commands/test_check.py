@@ -120,6 +120,20 @@ def test_a_pair_of_cases_that_share_their_values_is_suspicious(folder: Path, vox
     assert "1 thing to look at" in said.text
 
 
+def test_a_scene_in_another_unit_is_named(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder), "normalise=dataset", "split.test=0"]
+    said = voxtile("check", *words, "+data.scene.scale=0.0001")  # of every type of number floats are made
+    assert "another unit" not in said.text
+    path = folder / "scenes" / "images" / "s5.tif"
+    with rasterio.open(path) as file:
+        bands = file.read()
+    scene(path, bands / 10_000, 5)
+    said = voxtile("check", *words, "+data.scene.scale=0.0001")
+    assert said.code == 0
+    assert re.search(rf"values of channel 'band1' are about [89\d],?\d+ times smaller in {re.escape(str(path))} than", said.text)
+    assert "another unit" not in voxtile("check", *words, "normalise=case").text
+
+
 def test_what_stops_a_training_stops_the_check(folder: Path, voxtile: Command) -> None:
     said = voxtile("check", *scene_words(folder), "data.window=[128,128]")
     assert said.code == 2

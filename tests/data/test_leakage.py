@@ -171,6 +171,20 @@ def test_blocks_do_not_leak_into_each_other_but_overlapping_scenes_do():
     assert {leak.why for leak in find_leaks(split, {})} == {"shows the same ground as"}
 
 
+def test_views_of_one_file_leak_where_a_pixel_is_in_both():
+    rng = np.random.default_rng(0)
+    whole = memory_case("w", (6, 20, 20), path="one.npy")
+    boxes = [(rng.integers(0, (4, 12, 12)), rng.integers(1, (3, 8, 8))) for _ in range(60)]
+    views = [replace(whole.view(Window.of(*map(tuple, box)), f"#{n}"), group=str(n)) for n, box in enumerate(boxes)]
+    painted = [np.zeros((6, 20, 20), dtype=bool) for _ in views]
+    for view, pixels in zip(views, painted, strict=True):
+        pixels[view.box.slices] = True
+    found = {(leak.case, other) for leak in find_leaks(Split(tuple(views[:30]), tuple(views[30:])), {}) for other in leak.others}
+    shared = {(views[i].id, views[j].id) for i in range(30, 60) for j in range(30) if (painted[i] & painted[j]).any()}
+    assert found == shared
+    assert 0 < len(shared) < 900
+
+
 @few
 @given(st.integers(3, 30), st.integers(1, 3), st.integers(0, 9))
 def test_a_split_by_group_never_leaks(count, per_group, seed):

@@ -9,6 +9,7 @@ from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import FolderLayout
 from voxtile.data.augment import Augment
+from voxtile.data.blocks import BlockSplit
 from voxtile.data.datamodule import Steps, VoxtileData
 from voxtile.data.normalise import Normalisation
 from voxtile.data.prepared import Prepared, prepare, window_size
@@ -186,6 +187,12 @@ def test_the_window_is_checked_against_the_cases():
     for wrong in ([64], [1, 2, 3, 4], [0, 64]):
         with pytest.raises(ConfigError, match=r"must be \[height, width\]"):
             window_size(wrong, cases)
+
+
+def test_a_window_larger_than_every_block_is_refused_before_the_blocks_are_read(root, monkeypatch):
+    monkeypatch.setattr("voxtile.data.prepared.survey_all", lambda *_, **__: pytest.fail("cases are read"))
+    with pytest.raises(ConfigError, match=r"'data\.window=\[32,32\]', or have fewer and larger blocks in 'split'\."):
+        ready(root, scheme=BlockSplit([4, 4]), window=[64, 64])
 
 
 # --- identity and the locked side

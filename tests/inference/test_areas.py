@@ -141,7 +141,7 @@ def bad_file(folder: Path, what: str) -> Path:
         ("text", "cannot be read as GPKG: it does not begin as such a file does"),
         ("no_crs", "names no coordinate reference system"),
         ("elsewhere", r"No polygon of .* in WGS 84 / UTM zone 33N\) overlaps the scene"),
-        ("exchanged", "It would lie there with x and y exchanged"),
+        ("exchanged", "They would meet with x and y exchanged"),
         ("points", "holds no polygons"),
         ("attribute", "has no attribute 'nmae' \\('area_name'\\); it has name. Did you mean 'name'"),
     ],
@@ -152,6 +152,16 @@ def test_a_bad_file_of_areas_is_named(found: FinishedMap, tmp_path: Path, what: 
         Places(path, "nmae" if what == "attribute" else None).on(found.grid)
     assert str(path) in str(caught.value)
     assert ("exchanged" in str(caught.value).replace(str(path), "")) == (what == "exchanged")
+
+
+def test_shapes_without_an_area_are_counted(found: FinishedMap, tmp_path: Path) -> None:
+    shapes = [shapely.box(500_100, 4_999_700, 500_300, 4_999_900), shapely.Point(500_100, 4_999_900), None]
+    shapes.append(shapely.LineString([(500_100, 4_999_700), (500_300, 4_999_900)]))
+    path = tmp_path / "mixed.gpkg"
+    geopandas.GeoDataFrame({"name": list("abcd")}, geometry=shapes, crs="EPSG:32633").to_file(path)
+    places = Places(path)
+    assert f"{path}: 2 shapes without an area (points or lines) left out" in places.notes
+    assert [place.name for place in places.on(found.grid)] == ["1"]
 
 
 @pytest.mark.parametrize("name", ["areas.vrt", "areas.geojson"])

@@ -46,6 +46,14 @@ def test_one_scene_in_blocks_is_one_map_with_its_sides_over_it(tmp_path):
             assert pixels[y, x] == pytest.approx(0.65 * grey + 0.35 * tint, abs=3)
 
 
+def test_blocks_are_not_compared_with_each_other(tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr("voxtile.training.split_picture.pairs_within", lambda first, *_: compared.append(len(first)) or [])
+    scenes = [scene(tmp_path / "a.tif"), scene(tmp_path / "b.tif", (700_000, 5_000_000, 701_000, 5_001_000))]
+    draw_split(BlockSplit((20, 20), val=0.25, test=0)(scenes))
+    assert compared == [2]
+
+
 def test_north_is_up_whichever_way_a_file_lies(tmp_path):
     split = BlockSplit((2, 2), val=0.25, test=0)([scene(tmp_path / "a.tif", bounds=(500_000, 5_001_000, 501_000, 5_000_000))])
     pixels = np.asarray(draw_split(split)).astype(int)[32:].sum(axis=2)

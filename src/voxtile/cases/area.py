@@ -22,6 +22,8 @@ from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
 if TYPE_CHECKING:
+    from pyproj import CRS
+
     from voxtile.cases.burn import Placed
     from voxtile.cases.vector_files import Areas
 
@@ -100,20 +102,21 @@ def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
 
 def exchanged(area: str | Bounds, grid: Grid) -> str:
     """See `exchanged_shapes`, for an area as `area_on` takes it."""
-    return exchanged_shapes(_of_file(Path(area).expanduser()) if isinstance(area, str) else _of_bounds(area), grid)
+    areas = _of_file(Path(area).expanduser()) if isinstance(area, str) else _of_bounds(area)
+    return exchanged_shapes(areas.shapes, areas.crs, grid)
 
 
-def exchanged_shapes(areas: Areas, grid: Grid) -> str:
+def exchanged_shapes(shapes: NDArray[np.object_], crs: CRS, grid: Grid) -> str:
     """A sentence, with a space before it, where shapes that miss a scene would meet it with x and y exchanged; "" where not."""
     import shapely
     from geopandas import GeoSeries
 
-    turned = shapely.transform(areas.shapes, lambda points: points[:, ::-1])
-    there = np.asarray(GeoSeries(turned, crs=areas.crs).to_crs(grid.crs))
+    turned = shapely.transform(shapes, lambda points: points[:, ::-1])
+    there = np.asarray(GeoSeries(turned, crs=crs).to_crs(grid.crs))
     there = there[np.isfinite(shapely.bounds(there)).all(axis=1)]
     if not shapely.intersects(there, shapely.box(*grid.footprint)).any():
         return ""
-    return " It would lie there with x and y exchanged: longitude (x) comes first, then latitude (y)."
+    return " They would meet with x and y exchanged: longitude (x) comes first, then latitude (y)."
 
 
 def _near(grid: Grid, system: str, same: bool, geographic: bool) -> Iterator[Bounds]:

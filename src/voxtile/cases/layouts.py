@@ -155,11 +155,21 @@ class FolderLayout(Layout):
         return layout._gathered({path: fields for path, fields in images.items() if path.is_relative_to(within)}, {})
 
     def _expected(self) -> str:
-        return f"no file matches '{self.images[0]}' (data.layout.images)"
+        pattern = self.images[0]
+        fixed = re.split(r"[{*]", pattern)[0].rpartition("/")[0]  # the folders before the first that may have any name
+        folder = self.root / fixed
+        if folder.is_dir():
+            where = f"in {folder}"
+        else:
+            held = listed(sorted(path.name for path in self.root.iterdir())) or "nothing"
+            where = f"since there is no folder {folder}; {self.root} holds {held}"
+        return f"no file matches '{pattern}' (data.layout.images) {where}. Name the images there with 'data.layout.images=…'"
 
     def _find(self) -> list[CaseFiles]:
         label_files = self._label_files()
         images = self._image_files(label_files)
+        if not images:
+            return []
         self._check_partners(images, label_files)
         if not self.labels:
             return self._gathered(images, {})

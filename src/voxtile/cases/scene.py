@@ -138,7 +138,10 @@ def _mask(each: Mapping[str, Any], example: str) -> Mask:
         raise _wrong("masks", [dict(each)], f"entries with a band and either values, bits or a preset, as in {example}")
     if "preset" in each:
         if each["preset"] not in PRESETS:
-            raise _wrong("masks.preset", each["preset"], f"one of {listed(PRESETS)}{did_you_mean(str(each['preset']), PRESETS)}")
+            raise ConfigError(
+                f"'data.scene.masks.preset={each['preset']}' must be one of {listed(PRESETS)}."
+                f"{did_you_mean(str(each['preset']), PRESETS)}"
+            )
         return Mask(str(each["band"]), **PRESETS[each["preset"]])
     kind = "values" if "values" in each else "bits"
     numbers = each[kind]

@@ -186,6 +186,8 @@ def read_areas(path: Path, attribute: str | None = None, said: str = "") -> Area
         "Write it with the system that they are in, by 'ogr2ogr -a_srs EPSG:… areas.gpkg …'.",
     )
     found = np.unique(features)
+    if len(rest := np.setdiff1d(np.flatnonzero(~shapely.is_empty(shapes) & ~shapely.is_missing(shapes)), found)):
+        notes.append(f"{path}: {counted(len(rest), 'shape')} without an area (points or lines) left out")
     whole = shapely.multipolygons(parts, indices=np.searchsorted(found, features))
     names = [as_text(name) for name in frame[attribute].iloc[found]] if attribute is not None else [str(i + 1) for i in found]
     return Areas(whole, tuple(names), crs, tuple(notes))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxtile.cases.area import exchanged_shapes
 from voxtile.cases.burn import Placed, near_change
 from voxtile.cases.case import Source
 from voxtile.cases.grid import Grid
@@ -94,11 +95,14 @@ class VectorLabel(Source):
         left, bottom, right, top = shapes.bounds
         if not any(left <= box[2] and right >= box[0] and bottom <= box[3] and top >= box[1] for box in boxes):
             a, b, c, d = boxes[len(boxes) // 2]
+            hint = exchanged_shapes(shapes.parts, shapes.crs, self.canonical) or (
+                " Check that they belong together, or name the system that the file's coordinates are really in with "
+                "'data.vectors.crs=EPSG:…'."
+            )
             raise DataError(
                 f"The shapes of {self.path} cover {left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} and the scene "
                 f"{self._onto.path} {a:.6g} … {c:.6g}, {b:.6g} … {d:.6g} in the file's system ({shapes.crs.name}): they do not "
-                "overlap. Check that they belong together, or name the system that the file's coordinates are really in with "
-                "'data.vectors.crs=EPSG:…'."
+                f"overlap.{hint}"
             )
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -65,7 +65,7 @@ def prepare_data(built: Parts, out: Console) -> Prepared:
         data = built.config["data"]
         prepared = prepare(
             built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), data["waive"] or (),
-            data["limit"], tick, built.sampling.weights,
+            data["limit"], tick, built.sampling.weights, data["window"],
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PICTURED = 6  # samples on the sheet
 MOST_PIXELS = 1_000_000  # that the table of intensities is made from
 STEPS = 3
+LOOKED_AT = 10_000  # pixels of a case by which its values are compared with those of others
+UNLIKE = 100  # times: values of 8 and of 16 bits differ by 256, reflectance and Sentinel-2's numbers for it by 10,000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +47,7 @@ def check(config: Mapping[str, Any]) -> int:
     if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
-    remarks = look_at_files(prepared) + look_at_classes(prepared)
+    remarks = look_at_files(prepared) + look_at_values(prepared) + look_at_classes(prepared)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]
     try_a_step(out, config, built, prepared)
     if remarks:
@@ -140,6 +142,39 @@ def look_at_files(prepared: Prepared) -> list[str]:
         )
     distinct = {case.id: distinct_values(prepared.surveys[case.id].sample) for case in cases}
     return sorted(set(notes)) + list(suspicions(cases, distinct))
+
+
+def look_at_values(prepared: Prepared) -> list[str]:
+    """Cases whose values are of another order of magnitude than those of the others, where all are normalised as one."""
+    import numpy as np
+
+    from voxtile.errors import listed
+
+    if prepared.intensity is None:
+        return []
+    cases = [*prepared.split.train, *prepared.split.val]
+    samples = [prepared.surveys[case.id].sample for case in cases]
+    few = [abs(sample[:, :: 1 + sample.shape[1] // LOOKED_AT].astype(np.float64)) for sample in samples]
+    sizes = np.array([np.percentile(values, 99.5, axis=1) for values in few])  # [cases, channels]
+    # A case that holds nothing but 0 in a channel has no magnitude there.
+    known = np.where(sizes > 0, sizes, np.nan)
+    remarks = []
+    for name, column in zip(cases[0].channels, known.T, strict=True):
+        if not np.isfinite(column).any():
+            continue
+        usual = float(np.nanpercentile(column, 50, method="lower"))
+        for unlike, word in ((column * UNLIKE <= usual, "smaller"), (column >= usual * UNLIKE, "larger")):
+            if not unlike.any():
+                continue
+            paths = dict.fromkeys(case.image.path for case, odd in zip(cases, unlike, strict=True) if odd)
+            there = float(np.median(column[unlike]))
+            times = float(f"{max(there / usual, usual / there):.2g}")
+            remarks.append(
+                f"values of channel '{name}' are about {times:,.0f} times {word} in {listed(paths, 4)} than in the other cases "
+                f"(99.5 % of them are below {there:.3g}, elsewhere below {usual:.3g}): they seem to be in another unit. Write "
+                "these files in the unit of the others, for example with 'gdal_calc.py', or leave them out with 'data.exclude=[…]'"
+            )
+    return remarks
 
 
 def look_at_classes(prepared: Prepared) -> list[str]:

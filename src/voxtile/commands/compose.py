@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import voxtile
 from voxtile.commands.heap import keep_heap
-from voxtile.commands.words import quoted, readable
+from voxtile.commands.words import check_whole, quoted, readable
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
 
 
@@ -102,6 +102,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
             raise _StoppedError
 
     try:
+        check_whole(argv)
         words = without_nulls(readable(argv), groups_of(name))
         flags, overrides = _parsed(words)
         folders = _config_dirs(argv)[1:]
@@ -413,6 +414,13 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
         ) from error
     if "missing EQUAL" in text:
         raise ConfigError(f"A word is no 'key=value': {' '.join(text.split()).partition(' See https')[0]}.") from error
+    if merged := re.search(r"Error merging override ([^\s=]+)=(.*)", text):
+        named = not merged[2].startswith("{")
+        holds, example = ("settings by name", "{<name>: <value>}") if named else ("a list", "[<value>, <value>]")
+        raise ConfigError(
+            f"'{merged[1]}={merged[2]}' does not fit there: '{merged[1]}' holds {holds}. Type it so, in quotes: "
+            f"'{merged[1]}={example}'."
+        ) from error
     if "Ambiguous value" in text:
         raise ConfigError(f"Several values are for several runs: type '-m' too. {text.partition(chr(10))[0]}") from error
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):

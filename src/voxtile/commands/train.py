@@ -59,7 +59,6 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
     check_trainer(config["trainer"])
     built = parts(config)
     # These take seconds to import, and come after what can be refused without them.
-    from voxtile.data.prepared import window_size
     from voxtile.data.stream import STREAM_VERSION
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
@@ -69,8 +68,6 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
 
     def fitting() -> tuple[Any, Any]:
         prepared = read()
-        # Before weights are fetched, or anything else that takes long.
-        window_size(config["data"]["window"], [*prepared.split.train, *prepared.split.val])
         module = make_module(built, prepared, lambda step, values: None)
         data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
         check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes), built.settings)

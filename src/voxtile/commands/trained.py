@@ -189,6 +189,12 @@ def device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(name)
+    except RuntimeError as error:  # whose text lists all of PyTorch's kinds
+        raise ConfigError(
+            f"'device={name}' is no device. Type 'device=cuda' for a GPU, 'device=cuda:1' for the second one, 'device=cpu' or "
+            "'device=auto'."
+        ) from error
+    try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"'device={name}' cannot be used here: {reason(error)}. Type 'device=cpu' or 'device=auto'.") from error

@@ -6,6 +6,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from voxtile.errors import ConfigError
+
 # Settings that hold a path or a name: whatever stands there is text, also `scene (1).tif`, `1_000` and `a,b.tif`.
 TEXTS = (
     "run", "input", "output", "root", "paths.data", "paths.runs", "paths.cache", "data.layout.root", "data.name",
@@ -26,6 +28,29 @@ def quoted(text: str) -> str:
 def word(key: str, text: object) -> str:
     """`key=text` as it is typed in a shell."""
     return shlex.quote(f"{key}={quoted(str(text))}")
+
+
+def check_whole(argv: Sequence[str]) -> None:
+    """Refuses a word that the shell has cut at a space inside its brackets.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for number, given in enumerate(argv):
+        key, _, value = given.partition("=")
+        if not value.startswith(("{", "[")) or key in TEXTS or not _is_open(value):
+            continue
+        for end in range(number + 2, len(argv) + 1):
+            if not _is_open(whole := " ".join(argv[number:end])):
+                raise ConfigError(
+                    f"'{given}' ends within its brackets: a shell begins a new word at each space. Put all of it in quotes: "
+                    f"{shlex.quote(whole)}."
+                )
+        raise ConfigError(f"'{given}' has a bracket that is not closed. Close it, and put the whole word in quotes.")
+
+
+def _is_open(text: str) -> bool:
+    return any(text.count(start) > text.count(end) for start, end in ("{}", "[]"))
 
 
 def readable(argv: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,16 +59,18 @@ def find_leaks(split: Split, contents: Mapping[str, str]) -> list[Leak]:
     leaks = []
     for side, other_side in (("val", "train"), ("test", "train"), ("test", "val")):
         first, second = split.sides[side], split.sides[other_side]
-        same_file = set(_equal(first, second, lambda case: case.image.paths))
+        alike = _equal(first, second, lambda case: filter(None, [contents.get(case.id)]))
         found: dict[str, Pairs] = {
             "is of the same group as": {
                 *_equal(first, second, lambda case: [case.group]),
                 *_equal(first, second, lambda case: [case.group], _within),  # a whole case, and a block of another of its group
                 *_equal(first, second, _within, lambda case: [case.group]),
             },
-            "shares pixels of one file with": _overlapping(first, second, same_file),
-            "has the same image as": set(_equal(first, second, lambda case: filter(None, [contents.get(case.id)]))) - same_file,
-            "shows the same ground as": set(near_pairs(first, second, -EDGE)) - same_file,
+            "shares pixels of one file with": _overlapping(first, second),
+            "has the same image as": [(i, j) for i, j in alike if not _of_one_file(first[i], second[j])],
+            "shows the same ground as": [
+                (i, j) for i, j in near_pairs(first, second, -EDGE) if not _of_one_file(first[i], second[j])
+            ],
         }
         for why, pairs in found.items():
             for i, group in itertools.groupby(sorted(pairs), key=lambda pair: pair[0]):
@@ -227,12 +230,31 @@ def _within(case: Case) -> list[str]:
 def _unrelated(a: Case, b: Case) -> bool:
     """Whether two cases have neither a group, a file nor a grid of blocks in common: that blocks lie side by side is meant."""
     of_one_grid = a.region is not None and b.region is not None and a.group.rpartition("#")[0] == b.group.rpartition("#")[0]
-    return a.group != b.group and not of_one_grid and not set(a.image.paths) & set(b.image.paths)
+    return a.group != b.group and not of_one_grid and not _of_one_file(a, b)
 
 
-def _overlapping(first: Sequence[Case], second: Sequence[Case], pairs: Pairs) -> Pairs:
-    """The pairs whose regions share a pixel."""
-    for i, j in pairs:
-        a, b = first[i].box, second[j].box
-        if all(low < high for low, high in zip((*a.start, *b.start), (*b.stop, *a.stop), strict=True)):
-            yield i, j
+def _of_one_file(a: Case, b: Case) -> bool:
+    return not set(a.image.paths).isdisjoint(b.image.paths)
+
+
+def _overlapping(first: Sequence[Case], second: Sequence[Case]) -> Pairs:
+    """The pairs of views of one file whose regions share a pixel."""
+    import shapely
+
+    members: dict[Path, tuple[list[int], list[int]]] = {}
+    for side, cases in enumerate((first, second)):
+        for place, case in enumerate(cases):
+            for path in case.image.paths:
+                members.setdefault(path, ([], []))[side].append(place)
+    pairs: set[tuple[int, int]] = set()
+    for rows, columns in members.values():
+        if rows and columns:
+            # Boxes (z, y, x, z, y, x). Of thousands of blocks a tree leaves out most pairs.
+            a = np.array([(*first[place].box.start, *first[place].box.stop) for place in rows])
+            b = np.array([(*second[place].box.start, *second[place].box.stop) for place in columns])
+            i, j = shapely.STRtree(shapely.box(b[:, 2], b[:, 1], b[:, 5], b[:, 4])).query(
+                shapely.box(a[:, 2], a[:, 1], a[:, 5], a[:, 4])
+            )
+            shared = ((a[i, :3] < b[j, 3:]) & (b[j, :3] < a[i, 3:])).all(axis=1)
+            pairs |= {(rows[m], columns[n]) for m, n in zip(i[shared].tolist(), j[shared].tolist(), strict=True)}
+    return pairs

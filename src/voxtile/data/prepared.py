@@ -108,6 +108,7 @@ def prepare(
     limit: int | None = None,
     progress: Progress = silent,
     weights: str | None = None,
+    window: Sequence[int] | None = None,
 ) -> Prepared:
     """Opens, surveys and splits a data set, and stops where the split leaks.
 
@@ -120,10 +121,11 @@ def prepare(
         limit: most training and most validation cases that are used; None for all.
         progress: shows how far reading has come.
         weights: pattern of the rasters by which training windows are drawn, see `Sampling`.
+        window: size of a training window, checked before the cases are read; None where none is drawn.
 
     Raises:
         DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
-        ConfigError: The split does not fit the data.
+        ConfigError: The split or the window does not fit the data.
     """
     cases = by_place(dataset.cases(), dataset.grouping.place)
     classes = len(dataset.classes)
@@ -137,6 +139,8 @@ def prepare(
     if limit is not None:
         split = replace(split, train=split.train[:limit], val=split.val[:limit])
     seen = [*split.train, *split.val]
+    if window is not None:
+        window_size(window, seen)  # of thousands of blocks, before minutes of reading
     tick = progress(len(seen) + len(split.test), "reading data")
     surveys = survey_all(seen, classes, cache, tick=tick)
     # The labels of test cases stay closed; their images are looked at for duplicates only.
@@ -209,9 +213,10 @@ def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:
     largest = tuple(max(case.shape[axis] for case in cases) for axis in range(3))
     fitting = tuple(min(side, -(-most // 32) * 32) for side, most in zip((depth, height, width), largest, strict=True))
     if fitting != (depth, height, width):
+        larger = ", or have fewer and larger blocks in 'split'" if any(case.region is not None for case in cases) else ""
         raise ConfigError(
             f"'data.window={list(window)}' is larger than every case: the largest sides are {largest} (D, H, W) pixels, so each "
             f"batch would be mostly padding. Expected at most {list(fitting[-len(window) :])}; type "
-            f"'data.window=[{','.join(map(str, fitting[-len(window) :]))}]'."
+            f"'data.window=[{','.join(map(str, fitting[-len(window) :]))}]'{larger}."
         )
     return depth, height, width

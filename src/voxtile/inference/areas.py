@@ -129,7 +129,7 @@ class Places:
             raise OffPlacesError(
                 f"No polygon of {self.path} ({west:.6g} … {east:.6g}, {south:.6g} … {north:.6g} in {self._areas.crs.name}) overlaps"
                 f" the scene ({left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} in its own CRS). Check that they belong together."
-                f"{exchanged_shapes(self._areas, grid)}"
+                f"{exchanged_shapes(self._areas.shapes, self._areas.crs, grid)}"
             )
         return found
 

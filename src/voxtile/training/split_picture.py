@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,18 +96,19 @@ def draw_split(split: Split) -> Image.Image | None:
 
 
 def _places(sided: Sequence[tuple[Case, str]]) -> list[list[int]]:
-    """Indices of the cases of each place, which lie less than the length of a scene apart.
+    """Indices of the cases of each place, whose scenes lie less than the length of a scene apart.
 
     The place with the most cases comes first; of equal ones, one of each side in turn.
     """
-    cases = [case for case, _ in sided]
-    sizes = [
-        max(side * step for side, step in zip(case.image.working.shape[1:], case.grid.spacing[1:], strict=True)) for case in cases
-    ]
-    pairs = pairs_within(cases, cases, float(np.median(sizes)))
+    # Blocks go by their scene: of thousands, all pairs would be less than its length apart.
+    footprints = [(case.image.working.crs, case.image.working.affine, case.image.working.shape) for case, _ in sided]
+    scenes = {footprint: replace(case, region=None) for footprint, (case, _) in zip(footprints, sided, strict=True)}
+    wholes = list(scenes.values())
+    sizes = [max(side * step for side, step in zip(case.shape[1:], case.grid.spacing[1:], strict=True)) for case in wholes]
+    place_of = dict(zip(scenes, components(len(wholes), pairs_within(wholes, wholes, float(np.median(sizes)))), strict=True))
     members: dict[int, list[int]] = {}
-    for number, component in enumerate(components(len(cases), pairs)):
-        members.setdefault(component, []).append(number)
+    for number, footprint in enumerate(footprints):
+        members.setdefault(place_of[footprint], []).append(number)
     turns: dict[tuple[int, str], int] = {}
     ranked = []
     for place in members.values():
