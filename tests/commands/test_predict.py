@@ -138,7 +138,7 @@ def test_a_folder_of_slices_becomes_a_folder_of_maps(slice_run: Run, tmp_path: P
             "predict", *common, f"input={slice_run.folder / 'set' / 'b'}", f"output={tmp_path / 'one'}", "quicklook=true"
         )
     assert said.code == 0
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["b", "b_quicklook.png"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["b", "b.results", "b_quicklook.png"]
 
 
 def test_a_file_that_exists_is_replaced_only_when_told(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
