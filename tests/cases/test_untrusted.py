@@ -62,7 +62,8 @@ def test_what_gdal_itself_writes_is_taken(folder):
 @pytest.mark.parametrize("relative", [0, 1])
 def test_a_vrt_may_not_name_what_lies_elsewhere(folder, name, relative):
     path = vrt(folder / "a.vrt", name.format(outside=folder.parent / "t.tif"), relative)
-    with pytest.raises(DataError, match=r"a\.vrt names '.*', which lies outside its folder .*VOXTILE_VRT_FOLDERS=/folder"):
+    outside = "which lies outside its folder .*VOXTILE_VRT_FOLDERS=/folder"
+    with pytest.raises(DataError, match=rf"a\.vrt names '.*', ({outside}|neither by its whole path nor from the VRT's own folder)"):
         open_raster(path)
 
 
@@ -72,6 +73,12 @@ def test_unless_the_user_says_where_it_may_read(folder, monkeypatch):
         assert open_raster(vrt(folder / "a.vrt", name, relative)).shape == (5, 6)
     with pytest.raises(DataError, match="lies outside"):
         open_raster(vrt(folder / "a.vrt", "/etc/hostname"))
+
+
+def test_a_path_from_the_folder_in_which_a_vrt_was_built_is_said_to_be_unknown(folder, monkeypatch):
+    monkeypatch.setenv("VOXTILE_VRT_FOLDERS", str(folder.parent))
+    with pytest.raises(DataError, match=r"neither by its whole path nor from the VRT's own folder.*gdalbuildvrt a\.vrt"):
+        open_raster(vrt(folder / "a.vrt", "data/t.tif", 0))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,13 @@ def _source(path: Path, name: str, relative: bool) -> Path:
     found = Path(os.path.normpath(path.absolute().parent / name if relative else Path(name)))
     folders = [path.absolute().parent, *map(Path, filter(None, os.environ.get("VOXTILE_VRT_FOLDERS", "").split(os.pathsep)))]
     inside = found.is_absolute() and any(found.is_relative_to(os.path.normpath(folder)) for folder in folders)
-    if not inside or re.search(r"^/vsi|[:<>|?]", name):
+    odd = re.search(r"^/vsi|[:<>|?]", name)
+    if not odd and not found.is_absolute():
+        raise DataError(
+            f"{path} names '{name}', neither by its whole path nor from the VRT's own folder, so it is unknown where that is. "
+            f"Build the VRT anew with whole paths: gdalbuildvrt {path.name} /folder/*.tif."
+        )
+    if not inside or odd:
         raise DataError(
             f"{path} names '{name}', which lies outside its folder {path.parent}. A VRT from elsewhere could so have any file or "
             "address read. Move it to the files it names, or where you trust it, name the folder that it may read from before the "
