@@ -187,7 +187,7 @@ WRONG = {
     "batch_size=0": (2, "'batch_size=0' must be a whole number from 1 up"),
     "workers=-1": (2, "'workers=-1' must be a whole number from 0 up"),
     "precision=float32": (2, "'precision=float32' is unknown; choose from 32-true"),
-    "device=gpu": (2, "Type 'device=cpu' or 'device=auto'"),
+    "device=gpu": (2, "Type 'device=cuda' for a GPU"),
     "weights=bset": (4, "holds no weights 'bset'. It has best, last. Did you mean 'best'?"),
     "ovrelap=0": (2, "no key 'ovrelap'. Did you mean 'overlap'?"),
 }
