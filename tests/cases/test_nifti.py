@@ -8,7 +8,8 @@ import pytest
 from tests.testers.formats import FormatTester
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.maps import MapSpec
-from voxtile.cases.nifti import NiftiSource, nifti_label
+from voxtile.cases.nifti import NiftiSource
+from voxtile.cases.volumes import on_image
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -148,7 +149,7 @@ def test_float_labels_are_compared_by_value(tmp_path):
     image = NiftiSource([save(tmp_path / "a.nii", numbered((2, 3, 4)))])
     stored = np.zeros((2, 3, 4), dtype=np.float32)
     stored[1], stored[0, 0, 0] = 2.0, np.nan
-    label = nifti_label(save(tmp_path / "l.nii.gz", stored), image)
+    label = on_image(NiftiSource([save(tmp_path / "l.nii.gz", stored)]), image)
     case = Case("a", "a", image, Labels(label, {0: 0, 2: 1}))
     found = case.read_label(Window(0, 0, 0, 4, 3, 2))
     assert found[0, 0, 0] == 255
@@ -161,7 +162,7 @@ def test_a_label_stored_in_another_orientation_is_laid_over_its_image(tmp_path):
     nib.save(ras, tmp_path / "a.nii")
     nib.save(ras.as_reoriented(np.array([[1, -1], [0, 1], [2, -1]])), tmp_path / "l.nii")
     image = NiftiSource([tmp_path / "a.nii"])
-    label = nifti_label(tmp_path / "l.nii", image)
+    label = on_image(NiftiSource([tmp_path / "l.nii"]), image)
     np.testing.assert_array_equal(whole(label)[0], whole(image)[0])
     assert label.notes() == []
 
@@ -174,17 +175,17 @@ def test_a_label_that_lies_elsewhere_is_refused_and_a_small_distance_noted(tmp_p
         path = save(tmp_path / "l.nii", numbered((5, 5, 5), "uint8"), affine)
         if refused:
             with pytest.raises(DataError, match=r"l\.nii lies 0\.5 voxels away from its image .*a\.nii"):
-                nifti_label(path, image)
+                on_image(NiftiSource([path]), image)
         else:
-            assert len(nifti_label(path, image).notes()) == (offset > 0)
+            assert len(on_image(NiftiSource([path]), image).notes()) == (offset > 0)
 
 
 def test_labels_of_another_shape_or_with_channels_are_refused(tmp_path):
     image = NiftiSource([save(tmp_path / "a.nii", numbered((4, 5, 6)))])
     with pytest.raises(DataError, match=r"l\.nii has \(6, 5, 3\) voxels"):
-        nifti_label(save(tmp_path / "l.nii", numbered((3, 5, 6))), image)
+        on_image(NiftiSource([save(tmp_path / "l.nii", numbered((3, 5, 6)))]), image)
     with pytest.raises(DataError, match=r"l\.nii has 2 channels"):
-        nifti_label(save(tmp_path / "l.nii", numbered((4, 5, 6, 2))), image)
+        on_image(NiftiSource([save(tmp_path / "l.nii", numbered((4, 5, 6, 2)))]), image)
 
 
 def test_stacked_files_are_named_by_what_tells_them_apart_and_share_the_widest_type(tmp_path):

@@ -45,10 +45,10 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
         assert isinstance(image, OnTarget)
         return label_source(paths[0], image, named)
     if kind == "nifti":
-        from voxtile.cases.nifti import NiftiSource, nifti_label
+        from voxtile.cases.nifti import NiftiSource
+        from voxtile.cases.volumes import on_image
 
-        assert isinstance(image, NiftiSource)
-        return nifti_label(paths[0], image)
+        return on_image(NiftiSource(paths), image)
     from voxtile.cases.pictures import PictureSource
 
     return PictureSource(paths, label=True)

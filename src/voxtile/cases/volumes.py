@@ -1,0 +1,161 @@
+"""Volumes in any orientation, whatever their file format: turned to face right, anterior and superior, decoded once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+
+from voxtile.cases.cache import cached_array
+from voxtile.cases.case import Source, distinct_names
+from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid
+from voxtile.cases.window import Window
+from voxtile.errors import DataError
+
+TOLERANCE = 0.1  # of a voxel, at the corner that lies farthest apart
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    Attributes:
+        grid: how its voxels lie, in mm.
+        channels: how many values a voxel has.
+        dtype: their type once they are scaled as the header says.
+        notes: what is odd about it without being wrong.
+    """
+
+    grid: StoredGrid
+    channels: int
+    dtype: np.dtype[Any]
+    notes: tuple[str, ...] = ()
+
+
+class VolumeSource(Source):
+    """One volume, with or without channels, or several on one grid stacked as channels; a file format is one subclass.
+
+    The canonical grid's axes are the file's, permuted and flipped to point as near as can be towards right, anterior and
+    superior; nothing is resampled. Arrays lie as (C, z, y, x). A voxel holds data where it is finite in all channels that
+    are read.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Reads the headers.
+
+        Args:
+            paths: files.
+
+        Raises:
+            DataError: A file cannot be read, holds no volume of real numbers, or lies on another grid than the first.
+        """
+        self.paths = tuple(paths)
+        headers = [self._header(path) for path in self.paths]
+        self.stored = headers[0].grid
+        self._turn = io_orientation(self.stored.matrix)
+        self.canonical = _canonical_grid(self.stored, self._turn)
+        self._notes = [note for header in headers for note in header.notes]
+        for path, header in zip(self.paths[1:], headers[1:], strict=True):
+            self._notes += compare(header.grid, self.stored, f"{path}", f"{self.path}")
+        self._parts = [(file, number) for file, header in enumerate(headers) for number in range(header.channels)]
+        self.dtype = np.result_type(*(header.dtype for header in headers))
+        self.channels = tuple(f"channel{number + 1}" for number in range(len(self._parts)))
+        if len(self.paths) > 1 and max(header.channels for header in headers) == 1:
+            self.channels = distinct_names(self.paths)
+
+    @abstractmethod
+    def _header(self, path: Path) -> Header:
+        """What a file says of itself, checked."""
+
+    @abstractmethod
+    def _voxels(self, path: Path) -> NDArray[Any]:
+        """All of a file's voxels in the stored order, [x, y, z] or [x, y, z, channel], of the header's data type."""
+
+    def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `Source.read`."""
+        out = np.empty((len(channels), *window.size), dtype=self.dtype)
+        for row, channel in enumerate(channels):
+            file, number = self._parts[channel]
+            out[row] = self._decoded(self.paths[file])[number][window.slices]
+        return out, np.asarray(np.isfinite(out).all(axis=0))
+
+    def _decoded(self, path: Path) -> NDArray[Any]:
+        """All of a file in canonical orientation [C, D, H, W], from the cache."""
+        array = cached_array(path, lambda: self._turned(self._voxels(path)), "ras")
+        if array.shape[1:] != self.canonical.shape:
+            raise DataError(
+                f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "
+                "opened: it was replaced meanwhile. Give the same command again."
+            )
+        return array
+
+    def _turned(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Stored voxels in canonical orientation [C, D, H, W]."""
+        turned = apply_orientation(voxels.reshape(*voxels.shape[:3], -1), self._turn)
+        return np.ascontiguousarray(turned.transpose(3, 2, 1, 0), dtype=voxels.dtype.newbyteorder("="))
+
+    def notes(self) -> list[str]:
+        """See `Source.notes`."""
+        return list(self._notes)
+
+
+def on_image(label: VolumeSource, image: Source) -> VolumeSource:
+    """A label volume, which must lie on the grid of its image; it may be stored in another orientation or format.
+
+    Raises:
+        DataError: The label is 4D, has another shape, or lies elsewhere by more than a tenth of a voxel.
+    """
+    if len(label.channels) != 1:
+        raise DataError(f"{label.path} has {len(label.channels)} channels (a 4D image); a label is 3D, one class value per voxel.")
+    label._notes += compare(label.canonical, image.canonical, f"The label {label.path}", f"its image {image.path}")
+    return label
+
+
+def compare(grid: Grid, other: Grid, name: str, other_name: str) -> list[str]:
+    """Notes a small distance between two grids that must be one, and raises DataError for a large one."""
+    if grid.shape != other.shape:
+        raise DataError(
+            f"{name} has {grid.shape} voxels and {other_name} {other.shape} (D, H, W). Expected one grid; check that the files "
+            "belong together, or resample one of them."
+        )
+    away = other.corner_distance(grid)
+    if away > TOLERANCE:
+        raise DataError(
+            f"{name} lies {away:.3g} voxels away from {other_name} at a corner, by the affines of their headers. Expected the same "
+            "place; check that the files belong together, then copy the right header, or resample one of them."
+        )
+    return [f"{name} lies {away:.2g} voxels away from {other_name} at a corner, taken as the same place."] if away > 1e-3 else []
+
+
+def stored_grid(matrix: NDArray[np.float64], shape: Sequence[int], path: Path, remedy: str) -> StoredGrid:
+    """The grid of a file of `shape` (x, y, z), given its affine [4, 4] in mm, towards right, anterior and superior.
+
+    Raises:
+        DataError: The affine is singular; the message ends with `remedy`.
+    """
+    lengths = np.linalg.norm(matrix[:3, :3], axis=0)
+    if not np.isfinite(matrix).all() or lengths.min() == 0 or abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-6:
+        raise DataError(
+            f"{path} places its voxels by the affine {matrix[:3].tolist()}, which is singular. Expected three independent "
+            f"directions and non-zero voxel sizes; {remedy}."
+        )
+    width, height, depth = shape
+    return StoredGrid((depth, height, width), nested(matrix), "mm")
+
+
+def _canonical_grid(stored: StoredGrid, turn: NDArray[np.float64]) -> CanonicalGrid:
+    """The grid after turning: `turn` gives for each stored axis (x, y, z) the canonical axis and the direction, 1 or -1."""
+    sizes = stored.shape[::-1]
+    x, y, z = (sizes[axis] for axis in np.argsort(turn[:, 0]))
+    return CanonicalGrid((z, y, x), nested(stored.matrix @ inv_ornt_aff(turn, sizes)), "mm")
+
+
+def nested(matrix: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    """A matrix as nested tuples, row by row, as grids keep it."""
+    return tuple(tuple(float(value) for value in row) for row in matrix)
