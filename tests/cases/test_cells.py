@@ -7,6 +7,7 @@ from rasterio.env import get_gdal_config, set_gdal_config
 from tests.cases.test_geotiff import save
 from voxtile.cases import raster
 from voxtile.cases.cells import CELLS, GDALS_PART, TRIED, CellCache, put_together
+from voxtile.cases.copying import Copies, Pixels
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.window import Window
 
@@ -20,6 +21,10 @@ def total():
     set_gdal_config("GDAL_CACHEMAX", 800)
     yield 800
     set_gdal_config("GDAL_CACHEMAX", before)
+
+
+def part(size):
+    return np.zeros((1, 1, size), np.uint8)
 
 
 def random_windows(count):
@@ -39,7 +44,7 @@ def test_windows_have_the_same_pixels_whether_tiles_are_kept_or_not_and_by_any_t
         for channels in ((0, 1, 2), (2, 0)):
             array, _ = source.read(window, channels)
             into = np.empty_like(array)
-            source.read_into(into, window, channels)
+            source.begin(into, window, channels, None)()
             expected = STORED[list(channels), *window.slices[1:]]
             np.testing.assert_array_equal(array[:, 0], expected)
             np.testing.assert_array_equal(into[:, 0], expected)
@@ -70,7 +75,7 @@ def test_the_cell_that_was_used_longest_ago_goes_first(total):
     cells, made = CellCache(), []
 
     def get(name):
-        return cells.get(name, lambda: made.append(name) or np.zeros(total * 3 // 10, np.uint8))
+        return cells.get([(name, 0, 0)], lambda row, column: made.append(name) or part(total * 3 // 10))
 
     for name in "ababacaba":  # the third does not fit
         get(name)
@@ -83,19 +88,23 @@ def test_gdal_has_all_of_the_room_where_few_cells_are_found_again(total, cells_o
     for name in rng.integers(cells_of_data, size=20 * TRIED).tolist():
         if not cells.keeps(Window(0, 0, 0, 1, 1, 1), (1, 1)):
             break
-        cells.get(name, lambda: np.zeros(total // 8, np.uint8))
+        cells.get([("file", 0, name)], lambda row, column: part(total // 8))
     assert (cells.most > 0) == worth
     assert get_gdal_config("GDAL_CACHEMAX") == (total // GDALS_PART if worth else total)
 
 
 def test_nothing_is_kept_while_it_is_off(total):
     cells, made = CellCache(), []
+
+    def get():
+        cells.get([("a", 0, 0)], lambda row, column: made.append(1) or part(1))
+
     with cells.off():
         for _ in range(2):
-            cells.get("a", lambda: made.append(1) or np.zeros(1))
+            get()
         assert not cells.keeps(Window(0, 0, 0, 1, 10, 10), (256, 256))
-    cells.get("a", lambda: made.append(1) or np.zeros(1))
-    cells.get("a", lambda: made.append(1) or np.zeros(1))
+    get()
+    get()
     assert len(made) == 3
     assert cells.keeps(Window(0, 0, 0, 1, 10, 10), (256, 256))
 
@@ -108,27 +117,44 @@ def test_large_windows_are_not_put_together():
 def test_windows_are_put_together_of_the_cells_that_they_touch_and_no_others():
     asked = set()
 
-    def cell_at(row, column):
-        asked.add((row, column))
-        return STORED[:, row * 64 : row * 64 + 64, column * 100 : column * 100 + 100]
+    def cells_at(places):
+        asked.update(places)
+        return [Pixels.of(STORED[:, row * 64 : row * 64 + 64, column * 100 : column * 100 + 100]) for row, column in places]
 
     out = np.empty((3, 64, 150), np.uint16)
     for given in (None, out):
-        made = put_together((3, 64, 150), 64, 99, (64, 100), cell_at, given)
+        made = put_together((3, 64, 150), 64, 99, (64, 100), cells_at, given)
         np.testing.assert_array_equal(made, STORED[:, 64:128, 99:249])
     assert made is out
     assert asked == {(1, 0), (1, 1), (1, 2)}
+
+
+def test_noted_copies_are_made_at_once_and_only_where_rows_are_contiguous_and_types_agree():
+    def cells_at(places):  # of which nobody else holds the cells
+        cut = [STORED[:, row * 64 : row * 64 + 64, column * 100 : column * 100 + 100] for row, column in places]
+        return [Pixels.of(cell.copy()) for cell in cut]
+
+    for dtype, step, noted in ((np.uint16, 1, True), (np.uint32, 1, False), (np.uint16, 2, False)):
+        batch, copies = np.zeros((2, 3, 64, 150 * step), dtype), Copies()
+        places = [batch[row, :, :, ::step] for row in range(2)]
+        for place, left in zip(places, (99, 300), strict=True):
+            put_together((3, 64, 150), 64, left, (64, 100), cells_at, place, copies)
+        assert batch.any() != noted
+        copies.make()
+        for place, left in zip(places, (99, 300), strict=True):
+            np.testing.assert_array_equal(place, STORED[:, 64:128, left : left + 150])
+            place[...] = 0
 
 
 def test_gdal_gets_half_of_the_room_where_files_are_read_without_cells(total):
     cells = CellCache()
     cells.leave_half()  # nothing is kept yet, and all of it is GDAL's
     assert get_gdal_config("GDAL_CACHEMAX") == total
-    cells.get("a", lambda: np.zeros(total * 5 // 8, np.uint8))
+    cells.get([("a", 0, 0)], lambda row, column: part(total * 5 // 8))
     cells.leave_half()
     assert cells.most == get_gdal_config("GDAL_CACHEMAX") == total // 2
     made = []
-    cells.get("a", lambda: made.append(1) or np.zeros(1))
+    cells.get([("a", 0, 0)], lambda row, column: made.append(1) or part(1))
     assert made  # it did not fit any more
 
 

@@ -120,7 +120,7 @@ def test_bands_of_a_vrt_have_types_of_their_own(tmp_path):
         array, _ = source.read(window, (0, 1))
         np.testing.assert_array_equal(array, alone)
         into = np.empty_like(array)
-        source.read_into(into, window, (0, 1))
+        source.begin(into, window, (0, 1), None)()
         np.testing.assert_array_equal(into, alone)
         if scene.resolution is None:
             np.testing.assert_array_equal(alone[:, 0], np.concatenate(stored)[:, *window.slices[1:]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
 from voxtile.cases.cells import CELLS, put_together
+from voxtile.cases.copying import Copies, Pixels
 from voxtile.cases.grid import Grid, StoredGrid, WorkingGrid
 from voxtile.cases.longitudes import TURN, TURNS, east_end
 from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid, stamp
@@ -141,6 +142,7 @@ class AlignedFile:
         self.masked = any(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
         self._own, self._place = scene_grid(dataset), dataset.transform
         self._dtypes = dataset.dtypes
+        self._mixed = len(set(self._dtypes)) > 1  # of a VRT, whose bands may be of any type
         self._tile = _tile_of(dataset)
         self._offset = self._direct_offset()
         self.direct = self._offset is not None
@@ -158,7 +160,12 @@ class AlignedFile:
         self._resampling = "average" if finer and resampling != "nearest" else resampling
 
     def read(
-        self, bands: Sequence[int], window: Window, nearest: bool = False, out: NDArray[Any] | None = None
+        self,
+        bands: Sequence[int],
+        window: Window,
+        nearest: bool = False,
+        out: NDArray[Any] | None = None,
+        copies: Copies | None = None,
     ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Reads bands, numbered from 1, at a window of the grid.
 
@@ -167,6 +174,7 @@ class AlignedFile:
             window: inside the grid.
             nearest: whether values are kinds of things, which cannot be averaged.
             out: where pixels go [n, h, w], of the file's data type; for files that are read directly.
+            copies: may take down what is to be copied to `out` instead of its being copied now.
 
         Returns:
             Pixels as stored [n, h, w], and which of them the file, its mask or its alpha band allow [h, w]; None for all.
@@ -174,7 +182,7 @@ class AlignedFile:
         Raises:
             DataError: The file is damaged there.
         """
-        if len({self._dtypes[band - 1] for band in bands}) > 1:  # of a VRT, whose bands may be of any type
+        if self._mixed and len({self._dtypes[band - 1] for band in bands}) > 1:
             parts = [self.read([band], window, nearest) for band in bands]
             pixels = np.concatenate([part for part, _ in parts])
             if out is not None:
@@ -183,9 +191,10 @@ class AlignedFile:
         try:
             if self._offset is None:
                 return self._warped(bands, window, "nearest" if nearest else self._resampling)
-            window = window._replace(x=window.x + self._offset[0], y=window.y + self._offset[1])
+            if any(self._offset):
+                window = window.shifted((0, self._offset[1], self._offset[0]))
             if self._tile is not None and CELLS.keeps(window, self._tile):
-                pixels = self._cells(self._key, self._open, bands, window, self._tile, self._own.shape, out)
+                pixels = self._cells(self._key, self._open, bands, window, self._tile, self._own.shape, out, copies)
             else:
                 CELLS.leave_half()
                 pixels = HANDLES.get(self._key, self._open).read(bands, window=_area(window), out=out)
@@ -284,6 +293,7 @@ class AlignedFile:
         size: tuple[int, int],
         shape: tuple[int, int, int],
         out: NDArray[Any] | None = None,
+        copies: Copies | None = None,
     ) -> NDArray[Any]:
         """Bands [n, h, w] of an open file at a window of it, read in whole cells; band 0 is the one that says where data is.
 
@@ -295,6 +305,7 @@ class AlignedFile:
             size: (rows, columns) of a cell.
             shape: of the file, (1, H, W).
             out: where pixels go.
+            copies: see `read`.
         """
         numbers = tuple(bands)
 
@@ -304,12 +315,12 @@ class AlignedFile:
             pixels: NDArray[Any] = dataset.read([band or dataset.count for band in numbers], window=_area(cell))
             return pixels
 
-        def kept(row: int, column: int) -> NDArray[Any]:
-            return CELLS.get((key, numbers, row, column), partial(read, row, column))
+        def cells_at(places: Sequence[tuple[int, int]]) -> Iterable[Pixels]:
+            if CELLS.keeps(window, size):
+                return CELLS.get([((key, numbers), row, column) for row, column in places], read)
+            return (Pixels.of(read(row, column)) for row, column in places)
 
-        return put_together(
-            (len(numbers), *window.size[1:]), window.y, window.x, size, kept if CELLS.keeps(window, size) else read, out
-        )
+        return put_together((len(numbers), *window.size[1:]), window.y, window.x, size, cells_at, out, copies)
 
     def _open(self) -> rasterio.DatasetReader:
         return open_raster(self._path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from voxtile.cases.copying import Copies
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, WorkingGrid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Size3, Window
@@ -72,10 +73,22 @@ class Source(ABC):
             DataError: The file cannot be read; the message names it and the window.
         """
 
-    def read_into(self, out: NDArray[Any], window: Window, channels: Sequence[int]) -> NDArray[np.bool_]:
-        """Reads pixels into `out` [C, d, h, w], whose type holds this source's, and returns where they hold data; see `read`."""
+    def begin(
+        self, out: NDArray[Any], window: Window, channels: Sequence[int], copies: Copies | None
+    ) -> Callable[[], NDArray[np.bool_]]:
+        """Begins to read pixels into `out` [C, d, h, w], whose type holds this source's; see `read`.
+
+        Args:
+            out: where pixels go.
+            window: inside the grid.
+            channels: indices.
+            copies: may take down what is to be copied, instead of its being copied now.
+
+        Returns:
+            What is to be called once the copies are made; it returns where the pixels hold data.
+        """
         out[...], valid = self.read(window, channels)
-        return valid
+        return lambda: valid
 
     @abstractmethod
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
@@ -116,17 +129,19 @@ class Labels:
             DataError: The file holds a value that the configuration does not know.
         """
         out = np.empty(window.size, dtype=np.uint8)
-        self.read_into(out, window)
+        self.begin(out, window, None)()
         return out
 
-    def read_into(self, out: NDArray[np.uint8], window: Window) -> None:
-        """Reads class indices into `out` [d, h, w]; see `read`."""
+    def begin(self, out: NDArray[np.uint8], window: Window, copies: Copies | None) -> Callable[[], None]:
+        """Begins to read class indices into `out` [d, h, w]; see `read` and `Source.begin`."""
         if self.source.dtype == np.uint8:
-            valid = self.source.read_into(out[None], window, (0,))
-            numbers: NDArray[Any] = out
-        else:
-            stored, valid = self.source.read(window, (0,))
-            numbers = stored[0]
+            done = self.source.begin(out[None], window, (0,), copies)
+            return lambda: self._classify(out, done(), out, window)
+        stored, valid = self.source.read(window, (0,))
+        return lambda: self._classify(stored[0], valid, out, window)
+
+    def _classify(self, numbers: NDArray[Any], valid: NDArray[np.bool_], out: NDArray[np.uint8], window: Window) -> None:
+        """Turns stored values into class indices."""
         classes, unknown = _classes(numbers, self._pairs)
         if classes is not out:
             if unknown is not None:
@@ -299,11 +314,17 @@ class Case:
         return array[:, *rows], valid[rows]
 
     def read_into(self, out: NDArray[Any], window: Window, pad: Pad | None = None) -> NDArray[np.bool_]:
-        """Reads the pixels of `window` into `out` [C, d, h, w], a part of a batch, and returns where they hold data; see `read`."""
+        """Reads the pixels of `window` into `out` [C, d, h, w] and returns where they hold data; see `read`."""
+        return self.begin(out, window, pad)()
+
+    def begin(
+        self, out: NDArray[Any], window: Window, pad: Pad | None = None, copies: Copies | None = None
+    ) -> Callable[[], NDArray[np.bool_]]:
+        """Begins to read the pixels of `window` into `out` [C, d, h, w], a part of a batch; see `read` and `Source.begin`."""
         if window.inside(self.shape):
-            return self.image.read_into(out, window.shifted(self.region.start) if self.region else window, self._selected)
+            return self.image.begin(out, window.shifted(self.region.start) if self.region else window, self._selected, copies)
         out[...], valid = self.read(window, pad=pad)
-        return valid
+        return lambda: valid
 
     def read_label(self, window: Window) -> NDArray[np.uint8]:
         """Reads the label of `window`, which may reach past the border.
@@ -315,20 +336,20 @@ class Case:
             DataError: The case has no label, or its file holds an unknown value.
         """
         out = np.empty(window.size, dtype=np.uint8)
-        self.read_label_into(out, window)
+        self.begin_label(out, window)()
         return out
 
-    def read_label_into(self, out: NDArray[np.uint8], window: Window) -> None:
-        """Reads the label of `window` into `out` [d, h, w], a part of a batch; see `read_label`."""
+    def begin_label(self, out: NDArray[np.uint8], window: Window, copies: Copies | None = None) -> Callable[[], None]:
+        """Begins to read the label of `window` into `out` [d, h, w], a part of a batch; see `read_label` and `Source.begin`."""
         if self.labels is None:
             raise DataError(f"Case '{self.id}' ({self.image.path}) has no label.")
         if window.inside(self.shape):
-            self.labels.read_into(out, window.shifted(self.region.start) if self.region else window)
-            return
+            return self.labels.begin(out, window.shifted(self.region.start) if self.region else window, copies)
         inner = window.clipped(self.shape)
         out[...] = IGNORE
         if inner.pixels:
             out[inner.within(window)] = self.labels.read(inner.shifted(self.box.start))
+        return lambda: None
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """A writer for a map of this case's source, in the source's own format, grid and geometry, see `MapWriter`.

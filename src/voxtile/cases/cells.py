@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.env import get_gdal_config, set_gdal_config
 
+from voxtile.cases.copying import Copies, Pixels
 from voxtile.cases.window import Window
 
 # GDAL keeps one of so many parts of what decoded blocks may take: those from which cells are made; where some files are read
@@ -20,6 +21,9 @@ GDALS_PART, GDALS_PART_OF_ALL = 8, 2
 TRIED = 1024  # cells that are read while others have to go for them, after which it is asked whether keeping them is worth it
 WORTH = 1 / 3  # of those, how many others must have been found: making one takes a sixth longer than decoding what is wanted of it
 MOST = 16  # cells of which a window is put together: of larger ones little is read again
+
+
+Key = tuple[Hashable, int, int]  # what is read, row and column of the cell
 
 
 class CellCache:
@@ -32,7 +36,7 @@ class CellCache:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._cells: OrderedDict[object, NDArray[Any]] = OrderedDict()
+        self._cells: OrderedDict[Key, Pixels] = OrderedDict()
         self._held = 0
         self._found = self._missed = 0  # since one had to go for another
         self._allowed = 0
@@ -65,19 +69,28 @@ class CellCache:
         cells = (window.height // size[0] + 1) * (window.width // size[1] + 1)
         return bool(cells <= MOST) and self.most > 0
 
-    def get(self, key: object, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The cell under `key`, by `read` where it is not kept. It must not be written to."""
+    def get(self, keys: Sequence[Key], read: Callable[[int, int], NDArray[Any]]) -> list[Pixels]:
+        """The cells under `keys`, of which those that are not kept are read. They must not be written to.
+
+        Args:
+            keys: the file's, and row and column of the cell.
+            read: reads the cell in a row and a column.
+        """
+        found, kept = [], self._cells
         with self._lock:
-            cell = self._cells.get(key)
-            if cell is not None:
-                self._found += 1
-                self._cells.move_to_end(key)
-                return cell
-        cell = read()  # two threads that want the same cell at once both read it
+            for key in keys:
+                found.append(kept.get(key))
+                if key in kept:
+                    kept.move_to_end(key)
+                    self._found += 1
+        return [cell or self._added(key, read) for key, cell in zip(keys, found, strict=True)]
+
+    def _added(self, key: Key, read: Callable[[int, int], NDArray[Any]]) -> Pixels:
+        cell = Pixels.of(read(*key[1:]))  # two threads that want the same cell at once both read it
         with self._lock:
             if key not in self._cells:
                 self._cells[key] = cell
-                self._held += cell.nbytes
+                self._held += cell.array.nbytes
             if self._held > self.most:
                 self._shrink()
                 self._missed += 1
@@ -104,7 +117,7 @@ class CellCache:
 
     def _shrink(self) -> None:
         while self._held > (self._most or 0):
-            self._held -= self._cells.popitem(last=False)[1].nbytes
+            self._held -= self._cells.popitem(last=False)[1].array.nbytes
 
 
 def put_together(
@@ -112,8 +125,9 @@ def put_together(
     top: int,
     left: int,
     size: tuple[int, int],
-    cell_at: Callable[[int, int], NDArray[Any]],
+    cells_at: Callable[[Sequence[tuple[int, int]]], Iterable[Pixels]],
     out: NDArray[Any] | None = None,
+    copies: Copies | None = None,
 ) -> NDArray[Any]:
     """A window made from cells.
 
@@ -122,21 +136,28 @@ def put_together(
         top: its first row.
         left: its first column.
         size: (rows, columns) of a cell; those at the lower and right border may be smaller.
-        cell_at: the pixels [n, rows, columns] of the cell in a row and a column of cells.
+        cells_at: the pixels [n, rows, columns] of the cells in rows and columns of cells.
         out: where the window goes; a new array of the cells' type where None.
+        copies: takes the window down instead of its being copied now, where `out` has the cells' type.
     """
     rows, columns = size
     bottom, right = top + shape[1], left + shape[2]
-    for row in range(top // rows, -(-bottom // rows)):
-        y = row * rows
+    over, down = range(left // columns, -(-right // columns)), range(top // rows, -(-bottom // rows))
+    places = [(row, column) for row in down for column in over]
+    cells = cells_at(places)
+    if copies is not None and out is not None and out.strides[2] == out.itemsize:
+        cells = list(cells)
+        if all(cell.array.dtype == out.dtype for cell in cells):
+            copies.add(out, top, left, size, cells)
+            return out
+    for (row, column), cell in zip(places, cells, strict=True):
+        y, x = row * rows, column * columns
         first, last = max(y, top), min(y + rows, bottom)
-        for column in range(left // columns, -(-right // columns)):
-            x = column * columns
-            start, stop = max(x, left), min(x + columns, right)
-            cell = cell_at(row, column)
-            if out is None:
-                out = np.empty(shape, dtype=cell.dtype)
-            out[:, first - top : last - top, start - left : stop - left] = cell[:, first - y : last - y, start - x : stop - x]
+        start, stop = max(x, left), min(x + columns, right)
+        if out is None:
+            out = np.empty(shape, dtype=cell.array.dtype)
+        part = cell.array[:, first - y : last - y, start - x : stop - x]
+        out[:, first - top : last - top, start - left : stop - left] = part
     assert out is not None  # a window holds a pixel or more
     return out
 

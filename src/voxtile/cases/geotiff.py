@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from voxtile.cases.area import Area, area_on, exchanged
 from voxtile.cases.bands import Derived, Layer, decibel
 from voxtile.cases.case import Source, distinct_names, everywhere
 from voxtile.cases.cog import write_cog
+from voxtile.cases.copying import Copies
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.raster import open_raster
@@ -259,15 +261,17 @@ class GeoTiffSource(Source):
                 valid &= np.isfinite(out[row, 0])
         return out, valid[None]
 
-    def read_into(self, out: NDArray[Any], window: Window, channels: Sequence[int]) -> NDArray[np.bool_]:
-        """See `Source.read_into`; what needs no work after reading is read straight into its place."""
+    def begin(
+        self, out: NDArray[Any], window: Window, channels: Sequence[int], copies: Copies | None
+    ) -> Callable[[], NDArray[np.bool_]]:
+        """See `Source.begin`; what needs no work after reading is read straight into its place."""
         if not self._plain or out.dtype != self.dtype:
-            return super().read_into(out, window, channels)
+            return super().begin(out, window, channels, copies)
         picked, pixels = self._picked(tuple(channels)), out[:, 0]
         if picked.dtypes != {self.dtype}:
-            return super().read_into(out, window, channels)
-        self._files[0].read(picked.numbers, window, out=pixels)
-        return picked.hold_data(pixels)
+            return super().begin(out, window, channels, copies)
+        self._files[0].read(picked.numbers, window, out=pixels, copies=copies)
+        return partial(picked.hold_data, pixels)
 
     def _picked(self, channels: tuple[int, ...]) -> Picked:
         """What there is to know of channels that are stored bands."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxtile.cases.case import IGNORE, Case, Pad, is_everywhere
+from voxtile.cases.copying import Copies
 from voxtile.cases.window import Size3, Window
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, collate
@@ -23,6 +25,7 @@ from voxtile.data.survey import Survey
 from voxtile.errors import DataError, counted, listed, typed
 
 STREAM_VERSION = 1  # part of a run's identity: raise it when the same (seed, i) gives another sample
+AHEAD = 256  # samples that are drawn at once
 TRIES = 10  # draws of a window with too little data, after which the best of them is taken
 
 
@@ -56,6 +59,9 @@ class _Read:
     def missing(self) -> float:
         """Share of the window, without its margin, that holds no data."""
         return 1 - np.count_nonzero(self.valid[self.spec.window.within(self.window)]) / self.spec.window.pixels
+
+
+_Sample = tuple[Spec, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]  # spec, pixels, the augmentation's parameters
 
 
 class SampleStream:
@@ -119,6 +125,8 @@ class SampleStream:
         area = math.prod(size)
         self.deck = np.repeat(np.arange(len(cases)), [max(1, math.ceil(pixels / area)) for pixels in self.strategy.amounts])
         self._shuffled: tuple[int, list[int]] = (-1, [])  # the latest pass's order, made once per pass
+        self._ahead: dict[int, Spec] = {}
+        self._drawing = threading.Lock()
 
     def __len__(self) -> int:
         """Samples in one pass over the deck."""
@@ -142,30 +150,26 @@ class SampleStream:
         return next(self.samples([index]))
 
     def samples(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Reads samples `indices`, one after the other.
-
-        All are drawn before the first one is read: pixels on their way through the processor's cache drive what drawing needs out.
+        """Reads samples `indices`, all of them together.
 
         Returns:
             image [C, d, h, w] in the case's data type, valid [d, h, w], label uint8 [d, h, w] (255 where not valid), low, high,
             mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
         """
-        for drawn in [self._draw(index) for index in indices]:
-            spec, pixels = self._pixels(drawn)
+        for spec, pixels, augmentation in self._read_all(indices):
             numbers = {name: rows[spec.case] for name, rows in self._numbers.items()}
-            yield pixels | {"index": spec.index, "case": spec.case, **numbers, "augment": self._augmentation(spec)}
+            yield pixels | {"index": spec.index, "case": spec.case, **numbers, "augment": augmentation}
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Samples `indices`, stacked: each is read straight into its place."""
-        drawn = [self._draw(index) for index in indices]
-        used: list[Spec] = []
         channels = len(self.cases[0].channels)
-        image = np.empty((len(drawn), channels, *self._outer), dtype=self._dtype)
-        valid = np.empty((len(drawn), *self._outer), dtype=np.bool_)
-        label = np.empty((len(drawn), *self._outer), dtype=np.uint8)
-        for row, first in enumerate(drawn):
-            spec, pixels = self._pixels(first, image[row], label[row])
+        image = np.empty((len(indices), channels, *self._outer), dtype=self._dtype)
+        valid = np.empty((len(indices), *self._outer), dtype=np.bool_)
+        label = np.empty((len(indices), *self._outer), dtype=np.uint8)
+        used, augmentations = [], []
+        for row, (spec, pixels, augmentation) in enumerate(self._read_all(indices, image, label)):
             used.append(spec)
+            augmentations.append(augmentation)
             valid[row] = is_everywhere(pixels["valid"]) or pixels["valid"]
         numbers = [spec.case for spec in used]
         return {
@@ -175,8 +179,59 @@ class SampleStream:
             "index": torch.tensor([spec.index for spec in used]),
             "case": torch.tensor(numbers),
             **{name: torch.from_numpy(rows[numbers]) for name, rows in self._numbers.items()},
-            "augment": collate([self._augmentation(spec) for spec in used]),
+            "augment": collate(augmentations),
         }
+
+    def _read_all(
+        self, indices: Sequence[int], images: NDArray[Any] | None = None, labels: NDArray[np.uint8] | None = None
+    ) -> Iterator[_Sample]:
+        """Reads samples, into the rows of `images` and `labels` where they are given."""
+        copies = Copies()
+        begun = [
+            self._begin(drawn, None if images is None else images[row], None if labels is None else labels[row], copies)
+            for row, drawn in enumerate(self._drawn(indices))
+        ]
+        copies.make()
+        return (finish() for finish in begun)
+
+    def _drawn(self, indices: Sequence[int]) -> list[Spec]:
+        """First draws of samples, and of those that will follow in the same steps, which are kept until they are asked for.
+
+        Many at once take half the time: pixels on their way through the processor's cache drive what drawing needs out.
+        """
+        if not isinstance(indices, range) or len(indices) < 2:
+            return [self._draw(index) for index in indices]
+        with self._drawing:
+            if any(index not in self._ahead for index in indices):
+                more = range(indices.start, indices.start + indices.step * max(AHEAD, len(indices)), indices.step)
+                self._ahead = {index: self._draw(index) for index in more}
+            return [self._ahead[index] for index in indices]
+
+    def _begin(
+        self, drawn: Spec, image_out: NDArray[Any] | None, label_out: NDArray[np.uint8] | None, copies: Copies
+    ) -> Callable[[], _Sample]:
+        """Begins to read a sample by its first draw, and returns what is to be called once the copies are made."""
+        if self.sampling.scales is not None or self.sampling.max_nodata is not None:
+
+            def read() -> _Sample:
+                spec, pixels = self._pixels(drawn, image_out, label_out)
+                return spec, pixels, self._augmentation(spec)
+
+            return read
+        window, pad = self._seen(drawn)
+        case, augmentation = self.cases[drawn.case], self._augmentation(drawn)
+        image = np.empty((len(case.channels), *window.size), case.dtype) if image_out is None else image_out
+        label = np.empty(window.size, np.uint8) if label_out is None else label_out
+        seen, labelled = case.begin(image, window, pad, copies), case.begin_label(label, window, copies)
+
+        def finish() -> _Sample:
+            valid = seen()
+            labelled()
+            if not is_everywhere(valid):
+                label[~valid] = IGNORE
+            return drawn, {"image": image, "valid": valid, "label": label}, augmentation
+
+        return finish
 
     def _draw(self, index: int, attempt: int = 0) -> Spec:
         """Where the sample lies by its first, or a further, draw; its scale is the same for all of them."""
@@ -192,36 +247,35 @@ class SampleStream:
         case, start = (self.classes if balanced else self.strategy).place(draw, case, size)
         return Spec(index, case, Window(*start, *size), scale)
 
-    def _read(self, spec: Spec, out: NDArray[Any] | None = None) -> _Read:
+    def _read(self, spec: Spec) -> _Read:
         """Image and validity at a first draw or, where it holds too little data, at a further one; where all do, at the best."""
         most = self.sampling.max_nodata
-        found = self._read_at(spec, out if most is None else None)
+        found = self._read_at(spec)
         for attempt in range(1, TRIES if most is not None else 1):
             if found.missing <= (most or 0.0):
                 break
             found = min(found, self._read_at(self._draw(spec.index, attempt)), key=lambda each: each.missing)
         return found
 
-    def _read_at(self, spec: Spec, out: NDArray[Any] | None = None) -> _Read:
-        window = spec.window
-        if any(self.margin):
-            edges = zip(self.margin, self._steps(spec), strict=True)
-            window = window.grown([math.ceil(pixels * step) for pixels, step in edges])
-        case = self.cases[spec.case]
-        pad: Pad = "reflect" if any(self.margin) else "constant"
-        if out is not None and out.shape[1:] == window.size:
-            return _Read(spec, window, out, case.read_into(out, window, pad=pad))
-        return _Read(spec, window, *case.read(window, pad=pad))
+    def _read_at(self, spec: Spec) -> _Read:
+        window, pad = self._seen(spec)
+        return _Read(spec, window, *self.cases[spec.case].read(window, pad=pad))
+
+    def _seen(self, spec: Spec) -> tuple[Window, Pad]:
+        """The window with its margin, and what lies past the case's border."""
+        if not any(self.margin):
+            return spec.window, "constant"
+        edges = zip(self.margin, self._steps(spec), strict=True)
+        return spec.window.grown([math.ceil(pixels * step) for pixels, step in edges]), "reflect"
 
     def _pixels(
         self, drawn: Spec, image_out: NDArray[Any] | None = None, label_out: NDArray[np.uint8] | None = None
     ) -> tuple[Spec, dict[str, NDArray[Any]]]:
         """The spec that holds for a first draw, and image, valid and label at it; the first and last in `…_out` where given."""
         rescaled = self.sampling.scales is not None
-        found = self._read(drawn, None if rescaled else image_out)
+        found = self._read(drawn)
         spec, image, valid = found.spec, found.image, found.valid
-        label = np.empty(found.window.size, dtype=np.uint8) if label_out is None or rescaled else label_out
-        self.cases[spec.case].read_label_into(label, found.window)
+        label = self.cases[spec.case].read_label(found.window)
         if not is_everywhere(valid):
             label[~valid] = IGNORE
         if rescaled:
@@ -233,7 +287,7 @@ class SampleStream:
             start = [edge - pixels * step for edge, pixels, step in zip(edges, self.margin, steps, strict=True)]
             image, valid, label = rescale(image, valid, label, self._outer, start, steps)
         for out, made in ((image_out, image), (label_out, label)):
-            if out is not None and made is not out:
+            if out is not None:
                 out[...] = made
         return spec, {"image": image, "valid": valid, "label": label}
 
