@@ -122,3 +122,12 @@ def test_wrong_settings_are_named():
         Normalisation(clip=(99, 1))
     with pytest.raises(DataError, match="training split is empty"):
         Normalisation().of_dataset([])
+
+
+def test_neighbouring_slices_are_scaled_as_their_channel():
+    image = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(2, 6, 2, 2)
+    valid = torch.ones(2, 2, 2, dtype=torch.bool)
+    numbers = [torch.tensor([[a, b]] * 2) for a, b in ((2.0, 9.0), (30.0, 40.0), (1.0, 5.0), (2.0, 4.0))]
+    found = normalise(image, valid, *numbers)
+    for offset in range(3):
+        np.testing.assert_array_equal(found[:, offset::3], normalise(image[:, offset::3], valid, *numbers))

@@ -1,6 +1,7 @@
 """The sample stream is a pure function of (seed, i), and its windows are where they should be."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from voxtile.cases.case import Case, Labels
 from voxtile.cases.window import Window
 from voxtile.data.augment import Augment
 from voxtile.data.normalise import Intensity
+from voxtile.data.sampling import Sampling
 from voxtile.data.stream import SampleStream
 from voxtile.data.survey import survey
 from voxtile.errors import DataError
@@ -199,3 +201,44 @@ def test_windows_come_with_their_margin_of_real_pixels_mirrored_past_the_border(
         np.testing.assert_array_equal(sample["label"][:, 3:-3, 3:-3], bare.sample(i)["label"])
         outside = np.pad(np.zeros(shape[1:], bool), 3, constant_values=True)[window.y : window.y + 14, window.x : window.x + 14]
         assert (sample["label"][0][outside] == 255).all()
+
+
+# --- neighbouring slices
+
+
+def test_neighbours_are_channels_in_order_and_repeat_at_the_border_of_the_case(cases):
+    case = replace(cases[1], neighbours=2)  # three slices of 20 x 50
+    whole, _ = cases[1].read(Window.whole(case.shape))
+    out = np.empty((case.inputs, 1, 20, 50), case.dtype)
+    for z, slices in ((0, [0, 0, 0, 1, 2]), (1, [0, 0, 1, 2, 2]), (2, [0, 1, 2, 2, 2])):
+        assert case.read_into(out, Window(z, 0, 0, 1, 20, 50)).all()
+        np.testing.assert_array_equal(out[:, 0], whole[0, slices])
+
+
+def test_a_view_sees_no_neighbours_outside_of_it(cases):
+    part = replace(cases[1], neighbours=1).view(Window(1, 2, 3, 2, 8, 8))
+    whole, _ = cases[1].read(Window.whole(cases[1].shape))
+    out = np.empty((3, 1, 8, 8), part.dtype)
+    part.read_into(out, Window(0, 0, 0, 1, 8, 8))
+    np.testing.assert_array_equal(out[:, 0], whole[0, [1, 1, 2], 2:10, 3:11])
+
+
+def test_where_a_neighbour_holds_no_data_the_slice_itself_stands_in():
+    valid = np.ones((3, 9, 9), bool)
+    valid[2, :, 5:] = False
+    case = replace(case_of("a", (3, 9, 9), valid=valid), neighbours=1)
+    whole, _ = case.read(Window.whole(case.shape))
+    out = np.empty((3, 1, 9, 9), case.dtype)
+    assert case.read_into(out, Window(1, 0, 0, 1, 9, 9)).all()
+    np.testing.assert_array_equal(out[2, 0], np.where(valid[2], whole[0, 2], whole[0, 1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"margin": (0, 2, 2)}, {"sampling": Sampling(scales=(0.5, 2.0))}])
+def test_samples_with_neighbours_show_the_same_slices_and_labels(cases, options):
+    bare, wide = (stream_of([replace(case, neighbours=n) for case in cases], **options) for n in (0, 1))
+    batch = wide.batch(range(12))
+    for i in range(12):
+        expected, found = bare.sample(i), wide.sample(i)
+        np.testing.assert_array_equal(found["image"][1], expected["image"][0])
+        np.testing.assert_array_equal(found["label"], expected["label"])
+        np.testing.assert_array_equal(batch["image"][i], found["image"])

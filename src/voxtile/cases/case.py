@@ -52,6 +52,11 @@ class Source(ABC):
         return WorkingGrid(grid.shape, grid.affine, grid.unit, grid.crs, grid.metres)
 
     @property
+    def native(self) -> Source:
+        """The source on the grid of its file, on which maps are written; itself unless it is resampled or turned."""
+        return self
+
+    @property
     def path(self) -> Path:
         """The file (the first of several), for messages."""
         return self.paths[0]
@@ -222,6 +227,7 @@ class Case:
         region: the part of the source that this case is; the whole of it unless made by `view`.
         split: "train", "val" or "test" where the data set gives one, else "".
         within: of a block that is a group of its own, the group of the whole case; else "".
+        neighbours: slices on each side that a network sees beside its own, see `begin`.
     """
 
     id: str
@@ -232,6 +238,30 @@ class Case:
     region: Window | None = None
     split: str = ""
     within: str = ""
+    neighbours: int = 0
+
+    @property
+    def inputs(self) -> int:
+        """Channels that a network sees."""
+        return len(self._selected) * (1 + 2 * self.neighbours)
+
+    @property
+    def native(self) -> Case:
+        """The case on the grid of its file, on which maps are written and volumes are judged.
+
+        Raises:
+            DataError: It is a part of a case on another grid.
+        """
+        if self.image.native is self.image:
+            return replace(self, neighbours=0)
+        if self.region is not None:
+            raise DataError(
+                f"Case '{self.id}' is a part of {self.image.path}, which is resampled or cut across another axis; its place in the "
+                "file is not known. Split by whole cases (for example 'split=groups'), or leave 'data.spacing' and "
+                "'data.axis' out."
+            )
+        labels = self.labels and Labels(self.labels.source.native, self.labels.values)
+        return replace(self, image=self.image.native, labels=labels, neighbours=0)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -314,16 +344,35 @@ class Case:
         return array[:, *rows], valid[rows]
 
     def read_into(self, out: NDArray[Any], window: Window, pad: Pad | None = None) -> NDArray[np.bool_]:
-        """Reads the pixels of `window` into `out` [C, d, h, w] and returns where they hold data; see `read`."""
+        """Reads what a network sees into `out` [inputs, d, h, w] and returns where pixels hold data; see `begin`."""
         return self.begin(out, window, pad)()
 
     def begin(
         self, out: NDArray[Any], window: Window, pad: Pad | None = None, copies: Copies | None = None
     ) -> Callable[[], NDArray[np.bool_]]:
-        """Begins to read the pixels of `window` into `out` [C, d, h, w], a part of a batch; see `read` and `Source.begin`."""
+        """Begins to read what a network sees of `window` into `out` [inputs, d, h, w]; see `read` and `Source.begin`.
+
+        With neighbours, each channel comes as that of the slices from the lowest to the highest of them, in this order; past the
+        first and the last slice of the case those repeat. Where a neighbour holds no data, the slice itself stands in.
+        """
+        if self.neighbours:
+            return self._begin_stacked(out, window, pad)
         if window.inside(self.shape):
             return self.image.begin(out, window.shifted(self.region.start) if self.region else window, self._selected, copies)
         out[...], valid = self.read(window, pad=pad)
+        return lambda: valid
+
+    def _begin_stacked(self, out: NDArray[Any], window: Window, pad: Pad | None) -> Callable[[], NDArray[np.bool_]]:
+        depth = self.shape[0]
+        stacked = out.reshape(len(self._selected), -1, *window.size)
+        own, valid = self.read(window, pad=pad)
+        for row, offset in enumerate(range(-self.neighbours, self.neighbours + 1)):
+            if offset == 0 or window.depth != 1:
+                stacked[:, row] = own
+                continue
+            z = min(max(window.z + offset, 0), depth - 1)
+            pixels, held = self.read(window._replace(z=z), pad=pad)
+            stacked[:, row] = pixels if is_everywhere(held) else np.where(held, pixels, own)
         return lambda: valid
 
     def read_label(self, window: Window) -> NDArray[np.uint8]:

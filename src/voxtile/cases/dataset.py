@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ from voxtile.cases.layouts import CaseFiles, Layout
 from voxtile.cases.maps import default_colors
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
+from voxtile.cases.windowing import Windowing
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, typed
 
 
@@ -102,6 +105,19 @@ def _color(name: str, values: Sequence[int]) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _spacing(given: Sequence[float | None] | str | None) -> tuple[float | None, ...] | str | None:
+    """Checks `data.spacing`."""
+    if given is None or given == "median":
+        return given if given is None else "median"
+    fit = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 3
+    if not fit or not all(side is None or (isinstance(side, int | float) and 0 < side < math.inf) for side in given):
+        raise ConfigError(
+            f"'data.spacing={given}' must be 'median' or three lengths in mm along (z, y, x), null where the file's own is kept, "
+            "for example 'data.spacing=[3.0,1.0,1.0]'."
+        )
+    return tuple(None if side is None else float(side) for side in given if not isinstance(side, str))
+
+
 class Dataset:
     """Opens the cases of one data set. Built by Hydra from `conf/data/*.yaml`."""
 
@@ -119,6 +135,8 @@ class Dataset:
         colors: Mapping[str, Sequence[int]] | None = None,
         scene: Mapping[str, Any] | None = None,
         vectors: Mapping[str, Any] | None = None,
+        spacing: Sequence[float | None] | str | None = None,
+        windowing: Windowing = Windowing((1, 1)),  # noqa: B008  # frozen
     ) -> None:
         """Remembers the settings; files are opened by `cases`.
 
@@ -135,9 +153,12 @@ class Dataset:
             colors: (red, green, blue) by class name, for maps and pictures.
             scene: how the pixels of scenes are read, see `voxtile.cases.scene.Scene`.
             vectors: what the shapes of labels that are vector files mean, see `VectorSettings`.
+            spacing: of the working grid of volumes in mm along (z, y, x) of the patient, None where it stays; "median" for that
+                of the training cases, which `fix_spacing` is told; the files' own where None.
+            windowing: the axis across which slices lie, and their neighbours.
 
         Raises:
-            ConfigError: A name is unknown.
+            ConfigError: A name is unknown, or a setting is for another format.
         """
         if format not in SUFFIXES:
             raise ConfigError(f"'data.format={format}' is unknown; choose from {listed(SUFFIXES)}.{did_you_mean(format, SUFFIXES)}")
@@ -150,6 +171,12 @@ class Dataset:
         self.vectors = VectorSettings.of(vectors or {})
         if self.vectors != VectorSettings() and format != "geotiff":
             raise ConfigError(f"'data.vectors' is for 'data.format=geotiff' only; take it out for format '{format}'.")
+        self.windowing, self.spacing = windowing, _spacing(spacing)
+        if format == "geotiff" and (self.spacing or windowing.axis != "z" or windowing.neighbours):
+            raise ConfigError(
+                "'data.spacing', 'data.axis' and 'data.neighbours' are for volumes; take them out for format 'geotiff', whose "
+                "pixels are resampled by 'data.scene.resolution'."
+            )
         self.name, self.format = name, format
         self.layout = layout if isinstance(layout, Layout) else layout()
         self.label_map = LabelMap.of(labels)
@@ -266,7 +293,29 @@ class Dataset:
                 )
             labels = Labels(source, self.label_map.values)
         group = self.grouping(files.id, files.fields) if grouped else files.id
-        return Case(files.id, group, image, labels, select, split=files.split)
+        return self.placed(Case(files.id, group, image, labels, select, split=files.split, neighbours=self.windowing.neighbours))
+
+    def placed(self, case: Case) -> Case:
+        """The case on the working grid."""
+        if self.spacing == "median" or (self.spacing is None and self.windowing.axis == "z"):
+            return case
+        native = case.native
+        labels = native.labels and replace(native.labels, source=self._on_grid(native.labels.source, True))
+        return replace(case, image=self._on_grid(native.image, False), labels=labels)
+
+    def _on_grid(self, source: Source, label: bool) -> Source:
+        if self.spacing is None and self.windowing.axis == "z":
+            return source
+        from voxtile.cases.working import OnWorkingGrid
+
+        assert not isinstance(self.spacing, str)  # fixed before the first window is read
+        return OnWorkingGrid(source, self.spacing, self.windowing.axis, label)
+
+    def fix_spacing(self, training: Sequence[Case]) -> None:
+        """Where the spacing is to be the median of the training cases: makes it that, along each axis by itself."""
+        if self.spacing == "median":
+            z, y, x = (statistics.median(case.native.grid.spacing[axis] for case in training) for axis in range(3))
+            self.spacing = (z, y, x)
 
     def aligned(self, path: Path, case: Case) -> Source:
         """Opens a raster of one channel that says something else of a case's pixels, as a label is opened: on its image's grid.
@@ -276,7 +325,7 @@ class Dataset:
         """
         if path.suffix.lower() in VECTOR_SUFFIXES:
             raise DataError(f"{path} is a vector file. Expected a raster; make one, for example with 'gdal_rasterize'.")
-        source = _open_label(self.format, [path], case.image, (), self.vectors)
+        source = self._on_grid(_open_label(self.format, [path], case.image.native, (), self.vectors), False)
         if source.working.shape != case.image.working.shape:
             raise DataError(
                 f"{path} has shape {source.working.shape} (D, H, W) and {case.image.path} {case.image.working.shape}. Expected "

@@ -65,7 +65,7 @@ def prepare_data(built: Parts, out: Console) -> Prepared:
         data = built.config["data"]
         prepared = prepare(
             built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), data["waive"] or (),
-            data["limit"], tick, built.sampling.weights, data["window"],
+            data["limit"], tick, built.sampling.weights, built.windowing.size,
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)
@@ -102,7 +102,7 @@ def make_data(built: Parts, prepared: Prepared, network: Any, coming: Callable[[
     from voxtile.models.network import margin_of
 
     data = built.config["data"]
-    size = window_size(data["window"], [*prepared.split.train, *prepared.split.val])
+    size = window_size(built.windowing.size, [*prepared.split.train, *prepared.split.val])
     steps = Steps(built.settings.batch_size, coming)
     return VoxtileData(
         prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"], margin_of(network),

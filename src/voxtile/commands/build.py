@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from voxtile.cases.windowing import Windowing
 from voxtile.commands.typed import check_arguments
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed, reason
 
@@ -270,6 +271,7 @@ class Parts:
     schedule: Any
     make_optimizer: Any
     sampling: Any
+    windowing: Any
 
     @property
     def trust(self) -> Sequence[str]:
@@ -278,8 +280,21 @@ class Parts:
         return trust
 
 
-DATA_KEYS = ("name", "format", "labels", "background", "group", "channels", "nodata", "exclude", "colors", "scene", "vectors")
-RUN_KEYS = ("waive", "limit", "window", "balance", "sampling", "symmetry")
+DATA_KEYS = (
+    "name",
+    "format",
+    "labels",
+    "background",
+    "group",
+    "channels",
+    "nodata",
+    "exclude",
+    "colors",
+    "scene",
+    "vectors",
+    "spacing",
+)
+RUN_KEYS = ("waive", "limit", "window", "axis", "neighbours", "balance", "sampling", "symmetry")
 
 
 def parts(config: Mapping[str, Any]) -> Parts:
@@ -316,7 +331,8 @@ def parts(config: Mapping[str, Any]) -> Parts:
     layout = build(data["layout"], "data.layout", trust)
     facts = {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
     check_arguments(Dataset, {key: facts[key] for key in ("channels", "exclude") if key in facts}, "data")
-    dataset = _called(Dataset, "data", (), facts | {"layout": layout})
+    windowing = _windowing(data)
+    dataset = _called(Dataset, "data", (), facts | {"layout": layout, "windowing": windowing})
     sampling = Sampling.of(data.get("sampling"))
     sampling.weights_of(dataset.classes)
     return Parts(
@@ -324,12 +340,29 @@ def parts(config: Mapping[str, Any]) -> Parts:
         dataset,
         build(config["split"], "split", trust),
         build(config["normalise"], "normalise", trust),
-        build(config["augment"], "augment", trust),
+        build(_turned(config["augment"], windowing), "augment", trust),
         settings,
         build(config["scheduler"], "scheduler", trust),
         build(config["optimizer"], "optimizer", trust),
         sampling,
+        windowing,
     )
+
+
+def _windowing(data: Mapping[str, Any]) -> Windowing:
+    return Windowing.of(data["window"], data.get("axis", "z"), data.get("neighbours", 0))
+
+
+def _turned(augment: Mapping[str, Any], windowing: Windowing) -> Mapping[str, Any]:
+    """The augmentation's settings with the axes of the volume called as they are in windows."""
+    symmetry = augment.get("symmetry")
+    if windowing.axis == "z" or not isinstance(symmetry, Mapping):
+        return augment
+    turned = {
+        "flips": [windowing.axis_of(axis) for axis in symmetry.get("flips") or ()],
+        "swap": {windowing.axis_of(axis): pairs for axis, pairs in (symmetry.get("swap") or {}).items()},
+    }
+    return {**augment, "symmetry": {**symmetry, **turned}}
 
 
 TOP_KEYS = (
@@ -372,11 +405,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"'data.name={data['name']}' names run folders: give letters, digits, '_', '-' and '.', for example 'forest_2019'."
         )
-    window = data["window"]
-    if not isinstance(window, list) or len(window) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in window):
-        raise ConfigError(
-            f"'data.window={window}' must be [height, width] or [depth, height, width] in pixels, for example [96,96]."
-        )
+    window = _windowing(data).size
     if not isinstance(data["labels"], Mapping):
         raise ConfigError(f"'data.labels={data['labels']}' must name a class for each stored value: {{0: ground, 1: building}}.")
     for key, kind, example in KINDS:
@@ -384,8 +413,8 @@ def _check_values(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"'data.{key}={data[key]}' is of the wrong kind. Expected, for example, 'data.{key}={example}'.")
     if (data["symmetry"] or {}).get("rot90") and window[-1] != window[-2]:
         raise ConfigError(
-            f"'data.symmetry.rot90=true' turns windows by 90°, and 'data.window={window}' is not square. Make it square, or type "
-            "'data.symmetry.rot90=false'."
+            f"'data.symmetry.rot90=true' turns windows by 90°, and 'data.window={list(window)}' is not square. Make it square, or "
+            "type 'data.symmetry.rot90=false'."
         )
     wandb = (config["logger"] or {}).get("wandb")
     if wandb and wandb.get("mode") not in WANDB_MODES:

@@ -211,7 +211,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
 
     module = make_module(built, prepared, lambda step, values: None)
     data = make_data(built, prepared, module.network, lambda: range(STEPS))
-    check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes), built.settings)
+    check_fit(module.network, built.windowing.size, prepared.channels, len(prepared.dataset.classes), built.settings)
     times = StepTimes()
     options = {name: value for name, value in config["trainer"].items() if name != "profiler"}
     with bare_trainer([times], max_epochs=1, limit_val_batches=2, logger=False, **options) as trainer:
@@ -240,9 +240,11 @@ def draw_samples(module: SegmentationModule, data: VoxtileData, prepared: Prepar
 
     image, label = module.inputs(next(iter(data.train_dataloader())), augment=True)
     image = module.inner(image)
+    neighbours = prepared.split.train[0].neighbours
     rows = []
     for index in range(min(PICTURED, len(image))):
         pixels, classes = image[index].numpy(), label[index].numpy()
+        pixels = pixels[neighbours :: 1 + 2 * neighbours]
         if pixels.ndim == 4:
             pixels, classes = pixels[:, pixels.shape[1] // 2], classes[classes.shape[0] // 2]
         rows.append((f"sample {index}", pictures.pair(pixels, classes, prepared.dataset.colors)))

@@ -92,8 +92,12 @@ def _folders(run: Any) -> list[Any]:
     return [run]
 
 
+# What decides how an image is read, and what stands for it where a run does not say.
+KIND = {"format": None, "nodata": None, "scene": None, "spacing": None, "axis": "z", "neighbours": 0}
+
+
 def _kind(run: Trained) -> tuple[Any, Any, Any]:
     """Classes, channels, and how an image is read."""
     data = run.manifest["data"]
     own = run.built.config["data"]
-    return data["classes"], data["channels"], {name: own.get(name) for name in ("format", "nodata", "scene")}
+    return data["classes"], data["channels"], {name: own.get(name, plain) for name, plain in KIND.items()}

@@ -112,7 +112,9 @@ def object_counter(case: Case, dataset: Dataset, threshold: float) -> ObjectCoun
     """Counts the objects of a case's foreground classes."""
     from voxtile.training.objects import ObjectCounter
 
-    return ObjectCounter(case.shape, [index for index in range(len(dataset.classes)) if index != dataset.background], threshold)
+    return ObjectCounter(
+        case.native.shape, [index for index in range(len(dataset.classes)) if index != dataset.background], threshold
+    )
 
 
 def case_matrix(
@@ -125,11 +127,13 @@ def case_matrix(
     import torch
 
     from voxtile.cases.case import IGNORE
+    from voxtile.inference.native import native_bands
     from voxtile.training.scores import confusion_matrix
 
     total: Any = 0
-    for band in predictor.bands(case, intensity):
-        label = case.read_label(band.window)
+    native = case.native
+    for band in native_bands(predictor, case, intensity):
+        label = native.read_label(band.window)
         label[~band.valid] = IGNORE
         prediction = band.classes()
         total = total + confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), classes).numpy()
@@ -160,10 +164,11 @@ def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor) -> 
 
 def grid_note(cases: Sequence[Case]) -> str:
     """On which pixels scores are counted: those of the files, or of what they were resampled to."""
-    resampled = [case for case in cases if case.image.working.spacing != case.image.canonical.spacing]
+    natives = [case.image.native for case in cases]  # volumes are judged on the grid of their files
+    resampled = [image.working for image in natives if image.working.spacing != image.canonical.spacing]
     if not resampled:
         return "stored"
-    sizes = sorted({f"{side:.4g} {case.grid.unit}" for case in resampled for side in case.grid.spacing[1:]})
+    sizes = sorted({f"{side:.4g} {grid.unit}" for grid in resampled for side in grid.spacing[1:]})
     return f"resampled to {', '.join(sizes)}"
 
 

@@ -378,7 +378,7 @@ class Work:
         windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
         if windows <= SMALL:
             return
-        disk, free = check_room(paths, case.image.working.shape, specs)
+        disk, free = check_room(paths, case.image.native.working.shape, specs)
         memory = memory_of(self.predictor, case, len(specs[0].classes))
         self.out.print(
             f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the scene, and up to "
@@ -393,6 +393,8 @@ class Work:
         paths: Sequence[Path],
         start: Start,
     ) -> list[Path]:
+        from voxtile.inference.native import native_bands, native_windows
+
         with ExitStack() as stack:
             writers = [stack.enter_context(case.open_map(path, spec)) for path, spec in zip(paths, specs, strict=True)]
             if self.config["share"] and all(path.exists() for path in paths):
@@ -402,9 +404,9 @@ class Work:
                 return []
             # What a killed command of the same kind has brought to the disk is not computed again.
             done = set.intersection(*(set(writer.finished) for writer in writers))
-            rows = sum(len(strip) for strip in self.predictor.plan(case))
+            rows = len(native_windows(self.predictor, case))
             tick = start(rows - len(done)) if rows > SMALL else lambda: None
-            for band in self.predictor.bands(case, self.runs.intensities(found), done):
+            for band in native_bands(self.predictor, case, self.runs.intensities(found), done):
                 writers[0].write(band.window, band.classes())
                 if self.config["heatmaps"]:
                     writers[1].write(band.window, band.probabilities.numpy())

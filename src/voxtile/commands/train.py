@@ -70,7 +70,7 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
         prepared = read()
         module = make_module(built, prepared, lambda step, values: None)
         data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
-        check_fit(module.network, config["data"]["window"], prepared.channels, len(prepared.dataset.classes), built.settings)
+        check_fit(module.network, built.windowing.size, prepared.channels, len(prepared.dataset.classes), built.settings)
         module.configure_optimizers()
         return module, data
 

@@ -78,6 +78,8 @@ class Trained:
                 config["data"]["layout"]["root"] = str(root)
             if cache is not None:
                 config["paths"]["cache"] = cache
+            if config["data"].get("spacing") == "median":
+                config["data"]["spacing"] = home.read("manifest.json", "data")["data"]["spacing"]
             built = parts(config)
         except (AttributeError, KeyError, TypeError) as error:
             raise RunError(
@@ -92,7 +94,8 @@ class Trained:
                 "move it away and train the run again."
             )
         # Weights from elsewhere, with which the run may have started, are not asked for again: its own replace them.
-        network = build_network(without_weights(config["model"]), trust, len(data["channels"]), len(data["classes"]))
+        inputs = len(data["channels"]) * (1 + 2 * built.windowing.neighbours)
+        network = build_network(without_weights(config["model"]), trust, inputs, len(data["classes"]))
         file = home.weights / f"{weights}.safetensors"
         if not file.exists():
             there = sorted(p.stem for p in home.weights.glob("*.safetensors"))
@@ -150,7 +153,7 @@ class Trained:
         procedure = Procedure(
             config["samples"], config["rotations"], self._mirrors(config["mirrors"]), self._halo(config["halo"], networks), crf
         )
-        trained_on = self.built.config["data"]["window"]
+        trained_on = list(self.built.windowing.size)
         window = trained_on if config["window"] is None else config["window"]
         if not isinstance(window, list) or len(window) != len(trained_on) or not all(isinstance(n, int) and n > 0 for n in window):
             raise ConfigError(
@@ -167,11 +170,12 @@ class Trained:
         known = "zyx" if getattr(self.network, "dims", 2) == 3 else "yx"
         if not isinstance(axes, list) or not set(axes) <= set(known) or len(set(axes)) < len(axes):
             raise ConfigError(f"'mirrors={axes}' must be a list of axes among {listed(known)}, for example 'mirrors=[y,x]'.")
-        return tuple(axes)
+        return tuple(self.built.windowing.axis_of(axis) for axis in axes)
 
     def _halo(self, halo: Any, networks: Sequence[torch.nn.Module]) -> int:
         if halo == "field":
-            return max(reach_of(network.eval(), len(self.manifest["data"]["channels"])) for network in networks)
+            inputs = len(self.manifest["data"]["channels"]) * (1 + 2 * self.built.windowing.neighbours)
+            return max(reach_of(network.eval(), inputs) for network in networks)
         if isinstance(halo, bool) or not isinstance(halo, int) or halo < 0:
             raise ConfigError(
                 f"'halo={halo}' must be a number of pixels from 0 up, or 'field' for half the network's receptive field."

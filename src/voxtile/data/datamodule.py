@@ -121,7 +121,8 @@ class VoxtileData(lightning.LightningDataModule):
 def window_of(case: Case, number: int, tile: Tile, margin: Size3 = (0, 0, 0)) -> dict[str, Any]:
     """One window with `margin` around it, and its label, which is the ignore index outside the tile's core and without data."""
     around = tile.window.grown(margin)
-    image, valid = case.read(around, pad="reflect") if any(margin) else case.read(tile.window)
+    image = np.empty((case.inputs, *around.size), dtype=case.dtype)
+    valid = case.read_into(image, around, pad="reflect" if any(margin) else None)
     label = np.full(tile.window.size, IGNORE, dtype=np.uint8)
     core = tile.core.within(tile.window)
     label[core] = case.read_label(tile.core)

@@ -163,7 +163,7 @@ def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Ten
     """Clips and rescales a batch.
 
     Args:
-        image: [B, C, ...] of any real type, also unsigned 16 bit.
+        image: [B, C, ...] of any real type, also unsigned 16 bit; or [B, n·C, ...] with n neighbouring slices of each channel.
         valid: bool [B, ...].
         low: [B, C], like high, mean and std; see `Intensity`.
         high: [B, C].
@@ -174,7 +174,9 @@ def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Ten
         float32 [B, C, ...], 0 where not valid.
     """
     dtype = torch.float32 if image.dtype in _NARROW else torch.float64
-    low, high, mean, std = (row.to(dtype).view(*row.shape, *(1,) * (image.ndim - 2)) for row in (low, high, mean, std))
+    slices = image.shape[1] // low.shape[1]
+    rows = (row.to(dtype).repeat_interleave(slices, dim=1) for row in (low, high, mean, std))
+    low, high, mean, std = (row.view(*row.shape, *(1,) * (image.ndim - 2)) for row in rows)
     scaled = image.to(dtype, copy=True, memory_format=torch.contiguous_format)
     # On a CPU clamp_ takes five times as long by tensors that are broadcast, and all() of torch six times as long as NumPy's.
     torch.minimum(torch.maximum(scaled, low, out=scaled), high, out=scaled).sub_(mean).div_(std)

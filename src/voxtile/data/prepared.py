@@ -70,8 +70,8 @@ class Prepared:
 
     @property
     def channels(self) -> int:
-        """Channels of every image."""
-        return len(self.split.train[0].channels)
+        """Channels that a network sees of every image."""
+        return self.split.train[0].inputs
 
     @property
     def class_counts(self) -> list[int]:
@@ -136,6 +136,9 @@ def prepare(
         first = dataset.background or 0
         shares = {name: [survey.counts[first], *np.delete(survey.counts, first)] for name, survey in found.items()}
     split = scheme(cases, shares)
+    dataset.fix_spacing(split.train)
+    train, val, test = (tuple(map(dataset.placed, side)) for side in (split.train, split.val, split.test))
+    split = replace(split, train=train, val=val, test=test)
     if limit is not None:
         split = replace(split, train=split.train[:limit], val=split.val[:limit])
     seen = [*split.train, *split.val]

@@ -162,7 +162,7 @@ class SampleStream:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Samples `indices`, stacked: each is read straight into its place."""
-        channels = len(self.cases[0].channels)
+        channels = self.cases[0].inputs
         image = np.empty((len(indices), channels, *self._outer), dtype=self._dtype)
         valid = np.empty((len(indices), *self._outer), dtype=np.bool_)
         label = np.empty((len(indices), *self._outer), dtype=np.uint8)
@@ -220,7 +220,7 @@ class SampleStream:
             return read
         window, pad = self._seen(drawn)
         case, augmentation = self.cases[drawn.case], self._augmentation(drawn)
-        image = np.empty((len(case.channels), *window.size), case.dtype) if image_out is None else image_out
+        image = np.empty((case.inputs, *window.size), case.dtype) if image_out is None else image_out
         label = np.empty(window.size, np.uint8) if label_out is None else label_out
         seen, labelled = case.begin(image, window, pad, copies), case.begin_label(label, window, copies)
 
@@ -259,7 +259,9 @@ class SampleStream:
 
     def _read_at(self, spec: Spec) -> _Read:
         window, pad = self._seen(spec)
-        return _Read(spec, window, *self.cases[spec.case].read(window, pad=pad))
+        case = self.cases[spec.case]
+        image = np.empty((case.inputs, *window.size), case.dtype)
+        return _Read(spec, window, image, case.read_into(image, window, pad))
 
     def _seen(self, spec: Spec) -> tuple[Window, Pad]:
         """The window with its margin, and what lies past the case's border."""

@@ -35,9 +35,9 @@ def memory_of(predictor: Predictor, case: Case, classes: int) -> int:
     rows = [row for strip in predictor.plan(case) for row in strip]
     widest = max(rows, key=lambda row: row.box.pixels)
     around = widest.box.grown(predictor.judge.margin(predictor.size))
-    slabs = 4 * around.pixels * (len(case.channels) * case.dtype.itemsize + 1)  # in use, waiting, and being read
+    slabs = 4 * around.pixels * (case.inputs * case.dtype.itemsize + 1)  # in use, waiting, and being read
     sums = 2 * widest.box.pixels * (classes * 4 + 1)  # of the row that is finished and the one after it
-    _try(predictor, len(case.channels))
+    _try(predictor, case.inputs)
     return _resident() + slabs + sums + BLOCK_CACHE * 2**20
 
 

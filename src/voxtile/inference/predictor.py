@@ -211,7 +211,7 @@ class Predictor:
         boxes = [self._around(tile.window) for tile in row.tiles]
         low, high = np.min([box.start for box in boxes], axis=0), np.max([box.stop for box in boxes], axis=0)
         window = Window.of(low, high - low)
-        pixels = buffers.empty((len(case.channels), *window.size), case.dtype)
+        pixels = buffers.empty((case.inputs, *window.size), case.dtype)
         return window, pixels, case.read_into(pixels, window, pad="reflect")
 
     def _judged_part(self, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:

@@ -40,6 +40,7 @@ def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:
             "test_fingerprint": prepared.test_fingerprint,
             "test_files": list(prepared.test_files),
             "channels": list(split.train[0].channels),
+            "spacing": prepared.dataset.spacing,
             "classes": list(prepared.dataset.classes),
             "background": prepared.dataset.background,
             "colors": [list(color) for color in prepared.dataset.colors],

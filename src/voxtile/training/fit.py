@@ -240,7 +240,8 @@ def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[in
             classes = logits_of(module.judged.eval(), image).max(dim=1).indices[0].to(torch.uint8).cpu().numpy()
         middle = tile.window.depth // 2
         plane = classes if module.planar else classes[middle]
-        shown_image, held = sample["image"][:, *inner][:, middle], sample["valid"][inner][middle]
+        own = sample["image"][case.neighbours :: 1 + 2 * case.neighbours]  # without neighbouring slices
+        shown_image, held = own[:, *inner][:, middle], sample["valid"][inner][middle]
         picture = pictures.row(shown_image, held, sample["label"][middle], plane, data.prepared.dataset.colors)
         rows.append((f"{case.id}, z y x = {tile.window.start}: input | label | prediction | error", picture))
     return pictures.save(pictures.sheet(rows, data.prepared.dataset.classes, data.prepared.dataset.colors), path)

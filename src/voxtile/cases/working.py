@@ -1,0 +1,211 @@
+"""Volumes on a working grid of their own: resampled to a spacing, and turned so that slices lie across an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from voxtile.cases.cache import cached_array, content_hash
+from voxtile.cases.case import Source
+from voxtile.cases.grid import Grid, WorkingGrid
+from voxtile.cases.maps import MapSpec, MapWriter
+from voxtile.cases.window import Size3, Window
+from voxtile.cases.windowing import ORDERS
+from voxtile.errors import DataError
+
+Spacing = Sequence[float | None]  # mm along (z, y, x) of the canonical grid; None where it stays
+SLICES = 2**24  # pixels that are resampled at once
+
+
+class OnWorkingGrid(Source):
+    """A volume as networks see it.
+
+    Resampling keeps the volume's outer edges: the spacing is the wanted one as nearly as a whole number of voxels allows. Images
+    become float32 by a cubic kernel (Keys, a = -0.5) of local support, which is widened where the grid gets coarser so that nothing
+    aliases; labels by a linear kernel for each value, of which the largest wins. It is done once; the result lies in the cache.
+
+    Attributes:
+        native: the volume as it lies in the file.
+        order: where each axis (z, y, x) of arrays comes from.
+    """
+
+    def __init__(self, native: Source, spacing: Spacing | None, axis: str, label: bool) -> None:
+        """Works out the grid.
+
+        Args:
+            native: the volume.
+            spacing: see `Spacing`; None for the volume's own.
+            axis: across which slices lie, "z", "y" or "x".
+            label: whether values are kinds of things.
+
+        Raises:
+            DataError: The volume has no spacing in mm.
+        """
+        self._native, self._label = native, label
+        self.paths, self.channels = native.paths, native.channels
+        self.stored, self.canonical = native.stored, native.canonical
+        self.order = ORDERS[axis]
+        grid: Grid = native.working
+        if spacing is not None and grid.unit != "mm":
+            raise DataError(
+                f"{native.path} has no spacing in millimetres, so 'data.spacing={list(spacing)}' means nothing for it. Take the "
+                "setting out."
+            )
+        size = resampled_size(grid, spacing) if spacing is not None else grid.shape
+        self._size = size  # before turning
+        self.resampled = size != grid.shape
+        self.dtype = np.dtype(np.float32) if self.resampled and not label else native.dtype
+        factors = [old / new for old, new in zip(grid.shape, size, strict=True)]
+        matrix = grid.matrix @ _centres(factors)
+        matrix[:, :3] = matrix[:, [2 - axis for axis in self.order[::-1]]]
+        affine = tuple(tuple(float(value) for value in row) for row in matrix)
+        depth, height, width = (size[axis] for axis in self.order)
+        self._grid = WorkingGrid((depth, height, width), affine, grid.unit, grid.crs, grid.metres)
+        self.key = f"{native.key} {list(size)} {axis}"
+
+    @property
+    def working(self) -> WorkingGrid:
+        """See `Source.working`."""
+        return self._grid
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `Source.files`."""
+        return self._native.files
+
+    @property
+    def native(self) -> Source:
+        """See `Source.native`."""
+        return self._native
+
+    def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `Source.read`."""
+        inner = turned_back(window, self.order)
+        turn = (0, *(axis + 1 for axis in self.order))
+        if not self.resampled:
+            array, valid = self._native.read(inner, channels)
+            return array.transpose(turn), valid.transpose(self.order)
+        volume = cached_array(self.path, self._made, self._variant())
+        array = np.ascontiguousarray(volume[list(channels), *inner.slices].transpose(turn))
+        return array, np.asarray(np.isfinite(array).all(axis=0))
+
+    def _variant(self) -> str:
+        """What tells this volume from others of the same first file."""
+        others = "-".join(content_hash(path)[:8] for path in self.paths[1:])
+        kind = "label" if self._label else "cubic"
+        return "-".join(filter(None, ("x".join(map(str, self._size)), kind, others)))
+
+    def _made(self) -> NDArray[Any]:
+        """All channels [C, D, H, W], resampled; images are NaN where there are no data."""
+        whole = Window.whole(self._native.working.shape)
+        made = np.empty((len(self.channels), *self._size), dtype=self.dtype)
+        for channel in range(len(self.channels)):
+            array, valid = self._native.read(whole, (channel,))
+            make = resampled_label if self._label else resampled_image
+            made[channel] = make(array[0], valid, self._size)
+        return made
+
+    def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
+        """See `Source.open_map`; maps lie on the native grid."""
+        return self._native.open_map(path, spec)
+
+    def map_name(self, stem: str, spec: MapSpec) -> str:
+        """See `Source.map_name`."""
+        return self._native.map_name(stem, spec)
+
+    def notes(self) -> list[str]:
+        """See `Source.notes`."""
+        return self._native.notes()
+
+
+def resampled_size(grid: Grid, spacing: Spacing) -> Size3:
+    """Voxels along (z, y, x) with which a grid's extent comes nearest to a spacing in mm."""
+    depth, height, width = (
+        count if wanted is None else max(1, round(count * own / wanted))
+        for count, own, wanted in zip(grid.shape, grid.spacing, spacing, strict=True)
+    )
+    return depth, height, width
+
+
+def turned_back(window: Window, order: Sequence[int]) -> Window:
+    """A window of arrays whose axes come from `order`, in the order (z, y, x) they come from."""
+    back = [list(order).index(axis) for axis in range(3)]
+    return Window.of([window.start[axis] for axis in back], [window.size[axis] for axis in back])
+
+
+def resampled_image(array: NDArray[Any], valid: NDArray[np.bool_], size: Size3) -> NDArray[np.float32]:
+    """A volume [D, H, W] on another number of voxels of the same extent, float32; NaN where most of what is seen has no data."""
+    if valid.all():
+        return _resized(torch.from_numpy(array.astype(np.float32)), size, "bicubic").numpy()
+    known, values = (torch.from_numpy(each.astype(np.float32)) for each in (valid, np.where(valid, array, 0)))
+    weight, cubic_weight = _resized(known, size, "bilinear"), _resized(known, size, "bicubic")
+    # Where the cubic kernel would see voxels without data, the linear one, which has no negative weights, leaves them out.
+    linear = _resized(values, size, "bilinear") / weight.clamp_min(1e-4)
+    made = torch.where((cubic_weight - 1).abs() < 1e-4, _resized(values, size, "bicubic"), linear)
+    return torch.where(weight >= 0.5, made, torch.nan).numpy()
+
+
+def resampled_label(array: NDArray[Any], valid: NDArray[np.bool_], size: Size3) -> NDArray[Any]:
+    """Stored values [D, H, W] on another number of voxels of the same extent: the value of the largest share, the lower of two.
+
+    Floats that are not valid stay so: they are NaN, which counts as one more value.
+    """
+    best = torch.full(size, -1.0)
+    out = np.zeros(size, dtype=array.dtype)
+    values: list[Any] = np.unique(array[valid]).tolist()
+    for value in [*values, *([] if valid.all() else [np.nan])]:
+        share = _resized(torch.from_numpy(((array == value) if value == value else ~valid).astype(np.float32)), size, "bilinear")
+        won = (share > best).numpy()
+        out[won] = value
+        torch.maximum(best, share, out=best)
+    return out
+
+
+def _resized(volume: Tensor, size: Size3, mode: str) -> Tensor:
+    """A float32 volume [D, H, W] resized by a separable kernel, in the plane and then along the depth."""
+    depth, height, width = volume.shape
+
+    def resize(part: Tensor, to: tuple[int, int]) -> Tensor:
+        return functional.interpolate(part, to, mode=mode, align_corners=False, antialias=True)
+
+    if (height, width) != size[1:]:
+        step = max(1, SLICES // max(height * width, size[1] * size[2]))
+        volume = torch.cat([resize(volume[z : z + step, None], (size[1], size[2]))[:, 0] for z in range(0, depth, step)])
+    if depth == size[0]:
+        return volume
+    columns = volume.reshape(1, 1, depth, -1)
+    step = max(1, SLICES // max(depth, size[0]))
+    parts = (columns[..., at : at + step] for at in range(0, columns.shape[3], step))
+    return torch.cat([resize(part, (size[0], part.shape[3])) for part in parts], dim=3).reshape(size)
+
+
+def _centres(factors: Sequence[float]) -> NDArray[np.float64]:
+    """The affine [4, 4] from indices (x, y, z) of the new voxels to those of the old ones; outer edges are the same."""
+    z, y, x = factors
+    return np.array([[x, 0, 0, (x - 1) / 2], [0, y, 0, (y - 1) / 2], [0, 0, z, (z - 1) / 2], [0, 0, 0, 1.0]])
+
+
+def linear_taps(count: int, of: int) -> list[tuple[int, NDArray[np.float32]]]:
+    """For each of `count` places spread over `of` slices, the first slice that it is made of and the weights from there on.
+
+    A linear kernel, widened where there are fewer places than slices.
+    """
+    scale = of / count
+    reach = max(scale, 1.0)
+    taps = []
+    for place in range(count):
+        centre = (place + 0.5) * scale - 0.5
+        first, last = max(0, int(np.ceil(centre - reach))), min(of - 1, int(np.floor(centre + reach)))
+        weights = np.clip(1 - np.abs(np.arange(first, last + 1) - centre) / reach, 0, None)
+        if not weights.sum():  # the border: nothing lies on the other side
+            first = min(max(round(centre), 0), of - 1)
+            weights = np.ones(1)
+        taps.append((first, (weights / weights.sum()).astype(np.float32)))
+    return taps

@@ -1,0 +1,98 @@
+"""From the working grid back to that of the file: probabilities, slice by slice, before anybody decides for a class."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from voxtile.cases.case import Case
+from voxtile.cases.window import Window
+from voxtile.cases.working import OnWorkingGrid, linear_taps, turned_back
+from voxtile.data.normalise import Intensity
+from voxtile.inference.predictor import Band, Predictor
+
+
+def native_windows(predictor: Predictor, case: Case) -> list[Window]:
+    """The windows of the bands that `native_bands` yields, in order."""
+    if not isinstance(case.image, OnWorkingGrid):
+        return [row.band for strip in predictor.plan(case) for row in strip]
+    shape = [case.native.shape[axis] for axis in case.image.order]
+    return [turned_back(Window(z, 0, 0, 1, shape[1], shape[2]), case.image.order) for z in range(shape[0])]
+
+
+def native_bands(
+    predictor: Predictor, case: Case, intensity: Intensity | Sequence[Intensity], done: Collection[Window] = ()
+) -> Iterator[Band]:
+    """Predicts `case` and yields finished bands on its native grid; see `Predictor.bands`.
+
+    Where the working grid is another one, bands are slices across the axis along which networks saw slices. Their probabilities
+    are interpolated linearly from the slices of the working grid, few of which are held at a time.
+
+    Args:
+        predictor: judges windows of the working grid.
+        case: the case.
+        intensity: see `Predictor.bands`.
+        done: windows of bands that are not wanted; what only they need is not computed.
+    """
+    if not isinstance(case.image, OnWorkingGrid):
+        yield from predictor.bands(case, intensity, done)
+        return
+    order, native = case.image.order, case.native
+    windows = native_windows(predictor, case)
+    turned = tuple(native.shape[axis] for axis in order)
+    taps = linear_taps(turned[0], case.shape[0])
+    waiting = [number for number, window in enumerate(windows) if window not in done]
+    needed = {z for number in waiting for z in range(taps[number][0], taps[number][0] + len(taps[number][1]))}
+    rows = [row.band for strip in predictor.plan(case) for row in strip]
+    skipped = [band for band in rows if not needed.intersection(range(band.z, band.stop[0]))]
+    slices: OrderedDict[int, Tensor] = OrderedDict()
+    for z, probabilities in _slices(predictor.bands(case, intensity, skipped), case.shape[1:]):
+        slices[z] = probabilities
+        while waiting and taps[waiting[0]][0] + len(taps[waiting[0]][1]) - 1 <= z:
+            number = waiting.pop(0)
+            first, weights = taps[number]
+            mean = sum(weight * slices[first + place] for place, weight in enumerate(weights.tolist()) if weight)
+            assert isinstance(mean, Tensor)  # a slice is made of one or more
+            yield _band(native, windows[number], order, _resized(mean, turned[1:]), predictor.procedure.samples > 0)
+            while waiting and slices and next(iter(slices)) < taps[waiting[0]][0]:
+                slices.popitem(last=False)
+
+
+def _slices(bands: Iterator[Band], plane: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Whole slices [K, H, W] of the working grid as they become complete, with 0 for NaN; the variance is one map more."""
+    held: dict[int, Tensor] = {}
+    filled: dict[int, int] = {}
+    for band in bands:
+        maps = band.probabilities if band.variance is None else torch.cat([band.probabilities, band.variance[None]])
+        for offset in range(band.window.depth):
+            z = band.window.z + offset
+            if z not in held:
+                held[z], filled[z] = torch.empty(len(maps), *plane), 0
+            held[z][:, *band.window.slices[1:]] = torch.nan_to_num(maps[:, offset])
+            filled[z] += band.window.height * band.window.width
+            if filled[z] == plane[0] * plane[1]:
+                yield z, held.pop(z)
+
+
+def _resized(maps: Tensor, plane: Sequence[int]) -> Tensor:
+    if tuple(maps.shape[1:]) == tuple(plane):
+        return maps
+    return functional.interpolate(maps[None], tuple(plane), mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def _band(native: Case, window: Window, order: Sequence[int], maps: Tensor, sampled: bool) -> Band:
+    """A band of the native grid, from maps [K, H, W] of a slice."""
+    back = [list(order).index(axis) for axis in range(3)]
+    maps = maps[:, None].permute(0, *(axis + 1 for axis in back)).contiguous()
+    probabilities, variance = (maps[:-1], maps[-1]) if sampled else (maps, None)
+    # Where pixels without data were seen, probabilities sum to less than one.
+    total = probabilities.sum(dim=0)
+    held: NDArray[np.bool_] = native.read(window)[1] & (total > 0).numpy()
+    probabilities = torch.where(torch.from_numpy(held), probabilities / total, torch.nan)
+    return Band(window, probabilities, held, variance)

@@ -1,0 +1,99 @@
+"""Maps on the grid of the file from networks that see another one."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.cases.test_nifti import save, turned_affine
+from voxtile.cases.case import Case
+from voxtile.cases.nifti import NiftiSource
+from voxtile.cases.window import Window
+from voxtile.cases.working import OnWorkingGrid
+from voxtile.data.normalise import Intensity
+from voxtile.inference.native import native_bands, native_windows
+from voxtile.inference.predictor import Predictor
+
+PLAIN = Intensity((-np.inf,), (np.inf,), (0.0,), (1.0,))
+
+
+class Bright(nn.Module):
+    """Logits of two classes from a pixel's own brightness."""
+
+    def __init__(self, dims=2):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, image):
+        return torch.cat([-image[:, :1], image[:, :1]], dim=1)
+
+
+def case_of(path, spacing=None, axis="z", hole=False):
+    z, y, x = np.indices((12, 18, 20))
+    array = (6 - np.sqrt(((z - 6) * 2.0) ** 2 + (y - 9) ** 2 + (x - 8.0) ** 2)).astype(np.float32)
+    if hole:
+        array[:, :, 15:] = np.nan
+    native = NiftiSource([save(path, array.T, turned_affine(20, (1.0, 1.0, 2.0)))])
+    source = native if spacing is None and axis == "z" else OnWorkingGrid(native, spacing, axis, label=False)
+    return Case("a", "a", source)
+
+
+def whole(predictor, case, done=()):
+    """Probabilities [2, D, H, W] and classes on the native grid, and how often each voxel was yielded."""
+    shape = case.native.shape
+    probabilities, classes = np.full((2, *shape), np.nan, np.float32), np.zeros(shape, np.uint8)
+    times = np.zeros(shape, int)
+    for band in native_bands(predictor, case, PLAIN, done):
+        probabilities[:, *band.window.slices], classes[band.window.slices] = band.probabilities, band.classes()
+        times[band.window.slices] += 1
+    return probabilities, classes, times
+
+
+@pytest.mark.parametrize(("dims", "size"), [(2, (1, 8, 8)), (3, (4, 8, 8))])
+@pytest.mark.parametrize("axis", ["y", "x"])
+def test_the_axis_of_slices_changes_nothing_for_a_network_that_sees_single_pixels(tmp_path, axis, dims, size):
+    predictor = Predictor(Bright(dims), size)
+    expected, _, _ = whole(predictor, case_of(tmp_path / "a.nii"))
+    found, _, times = whole(predictor, case_of(tmp_path / "a.nii", axis=axis))
+    assert (times == 1).all()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 0.5, 0.5), (3.0, 2.0, 2.0)])
+@pytest.mark.parametrize("axis", ["z", "x"])
+@pytest.mark.parametrize(("dims", "size"), [(2, (1, 8, 8)), (3, (4, 8, 8))])
+def test_probabilities_come_back_to_the_files_grid(tmp_path, spacing, axis, dims, size):
+    predictor = Predictor(Bright(dims), size)
+    _, expected, _ = whole(predictor, case_of(tmp_path / "a.nii"))
+    probabilities, classes, times = whole(predictor, case_of(tmp_path / "a.nii", spacing, axis))
+    assert (times == 1).all()
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, rtol=1e-5)
+    assert 2 * (expected & classes).sum() / (expected.sum() + classes.sum()) > (0.9 if max(spacing) > 2 else 0.97)
+
+
+def test_voxels_without_data_have_no_class_and_do_not_darken_others(tmp_path):
+    predictor = Predictor(Bright(), (1, 8, 8))
+    probabilities, classes, _ = whole(predictor, case_of(tmp_path / "a.nii", (1.0, 1.0, 1.0), "z", hole=True))
+    assert (classes[:, :, 15:] == 255).all()
+    assert np.isnan(probabilities[:, :, :, 15:]).all()
+    np.testing.assert_allclose(probabilities[..., :15].sum(axis=0), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("axis", "spacing"), [("z", (1.0, 1.0, 1.0)), ("x", (3.0, 1.0, 1.0)), ("y", None)])
+def test_what_is_done_is_not_yielded_again_and_the_rest_has_the_same_bits(tmp_path, axis, spacing):
+    case, predictor = case_of(tmp_path / "a.nii", spacing, axis), Predictor(Bright(), (1, 8, 8))
+    windows = native_windows(predictor, case)
+    expected, _, _ = whole(predictor, case)
+    assert sum(window.pixels for window in windows) == Window.whole(case.native.shape).pixels
+    done = windows[: len(windows) // 2]
+    found, _, times = whole(predictor, case, done)
+    for window in windows:
+        assert (times[window.slices] == (window not in done)).all()
+    seen = times > 0
+    np.testing.assert_array_equal(found[:, seen], expected[:, seen])
+
+
+def test_scenes_and_volumes_on_their_own_grid_keep_their_bands(tmp_path):
+    case, predictor = case_of(tmp_path / "a.nii"), Predictor(Bright(), (1, 8, 8))
+    assert [band.window for band in native_bands(predictor, case, PLAIN)] == native_windows(predictor, case)
+    assert native_windows(predictor, case) == [band.window for band in predictor.bands(case, PLAIN)]
