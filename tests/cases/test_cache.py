@@ -1,16 +1,19 @@
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.testers.formats import file_size_limit
 from voxtile.cases import cache
-from voxtile.cases.cache import cache_folder, cached_array, content_hash
+from voxtile.cases.cache import cache_folder, cached_array, check_cache_room, content_hash
 from voxtile.errors import ConfigError, DataError
 
 SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -228,3 +231,21 @@ def test_a_damaged_note_of_a_hash_is_ignored(path, folder, monkeypatch):
 def test_an_absent_file_is_named(tmp_path, folder):
     with pytest.raises(DataError, match=r"absent\.bin cannot be read"):
         content_hash(tmp_path / "absent.bin", folder)
+
+
+def test_room_is_asked_for_before_anything_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXTILE_CACHE_BYTES", "5e9")
+    assert check_cache_room(10, tmp_path) is None
+    said = check_cache_room(2 * 10**9, tmp_path / "new")
+    assert re.fullmatch(rf"decoded, the data take 2\.00 GB of disk in {tmp_path}/new, once \(.* are there\)", said)
+    with pytest.raises(DataError, match=r"take 6\.00 GB, and the cache .* may hold 5\.00 GB: .*VOXTILE_CACHE_BYTES=7\.2e\+09'"):
+        check_cache_room(6 * 10**9, tmp_path)
+
+
+def test_what_lies_in_the_cache_counts_as_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    with pytest.raises(DataError, match=r"take 2\.00 GB of disk, and .* has 1\.00 GB"):
+        check_cache_room(2 * 10**9, tmp_path)
+    with (tmp_path / "a.npy").open("wb") as file:
+        file.truncate(10**9)
+    assert check_cache_room(2 * 10**9, tmp_path)

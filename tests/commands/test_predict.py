@@ -390,7 +390,7 @@ def test_of_a_large_scene_memory_and_disk_are_said_before_it_begins(
     said = voxtile(*common, f"output={tmp_path / 'a'}")
     assert said.code == 0
     (words,) = re.findall(
-        r"wide: 336 windows; about ([\d,]+) MB of memory, however large the scene, and up to [1-9][\d.]* kB of disk", said.out
+        r"wide: 336 windows; about ([\d,]+) MB of memory, however large the image, and up to [1-9][\d.]* kB of disk", said.out
     )
     assert 100 < int(words.replace(",", "")) < 5_000
     assert "of memory" not in voxtile(*common[:2], f"input={scene_run.folder}/scenes/images/s1.tif", f"output={tmp_path / 'b'}").out

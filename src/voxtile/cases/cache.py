@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.maps import atomic_text, atomic_write
-from voxtile.errors import ConfigError, DataError, reason
+from voxtile.errors import ConfigError, DataError, reason, size
 
 CODE_VERSION = 1  # raise it whenever a decoder's output changes
 _MOST_BYTES = 20_000_000_000
+_MUCH = 1_000_000_000  # bytes from which on it is said how many they are
 _MOST_OPEN = 64  # a memory map keeps its file descriptor
 _HASHES: dict[tuple[Path, int, int, int], str] = {}
 _MAPPED: OrderedDict[Path, NDArray[Any]] = OrderedDict()
@@ -147,14 +149,46 @@ def trim(folder: Path, pattern: str, keep: Path, most: int) -> bool:
         with contextlib.suppress(FileNotFoundError):  # another process trims at the same time
             status = file.stat()
             used.append((status.st_mtime_ns, min(status.st_size, 512 * status.st_blocks), file))
-    left = most - sum(size for _, size, file in used if file == keep)
+    left = most - sum(taken for _, taken, file in used if file == keep)
     fits = left >= 0
-    for _, size, file in sorted(used, reverse=True):
+    for _, taken, file in sorted(used, reverse=True):
         if file != keep:
-            left -= size
+            left -= taken
             if left < 0:
                 file.unlink(missing_ok=True)
     return fits
+
+
+def check_cache_room(wanted: int, folder: Path | None = None) -> str | None:
+    """Whether decoded data fit into the cache, asked before they are decoded.
+
+    Args:
+        wanted: their bytes.
+        folder: the cache folder; `cache_folder()` where None.
+
+    Returns:
+        A sentence about how much they take, where it is much.
+
+    Raises:
+        DataError: They take more than the cache may hold, or than the disk has room for.
+    """
+    folder = folder or cache_folder()
+    if wanted > most_bytes():
+        raise DataError(
+            f"Decoded, the data take {size(wanted)}, and the cache {folder} may hold {size(most_bytes())}: files would be decoded "
+            f"again and again. Type 'export VOXTILE_CACHE_BYTES={wanted * 1.2:.2g}' first (VOXTILE_CACHE names another folder), "
+            "use fewer cases ('data.limit'), or a coarser grid ('data.spacing')."
+        )
+    if wanted < _MUCH:
+        return None
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    free = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("*.npy"))
+    if free < wanted:
+        raise DataError(
+            f"Decoded, the data take {size(wanted)} of disk, and {folder} has {size(free)}, with what it could give up. Free some "
+            "disk space, or name a cache folder with more by the environment variable VOXTILE_CACHE."
+        )
+    return f"decoded, the data take {size(wanted)} of disk in {folder}, once ({size(free)} are there)"
 
 
 def most_bytes() -> int:

@@ -95,6 +95,15 @@ class Source(ABC):
         out[...], valid = self.read(window, channels)
         return lambda: valid
 
+    def whole(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """All pixels [C, D, H, W] and where they hold data, for one pass over them: what is decoded for it is not kept."""
+        return self.read(Window.whole(self.working.shape), range(len(self.channels)))
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes on the disk that the decoded form takes in the cache."""
+        return 0
+
     @abstractmethod
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """A writer of a map on this source's working grid that ends as a file in this format.
@@ -262,6 +271,11 @@ class Case:
             )
         labels = self.labels and Labels(self.labels.source.native, self.labels.values)
         return replace(self, image=self.image.native, labels=labels, neighbours=0)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where image and label come from."""
+        return (self.image, self.labels.source) if self.labels else (self.image,)
 
     @property
     def channels(self) -> tuple[str, ...]:

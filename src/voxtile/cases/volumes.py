@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
+_DECODING = threading.BoundedSemaphore(4)
 TOLERANCE = 0.1  # of a voxel, at the corner that lies farthest apart
 
 
@@ -85,9 +87,25 @@ class VolumeSource(Source):
             out[row] = self._decoded(self.paths[file])[number][window.slices]
         return out, np.asarray(np.isfinite(out).all(axis=0))
 
+    def whole(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """See `Source.whole`."""
+        parts = [self._decode(path) for path in self.paths]
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts).astype(self.dtype, copy=False)
+        return array, np.asarray(np.isfinite(array).all(axis=0))
+
+    @property
+    def decoded_bytes(self) -> int:
+        """See `Source.decoded_bytes`."""
+        return Window.whole(self.stored.shape).pixels * len(self.channels) * self.dtype.itemsize
+
+    def _decode(self, path: Path) -> NDArray[Any]:
+        """All of a file in canonical orientation [C, D, H, W]; few at a time, since each takes several times its size of memory."""
+        with _DECODING:
+            return self._turned(self._voxels(path))
+
     def _decoded(self, path: Path) -> NDArray[Any]:
         """All of a file in canonical orientation [C, D, H, W], from the cache."""
-        array = cached_array(path, lambda: self._turned(self._voxels(path)), "ras")
+        array = cached_array(path, lambda: self._decode(path), "ras")
         if array.shape[1:] != self.canonical.shape:
             raise DataError(
                 f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "

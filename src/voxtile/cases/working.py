@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,19 +99,26 @@ class OnWorkingGrid(Source):
 
     def _variant(self) -> str:
         """What tells this volume from others of the same first file."""
-        others = "-".join(content_hash(path)[:8] for path in self.paths[1:])
+        others = [content_hash(path) for path in self.paths[1:]]
         kind = "label" if self._label else "cubic"
-        return "-".join(filter(None, ("x".join(map(str, self._size)), kind, others)))
+        named = [hashlib.sha256("".join(others).encode()).hexdigest()[:32]] if others else []
+        return "-".join(["x".join(map(str, self._size)), kind, *named])
 
     def _made(self) -> NDArray[Any]:
         """All channels [C, D, H, W], resampled; images are NaN where there are no data."""
-        whole = Window.whole(self._native.working.shape)
-        made = np.empty((len(self.channels), *self._size), dtype=self.dtype)
-        for channel in range(len(self.channels)):
-            array, valid = self._native.read(whole, (channel,))
-            make = resampled_label if self._label else resampled_image
-            made[channel] = make(array[0], valid, self._size)
+        array, valid = self._native.whole()
+        make = resampled_label if self._label else resampled_image
+        made = np.empty((len(array), *self._size), dtype=self.dtype)
+        for channel, values in enumerate(array):
+            made[channel] = make(values, valid, self._size)
         return made
+
+    @property
+    def decoded_bytes(self) -> int:
+        """See `Source.decoded_bytes`."""
+        if not self.resampled:
+            return self._native.decoded_bytes
+        return Window.whole(self._size).pixels * len(self.channels) * self.dtype.itemsize
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """See `Source.open_map`; maps lie on the native grid."""

@@ -66,6 +66,7 @@ def prepare_data(built: Parts, out: Console) -> Prepared:
         prepared = prepare(
             built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), data["waive"] or (),
             data["limit"], tick, built.sampling.weights, built.windowing.size,
+            lambda sentence: out.print(sentence, soft_wrap=True),
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)

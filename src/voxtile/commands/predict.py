@@ -69,7 +69,7 @@ def predict(config: Mapping[str, Any]) -> int:
         for files in found:
             try:
                 with _advised():
-                    made = work.predict(files, partial(start, title=files.id, noun="row of windows"))
+                    made = work.predict(files, partial(start, title=files.id, noun="band"))
                 for path in made:
                     out.print(f"{path}", soft_wrap=True)
             except BusyError:
@@ -381,7 +381,7 @@ class Work:
         disk, free = check_room(paths, case.image.native.working.shape, specs)
         memory = memory_of(self.predictor, case, len(specs[0].classes))
         self.out.print(
-            f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the scene, and up to "
+            f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the image, and up to "
             f"{size(disk)} of disk while it works ({size(free)} are free)", soft_wrap=True,
         )  # fmt: skip
 

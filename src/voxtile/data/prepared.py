@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxtile.cases.cache import content_hash
+from voxtile.cases.cache import check_cache_room, content_hash
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.window import Size3
@@ -109,6 +109,7 @@ def prepare(
     progress: Progress = silent,
     weights: str | None = None,
     window: Sequence[int] | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> Prepared:
     """Opens, surveys and splits a data set, and stops where the split leaks.
 
@@ -122,6 +123,7 @@ def prepare(
         progress: shows how far reading has come.
         weights: pattern of the rasters by which training windows are drawn, see `Sampling`.
         window: size of a training window, checked before the cases are read; None where none is drawn.
+        say: takes a sentence about the disk that decoded data take, where that is much.
 
     Raises:
         DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
@@ -142,6 +144,10 @@ def prepare(
     if limit is not None:
         split = replace(split, train=split.train[:limit], val=split.val[:limit])
     seen = [*split.train, *split.val]
+    opened = {source.paths: source for case in (*seen, *split.test) for source in case.sources}  # blocks share theirs
+    sentence = check_cache_room(sum(source.decoded_bytes for source in opened.values()))
+    if sentence and say:
+        say(sentence)
     if window is not None:
         window_size(window, seen)  # of thousands of blocks, before minutes of reading
     tick = progress(len(seen) + len(split.test), "reading data")
