@@ -58,13 +58,18 @@ class Normalisation:
             (reflectances, CT).
         clip: (lower, upper) percentiles of a channel to which its pixels are clipped first, or None.
         nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0.
+        foreground: measure only pixels of the training cases that are labelled as other classes than the background (CT).
 
     Raises:
-        ConfigError: `per` or `clip` is not one of these.
+        ConfigError: `per` or `clip` is not one of these, or each case is to be measured on its foreground.
     """
 
     def __init__(
-        self, per: Literal["case", "dataset"] = "case", clip: Sequence[float] | None = (0.5, 99.5), nonzero: bool = False
+        self,
+        per: Literal["case", "dataset"] = "case",
+        clip: Sequence[float] | None = (0.5, 99.5),
+        nonzero: bool = False,
+        foreground: bool = False,
     ) -> None:
         if per not in ("case", "dataset"):
             hint = did_you_mean(per, ("case", "dataset"))
@@ -77,6 +82,12 @@ class Normalisation:
         self.per = per
         self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
         self.nonzero = nonzero
+        if foreground and per == "case":
+            raise ConfigError(
+                "'normalise.foreground=true' measures labelled pixels, and a new case has no label to be measured by. Type "
+                "'normalise.per=dataset' too, or 'normalise=ct'."
+            )
+        self.foreground = foreground
 
     def of_case(self, sample: NDArray[Any]) -> Intensity:
         """Measures one case.

@@ -17,7 +17,7 @@ from voxtile.data.normalise import Intensity, Normalisation
 from voxtile.data.places import by_place
 from voxtile.data.rng import digest
 from voxtile.data.splits import Split, SplitScheme
-from voxtile.data.survey import Survey, fingerprint, survey_all
+from voxtile.data.survey import Survey, fingerprint, foreground_sample, survey_all
 from voxtile.data.weight_map import WeightMap, open_weights
 from voxtile.errors import ConfigError, DataError, counted, listed, typed
 
@@ -157,7 +157,7 @@ def prepare(
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
     split = _judgeable(split, surveys)
     waived = gate(find_leaks(split, images), waive, (*images, *(case.id for case in cases)))
-    intensity = _intensity(normalisation, [surveys[case.id] for case in split.train])
+    intensity = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
     maps = open_weights(dataset, weights, split.train, cases) if weights else {}
     ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps)
@@ -199,13 +199,26 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
     return replace(split, **kept, left_out=(*split.left_out, *sorted(names)))
 
 
-def _intensity(normalisation: Normalisation, surveys: Sequence[Survey]) -> Intensity | None:
+def _intensity(
+    normalisation: Normalisation, cases: Sequence[Case], surveys: Mapping[str, Survey], background: int | None
+) -> Intensity | None:
     """How the training set is normalised as a whole; None where each case is by itself."""
     if normalisation.per == "case":
         return None
+    found = [surveys[case.id] for case in cases]
+    if normalisation.foreground:
+        if background is None:
+            raise ConfigError(
+                "'normalise.foreground=true' leaves out the background, and 'data.background' names none. Name it, or type "
+                "'normalise=dataset'."
+            )
+        samples = [foreground_sample(case, each, background) for case, each in zip(cases, found, strict=True)]
+        pixels: list[float] = [each.judged - int(each.counts[background]) for each in found]
+    else:
+        samples, pixels = [each.sample for each in found], [each.pixels * each.valid for each in found]
     # A sampled pixel stands for as many as its case has for each pixel in the sample.
-    weights = [found.pixels * found.valid / max(1, found.sample.shape[1]) for found in surveys]
-    return normalisation.of_dataset([found.sample for found in surveys], weights)
+    weights = [count / max(1, sample.shape[1]) for count, sample in zip(pixels, samples, strict=True)]
+    return normalisation.of_dataset(samples, weights)
 
 
 def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:

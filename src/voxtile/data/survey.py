@@ -126,6 +126,25 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
     )  # fmt: skip
 
 
+def foreground_sample(case: Case, found: Survey, background: int) -> NDArray[Any]:
+    """Pixels [C, n] at the places that the survey kept of classes other than the background, each class by its share of them."""
+    kept = [
+        (places, int(count)) for k, (places, count) in enumerate(zip(found.locations, found.counts, strict=True)) if k != background
+    ]
+    share = min((len(places) / count for places, count in kept if count), default=0.0)  # so that no class is over-represented
+    chosen = [places[: max(1, round(share * count))] for places, count in kept if count]
+    if not chosen:
+        return np.empty((len(case.channels), 0), dtype=case.dtype)
+    where = np.concatenate(chosen)
+    parts = []
+    for z in np.unique(where[:, 0]).tolist():
+        y, x = where[where[:, 0] == z][:, 1:].T
+        box = Window.of((z, y.min(), x.min()), (1, np.ptp(y) + 1, np.ptp(x) + 1))
+        array, _ = case.read(box)
+        parts.append(array[:, 0, y - box.y, x - box.x])
+    return np.concatenate(parts, axis=1)
+
+
 class _Locations:
     """An even draw without replacement of pixels of each class: each pixel gets a random key, the smallest keys stay."""
 

@@ -1,0 +1,145 @@
+"""voxtile plan: settings that a data set suggests, as a configuration file with a reason for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxtile.commands import compose
+
+if TYPE_CHECKING:
+    from voxtile.data.planning import Facts, Plan
+
+# What a training step holds, in multiples of all feature maps of one forward pass: the maps themselves, which the backward pass
+# needs, and at its beginning the gradients of about the largest level. Measured, see docs/decisions.md.
+STEP = 2.2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes the training configuration and plans for its data; see `voxtile plan --help`."""
+    return compose.run("plan", argv, make_plan)
+
+
+def make_plan(config: Mapping[str, Any]) -> int:
+    """Writes an experiment for the data set that the configuration names."""
+    from voxtile.cases.maps import atomic_text
+    from voxtile.commands.assemble import prepare_data
+    from voxtile.commands.build import parts
+    from voxtile.commands.console import console
+    from voxtile.data.planning import facts_of, plan
+    from voxtile.errors import DataError
+
+    out = console()
+    wanted = _checked(config["plan"])
+    plain = {key: value for key, value in config.items() if key != "plan"}
+    # Planned on the files' own grid, whatever the data set's file says.
+    plain["data"] = {**plain["data"], "spacing": None, "axis": "z", "neighbours": 0, "window": [1, 1]}
+    plain["data"]["symmetry"] = {**(plain["data"]["symmetry"] or {}), "rot90": False}
+    built = parts(plain)
+    prepared = prepare_data(built, out)
+    cases = prepared.split.train
+    facts = facts_of(cases, [prepared.surveys[case.id] for case in cases])
+    classes = prepared.dataset.classes
+    made = plan(facts, wanted["dims"], wanted["memory"] * 1e9, lambda values: step_bytes(values, facts.channels, len(classes)))
+    name = wanted["name"] or f"{prepared.dataset.name}_{wanted['dims']}d"
+    path = Path(wanted["output"]).expanduser() / "experiment" / f"{name}.yaml"
+    text = written(made, facts, classes, prepared.dataset.name, name, path)
+    if path.exists() and not wanted["overwrite"]:
+        raise DataError(
+            f"{path} exists already, and may have been edited. Name another with 'plan.name=…', or type 'plan.overwrite=true'."
+        )
+    atomic_text(path, text)
+    out.print(text, soft_wrap=True)
+    out.print(
+        f"written      {path}\nnext         python train.py --config-dir {wanted['output']} experiment={name}", soft_wrap=True
+    )
+    return 0
+
+
+def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of this command.
+
+    Raises:
+        ConfigError: One is out of range.
+    """
+    from voxtile.errors import ConfigError
+
+    if given["dims"] not in (2, 3):
+        raise ConfigError(f"'plan.dims={given['dims']}' must be 2 for slices or 3 for boxes.")
+    memory = given["memory"]
+    if isinstance(memory, bool) or not isinstance(memory, int | float) or not memory > 0:
+        raise ConfigError(f"'plan.memory={memory}' must be the gigabytes that a training step may take, for example 8.")
+    if not isinstance(given["overwrite"], bool):
+        raise ConfigError(f"'plan.overwrite={given['overwrite']}' must be true or false.")
+    return given
+
+
+def step_bytes(values: Mapping[str, Any], channels: int, classes: int) -> int:
+    """Bytes that a training step of a U-Net takes: feature maps, weights, gradients and Adam's two moments, in float32."""
+    import torch
+    from torch import nn
+
+    from voxtile.models.unet import UNet
+
+    held: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not list(module.children()) and torch.is_tensor(output):
+            held.append(output.numel())
+
+    with torch.device("meta"):
+        network = UNet(channels, classes, values["model.width"], values["model.depth"], dims=values["model.dims"])
+        for module in network.modules():
+            module.register_forward_hook(count)
+        network(torch.zeros(2, channels, *values["data.window"]))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return int(4 * (STEP * sum(held) * values["training.batch_size"] / 2 + 4 * weights))
+
+
+def written(made: Plan, facts: Facts, classes: Sequence[str], data: str, name: str, path: Path) -> str:
+    """The experiment's file: what was seen, and each setting with its reason."""
+    import numpy as np
+    import yaml
+
+    shapes, volumes = facts.shapes, facts.volumes
+    seen = [
+        f"{len(shapes)} training cases of {facts.channels} channel{'s' if facts.channels > 1 else ''}; "
+        f"voxels (z, y, x) {_range(shapes)}; spacing {_range(facts.spacings)} mm",
+        *(
+            f"{of}: {np.median(column):.3g} ml in the median case, {column.min():.3g} to {column.max():.3g}"
+            for of, column in zip(classes, volumes.T, strict=True)
+        ),
+    ]
+    lines = [
+        "# @package _global_",
+        f"# python train.py --config-dir {path.parent.parent} experiment={name}",
+        "# Planned by 'voxtile plan' from the training cases; edit what you know better.",
+        *(f"#   {line}" for line in seen),
+        "defaults:",
+        f"  - override /data: {data}",
+        "  - override /model: unet",
+        f"  - override /normalise: {made.values['normalise']}  # {made.reasons['normalise']}",
+    ]
+    sections: dict[str, list[str]] = {}
+    for setting, value in made.values.items():
+        if setting == "normalise":
+            continue
+        section, _, key = setting.partition(".")
+        shown = yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+        sections.setdefault(section, []).append(f"  {key}: {shown}  # {made.reasons[setting]}")
+    for section, rows in sections.items():
+        lines += [f"{section}:", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _range(rows: Any) -> str:
+    """Median, least and most of rows [n, 3], as text."""
+    import numpy as np
+
+    middle, least, most = np.median(rows, axis=0), rows.min(axis=0), rows.max(axis=0)
+    return f"{_sides(middle)} (median), {_sides(least)} to {_sides(most)}"
+
+
+def _sides(row: Any) -> str:
+    return "x".join(f"{side:.4g}" for side in row)
