@@ -24,10 +24,10 @@ def _open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: S
         from voxtile.cases.geotiff import GeoTiffSource
 
         return GeoTiffSource(paths, nodata, scene, asked)
-    if kind == "nifti":
-        from voxtile.cases.nifti import NiftiSource
+    if kind == "volume":
+        from voxtile.cases.volume_files import open_volume
 
-        return NiftiSource(paths)
+        return open_volume(paths)
     from voxtile.cases.pictures import PictureSource
 
     return PictureSource(paths)
@@ -44,11 +44,11 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 
         assert isinstance(image, OnTarget)
         return label_source(paths[0], image, named)
-    if kind == "nifti":
-        from voxtile.cases.nifti import NiftiSource
+    if kind == "volume":
+        from voxtile.cases.volume_files import open_volume
         from voxtile.cases.volumes import on_image
 
-        return on_image(NiftiSource(paths), image)
+        return on_image(open_volume(paths), image)
     from voxtile.cases.pictures import PictureSource
 
     return PictureSource(paths, label=True)
@@ -56,7 +56,7 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 
 SUFFIXES = {
     "geotiff": (".tif", ".tiff", ".vrt", ".jp2"),
-    "nifti": (".nii", ".nii.gz"),
+    "volume": (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr"),
     "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
 }
 
@@ -124,7 +124,7 @@ class Dataset:
 
         Args:
             name: short name, used for run folders.
-            format: "geotiff", "nifti" or "picture".
+            format: "geotiff", "volume" (also called "nifti", as long as there was no other) or "picture".
             layout: which files make a case.
             labels: class name by stored label value; "ignore" for values that are not to be judged.
             background: the class that is left out of means over foreground classes, or None.
@@ -139,6 +139,7 @@ class Dataset:
         Raises:
             ConfigError: A name is unknown.
         """
+        format = "volume" if format == "nifti" else format
         if format not in SUFFIXES:
             raise ConfigError(f"'data.format={format}' is unknown; choose from {listed(SUFFIXES)}.{did_you_mean(format, SUFFIXES)}")
         if nodata is not None and format != "geotiff":

@@ -87,13 +87,17 @@ class VolumeSource(Source):
 
     def _decoded(self, path: Path) -> NDArray[Any]:
         """All of a file in canonical orientation [C, D, H, W], from the cache."""
-        array = cached_array(path, lambda: self._turned(self._voxels(path)), "ras")
+        array = cached_array(path, lambda: self._turned(self._voxels(path)), self._variant(path))
         if array.shape[1:] != self.canonical.shape:
             raise DataError(
                 f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "
                 "opened: it was replaced meanwhile. Give the same command again."
             )
         return array
+
+    def _variant(self, path: Path) -> str:
+        """What, besides a file's own content, decides its decoded voxels: the orientation, and other files that they lie in."""
+        return "ras"
 
     def _turned(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """Stored voxels in canonical orientation [C, D, H, W]."""
@@ -112,7 +116,10 @@ def on_image(label: VolumeSource, image: Source) -> VolumeSource:
         DataError: The label is 4D, has another shape, or lies elsewhere by more than a tenth of a voxel.
     """
     if len(label.channels) != 1:
-        raise DataError(f"{label.path} has {len(label.channels)} channels (a 4D image); a label is 3D, one class value per voxel.")
+        raise DataError(
+            f"{label.path} has {len(label.channels)} channels (a 4D image, or several values per voxel); a "
+            "label is 3D, one class value per voxel."
+        )
     label._notes += compare(label.canonical, image.canonical, f"The label {label.path}", f"its image {image.path}")
     return label
 
