@@ -73,6 +73,11 @@ class LabelMap:
     classes: tuple[str, ...]
     values: dict[int, int]
 
+    @property
+    def meaning(self) -> dict[int, str]:
+        """Class name by stored value, "ignore" for values that are not to be judged."""
+        return {value: "ignore" if index == IGNORE else self.classes[index] for value, index in self.values.items()}
+
     @classmethod
     def of(cls, meaning: Mapping[int, str]) -> LabelMap:
         """Builds the map from `{stored value: class name}`; the name "ignore" marks values that are not to be judged.
@@ -170,6 +175,8 @@ class Dataset:
             DataError: A file is missing or odd, two cases share an id, or their channels differ.
         """
         files = self.layout.find()
+        if declared := self.layout.declared():
+            declared.check(self.label_map.meaning)
         unknown = [name for name in self.exclude if name not in {f.id for f in files}]
         if unknown:
             raise ConfigError(
@@ -241,7 +248,15 @@ class Dataset:
         else:
             # An area says what of the data set is used; of a new file everything is wanted.
             scene = self.scene if grouped else replace(self.scene, area=None)
-            image = _open_image(self.format, files.images, self.nodata, scene, self.channels or ())
+            image = _open_image(self.format, files.images, self.nodata, scene, () if files.channels else self.channels or ())
+        if files.channels:
+            if len(files.channels) != len(image.channels):
+                raise DataError(
+                    f"{image.path} has {counted(len(image.channels), 'channel')} ({listed(image.channels, 20)}), and the data set "
+                    f"names {len(files.channels)}: {listed(files.channels, 20)}. Expected the same number; see whether all files "
+                    f"of case '{files.id}' are there, and whether the data set's description is of these files."
+                )
+            image.channels = files.channels
         select: tuple[int, ...] = ()
         if self.channels is not None:
             missing = [name for name in self.channels if name not in image.channels]
@@ -266,7 +281,7 @@ class Dataset:
                     f"{image.working.shape}. A label must have its image's size."
                 )
             labels = Labels(source, self.label_map.values)
-        group = self.grouping(files.id, files.fields) if grouped else files.id
+        group = self.grouping(files.id, files.fields, files.group) if grouped else files.id
         return Case(files.id, group, image, labels, select, split=files.split)
 
     def aligned(self, path: Path, case: Case) -> Source:

@@ -53,13 +53,12 @@ class FolderLayout(Layout):
         self.labels, self.case, self.unlabelled, self.mosaic = labels, case, unlabelled, mosaic
         self.splits = dict(splits or {name: name for name in SPLITS})
 
-    def images_below(self, root: Path, within: Path) -> list[CaseFiles]:
-        """Cases below another folder by the same patterns, without labels, whether there are any or not.
+    def patterns(self, channels: int) -> tuple[str, ...]:
+        """See `Layout.patterns`."""
+        return tuple(self.images) if len(self.images) > 1 else ()
 
-        Args:
-            root: what the patterns begin at.
-            within: `root` or a part of it; cases whose first file lies elsewhere are not looked at. A file stands for its case.
-        """
+    def images_below(self, root: Path, within: Path, suffixes: Sequence[str] = ()) -> list[CaseFiles]:
+        """See `Layout.images_below`; by the same patterns, whatever the ending."""
         layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits, mosaic=self.mosaic)
         images = layout._image_files(layout._label_files())
         if within.is_file():
@@ -196,7 +195,7 @@ class FolderLayout(Layout):
         hits = []
         for path in sorted(self.root.glob(wild)):
             match = regex.fullmatch(path.relative_to(self.root).as_posix())
-            if match:
+            if match and not path.name.startswith("._"):  # which macOS puts beside each file that it packs
                 hits.append((path, match.groupdict()))
         return hits
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from voxtile.cases.address import is_address, masked
 from voxtile.cases.case import Source
-from voxtile.errors import DataError
+from voxtile.errors import ConfigError, DataError, listed
 
 SPLITS = ("train", "val", "test")
 
@@ -28,6 +29,8 @@ class CaseFiles:
         fields: what the patterns found in the names, for grouping.
         sources: opens image and label where another library reads the files, from a nodata value that overrides theirs; None
             where the data set's format says how to open them.
+        channels: their names, where the data set gives them; else the files do.
+        group: what must never be on both sides of a split, where the layout knows it and `data.group` has no rule.
     """
 
     id: str
@@ -37,11 +40,50 @@ class CaseFiles:
     fields: Mapping[str, str] = field(default_factory=dict)
     tiles: tuple[Path, ...] = ()
     sources: Callable[[float | None], tuple[Source, Source]] | None = None
+    channels: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def found(self) -> tuple[Path, ...]:
         """The image files that lie in the data set's folder."""
         return self.tiles or self.images
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a data set says of its own labels.
+
+    Attributes:
+        where: the file that says it.
+        values: class name by stored value; "ignore" for values that are not to be judged.
+        regions: the values that a region unites, by its name; regions may overlap.
+    """
+
+    where: Path
+    values: Mapping[int, str]
+    regions: Mapping[str, tuple[int, ...]]
+
+    def check(self, labels: Mapping[int, str]) -> None:
+        """Compares them with those of the configuration, class name by stored value.
+
+        Raises:
+            ConfigError: They differ, or there are regions; the message says what to write.
+        """
+        if self.regions:
+            found = "; ".join(f"{name}: {listed(values)}" for name, values in self.regions.items())
+            raise ConfigError(
+                f"{self.where} describes regions, which may overlap ({found}), and voxtile trains on one class for each label "
+                "value. Name the values themselves under 'labels:', and describe the folder with FolderLayout: 'images: "
+                "imagesTr/{id}_0000.nii.gz', a list of such patterns where there are several channels, and 'labels: "
+                "labelsTr/{id}.nii.gz'."
+            )
+        wanted = {value: re.sub(r"[^\w .()+-]", "_", name) for value, name in sorted(self.values.items())}
+        if dict(labels) != wanted:
+            text = "{" + ", ".join(f"{value}: {name}" for value, name in wanted.items()) + "}"
+            raise ConfigError(
+                f"'data.labels' is {dict(labels)} and does not agree with {self.where}. Expected 'labels: {text}'; write that into "
+                f"the data set's file, or type '~data.labels' '+data.labels={text}'."
+            )
 
 
 class Layout(ABC):
@@ -73,6 +115,28 @@ class Layout(ABC):
         if not cases:
             raise DataError(f"{self.root} holds no case: {self._expected()}.")
         return cases
+
+    def patterns(self, channels: int) -> tuple[str, ...]:
+        """How the files of a new case with so many channels are called; none where a file is a case."""
+        return ()
+
+    def images_below(self, root: Path, within: Path, suffixes: Sequence[str] = ()) -> list[CaseFiles]:
+        """Cases below another folder, without labels, by the names that files have in this layout, whether there are any or not.
+
+        Args:
+            root: what the names begin at.
+            within: `root` or a part of it; cases whose first file lies elsewhere are not looked at. A file stands for its case.
+            suffixes: endings of the files of the data set's format.
+        """
+        return []
+
+    def declared(self) -> Declared | None:
+        """What the data set itself says of its labels; None where it says nothing.
+
+        Raises:
+            DataError: The file that says it cannot be read.
+        """
+        return None
 
     @abstractmethod
     def _find(self) -> list[CaseFiles]: ...
