@@ -260,6 +260,17 @@ def test_a_cut_off_file_is_named_and_nothing_else_is_said(tmp_path, capfd, kind,
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_voxels_without_their_checksum_are_refused(tmp_path, kind):
+    path = save(tmp_path / f"a{kind}", np.random.default_rng(0).integers(0, 999, (9, 9, 9), dtype=np.int16), True)
+    (data,) = ItkSource([path]).files[1:] or [path]
+    whole_file = data.read_bytes()
+    for change in (whole_file[:-6], whole_file[:-6] + bytes([whole_file[-6] ^ 1]) + whole_file[-5:]):
+        data.write_bytes(change)
+        with pytest.raises(DataError, match="could not be decoded"):
+            whole(ItkSource([path]))
+
+
 def test_files_that_hold_no_volume_of_numbers_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"absent\.mha cannot be read"):
         ItkSource([tmp_path / "absent.mha"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import zlib
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from voxtile.cases.cache import content_hash
 from voxtile.cases.itk_header import read_header
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.volumes import Header, VolumeSource, stored_grid
+from voxtile.cases.volumes import Header, VolumeSource, check_gzip, stored_grid
 from voxtile.errors import DataError, reason
 
 ABOUT = "voxtile"  # the metadata key of what a map says of itself
@@ -82,10 +81,10 @@ class ItkSource(VolumeSource):
         return Header(stored_grid(matrix, size, path, "repair the header"), channels, dtype, notes)
 
     def _voxels(self, path: Path) -> NDArray[Any]:
-        read_header(path)  # it may have been replaced since
         try:
+            _check_whole(path)
             image = _opened(path).Execute()
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError, EOFError, zlib.error) as error:
             raise DataError(
                 f"{path} could not be decoded: {_why(error)}. The file is probably cut off or damaged; fetch it again, or leave "
                 "the case out with 'data.exclude=[…]'."
@@ -129,7 +128,7 @@ class ItkSource(VolumeSource):
         image.SetMetaData(ABOUT, text if len(text) <= _MOST_ABOUT else json.dumps({**about, "classes": []}))
         try:
             sitk.WriteImage(image, str(path), useCompression=True)
-            _check_whole(path)
+            _check_whole(path)  # ITK keeps silent about a disk that is full when it closes a file
         except (RuntimeError, DataError, EOFError, zlib.error) as error:
             raise OSError(_why(error)) from error
 
@@ -141,16 +140,21 @@ def about(path: Path) -> Any:
 
 
 def _check_whole(path: Path) -> None:
-    """Raises an error where a file has lost its end: ITK keeps silent about a disk that is full when it closes one."""
-    if _READERS[path.suffix.lower()] == "MetaImageIO":
-        ItkSource([path])  # compares the file's size with that of the voxels in its header
+    """Raises an error where packed voxels have lost their end or their checksum is wrong, to which ITK does not come."""
+    text = read_header(path)
+    if not text.packed:
         return
-    with path.open("rb") as file:
-        while file.readline().strip():
-            pass
-        with gzip.GzipFile(fileobj=file) as voxels:
-            while voxels.read(2**20):
-                pass
+    with (text.data or path).open("rb") as file:
+        file.seek(text.begins)
+        if text.packed == "gzip":
+            check_gzip(file)
+            return
+        unpacked = zlib.decompressobj()
+        while not unpacked.eof:
+            some = file.read(2**16)
+            if not some:
+                raise EOFError("the file ends before the checksum of its voxels")
+            unpacked.decompress(some)
 
 
 def _opened(path: Path) -> sitk.ImageFileReader:

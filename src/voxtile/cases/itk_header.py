@@ -12,6 +12,8 @@ _MOST = 2**20  # bytes of a header
 # A field of a MetaImage. Of a line without a separator MetaIO takes the next line's, so none is let through.
 _FIELD = re.compile(rb"(?P<name>[^=:\r\n]{1,200})[=:](?P<value>[^\r\n]{0,32000})\r?\n|[ \t]*\r?\n")
 _NRRD_FILE = re.compile(rb"(?im)^[ \t]*data[ \t]*file[ \t]*:(.*)$")
+_GZIPPED = re.compile(rb"(?im)^encoding: (?:gz|gzip)[ \t]*$")
+_SKIPS = re.compile(rb"(?im)^(?:line|byte) ?skip:")
 _PLACED = re.compile(rb"(?im)^(?:TransformMatrix|Rotation|Orientation|space)[ \t]*[=:]")
 
 
@@ -22,6 +24,8 @@ class TextHeader:
     Attributes:
         data: the file that holds the voxels, None where they follow in the same file.
         placed: whether the header says which way the axes point.
+        packed: "gzip" (NRRD) or "zlib" (MetaImage) where the voxels are, and where they begin is known; else "".
+        begins: where in their file the voxels begin.
         stored: bytes that there are of the voxels of a MetaImage; None for NRRD, whose reader counts itself.
         claimed: bytes that a compressed MetaImage says there are; None where it says nothing.
         text: whether a MetaImage's voxels are written as text.
@@ -29,6 +33,8 @@ class TextHeader:
 
     data: Path | None
     placed: bool
+    packed: str = ""
+    begins: int = 0
     stored: int | None = None
     claimed: int | None = None
     text: bool = False
@@ -68,8 +74,8 @@ def _meta(path: Path, begin: bytes) -> TextHeader:
     stored = (data or path).stat().st_size - (0 if data else at)
     claimed = fields.get(b"CompressedDataSize", b"")
     return TextHeader(
-        data, bool(_PLACED.search(begin[:at])), stored, int(claimed) if claimed.isdigit() else None,
-        fields.get(b"BinaryData", b"True").lower() in (b"false", b"f", b"0"),
+        data, bool(_PLACED.search(begin[:at])), "zlib" if _is_true(fields.get(b"CompressedData")) else "", 0 if data else at,
+        stored=stored, claimed=int(claimed) if claimed.isdigit() else None, text=not _is_true(fields.get(b"BinaryData", b"True")),
     )  # fmt: skip
 
 
@@ -80,7 +86,15 @@ def _nrrd(path: Path, begin: bytes) -> TextHeader:
     names = _NRRD_FILE.findall(lines)
     if len(names) > 1:
         raise DataError(f"{path} names the file of its voxels ('data file:') more than once. Take the other lines out.")
-    return TextHeader(_beside(path, names[0].strip()) if names else None, bool(_PLACED.search(lines)))
+    data = _beside(path, names[0].strip()) if names else None
+    end = re.search(rb"\n\r?\n", begin)
+    begins = 0 if data or end is None else end.end()
+    packed = "gzip" if _GZIPPED.search(lines) and not _SKIPS.search(lines) else ""
+    return TextHeader(data, bool(_PLACED.search(lines)), packed, begins)
+
+
+def _is_true(value: bytes | None) -> bool:
+    return value is not None and value[:1].lower() in (b"t", b"1")
 
 
 def _beside(path: Path, given: bytes) -> Path:

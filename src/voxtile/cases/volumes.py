@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
@@ -154,6 +155,23 @@ def stored_grid(matrix: NDArray[np.float64], shape: Sequence[int], path: Path, r
         )
     width, height, depth = shape
     return StoredGrid((depth, height, width), nested(matrix), "mm")
+
+
+def check_gzip(file: BinaryIO) -> None:
+    """Reads gzipped voxels to their end, where a checksum lies that no library comes to which stops at the last voxel.
+
+    What follows the end and is not gzipped is let be.
+
+    Raises:
+        OSError, EOFError, zlib.error: The checksum is missing or not that of the voxels.
+    """
+    with gzip.GzipFile(fileobj=file) as voxels:
+        try:
+            while voxels.read(2**20):
+                pass
+        except gzip.BadGzipFile as error:
+            if "Not a gzipped file" not in str(error):
+                raise
 
 
 def _canonical_grid(stored: StoredGrid, turn: NDArray[np.float64]) -> CanonicalGrid:
