@@ -134,13 +134,12 @@ def look_at_files(prepared: Prepared) -> list[str]:
         for case in cases
         if (number := len(list(blocks(case.shape)))) > MOST_IMAGE_BLOCKS and (valid := prepared.surveys[case.id].valid) < 1
     ]
-    if prepared.dataset.format == "volume":
-        notes += [
-            f"{case.image.path} has {counted(round(found.pixels * (1 - found.valid)), 'voxel')} of {found.pixels:,} with NaN or "
-            "infinity in a channel: they hold no data, and are in no loss and no score"
-            for case in cases
-            if (found := prepared.surveys[case.id]).valid < 1
-        ]
+    notes += [
+        f"{case.image.path} has {counted(round(found.pixels * (1 - found.valid)), 'voxel')} of {found.pixels:,} with NaN or infinity "
+        "in a channel: they hold no data, and are in no loss and no score"
+        for case in cases
+        if case.grid.unit == "mm" and (found := prepared.surveys[case.id]).valid < 1
+    ]
     kinds = sorted({str(case.dtype) for case in cases})
     if len(kinds) > 1:
         odd = {kind: next(case.image.path for case in cases if str(case.dtype) == kind) for kind in kinds}
