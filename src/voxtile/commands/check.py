@@ -142,10 +142,12 @@ def look_at_files(prepared: Prepared) -> list[str]:
     ]
     kinds = sorted({str(case.dtype) for case in cases})
     if len(kinds) > 1:
+        volumes = cases[0].grid.unit == "mm"
+        remedy = "write these files in one type" if volumes else "bring them together with 'data.scene.scale'"
         odd = {kind: next(case.image.path for case in cases if str(case.dtype) == kind) for kind in kinds}
         notes.append(
             f"cases hold numbers of several types ({', '.join(f'{kind}: {path}' for kind, path in odd.items())}): batches take the "
-            "widest; see that their values mean the same, or bring them together with 'data.scene.scale'"
+            f"widest; see that their values mean the same, or {remedy}"
         )
     distinct = {case.id: distinct_values(prepared.surveys[case.id].sample) for case in cases}
     return sorted(set(notes)) + list(suspicions(cases, distinct))

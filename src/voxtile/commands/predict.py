@@ -69,7 +69,7 @@ def predict(config: Mapping[str, Any]) -> int:
         for files in found:
             try:
                 with _advised():
-                    made = work.predict(files, partial(start, title=files.id, noun="row of windows"))
+                    made = work.predict(files, partial(start, title=files.id, noun="window row"))
                 for path in made:
                     out.print(f"{path}", soft_wrap=True)
             except BusyError:
