@@ -272,6 +272,18 @@ def test_a_cut_off_file_is_named(tmp_path, name, left):
         whole(NiftiSource([path]))
 
 
+@pytest.mark.parametrize("change", [lambda data: data[:-6], lambda data: data[:-8] + bytes([data[-8] ^ 1]) + data[-7:]])
+def test_a_file_without_the_checksum_of_its_voxels_is_refused(tmp_path, change):
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).integers(0, 999, (9, 9, 9), dtype=np.int16))
+    whole_file = path.read_bytes()
+    path.write_bytes(whole_file + b"what some tools append")
+    whole(NiftiSource([path]))
+    path.write_bytes(change(whole_file))
+    nib.load(path).get_fdata()  # to which nibabel does not come
+    with pytest.raises(DataError, match=r"a\.nii\.gz could not be decoded: .*(end-of-stream|CRC)"):
+        whole(NiftiSource([path]))
+
+
 def test_files_that_hold_no_volume_of_numbers_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"absent\.nii cannot be read"):
         NiftiSource([tmp_path / "absent.nii"])

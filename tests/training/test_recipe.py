@@ -123,3 +123,7 @@ def test_how_windows_are_drawn_counts_where_it_is_not_as_before(key: str, defaul
 def test_where_rasters_of_weights_lie_does_not_count() -> None:
     here, there = (identity(changed("data.sampling", {"by": "weights", "weights": name})) for name in ("{id}.tif", "w/{id}.tif"))
     assert here == there != identity(CONFIG)
+
+
+def test_a_format_is_the_same_under_its_older_name() -> None:
+    assert identity(changed("data.format", "volume")) == identity(changed("data.format", "nifti")) != identity(CONFIG)

@@ -27,10 +27,10 @@ def _open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: S
         from voxtile.cases.geotiff import GeoTiffSource
 
         return GeoTiffSource(paths, nodata, scene, asked)
-    if kind == "nifti":
-        from voxtile.cases.nifti import NiftiSource
+    if kind == "volume":
+        from voxtile.cases.volume_files import open_volume
 
-        return NiftiSource(paths)
+        return open_volume(paths)
     from voxtile.cases.pictures import PictureSource
 
     return PictureSource(paths)
@@ -47,11 +47,11 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 
         assert isinstance(image, OnTarget)
         return label_source(paths[0], image, named)
-    if kind == "nifti":
-        from voxtile.cases.nifti import NiftiSource
+    if kind == "volume":
+        from voxtile.cases.volume_files import open_volume
         from voxtile.cases.volumes import on_image
 
-        return on_image(NiftiSource(paths), image)
+        return on_image(open_volume(paths), image)
     from voxtile.cases.pictures import PictureSource
 
     return PictureSource(paths, label=True)
@@ -59,7 +59,7 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 
 SUFFIXES = {
     "geotiff": (".tif", ".tiff", ".vrt", ".jp2"),
-    "nifti": (".nii", ".nii.gz"),
+    "volume": (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr"),
     "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
 }
 
@@ -75,6 +75,11 @@ class LabelMap:
 
     classes: tuple[str, ...]
     values: dict[int, int]
+
+    @property
+    def meaning(self) -> dict[int, str]:
+        """Class name by stored value, "ignore" for values that are not to be judged."""
+        return {value: "ignore" if index == IGNORE else self.classes[index] for value, index in self.values.items()}
 
     @classmethod
     def of(cls, meaning: Mapping[int, str]) -> LabelMap:
@@ -142,7 +147,7 @@ class Dataset:
 
         Args:
             name: short name, used for run folders.
-            format: "geotiff", "nifti" or "picture".
+            format: "geotiff", "volume" (also called "nifti", as long as there was no other) or "picture".
             layout: which files make a case.
             labels: class name by stored label value; "ignore" for values that are not to be judged.
             background: the class that is left out of means over foreground classes, or None.
@@ -160,6 +165,7 @@ class Dataset:
         Raises:
             ConfigError: A name is unknown, or a setting is for another format.
         """
+        format = "volume" if format == "nifti" else format
         if format not in SUFFIXES:
             raise ConfigError(f"'data.format={format}' is unknown; choose from {listed(SUFFIXES)}.{did_you_mean(format, SUFFIXES)}")
         if nodata is not None and format != "geotiff":
@@ -196,6 +202,8 @@ class Dataset:
             DataError: A file is missing or odd, two cases share an id, or their channels differ.
         """
         files = self.layout.find()
+        if declared := self.layout.declared():
+            declared.check(self.label_map.meaning)
         unknown = [name for name in self.exclude if name not in {f.id for f in files}]
         if unknown:
             raise ConfigError(
@@ -267,7 +275,15 @@ class Dataset:
         else:
             # An area says what of the data set is used; of a new file everything is wanted.
             scene = self.scene if grouped else replace(self.scene, area=None)
-            image = _open_image(self.format, files.images, self.nodata, scene, self.channels or ())
+            image = _open_image(self.format, files.images, self.nodata, scene, () if files.channels else self.channels or ())
+        if files.channels:
+            if len(files.channels) != len(image.channels):
+                raise DataError(
+                    f"{image.path} has {counted(len(image.channels), 'channel')} ({listed(image.channels, 20)}), and the data set "
+                    f"names {len(files.channels)}: {listed(files.channels, 20)}. Expected the same number; see whether all files "
+                    f"of case '{files.id}' are there, and whether the data set's description is of these files."
+                )
+            image.channels = files.channels
         select: tuple[int, ...] = ()
         if self.channels is not None:
             missing = [name for name in self.channels if name not in image.channels]
@@ -292,7 +308,7 @@ class Dataset:
                     f"{image.working.shape}. A label must have its image's size."
                 )
             labels = Labels(source, self.label_map.values)
-        group = self.grouping(files.id, files.fields) if grouped else files.id
+        group = self.grouping(files.id, files.fields, files.group) if grouped else files.id
         return self.placed(Case(files.id, group, image, labels, select, split=files.split, neighbours=self.windowing.neighbours))
 
     def placed(self, case: Case) -> Case:

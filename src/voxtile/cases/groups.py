@@ -65,7 +65,7 @@ class Grouping:
                 "that overlap. Type, for example, 'data.group.place=500'."
             )
         self.place = place
-        self._rule: Rule = lambda case_id, fields: case_id
+        self._rule: Rule | None = None
         if pattern is not None:
             self._rule = _Pattern(pattern)
         elif expression is not None:
@@ -75,14 +75,16 @@ class Grouping:
             table = cache(lambda: _Table(Path(csv).expanduser(), key, column, delimiter))
             self._rule = lambda case_id, fields: table()(case_id, fields)
 
-    def __call__(self, case_id: str, fields: Mapping[str, str]) -> str:
+    def __call__(self, case_id: str, fields: Mapping[str, str], known: str = "") -> str:
         """The group of the case called `case_id`, whose name holds the `fields` of the layout's patterns.
+
+        Without a rule it is the one that the layout has `known`, or the case is its own.
 
         Raises:
             ConfigError: The expression uses a variable that does not exist, or mixes texts and numbers.
             DataError: The rule finds no group for this case, or the table cannot be read or contradicts itself.
         """
-        group = self._rule(case_id, fields)
+        group = self._rule(case_id, fields) if self._rule else known or case_id
         if not group:
             raise DataError(f"'data.group' finds an empty group for case '{case_id}'. Expected a name; correct the rule.")
         return group

@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from voxtile.cases.case import Source
 from voxtile.cases.maps import atomic_write
+from voxtile.cases.volume_files import is_itk
 from voxtile.cases.window import Window
 
 Slabs = Iterable[tuple[Window, NDArray[Any]]]
 
 
-def id_map_name(stem: str, kind: str) -> str:
-    """The name of an id map called `stem` beside maps of a data format; pictures of all kinds end as one TIFF."""
-    return stem + (".nii.gz" if kind == "nifti" else ".tif")
+def id_map_name(stem: str, path: Path) -> str:
+    """The name of an id map called `stem` of the semantic map `path`; pictures of all kinds end as one TIFF."""
+    if is_itk(path):
+        return stem + path.suffix.lower()
+    return stem + (".nii.gz" if path.name.lower().endswith((".nii", ".nii.gz")) else ".tif")
 
 
 def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
@@ -28,14 +31,14 @@ def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
     Args:
         slabs: windows that partition the map in reading order, with their numbers.
         source: the semantic map.
-        kind: "geotiff" (a Cloud-Optimized GeoTIFF, in memory that does not grow with the scene), "nifti" (the map's orientation and
-            header) or "picture" (a TIFF with a page of 32 bits per slice).
+        kind: "geotiff" (a Cloud-Optimized GeoTIFF, in memory that does not grow with the scene), "volume" (the map's kind of
+            file, orientation and header) or "picture" (a TIFF with a page of 32 bits per slice).
         path: the file.
 
     Raises:
         OSError: It cannot be written; nothing is left under its name.
     """
-    writers = {"geotiff": _scene, "nifti": _volume, "picture": _pages}
+    writers = {"geotiff": _scene, "volume": _volume, "picture": _pages}
     atomic_write(path, lambda making: writers[kind](slabs, source, making))
 
 
@@ -82,8 +85,14 @@ def _volume(slabs: Slabs, source: Source, making: Path) -> None:
     import nibabel as nib
     from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-    image: Any = nib.load(source.path)
     whole = _whole(slabs, source, np.uint32)
+    if is_itk(source.path):
+        from voxtile.cases.itk import ItkSource
+
+        assert isinstance(source, ItkSource)
+        source.save(whole[None], making, {"objects": "0 is none"})
+        return
+    image: Any = nib.load(source.path)
     back = ornt_transform(axcodes2ornt("RAS"), io_orientation(image.affine))
     header = image.header.copy()
     header.set_data_dtype(np.uint32)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from voxtile.cases.grid import StoredGrid
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.volumes import TOLERANCE, Header, VolumeSource, nested, stored_grid
+from voxtile.cases.volumes import TOLERANCE, Header, VolumeSource, check_gzip, nested, stored_grid
 from voxtile.errors import DataError, reason
 
 _UNITS = {1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micrometre", 0.001)}  # NIfTI-1's codes; millimetres in one of them
@@ -36,6 +36,9 @@ class NiftiSource(VolumeSource):
     def _voxels(self, path: Path) -> NDArray[Any]:
         image = _load(path)
         try:
+            if path.suffix.lower() == ".gz":
+                with path.open("rb") as file:
+                    check_gzip(file)
             if _is_scaled(image):
                 voxels: NDArray[Any] = image.get_fdata(caching="unchanged", dtype=np.float32)
             else:

@@ -13,9 +13,9 @@ def tags_of(path: Path, kind: str) -> Mapping[str, str]:
 
     Args:
         path: the finished file, or the folder of slices, each of which has them.
-        kind: the data format, "geotiff", "nifti" or "picture".
+        kind: the data format, "geotiff", "volume" or "picture".
     """
-    readers = {"geotiff": _scene, "nifti": _volume, "picture": _picture}
+    readers = {"geotiff": _scene, "volume": _volume, "picture": _picture}
     try:
         found: Any = readers[kind](min(path.iterdir()) if path.is_dir() else path)
     except Exception:  # somebody else's file may be anything, and each library has errors of its own
@@ -31,6 +31,12 @@ def _scene(path: Path) -> Any:
 
 
 def _volume(path: Path) -> Any:
+    from voxtile.cases.volume_files import is_itk
+
+    if is_itk(path):
+        from voxtile.cases.itk import about
+
+        return about(path)["tags"]
     import nibabel as nib
 
     header: Any = nib.load(path).header

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
@@ -105,13 +106,17 @@ class VolumeSource(Source):
 
     def _decoded(self, path: Path) -> NDArray[Any]:
         """All of a file in canonical orientation [C, D, H, W], from the cache."""
-        array = cached_array(path, lambda: self._decode(path), "ras")
+        array = cached_array(path, lambda: self._decode(path), self._variant(path))
         if array.shape[1:] != self.canonical.shape:
             raise DataError(
                 f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "
                 "opened: it was replaced meanwhile. Give the same command again."
             )
         return array
+
+    def _variant(self, path: Path) -> str:
+        """What, besides a file's own content, decides its decoded voxels: the orientation, and other files that they lie in."""
+        return "ras"
 
     def _turned(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """Stored voxels in canonical orientation [C, D, H, W]."""
@@ -130,7 +135,10 @@ def on_image(label: VolumeSource, image: Source) -> VolumeSource:
         DataError: The label is 4D, has another shape, or lies elsewhere by more than a tenth of a voxel.
     """
     if len(label.channels) != 1:
-        raise DataError(f"{label.path} has {len(label.channels)} channels (a 4D image); a label is 3D, one class value per voxel.")
+        raise DataError(
+            f"{label.path} has {len(label.channels)} channels (a 4D image, or several values per voxel); a "
+            "label is 3D, one class value per voxel."
+        )
     label._notes += compare(label.canonical, image.canonical, f"The label {label.path}", f"its image {image.path}")
     return label
 
@@ -165,6 +173,23 @@ def stored_grid(matrix: NDArray[np.float64], shape: Sequence[int], path: Path, r
         )
     width, height, depth = shape
     return StoredGrid((depth, height, width), nested(matrix), "mm")
+
+
+def check_gzip(file: BinaryIO) -> None:
+    """Reads gzipped voxels to their end, where a checksum lies that no library comes to which stops at the last voxel.
+
+    What follows the end and is not gzipped is let be.
+
+    Raises:
+        OSError, EOFError, zlib.error: The checksum is missing or not that of the voxels.
+    """
+    with gzip.GzipFile(fileobj=file) as voxels:
+        try:
+            while voxels.read(2**20):
+                pass
+        except gzip.BadGzipFile as error:
+            if "Not a gzipped file" not in str(error):
+                raise
 
 
 def _canonical_grid(stored: StoredGrid, turn: NDArray[np.float64]) -> CanonicalGrid:

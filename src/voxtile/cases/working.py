@@ -99,7 +99,7 @@ class OnWorkingGrid(Source):
 
     def _variant(self) -> str:
         """What tells this volume from others of the same first file."""
-        others = [content_hash(path) for path in self.paths[1:]]
+        others = [content_hash(path) for path in self._native.files[1:]]
         kind = "label" if self._label else "cubic"
         named = [hashlib.sha256("".join(others).encode()).hexdigest()[:32]] if others else []
         return "-".join(["x".join(map(str, self._size)), kind, *named])

@@ -120,6 +120,7 @@ def look_at_files(prepared: Prepared) -> list[str]:
     """What is odd about single files, and about pairs of cases."""
     from voxtile.data.leakage import distinct_values, suspicions
     from voxtile.data.survey import MOST_IMAGE_BLOCKS, blocks
+    from voxtile.errors import counted
 
     split = prepared.split
     cases = [*split.train, *split.val]
@@ -133,12 +134,20 @@ def look_at_files(prepared: Prepared) -> list[str]:
         for case in cases
         if (number := len(list(blocks(case.shape)))) > MOST_IMAGE_BLOCKS and (valid := prepared.surveys[case.id].valid) < 1
     ]
+    notes += [
+        f"{case.image.path} has {counted(round(found.pixels * (1 - found.valid)), 'voxel')} of {found.pixels:,} with NaN or "
+        "infinity in a channel: they hold no data, and are in no loss and no score"
+        for case in cases
+        if case.grid.unit == "mm" and (found := prepared.surveys[case.id]).valid < 1
+    ]
     kinds = sorted({str(case.dtype) for case in cases})
     if len(kinds) > 1:
+        volumes = cases[0].grid.unit == "mm"
+        remedy = "write these files in one type" if volumes else "bring them together with 'data.scene.scale'"
         odd = {kind: next(case.image.path for case in cases if str(case.dtype) == kind) for kind in kinds}
         notes.append(
             f"cases hold numbers of several types ({', '.join(f'{kind}: {path}' for kind, path in odd.items())}): batches take the "
-            "widest; see that their values mean the same, or bring them together with 'data.scene.scale'"
+            f"widest; see that their values mean the same, or {remedy}"
         )
     distinct = {case.id: distinct_values(prepared.surveys[case.id].sample) for case in cases}
     return sorted(set(notes)) + list(suspicions(cases, distinct))
@@ -178,7 +187,11 @@ def look_at_values(prepared: Prepared) -> list[str]:
 
 
 def look_at_classes(prepared: Prepared) -> list[str]:
-    """Classes that are rare, or absent from validation."""
+    """Classes that are rare, or absent from validation or from whole cases."""
+    import numpy as np
+
+    from voxtile.errors import counted, listed
+
     names = prepared.dataset.classes
     counts = prepared.class_counts
     remarks = [
@@ -193,6 +206,17 @@ def look_at_classes(prepared: Prepared) -> list[str]:
                 f"class '{name}' occurs in no validation case: its score is undefined; split otherwise, for example "
                 "'split.stratify=true'"
             )
+    first = prepared.dataset.background
+    bare = [
+        case.id
+        for case in prepared.split.train
+        if first is not None and not np.delete(prepared.surveys[case.id].counts, first).any()
+    ]
+    if bare:
+        remarks.append(
+            f"{counted(len(bare), 'training case')} without any foreground: {listed(bare)}; where this is not what was seen, the "
+            "label file is an empty one"
+        )
     empty = [case.id for case in prepared.split.train if prepared.surveys[case.id].valid < 0.5]
     if empty:
         remarks.append(f"{len(empty)} training cases are more than half without data: {', '.join(empty[:8])}")

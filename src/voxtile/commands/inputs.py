@@ -38,15 +38,15 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
         DataError: There is nothing to predict.
     """
     from voxtile.cases.dataset import SUFFIXES
-    from voxtile.cases.layouts import CaseFiles, FolderLayout
+    from voxtile.cases.layouts import CaseFiles
     from voxtile.cases.pictures import natural_key
 
     suffixes = SUFFIXES[dataset.format]
     layout = dataset.layout
     if source.is_file():
-        if isinstance(layout, FolderLayout) and len(layout.images) > 1:  # the file stands for all of its case's
+        if layout.patterns(channels):  # the file stands for all of its case's
             for root in (source.parent, source.parent.parent):
-                if cases := layout.images_below(root, source):
+                if cases := layout.images_below(root, source, suffixes):
                     return cases, []
         found = [CaseFiles(_stem(source, suffixes), (source,))]
         _check_whole(found, source, dataset, channels)
@@ -54,14 +54,14 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
     if not source.is_dir():
         raise DataError(f"The input {source} does not exist. Name a file or a folder with 'input=…'.")
     paths = sorted(
-        (path for path in source.iterdir() if path.name.lower().endswith(suffixes)), key=lambda path: natural_key(path.name)
+        # macOS puts '._a.nii.gz' beside each 'a.nii.gz' that it packs.
+        (path for path in source.iterdir() if path.name.lower().endswith(suffixes) and not path.name.startswith("._")),
+        key=lambda path: natural_key(path.name),
     )
-    if isinstance(layout, FolderLayout):
-        for root in (source, source.parent):
-            cases = layout.images_below(root, source)
-            if cases:
-                used = {path for files in cases for path in files.found}
-                return cases, [path.name for path in paths if path not in used]
+    for root in (source, source.parent):
+        if cases := layout.images_below(root, source, suffixes):
+            used = {path for files in cases for path in files.found}
+            return cases, [path.name for path in paths if path not in used]
     if not paths:
         raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
     found = [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
@@ -80,19 +80,17 @@ def _check_whole(found: Sequence[CaseFiles], source: Path, dataset: Dataset, cha
     Raises:
         DataError: None has.
     """
-    from voxtile.cases.layouts import FolderLayout
-
-    layout = dataset.layout
-    if not isinstance(layout, FolderLayout) or len(layout.images) == 1:
+    patterns = dataset.layout.patterns(channels)
+    if len(patterns) < 2:
         return
     for files in found:
         with suppress(DataError):
             if len(dataset.open(files, grouped=False).channels) == channels:
                 return
-    folder = layout.images[0].rpartition("/")[0]
+    folder = patterns[0].rpartition("/")[0]
     wanted = f"the folder that holds '{folder}/', or that folder itself" if folder else "the folder that holds the files"
     raise DataError(
-        f"A case of this run has {len(layout.images)} files, {listed(layout.images)} (data.layout.images), and these patterns find "
+        f"A case of this run has {len(patterns)} files, {listed(patterns)} (data.layout), and these patterns find "
         f"nothing at {source}, where no file has all {channels} channels either. Put the files of each "
         f"case under such names, and give {wanted}, with 'input=…'."
     )

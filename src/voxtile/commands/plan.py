@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from voxtile.data.planning import Facts, Plan
 
 # What a training step holds, in multiples of all feature maps of one forward pass: the maps themselves, which the backward pass
-# needs, and at its beginning the gradients of about the largest level. Measured, see docs/decisions.md.
-STEP = 2.2
+# needs, and gradients of some of them. On four U-Nets the peak was 1.1 to 1.5 times the maps, see docs/decisions.md.
+STEP = 1.5
 
 
 def main(argv: Sequence[str]) -> int:

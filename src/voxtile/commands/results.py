@@ -32,7 +32,7 @@ EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with 
     "weights": "best", "window": None, "overlap": 0.25, "crf": None, "rotations": 1, "mirrors": [], "halo": 0, "samples": 0
 }  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
-MAPS = (".tif", ".nii.gz", ".nii", ".png")  # endings of maps; that of a stack of slices is a folder
+MAPS = (".tif", ".nii.gz", ".nii", ".mha", ".nrrd", ".png")  # endings of maps; that of a stack of slices is a folder
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Results:
         stem = next((path.name[: -len(ending)] for ending in MAPS if path.name.lower().endswith(ending)), path.name)
         names = {
             **{f"polygons.{kind}": f"{stem}_polygons.{kind}" for kind in POLYGONS},
-            "instances": id_map_name(f"{stem}_instances", self.dataset.format), "table": f"{stem}_instances.csv",
+            "instances": id_map_name(f"{stem}_instances", path), "table": f"{stem}_instances.csv",
             "areas": f"{stem}_areas.csv", "quicklook": f"{stem}_quicklook.png",
         }  # fmt: skip
         return {kind: path.with_name(name) for kind, name in names.items()}
@@ -301,9 +301,9 @@ class Results:
             files = sorted(path.iterdir(), key=lambda file: natural_key(file.name)) if path.is_dir() else [path]
             return FinishedMap(PictureSource(files, label=True), self.dataset.classes)
         from voxtile.cases.geotiff import GeoTiffSource
-        from voxtile.cases.nifti import NiftiSource
+        from voxtile.cases.volume_files import open_volume
 
-        kind = GeoTiffSource if self.dataset.format == "geotiff" else NiftiSource
+        kind = GeoTiffSource if self.dataset.format == "geotiff" else open_volume
         return FinishedMap(kind([path]), self.dataset.classes, kind([heat]) if heat else None)
 
 

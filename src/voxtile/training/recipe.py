@@ -83,6 +83,9 @@ ADDED_TO: Mapping[str, Mapping[str, Any]] = {
     "voxtile.data.blocks.BlockSplit": {"side": None, "grid": "case", "stratify": False},
 }
 
+# field -> newer names of its values, and the names that stood for the same before
+RENAMED: Mapping[str, Mapping[str, str]] = {"data.format": {"volume": "nifti"}}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -132,6 +135,8 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
         if not isinstance(value, Mapping) or part not in value:
             return ADDED.get(path)
         value = value[part]
+    if path in RENAMED:
+        return RENAMED[path].get(value, value)
     if isinstance(value, Mapping) and path in PLACES:
         value = {key: item for key, item in value.items() if key != PLACES[path]}
     if isinstance(value, Mapping):

@@ -1,102 +1,17 @@
-"""How a data set lies on disk: which files make one case."""
+"""Cases by the names of their files."""
 
 from __future__ import annotations
 
 import glob
-import json
-import os
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from voxtile.cases.address import RemoteFile, is_address, masked
-from voxtile.cases.case import Source
+from voxtile.cases.layouts.layout import SPLITS, CaseFiles, Layout
 from voxtile.cases.pictures import natural_key
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES
-from voxtile.errors import ConfigError, DataError, listed, reason
-
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files of one case.
-
-    Attributes:
-        id: the case's name.
-        images: one file; or the files whose bands or slices are stacked, in order.
-        labels: the label's files, empty where there is none.
-        tiles: the files that the mosaics in `images` are put together of, empty where they are none.
-        split: "train", "val", "test", or "" where the data set gives none.
-        fields: what the patterns found in the names, for grouping.
-        sources: opens image and label where another library reads the files, from a nodata value that overrides theirs; None
-            where the data set's format says how to open them.
-    """
-
-    id: str
-    images: tuple[Path, ...]
-    labels: tuple[Path, ...] = ()
-    split: str = ""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    tiles: tuple[Path, ...] = ()
-    sources: Callable[[float | None], tuple[Source, Source]] | None = None
-
-    @property
-    def found(self) -> tuple[Path, ...]:
-        """The image files that lie in the data set's folder."""
-        return self.tiles or self.images
-
-
-class Layout(ABC):
-    """Finds the cases of a data set. A new layout is one subclass and its configuration."""
-
-    def __init__(self, root: str) -> None:
-        """Remembers the data set's folder; nothing is read before `find`."""
-        self.given = str(root)
-        self.root = Path(root).expanduser()
-
-    def find(self) -> list[CaseFiles]:
-        """Returns the cases in a stable order.
-
-        Raises:
-            DataError: The folder is missing, holds no case, or images and labels do not match.
-        """
-        if is_address(self.given):
-            raise DataError(
-                f"The data folder is an address, {masked(self.given)}, and folders elsewhere cannot be listed. Name the files in a "
-                "text file, one 'image label' a line, with 'data.layout._target_=voxtile.cases.layouts.ListLayout'."
-            )
-        if not self.root.is_dir():
-            raise DataError(
-                f"The data folder {self.root} does not exist (looked for in {Path.cwd()}). Put the data there, or name its place "
-                "with 'data.layout.root=…' or, for the folder that holds all data sets, 'paths.data=…' or the variable "
-                "VOXTILE_DATA."
-            )
-        cases = self._find()
-        if not cases:
-            raise DataError(f"{self.root} holds no case: {self._expected()}.")
-        return cases
-
-    @abstractmethod
-    def _find(self) -> list[CaseFiles]: ...
-
-    @abstractmethod
-    def _expected(self) -> str: ...
-
-    def _inside(self, name: str, where: str) -> Path:
-        """The path of a file named in a list; names that lead outside the data folder are refused, links that lie in it are not."""
-        relative = Path(os.path.normpath(name))
-        path = self.root / relative
-        if relative.is_absolute() or ".." in relative.parts:
-            raise DataError(f"{where} names '{name}', which lies outside {self.root}. Expected paths inside the data folder.")
-        if not path.is_file():
-            raise DataError(
-                f"{where} names '{name}', and {path} does not exist. Expected a file there; fetch it or take the line out."
-            )
-        return path
+from voxtile.errors import ConfigError, DataError, listed
 
 
 class FolderLayout(Layout):
@@ -138,13 +53,12 @@ class FolderLayout(Layout):
         self.labels, self.case, self.unlabelled, self.mosaic = labels, case, unlabelled, mosaic
         self.splits = dict(splits or {name: name for name in SPLITS})
 
-    def images_below(self, root: Path, within: Path) -> list[CaseFiles]:
-        """Cases below another folder by the same patterns, without labels, whether there are any or not.
+    def patterns(self, channels: int) -> tuple[str, ...]:
+        """See `Layout.patterns`."""
+        return tuple(self.images) if len(self.images) > 1 else ()
 
-        Args:
-            root: what the patterns begin at.
-            within: `root` or a part of it; cases whose first file lies elsewhere are not looked at. A file stands for its case.
-        """
+    def images_below(self, root: Path, within: Path, suffixes: Sequence[str] = ()) -> list[CaseFiles]:
+        """See `Layout.images_below`; by the same patterns, whatever the ending."""
         layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits, mosaic=self.mosaic)
         images = layout._image_files(layout._label_files())
         if within.is_file():
@@ -281,7 +195,7 @@ class FolderLayout(Layout):
         hits = []
         for path in sorted(self.root.glob(wild)):
             match = regex.fullmatch(path.relative_to(self.root).as_posix())
-            if match:
+            if match and not path.name.startswith("._"):  # which macOS puts beside each file that it packs
                 hits.append((path, match.groupdict()))
         return hits
 
@@ -299,99 +213,3 @@ class FolderLayout(Layout):
         if not path.is_file():
             raise DataError(f"{first} has no partner {path}; every case needs one file per pattern of 'data.layout.images'.")
         return path
-
-
-class MsdLayout(Layout):
-    """The Medical Segmentation Decathlon's layout: `dataset.json` lists pairs of image and label under "training"."""
-
-    def _expected(self) -> str:
-        return "its dataset.json lists nothing under 'training'"
-
-    def _find(self) -> list[CaseFiles]:
-        listing = self.root / "dataset.json"
-        try:
-            document: dict[str, Any] = json.loads(listing.read_text(encoding="utf-8"))
-            pairs = [(str(pair["image"]), str(pair["label"])) for pair in document["training"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{listing} cannot be read: {error!r}. Expected the Decathlon's JSON with a list 'training'."
-            ) from error
-        cases = []
-        for image, label in pairs:
-            path = self._inside(image, str(listing))
-            cases.append(CaseFiles(path.name.split(".")[0], (path,), (self._inside(label, str(listing)),)))
-        return cases
-
-
-class ListLayout(Layout):
-    """One text file per split; each line names an image and its label, separated by white space.
-
-    Names are relative to the root, or addresses (`https://…`, `http://…`, `s3://bucket/key`) of GeoTIFFs.
-    """
-
-    def __init__(self, root: str, lists: Mapping[str, str]) -> None:
-        """Remembers the lists.
-
-        Args:
-            root: the data set's folder.
-            lists: file name by split, for example `{train: train.txt, val: val.txt}`.
-        """
-        super().__init__(root)
-        self.lists = dict(lists)
-
-    def _expected(self) -> str:
-        return f"the lists {listed(self.lists.values())} are empty"
-
-    def _find(self) -> list[CaseFiles]:
-        cases = []
-        for split, name in self.lists.items():
-            listing = self._inside(name, "data.layout.lists")
-            try:
-                lines = listing.read_text(encoding="utf-8").splitlines()
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"{listing} cannot be read: {reason(error)}. Expected a text file with lines 'image label'."
-                ) from error
-            for number, line in enumerate(lines, 1):
-                parts = line.split()
-                if not parts:
-                    continue
-                if len(parts) != 2:
-                    found = " ".join(masked(part) if is_address(part) else part for part in parts)
-                    raise DataError(f"{listing}, line {number}: expected 'image label', found '{found}'.")
-                where = f"{listing}, line {number},"
-                image, label = (RemoteFile(part) if is_address(part) else self._inside(part, where) for part in parts)
-                cases.append(CaseFiles(image.stem, (image,), (label,), split))
-        return cases
-
-
-class MadeScenes(FolderLayout):
-    """The default scenes, made on first use."""
-
-    def __init__(self, root: str, count: int = 16) -> None:
-        """Remembers where they are, or will be, and how many."""
-        super().__init__(root, images="images/{id}.tif", labels="labels/{id}.tif")
-        self.count = count
-
-    def find(self) -> list[CaseFiles]:
-        """Makes the files where they are missing and returns the cases."""
-        from voxtile.cases.made_scenes import make_scenes
-
-        make_scenes(self.root, self.count)
-        return super().find()
-
-
-class MadeVolumes(MsdLayout):
-    """The default volumes, made on first use."""
-
-    def __init__(self, root: str, count: int = 24) -> None:
-        """Remembers where they are, or will be, and how many."""
-        super().__init__(root)
-        self.count = count
-
-    def find(self) -> list[CaseFiles]:
-        """Makes the files where they are missing and returns the cases."""
-        from voxtile.cases.made_volumes import make_volumes
-
-        make_volumes(self.root, self.count)
-        return super().find()

@@ -94,6 +94,13 @@ def test_brackets_in_folder_names_are_no_wildcards(root):
     assert list(found(FolderLayout(root, "scenes [v1]/{id}.tif"))) == ["a"]
 
 
+def test_what_macos_leaves_beside_its_files_is_no_case(root):
+    put(root, "p1/t1.nii.gz", "p1/seg.nii.gz", "images/a.nii.gz", "images/._a.nii.gz", "labels/a.nii.gz", "labels/._a.nii.gz")
+    assert list(found(FolderLayout(root, "images/{id}.nii.gz", "labels/{id}.nii.gz"))) == ["a"]
+    layout = FolderLayout(root, ["{patient}/t1.nii.gz"], "{patient}/seg.nii.gz", case="{patient}")
+    assert found(layout) == {"p1": (["p1/t1.nii.gz"], ["p1/seg.nii.gz"], "")}
+
+
 def test_labels_beside_their_images_are_no_images(root):
     put(root, "a.tif", "a_mask.tif", "b.tif", "b_mask.tif")
     assert found(FolderLayout(root, "{id}.tif", "{id}_mask.tif")) == {

@@ -1,0 +1,75 @@
+"""Cases that a file of the data set lists: text files by split, the Decathlon's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from voxtile.cases.address import RemoteFile, is_address, masked
+from voxtile.cases.layouts.layout import CaseFiles, Layout
+from voxtile.errors import DataError, listed, reason
+
+
+class ListLayout(Layout):
+    """One text file per split; each line names an image and its label, separated by white space.
+
+    Names are relative to the root, or addresses (`https://…`, `http://…`, `s3://bucket/key`) of GeoTIFFs.
+    """
+
+    def __init__(self, root: str, lists: Mapping[str, str]) -> None:
+        """Remembers the lists.
+
+        Args:
+            root: the data set's folder.
+            lists: file name by split, for example `{train: train.txt, val: val.txt}`.
+        """
+        super().__init__(root)
+        self.lists = dict(lists)
+
+    def _expected(self) -> str:
+        return f"the lists {listed(self.lists.values())} are empty"
+
+    def _find(self) -> list[CaseFiles]:
+        cases = []
+        for split, name in self.lists.items():
+            listing = self._inside(name, "data.layout.lists")
+            try:
+                lines = listing.read_text(encoding="utf-8").splitlines()
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{listing} cannot be read: {reason(error)}. Expected a text file with lines 'image label'."
+                ) from error
+            for number, line in enumerate(lines, 1):
+                parts = line.split()
+                if not parts:
+                    continue
+                if len(parts) != 2:
+                    found = " ".join(masked(part) if is_address(part) else part for part in parts)
+                    raise DataError(f"{listing}, line {number}: expected 'image label', found '{found}'.")
+                where = f"{listing}, line {number},"
+                image, label = (RemoteFile(part) if is_address(part) else self._inside(part, where) for part in parts)
+                cases.append(CaseFiles(image.stem, (image,), (label,), split))
+        return cases
+
+
+class MsdLayout(Layout):
+    """The Medical Segmentation Decathlon's layout: `dataset.json` lists pairs of image and label under "training"."""
+
+    def _expected(self) -> str:
+        return "its dataset.json lists nothing under 'training'"
+
+    def _find(self) -> list[CaseFiles]:
+        listing = self.root / "dataset.json"
+        try:
+            document: dict[str, Any] = json.loads(listing.read_text(encoding="utf-8"))
+            pairs = [(str(pair["image"]), str(pair["label"])) for pair in document["training"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{listing} cannot be read: {error!r}. Expected the Decathlon's JSON with a list 'training'."
+            ) from error
+        cases = []
+        for image, label in pairs:
+            path = self._inside(image, str(listing))
+            cases.append(CaseFiles(path.name.split(".")[0], (path,), (self._inside(label, str(listing)),)))
+        return cases
