@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,15 @@ from omegaconf import OmegaConf
 from tests.testers.composing import ROOT, command_words, composed, fences
 from tests.testers.field import receptive_field
 from tests.testers.sequence import executed
+from voxtile.cases.window import Window
 from voxtile.commands.build import build, parts
+from voxtile.commands.measures import LESIONS
 from voxtile.data.splits import GroupSplit, KFold
+from voxtile.training.lesions import LesionCounter, summarise_lesions
 from voxtile.training.recipe import ADDED, FIELDS
 from voxtile.training.scores import case_rows, summarise
+from voxtile.training.surfaces import SurfaceMeter, summarise_surfaces
+from voxtile.training.volumes import summarise_volumes, volume_columns
 
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = {
@@ -156,6 +162,25 @@ def test_every_column_of_the_case_table_is_defined() -> None:
     text = section("`cases.csv`")
     assert rows(text) == {name.replace("/water", "/<class>") for name in row if "/" in name}
     assert all(f"`{name}`" in text for name in row if "/" not in name)
+
+
+def named(scores: Mapping[str, float]) -> set[str]:
+    """Names of scores of one class, as the documents write them."""
+    return {name.replace("/organ", "/<class>") for name in scores}
+
+
+def test_every_score_of_volumes_surfaces_and_lesions_is_defined() -> None:
+    organ, shape = {1: "organ"}, (2, 2, 2)
+    columns = volume_columns(np.ones((2, 2), dtype=np.int64), organ, 0.001)
+    assert rows(section("Volumes in millilitres")) == named(columns) | named(summarise_volumes([columns], ["organ"]))
+    window, pixels = Window.whole(shape), np.ones(shape, dtype=np.uint8)
+    meter, counter = SurfaceMeter(shape, organ, (1, 1, 1), {"organ": 1}), LesionCounter(shape, organ, True, 0, 0)
+    for collector in (meter, counter):
+        collector.add(window, pixels, pixels)
+    assert rows(section("Surfaces")) == named(summarise_surfaces([meter.columns()], ["organ"]))
+    settings = {"least", "overlap", "connectivity"}
+    assert rows(section("Lesions")) == named(summarise_lesions([counter.columns()], ["organ"])) | settings
+    assert set(LESIONS) == settings
 
 
 def test_every_field_of_the_identity_is_documented() -> None:

@@ -6,13 +6,18 @@ import math
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import rasterio
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from scipy import ndimage
 
 from tests.commands.conftest import Command, Run, homes
-from tests.testers.tiny import scene_words
+from tests.testers.tiny import scene_words, volume_words
 from voxtile.commands.main import main
+from voxtile.training.surfaces import surface_scores
 
 CLASSES = ("ground", "disc")
 
@@ -206,3 +211,97 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(scene_run: Run, vo
     assert f"{scene_run.home}x is no run folder" in said.text
     assert scene_run.home.name in said.text
     assert "'run' has no value. Type 'run=…'" in voxtile("evaluate").text
+
+
+def volume(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:
+    """A map as it lies in its file, and the size of its voxels in mm."""
+    file = nibabel.load(path)
+    return np.asarray(file.dataobj), tuple(map(float, file.header.get_zooms()))
+
+
+@pytest.fixture(scope="module")
+def learned_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on volumes that finds something."""
+    folder = tmp_path_factory.mktemp("learned_run")
+    words = volume_words(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["voxtile", "train", *words, "training.steps=40", "training.val_every=20", "optimizer.lr=0.01"])
+        assert main() == 0
+    (home,) = homes(folder / "runs")
+    return Run(words, home, folder, "")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_surfaces_lesions_and_volumes_are_those_of_the_maps_that_predict_writes(
+    learned_run: Run, tmp_path: Path, voxtile: Command
+) -> None:
+    where = [f"run={learned_run.home}", f"paths.runs={tmp_path}"]
+    folder = learned_run.home / "evaluations" / "val-best"
+    assert voxtile("evaluate", *where).code == 0
+    plain = json.loads((folder / "summary.json").read_text())
+    said = voxtile("evaluate", *where, "surface={disc: 1.5}", "lesions={least: 20, overlap: 0.1}")
+    assert said.code == 0
+    assert all(word in said.text for word in ("HD95 (mm)", "lesions, shares are means", "volume, means over cases"))
+    summary = json.loads((folder / "summary.json").read_text())
+    scores = summary["scores"]
+    assert {name: scores[name] for name in plain["scores"]} == plain["scores"]
+    with (folder / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        name = row["case"]
+        data = learned_run.folder / "volumes"
+        voxtile("predict", *where, f"input={data / 'imagesTr' / name}.nii.gz", f"output={tmp_path / 'maps'}")
+        label, sizes = volume(data / "labelsTr" / f"{name}.nii.gz")
+        found, _ = volume(tmp_path / "maps" / f"{name}.nii.gz")
+        assert (found == 1).any()
+        one = [torch.from_numpy(array == 1)[None, None] for array in (found, label)]
+        for kind, theirs in (
+            ("hd95", compute_hausdorff_distance(*one, include_background=True, percentile=95, spacing=sizes)),
+            ("nsd", compute_surface_dice(*one, [1.5], include_background=True, spacing=sizes)),
+        ):
+            assert float(row[f"{kind}/disc"]) == pytest.approx(float(theirs), rel=1e-5)
+        assert float(row["label_ml/disc"]) == pytest.approx((label == 1).sum() * 1.5 * 1.5 * 3 / 1000)
+        assert float(row["volume_error_ml/disc"]) == pytest.approx(((found == 1).sum() - (label == 1).sum()) * 6.75 / 1000)
+        assert int(row["label_lesions/disc"]) == ndimage.label(label == 1, np.ones((3, 3, 3)))[1]
+    assert scores["hd95/disc"] == pytest.approx(np.mean([float(row["hd95/disc"]) for row in rows]))
+    assert summary["surface"]["tolerance"] == {"disc": 1.5}
+    assert (summary["surface"]["unit"], summary["surface"]["percentile"]) == ("mm", 95)
+    assert summary["lesions"] == {"least": 20, "unit": "mm3", "overlap": 0.1, "connectivity": 26}
+
+
+def test_a_scene_has_surfaces_in_metres_and_lesions_in_squares_of_them(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    where = [f"run={copied_run.home}", f"paths.runs={tmp_path}"]
+    said = voxtile("evaluate", *where, "surface=true")
+    assert said.code == 2
+    assert "'surface=true' means a tolerance of 1 mm, and distances in these data are in m" in said.text
+    assert not (copied_run.home / "evaluations").exists()
+    assert voxtile("evaluate", *where, "surface={tolerance: 10}", "lesions=true").code == 0
+    summary = json.loads((copied_run.home / "evaluations" / "val-best" / "summary.json").read_text())
+    assert (summary["surface"]["tolerance"], summary["surface"]["unit"]) == ({"disc": 10}, "m")
+    assert summary["lesions"] == {"least": 0, "unit": "m2", "overlap": 0, "connectivity": 8}
+    (case,) = copied_run.read("manifest.json")["data"]["split"]["val"]
+    images = copied_run.folder / "scenes"
+    voxtile("predict", *where, f"input={images / 'images' / case['id']}.tif", f"output={tmp_path / 'maps'}")
+    label, found = (pixels(at / f"{case['id']}.tif")[None] for at in (images / "labels", tmp_path / "maps"))
+    in_pixels = surface_scores(label, found, 1, (1.0, 1.0, 1.0), 1.0)
+    assert summary["scores"]["hd95/disc"] == pytest.approx(10 * in_pixels.hd95)
+    assert summary["scores"]["nsd/disc"] == pytest.approx(in_pixels.nsd)
+    assert "volume_error_ml/disc" not in summary["scores"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("surface=-1", "'surface=-1' must be true, false, a tolerance in mm from 0 up"),
+        ("surface={disk: 1}", "one for each foreground class, by name: disc"),
+        ("surface=wide", "'surface=wide' must be"),
+        ("lesions=5", "'lesions=5' is no such setting"),
+        ("lesions={lest: 5}", "no setting 'lest'; it has least, overlap, connectivity. Did you mean 'least'?"),
+        ("lesions={overlap: 2}", "'overlap' a share from 0 to 1"),
+        ("lesions={connectivity: 18}", "'connectivity' 26 or 6"),
+    ],
+)
+def test_a_wrong_setting_of_surfaces_or_lesions_is_named(scene_run: Run, voxtile: Command, word: str, expected: str) -> None:
+    said = voxtile("evaluate", f"run={scene_run.home}", word)
+    assert said.code == 2
+    assert expected in said.text

@@ -22,7 +22,7 @@ from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
 from voxtile.cases import vector_files
 from voxtile.commands import results
-from voxtile.training.objects import summarise_objects
+from voxtile.training.objects import object_scores, summarise_objects
 
 ALL = ["polygons=gpkg", "instances=true", "areas=true", "quicklook=true"]
 
@@ -425,7 +425,8 @@ def test_a_wrong_threshold_is_named(scene_run: Run, voxtile: Command, value: str
 
 def test_every_score_of_objects_is_defined() -> None:
     text = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8").partition("\n## Objects")[2].partition("\n## ")[0]
-    made = {name.replace("/roof", "/<class>") for name in summarise_objects(np.ones((1, 1, 3), dtype=np.int64), ["roof"])}
+    rows = [object_scores(np.ones((1, 3), dtype=np.int64), ["roof"])]
+    made = {name.replace("/roof", "/<class>") for name in summarise_objects(rows, ["roof"])}
     assert set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)) == made
 
 

@@ -6,11 +6,13 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rasterio
 import torch
 import yaml
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.commands.conftest import Command, Run, homes
@@ -23,6 +25,7 @@ from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper
 from voxtile.training.border_weights import border_weights
 from voxtile.training.module import SegmentationModule
+from voxtile.training.pictures import HEADER
 
 
 def losses(home: Path, name: str = "train/loss") -> list[float]:
@@ -67,6 +70,16 @@ def test_a_run_says_dice_and_iou_per_class_and_what_comes_next(scene_run: Run) -
     assert f"voxtile evaluate run={scene_run.home} split=val" in scene_run.said
     assert f"voxtile predict run={scene_run.home} input=" in scene_run.said
     assert str(scene_run.home / "pictures" / "validation.png") in scene_run.said
+
+
+def test_pictures_of_volumes_have_letters_for_the_patients_sides_and_those_of_scenes_none(scene_run: Run, volume_run: Run) -> None:
+    lettered = []
+    for run in (scene_run, volume_run):
+        with Image.open(run.home / "pictures" / "validation.png") as picture:
+            panel = np.asarray(picture)[2 * HEADER :][:192, :192]
+        blocks = panel.reshape(16, 12, 16, 12, 3)  # a window of 16 pixels, each enlarged to 12
+        lettered.append(bool((blocks != blocks[:, :1, :, :1]).any()))
+    assert lettered == [False, True]
 
 
 def test_the_manifest_says_what_made_the_run(scene_run: Run) -> None:

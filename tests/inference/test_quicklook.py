@@ -78,11 +78,18 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path: Path, crs: str, metres: f
 
 
 @pytest.mark.parametrize(("background", "fullest"), [(0, 2), (2, 0), (None, 0)])
-def test_a_volume_shows_its_fullest_slice(tmp_path: Path, background: int | None, fullest: int) -> None:
+def test_a_volume_shows_its_fullest_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: int | None, fullest: int
+) -> None:
     label = np.zeros((4, 64, 40), dtype=np.uint8)
     label[1, 5:9, 5:9], label[2, 10:40, 10:30] = 1, 2
     rng = np.random.default_rng(0)
     case = memory_case("volume", array=rng.normal(size=(1, 4, 64, 40)), unit="mm")
     found = FinishedMap(memory_case("map", array=label[None]).image, CLASSES)
     shown = pictured(found, case, tmp_path / "q.png", background=background)
+    monkeypatch.setattr(quicklook, "edge_marks", lambda grid: None)
+    bare = pictured(found, case, tmp_path / "bare.png", background=background)
+    letters = (shown != bare).any(axis=2)
+    assert letters[:, : 40 * 4].any()  # on the image; nothing on the map
+    assert not letters[:, 40 * 4 :].any()
     np.testing.assert_array_equal(shown[: 64 * 4 : 4, 40 * 4 + 8 : 80 * 4 + 8 : 4], np.array(COLORS)[label[fullest]])

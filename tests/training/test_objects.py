@@ -17,7 +17,7 @@ def counted(
     label: np.ndarray, prediction: np.ndarray, threshold: float = 0.5, rows: int = 3, classes: tuple[int, ...] = (1,)
 ) -> list[list[int]]:
     """What the counter says when a case [D, H, W] comes in bands of `rows` rows, slice by slice."""
-    counter = ObjectCounter(label.shape, classes, threshold)
+    counter = ObjectCounter(label.shape, {index: f"class{index}" for index in classes}, threshold)
     _, height, width = label.shape
     for z in range(label.shape[0]):
         for y in range(0, height, rows):
@@ -113,7 +113,7 @@ def test_a_big_band_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, depth
 
 def test_pooled_scores_add_counts_and_undefined_ones_are_left_out_of_the_mean() -> None:
     counts = np.array([[[4, 2, 1], [0, 0, 0]], [[0, 2, 1], [0, 0, 0]]])
-    scores = summarise_objects(counts, ["roof", "water"])
+    scores = summarise_objects([object_scores(case, ["roof", "water"]) for case in counts], ["roof", "water"])
     assert scores["object_precision/roof"] == 0.5
     assert scores["object_recall/roof"] == 0.5
     assert scores["object_f1"] == scores["object_f1/roof"] == 0.5
@@ -126,4 +126,4 @@ def test_pixels_that_meet_at_a_corner_are_one_object(shape: tuple[int, int, int]
     label = np.zeros(shape, dtype=np.uint8)
     label[-1, -1, -1] = label[-1 - (shape[0] > 1), 1, 1] = 1
     assert counted(label, label) == [[1, 1, 1]]
-    assert ObjectCounter(shape, (1,), 0.5).connectivity == neighbours
+    assert ObjectCounter(shape, {1: "class1"}, 0.5).connectivity == neighbours

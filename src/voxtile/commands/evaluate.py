@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from voxtile.cases.case import Case
-    from voxtile.cases.dataset import Dataset
+    from voxtile.commands.measures import Collector, Measure
     from voxtile.commands.trained import Trained
     from voxtile.data.normalise import Intensity
     from voxtile.inference.predictor import Predictor
-    from voxtile.training.objects import ObjectCounter
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,6 +33,7 @@ def evaluate(config: Mapping[str, Any]) -> int:
     from voxtile.commands.assemble import prepare_data
     from voxtile.commands.console import console, progress
     from voxtile.commands.crf import asks_for_search, search_crf, search_of
+    from voxtile.commands.measures import measures_of
     from voxtile.commands.trained import Trained
     from voxtile.data.survey import survey
     from voxtile.errors import ConfigError, DataError
@@ -42,10 +42,10 @@ def evaluate(config: Mapping[str, Any]) -> int:
     out = console()
     if isinstance(config["run"], list):
         raise ConfigError(f"'run={config['run']}' names several runs, and one is scored at a time. Several predict together.")
-    threshold = object_threshold(config["objects"])
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
     trained = Trained.open(str(config["run"]), config["weights"], config["trust"], config["root"], config["paths"]["cache"])
+    measures = measures_of(config, trained.manifest["data"]["classes"], trained.manifest["data"]["background"])
     searching = asks_for_search(config["crf"])
     if searching:
         if config["split"] != "val":
@@ -72,6 +72,8 @@ def evaluate(config: Mapping[str, Any]) -> int:
     cases = prepared.split.val if config["split"] == "val" else prepared.split.test
     if not cases:
         raise DataError(f"The split of {trained.home.path} has no {config['split']} cases. Train with a split that has some.")
+    for measure in measures:
+        measure.check(cases)
     if config["split"] == "test":
         looks = record_look(trained.ledger(config), prepared.test_fingerprint, recipe["identity"], "evaluate")
         out.print(f"look number {looks} at this test split, recorded")
@@ -79,50 +81,35 @@ def evaluate(config: Mapping[str, Any]) -> int:
         best = search_crf(trained, config, prepared, out)
         predictor = trained.predictor(dict(config) | {"crf": asdict(best) if best else None})
     matrices = []
-    if threshold is not None:
+    if measures:
         predictor.widest = None  # objects are counted in bands as wide as their case
-    counters = [] if threshold is None else [object_counter(case, prepared.dataset, threshold) for case in cases]
     with progress(out) as start:
         tick = start(len(cases), f"evaluating {config['split']}")
-        for number, case in enumerate(cases):
+        for case in cases:
             found = prepared.surveys.get(case.id) or survey(case, len(prepared.dataset.classes), label=False)
-            counter = counters[number] if counters else None
             intensity = prepared.intensity_of(case, found)
-            matrices.append(case_matrix(predictor, case, intensity, len(prepared.dataset.classes), counter))
+            matrices.append(measured(predictor, case, intensity, len(prepared.dataset.classes), measures))
             tick()
-    return write_scores(trained, config, predictor, cases, matrices, counters, trained.manifest["data"]["waived"])
+    return write_scores(trained, config, predictor, cases, matrices, measures, trained.manifest["data"]["waived"])
 
 
-def object_threshold(setting: object) -> float | None:
-    """The least IoU of matched objects; None where objects are not scored.
-
-    Raises:
-        ConfigError: The setting is no share.
-    """
-    from voxtile.errors import ConfigError
-
-    if isinstance(setting, bool) or setting is None:
-        return 0.5 if setting else None
-    if not isinstance(setting, int | float) or not 0 < setting <= 1:
-        raise ConfigError(f"'objects={setting}' must be true, false, or the least IoU of matched objects, above 0 and up to 1.")
-    return float(setting)
-
-
-def object_counter(case: Case, dataset: Dataset, threshold: float) -> ObjectCounter:
-    """Counts the objects of a case's foreground classes."""
-    from voxtile.training.objects import ObjectCounter
-
-    return ObjectCounter(
-        case.native.shape, [index for index in range(len(dataset.classes)) if index != dataset.background], threshold
-    )
+def measured(
+    predictor: Predictor, case: Case, intensity: Intensity, classes: int, measures: Sequence[Measure]
+) -> NDArray[np.int64]:
+    """The confusion matrix of a whole case, see `case_matrix`; each measure has a row more."""
+    collectors = [measure.collector(case.native) for measure in measures]
+    matrix = case_matrix(predictor, case, intensity, classes, collectors)
+    for measure, collector in zip(measures, collectors, strict=True):
+        measure.rows.append(collector.columns())
+    return matrix
 
 
 def case_matrix(
-    predictor: Predictor, case: Case, intensity: Intensity, classes: int, counter: ObjectCounter | None = None
+    predictor: Predictor, case: Case, intensity: Intensity, classes: int, collectors: Sequence[Collector] = ()
 ) -> NDArray[np.int64]:
     """The confusion matrix [K, K] of a whole case: rows are label classes, columns predicted ones; ignored pixels are left out.
 
-    A `counter` is given the same bands.
+    The collectors are given the same bands.
     """
     import torch
 
@@ -137,8 +124,8 @@ def case_matrix(
         label[~band.valid] = IGNORE
         prediction = band.classes()
         total = total + confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), classes).numpy()
-        if counter is not None:
-            counter.add(band.window, prediction, label)
+        for collector in collectors:
+            collector.add(band.window, prediction, label)
     return total  # type: ignore[no-any-return]  # an array, since a case has a band or more
 
 
@@ -178,7 +165,7 @@ def write_scores(
     predictor: Predictor,
     cases: Sequence[Case],
     matrices: Sequence[NDArray[np.int64]],
-    counters: Sequence[ObjectCounter],
+    measures: Sequence[Measure],
     waived: Sequence[str],
 ) -> int:
     """Writes cases.csv and summary.json and prints the scores per class."""
@@ -188,24 +175,28 @@ def write_scores(
 
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.console import console
-    from voxtile.commands.tables import print_objects, print_scores
+    from voxtile.commands.tables import print_scores, print_volumes
     from voxtile.errors import counted
-    from voxtile.training.objects import object_scores, summarise_objects
     from voxtile.training.scores import case_rows, summarise
+    from voxtile.training.volumes import summarise_volumes, volume_columns
 
     data = trained.manifest["data"]
     stack = np.stack(matrices)
     scores = summarise(stack, data["classes"], data["background"])
     rows = case_rows(stack, [case.id for case in cases], data["classes"])
     rows = [{"case": case.id, "group": case.group} | row for case, row in zip(cases, rows, strict=True)]
-    objects: dict[str, Any] = {}
-    if counters:
-        counts, names = np.stack([counter.counts() for counter in counters]), [data["classes"][c] for c in counters[0].classes]
-        scores |= summarise_objects(counts, names)
-        rows = [row | object_scores(own, names) for row, own in zip(rows, counts, strict=True)]
-        # That of volumes, where there are some: in a plane their 26 neighbours are 8.
-        connectivity = max(counter.connectivity for counter in counters)
-        objects = {"objects": {"least_iou": counters[0].threshold, "connectivity": connectivity}}
+    foreground = {index: name for index, name in enumerate(data["classes"]) if index != data["background"]}
+    volumes = all(case.grid.unit == "mm" for case in cases)
+    if volumes:
+        sizes = [float(np.prod(case.grid.spacing)) / 1000 for case in cases]
+        columns = [volume_columns(matrix, foreground, size) for matrix, size in zip(matrices, sizes, strict=True)]
+        scores |= summarise_volumes(columns, list(foreground.values()))
+        rows = [row | own for row, own in zip(rows, columns, strict=True)]
+    notes: dict[str, Any] = {}
+    for measure in measures:
+        scores |= measure.scores()
+        rows = [row | own for row, own in zip(rows, measure.rows, strict=True)]
+        notes |= measure.note()
     crf = asdict(predictor.procedure.crf) if predictor.procedure.crf else None
     folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor)
     text = io.StringIO()
@@ -223,13 +214,15 @@ def write_scores(
     }  # fmt: skip
     # JSON has no NaN: what is undefined is null.
     clean = {name: None if value != value else value for name, value in scores.items()}
-    atomic_text(folder / "summary.json", json.dumps(summary | {"scores": clean} | objects, indent=1) + "\n")
+    atomic_text(folder / "summary.json", json.dumps(summary | {"scores": clean} | notes, indent=1) + "\n")
     out = console()
     print_scores(
         out, f"{config['split']}: {counted(len(cases), 'whole case')}, {config['weights']} weights", scores, data["classes"]
     )
-    if counters:
-        print_objects(out, counters[0].threshold, scores, names)
+    if volumes:
+        print_volumes(out, scores, list(foreground.values()))
+    for measure in measures:
+        measure.show(out, scores)
     if summary["grid"] != "stored":
         out.print(f"pixels are {summary['grid']}: scores on another grid are other scores")
     for sentence in waived:

@@ -42,6 +42,39 @@ def print_objects(out: Console, threshold: float, scores: Mapping[str, float], c
     out.print(table)
 
 
+def print_lesions(out: Console, scores: Mapping[str, float], classes: Sequence[str]) -> None:
+    """Prints how many lesions were found, and how many made up."""
+    columns = ("sensitivity", "F1", "in label", "found", "false", "false per case")
+    table = Table("class", *columns, title="lesions, shares are means over cases", title_justify="left")
+    for name in classes:
+        shares = [number(scores[f"lesion_{kind}/{name}"]) for kind in ("sensitivity", "f1")]
+        counts = [f"{scores[f'{kind}_lesions/{name}']:.0f}" for kind in ("label", "found", "false")]
+        table.add_row(name, *shares, *counts, f"{scores[f'false_lesions_per_case/{name}']:.2f}")
+    out.print(table)
+
+
+def print_surfaces(out: Console, unit: str, tolerances: Mapping[str, float], scores: Mapping[str, float]) -> None:
+    """Prints distances between surfaces, mean and median over cases, and how many structures were missed."""
+    columns = (f"HD95 ({unit})", "median", f"ASSD ({unit})", "median", "NSD", "median", f"tolerance ({unit})")
+    title = "surfaces, mean and median over cases; a missed one is as far as the case is large"
+    table = Table("class", *columns, "missed", "false alarms", title=title, title_justify="left")
+    for name, tolerance in tolerances.items():
+        values = [number(scores[f"{kind}{of}/{name}"]) for kind in ("hd95", "assd", "nsd") for of in ("", "_median")]
+        counts = [f"{scores[f'{kind}/{name}']:.0f}" for kind in ("missed", "false_alarm")]
+        table.add_row(name, *values, f"{tolerance:g}", *counts)
+    out.print(table)
+
+
+def print_volumes(out: Console, scores: Mapping[str, float], classes: Sequence[str]) -> None:
+    """Prints errors of volume."""
+    columns = ("error (ml)", "absolute (ml)", "relative", "absolute relative")
+    table = Table("class", *columns, title="volume, means over cases", title_justify="left")
+    for name in classes:
+        kinds = ("volume_error_ml", "absolute_volume_error_ml", "relative_volume_error", "absolute_relative_volume_error")
+        table.add_row(name, *(number(scores[f"{kind}/{name}"]) for kind in kinds))
+    out.print(table)
+
+
 def print_runs(out: Console, runs: Sequence[RunFolder]) -> None:
     """Prints the best validation of several finished runs, how many steps they took, and what a step cost."""
     table = Table("run", "Dice", "IoU", "steps", "s/step", "GiB", title=f"{len(runs)} runs, best validation", title_justify="left")

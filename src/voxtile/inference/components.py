@@ -92,4 +92,8 @@ def _meeting(
         there = tuple(slice(max(s, 0), min(n + s, n)) for s, n in zip(shift, before[0].shape, strict=True))
         one = (before[0][here] > 0) & (before[1][here] == after[1][there])
         pairs.append(np.stack([before[0][here][one], after[0][there][one]]))
-    return np.unique(np.concatenate(pairs, axis=1), axis=1)
+    a, b = np.concatenate(pairs, axis=1)
+    width = int(b.max(initial=0)) + 1
+    both = a * width + b  # one number for a pair, since rows and columns are sorted far slower
+    both = both[np.flatnonzero(np.diff(both, prepend=-1))]  # along a row the same pair comes again and again
+    return np.stack(np.divmod(np.unique(both), width))

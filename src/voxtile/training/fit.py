@@ -24,6 +24,7 @@ from voxtile.cases.tiling import Tile, tiles
 from voxtile.data.batches import collate
 from voxtile.data.datamodule import VoxtileData, window_of
 from voxtile.errors import RunError, VoxtileError, reason
+from voxtile.inference.marks import edge_marks
 from voxtile.models.network import logits_of
 from voxtile.training import pictures
 from voxtile.training.metrics_file import MetricsFile
@@ -242,7 +243,8 @@ def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[in
         plane = classes if module.planar else classes[middle]
         own = sample["image"][case.neighbours :: 1 + 2 * case.neighbours]  # without neighbouring slices
         shown_image, held = own[:, *inner][:, middle], sample["valid"][inner][middle]
-        picture = pictures.row(shown_image, held, sample["label"][middle], plane, data.prepared.dataset.colors)
+        colors, marks = data.prepared.dataset.colors, edge_marks(case.grid)
+        picture = pictures.row(shown_image, held, sample["label"][middle], plane, colors, marks)
         rows.append((f"{case.id}, z y x = {tile.window.start}: input | label | prediction | error", picture))
     return pictures.save(pictures.sheet(rows, data.prepared.dataset.classes, data.prepared.dataset.colors), path)
 

@@ -7,46 +7,68 @@ threshold, as in Kirillov et al. 2019, "Panoptic Segmentation", CVPR, section 4 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from voxtile.cases.case import IGNORE
 from voxtile.cases.window import Size3, Window
 from voxtile.inference.components import Components, slab_axis
+from voxtile.training.scores import mean_of
 
 COUNTS = ("label_objects", "predicted_objects", "matched_objects")
 _PIXELS = 2_000_000  # that are looked at together; ids and what is made of them take some 100 bytes each
 
 
-class ObjectCounter:
-    """Counts the objects of one case that comes in bands; memory grows with the number of objects, not of pixels."""
+class Objects(NamedTuple):
+    """The objects of one case, of all counted classes: A of the label, B predicted ones; index 0 is none.
 
-    def __init__(self, shape: Size3, classes: Sequence[int], threshold: float) -> None:
+    Attributes:
+        label_class: class of each object of the label [A].
+        predicted_class: class of each predicted object [B].
+        size: pixels of each object of the label [A].
+        judged: judged pixels of each predicted object [B].
+        ignored: its other pixels [B].
+        common: pixels that an object of the label and a predicted one of the same class share, sparse [A, B].
+    """
+
+    label_class: NDArray[np.uint8]
+    predicted_class: NDArray[np.uint8]
+    size: NDArray[Any]
+    judged: NDArray[Any]
+    ignored: NDArray[Any]
+    common: coo_array
+
+
+class ObjectFinder(ABC):
+    """Finds the objects of one case that comes in bands; memory grows with the number of objects, not of pixels.
+
+    Attributes:
+        connectivity: how many neighbours of a pixel may be of its object: 8 in a plane and 26 in a volume, without corners 4 and 6.
+    """
+
+    def __init__(self, shape: Size3, classes: Mapping[int, str], corners: bool = True) -> None:
         """Starts before the first band.
 
         Args:
             shape: (D, H, W) of the case.
-            classes: the class indices whose objects are counted.
-            threshold: the least IoU at which two objects are the same, above 0.
+            classes: names of the classes that have objects, by index.
+            corners: whether pixels that meet at a corner or edge only are connected, see `Components`.
         """
-        self.shape, self.classes, self.threshold = shape, tuple(classes), threshold
+        self.shape, self.classes = shape, dict(classes)
+        self.connectivity = (8 if corners else 4) if shape[0] == 1 else (26 if corners else 6)
         axis = slab_axis(shape)
-        self._label, self._predicted = (Components(self.classes, True, axis) for _ in range(2))
+        self._label, self._predicted = (Components(list(classes), corners, axis) for _ in range(2))
         self._sizes: list[NDArray[np.int64]] = []  # pixels of each object of the label, slab by slab
         self._judged: list[NDArray[np.int64]] = []  # judged pixels of each predicted object
         self._ignored: list[NDArray[np.int64]] = []  # the others
         self._common: list[NDArray[np.int64]] = []  # [3, n]: label's id, prediction's id, pixels
         self._waiting: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
-
-    @property
-    def connectivity(self) -> int:
-        """How many neighbours of a pixel may be of its object: 8 in a plane, 26 in a volume."""
-        return 8 if self.shape[0] == 1 else 26
 
     def add(self, window: Window, prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> None:
         """Takes the next band [d, h, w], as wide as the case; bands come in reading order.
@@ -80,8 +102,8 @@ class ObjectCounter:
         mine, theirs = np.divmod(pairs, here[1] + 1)
         self._common.append(np.stack([mine + before[0], theirs + before[1], pixels]))
 
-    def counts(self) -> NDArray[np.int64]:
-        """Objects of the label, predicted ones and matched pairs of each counted class [classes, 3], after the last band."""
+    def found(self) -> Objects:
+        """The objects, after the last band."""
         assert not self._waiting
         (mine, my_class), (theirs, their_class) = self._label.joined(), self._predicted.joined()
         size = np.bincount(mine[1:], np.concatenate(self._sizes), len(my_class))
@@ -90,20 +112,57 @@ class ObjectCounter:
         a, b, pixels = np.concatenate(self._common, axis=1)
         # Pieces of two objects that meet in several slabs are added up.
         common = csr_array((pixels, (mine[a], theirs[b])), shape=(len(my_class), len(their_class))).tocoo()
-        a, b = common.coords
-        reached = common.data / (size[a] + judged[b] - common.data) >= self.threshold
-        graph = csr_array((reached[reached], (a[reached], b[reached])), shape=common.shape)
-        partner = maximum_bipartite_matching(graph, perm_type="column")  # of each object of the label, -1 without one
-        matched = np.zeros(len(their_class), dtype=np.bool_)
-        matched[partner[partner >= 0]] = True
-        counted = matched | (ignored <= judged)  # what lies mostly where nothing is judged is no false alarm
-        return np.array(
-            [
-                [(my_class[1:] == c).sum(), (counted & (their_class == c))[1:].sum(), (matched & (their_class == c)).sum()]
-                for c in self.classes
-            ],
-            dtype=np.int64,
-        )
+        return Objects(my_class, their_class, size, judged, ignored, common)
+
+    @abstractmethod
+    def columns(self) -> dict[str, float]:
+        """The columns of `cases.csv`, after the last band."""
+
+
+class ObjectCounter(ObjectFinder):
+    """Counts objects that are matched by their IoU."""
+
+    def __init__(self, shape: Size3, classes: Mapping[int, str], threshold: float) -> None:
+        """Starts before the first band.
+
+        Args:
+            shape: (D, H, W) of the case.
+            classes: names of the classes whose objects are counted, by index.
+            threshold: the least IoU at which two objects are the same, above 0.
+        """
+        super().__init__(shape, classes)
+        self.threshold = threshold
+
+    def columns(self) -> dict[str, float]:
+        """Scores and counts of the case, see `object_scores`."""
+        return object_scores(self.counts(), list(self.classes.values()))
+
+    def counts(self) -> NDArray[np.int64]:
+        """Objects of the label, predicted ones and matched pairs of each class [classes, 3]."""
+        return matched_counts(self.found(), list(self.classes), self.threshold)
+
+
+def matched_counts(found: Objects, classes: Sequence[int], threshold: float) -> NDArray[np.int64]:
+    """Objects of the label, predicted ones and matched pairs of each class [classes, 3].
+
+    Args:
+        found: the objects of a case.
+        classes: the class indices whose objects are counted.
+        threshold: the least IoU at which two objects are the same, above 0.
+    """
+    common, size, judged = found.common, found.size, found.judged
+    a, b = common.coords
+    reached = common.data / (size[a] + judged[b] - common.data) >= threshold
+    graph = csr_array((reached[reached], (a[reached], b[reached])), shape=common.shape)
+    partner = maximum_bipartite_matching(graph, perm_type="column")  # of each object of the label, -1 without one
+    matched = np.zeros(len(judged), dtype=np.bool_)
+    matched[partner[partner >= 0]] = True
+    counted = matched | (found.ignored <= judged)  # what lies mostly where nothing is judged is no false alarm
+    mine, theirs = found.label_class[1:], found.predicted_class[1:]
+    return np.array(
+        [[(mine == c).sum(), (counted[1:] & (theirs == c)).sum(), (matched[1:] & (theirs == c)).sum()] for c in classes],
+        dtype=np.int64,
+    )
 
 
 def _counted(ids: NDArray[np.int64], before: int, count: int) -> NDArray[np.int64]:
@@ -115,7 +174,7 @@ def object_scores(counts: NDArray[np.int64], names: Sequence[str]) -> dict[str, 
     """Scores by name from counts [..., classes, 3] of one case, or of all, which are added up; NaN where undefined.
 
     Args:
-        counts: what `ObjectCounter.counts` returns, of one or several cases.
+        counts: what `matched_counts` returns, of one case or of several.
         names: of the counted classes.
     """
     total = counts.reshape(-1, len(names), len(COUNTS)).sum(axis=0)
@@ -128,11 +187,11 @@ def object_scores(counts: NDArray[np.int64], names: Sequence[str]) -> dict[str, 
     return out
 
 
-def summarise_objects(counts: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
-    """Scores of a split: those of `object_scores`, pooled, and `object_f1`, their mean over the classes where it is defined."""
+def summarise_objects(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Scores of a split from its cases' columns: those of `object_scores`, pooled, and `object_f1`, their mean where defined."""
+    counts = np.array([[[row[f"{kind}/{name}"] for kind in COUNTS] for name in names] for row in rows])
     scores = object_scores(counts, names)
-    defined = [scores[f"object_f1/{name}"] for name in names if scores[f"object_f1/{name}"] == scores[f"object_f1/{name}"]]
-    return {"object_f1": float(np.mean(defined)) if defined else float("nan")} | scores
+    return {"object_f1": mean_of(np.array([scores[f"object_f1/{name}"] for name in names]))} | scores
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from voxtile.cases.case import IGNORE
 from voxtile.cases.maps import atomic_write
+from voxtile.inference.marks import Marks, marked
 
 Color = tuple[int, int, int]
 RIGHT, WRONG, UNJUDGED = (46, 46, 46), (220, 50, 47), (90, 90, 110)
@@ -49,24 +50,26 @@ def errors(label: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[n
 
 
 def row(
-    image: NDArray[Any], valid: NDArray[np.bool_], label: NDArray[np.uint8], prediction: NDArray[np.uint8], colors: Sequence[Color]
-) -> NDArray[np.uint8]:
-    """One slice's input, label, prediction and error beside each other."""
-    return _beside([as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)])
+    image: NDArray[Any], valid: NDArray[np.bool_], label: NDArray[np.uint8], prediction: NDArray[np.uint8], colors: Sequence[Color],
+    marks: Marks | None = None,
+) -> NDArray[np.uint8]:  # fmt: skip
+    """One slice's input, label, prediction and error beside each other; the input with the letters of a volume's sides."""
+    return _beside([as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)], marks)
 
 
 def pair(image: NDArray[Any], label: NDArray[np.uint8], colors: Sequence[Color]) -> NDArray[np.uint8]:
-    """A sample as the network sees it, beside its label."""
+    """A sample as the network sees it, beside its label; it may be mirrored, so no letter names its sides."""
     return _beside([as_rgb(image, np.ones(label.shape, dtype=np.bool_)), painted(label, colors)])
 
 
-def _beside(panels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Panels side by side, enlarged by a whole factor to about 200 pixels' height."""
+def _beside(panels: Sequence[NDArray[np.uint8]], marks: Marks | None = None) -> NDArray[np.uint8]:
+    """Panels side by side, enlarged by a whole factor to about 200 pixels' height, the first one with its marks."""
     factor = max(1, round(200 / panels[0].shape[0]))
     gap = np.full((panels[0].shape[0] * factor, 4, 3), 255, dtype=np.uint8)
     parts: list[NDArray[np.uint8]] = []
-    for panel in panels:
-        parts += [panel.repeat(factor, axis=0).repeat(factor, axis=1), gap]
+    for number, panel in enumerate(panels):
+        large = panel.repeat(factor, axis=0).repeat(factor, axis=1)
+        parts += [large if number else marked(large, marks), gap]
     return np.concatenate(parts[:-1], axis=1)
 
 

@@ -128,7 +128,7 @@ def summarise(matrices: NDArray[np.int64], classes: Sequence[str], background: i
     pooled = matrices.sum(axis=0)
     scores, dice = class_scores(pooled), class_scores(matrices).dice
     label = pooled.sum(axis=1)
-    case_dice = np.array([_mean(column) for column in dice.T])
+    case_dice = np.array([mean_of(column) for column in dice.T])
     foreground = [index for index in range(len(classes)) if index != background]
     in_label, predicted = matrices.sum(axis=2) > 0, matrices.sum(axis=1) > 0
     per_class = {
@@ -140,11 +140,11 @@ def summarise(matrices: NDArray[np.int64], classes: Sequence[str], background: i
         "undefined": (~in_label & ~predicted).sum(axis=0),
     }
     summary = {
-        "dice": _mean(case_dice[foreground]),
-        "iou": _mean(scores.iou[foreground]),
+        "dice": mean_of(case_dice[foreground]),
+        "iou": mean_of(scores.iou[foreground]),
         "pixel_accuracy": float(_ratio(np.trace(pooled), pooled.sum())),
-        "mean_accuracy": _mean(scores.recall),
-        "mean_iu": _mean(scores.iou[label > 0]),
+        "mean_accuracy": mean_of(scores.recall),
+        "mean_iu": mean_of(scores.iou[label > 0]),
         "fw_iu": float(_ratio(np.nansum(label * scores.iou), label.sum())),
     }
     for name, values in per_class.items():
@@ -186,7 +186,7 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     return out
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean_of(values: NDArray[np.float64]) -> float:
     """The mean of the defined values, NaN where there is none; who calls says where the undefined ones are counted."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")

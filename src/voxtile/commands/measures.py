@@ -1,0 +1,271 @@
+"""What `voxtile evaluate` measures of whole cases beside their confusion matrices: objects, lesions, surfaces."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from voxtile.commands.tables import print_lesions, print_objects, print_surfaces
+from voxtile.errors import ConfigError, did_you_mean, listed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from voxtile.cases.case import Case
+    from voxtile.cases.window import Window
+
+TOLERANCE = 1.0  # mm, where the user names none
+LESIONS: Mapping[str, Any] = {"least": 0.0, "overlap": 0.0, "connectivity": 26}
+CORNERS = {4: False, 6: False, 8: True, 26: True}  # by connectivity
+
+
+class Collector(Protocol):
+    """Takes the bands of one case, in reading order, and then says what it measured."""
+
+    def add(self, window: Window, prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> None:
+        """Takes the class indices [d, h, w] of a band; the label's are `IGNORE` where nothing is judged."""
+
+    def columns(self) -> dict[str, float]:
+        """The columns of `cases.csv`."""
+
+
+class Measure(ABC):
+    """Scores of one kind, of every case of a split.
+
+    Attributes:
+        classes: names of the foreground classes, by index.
+        rows: the columns of `cases.csv` of each case so far.
+    """
+
+    def __init__(self, classes: Mapping[int, str]) -> None:
+        self.classes = classes
+        self.names = list(classes.values())
+        self.rows: list[dict[str, float]] = []
+
+    def check(self, cases: Sequence[Case]) -> None:  # noqa: B027  # most measures take any case
+        """Refuses cases that cannot be measured.
+
+        Raises:
+            ConfigError: There are some.
+        """
+
+    @abstractmethod
+    def collector(self, case: Case) -> Collector:
+        """What is to be given the bands of a case."""
+
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """Scores of the split, by name, from the rows."""
+
+    @abstractmethod
+    def note(self) -> dict[str, Any]:
+        """What `summary.json` says of the settings."""
+
+    @abstractmethod
+    def show(self, out: Console, scores: Mapping[str, float]) -> None:
+        """Prints the scores of the split as a table."""
+
+
+class ObjectMeasure(Measure):
+    """Objects that are matched by their IoU."""
+
+    def __init__(self, classes: Mapping[int, str], threshold: float) -> None:
+        super().__init__(classes)
+        self.threshold, self.connectivity = threshold, 0
+
+    def collector(self, case: Case) -> Collector:
+        """Counts the objects of a case."""
+        from voxtile.training.objects import ObjectCounter
+
+        counter = ObjectCounter(case.shape, self.classes, self.threshold)
+        self.connectivity = max(self.connectivity, counter.connectivity)  # in a plane the 26 neighbours are 8
+        return counter
+
+    def scores(self) -> dict[str, float]:
+        """Pooled over all cases."""
+        from voxtile.training.objects import summarise_objects
+
+        return summarise_objects(self.rows, self.names)
+
+    def note(self) -> dict[str, Any]:
+        """Threshold and connectivity."""
+        return {"objects": {"least_iou": self.threshold, "connectivity": self.connectivity}}
+
+    def show(self, out: Console, scores: Mapping[str, float]) -> None:
+        """Prints precision, recall, F1 and counts."""
+        print_objects(out, self.threshold, scores, self.names)
+
+
+class LesionMeasure(Measure):
+    """Lesions that are found where the prediction overlaps them."""
+
+    def __init__(self, classes: Mapping[int, str], least: float, overlap: float, corners: bool) -> None:
+        """Takes the settings.
+
+        Args:
+            classes: names of the foreground classes, by index.
+            least: volume (in a plane: area) in the unit of the case's spacing; smaller lesions are left out.
+            overlap: the share of a lesion that must be predicted for it to be found.
+            corners: whether voxels that meet at a corner or edge only are of one lesion.
+        """
+        super().__init__(classes)
+        self.least, self.overlap, self.corners, self.connectivity, self.unit = least, overlap, corners, 0, ""
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Refuses cases of several units; see `Measure.check`."""
+        self.unit = _unit(cases, "lesions") + ("3" if any(case.shape[0] > 1 for case in cases) else "2")
+
+    def collector(self, case: Case) -> Collector:
+        """Counts the lesions of a case."""
+        from voxtile.training.lesions import LesionCounter
+
+        spacing = case.grid.spacing
+        size = math.prod(spacing[1:] if case.shape[0] == 1 else spacing)
+        least = self.least / size * (1 - 1e-5)  # headers hold spacings in single precision
+        counter = LesionCounter(case.shape, self.classes, self.corners, least, self.overlap)
+        self.connectivity = max(self.connectivity, counter.connectivity)
+        return counter
+
+    def scores(self) -> dict[str, float]:
+        """Means over cases, and counts."""
+        from voxtile.training.lesions import summarise_lesions
+
+        return summarise_lesions(self.rows, self.names)
+
+    def note(self) -> dict[str, Any]:
+        """All settings."""
+        names = ("least", "unit", "overlap", "connectivity")
+        return {"lesions": {name: getattr(self, name) for name in names}}
+
+    def show(self, out: Console, scores: Mapping[str, float]) -> None:
+        """Prints sensitivity, F1 and counts."""
+        print_lesions(out, scores, self.names)
+
+
+class SurfaceMeasure(Measure):
+    """Distances between surfaces."""
+
+    def __init__(self, classes: Mapping[int, str], tolerances: Mapping[str, float], chosen: bool) -> None:
+        """Takes the settings.
+
+        Args:
+            classes: names of the foreground classes, by index.
+            tolerances: of `nsd`, by class name.
+            chosen: whether the user has named them; nobody can know those of maps that are not in millimetres.
+        """
+        super().__init__(classes)
+        self.tolerances, self.chosen, self.unit = tolerances, chosen, ""
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Refuses cases of several units, or without a tolerance; see `Measure.check`."""
+        self.unit = _unit(cases, "surface")
+        if self.unit != "mm" and not self.chosen:
+            raise ConfigError(
+                f"'surface=true' means a tolerance of {TOLERANCE:g} mm, and distances in these data are in {self.unit}. Name the "
+                f"tolerance, in {self.unit}: for example 'surface=10'."
+            )
+
+    def collector(self, case: Case) -> Collector:
+        """Measures the surfaces of a case."""
+        from voxtile.training.surfaces import SurfaceMeter
+
+        return SurfaceMeter(case.shape, self.classes, case.grid.spacing, self.tolerances)
+
+    def scores(self) -> dict[str, float]:
+        """Means and medians over cases."""
+        from voxtile.training.surfaces import summarise_surfaces
+
+        return summarise_surfaces(self.rows, self.names)
+
+    def note(self) -> dict[str, Any]:
+        """Tolerances, unit, and what a percentile is taken of."""
+        from voxtile.training.surfaces import PERCENTILE
+
+        about = "the larger of the two directed percentiles"
+        return {"surface": {"tolerance": dict(self.tolerances), "unit": self.unit, "percentile": PERCENTILE, "hd95": about}}
+
+    def show(self, out: Console, scores: Mapping[str, float]) -> None:
+        """Prints means, medians and what was missed."""
+        print_surfaces(out, self.unit, self.tolerances, scores)
+
+
+def measures_of(config: Mapping[str, Any], names: Sequence[str], background: int | None) -> list[Measure]:
+    """What the settings `objects`, `lesions` and `surface` of `evaluate.yaml` ask for.
+
+    Args:
+        config: the settings.
+        names: the data set's class names.
+        background: index of the class that is no foreground, or None.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+    classes = {index: name for index, name in enumerate(names) if index != background}
+    out: list[Measure] = []
+    if (threshold := _threshold(config["objects"])) is not None:
+        out.append(ObjectMeasure(classes, threshold))
+    if (lesions := _lesions(config["lesions"])) is not None:
+        out.append(LesionMeasure(classes, lesions["least"], lesions["overlap"], CORNERS[lesions["connectivity"]]))
+    if (tolerances := _tolerances(config["surface"], list(classes.values()))) is not None:
+        out.append(SurfaceMeasure(classes, tolerances, config["surface"] is not True))
+    return out
+
+
+def _threshold(setting: object) -> float | None:
+    """The least IoU of matched objects; None where objects are not scored."""
+    if isinstance(setting, bool) or setting is None:
+        return 0.5 if setting else None
+    if not _is_number(setting, 0, 1) or setting == 0:
+        raise ConfigError(f"'objects={setting}' must be true, false, or the least IoU of matched objects, above 0 and up to 1.")
+    return float(setting)  # type: ignore[arg-type]  # a number
+
+
+def _lesions(setting: object) -> Mapping[str, Any] | None:
+    """The settings of lesions, complete; None where they are not scored."""
+    if isinstance(setting, bool) or setting is None:
+        return LESIONS if setting else None
+    wanted = "'lesions' must be true, false, or settings such as 'lesions={least: 3, overlap: 0.1, connectivity: 26}'"
+    if not isinstance(setting, dict):
+        raise ConfigError(f"'lesions={setting}' is no such setting: {wanted}.")
+    for name in setting:
+        if name not in LESIONS:
+            raise ConfigError(f"'lesions' has no setting '{name}'; it has {listed(LESIONS)}.{did_you_mean(name, LESIONS)}")
+    full = {**LESIONS, **setting}
+    if not (_is_number(full["least"], 0) and _is_number(full["overlap"], 0, 1) and full["connectivity"] in CORNERS):
+        raise ConfigError(
+            f"'lesions={setting}' is out of range: {wanted}. 'least' is a volume in mm³ from 0 up (in planes an area), 'overlap' a "
+            "share from 0 to 1, 'connectivity' 26 or 6 (in planes 8 or 4)."
+        )
+    return full
+
+
+def _tolerances(setting: object, names: Sequence[str]) -> dict[str, float] | None:
+    """The tolerance of each class; None where surfaces are not scored."""
+    if setting is False or setting is None:
+        return None
+    if isinstance(setting, dict) and list(setting) == ["tolerance"]:
+        setting = setting["tolerance"]
+    each: dict[str, Any] = setting if isinstance(setting, dict) else dict.fromkeys(names, TOLERANCE if setting is True else setting)
+    if set(each) != set(names) or not all(_is_number(value, 0) for value in each.values()):
+        raise ConfigError(
+            f"'surface={setting}' must be true, false, a tolerance in mm from 0 up (of scenes in metres, of pictures in pixels), "
+            f"or one for each foreground class, by name: {listed(names)}."
+        )
+    return {name: float(each[name]) for name in names}
+
+
+def _is_number(value: object, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+
+
+def _unit(cases: Sequence[Case], setting: str) -> str:
+    """The unit of length of all cases."""
+    units = {case.grid.unit: case for case in cases}
+    if len(units) > 1:
+        found = listed(f"{unit} ('{case.id}')" for unit, case in units.items())
+        raise ConfigError(f"'{setting}' measures lengths, and those of these cases have several units: {found}. Take it out.")
+    return next(iter(units))

@@ -1,0 +1,41 @@
+"""Letters at the edges of a volume's slice that say which side of the patient lies there."""
+
+from __future__ import annotations
+
+import numpy as np
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from voxtile.cases.grid import Grid
+
+OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
+Marks = tuple[str, str, str, str]  # at the left, right, top and bottom edge
+_TEXT = 14  # height of the letters
+
+
+def edge_marks(grid: Grid) -> Marks | None:
+    """The patient's sides at the edges of a slice [y, x] as it is drawn, first row on top; None where there is no patient.
+
+    Volumes are read towards RAS+, in which x grows to the patient's right: slices across have L at the left edge (the neurological
+    convention) and P at the top. Of oblique grids the letters are those of the nearest axes.
+    """
+    if grid.unit != "mm":
+        return None
+    x, y, _ = aff2axcodes(grid.matrix)
+    return OPPOSITE[x], x, OPPOSITE[y], y
+
+
+def marked(panel: NDArray[np.uint8], marks: Marks | None) -> NDArray[np.uint8]:
+    """A picture uint8 [h, w, 3] with a letter in the middle of each edge, white within black; itself without marks."""
+    if marks is None:
+        return panel
+    picture = Image.fromarray(panel)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT)
+    height, width = panel.shape[:2]
+    places = (
+        (3, height // 2, "lm"), (width - 3, height // 2, "rm"), (width // 2, 3, "mt"), (width // 2, height - 3, "mb"),
+    )  # fmt: skip
+    for letter, (x, y, anchor) in zip(marks, places, strict=True):
+        draw.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=1, stroke_fill="black")
+    return np.asarray(picture)

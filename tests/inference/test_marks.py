@@ -1,0 +1,65 @@
+"""Letters on pictures: the side that the affine says, whatever way a volume was stored."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.testers.memory import memory_case, north_up
+from voxtile.cases.nifti import NiftiSource
+from voxtile.cases.window import Window
+from voxtile.inference.marks import edge_marks, marked
+from voxtile.training import pictures
+
+TURNED = {"RAS": (1, 1), "LAS": (-1, 1), "LPS": (-1, -1), "RPS": (1, -1)}  # signs of the first two columns
+
+
+@pytest.mark.parametrize("stored", TURNED)
+def test_the_letter_stands_where_the_patients_side_is(tmp_path: Path, stored: str) -> None:
+    """A bright voxel far on the patient's right and in front, stored in four ways, is shown at the edges marked R and A."""
+    across, along = TURNED[stored]
+    affine = np.diag([across, along, 3.0, 1.0])
+    affine[:2, 3] = -9 * across, -7 * along  # the middle is the scanner's
+    array = np.zeros((19, 15, 3), dtype=np.int16)
+    array[18 if across > 0 else 0, 14 if along > 0 else 0, 1] = 1
+    nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "v.nii")
+    source = NiftiSource([tmp_path / "v.nii"])
+    marks = edge_marks(source.working)
+    plane = source.read(Window.of((1, 0, 0), (1, *source.working.shape[1:])), (0,))[0][0, 0]
+    (row,), (column,) = np.nonzero(plane)
+    assert marks is not None
+    left, right, top, bottom = marks
+    assert {left, right} == {"L", "R"}
+    assert {top, bottom} == {"P", "A"}
+    assert (left if column == 0 else right) == "R"
+    assert (top if row == 0 else bottom) == "A"
+
+
+def test_slices_along_another_axis_have_its_letters() -> None:
+    coronal = ((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    assert edge_marks(memory_case("v", (4, 5, 6), unit="mm", affine=coronal).grid) == ("L", "R", "I", "S")
+
+
+def test_scenes_and_pictures_have_no_patient() -> None:
+    assert edge_marks(memory_case("scene", unit="m", crs="EPSG:32633", affine=north_up()).grid) is None
+    assert edge_marks(memory_case("picture").grid) is None
+
+
+def test_the_letters_are_on_the_input_only_each_at_its_edge() -> None:
+    image, label = np.zeros((1, 64, 64)), np.zeros((64, 64), dtype=np.uint8)
+    valid = np.ones((64, 64), dtype=np.bool_)
+    plain, lettered = (pictures.row(image, valid, label, label, [(0, 0, 0)], marks) for marks in (None, ("L", "R", "P", "A")))
+    changed = (plain != lettered).any(axis=2)
+    side = plain.shape[0]
+    assert not changed[:, side:].any()
+    inner = changed[:, :side]
+    third = side // 3
+    for edge in (inner[third:-third, :20], inner[third:-third, -20:], inner[:20, third:-third], inner[-20:, third:-third]):
+        assert edge.any()
+    assert not inner[20:-20, 20:-20].any()
+
+
+def test_without_marks_a_panel_stays_as_it_is() -> None:
+    panel = np.zeros((30, 30, 3), dtype=np.uint8)
+    assert marked(panel, None) is panel
