@@ -22,7 +22,8 @@ from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError
 from voxtile.inference.predictor import Predictor
 
-MOST = 2**27  # pixels of the largest map that is worked on: labelling its components takes 4 bytes for each
+MOST = 2**27  # pixels of the largest map that is worked on
+MEMORY = 9  # bytes of memory for each pixel: the map, a class's mask and its components' ids, and what stays of them
 SIZES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # least sizes that a search tries, in mm³ of volumes and pixels of others
 _CHUNK = 2**22  # pixels that are counted at once: counting takes 8 bytes for each
 _CORNERS, _SIDES = ndimage.generate_binary_structure(3, 3), ndimage.generate_binary_structure(3, 1)
