@@ -156,6 +156,16 @@ def test_what_was_chosen_on_the_scored_fold_is_refused_or_said(folds: Path, tmp_
     assert "the best weights of each run were chosen on the fold that is scored here" in summary["warnings"][0]
 
 
+def test_a_length_that_was_chosen_on_the_scored_fold_is_said(folds: Path, tmp_path: Path, voxtile: Command) -> None:
+    for home in homes(folds / "runs"):
+        shutil.copytree(home, tmp_path / home.name)
+        held = recipe(home)
+        held["settings"]["training.patience"] = 3
+        (tmp_path / home.name / "recipe.json").write_text(json.dumps(held))
+    said = voxtile("evaluate", f"runs={tmp_path}/tubes-*", f"paths.runs={tmp_path}")
+    assert (said.code, "the runs stopped by 'training.patience'" in said.text) == (0, True), said.text
+
+
 def test_runs_of_other_recipes_or_data_are_refused(folds: Path, tmp_path: Path, voxtile: Command) -> None:
     (other,) = homes(folds / "other")
     first, second, _ = homes(folds / "runs")
