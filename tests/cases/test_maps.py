@@ -171,6 +171,23 @@ def test_what_was_made_and_not_closed_is_taken_away_and_the_windows_stay(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["map.npy"]
 
 
+def test_what_a_file_is_to_hold_may_be_made_of_the_windows_which_stay_as_they_are(tmp_path):
+    begun(tmp_path)
+    with opened(tmp_path) as writer:
+        writer.write(REST, ONES)
+        with pytest.raises(ZeroDivisionError):
+            writer.make(lambda side: np.array(side) * (1 // 0))
+        for _ in range(2):  # the second time nothing of the first change is there
+            writer.make(lambda side: np.array(side) * 3)
+        assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".making")) == [
+            "map.npy.journal",
+            "map.npy.part",
+        ]
+        writer.close()
+    np.testing.assert_array_equal(np.load(tmp_path / "map.npy")[0], np.full(SHAPE, 3))
+    assert [path.name for path in tmp_path.iterdir()] == ["map.npy"]
+
+
 def test_a_writer_that_begins_while_another_ends_keeps_what_is_its_own(tmp_path, monkeypatch):
     unlink, begun, trying = Path.unlink, [], []
 

@@ -72,6 +72,12 @@ def test_a_list_where_settings_have_names(refuses) -> None:
     refuses(2, "'data.window' holds a list", "'data.window=[<value>, <value>]'", extra=("data.window={a: 1}",))
 
 
+def test_a_fold_of_a_split_without_folds_and_one_that_is_two(refuses) -> None:
+    refuses(2, "'fold' is a setting of split=block_kfold, split=file, split=kfold", "Type 'split=kfold' too", extra=("fold=1",))
+    refuses(2, "'fold=1' and 'split.fold=2' are one setting", extra=("split=kfold", "fold=1", "split.fold=2"))
+    refuses(2, "'split.fold=7' of 'split.folds=5' does not exist", extra=("split=kfold", "fold=7"))
+
+
 def test_a_device_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match=r"^'device=gpu' is no device\. Type 'device=cuda' for a GPU"):
         device("gpu")

@@ -210,7 +210,6 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(scene_run: Run, vo
     assert said.code == 4
     assert f"{scene_run.home}x is no run folder" in said.text
     assert scene_run.home.name in said.text
-    assert "'run' has no value. Type 'run=…'" in voxtile("evaluate").text
 
 
 def volume(path: Path) -> tuple[np.ndarray, tuple[float, ...]]:

@@ -68,11 +68,17 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
     assert "evaluations/val-best" in row["adjusted_by"]
     assert "which whole validation cases are not" in said.text
     another = shutil.copytree(copied_run.home, tmp_path / "another")
-    several = [f"run=[{copied_run.home},{another}]", *where[1:]]
+    (another / "recipe.json").write_text(json.dumps(copied_run.read("recipe.json") | {"identity": "0" * 32}))
+    several = [f"runs=[{copied_run.home},{another}]", *where[1:]]
     for number, words in enumerate(([*where, "overlap=0.5"], several)):  # other settings, other weights
         said = voxtile("predict", *words, f"input={source}", f"output={tmp_path / f'others{number}'}", "areas=true")
         assert (said.code, said.text.count("no evaluation with these runs, weights and settings")) == (0, 1)
-        assert (f"type first: voxtile evaluate run={copied_run.home} overlap=0.5" in said.text) == (number == 0)
+        which = f"run={copied_run.home} overlap=0.5" if number == 0 else f"'{several[0]}' weights=best split=test"
+        assert f"type first: voxtile evaluate {which}" in said.text
+    assert voxtile("evaluate", *several, "split=test", "weights=best").code == 0
+    assert voxtile("predict", *several, f"input={source}", f"output={tmp_path / 'together'}", "areas=true").code == 0
+    (row,) = table(tmp_path / "together" / "s1_areas.csv")
+    assert row["adjusted_by"].count("discs-2runs-") == row["adjusted_by"].count("/test-best") == 1
 
 
 def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
@@ -440,4 +446,4 @@ def test_every_setting_of_results_is_documented() -> None:
 
 def test_the_command_to_evaluate_leaves_out_what_evaluate_has_by_default() -> None:
     usual = OmegaConf.load(Path(results.__file__).with_name("evaluate.yaml"))
-    assert {name: usual[name] for name in results.EVALUATED} == results.EVALUATED
+    assert {name: usual[name] for name in results.EVALUATED} | {"weights": usual["weights"] or "best"} == results.EVALUATED

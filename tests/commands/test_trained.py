@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tests.commands.conftest import Command, Run
+from tests.commands.conftest import Run
 from tests.testers.composing import composed
 from voxtile.commands.trained import Trained
 from voxtile.errors import ConfigError
@@ -33,8 +33,3 @@ def test_every_run_must_be_made_for_samples(scene_run: Run) -> None:
     trained, able = Trained.open(str(scene_run.home), "best", []), Able(2, 2, 1)
     with pytest.raises(ConfigError, match="'samples=3' asks for Monte-Carlo dropout"):
         trained.predictor(settings(scene_run, "samples=3"), [able, trained.network])
-
-
-def test_one_run_is_scored_at_a_time(scene_run: Run, voxtile: Command) -> None:
-    said = voxtile("evaluate", f"run=[{scene_run.home},{scene_run.home}]")
-    assert (said.code, "names several runs" in said.text) == (2, True)

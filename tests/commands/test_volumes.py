@@ -75,6 +75,6 @@ def test_runs_on_different_grids_do_not_predict_together(tmp_path: Path, voxtile
         assert voxtile("train", *words, *more, "training.steps=1", "training.val_every=1").code == 0
     source = tmp_path / "volumes" / "imagesTr" / "v1.nii.gz"
     runs = ",".join(map(str, homes(tmp_path / "runs")))
-    said = voxtile("predict", f"run=[{runs}]", f"input={source}", f"output={tmp_path / 'maps'}")
+    said = voxtile("predict", f"runs=[{runs}]", f"input={source}", f"output={tmp_path / 'maps'}")
     assert said.code != 0
     assert "cannot predict together: their reading differ" in said.text

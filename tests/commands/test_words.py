@@ -44,8 +44,12 @@ def test_only_what_needs_quotes_gets_them() -> None:
 
 
 def test_several_runs_are_a_list() -> None:
-    assert value(readable(["run=[runs/a-s0,/elsewhere/my runs/b_1]"])[0]) == ["runs/a-s0", "/elsewhere/my runs/b_1"]
-    assert value(readable(["run=[(1)]"])[0]) == "[(1)]"  # no list to Hydra: a name, for an error to show
+    assert value(readable(["runs=[runs/a-s0,/elsewhere/my runs/b_1]"])[0]) == ["runs/a-s0", "/elsewhere/my runs/b_1"]
+    assert value(readable(["runs=[(1)]"])[0]) == "[(1)]"  # no list to Hydra: a name, for an error to show
+
+
+def test_a_pattern_of_runs_is_text() -> None:
+    assert value(readable(["runs=runs (1)/a-*,b"])[0]) == "runs (1)/a-*,b"
 
 
 def test_a_sweep_over_paths_stays_one() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.testers.composing import composed
 from voxtile.training import recipe
 from voxtile.training.recipe import FIELDS, Recipe
 
@@ -127,3 +128,28 @@ def test_where_rasters_of_weights_lie_does_not_count() -> None:
 
 def test_a_format_is_the_same_under_its_older_name() -> None:
     assert identity(changed("data.format", "volume")) == identity(changed("data.format", "nifti")) != identity(CONFIG)
+
+
+@pytest.mark.parametrize("words", [["fold=1"], ["split.fold=1"]])
+def test_a_fold_by_either_name_is_the_recipe_that_it_always_was(words: list[str]) -> None:
+    """The settings and their order, both of which the identity is a hash of, as they were when `split.fold` was the only name."""
+    before = {
+        "kfold": {"_target_": "voxtile.data.splits.KFold", "folds": 5, "fold": 1, "seed": 0, "test": 0.0, "stratify": False},
+        "file": {"_target_": "voxtile.data.splits.FileSplit", "file": "a.json", "fold": 1},
+        "block_kfold": {
+            "_target_": "voxtile.data.blocks.BlockKFold", "blocks": [4, 4], "side": None, "grid": "case", "buffer": 0.0, "folds": 5,
+            "fold": 1, "test": 0.0, "seed": 0, "stratify": False,
+        },
+    }  # fmt: skip
+    for option, split in before.items():
+        more = ["split.file=a.json"] if option == "file" else []
+        (config,) = composed(["train", "data=mri", f"split={option}", *words, *more])
+        assert list(config["split"].items()) == list(split.items())
+        assert identity(config) == identity({**config, "split": split, "fold": 0})
+        assert identity(config) != identity({**config, "split": {**split, "fold": 0}})
+
+
+def test_several_folds_are_one_sweep() -> None:
+    jobs = composed(["train", "-m", "data=hippocampus", "fold=0,1,2,3,4"])
+    assert [job["split"]["fold"] for job in jobs] == [0, 1, 2, 3, 4]
+    assert len({identity(job) for job in jobs}) == 5

@@ -91,6 +91,7 @@ class MapWriter:
         self._journal = path.with_name(path.name + ".journal")
         # The name is the same in every process: who holds the lock is alone with it, and takes away what a killed one has left.
         self._making = path.with_name(f".making.{path.name}")
+        self._changed = path.with_name(f".changed.{path.name}")
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,21 +180,33 @@ class MapWriter:
                     first = ((channel * depth + z) * height + y) * width + window.x
                     _pwrite(self._file.fileno(), line.tobytes(), first * line.itemsize)
 
-    def make(self) -> None:
+    def make(self, change: Callable[[NDArray[Any]], NDArray[Any]] | None = None) -> None:
         """Makes the finished file or folder under a hidden name, so that several maps can come under theirs at once.
+
+        Args:
+            change: makes of the side array [channels, D, H, W], which stays as it is, what the file is to hold.
 
         Raises:
             DataError: It could not be written; the side files stay.
         """
         _remove(self._making)
         try:
-            self._finish(np.memmap(self._part, dtype=self.spec.dtype, mode="r", shape=self._array_shape), self._making)
+            side = self._mapped(self._part)
+            if change is not None:
+                change(side).tofile(self._changed)
+                side = self._mapped(self._changed)
+            self._finish(side, self._making)
         except BaseException as error:
             _remove(self._making)
             if isinstance(error, OSError):
                 raise self._failed(error) from error
             raise
+        finally:
+            _remove(self._changed)
         self._made = True
+
+    def _mapped(self, file: Path) -> NDArray[Any]:
+        return np.memmap(file, dtype=self.spec.dtype, mode="r", shape=self._array_shape)
 
     def close(self) -> Path:
         """Makes the finished file or folder unless it is made, moves it under its name and removes the side files.

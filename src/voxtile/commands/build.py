@@ -320,6 +320,11 @@ def parts(config: Mapping[str, Any]) -> Parts:
         raise ConfigError(f"The configuration takes no '{strange[0]}'.{inner or did_you_mean(strange[0], TOP_KEYS)}")
     if unknown := [key for key in data if key not in known]:
         raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
+    if config.get("fold") not in (None, 0, config["split"].get("fold")):
+        raise ConfigError(
+            f"'fold={config['fold']}' and 'split.fold={config['split'].get('fold')}' are one setting with two values. Type one of "
+            "them."
+        )
     _check_values(config)
     settings = _settings(Settings, config["training"])
     # What is slow to import comes after what can be seen without.
@@ -367,7 +372,7 @@ def _turned(augment: Mapping[str, Any], windowing: Windowing) -> Mapping[str, An
 
 TOP_KEYS = (
     "model", "loss", "optimizer", "scheduler", "augment", "normalise", "split", "trainer", "logger", "data", "experiment", "debug",
-    "seed", "training", "init_from", "paths", "workers", "trust", "retry", "inexact", "debug_errors",
+    "seed", "fold", "training", "init_from", "paths", "workers", "trust", "retry", "inexact", "debug_errors",
     "chosen",
 )  # fmt: skip
 

@@ -362,11 +362,11 @@ def _keys_of(file: Path, package: str) -> list[str]:
 
 
 def _options_with(path: str, name: str) -> list[str]:
-    """The options of a path's group that have it, as they are typed."""
-    folder, group = folder_of(name), path.partition(".")[0]
-    own = group in groups_of(name) and group not in ("data", "experiment", "debug")  # whose files set what they like
-    options = options_of(folder, group) if own else []
-    return [f"{group}={each}" for each in options if path in _keys_of(folder / group / f"{each}.yaml", f"{group}.")]
+    """The options of groups that have a path, as they are typed."""
+    folder = folder_of(name)
+    groups = [group for group in groups_of(name) if group not in ("data", "experiment", "debug")]  # whose files set what they like
+    options = [(group, option) for group in groups for option in options_of(folder, group)]
+    return [f"{group}={each}" for group, each in options if path in _keys_of(folder / group / f"{each}.yaml", f"{group}.")]
 
 
 def groups_of(name: str) -> list[str]:

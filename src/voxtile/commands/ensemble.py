@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.cache import content_hash
+from voxtile.commands.folders import folder_of_several, run_folders
 from voxtile.commands.trained import Trained
 from voxtile.data.normalise import Intensity
 from voxtile.data.survey import Survey
 from voxtile.errors import ConfigError, RunError, listed
 from voxtile.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -26,21 +30,15 @@ class Ensemble:
     members: tuple[Trained, ...]
 
     @classmethod
-    def open(cls, config: Mapping[str, Any]) -> Ensemble:
-        """Opens the run, or the list of runs, that a command's `run` names.
+    def open(cls, config: Mapping[str, Any], out: Console) -> Ensemble:
+        """Opens the run of a command's `run`, or the several of its `runs`.
 
         Raises:
-            ConfigError: There is no run in the list.
+            ConfigError: It is not clear which are meant, see `run_folders`.
             RunError: One cannot be opened, or two differ in their classes, channels or the way in which images are read.
         """
-        folders = _folders(config["run"])
-        if not folders:
-            raise ConfigError("'run=[]' names no run. Type one folder, or several: 'run=[runs/a,runs/b]'.")
-        if len({str(folder).rstrip("/") for folder in folders}) < len(folders):
-            raise ConfigError(
-                f"'run=[{','.join(map(str, folders))}]' names a run twice, which would only count it twice. Name each once."
-            )
-        members = tuple(Trained.open(str(folder), config["weights"], config["trust"]) for folder in folders)
+        folders = run_folders(config, out)
+        members = tuple(Trained.open(folder, config["weights"], config["trust"]) for folder in folders)
         for other in members[1:]:
             for what, mine, its in zip(("classes", "channels", "reading"), _kind(members[0]), _kind(other), strict=True):
                 if mine != its:
@@ -59,6 +57,12 @@ class Ensemble:
     def identity(self) -> str:
         """The runs' identities."""
         return "+".join(member.home.read("recipe.json")["identity"] for member in self.members)
+
+    def home(self, config: Mapping[str, Any]) -> Path:
+        """Where evaluate keeps what belongs to the run, or to these runs together."""
+        if len(self.members) == 1:
+            return self.first.home.path
+        return folder_of_several(self.first.ledger(config), [member.home for member in self.members])
 
     def weights(self, name: str) -> str:
         """A digest of the weights called `name`."""
@@ -80,16 +84,6 @@ class Ensemble:
                 f"The runs {listed(m.home.path for m in self.members)} see slices and volumes; they share no windows."
             )
         return self.first.predictor(config, [member.network for member in self.members])
-
-
-def _folders(run: Any) -> list[Any]:
-    """The folders that `run` names; from the command line a list comes as it was typed, since folders may hold any sign."""
-    if isinstance(run, list):
-        return run
-    text = str(run)
-    if text.startswith("[") and text.endswith("]") and not Path(text).exists():
-        return [part.strip(" '\"") for part in text[1:-1].split(",") if part.strip()]
-    return [run]
 
 
 # What decides how an image is read, and what stands for it where a run does not say.

@@ -1,11 +1,13 @@
-"""voxtile evaluate: a run's scores on the whole cases of a split."""
+"""voxtile evaluate: a run's scores on the whole cases of a split, or those of several runs (`crossvalidate.py`)."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
@@ -13,11 +15,15 @@ from voxtile.commands import compose
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from voxtile.cases.case import Case
+    from voxtile.cases.dataset import Dataset
+    from voxtile.cases.window import Window
     from voxtile.commands.measures import Collector, Measure
     from voxtile.commands.trained import Trained
-    from voxtile.data.normalise import Intensity
+    from voxtile.data.prepared import Prepared
+    from voxtile.inference.postprocess import KeptMap, Postprocess
     from voxtile.inference.predictor import Predictor
 
 
@@ -27,31 +33,104 @@ def main(argv: Sequence[str]) -> int:
 
 
 def evaluate(config: Mapping[str, Any]) -> int:
-    """Scores the run that the configuration names."""
-    from dataclasses import asdict
-
-    from voxtile.commands.assemble import prepare_data
-    from voxtile.commands.console import console, progress
-    from voxtile.commands.crf import asks_for_search, search_crf, search_of
-    from voxtile.commands.measures import measures_of
-    from voxtile.commands.trained import Trained
-    from voxtile.data.survey import survey
-    from voxtile.errors import ConfigError, DataError
-    from voxtile.training.ledger import record_look
+    """Scores the run, or the runs, that the configuration names."""
+    from voxtile.commands.console import console
+    from voxtile.commands.folders import run_folders
+    from voxtile.errors import ConfigError
 
     out = console()
-    if isinstance(config["run"], list):
-        raise ConfigError(f"'run={config['run']}' names several runs, and one is scored at a time. Several predict together.")
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
-    trained = Trained.open(str(config["run"]), config["weights"], config["trust"], config["root"], config["paths"]["cache"])
-    measures = measures_of(config, trained.manifest["data"]["classes"], trained.manifest["data"]["background"])
-    searching = asks_for_search(config["crf"])
+    for name in ("crf", "postprocess"):
+        if asks_for_search(config[name]) and config["split"] != "val":
+            raise ConfigError(f"'{name}=search' chooses settings by scores: only 'split=val' may be used for that.")
+    folders = run_folders(config, out)
+    if len(folders) == 1:
+        return _evaluate_one(folders[0], {**config, "weights": config["weights"] or "best"}, out)
+    from voxtile.commands.crossvalidate import evaluate_several
+
+    return evaluate_several(folders, {**config, "weights": config["weights"] or "last"}, out)
+
+
+def asks_for_search(value: Any) -> bool:
+    """Whether a command's `crf` or `postprocess` asks for a search: "search", or {search: …}."""
+    return value == "search" or (isinstance(value, Mapping) and "search" in value)
+
+
+def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
+    from dataclasses import asdict
+
+    from voxtile.cases.maps import atomic_text
+    from voxtile.commands.console import progress
+    from voxtile.commands.crf import search_crf, search_of
+    from voxtile.commands.measures import measures_of
+    from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
+    from voxtile.commands.trained import Trained
+    from voxtile.data.survey import survey
+    from voxtile.inference.postprocess import KeptMap, Search, class_bands
+
+    trained = Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"])
+    data = trained.manifest["data"]
+    measures = measures_of(config, data["classes"], data["background"])
+    searching, choosing = asks_for_search(config["crf"]), asks_for_search(config["postprocess"])
     if searching:
-        if config["split"] != "val":
-            raise ConfigError("'crf=search' chooses settings by scores: only 'split=val' may be used for that.")
-        search_of(config["crf"], trained.manifest["data"]["channels"])
-    predictor = trained.predictor(dict(config) | {"crf": None} if searching else config)  # refuses before data are read
+        search_of(config["crf"], data["channels"])
+
+    def post_of(predictor: Predictor) -> Postprocess | None:
+        return None if choosing else postprocess_of(config["postprocess"], trained.home.path, data, made_with(config, predictor))
+
+    # What can be refused is refused before data are read.
+    predictor = trained.predictor({**config, "crf": None} if searching else config)
+    post = None if searching else post_of(predictor)
+    if choosing:
+        background_of(data)
+    prepared = prepared_for(trained, config["split"], out)
+    cases = cases_of(trained, prepared, config["split"])
+    for measure in measures:
+        measure.check([case.native for case in cases])
+    if config["split"] == "test":
+        say_look(trained, config, prepared, trained.home.read("recipe.json")["identity"], out)
+    if searching:
+        best = search_crf(trained, config, prepared, out)
+        predictor = trained.predictor({**config, "crf": asdict(best) if best else None})
+        post = post_of(predictor)
+    if measures:
+        predictor.widest = None  # objects are counted in bands as wide as their case
+    dataset, scored, kept = prepared.dataset, [], []
+    with progress(out) as start:
+        tick = start(len(cases), f"evaluating {config['split']}")
+        for case in cases:
+            found = prepared.surveys.get(case.id) or survey(case, len(dataset.classes), label=False)
+            bands = class_bands(predictor, case, prepared.intensity_of(case, found), post)
+            if choosing:
+                kept.append(KeptMap.of(case.native, bands))
+            else:
+                scored.append(score_case(case.native, bands, dataset, measures))
+            tick()
+    if choosing:
+        found_best, tried = Search(kept, len(dataset.classes), background_of(data)).choose(range(len(kept)))
+        plain, scored = (score_kept(kept, [each] * len(kept), dataset, measures) for each in (None, found_best))
+        helps = mean_dice(scored, data) > mean_dice(plain, data)
+        post = found_best if helps else None
+        file = trained.home.path / FILE
+        atomic_text(file, stored(as_typed(post, data["classes"]), made_with(config, predictor), tried, data["classes"]))
+        say_search(out, mean_dice(plain, data), mean_dice(scored, data), as_typed(post, data["classes"]), file, "")
+        scored = scored if helps else plain
+    folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor, as_typed(post, data["classes"]))
+    facts = {"waived": list(data["waived"]), "run": trained.home.read("recipe.json")["identity"]}
+    write_scores(folder, config, predictor, scored, data, as_typed(post, data["classes"]), facts, measures, out)
+    return 0
+
+
+def prepared_for(trained: Trained, split: str, out: Console) -> Prepared:
+    """The data of a run, which must be those that it was trained on.
+
+    Raises:
+        DataError: They are not, or cannot be read.
+    """
+    from voxtile.commands.assemble import prepare_data
+    from voxtile.errors import DataError
+
     root = trained.built.dataset.layout.root
     try:
         prepared = prepare_data(trained.built, out)
@@ -62,74 +141,126 @@ def evaluate(config: Mapping[str, Any]) -> int:
         ) from error
     recipe = trained.home.read("recipe.json")
     same = prepared.split.digest == recipe["split"] and prepared.fingerprint == recipe["data"]
-    if config["split"] == "test":
+    if split == "test":
         same = same and prepared.test_fingerprint == trained.manifest["data"]["test_fingerprint"]
     if not same:
         raise DataError(
             f"The data in {root} are not what the run {trained.home.path} was trained on: files or split have changed. Put them "
             "back as they were (manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run."
         )
-    cases = prepared.split.val if config["split"] == "val" else prepared.split.test
-    if not cases:
-        raise DataError(f"The split of {trained.home.path} has no {config['split']} cases. Train with a split that has some.")
-    for measure in measures:
-        measure.check(cases)
-    if config["split"] == "test":
-        looks = record_look(trained.ledger(config), prepared.test_fingerprint, recipe["identity"], "evaluate")
-        out.print(f"look number {looks} at this test split, recorded")
-    if searching:
-        best = search_crf(trained, config, prepared, out)
-        predictor = trained.predictor(dict(config) | {"crf": asdict(best) if best else None})
-    matrices = []
-    if measures:
-        predictor.widest = None  # objects are counted in bands as wide as their case
-    with progress(out) as start:
-        tick = start(len(cases), f"evaluating {config['split']}")
-        for case in cases:
-            found = prepared.surveys.get(case.id) or survey(case, len(prepared.dataset.classes), label=False)
-            intensity = prepared.intensity_of(case, found)
-            matrices.append(measured(predictor, case, intensity, len(prepared.dataset.classes), measures))
-            tick()
-    return write_scores(trained, config, predictor, cases, matrices, measures, trained.manifest["data"]["waived"])
+    return prepared
 
 
-def measured(
-    predictor: Predictor, case: Case, intensity: Intensity, classes: int, measures: Sequence[Measure]
-) -> NDArray[np.int64]:
-    """The confusion matrix of a whole case, see `case_matrix`; each measure has a row more."""
-    collectors = [measure.collector(case.native) for measure in measures]
-    matrix = case_matrix(predictor, case, intensity, classes, collectors)
-    for measure, collector in zip(measures, collectors, strict=True):
-        measure.rows.append(collector.columns())
-    return matrix
+def cases_of(trained: Trained, prepared: Prepared, split: str) -> tuple[Case, ...]:
+    """The cases of a side of a run's split.
+
+    Raises:
+        DataError: There is none.
+    """
+    from voxtile.errors import DataError
+
+    if not (cases := prepared.split.sides[split]):
+        raise DataError(f"The split of {trained.home.path} has no {split} cases. Train with a split that has some.")
+    return cases
+
+
+def say_look(trained: Trained, config: Mapping[str, Any], prepared: Prepared, identity: str, out: Console) -> None:
+    """Records a look at test cases before they are scored, and says which one it is."""
+    from voxtile.training.ledger import record_look
+
+    looks = record_look(trained.ledger(config), prepared.test_fingerprint, identity, "evaluate")
+    out.print(f"look number {looks} at this test split, recorded")
+
+
+def say_search(out: Console, plain: float, chosen: float, settings: Mapping[str, Any] | None, file: Path, how: str) -> None:
+    """Says what a search of post-processing came to."""
+    kept = "nothing helps, which is what is kept" if settings is None else f"kept for 'postprocess=best': {json.dumps(settings)}"
+    out.print(
+        f"post-processing: Dice {plain:.4f} without, {chosen:.4f} with what was chosen{how}; {kept} in {file}", soft_wrap=True
+    )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was counted on a whole case.
+
+    Attributes:
+        case: the case.
+        matrix: confusion matrix int64 [K, K]: rows are label classes, columns predicted ones; ignored pixels are left out.
+        measured: further columns of its row in cases.csv, of each measure.
+        columns: further columns of its row in cases.csv.
+    """
+
+    case: Case
+    matrix: NDArray[np.int64]
+    measured: Sequence[Mapping[str, float]] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def score_case(
+    case: Case,
+    bands: Iterable[tuple[Window, NDArray[np.uint8]]],
+    dataset: Dataset,
+    measures: Sequence[Measure],
+    columns: Mapping[str, str] | None = None,
+) -> Scored:
+    """Counts a case, on the grid of its file, whose map comes in bands."""
+    collectors = [measure.collector(case) for measure in measures]
+    matrix = case_matrix(case, bands, len(dataset.classes), collectors)
+    return Scored(case, matrix, [collector.columns() for collector in collectors], columns or {})
+
+
+def score_kept(
+    kept: Sequence[KeptMap],
+    posts: Sequence[Postprocess | None],
+    dataset: Dataset,
+    measures: Sequence[Measure],
+    columns: Sequence[Mapping[str, str]] | None = None,
+) -> list[Scored]:
+    """Counts cases whose maps are kept, each with a post-processing of its own."""
+    further = columns or [{}] * len(kept)
+    return [
+        score_case(each.case, each.bands(post), dataset, measures, more)
+        for each, post, more in zip(kept, posts, further, strict=True)
+    ]
+
+
+def mean_dice(scored: Sequence[Scored], data: Mapping[str, Any]) -> float:
+    """The score `dice` of cases."""
+    import numpy as np
+
+    from voxtile.training.scores import summarise
+
+    return summarise(np.stack([each.matrix for each in scored]), data["classes"], data["background"])["dice"]
 
 
 def case_matrix(
-    predictor: Predictor, case: Case, intensity: Intensity, classes: int, collectors: Sequence[Collector] = ()
+    case: Case, bands: Iterable[tuple[Window, NDArray[np.uint8]]], classes: int, collectors: Sequence[Collector] = ()
 ) -> NDArray[np.int64]:
-    """The confusion matrix [K, K] of a whole case: rows are label classes, columns predicted ones; ignored pixels are left out.
+    """The confusion matrix [K, K] of a whole case, see `Scored`.
 
-    The collectors are given the same bands.
+    Args:
+        case: the case, with a label.
+        bands: its map, 255 where there are no data, and where each part lies; in reading order.
+        classes: K.
+        collectors: are given the same bands.
     """
     import torch
 
     from voxtile.cases.case import IGNORE
-    from voxtile.inference.native import native_bands
     from voxtile.training.scores import confusion_matrix
 
     total: Any = 0
-    native = case.native
-    for band in native_bands(predictor, case, intensity):
-        label = native.read_label(band.window)
-        label[~band.valid] = IGNORE
-        prediction = band.classes()
+    for window, prediction in bands:
+        label = case.read_label(window)
+        label[prediction == IGNORE] = IGNORE
         total = total + confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), classes).numpy()
         for collector in collectors:
-            collector.add(band.window, prediction, label)
+            collector.add(window, prediction, label)
     return total  # type: ignore[no-any-return]  # an array, since a case has a band or more
 
 
-def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None) -> str:
+def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None, post: object) -> str:
     """What tells evaluations with other procedures at test time apart, "" for the plain one."""
     import hashlib
 
@@ -138,94 +269,115 @@ def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None) -> 
         parts.append("crf" + hashlib.sha256(json.dumps(crf).encode()).hexdigest()[:6])
     parts += ["mirrors" + "".join(config["mirrors"])] if config["mirrors"] else []
     parts += [f"{name}{config[name]}" for name, plain in (("rotations", 1), ("halo", 0), ("samples", 0)) if config[name] != plain]
+    if post is not None:
+        parts.append("postprocess" + hashlib.sha256(json.dumps(post, sort_keys=True).encode()).hexdigest()[:6])
     return "".join(f"-{part}" for part in parts)
 
 
-def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor) -> str:
-    """The folder below `evaluations/` for a split scored with a command's weights and settings."""
+def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor, post: object) -> str:
+    """The folder below `evaluations/` for a split scored with a command's weights and settings.
+
+    Args:
+        split: "val" or "test".
+        config: of the command.
+        predictor: with the CRF that was found for it.
+        post: settings of the post-processing, None for none.
+    """
     from dataclasses import asdict
 
     crf = predictor.procedure.crf
-    return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None)}"
+    return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None, post)}"
 
 
 def grid_note(cases: Sequence[Case]) -> str:
     """On which pixels scores are counted: those of the files, or of what they were resampled to."""
-    natives = [case.image.native for case in cases]  # volumes are judged on the grid of their files
-    resampled = [image.working for image in natives if image.working.spacing != image.canonical.spacing]
+    resampled = [case for case in cases if case.image.working.spacing != case.image.canonical.spacing]
     if not resampled:
         return "stored"
-    sizes = sorted({f"{side:.4g} {grid.unit}" for grid in resampled for side in grid.spacing[1:]})
+    sizes = sorted({f"{side:.4g} {case.grid.unit}" for case in resampled for side in case.grid.spacing[1:]})
     return f"resampled to {', '.join(sizes)}"
 
 
 def write_scores(
-    trained: Trained,
+    folder: Path,
     config: Mapping[str, Any],
     predictor: Predictor,
-    cases: Sequence[Case],
-    matrices: Sequence[NDArray[np.int64]],
+    scored: Sequence[Scored],
+    data: Mapping[str, Any],
+    post: object,
+    facts: Mapping[str, Any],
     measures: Sequence[Measure],
-    waived: Sequence[str],
-) -> int:
-    """Writes cases.csv and summary.json and prints the scores per class."""
+    out: Console,
+) -> None:
+    """Writes cases.csv and summary.json and prints the scores per class.
+
+    Args:
+        folder: where they go.
+        config: of the command.
+        predictor: what the maps were made with.
+        scored: the cases.
+        data: the manifest's `classes` and `background`.
+        post: settings of the post-processing, None for none.
+        facts: what else is in summary.json; `waived` is printed, too.
+        measures: what was measured.
+        out: where it prints.
+    """
     from dataclasses import asdict
 
     import numpy as np
 
     from voxtile.cases.maps import atomic_text
-    from voxtile.commands.console import console
     from voxtile.commands.tables import print_scores, print_volumes
     from voxtile.errors import counted
+    from voxtile.training.intervals import spreads
     from voxtile.training.scores import case_rows, summarise
     from voxtile.training.volumes import summarise_volumes, volume_columns
 
-    data = trained.manifest["data"]
-    stack = np.stack(matrices)
-    scores = summarise(stack, data["classes"], data["background"])
-    rows = case_rows(stack, [case.id for case in cases], data["classes"])
-    rows = [{"case": case.id, "group": case.group} | row for case, row in zip(cases, rows, strict=True)]
-    foreground = {index: name for index, name in enumerate(data["classes"]) if index != data["background"]}
+    classes, cases = data["classes"], [each.case for each in scored]
+    stack = np.stack([each.matrix for each in scored])
+    scores = summarise(stack, classes, data["background"])
+    rows = case_rows(stack, [case.id for case in cases], classes)
+    spread = spreads(rows, stack, [case.group for case in cases], classes, data["background"])
+    rows = [{"case": each.case.id, "group": each.case.group, **each.columns} | row for each, row in zip(scored, rows, strict=True)]
+    foreground = {index: name for index, name in enumerate(classes) if index != data["background"]}
     volumes = all(case.grid.unit == "mm" for case in cases)
     if volumes:
         sizes = [float(np.prod(case.grid.spacing)) / 1000 for case in cases]
-        columns = [volume_columns(matrix, foreground, size) for matrix, size in zip(matrices, sizes, strict=True)]
+        columns = [volume_columns(each.matrix, foreground, ml) for each, ml in zip(scored, sizes, strict=True)]
         scores |= summarise_volumes(columns, list(foreground.values()))
         rows = [row | own for row, own in zip(rows, columns, strict=True)]
     notes: dict[str, Any] = {}
-    for measure in measures:
+    for number, measure in enumerate(measures):
+        measure.rows = [dict(each.measured[number]) for each in scored]
         scores |= measure.scores()
         rows = [row | own for row, own in zip(rows, measure.rows, strict=True)]
         notes |= measure.note()
     crf = asdict(predictor.procedure.crf) if predictor.procedure.crf else None
-    folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     atomic_text(folder / "cases.csv", text.getvalue())
-    summary = {
-        "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": scores,
-        "procedure": {"window": list(predictor.size), "crf": crf} | {
-            name: config[name] for name in ("rotations", "mirrors", "halo", "samples")
-        },
-        "confusion": stack.sum(axis=0).tolist(), "classes": data["classes"], "waived": list(waived), "grid": grid_note(cases),
-        "run": trained.home.read("recipe.json")["identity"], "definitions": "docs/scores.md",
-    }  # fmt: skip
     # JSON has no NaN: what is undefined is null.
     clean = {name: None if value != value else value for name, value in scores.items()}
-    atomic_text(folder / "summary.json", json.dumps(summary | {"scores": clean} | notes, indent=1) + "\n")
-    out = console()
-    print_scores(
-        out, f"{config['split']}: {counted(len(cases), 'whole case')}, {config['weights']} weights", scores, data["classes"]
-    )
+    summary = {
+        "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": clean,
+        "spread": {name: each.as_dict() for name, each in spread.items()},
+        "procedure": {"window": list(predictor.size), "crf": crf, "postprocess": post} | {
+            name: config[name] for name in ("rotations", "mirrors", "halo", "samples")
+        },
+        "confusion": stack.sum(axis=0).tolist(), "classes": classes, "grid": grid_note(cases), **facts,
+        "definitions": "docs/scores.md",
+    }  # fmt: skip
+    atomic_text(folder / "summary.json", json.dumps(summary | notes, indent=1) + "\n")
+    title = f"{config['split']}: {counted(len(cases), 'whole case')}, {config['weights']} weights"
+    print_scores(out, title, scores, classes, spread)
     if volumes:
         print_volumes(out, scores, list(foreground.values()))
     for measure in measures:
         measure.show(out, scores)
     if summary["grid"] != "stored":
         out.print(f"pixels are {summary['grid']}: scores on another grid are other scores")
-    for sentence in waived:
+    for sentence in facts["waived"]:
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)
-    return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -10,9 +12,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from voxtile.commands import compose
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from rich.console import Console
 
     from voxtile.cases.case import Case
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from voxtile.commands.results import Results
     from voxtile.data.survey import Survey
     from voxtile.inference.areas import Place
+    from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
 
 HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
@@ -42,13 +48,14 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console, progress
     from voxtile.commands.ensemble import Ensemble
     from voxtile.commands.inputs import find_inputs
+    from voxtile.commands.postprocess import made_with, postprocess_of
     from voxtile.commands.results import Results, said_of
     from voxtile.errors import DataError, PartialError, VoxtileError, listed
     from voxtile.inference.areas import OffPlacesError
 
     out = console()
     _check(config)
-    runs = Ensemble.open(config)
+    runs = Ensemble.open(config, out)
     dataset = runs.first.built.dataset
     if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":
         raise DataError(f"'heatmaps={config['heatmaps']}' is for scenes; type 'heatmaps=true' for format '{dataset.format}'.")
@@ -58,7 +65,14 @@ def predict(config: Mapping[str, Any]) -> int:
         out.print(f"left out, since the run's name patterns for images do not find them: {listed(left_out)}", soft_wrap=True)
     if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(SUFFIXES[dataset.format])):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
-    work = Work(runs, runs.predictor(config), Results.of(config, dataset), source, target, config, out)
+    predictor = runs.predictor(config)
+    data = runs.first.manifest["data"]
+    post = postprocess_of(config["postprocess"], runs.home(config), data, made_with(config, predictor))
+    if post is None and config["postprocess"] == "best":
+        out.print("the search for post-processing found nothing that helps: maps are as they are predicted", soft_wrap=True)
+    if post is not None and config["heatmaps"]:
+        out.print("heatmaps hold the networks' probabilities, which post-processing does not change", soft_wrap=True)
+    work = Work(runs, predictor, post, Results.of(config, dataset), source, target, config, out)
     for note in work.results.interest.notes if work.results.interest else ():
         out.print(note, style="yellow", soft_wrap=True)
     if work.results.areas:
@@ -146,6 +160,7 @@ class Work:
     Attributes:
         runs: the run or runs.
         predictor: with their networks.
+        post: what is done to a map as a whole, or None.
         results: what is wanted to be made of finished maps.
         source: the command's input.
         target: the command's output.
@@ -155,6 +170,7 @@ class Work:
 
     runs: Ensemble
     predictor: Predictor
+    post: Postprocess | None
     results: Results
     source: Path
     target: Path
@@ -166,7 +182,7 @@ class Work:
         """The confusion matrix that areas are adjusted by, read once for all cases; None where there is none or none is needed."""
         from voxtile.commands.results import confusion_of
 
-        return confusion_of(self.runs.first, self.config, self.predictor) if self.results.areas else None
+        return confusion_of(self.runs, self.config, self.predictor, self.post) if self.results.areas else None
 
     def predict(self, files: CaseFiles, start: Start) -> list[Path]:
         """Writes one case's map, its heatmaps where they are asked for, and what is wanted to be made of them.
@@ -186,6 +202,7 @@ class Work:
         from voxtile.cases.raster import block_cache
         from voxtile.data.survey import survey
         from voxtile.errors import counted
+        from voxtile.inference.postprocess import check_size
 
         case = self._open(files)
         if self.config["damaged"] == "nodata":
@@ -193,7 +210,9 @@ class Work:
         paths = self._paths(case, files.id, self._specs(""))  # names do not depend on the key
         if self.config["share"] and all(path.exists() for path in [*paths, *self.results.paths(paths[0]).values()]):
             return []
-        places = self.results.check(case)
+        if self.post is not None:
+            check_size(case.native)
+        places = self.results.check(case.native)
         with block_cache():
             found = survey(case, len(self.runs.first.built.dataset.classes), label=False)
             specs = self._specs(self._key(case, found))
@@ -254,13 +273,15 @@ class Work:
         # The digest is of the pixels alone, and of a very large scene of a part of them.
         files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in case.image.files]
         image = f"{found.image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
-        return f"{self.runs.identity} {weights} {settings} {__version__} {image} {self.predictor.procedure}"
+        post = "" if self.post is None else f" {self.post}"
+        return f"{self.runs.identity} {weights} {settings} {__version__} {image} {self.predictor.procedure}{post}"
 
     def _specs(self, key: str) -> list[MapSpec]:
         """The maps that are written: the semantic one, and heatmaps and uncertainty where they are asked for."""
         from voxtile import __version__
         from voxtile.cases.maps import MapSpec
         from voxtile.commands.inputs import UNCERTAINTY
+        from voxtile.commands.postprocess import as_typed
         from voxtile.commands.results import MADE_FROM
 
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
@@ -271,6 +292,9 @@ class Work:
             specs.append(replace(specs[0], heatmap=True, stored=stored, tags=(*tags, (MADE_FROM, f"{digest} {stored}"))))
         if self.config["uncertainty"]:
             specs.append(replace(specs[0], classes=(UNCERTAINTY,), heatmap=True))
+        if self.post is not None:  # of the classes only
+            said = ("postprocess", json.dumps(as_typed(self.post, dataset.classes), sort_keys=True))
+            specs[0] = replace(specs[0], tags=(*specs[0].tags, said))
         return specs
 
     def _paths(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
@@ -374,14 +398,17 @@ class Work:
         """
         from voxtile.errors import size
         from voxtile.inference.budget import check_room, memory_of
+        from voxtile.inference.postprocess import MEMORY
 
         windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
         if windows <= SMALL:
             return
         disk, free = check_room(paths, case.image.native.working.shape, specs)
-        memory = memory_of(self.predictor, case, len(specs[0].classes))
+        memory, however = memory_of(self.predictor, case, len(specs[0].classes)), "however large the image"
+        if self.post is not None:
+            memory, however = memory + MEMORY * math.prod(case.native.shape), "as post-processing needs for the whole map"
         self.out.print(
-            f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, however large the image, and up to "
+            f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, {however}, and up to "
             f"{size(disk)} of disk while it works ({size(free)} are free)", soft_wrap=True,
         )  # fmt: skip
 
@@ -415,7 +442,8 @@ class Work:
                 del band  # its memory is wanted for the next one
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
-            for writer in writers:
+            writers[0].make(None if self.post is None else partial(self._processed, case))
+            for writer in writers[1:]:
                 writer.make()
             if self.config["overwrite"]:
                 self.results.forget(paths[0])
@@ -423,6 +451,15 @@ class Work:
                 writer.close()
             return list(paths)
 
+    def _processed(self, case: Case, side: NDArray[Any]) -> NDArray[Any]:
+        """The classes [1, D, H, W] of a side file, post-processed; what is continued after a kill is the side file as it was."""
+        from voxtile.inference.postprocess import pixel_size
+
+        assert self.post is not None
+        made = np.array(side)
+        self.post.apply(made[0], pixel_size(case.native))
+        return made
+
     def _results(self, case: Case, paths: Sequence[Path], places: list[Place]) -> list[Path]:
         heat = paths[1] if self.config["heatmaps"] else None
-        return self.results.write(case, paths[0], heat, places, self.confusion)
+        return self.results.write(case.native, paths[0], heat, places, self.confusion)

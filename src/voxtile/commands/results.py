@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.maps import claimed
 from voxtile.cases.provenance import tags_of
-from voxtile.commands.words import word
+from voxtile.commands.words import quoted, word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 
 if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.cases.dataset import Dataset
     from voxtile.commands.ensemble import Ensemble
-    from voxtile.commands.trained import Trained
     from voxtile.inference.areas import Place, Places
     from voxtile.inference.finished import FinishedMap
+    from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
 
 MADE_FROM = "made_from"  # the tag of a map, and the key of a result's note, that says so by a digest
-EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate.yaml has for them
-    "weights": "best", "window": None, "overlap": 0.25, "crf": None, "rotations": 1, "mirrors": [], "halo": 0, "samples": 0
+EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate takes for one run
+    "weights": "best", "window": None, "overlap": 0.25, "crf": None, "postprocess": None, "rotations": 1, "mirrors": [], "halo": 0,
+    "samples": 0,
 }  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
 MAPS = (".tif", ".nii.gz", ".nii", ".mha", ".nrrd", ".png")  # endings of maps; that of a stack of slices is a folder
@@ -373,34 +374,40 @@ def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
 def said_of(confusion: Mapping[str, Any] | None, runs: Ensemble, config: Mapping[str, Any]) -> str:
     """What the command says of the adjusted areas, or of their absence."""
     if confusion is None:
-        said = "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by"
-        if len(runs.members) > 1:
-            return f"{said}, since runs are evaluated one by one"
-        # Only numbers, names and lists of them, which read as they are printed, but for the CRF's settings.
+        # Only numbers, names and lists of them, which read as they are printed, but for the settings of CRF and post-processing.
         given = [
             shlex.quote(f"{name}={json.dumps(config[name])}".replace('"', "").replace(" ", ""))
             for name, usual in EVALUATED.items()
             if config[name] != usual
         ]
-        return f"{said}; type first: voxtile evaluate {' '.join([word('run', runs.first.home.path), *given])}"
+        several = shlex.quote(f"runs=[{','.join(quoted(str(member.home.path)) for member in runs.members)}]")
+        alone = [word("run", runs.first.home.path)]
+        which = alone if len(runs.members) == 1 else [several, f"weights={config['weights']}", "split=test"]
+        return (
+            "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by; type "
+            f"first: voxtile evaluate {' '.join(dict.fromkeys([*which, *given]))}"
+        )
     return (
         f"adjusted hectares rest on {confusion['source']}: their intervals hold if its pixels are a random sample of this map "
         "within each class, which whole validation cases are not"
     )
 
 
-def confusion_of(trained: Trained, config: Mapping[str, Any], predictor: Predictor) -> dict[str, Any] | None:
-    """The confusion matrix of the run's evaluation with the same weights, overlap and procedure, on test cases where there is one.
+def confusion_of(
+    runs: Ensemble, config: Mapping[str, Any], predictor: Predictor, post: Postprocess | None
+) -> dict[str, Any] | None:
+    """The confusion matrix of the evaluation with the same weights, overlap and procedure, on test cases where there is one.
 
     Returns:
-        `matrix` and `source`; None where the run was not evaluated so.
+        `matrix` and `source`; None where there was no such evaluation. One of several runs out of fold is by each alone, and none.
     """
     from voxtile.commands.evaluate import folder_name
+    from voxtile.commands.postprocess import as_typed
 
-    if len(predictor.judge.networks) > 1:  # runs are evaluated one by one
-        return None
-    for split in ("test", "val"):
-        folder = trained.home.path / "evaluations" / folder_name(split, config, predictor)
+    classes = runs.first.manifest["data"]["classes"]
+    for split in ("test", "val") if len(runs.members) == 1 else ("test",):
+        beside = runs.home(config) / "evaluations" if len(runs.members) == 1 else runs.home(config)
+        folder = beside / folder_name(split, config, predictor, as_typed(post, classes))
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not evaluated

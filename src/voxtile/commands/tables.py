@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,17 +11,42 @@ from rich.table import Table
 from voxtile.studies.manifest import segment
 
 if TYPE_CHECKING:
+    from voxtile.training.intervals import Spread
     from voxtile.training.run_folder import RunFolder
 
 
-def print_scores(out: Console, title: str, scores: Mapping[str, float | None], classes: Sequence[str]) -> None:
-    """Prints Dice and IoU per class, the missed structures, and the FCN paper's four scores."""
-    table = Table("class", "Dice (mean over cases)", "IoU (pooled)", "missed", "false alarms", title=title, title_justify="left")
+def print_scores(
+    out: Console,
+    title: str,
+    scores: Mapping[str, float | None],
+    classes: Sequence[str],
+    spread: Mapping[str, Spread] | None = None,
+) -> None:
+    """Prints Dice and IoU per class, the missed structures, and the FCN paper's four scores.
+
+    Args:
+        out: where it prints.
+        title: of the table.
+        scores: by name.
+        classes: names of the classes.
+        spread: medians and intervals over groups by the same names; None where there are none.
+    """
+    further = ("95 % interval", "median") if spread else ()
+    columns = ("class", "Dice (mean over cases)", *further, "IoU (pooled)", "missed", "false alarms")
+    table = Table(*columns, title=title, title_justify="left")
+
+    def spread_of(name: str) -> list[str]:
+        if not spread:
+            return []
+        found = spread[name]
+        interval = "undefined" if found.low != found.low else f"{found.low:.4f} to {found.high:.4f}"
+        return [interval, "" if found.median is None else number(found.median)]
+
     for name in classes:
         counts = [f"{scores.get(f'{kind}/{name}', 0):.0f}" for kind in ("missed", "false_alarm")]
-        table.add_row(name, number(scores[f"dice/{name}"]), number(scores[f"iou/{name}"]), *counts)
+        table.add_row(name, number(scores[f"dice/{name}"]), *spread_of(f"dice/{name}"), number(scores[f"iou/{name}"]), *counts)
     table.add_section()
-    table.add_row("mean over foreground", number(scores["dice"]), number(scores["iou"]))
+    table.add_row("mean over foreground", number(scores["dice"]), *spread_of("dice"), number(scores["iou"]))
     out.print(table)
     four = {
         "pixel accuracy": "pixel_accuracy",
@@ -30,6 +55,15 @@ def print_scores(out: Console, title: str, scores: Mapping[str, float | None], c
         "frequency-weighted IU": "fw_iu",
     }
     out.print("   ".join(f"{title} {number(scores[name])}" for title, name in four.items()), highlight=False)
+
+
+def print_folds(out: Console, folds: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
+    """Prints Dice of each fold of a cross-validation, as the summary has them."""
+    table = Table("fold", "cases", *classes, "mean over foreground", title="Dice by fold", title_justify="left")
+    for fold in folds:
+        dice = [number(fold["scores"][f"dice/{name}"]) for name in classes]
+        table.add_row(fold["fold"], str(fold["cases"]), *dice, number(fold["scores"]["dice"]))
+    out.print(table)
 
 
 def print_objects(out: Console, threshold: float, scores: Mapping[str, float], classes: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ TEXTS = (
     "run", "input", "output", "root", "paths.data", "paths.runs", "paths.cache", "data.layout.root", "data.name",
     "data.group.csv", "split.file", "areas",
 )  # fmt: skip
+LISTS = ("runs",)  # settings that hold one such text, or a list of them
 
 
 def quoted(text: str) -> str:
@@ -67,8 +68,8 @@ def readable(argv: Sequence[str]) -> list[str]:
             return given
         if re.fullmatch(r"'.*'|\".*\"|null|.*\$\{.*", value, re.DOTALL) or not value:
             return given
-        listing = key == "run" and value.startswith("[") and value.endswith("]")  # several runs that predict together
-        if key in TEXTS and not listing and not (several and "," in value):
+        text = key in TEXTS or (key in LISTS and not value.startswith("["))
+        if text and not (several and "," in value):
             return f"{key}={quoted(value)}"
         try:
             parser.parse_override(given)

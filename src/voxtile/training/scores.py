@@ -98,8 +98,8 @@ class ClassScores(NamedTuple):
     recall: NDArray[np.float64]
 
 
-def class_scores(matrix: NDArray[np.int64]) -> ClassScores:
-    """Scores of each class from confusion matrices [..., K, K].
+def class_scores(matrix: NDArray[np.int64] | NDArray[np.float64]) -> ClassScores:
+    """Scores of each class from confusion matrices [..., K, K], or from weighted sums of some.
 
     With tp, fp and fn the pixels of a class that are hit, false alarms and misses: iou = tp / (tp + fp + fn),
     dice = 2·tp / (2·tp + fp + fn), precision = tp / (tp + fp), recall = tp / (tp + fn).

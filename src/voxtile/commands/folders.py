@@ -1,0 +1,107 @@
+"""The run folders that a command is to use: the one of `run`, or the several of `runs`."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxtile.errors import ConfigError, RunError, listed
+from voxtile.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
+    """The folder of `run`, or the folders of `runs` in the order given, those of a pattern in that of their names.
+
+    Raises:
+        ConfigError: Not exactly one of the two is given, `run` holds several folders, or `runs` fewer than two or one twice.
+        RunError: A folder of `runs` is no run, or one that is not finished.
+    """
+    run, runs = config["run"], config["runs"]
+    if (run is None) == (runs is None):
+        what = "neither 'run' nor 'runs' has a value" if run is None else "both 'run' and 'runs' have a value"
+        raise ConfigError(
+            f"It is not clear which run is meant: {what}. Type 'run=<folder>' for one run, or 'runs=[<folder>,<folder>]' or "
+            "'runs=<pattern with *>' for several."
+        )
+    if run is not None:
+        several = list(map(str, run)) if isinstance(run, list) else _typed_list(str(run))
+        if several is None:
+            return [str(run)]
+        raise ConfigError(f"'run' takes one folder, and several are given. Type 'runs=[{','.join(several)}]'.")
+    named = runs if isinstance(runs, list) else _typed_list(str(runs)) or [runs]
+    folders = [folder for name in named for folder in _folders(str(name), out)]
+    twice = [folder for place, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:place]}]
+    if twice:
+        raise ConfigError(f"'runs' names {twice[0]} twice, which would only count it twice. Name each run once.")
+    if len(folders) < 2:
+        found = f"one run, {folders[0]}" if folders else "no run"
+        raise ConfigError(f"'runs={runs}' names {found}, and takes two or more. Type 'run=<folder>' for one run.")
+    _refuse_unfit(folders)
+    return [str(folder) for folder in folders]
+
+
+def folder_of_several(beside: Path, homes: Sequence[RunFolder]) -> Path:
+    """Where evaluations of several runs together lie, in whatever order the runs are named.
+
+    Args:
+        beside: folder of run folders.
+        homes: the runs.
+    """
+    recipes = [home.read("recipe.json", "identity", "settings") for home in homes]
+    digest = hashlib.sha256(" ".join(sorted(recipe["identity"] for recipe in recipes)).encode()).hexdigest()[:8]
+    return beside / "evaluations" / f"{recipes[0]['settings']['data.name']}-{len(homes)}runs-{digest}"
+
+
+def _typed_list(text: str) -> list[str] | None:
+    """The entries of a list that Hydra's grammar could not read, since folders may hold any sign; None where it is no list."""
+    if not (text.startswith("[") and text.endswith("]")) or Path(text).exists():
+        return None
+    return [part.strip(" '\"") for part in text[1:-1].split(",") if part.strip()]
+
+
+def _folders(name: str, out: Console) -> list[Path]:
+    """The folder of this name, or the run folders that a pattern finds.
+
+    Raises:
+        RunError: The pattern finds none.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or not glob.has_magic(name):
+        return [path]
+    found = [Path(each) for each in sorted(glob.glob(str(path)))]  # noqa: PTH207  # Path.glob takes no pattern from /
+    runs = [each for each in found if (each / "recipe.json").is_file()]
+    others = [each for each in found if each not in runs]
+    if not runs:
+        there = f"only {listed(others)}, which hold no recipe.json" if others else "nothing"
+        raise RunError(f"'runs={name}' finds no run folder: the pattern fits {there}. Correct it, or name the folders.")
+    if others:
+        out.print(f"passed over, since they are no runs: {listed(others)}", soft_wrap=True)
+    return runs
+
+
+def _refuse_unfit(folders: list[Path]) -> None:
+    """Refuses folders that are no finished runs, and copies of one run.
+
+    Raises:
+        RunError: There is one.
+    """
+    known: dict[str, Path] = {}
+    for folder in folders:
+        home = RunFolder.existing(folder, "runs")
+        if (status := home.status)["state"] != "finished":
+            raise RunError(
+                f"{folder} is {status['state']}, at step {status.get('step', 0)}: its weights are not those that it will end with. "
+                "Train it to its end first, or leave it out of 'runs'."
+            )
+        identity = home.read("recipe.json", "identity")["identity"]
+        if identity in known:
+            raise RunError(
+                f"{known[identity]} and {folder} are the same run ({identity}), which would only count twice. Name one of them."
+            )
+        known[identity] = folder

@@ -1,0 +1,138 @@
+"""How far a mean over cases would move with other patients: intervals by resampling groups, not cases. Defined in `docs/scores.md`.
+
+Cases of one group (a patient, a place) are alike, so a group is drawn with all of its cases: the cluster bootstrap of Davison and
+Hinkley 1997, *Bootstrap Methods and their Application*, section 3.8, with percentile intervals (Efron and Tibshirani 1993, *An
+Introduction to the Bootstrap*, section 13.3). N cases, G groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxtile.training.scores import class_scores
+
+RESAMPLES = 10_000
+SEED = 0
+LEVEL = 95  # per cent
+CASE_SCORES = ("dice", "case_iou", "precision", "recall")  # columns of cases.csv that have a mean over cases
+
+
+class Spread(NamedTuple):
+    """A score over cases; NaN where undefined.
+
+    Attributes:
+        mean: over the cases where it is defined; of a pooled score its value.
+        median: likewise; None for a pooled score.
+        low: where the 95 % interval of the mean begins; NaN with fewer than two groups.
+        high: where it ends.
+        cases: how many cases there are in the mean.
+    """
+
+    mean: float
+    median: float | None
+    low: float
+    high: float
+    cases: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types; what is undefined is None."""
+        return {name: None if value is None or math.isnan(value) else value for name, value in self._asdict().items()}
+
+
+class Resamples:
+    """How often each group is drawn in each of `RESAMPLES` draws of as many groups as there are, with replacement."""
+
+    def __init__(self, groups: Sequence[str]) -> None:
+        """Draws; the same groups give the same draws, in whatever order they come.
+
+        Args:
+            groups: the group of each of the N cases.
+        """
+        names, self._group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+        self.count = len(names)
+        drawn = np.random.default_rng(SEED).multinomial(self.count, np.full(self.count, 1 / self.count), size=RESAMPLES)
+        self._drawn = drawn.astype(np.float64)  # [RESAMPLES, G]
+
+    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """The sum over the drawn cases of values [N, ...], for each draw: [RESAMPLES, ...]."""
+        of_groups = np.zeros((self.count, math.prod(values.shape[1:])))
+        np.add.at(of_groups, self._group_of, values.reshape(len(values), -1))
+        return (self._drawn @ of_groups).reshape(RESAMPLES, *values.shape[1:])
+
+    def means(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The mean of what is defined of values [N, S] over the drawn cases: [RESAMPLES, S], NaN where nothing is."""
+        defined = ~np.isnan(values)
+        total, number = self.sums(np.where(defined, values, 0)), self.sums(defined)
+        return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+
+    def interval(self, drawn: NDArray[np.float64]) -> tuple[float, float]:
+        """The percentile interval of one score's value in each draw, without the draws in which it is undefined."""
+        drawn = drawn[~np.isnan(drawn)]
+        if self.count < 2 or not drawn.size:
+            return math.nan, math.nan
+        low, high = np.percentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+        return float(low), float(high)
+
+
+def spreads(
+    rows: Sequence[dict[str, Any]],
+    matrices: NDArray[np.int64],
+    groups: Sequence[str],
+    classes: Sequence[str],
+    background: int | None,
+) -> dict[str, Spread]:
+    """Mean, median and interval of each score that is a mean over cases, and the interval of those that are pooled.
+
+    Args:
+        rows: of `cases.csv`, with columns `<score>/<class>`.
+        matrices: confusion matrices [N, K, K] of the same cases.
+        groups: of the same cases.
+        classes: the K class names.
+        background: index of the class that is left out of the means over classes.
+
+    Returns:
+        By the names of `summarise` and of the columns: `dice`, `dice/<class>`, …, `iou`, `iou/<class>`, `pooled_dice/<class>`.
+    """
+    resamples = Resamples(groups)
+    columns = [name for name in rows[0] if name.partition("/")[0] in CASE_SCORES]
+    values = np.array([[row[name] for name in columns] for row in rows], dtype=np.float64)
+    drawn = resamples.means(values)
+    found = {name: _spread(values[:, place], resamples.interval(drawn[:, place])) for place, name in enumerate(columns)}
+    foreground = [index for index in range(len(classes)) if index != background]
+    dice = [columns.index(f"dice/{classes[index]}") for index in foreground]
+    found["dice"] = Spread(
+        _mean(np.array([found[columns[place]].mean for place in dice])), None,
+        *resamples.interval(_row_means(drawn[:, dice])), int((~np.isnan(values[:, dice])).any(axis=1).sum()),
+    )  # fmt: skip
+    pooled, redrawn = class_scores(matrices.sum(axis=0)), class_scores(resamples.sums(matrices))
+    for name, kind in (("iou", "iou"), ("pooled_dice", "dice")):
+        one, many = getattr(pooled, kind), getattr(redrawn, kind)
+        for index, of in enumerate(classes):
+            found[f"{name}/{of}"] = Spread(float(one[index]), None, *resamples.interval(many[:, index]), len(rows))
+        if name == "iou":
+            found["iou"] = Spread(_mean(one[foreground]), None, *resamples.interval(_row_means(many[:, foreground])), len(rows))
+    return found
+
+
+def _spread(values: NDArray[np.float64], interval: tuple[float, float]) -> Spread:
+    defined = values[~np.isnan(values)]
+    median = float(np.median(defined)) if defined.size else math.nan
+    return Spread(_mean(values), median, *interval, int(defined.size))
+
+
+def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of what is defined in each row, NaN where nothing is."""
+    number = (~np.isnan(values)).sum(axis=1)
+    means = np.full(len(values), np.nan)
+    np.divide(np.nansum(values, axis=1), number, out=means, where=number > 0)
+    return means
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else math.nan

@@ -1,0 +1,90 @@
+"""Intervals over groups, against SciPy's bootstrap and by what they must not depend on."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from voxtile.training.intervals import RESAMPLES, Resamples, spreads
+from voxtile.training.scores import case_rows, summarise
+
+CLASSES = ("ground", "disc", "ring")
+
+
+def made(count, seed=0):
+    """Confusion matrices [N, 3, 3] of cases that are not alike, and their rows."""
+    rng = np.random.default_rng(seed)
+    matrices = rng.integers(1, 30, (count, 3, 3)) + np.eye(3, dtype=np.int64) * rng.integers(20, 400, (count, 1, 1))
+    return matrices, case_rows(matrices, [f"c{number}" for number in range(count)], CLASSES)
+
+
+def test_with_a_group_for_each_case_the_interval_is_that_of_scipys_bootstrap():
+    matrices, rows = made(40)
+    found = spreads(rows, matrices, [f"g{number}" for number in range(40)], CLASSES, 0)
+    for name in ("dice/disc", "precision/ring"):
+        values = np.array([row[name] for row in rows])
+        other = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10 * RESAMPLES, rng=np.random.default_rng(1))
+        width = other.confidence_interval.high - other.confidence_interval.low
+        assert found[name].low == pytest.approx(other.confidence_interval.low, abs=0.03 * width)
+        assert found[name].high == pytest.approx(other.confidence_interval.high, abs=0.03 * width)
+        assert (found[name].mean, found[name].median) == (pytest.approx(values.mean()), pytest.approx(np.median(values)))
+
+
+def test_pooled_scores_and_means_over_classes_have_intervals_that_hold_them():
+    matrices, rows = made(30)
+    scores = summarise(matrices, CLASSES, 0)
+    found = spreads(rows, matrices, [row["case"] for row in rows], CLASSES, 0)
+    for name in ("iou", "iou/disc", "pooled_dice/ring", "dice"):
+        assert found[name].mean == pytest.approx(scores[name])
+        assert found[name].low < scores[name] < found[name].high
+    # By hand, from resampled indices.
+    draws = np.random.default_rng(2).integers(0, 30, (4000, 30))
+    pooled = matrices[draws].sum(axis=1)
+    iou = pooled[:, 1, 1] / (pooled[:, 1].sum(axis=1) + pooled[:, :, 1].sum(axis=1) - pooled[:, 1, 1])
+    low, high = np.percentile(iou, [2.5, 97.5])
+    assert found["iou/disc"].low == pytest.approx(low, abs=0.05 * (high - low))
+    assert found["iou/disc"].high == pytest.approx(high, abs=0.05 * (high - low))
+
+
+def test_cases_of_one_group_are_drawn_together():
+    matrices, rows = made(10)
+    twice = np.repeat(matrices, 4, axis=0)
+    copies = case_rows(twice, [f"c{number}" for number in range(40)], CLASSES)
+    alone = spreads(rows, matrices, [f"g{n:02d}" for n in range(10)], CLASSES, 0)["dice/disc"]
+    together = spreads(copies, twice, [f"g{n // 4:02d}" for n in range(40)], CLASSES, 0)["dice/disc"]
+    apart = spreads(copies, twice, [f"g{n:02d}" for n in range(40)], CLASSES, 0)["dice/disc"]
+    assert (together.low, together.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+    assert apart.high - apart.low < 0.7 * (together.high - together.low)
+
+
+def test_the_order_of_cases_changes_nothing():
+    matrices, rows = made(12)
+    groups = [f"g{number // 2}" for number in range(12)]
+    first = spreads(rows, matrices, groups, CLASSES, 0)
+    order = np.random.default_rng(0).permutation(12)
+    second = spreads([rows[n] for n in order], matrices[order], [groups[n] for n in order], CLASSES, 0)
+    assert all(first[name] == pytest.approx(second[name]) for name in first)
+
+
+def test_undefined_cases_are_counted_out_and_one_group_has_no_interval():
+    matrices, _ = made(6)
+    matrices[:3, 1], matrices[:3, :, 1] = 0, 0  # three cases without the class in label and map
+    rows = case_rows(matrices, list("abcdef"), CLASSES)
+    found = spreads(rows, matrices, list("abcdef"), CLASSES, 0)["dice/disc"]
+    assert found.cases == 3
+    assert found.mean == pytest.approx(np.mean([row["dice/disc"] for row in rows[3:]]))
+    single = spreads(rows, matrices, ["a"] * 6, CLASSES, 0)["dice/disc"]
+    assert math.isnan(single.low)
+    assert single.as_dict() == {"mean": found.mean, "median": found.median, "low": None, "high": None, "cases": 3}
+
+
+@pytest.mark.parametrize("count", [40, 100])
+def test_intervals_hold_the_truth_about_as_often_as_they_say(count):
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(300):
+        values = np.clip(1 - rng.gamma(2.0, 0.05, count), 0, 1)  # skewed, as Dice is
+        resamples = Resamples([str(number) for number in range(count)])
+        low, high = resamples.interval(resamples.means(values[:, None])[:, 0])
+        held += low <= 0.9 <= high  # clipping at 0 moves the mean by less than 1e-7
+    assert 0.90 <= held / 300 <= 0.98
