@@ -28,6 +28,10 @@ def _open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: S
         from voxtile.cases.nifti import NiftiSource
 
         return NiftiSource(paths)
+    if kind == "dicom":
+        from voxtile.cases.dicom import DicomSource
+
+        return DicomSource.at(paths)
     from voxtile.cases.pictures import PictureSource
 
     return PictureSource(paths)
@@ -44,7 +48,11 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 
         assert isinstance(image, OnTarget)
         return label_source(paths[0], image, named)
-    if kind == "nifti":
+    if kind == "dicom" and not paths[0].name.lower().endswith(SUFFIXES["nifti"]):
+        from voxtile.cases.dicom_seg import SegmentationSource
+
+        return SegmentationSource(paths[0], image)
+    if kind in ("nifti", "dicom"):
         from voxtile.cases.nifti import NiftiSource
         from voxtile.cases.volumes import on_image
 
@@ -57,6 +65,7 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 SUFFIXES = {
     "geotiff": (".tif", ".tiff", ".vrt", ".jp2"),
     "nifti": (".nii", ".nii.gz"),
+    "dicom": (".dcm",),
     "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
 }
 
@@ -124,7 +133,7 @@ class Dataset:
 
         Args:
             name: short name, used for run folders.
-            format: "geotiff", "nifti" or "picture".
+            format: "geotiff", "nifti", "dicom" or "picture".
             layout: which files make a case.
             labels: class name by stored label value; "ignore" for values that are not to be judged.
             background: the class that is left out of means over foreground classes, or None.

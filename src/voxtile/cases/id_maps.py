@@ -19,7 +19,7 @@ Slabs = Iterable[tuple[Window, NDArray[Any]]]
 
 def id_map_name(stem: str, kind: str) -> str:
     """The name of an id map called `stem` beside maps of a data format; pictures of all kinds end as one TIFF."""
-    return stem + (".nii.gz" if kind == "nifti" else ".tif")
+    return stem + (".nii.gz" if kind in ("nifti", "dicom") else ".tif")
 
 
 def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
@@ -35,7 +35,7 @@ def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
     Raises:
         OSError: It cannot be written; nothing is left under its name.
     """
-    writers = {"geotiff": _scene, "nifti": _volume, "picture": _pages}
+    writers = {"geotiff": _scene, "nifti": _volume, "dicom": _volume, "picture": _pages}
     atomic_write(path, lambda making: writers[kind](slabs, source, making))
 
 
@@ -82,14 +82,22 @@ def _volume(slabs: Slabs, source: Source, making: Path) -> None:
     import nibabel as nib
     from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-    image: Any = nib.load(source.path)
+    from voxtile.cases.dicom_seg import SegmentationSource
+
+    affine = source.stored.matrix
+    if isinstance(source, SegmentationSource):  # the objects are numbered in a NIfTI file on the series' grid
+        image: Any = nib.Nifti1Image(np.empty((1, 1, 1), dtype=np.uint32), affine)
+        image.header.set_xyzt_units("mm")
+    else:
+        image = nib.load(source.path)
+        affine = image.affine
     whole = _whole(slabs, source, np.uint32)
-    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(image.affine))
+    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
     header = image.header.copy()
     header.set_data_dtype(np.uint32)
     header.extensions[:] = []  # they name classes
     header["descrip"] = b"voxtile objects; 0 is none"
-    nib.save(type(image)(apply_orientation(whole.transpose(2, 1, 0), back), image.affine, header), making)
+    nib.save(type(image)(apply_orientation(whole.transpose(2, 1, 0), back), affine, header), making)
 
 
 def _pages(slabs: Slabs, source: Source, making: Path) -> None:

@@ -32,8 +32,8 @@ class CaseFiles:
         tiles: the files that the mosaics in `images` are put together of, empty where they are none.
         split: "train", "val", "test", or "" where the data set gives none.
         fields: what the patterns found in the names, for grouping.
-        sources: opens image and label where another library reads the files, from a nodata value that overrides theirs; None
-            where the data set's format says how to open them.
+        sources: opens image and label where another library reads the files, or the image alone where the label is in `labels`,
+            from a nodata value that overrides theirs; None where the data set's format says how to open them.
     """
 
     id: str
@@ -42,7 +42,7 @@ class CaseFiles:
     split: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     tiles: tuple[Path, ...] = ()
-    sources: Callable[[float | None], tuple[Source, Source]] | None = None
+    sources: Callable[[float | None], tuple[Source, Source | None]] | None = None
 
     @property
     def found(self) -> tuple[Path, ...]:
@@ -296,7 +296,7 @@ class FolderLayout(Layout):
 
     def _filled(self, pattern: str, fields: Mapping[str, str], first: Path) -> Path:
         path = self.root / self._format(pattern, fields)
-        if not path.is_file():
+        if not path.exists():  # a folder may be a DICOM series
             raise DataError(f"{first} has no partner {path}; every case needs one file per pattern of 'data.layout.images'.")
         return path
 
