@@ -91,6 +91,14 @@ def test_files_may_lie_in_one_folder(tmp_path):
     assert len(DicomLayout(str(root), case="study").find()) == 2
 
 
+def test_files_beside_a_series_that_are_no_dicom_are_noted(tmp_path):
+    root = studies(tmp_path)
+    (root / "s0" / "2" / "README").write_text("about")
+    notes = [case.image.notes() for case in dataset(DicomLayout(str(root), RULES, labels="seg")).cases()]
+    assert "1 file passed over, since no DICOM image: README" in notes[0][0]
+    assert notes[1:] == [[], []]
+
+
 def test_a_series_may_lie_in_several_folders(tmp_path):
     paths = made.series(tmp_path / "s" / "a", plain())
     (tmp_path / "s" / "b").mkdir()

@@ -200,6 +200,20 @@ def test_a_series_without_a_frame_of_reference_is_refused_before_anything_is_pre
         source.open_map(tmp_path / "m.dcm", SPEC)
 
 
+def test_what_highdicom_refuses_is_said_before_anything_is_predicted_without_the_header(tmp_path, monkeypatch):
+    source = volume(tmp_path / "in")
+
+    def refuse(*args, **settings):
+        raise ValueError("'CANARY' is no name")
+
+    monkeypatch.setattr(highdicom.seg, "Segmentation", refuse)
+    with pytest.raises(DataError, match=r"No DICOM segmentation of the series of .* could be made \(ValueError\)") as caught:
+        source.open_map(tmp_path / "m.dcm", SPEC)
+    assert "CANARY" not in str(caught.value)
+    assert caught.value.__suppress_context__
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 # As labels.
 
 

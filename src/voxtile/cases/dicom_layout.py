@@ -92,13 +92,13 @@ class DicomLayout(Layout):
         return "none of the files below it is a slice of a DICOM volume with the letters 'DICM' at byte 128"
 
     def _find(self) -> list[CaseFiles]:
-        found, _ = headers(sorted(path for path in self.root.rglob("*") if path.is_file()))
+        found, others = headers(sorted(path for path in self.root.rglob("*") if path.is_file()))
         studies: dict[str, list[Header]] = {}
         for header in found:
             studies.setdefault(header.study, []).append(header)
         cases, missing = [], []
         for its in studies.values():
-            case = self._case(its)
+            case = self._case(its, others)
             if case is not None and self.labels and not case.labels:
                 missing.append(case.id)
             elif case is not None:
@@ -118,8 +118,8 @@ class DicomLayout(Layout):
                 )
         return sorted(cases, key=lambda case: case.id)
 
-    def _case(self, its: Sequence[Header]) -> CaseFiles | None:
-        """The case of a study; None where it holds no volume."""
+    def _case(self, its: Sequence[Header], others: Sequence[Path]) -> CaseFiles | None:
+        """The case of a study; None where it holds no volume. `others` are files that are no DICOM, which are noted."""
         grouped: dict[str, list[Header]] = {}
         for header in its:
             grouped.setdefault(header.series, []).append(header)
@@ -137,7 +137,10 @@ class DicomLayout(Layout):
         name = folder if self.case == "folder" else its[0].study
         fields = {"patient": its[0].patient, "study": its[0].study, "folder": folder}
         label = self._label(its, {series.uid for series in chosen}, name, folder)
-        opener = partial(_opened, [series.paths for series in chosen], tuple(self.series))
+        folders = {path.parent for path in paths}
+        beside = [path for path in others if path.parent in folders and path not in label]
+        files = [list(series.paths) for series in chosen]
+        opener = partial(_opened, [files[0] + beside, *files[1:]], tuple(self.series))
         return CaseFiles(name, paths, label, fields=fields, sources=opener)
 
     def _chosen(self, name: str, rule: Mapping[str, str], volumes: Sequence[_Series]) -> _Series:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -260,24 +261,33 @@ def open_segmentation(path: Path, spec: MapSpec, series: Series, shape: Size3, t
         )
     if spec.heatmap:
         spec = replace(spec, stored="uint8")  # which is how the file stores them
+    with _refused(series):  # now, and not when all is predicted
+        _empty_heat(replace(spec, classes=spec.classes[:1]), series, "")
     back = ornt_transform(axcodes2ornt("RAS"), turn)
 
     def finish(array: NDArray[Any], making: Path) -> None:
         stored = apply_orientation(array.transpose(3, 2, 1, 0), back).transpose(3, 2, 1, 0)  # (channel, z, y, x)
         write = _write_heat if spec.heatmap else _write_classes
-        try:
-            with in_silence():
-                write(stored, making, spec, series)
-        except OSError:
-            raise
-        except Exception as error:  # highdicom's messages quote the header
-            raise DataError(
-                f"No DICOM segmentation of the series of {series.files[0]} could be made ({type(error).__name__}): its headers "
-                "lack what the standard asks of the images that a segmentation refers to. Convert the series to NIfTI, and predict "
-                "that."
-            ) from error
+        with _refused(series):
+            write(stored, making, spec, series)
 
     return MapWriter(path, shape, spec, finish)
+
+
+@contextmanager
+def _refused(series: Series) -> Iterator[None]:
+    """Says of what highdicom refuses that it does, without its words, which quote the header."""
+    try:
+        with in_silence():
+            yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"No DICOM segmentation of the series of {series.files[0]} could be made ({type(error).__name__}): its headers lack "
+            "what the standard asks of images that a segmentation refers to. Convert the series to NIfTI, for example with "
+            "dcm2niix, and predict that."
+        ) from None
 
 
 def _write_classes(stored: NDArray[Any], making: Path, spec: MapSpec, series: Series) -> None:
@@ -306,15 +316,9 @@ def _write_heat(stored: NDArray[Any], making: Path, spec: MapSpec, series: Serie
     highdicom would take all of them as real numbers at once. It is given slices of one pixel, and the frames that it describes are
     then put in.
     """
-    classes, depth, height, width = stored.shape
-    sources = _sources(series)
-    for source in sources:
-        source.Rows, source.Columns = 1, 1
-    colors = [*spec.colors, *[None] * classes][:classes]
-    empty = np.zeros((depth, 1, 1, classes), dtype=np.uint8)
-    segmentation = _segmentation(empty, "FRACTIONAL", spec.classes, colors, spec, series, _digest(stored), sources)
+    segmentation = _empty_heat(spec, series, _digest(stored))
     _describe(segmentation, {"tags": dict(spec.tags)})
-    segmentation.Rows, segmentation.Columns = height, width
+    segmentation.Rows, segmentation.Columns = stored.shape[2:]
     inverse = np.linalg.inv(series.grid.matrix)
     with tempfile.TemporaryFile(dir=making.parent) as file:
         for groups in _groups(segmentation):
@@ -330,6 +334,16 @@ def _write_heat(stored: NDArray[Any], making: Path, spec: MapSpec, series: Serie
         del segmentation.PixelData
         segmentation.add(DataElement("PixelData", "OB", file))
         segmentation.save_as(making)
+
+
+def _empty_heat(spec: MapSpec, series: Series, digest: str) -> highdicom.seg.Segmentation:
+    """A fractional segmentation of slices of one pixel."""
+    sources = _sources(series)
+    for source in sources:
+        source.Rows, source.Columns = 1, 1
+    colors = [*spec.colors, *[None] * len(spec.classes)][: len(spec.classes)]
+    empty = np.zeros((len(series.slices), 1, 1, len(spec.classes)), dtype=np.uint8)
+    return _segmentation(empty, "FRACTIONAL", spec.classes, colors, spec, series, digest, sources)
 
 
 def _digest(stored: NDArray[Any]) -> str:
