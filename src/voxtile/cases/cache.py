@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,17 @@ def _remembered(path: Path, stamp: list[int], folder: Path) -> str:
 
 
 def cached_array(
-    path: Path,
+    paths: Path | Sequence[Path],
     decode: Callable[[], NDArray[Any]],
     variant: str = "plain",
     *,
     folder: Path | None = None,
     max_bytes: int | None = None,
 ) -> NDArray[Any]:
-    """The array that `decode` makes of the file `path`, as a read-only memory map.
+    """The array that `decode` makes of a file, or of several, as a read-only memory map.
 
     Args:
-        path: the file; its content is the key, not its name.
+        paths: the file, or the files in their order; their content is the key, not their names.
         decode: reads and decodes it; called only where the cache does not hold the result.
         variant: what else decides the result, such as the orientation it is brought to; part of a file name.
         folder: the cache folder; `cache_folder()` where None.
@@ -97,7 +97,10 @@ def cached_array(
         DataError: The cache folder cannot be written to, or is on a full disk.
     """
     folder = folder or cache_folder()
-    file = folder / f"{content_hash(path, folder)}.{variant}.v{CODE_VERSION}.npy"
+    files = [paths] if isinstance(paths, Path) else list(paths)
+    hashes = [content_hash(path, folder) for path in files]
+    content = hashes[0] if len(files) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    file = folder / f"{content}.{variant}.v{CODE_VERSION}.npy"
     array = _mapped(file)
     if array is None:
         made = np.ascontiguousarray(decode())
@@ -105,7 +108,7 @@ def cached_array(
             atomic_write(file, lambda making: np.save(making, made, allow_pickle=False))
         except OSError as error:
             raise DataError(
-                f"The decoded form of {path} ({made.nbytes / 1e6:.0f} MB) could not be written to the cache folder {folder}: "
+                f"The decoded form of {files[0]} ({made.nbytes / 1e6:.0f} MB) could not be written to the cache folder {folder}: "
                 f"{reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
             ) from error
         trim(folder, "*.npy", file, most_bytes() if max_bytes is None else max_bytes)

@@ -31,6 +31,10 @@ def _open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: S
         from voxtile.cases.volume_files import open_volume
 
         return open_volume(paths)
+    if kind == "dicom":
+        from voxtile.cases.dicom import DicomSource
+
+        return DicomSource.at(paths)
     from voxtile.cases.pictures import PictureSource
 
     return PictureSource(paths)
@@ -47,7 +51,11 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 
         assert isinstance(image, OnTarget)
         return label_source(paths[0], image, named)
-    if kind == "volume":
+    if kind == "dicom" and not paths[0].name.lower().endswith(SUFFIXES["volume"]):
+        from voxtile.cases.dicom_seg import SegmentationSource
+
+        return SegmentationSource(paths[0], image)
+    if kind in ("volume", "dicom"):
         from voxtile.cases.volume_files import open_volume
         from voxtile.cases.volumes import on_image
 
@@ -60,6 +68,7 @@ def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collecti
 SUFFIXES = {
     "geotiff": (".tif", ".tiff", ".vrt", ".jp2"),
     "volume": (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr"),
+    "dicom": (".dcm",),
     "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
 }
 
@@ -147,7 +156,7 @@ class Dataset:
 
         Args:
             name: short name, used for run folders.
-            format: "geotiff", "volume" (also called "nifti", as long as there was no other) or "picture".
+            format: "geotiff", "volume" (also called "nifti", as long as there was no other), "dicom" or "picture".
             layout: which files make a case.
             labels: class name by stored label value; "ignore" for values that are not to be judged.
             background: the class that is left out of means over foreground classes, or None.

@@ -22,7 +22,7 @@ def id_map_name(stem: str, path: Path) -> str:
     """The name of an id map called `stem` of the semantic map `path`; pictures of all kinds end as one TIFF."""
     if is_itk(path):
         return stem + path.suffix.lower()
-    return stem + (".nii.gz" if path.name.lower().endswith((".nii", ".nii.gz")) else ".tif")
+    return stem + (".nii.gz" if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")) else ".tif")
 
 
 def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
@@ -38,7 +38,7 @@ def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
     Raises:
         OSError: It cannot be written; nothing is left under its name.
     """
-    writers = {"geotiff": _scene, "volume": _volume, "picture": _pages}
+    writers = {"geotiff": _scene, "volume": _volume, "dicom": _volume, "picture": _pages}
     atomic_write(path, lambda making: writers[kind](slabs, source, making))
 
 
@@ -85,6 +85,8 @@ def _volume(slabs: Slabs, source: Source, making: Path) -> None:
     import nibabel as nib
     from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
+    from voxtile.cases.dicom_seg import SegmentationSource
+
     whole = _whole(slabs, source, np.uint32)
     if is_itk(source.path):
         from voxtile.cases.itk import ItkSource
@@ -92,13 +94,19 @@ def _volume(slabs: Slabs, source: Source, making: Path) -> None:
         assert isinstance(source, ItkSource)
         source.save(whole[None], making, {"objects": "0 is none"})
         return
-    image: Any = nib.load(source.path)
-    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(image.affine))
+    affine = source.stored.matrix
+    if isinstance(source, SegmentationSource):  # the objects are numbered in a NIfTI file on the series' grid
+        image: Any = nib.Nifti1Image(np.empty((1, 1, 1), dtype=np.uint32), affine)
+        image.header.set_xyzt_units("mm")
+    else:
+        image = nib.load(source.path)
+        affine = image.affine
+    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
     header = image.header.copy()
     header.set_data_dtype(np.uint32)
     header.extensions[:] = []  # they name classes
     header["descrip"] = b"voxtile objects; 0 is none"
-    nib.save(type(image)(apply_orientation(whole.transpose(2, 1, 0), back), image.affine, header), making)
+    nib.save(type(image)(apply_orientation(whole.transpose(2, 1, 0), back), affine, header), making)
 
 
 def _pages(slabs: Slabs, source: Source, making: Path) -> None:

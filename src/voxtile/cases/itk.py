@@ -14,7 +14,6 @@ import SimpleITK as sitk  # noqa: N813  # as its own documentation calls it
 from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 
-from voxtile.cases.cache import content_hash
 from voxtile.cases.itk_header import read_header
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.volumes import Header, VolumeSource, check_gzip, stored_grid
@@ -92,8 +91,8 @@ class ItkSource(VolumeSource):
         voxels = sitk.GetArrayFromImage(image)
         return voxels.transpose(2, 1, 0, *range(3, voxels.ndim))
 
-    def _variant(self, path: Path) -> str:
-        return super()._variant(path) + (f".{content_hash(self._data[path])}" if path in self._data else "")
+    def _files(self, path: Path) -> tuple[Path, ...]:
+        return (path, self._data[path]) if path in self._data else (path,)
 
     def map_name(self, stem: str, spec: MapSpec) -> str:
         """See `Source.map_name`."""

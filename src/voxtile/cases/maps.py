@@ -32,6 +32,7 @@ class MapSpec:
         heatmap: False for a semantic map (uint8 class index, 255 where nothing was judged); True for one probability per class
             and pixel (NaN where nothing was judged).
         stored: how the probabilities of a heatmap are stored: "float32", "float16" or, in steps of 1/254, "uint8".
+        background: index of the class that is what is left where nothing is, None where every class is something.
         colors: one (red, green, blue) per class, used where the format has a colour table.
         tags: provenance written into the file where the format has room for it.
         key: what the map was made from; unfinished work with another key is thrown away, not continued.
@@ -43,6 +44,7 @@ class MapSpec:
     colors: tuple[tuple[int, int, int], ...] = ()
     tags: tuple[tuple[str, str], ...] = ()
     key: str = ""
+    background: int | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -13,11 +13,13 @@ def tags_of(path: Path, kind: str) -> Mapping[str, str]:
 
     Args:
         path: the finished file, or the folder of slices, each of which has them.
-        kind: the data format, "geotiff", "volume" or "picture".
+        kind: the data format, "geotiff", "volume", "dicom" or "picture"; a map that ends in .dcm is of a DICOM series, whatever its
+            run was trained on.
     """
-    readers = {"geotiff": _scene, "volume": _volume, "picture": _picture}
+    readers = {"geotiff": _scene, "volume": _volume, "dicom": _segmentation, "picture": _picture}
     try:
-        found: Any = readers[kind](min(path.iterdir()) if path.is_dir() else path)
+        reader = readers["dicom" if path.name.endswith(".dcm") else kind]
+        found: Any = reader(min(path.iterdir()) if path.is_dir() else path)
     except Exception:  # somebody else's file may be anything, and each library has errors of its own
         return {}
     return found if isinstance(found, Mapping) else {}
@@ -41,6 +43,12 @@ def _volume(path: Path) -> Any:
 
     header: Any = nib.load(path).header
     return json.loads(header.extensions[0].get_content())["tags"]
+
+
+def _segmentation(path: Path) -> Any:
+    from voxtile.cases.dicom_seg import about
+
+    return about(path)["tags"]
 
 
 def _picture(path: Path) -> Any:

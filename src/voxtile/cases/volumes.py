@@ -47,7 +47,12 @@ class VolumeSource(Source):
     The canonical grid's axes are the file's, permuted and flipped to point as near as can be towards right, anterior and
     superior; nothing is resampled. Arrays lie as (C, z, y, x). A voxel holds data where it is finite in all channels that
     are read.
+
+    Attributes:
+        variant: names what is made of the same files' content, in the cache.
     """
+
+    variant = "ras"
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Reads the headers.
@@ -104,19 +109,19 @@ class VolumeSource(Source):
         with _DECODING:
             return self._turned(self._voxels(path))
 
+    def _files(self, path: Path) -> tuple[Path, ...]:
+        """The files that the volume at `path` is made of, in an order that is part of it."""
+        return (path,)
+
     def _decoded(self, path: Path) -> NDArray[Any]:
         """All of a file in canonical orientation [C, D, H, W], from the cache."""
-        array = cached_array(path, lambda: self._decode(path), self._variant(path))
+        array = cached_array(self._files(path), lambda: self._decode(path), self.variant)
         if array.shape[1:] != self.canonical.shape:
             raise DataError(
                 f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "
                 "opened: it was replaced meanwhile. Give the same command again."
             )
         return array
-
-    def _variant(self, path: Path) -> str:
-        """What, besides a file's own content, decides its decoded voxels: the orientation, and other files that they lie in."""
-        return "ras"
 
     def _turned(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """Stored voxels in canonical orientation [C, D, H, W]."""

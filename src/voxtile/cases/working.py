@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from voxtile.cases.cache import cached_array, content_hash
+from voxtile.cases.cache import cached_array
 from voxtile.cases.case import Source
 from voxtile.cases.grid import Grid, WorkingGrid
 from voxtile.cases.maps import MapSpec, MapWriter
@@ -93,16 +93,14 @@ class OnWorkingGrid(Source):
         if not self.resampled:
             array, valid = self._native.read(inner, channels)
             return array.transpose(turn), valid.transpose(self.order)
-        volume = cached_array(self.path, self._made, self._variant())
+        volume = cached_array(self._native.files, self._made, self._variant())
         array = np.ascontiguousarray(volume[list(channels), *inner.slices].transpose(turn))
         return array, np.asarray(np.isfinite(array).all(axis=0))
 
     def _variant(self) -> str:
-        """What tells this volume from others of the same first file."""
-        others = [content_hash(path) for path in self._native.files[1:]]
-        kind = "label" if self._label else "cubic"
-        named = [hashlib.sha256("".join(others).encode()).hexdigest()[:32]] if others else []
-        return "-".join(["x".join(map(str, self._size)), kind, *named])
+        """What tells this volume from others that are made of the same files."""
+        native = hashlib.sha256(f"{self._native.key} {getattr(self._native, 'variant', '')}".encode()).hexdigest()[:16]
+        return "-".join(["x".join(map(str, self._size)), "label" if self._label else "cubic", native])
 
     def _made(self) -> NDArray[Any]:
         """All channels [C, D, H, W], resampled; images are NaN where there are no data."""

@@ -32,7 +32,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "augment": ("voxtile.data.augment", "voxtile.data.contrast", "voxtile.data.warp"),
     "normalise": ("voxtile.data.normalise",),
     "split": ("voxtile.data.splits", "voxtile.data.blocks"),
-    "data": ("voxtile.cases.layouts", "voxtile.cases.torchgeo", "torchgeo.datasets"),
+    "data": ("voxtile.cases.layouts", "voxtile.cases.dicom_layout", "voxtile.cases.torchgeo", "torchgeo.datasets"),
     "logger": ("lightning.pytorch.loggers",),
 }
 

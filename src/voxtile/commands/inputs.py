@@ -43,6 +43,10 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
 
     suffixes = SUFFIXES[dataset.format]
     layout = dataset.layout
+    if dataset.format in ("dicom", "volume") and source.exists() and _holds_dicom(source, dataset):
+        from voxtile.cases.dicom_layout import new_cases
+
+        return new_cases(source, layout), []
     if source.is_file():
         if layout.patterns(channels):  # the file stands for all of its case's
             for root in (source.parent, source.parent.parent):
@@ -72,6 +76,19 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
         )
     _check_whole(found, source, dataset, channels)
     return found, []
+
+
+def _holds_dicom(source: Path, dataset: Dataset) -> bool:
+    """Whether the input is DICOM, which a run on other volumes takes where none of its own format is there."""
+    from voxtile.cases.dataset import SUFFIXES
+    from voxtile.cases.dicom_layout import is_dicom
+
+    if dataset.format == "dicom":
+        return True
+    if source.is_file():
+        return is_dicom(source)
+    files = [path for path in source.rglob("*") if path.is_file()]
+    return not any(path.name.lower().endswith(SUFFIXES["volume"]) for path in files) and any(map(is_dicom, files))
 
 
 def _check_whole(found: Sequence[CaseFiles], source: Path, dataset: Dataset, channels: int) -> None:

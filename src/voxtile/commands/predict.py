@@ -287,7 +287,15 @@ class Work:
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
         tags = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        specs = [MapSpec(dataset.classes, colors=dataset.colors, tags=(*tags, (MADE_FROM, digest)), key=key)]
+        specs = [
+            MapSpec(
+                dataset.classes,
+                colors=dataset.colors,
+                tags=(*tags, (MADE_FROM, digest)),
+                key=key,
+                background=dataset.background,
+            )
+        ]
         if stored:
             specs.append(replace(specs[0], heatmap=True, stored=stored, tags=(*tags, (MADE_FROM, f"{digest} {stored}"))))
         if self.config["uncertainty"]:

@@ -33,7 +33,7 @@ EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with 
     "samples": 0,
 }  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
-MAPS = (".tif", ".nii.gz", ".nii", ".mha", ".nrrd", ".png")  # endings of maps; that of a stack of slices is a folder
+MAPS = (".tif", ".nii.gz", ".nii", ".mha", ".nrrd", ".dcm", ".png")  # endings of maps; that of a stack of slices is a folder
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class Results:
         from voxtile.cases.id_maps import write_id_map
         from voxtile.inference.instances import find_instances, write_table
 
-        found = self._reopened(path, heat)
+        found = self._reopened(path, heat, case)
         makers: dict[str, Callable[[Path], None]] = {}
         outlines = None
         if "polygons" in missing:
@@ -292,10 +292,15 @@ class Results:
             )
         return {kind: make for kind, make in makers.items() if kind in missing}
 
-    def _reopened(self, path: Path, heat: Path | None) -> FinishedMap:
+    def _reopened(self, path: Path, heat: Path | None, case: Case) -> FinishedMap:
         """The map through a source of its format; the heatmaps of pictures, whose pages are classes, are not used."""
         from voxtile.inference.finished import FinishedMap
 
+        if path.name.endswith(".dcm"):
+            from voxtile.cases.dicom_seg import SegmentationSource
+
+            probable = SegmentationSource(heat, case.image, heat=True) if heat else None
+            return FinishedMap(SegmentationSource(path, case.image, own=True), self.dataset.classes, probable)
         if self.dataset.format == "picture":
             from voxtile.cases.pictures import PictureSource, natural_key
 

@@ -210,6 +210,6 @@ class FolderLayout(Layout):
 
     def _filled(self, pattern: str, fields: Mapping[str, str], first: Path) -> Path:
         path = self.root / self._format(pattern, fields)
-        if not path.is_file():
+        if not path.exists():  # a folder may be a DICOM series
             raise DataError(f"{first} has no partner {path}; every case needs one file per pattern of 'data.layout.images'.")
         return path

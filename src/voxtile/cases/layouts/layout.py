@@ -27,7 +27,8 @@ class CaseFiles:
         tiles: the files that the mosaics in `images` are put together of, empty where they are none.
         split: "train", "val", "test", or "" where the data set gives none.
         fields: what the patterns found in the names, for grouping.
-        sources: opens image and label where another library reads the files, from a nodata value that overrides theirs; None
+        sources: opens image and label where another library reads the files, or the image alone where the label is in `labels`,
+            from a nodata value that overrides theirs; None
             where the data set's format says how to open them.
         channels: their names, where the data set gives them; else the files do.
         group: what must never be on both sides of a split, where the layout knows it and `data.group` has no rule.
@@ -39,7 +40,7 @@ class CaseFiles:
     split: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     tiles: tuple[Path, ...] = ()
-    sources: Callable[[float | None], tuple[Source, Source]] | None = None
+    sources: Callable[[float | None], tuple[Source, Source | None]] | None = None
     channels: tuple[str, ...] = ()
     group: str = ""
 
