@@ -15,7 +15,7 @@ from voxtile.commands.build import build, build_network, parts, target
 from voxtile.commands.compose import conf_dir, folder_of
 
 OPTIONS = sorted(conf_dir().rglob("*/*.yaml"))
-FILES = [*(folder_of(name) / f"{name}.yaml" for name in ("train", "evaluate", "predict")), *OPTIONS]
+FILES = [*(folder_of(name) / f"{name}.yaml" for name in ("train", "plan", "evaluate", "predict")), *OPTIONS]
 
 
 def group_and_option(path: Path) -> tuple[str, str]:

@@ -136,7 +136,9 @@ def test_places_are_read_once_and_scenes_without_one_are_left_out_together(
 def test_a_volume_has_objects_and_a_picture(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
     source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
     where = [f"run={volume_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
-    assert voxtile("predict", *where, "instances=true", "quicklook=true", "heatmaps=true").code == 0
+    assert voxtile("predict", *where, "instances=true", "quicklook=true", "heatmaps=true", "itksnap=true").code == 0
+    rows = [line.split(maxsplit=7) for line in (tmp_path / "maps" / "v1_itksnap.txt").read_text().splitlines() if line[0] != "#"]
+    assert [(row[0], row[4:7], row[7]) for row in rows] == [("0", ["0"] * 3, '"ground"'), ("1", ["1"] * 3, '"disc"')]
     found, ids = (nibabel.load(tmp_path / "maps" / f"v1{name}.nii.gz") for name in ("", "_instances"))
     np.testing.assert_array_equal(np.asarray(ids.dataobj) > 0, np.asarray(found.dataobj) == 1)
     np.testing.assert_array_equal(ids.affine, found.affine)
@@ -440,7 +442,7 @@ def test_every_setting_of_results_is_documented() -> None:
     text = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
     settings = (ROOT / "src/voxtile/commands/predict.yaml").read_text(encoding="utf-8")
     names = re.findall(r"^(\w+):", settings.partition("\npolygons:")[2].partition("\nbatch_size:")[0], flags=re.MULTILINE)
-    assert len(names) == 9
+    assert len(names) == 10
     assert all(f"`{name}" in text for name in ["polygons", *names])
 
 

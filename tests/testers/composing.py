@@ -14,7 +14,13 @@ from voxtile.commands.compose import folder_of, plain
 from voxtile.commands.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-FILES = {"train": "train", "check": "train", "evaluate": "evaluate", "predict": "predict"}  # command -> its configuration
+FILES = {
+    "train": "train",
+    "plan": "plan",
+    "check": "train",
+    "evaluate": "evaluate",
+    "predict": "predict",
+}  # command -> its configuration
 
 
 def command_words(line: str) -> list[str] | None:

@@ -69,6 +69,11 @@ _OWN = {"--help", "--cfg", "--config-dir"}
 _CURRENT: ContextVar[tuple[str, list[str], list[Path]]] = ContextVar("composed")
 
 
+def further_folders() -> list[Path]:
+    """The folders of configurations, beside ours, that the running job was composed from."""
+    return _CURRENT.get()[2]
+
+
 class _StoppedError(BaseException):
     """Ends a multirun whose job was asked to stop; not an Exception, since Hydra keeps those of a job and goes on."""
 

@@ -43,7 +43,8 @@ def make_plan(config: Mapping[str, Any]) -> int:
     classes = prepared.dataset.classes
     made = plan(facts, wanted["dims"], wanted["memory"] * 1e9, lambda values: step_bytes(values, facts.channels, len(classes)))
     name = wanted["name"] or f"{prepared.dataset.name}_{wanted['dims']}d"
-    path = Path(wanted["output"]).expanduser() / "experiment" / f"{name}.yaml"
+    folder = Path(wanted["output"] or next(iter(compose.further_folders()), "plans")).expanduser()
+    path = folder / "experiment" / f"{name}.yaml"
     text = written(made, facts, classes, prepared.dataset.name, name, path)
     if path.exists() and not wanted["overwrite"]:
         raise DataError(
@@ -51,9 +52,7 @@ def make_plan(config: Mapping[str, Any]) -> int:
         )
     atomic_text(path, text)
     out.print(text, soft_wrap=True)
-    out.print(
-        f"written      {path}\nnext         python train.py --config-dir {wanted['output']} experiment={name}", soft_wrap=True
-    )
+    out.print(f"written      {path}\nnext         python train.py --config-dir {folder} experiment={name}", soft_wrap=True)
     return 0
 
 

@@ -52,6 +52,7 @@ class Results:
         places: vector file with polygons of interest, or None.
         place_name: its attribute that names them, or None.
         quicklook: whether a picture is wanted.
+        itksnap: whether names and colours of the classes are wanted as a file of label descriptions.
         rgb: names of the channels shown in it, or None.
     """
 
@@ -66,6 +67,7 @@ class Results:
     places: Path | None
     place_name: str | None
     quicklook: bool
+    itksnap: bool
     rgb: tuple[str, ...] | None
 
     @classmethod
@@ -75,7 +77,7 @@ class Results:
         Raises:
             ConfigError: A setting is out of range, or the data's format has no such result.
         """
-        for name in ("instances", "quicklook"):
+        for name in ("instances", "quicklook", "itksnap"):
             if not isinstance(config[name], bool):
                 raise ConfigError(f"'{name}={config[name]}' must be true or false.")
         polygons, simplify = config["polygons"], config["simplify"]
@@ -99,6 +101,11 @@ class Results:
                     f"'{name}={config[name]}' needs scenes on the ground, and the data of this run are of format "
                     f"'{dataset.format}'. Take it out; 'instances=true' numbers and lists the objects of any map."
                 )
+        if config["itksnap"] and dataset.format not in ("volume", "dicom"):
+            raise ConfigError(
+                f"'itksnap=true' describes the labels of volumes, and the data of this run are of format '{dataset.format}'. Take "
+                "it out; their maps hold names and colours themselves."
+            )
         for name, needed, there in (
             ("simplify", "polygons=gpkg", polygons),
             ("area_name", "areas=<vector file>", places),
@@ -112,7 +119,7 @@ class Results:
         return cls(
             dataset, polygons, simplify, config["instances"], _classes(config["object_classes"], dataset),
             config["connectivity"] == 8, config["min_pixels"], wanted, places,
-            None if config["area_name"] is None else str(config["area_name"]), config["quicklook"],
+            None if config["area_name"] is None else str(config["area_name"]), config["quicklook"], config["itksnap"],
             None if rgb is None else tuple(map(str, rgb)),
         )  # fmt: skip
 
@@ -126,6 +133,7 @@ class Results:
         wanted = {
             f"polygons.{self.polygons}": "polygons", **({"instances": "instances", "table": "table"} if self.instances else {}),
             **({"areas": "areas"} if self.areas else {}), **({"quicklook": "quicklook"} if self.quicklook else {}),
+            **({"itksnap": "itksnap"} if self.itksnap else {}),
         }  # fmt: skip
         return {wanted[kind]: file for kind, file in self._files(path).items() if kind in wanted}
 
@@ -144,7 +152,7 @@ class Results:
         names = {
             **{f"polygons.{kind}": f"{stem}_polygons.{kind}" for kind in POLYGONS},
             "instances": id_map_name(f"{stem}_instances", path), "table": f"{stem}_instances.csv",
-            "areas": f"{stem}_areas.csv", "quicklook": f"{stem}_quicklook.png",
+            "areas": f"{stem}_areas.csv", "quicklook": f"{stem}_quicklook.png", "itksnap": f"{stem}_itksnap.txt",
         }  # fmt: skip
         return {kind: path.with_name(name) for kind, name in names.items()}
 
@@ -201,7 +209,7 @@ class Results:
         read = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.inputs]
         settings = {
             "polygons": (*objects, self.simplify), "instances": (*objects, self.corners), "table": (*objects, self.corners),
-            "areas": (read, self.place_name, confusion), "quicklook": (self.rgb,),
+            "areas": (read, self.place_name, confusion), "quicklook": (self.rgb,), "itksnap": (),
         }  # fmt: skip
         made_of = dict(tags_of(path, self.dataset.format))
         return {
@@ -290,6 +298,10 @@ class Results:
             makers["quicklook"] = lambda making: write_quicklook(
                 found, case, making, self.dataset.colors, self.rgb, self.dataset.background
             )
+        if "itksnap" in missing:
+            from voxtile.cases.maps import atomic_text
+
+            makers["itksnap"] = lambda making: atomic_text(making, label_descriptions(self.dataset))
         return {kind: make for kind, make in makers.items() if kind in missing}
 
     def _reopened(self, path: Path, heat: Path | None, case: Case) -> FinishedMap:
@@ -311,6 +323,15 @@ class Results:
 
         kind = GeoTiffSource if self.dataset.format == "geotiff" else open_volume
         return FinishedMap(kind([path]), self.dataset.classes, kind([heat]) if heat else None)
+
+
+def label_descriptions(dataset: Dataset) -> str:
+    """Names and colours of the classes as ITK-SNAP and 3D Slicer read them; the background is clear."""
+    rows = ["# ITK-SnAP Label Description File", "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL"]
+    for index, (name, (red, green, blue)) in enumerate(zip(dataset.classes, dataset.colors, strict=True)):
+        seen = int(index != dataset.background)
+        rows.append(f'{index:5d} {red:5d} {green:4d} {blue:4d} {seen:8d} {seen:2d} {seen:2d}    "{name}"')
+    return "\n".join(rows) + "\n"
 
 
 def notes_of(path: Path) -> Path:

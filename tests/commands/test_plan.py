@@ -1,0 +1,64 @@
+"""voxtile plan writes an experiment that trains."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.commands.conftest import Command, homes
+from tests.testers.tiny import scene_words, volume_words
+from voxtile.commands.plan import STEP, step_bytes
+from voxtile.models.unet import UNet
+
+FEW = ["training.steps=2", "training.val_every=2", "trainer=cpu"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtile: Command, dims: int) -> None:
+    words = [word for word in volume_words(tmp_path) if not word.startswith(("model.", "normalise=", "training.", "trainer="))]
+    more = [f"plan.dims={dims}", "plan.memory=0.2"]
+    assert voxtile("plan", *words, *more).code == 0
+    path = tmp_path / "conf" / "experiment" / f"tubes_{dims}d.yaml"
+    text = path.read_text()
+    settings = yaml.safe_load(text)
+    assert settings["model"]["dims"] == dims
+    assert settings["data"]["spacing"] is None
+    assert "all training cases have 3x1.5x1.5 mm" in text
+    again = voxtile("plan", *words, *more)
+    assert again.code == 3
+    assert "tubes_" in again.text
+    assert "plan.overwrite=true" in again.text
+    assert path.read_text() == text
+    assert voxtile("plan", *words, *more, "plan.overwrite=true").code == 0
+    assert path.read_text() == text
+    said = voxtile("train", *[word for word in words if not word.startswith("data=")], f"experiment={path.stem}", *FEW)
+    assert said.code == 0, said.text
+    assert len(homes(tmp_path / "runs")) == 1
+
+
+def test_scenes_and_wrong_settings_are_refused(tmp_path: Path, voxtile: Command) -> None:
+    said = voxtile("plan", *scene_words(tmp_path / "scenes"), f"plan.output={tmp_path}")
+    assert said.code == 2
+    assert "works out spacing and windows of volumes in millimetres" in said.text
+    words = volume_words(tmp_path / "volumes")
+    for word, found in (
+        ("plan.dims=4", "'plan.dims=4' must be 2 for slices or 3 for boxes"),
+        ("plan.memory=0", "'plan.memory=0' must be the gigabytes"),
+        ("plan.overwrite=maybe", "'plan.overwrite=maybe' must be true or false"),
+    ):
+        said = voxtile("plan", *words, word)
+        assert said.code == 2
+        assert found in said.text
+
+
+def test_a_step_is_counted_by_its_feature_maps() -> None:
+    values = {"model.width": 0.25, "model.depth": 2, "model.dims": 2, "data.window": [32, 32], "training.batch_size": 4}
+    network = UNet(1, 3, 0.25, 2)
+    maps = []
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, inputs, output: maps.append(output.numel()))
+    network(torch.zeros(4, 1, 32, 32))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    assert step_bytes(values, 1, 3) == int(4 * (STEP * sum(maps) + 4 * weights))
