@@ -171,7 +171,7 @@ def named(scores: Mapping[str, float]) -> set[str]:
 
 def test_every_score_of_volumes_surfaces_and_lesions_is_defined() -> None:
     organ, shape = {1: "organ"}, (2, 2, 2)
-    columns = volume_columns(np.ones((2, 2), dtype=np.int64), organ, 0.001)
+    columns = volume_columns(np.ones((2, 2), dtype=np.int64), {"organ": [1]}, 0.001)
     assert rows(section("Volumes in millilitres")) == named(columns) | named(summarise_volumes([columns], ["organ"]))
     window, pixels = Window.whole(shape), np.ones(shape, dtype=np.uint8)
     meter, counter = SurfaceMeter(shape, organ, (1, 1, 1), {"organ": 1}), LesionCounter(shape, organ, True, 0, 0)

@@ -292,7 +292,7 @@ def test_a_scene_has_surfaces_in_metres_and_lesions_in_squares_of_them(copied_ru
     ("word", "expected"),
     [
         ("surface=-1", "'surface=-1' must be true, false, a tolerance in mm from 0 up"),
-        ("surface={disk: 1}", "one for each foreground class, by name: disc"),
+        ("surface={disk: 1}", "one for each foreground class or region, by name: disc"),
         ("surface=wide", "'surface=wide' must be"),
         ("lesions=5", "'lesions=5' is no such setting"),
         ("lesions={lest: 5}", "no setting 'lest'; it has least, overlap, connectivity. Did you mean 'least'?"),

@@ -71,6 +71,25 @@ def test_probabilities_come_back_to_the_files_grid(tmp_path, spacing, axis, dims
     assert 2 * (expected & classes).sum() / (expected.sum() + classes.sum()) > (0.9 if max(spacing) > 2 else 0.97)
 
 
+class Tripled(Bright):
+    """Logits of a background and of two classes, which share the brightness: alone each of them rarely leads."""
+
+    def forward(self, image):
+        logits = super().forward(image)
+        return torch.cat([logits, logits[:, 1:]], dim=1)
+
+
+@pytest.mark.parametrize("spacing", [None, (3.0, 2.0, 2.0)])
+def test_regions_are_decided_on_the_files_grid(tmp_path, spacing):
+    case = case_of(tmp_path / "a.nii", spacing)
+    bands = list(native_bands(Predictor(Tripled(), (1, 8, 8), regions=[(1, 2)]), case, PLAIN))
+    plain = list(native_bands(Predictor(Tripled(), (1, 8, 8)), case, PLAIN))
+    for band in bands:
+        inside = band.probabilities[1] + band.probabilities[2] > 0.5
+        np.testing.assert_array_equal(band.classes() > 0, inside)
+    assert sum((band.classes() > 0).sum() for band in bands) > sum((band.classes() > 0).sum() for band in plain) > 0
+
+
 def test_voxels_without_data_have_no_class_and_do_not_darken_others(tmp_path):
     predictor = Predictor(Bright(), (1, 8, 8))
     probabilities, classes, _ = whole(predictor, case_of(tmp_path / "a.nii", (1.0, 1.0, 1.0), "z", hole=True))

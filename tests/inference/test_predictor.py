@@ -15,7 +15,7 @@ from voxtile.cases.case import Case
 from voxtile.cases.window import Window
 from voxtile.data.normalise import Intensity
 from voxtile.inference.crf import DenseCRF
-from voxtile.inference.predictor import Predictor, best_class
+from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
 
 few = settings(max_examples=25, deadline=None)
@@ -325,13 +325,6 @@ def test_a_crf_sees_the_scene_in_one_strip(monkeypatch):
     assert len(Predictor(Convolutions(), (1, 8, 8)).plan(case)) > 1
     (strip,) = Predictor(Convolutions(), (1, 8, 8), procedure=Procedure(crf=DenseCRF())).plan(case)
     assert {row.band.width for row in strip} == {50}
-
-
-def test_the_best_class_is_the_first_maximum():
-    rng = np.random.default_rng(0)
-    for count in (1, 2, 5, 30):
-        values = rng.integers(0, 4, (count, 2, 37, 11)).astype(np.float32)  # many ties
-        np.testing.assert_array_equal(best_class(values), values.argmax(axis=0))
 
 
 def test_a_network_that_views_its_tensors_is_judged_as_well():

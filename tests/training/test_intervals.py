@@ -47,6 +47,20 @@ def test_pooled_scores_and_means_over_classes_have_intervals_that_hold_them():
     assert found["iou/disc"].high == pytest.approx(high, abs=0.05 * (high - low))
 
 
+def test_regions_have_intervals_as_if_their_classes_were_one():
+    matrices, _ = made(30)
+    regions, groups = {"all": (1, 2)}, [f"g{number}" for number in range(30)]
+    rows = case_rows(matrices, groups, CLASSES, regions)
+    found = spreads(rows, matrices, groups, CLASSES, 0, regions)
+    ground, rest = matrices[:, 0, 0], matrices[:, 1:, 1:].sum(axis=(1, 2))
+    one = np.stack([ground, matrices[:, 0, 1:].sum(axis=1), matrices[:, 1:, 0].sum(axis=1), rest], axis=1).reshape(-1, 2, 2)
+    expected = spreads(case_rows(one, groups, ("ground", "all")), one, groups, ("ground", "all"), 0)
+    for name in ("dice/all", "case_iou/all", "precision/all", "iou/all", "pooled_dice/all", "dice", "iou"):
+        np.testing.assert_allclose([*found[name]][2:], [*expected[name]][2:])
+        assert found[name].mean == pytest.approx(expected[name].mean)
+    assert found["dice/disc"].mean < found["dice"].mean  # the mean is over regions
+
+
 def test_cases_of_one_group_are_drawn_together():
     matrices, rows = made(10)
     twice = np.repeat(matrices, 4, axis=0)

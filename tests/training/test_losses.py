@@ -13,6 +13,7 @@ from voxtile.training.class_weights import class_weight_table
 from voxtile.training.losses import BorderCrossEntropy, CrossEntropy, Dice, DiceCrossEntropy, Focal, Loss, Sum
 
 WEIGHTS = [0.5, 1.0, 3.0]
+REGIONS = ((1, 2), (2,))
 
 
 class TestCrossEntropy(LossTester):
@@ -58,6 +59,21 @@ class TestDiceWithoutSmoothing(LossTester):
 class TestDicePerSample(LossTester):
     def make(self) -> Loss:
         return Dice(num_classes=CLASSES, **COUNTS, batch=False)
+
+
+class TestDiceOfRegions(LossTester):
+    def make(self) -> Loss:
+        return Dice(num_classes=CLASSES, **COUNTS, regions=REGIONS)
+
+
+class TestDiceOfRegionsPerSample(LossTester):
+    def make(self) -> Loss:
+        return Dice(num_classes=CLASSES, **COUNTS, regions=REGIONS, batch=False)
+
+
+class TestDiceOfRegionsAndCrossEntropy(LossTester):
+    def make(self) -> Loss:
+        return DiceCrossEntropy(num_classes=CLASSES, **COUNTS, regions=REGIONS)
 
 
 class TestDiceCrossEntropy(LossTester):
@@ -235,6 +251,37 @@ def test_dice_per_sample_leaves_out_classes_that_the_sample_lacks() -> None:
     terms = [1 - (2 * p.sum() + 1) / (p.sum() + 30 + 1) for p in (probability[0, 0], probability[1, 1])]
     torch.testing.assert_close(Dice(num_classes=CLASSES, batch=False)(logits, label), sum(terms) / 2)
     torch.testing.assert_close(Dice(num_classes=CLASSES, background=0, batch=False)(logits, label), terms[1])
+
+
+def test_dice_of_regions_is_monais_of_their_summed_probabilities(monai: ModuleType) -> None:
+    scores, label = judged()
+    probability, united = scores.softmax(dim=1), [torch.isin(label, torch.tensor(members)) for members in REGIONS]
+    regions = torch.stack([probability[:, list(members)].sum(dim=1) for members in REGIONS], dim=1)
+    theirs = monai.DiceLoss(smooth_nr=1.0, smooth_dr=1.0, batch=True)
+    ours = Dice(num_classes=CLASSES, background=0, regions=REGIONS)
+    torch.testing.assert_close(ours(*batch((6, 5))), theirs(regions, torch.stack(united, dim=1).double()), check_dtype=False)
+
+
+@pytest.mark.parametrize("per_batch", [True, False])
+def test_regions_of_one_class_each_are_the_foreground_classes(per_batch: bool) -> None:
+    pair = batch((6, 5))
+    plain = Dice(num_classes=CLASSES, background=0, batch=per_batch)
+    united = Dice(num_classes=CLASSES, background=0, batch=per_batch, regions=((1,), (2,)))
+    torch.testing.assert_close(united(*pair), plain(*pair), rtol=1e-12, atol=0)
+    assert abs(Dice(num_classes=CLASSES, background=0, batch=per_batch, regions=REGIONS)(*pair) / plain(*pair) - 1) > 1e-2
+
+
+def test_dice_of_regions_per_sample_leaves_out_those_that_the_sample_lacks() -> None:
+    logits, _ = batch((6, 5))
+    logits, label = logits[:2], torch.tensor([0, 1]).view(2, 1, 1).expand(2, 6, 5)
+    whole = logits.softmax(dim=1)[1, 1:].sum()  # of the second sample, which has the first region and not the second
+    expected = 1 - (2 * whole + 1) / (whole + 30 + 1)
+    torch.testing.assert_close(Dice(num_classes=CLASSES, background=0, batch=False, regions=REGIONS)(logits, label), expected)
+
+
+def test_regions_and_a_mean_that_includes_the_background_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"'loss\.include_background=true'.*'data\.regions=null'"):
+        DiceCrossEntropy(num_classes=CLASSES, background=0, include_background=True, regions=REGIONS)
 
 
 def test_sum_weights_its_members() -> None:

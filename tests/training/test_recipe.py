@@ -121,6 +121,12 @@ def test_how_windows_are_drawn_counts_where_it_is_not_as_before(key: str, defaul
     assert identity(changed("data.sampling", {key: other})) != identity(CONFIG)
 
 
+def test_regions_count_where_there_are_some() -> None:
+    assert identity(changed("data.regions", None)) == identity(CONFIG)
+    whole, part = ({"whole": names} for names in (["a", "b"], ["b"]))
+    assert len({identity(CONFIG), identity(changed("data.regions", whole)), identity(changed("data.regions", part))}) == 3
+
+
 def test_where_rasters_of_weights_lie_does_not_count() -> None:
     here, there = (identity(changed("data.sampling", {"by": "weights", "weights": name})) for name in ("{id}.tif", "w/{id}.tif"))
     assert here == there != identity(CONFIG)

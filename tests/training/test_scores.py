@@ -238,6 +238,59 @@ def test_case_rows_hold_each_case_once_and_average_to_the_summary() -> None:
         assert np.nanmean([row[f"dice/{name}"] for row in rows]) == pytest.approx(summary[f"dice/{name}"])
 
 
+REGIONS = {"water": (1, 2), "road": (2,)}
+MIXED = CASES + np.array([[0, 0, 0], [0, 0, 3], [0, 2, 0]])  # in each case lakes are taken for roads and roads for lakes
+
+
+def merged(matrices: np.ndarray) -> np.ndarray:
+    """The matrices [N, 2, 2] of maps in which the two foreground classes are one."""
+    out = np.zeros((len(matrices), 2, 2), dtype=np.int64)
+    for label, predicted in np.ndindex(K, K):
+        out[:, min(label, 1), min(predicted, 1)] += matrices[:, label, predicted]
+    return out
+
+
+def test_a_region_is_scored_as_if_its_classes_were_one() -> None:
+    plain, found = summarise(MIXED, CLASSES, 0), summarise(MIXED, CLASSES, 0, REGIONS)
+    one = summarise(merged(MIXED), ["land", "water"], 0)
+    kinds = ("dice", "iou", "pooled_dice", "missed", "false_alarm", "undefined")
+    assert {f"{kind}/water": found[f"{kind}/water"] for kind in kinds} == {f"{kind}/water": one[f"{kind}/water"] for kind in kinds}
+    assert found["dice/water"] > plain["dice/lake"]  # roads taken for lakes are no mistake of the region
+    # The means are over regions; what is said of classes, and of all pixels, is as it was.
+    assert found["dice"] == pytest.approx((one["dice/water"] + plain["dice/road"]) / 2)
+    assert found["iou"] == pytest.approx((one["iou/water"] + plain["iou/road"]) / 2)
+    assert {name: found[name] for name in plain if name not in ("dice", "iou")} == {
+        name: value for name, value in plain.items() if name not in ("dice", "iou")
+    }
+
+
+def test_the_case_table_has_the_regions_columns() -> None:
+    rows, one = case_rows(MIXED, list("abcd"), CLASSES, REGIONS), case_rows(merged(MIXED), list("abcd"), ["land", "water"])
+    for row, expected in zip(rows, one, strict=True):
+        assert {name: row[name] for name in expected if name.endswith("/water")} == {
+            name: value for name, value in expected.items() if name.endswith("/water")
+        }
+    assert [list(row) for row in case_rows(MIXED, list("abcd"), CLASSES)] == [
+        [name for name in row if not name.endswith("/water")] for row in rows
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32))
+def test_scores_of_a_region_are_those_of_its_merged_maps_and_ignored_pixels_have_no_influence(seed: int) -> None:
+    prediction, label = maps(seed, (2, 9, 9), 4)
+    other = torch.where(label == IGNORE, (prediction + 1) % 4, prediction)
+    matrix = confusion_matrix(prediction, label, 4).numpy()[None]
+    assert (confusion_matrix(other, label, 4).numpy() == matrix).all()
+    table = torch.zeros(256, dtype=torch.long)
+    table[[1, 3]], table[IGNORE] = 1, IGNORE
+    alone = confusion_matrix(table[other], table[label], 2).numpy()[None]
+    names = ["a", "b", "c", "d"]
+    found, expected = summarise(matrix, names, 0, {"odd": (1, 3)}), summarise(alone, ["even", "odd"], 0)
+    assert all(found[name] == value or math.isnan(value) for name, value in expected.items() if name.endswith("/odd"))
+    assert found["dice"] == expected["dice/odd"]
+
+
 def test_rows_need_an_id_for_each_case() -> None:
     with pytest.raises(ValueError, match="longer"):
         case_rows(CASES, ["a"], CLASSES)

@@ -9,7 +9,7 @@ from voxtile.training.volumes import summarise_volumes, volume_columns
 def test_errors_are_in_millilitres_and_what_is_nowhere_is_undefined() -> None:
     # Two classes; of the second 300, 100, 0 and 0 voxels in the label, 200, 0, 50 and 0 predicted, of 2 mm³ each.
     matrices = np.array([[[0, 0], [100, 200]], [[0, 0], [100, 0]], [[0, 50], [0, 0]], [[9, 0], [0, 0]]])
-    rows = [volume_columns(matrix, {1: "organ"}, 0.002) for matrix in matrices]
+    rows = [volume_columns(matrix, {"organ": [1]}, 0.002) for matrix in matrices]
     assert [row["label_ml/organ"] for row in rows] == pytest.approx([0.6, 0.2, 0, 0])
     assert [row["predicted_ml/organ"] for row in rows] == pytest.approx([0.4, 0, 0.1, 0])
     assert [row["volume_error_ml/organ"] for row in rows] == pytest.approx([-0.2, -0.2, 0.1, np.nan], nan_ok=True)

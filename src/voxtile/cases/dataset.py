@@ -15,6 +15,7 @@ from voxtile.cases.case import IGNORE, Case, Labels, Source
 from voxtile.cases.groups import Grouping
 from voxtile.cases.layouts import CaseFiles, Layout
 from voxtile.cases.maps import default_colors
+from voxtile.cases.regions import regions_of
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 from voxtile.cases.windowing import Windowing
@@ -142,6 +143,7 @@ class Dataset:
         layout: Layout | Callable[[], Layout],
         labels: Mapping[int, str],
         background: str | None = None,
+        regions: Mapping[str, Sequence[str]] | None = None,
         group: Mapping[str, Any] | None = None,
         channels: Sequence[str] | None = None,
         nodata: float | None = None,
@@ -160,6 +162,7 @@ class Dataset:
             layout: which files make a case.
             labels: class name by stored label value; "ignore" for values that are not to be judged.
             background: the class that is left out of means over foreground classes, or None.
+            regions: class names by name of region: unions of classes that scores and the Dice loss are about, see `regions_of`.
             group: how the group follows from the name, see `Grouping`; each case is its own group where None.
             channels: names of the channels used, in order; all where None.
             nodata: overrides the files' nodata value.
@@ -199,6 +202,7 @@ class Dataset:
         if background is not None and background not in self.classes:
             raise ConfigError(f"'data.background={background}' is no class; the classes are {listed(self.classes, 30)}.")
         self.background = None if background is None else self.classes.index(background)
+        self.regions = regions_of(regions, self.classes, background)
         self.grouping = Grouping(**(group or {}))
         self.channels, self.nodata, self.exclude = channels, nodata, tuple(exclude)
         default = default_colors(len(self.classes))
@@ -212,7 +216,8 @@ class Dataset:
         """
         files = self.layout.find()
         if declared := self.layout.declared():
-            declared.check(self.label_map.meaning)
+            named = {name: [self.classes[index] for index in members] for name, members in self.regions.items()}
+            declared.check(self.label_map.meaning, named)
         unknown = [name for name in self.exclude if name not in {f.id for f in files}]
         if unknown:
             raise ConfigError(

@@ -86,13 +86,13 @@ def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping
     network = build_network(config["model"], built.trust, prepared.channels, len(dataset.classes))
     loss = build(
         config["loss"], "loss", built.trust, class_counts=prepared.class_counts, present_counts=prepared.present_counts,
-        background=dataset.background, num_classes=len(dataset.classes),
+        background=dataset.background, num_classes=len(dataset.classes), regions=tuple(dataset.regions.values()) or None,
     )  # fmt: skip
     rate = float(config["optimizer"]["lr"])
     return SegmentationModule(
         network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes,
         dataset.background, [case.id for case in prepared.split.train], [case.id for case in prepared.split.val], record,
-        lambda model: parameter_groups(model, built.settings.groups, rate),
+        lambda model: parameter_groups(model, built.settings.groups, rate), dataset.regions,
     )  # fmt: skip
 
 

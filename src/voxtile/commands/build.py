@@ -285,6 +285,7 @@ DATA_KEYS = (
     "format",
     "labels",
     "background",
+    "regions",
     "group",
     "channels",
     "nodata",
@@ -381,6 +382,7 @@ WANDB_MODES = ("online", "offline", "disabled")
 # Values of `data` with parts: what holds them, and an example. Null is none of them.
 KINDS: Sequence[tuple[str, type, str]] = (
     ("symmetry", Mapping, "{flips: [x]}"), ("group", Mapping, "{pattern: '^[a-z]+'}"), ("colors", Mapping, "{water: [0,0,255]}"),
+    ("regions", Mapping, "{whole: [edema,core]}"),
     ("sampling", Mapping, "{by: uniform}"),
     ("vectors", Mapping, "{attribute: kind}"),
     ("exclude", list, "[p7]"), ("waive", list, "[p7]"), ("channels", list, "[red,nir]"),

@@ -11,6 +11,7 @@ from voxtile.commands import compose
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from voxtile.cases.dataset import Dataset
     from voxtile.commands.build import Parts
     from voxtile.data.datamodule import VoxtileData
     from voxtile.data.prepared import Prepared
@@ -42,6 +43,7 @@ def check(config: Mapping[str, Any]) -> int:
     built = parts(config)
     prepared = prepare_data(built, out)
     print_split(out, prepared)
+    print_regions(out, prepared.dataset)
     print_distances(out, prepared.split)
     path = draw_map(prepared.split, folder(config["paths"]["runs"]) / "check" / prepared.dataset.name / "split.png")
     if path is not None:
@@ -79,6 +81,13 @@ def print_split(out: Console, prepared: Prepared) -> None:
         shares = [f"{100 * n / max(judged, 1):.2f} %" for n in counts]
         table.add_row(side, str(len(cases)), groups, f"{pixels:,}", f"{100 * judged / max(pixels, 1):.1f} %", *shares)
     out.print(table)
+
+
+def print_regions(out: Console, dataset: Dataset) -> None:
+    """The regions, and what they are made of."""
+    if dataset.regions:
+        named = "; ".join(f"{name}: {', '.join(dataset.classes[k] for k in members)}" for name, members in dataset.regions.items())
+        out.print(f"regions, which means, maps and the Dice loss are about: {named}", soft_wrap=True, markup=False)
 
 
 def print_distances(out: Console, split: Split) -> None:

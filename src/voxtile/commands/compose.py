@@ -48,7 +48,7 @@ def folder_of(name: str) -> Path:
 
 OPEN = (  # what a data set's file may extend
     "data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.", "data.sampling.class_weights.",
-    "data.vectors.values.", "data.scene.",
+    "data.vectors.values.", "data.scene.", "data.regions.",
 )  # fmt: skip
 STOPPED = 130  # exit code of a command that was asked to stop
 # Hydra's flags that take a word of their own, by their long names, and those that are answered here.

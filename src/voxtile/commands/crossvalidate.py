@@ -111,7 +111,7 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
     data = opened[0].manifest["data"]
     if choosing:
         background_of(data)
-    measures = measures_of(config, data["classes"], data["background"])
+    measures = measures_of(config, data)
     opened[0].predictor(config, [each.network for each in opened])  # refuses before data are read
     members = [Member(each, prepared_for(each, config["split"], out), learned_by(each.home)) for each in opened]
     members.sort(key=lambda member: member.order)
@@ -199,7 +199,7 @@ class _Together:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """Classes and background, which all have in common."""
+        """Classes, background and regions, which all have in common."""
         found: Mapping[str, Any] = self.members[0].trained.manifest["data"]
         return found
 
@@ -257,11 +257,11 @@ class _Together:
         folds = []
         for fold in sorted({each.columns["fold"] for each in scored}):
             matrices = np.stack([each.matrix for each in scored if each.columns["fold"] == fold])
-            scores = summarise(matrices, self.data["classes"], self.data["background"])
+            scores = summarise(matrices, self.data["classes"], self.data["background"], self.data.get("regions"))
             clean = {name: None if value != value else value for name, value in scores.items()}
             folds.append({"fold": fold, "cases": len(matrices), "scores": clean})
         self._write(scored, predictor, posts, facts | {"unscored": unscored, "warnings": warnings, "folds": folds})
-        print_folds(self.out, folds, self.data["classes"])
+        print_folds(self.out, folds, self.data["classes"], list(self.data.get("regions") or {}))
         for sentence in warnings:
             self.out.print(f"careful: {sentence}", style="yellow", soft_wrap=True)
 

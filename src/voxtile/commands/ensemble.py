@@ -35,12 +35,12 @@ class Ensemble:
 
         Raises:
             ConfigError: It is not clear which are meant, see `run_folders`.
-            RunError: One cannot be opened, or two differ in their classes, channels or the way in which images are read.
+            RunError: One cannot be opened, or two differ in their classes, channels, regions or the way in which images are read.
         """
         folders = run_folders(config, out)
         members = tuple(Trained.open(folder, config["weights"], config["trust"]) for folder in folders)
         for other in members[1:]:
-            for what, mine, its in zip(("classes", "channels", "reading"), _kind(members[0]), _kind(other), strict=True):
+            for what, mine, its in zip(("classes", "channels", "reading", "regions"), _kind(members[0]), _kind(other), strict=True):
                 if mine != its:
                     raise RunError(
                         f"{members[0].home.path} and {other.home.path} cannot predict together: their {what} differ ({mine} and "
@@ -90,8 +90,9 @@ class Ensemble:
 KIND = {"format": None, "nodata": None, "scene": None, "spacing": None, "axis": "z", "neighbours": 0}
 
 
-def _kind(run: Trained) -> tuple[Any, Any, Any]:
-    """Classes, channels, and how an image is read."""
+def _kind(run: Trained) -> tuple[Any, Any, Any, Any]:
+    """Classes, channels, how an image is read, and regions."""
     data = run.manifest["data"]
     own = run.built.config["data"]
-    return data["classes"], data["channels"], {name: own.get(name, plain) for name, plain in KIND.items()}
+    reading = {name: own.get(name, plain) for name, plain in KIND.items()}
+    return data["classes"], data["channels"], reading, run.built.dataset.regions

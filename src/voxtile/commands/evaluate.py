@@ -71,7 +71,7 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
 
     trained = Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"])
     data = trained.manifest["data"]
-    measures = measures_of(config, data["classes"], data["background"])
+    measures = measures_of(config, data)
     searching, choosing = asks_for_search(config["crf"]), asks_for_search(config["postprocess"])
     if searching:
         search_of(config["crf"], data["channels"])
@@ -231,7 +231,7 @@ def mean_dice(scored: Sequence[Scored], data: Mapping[str, Any]) -> float:
 
     from voxtile.training.scores import summarise
 
-    return summarise(np.stack([each.matrix for each in scored]), data["classes"], data["background"])["dice"]
+    return summarise(np.stack([each.matrix for each in scored]), data["classes"], data["background"], data.get("regions"))["dice"]
 
 
 def case_matrix(
@@ -316,7 +316,7 @@ def write_scores(
         config: of the command.
         predictor: what the maps were made with.
         scored: the cases.
-        data: the manifest's `classes` and `background`.
+        data: the manifest's `classes`, `background` and, of data with regions, `regions`.
         post: settings of the post-processing, None for none.
         facts: what else is in summary.json; `waived` is printed, too.
         measures: what was measured.
@@ -327,6 +327,7 @@ def write_scores(
     import numpy as np
 
     from voxtile.cases.maps import atomic_text
+    from voxtile.cases.regions import structures_of
     from voxtile.commands.tables import print_scores, print_volumes
     from voxtile.errors import counted
     from voxtile.training.intervals import spreads
@@ -334,17 +335,18 @@ def write_scores(
     from voxtile.training.volumes import summarise_volumes, volume_columns
 
     classes, cases = data["classes"], [each.case for each in scored]
+    regions = data.get("regions") or {}
     stack = np.stack([each.matrix for each in scored])
-    scores = summarise(stack, classes, data["background"])
-    rows = case_rows(stack, [case.id for case in cases], classes)
-    spread = spreads(rows, stack, [case.group for case in cases], classes, data["background"])
+    scores = summarise(stack, classes, data["background"], regions)
+    rows = case_rows(stack, [case.id for case in cases], classes, regions)
+    spread = spreads(rows, stack, [case.group for case in cases], classes, data["background"], regions)
     rows = [{"case": each.case.id, "group": each.case.group, **each.columns} | row for each, row in zip(scored, rows, strict=True)]
-    foreground = {index: name for index, name in enumerate(classes) if index != data["background"]}
+    structures = structures_of(classes, data["background"], regions)
     volumes = all(case.grid.unit == "mm" for case in cases)
     if volumes:
         sizes = [float(np.prod(case.grid.spacing)) / 1000 for case in cases]
-        columns = [volume_columns(each.matrix, foreground, ml) for each, ml in zip(scored, sizes, strict=True)]
-        scores |= summarise_volumes(columns, list(foreground.values()))
+        columns = [volume_columns(each.matrix, structures, ml) for each, ml in zip(scored, sizes, strict=True)]
+        scores |= summarise_volumes(columns, list(structures))
         rows = [row | own for row, own in zip(rows, columns, strict=True)]
     notes: dict[str, Any] = {}
     for number, measure in enumerate(measures):
@@ -366,14 +368,14 @@ def write_scores(
         "procedure": {"window": list(predictor.size), "crf": crf, "postprocess": post} | {
             name: config[name] for name in ("rotations", "mirrors", "halo", "samples")
         },
-        "confusion": stack.sum(axis=0).tolist(), "classes": classes, "grid": grid_note(cases), **facts,
+        "confusion": stack.sum(axis=0).tolist(), "classes": classes, "regions": regions, "grid": grid_note(cases), **facts,
         "definitions": "docs/scores.md",
     }  # fmt: skip
     atomic_text(folder / "summary.json", json.dumps(summary | notes, indent=1) + "\n")
     title = f"{config['split']}: {counted(len(cases), 'whole case')}, {config['weights']} weights"
-    print_scores(out, title, scores, classes, spread)
+    print_scores(out, title, scores, classes, list(regions), spread)
     if volumes:
-        print_volumes(out, scores, list(foreground.values()))
+        print_volumes(out, scores, list(structures))
     for measure in measures:
         measure.show(out, scores)
     if summary["grid"] != "stored":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from voxtile.commands.tables import print_lesions, print_objects, print_surfaces
@@ -33,17 +33,53 @@ class Collector(Protocol):
         """The columns of `cases.csv`."""
 
 
+class OfRegions:
+    """Shows each region to a collector of its own, as class 1 of a map with nothing else."""
+
+    def __init__(self, regions: Mapping[str, Sequence[int]], make: Callable[[Mapping[int, str]], Collector]) -> None:
+        """Makes the collectors.
+
+        Args:
+            regions: class indices by name of region.
+            make: builds the collector of some classes, names by index.
+        """
+        import numpy as np
+
+        from voxtile.cases.case import IGNORE
+
+        self._parts: list[tuple[NDArray[np.uint8], Collector]] = []
+        for name, members in regions.items():
+            table = np.zeros(256, dtype=np.uint8)
+            table[list(members)], table[IGNORE] = 1, IGNORE
+            self._parts.append((table, make({1: name})))
+
+    def add(self, window: Window, prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> None:
+        """See `Collector.add`."""
+        for table, collector in self._parts:
+            collector.add(window, table[prediction], table[label])
+
+    def columns(self) -> dict[str, float]:
+        """See `Collector.columns`."""
+        return {name: value for _, collector in self._parts for name, value in collector.columns().items()}
+
+
 class Measure(ABC):
-    """Scores of one kind, of every case of a split.
+    """Scores of one kind, of every case of a split: of its regions where there are some, else of its foreground classes.
 
     Attributes:
-        classes: names of the foreground classes, by index.
+        names: of these.
         rows: the columns of `cases.csv` of each case so far.
     """
 
-    def __init__(self, classes: Mapping[int, str]) -> None:
-        self.classes = classes
-        self.names = list(classes.values())
+    def __init__(self, classes: Mapping[int, str], regions: Mapping[str, Sequence[int]]) -> None:
+        """Takes what is measured.
+
+        Args:
+            classes: names of the foreground classes, by index.
+            regions: class indices by name of region.
+        """
+        self.classes, self.regions = classes, regions
+        self.names = list(regions or classes.values())
         self.rows: list[dict[str, float]] = []
 
     def check(self, cases: Sequence[Case]) -> None:  # noqa: B027  # most measures take any case
@@ -53,9 +89,15 @@ class Measure(ABC):
             ConfigError: There are some.
         """
 
-    @abstractmethod
     def collector(self, case: Case) -> Collector:
         """What is to be given the bands of a case."""
+        if self.regions:
+            return OfRegions(self.regions, lambda classes: self.collector_of(case, classes))
+        return self.collector_of(case, self.classes)
+
+    @abstractmethod
+    def collector_of(self, case: Case, classes: Mapping[int, str]) -> Collector:
+        """What is to be given the bands of a case whose map has these classes, names by index."""
 
     @abstractmethod
     def scores(self) -> dict[str, float]:
@@ -73,15 +115,15 @@ class Measure(ABC):
 class ObjectMeasure(Measure):
     """Objects that are matched by their IoU."""
 
-    def __init__(self, classes: Mapping[int, str], threshold: float) -> None:
-        super().__init__(classes)
+    def __init__(self, classes: Mapping[int, str], regions: Mapping[str, Sequence[int]], threshold: float) -> None:
+        super().__init__(classes, regions)
         self.threshold, self.connectivity = threshold, 0
 
-    def collector(self, case: Case) -> Collector:
+    def collector_of(self, case: Case, classes: Mapping[int, str]) -> Collector:
         """Counts the objects of a case."""
         from voxtile.training.objects import ObjectCounter
 
-        counter = ObjectCounter(case.shape, self.classes, self.threshold)
+        counter = ObjectCounter(case.shape, classes, self.threshold)
         self.connectivity = max(self.connectivity, counter.connectivity)  # in a plane the 26 neighbours are 8
         return counter
 
@@ -103,30 +145,33 @@ class ObjectMeasure(Measure):
 class LesionMeasure(Measure):
     """Lesions that are found where the prediction overlaps them."""
 
-    def __init__(self, classes: Mapping[int, str], least: float, overlap: float, corners: bool) -> None:
+    def __init__(
+        self, classes: Mapping[int, str], regions: Mapping[str, Sequence[int]], least: float, overlap: float, corners: bool
+    ) -> None:
         """Takes the settings.
 
         Args:
             classes: names of the foreground classes, by index.
+            regions: class indices by name of region.
             least: volume (in a plane: area) in the unit of the case's spacing; smaller lesions are left out.
             overlap: the share of a lesion that must be predicted for it to be found.
             corners: whether voxels that meet at a corner or edge only are of one lesion.
         """
-        super().__init__(classes)
+        super().__init__(classes, regions)
         self.least, self.overlap, self.corners, self.connectivity, self.unit = least, overlap, corners, 0, ""
 
     def check(self, cases: Sequence[Case]) -> None:
         """Refuses cases of several units; see `Measure.check`."""
         self.unit = _unit(cases, "lesions") + ("3" if any(case.shape[0] > 1 for case in cases) else "2")
 
-    def collector(self, case: Case) -> Collector:
+    def collector_of(self, case: Case, classes: Mapping[int, str]) -> Collector:
         """Counts the lesions of a case."""
         from voxtile.training.lesions import LesionCounter
 
         spacing = case.grid.spacing
         size = math.prod(spacing[1:] if case.shape[0] == 1 else spacing)
         least = self.least / size * (1 - 1e-5)  # headers hold spacings in single precision
-        counter = LesionCounter(case.shape, self.classes, self.corners, least, self.overlap)
+        counter = LesionCounter(case.shape, classes, self.corners, least, self.overlap)
         self.connectivity = max(self.connectivity, counter.connectivity)
         return counter
 
@@ -149,15 +194,18 @@ class LesionMeasure(Measure):
 class SurfaceMeasure(Measure):
     """Distances between surfaces."""
 
-    def __init__(self, classes: Mapping[int, str], tolerances: Mapping[str, float], chosen: bool) -> None:
+    def __init__(
+        self, classes: Mapping[int, str], regions: Mapping[str, Sequence[int]], tolerances: Mapping[str, float], chosen: bool
+    ) -> None:
         """Takes the settings.
 
         Args:
             classes: names of the foreground classes, by index.
-            tolerances: of `nsd`, by class name.
+            regions: class indices by name of region.
+            tolerances: of `nsd`, by name of class or region.
             chosen: whether the user has named them; nobody can know those of maps that are not in millimetres.
         """
-        super().__init__(classes)
+        super().__init__(classes, regions)
         self.tolerances, self.chosen, self.unit = tolerances, chosen, ""
 
     def check(self, cases: Sequence[Case]) -> None:
@@ -169,11 +217,11 @@ class SurfaceMeasure(Measure):
                 f"tolerance, in {self.unit}: for example 'surface=10'."
             )
 
-    def collector(self, case: Case) -> Collector:
+    def collector_of(self, case: Case, classes: Mapping[int, str]) -> Collector:
         """Measures the surfaces of a case."""
         from voxtile.training.surfaces import SurfaceMeter
 
-        return SurfaceMeter(case.shape, self.classes, case.grid.spacing, self.tolerances)
+        return SurfaceMeter(case.shape, classes, case.grid.spacing, self.tolerances)
 
     def scores(self) -> dict[str, float]:
         """Means and medians over cases."""
@@ -193,25 +241,25 @@ class SurfaceMeasure(Measure):
         print_surfaces(out, self.unit, self.tolerances, scores)
 
 
-def measures_of(config: Mapping[str, Any], names: Sequence[str], background: int | None) -> list[Measure]:
+def measures_of(config: Mapping[str, Any], data: Mapping[str, Any]) -> list[Measure]:
     """What the settings `objects`, `lesions` and `surface` of `evaluate.yaml` ask for.
 
     Args:
         config: the settings.
-        names: the data set's class names.
-        background: index of the class that is no foreground, or None.
+        data: the manifest's `classes`, `background` and, of data with regions, `regions`.
 
     Raises:
         ConfigError: A setting is out of range.
     """
-    classes = {index: name for index, name in enumerate(names) if index != background}
+    classes = {index: name for index, name in enumerate(data["classes"]) if index != data["background"]}
+    regions = data.get("regions") or {}
     out: list[Measure] = []
     if (threshold := _threshold(config["objects"])) is not None:
-        out.append(ObjectMeasure(classes, threshold))
+        out.append(ObjectMeasure(classes, regions, threshold))
     if (lesions := _lesions(config["lesions"])) is not None:
-        out.append(LesionMeasure(classes, lesions["least"], lesions["overlap"], CORNERS[lesions["connectivity"]]))
-    if (tolerances := _tolerances(config["surface"], list(classes.values()))) is not None:
-        out.append(SurfaceMeasure(classes, tolerances, config["surface"] is not True))
+        out.append(LesionMeasure(classes, regions, lesions["least"], lesions["overlap"], CORNERS[lesions["connectivity"]]))
+    if (tolerances := _tolerances(config["surface"], list(regions or classes.values()))) is not None:
+        out.append(SurfaceMeasure(classes, regions, tolerances, config["surface"] is not True))
     return out
 
 
@@ -244,7 +292,7 @@ def _lesions(setting: object) -> Mapping[str, Any] | None:
 
 
 def _tolerances(setting: object, names: Sequence[str]) -> dict[str, float] | None:
-    """The tolerance of each class; None where surfaces are not scored."""
+    """The tolerance of each class or region; None where surfaces are not scored."""
     if setting is False or setting is None:
         return None
     if isinstance(setting, dict) and list(setting) == ["tolerance"]:
@@ -253,7 +301,7 @@ def _tolerances(setting: object, names: Sequence[str]) -> dict[str, float] | Non
     if set(each) != set(names) or not all(_is_number(value, 0) for value in each.values()):
         raise ConfigError(
             f"'surface={setting}' must be true, false, a tolerance in mm from 0 up (of scenes in metres, of pictures in pixels), "
-            f"or one for each foreground class, by name: {listed(names)}."
+            f"or one for each foreground class or region, by name: {listed(names)}."
         )
     return {name: float(each[name]) for name in names}
 

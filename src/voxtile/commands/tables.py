@@ -20,19 +20,21 @@ def print_scores(
     title: str,
     scores: Mapping[str, float | None],
     classes: Sequence[str],
+    regions: Sequence[str] = (),
     spread: Mapping[str, Spread] | None = None,
 ) -> None:
-    """Prints Dice and IoU per class, the missed structures, and the FCN paper's four scores.
+    """Prints Dice and IoU per class and region, the missed structures, and the FCN paper's four scores.
 
     Args:
         out: where it prints.
         title: of the table.
         scores: by name.
         classes: names of the classes.
+        regions: names of the regions, which means are over where there are some.
         spread: medians and intervals over groups by the same names; None where there are none.
     """
     further = ("95 % interval", "median") if spread else ()
-    columns = ("class", "Dice (mean over cases)", *further, "IoU (pooled)", "missed", "false alarms")
+    columns = (_of(regions), "Dice (mean over cases)", *further, "IoU (pooled)", "missed", "false alarms")
     table = Table(*columns, title=title, title_justify="left")
 
     def spread_of(name: str) -> list[str]:
@@ -42,11 +44,12 @@ def print_scores(
         interval = "undefined" if found.low != found.low else f"{found.low:.4f} to {found.high:.4f}"
         return [interval, "" if found.median is None else number(found.median)]
 
-    for name in classes:
-        counts = [f"{scores.get(f'{kind}/{name}', 0):.0f}" for kind in ("missed", "false_alarm")]
-        table.add_row(name, number(scores[f"dice/{name}"]), *spread_of(f"dice/{name}"), number(scores[f"iou/{name}"]), *counts)
-    table.add_section()
-    table.add_row("mean over foreground", number(scores["dice"]), *spread_of("dice"), number(scores["iou"]))
+    for names in ([name for name in classes if name not in regions], regions):
+        for name in names:
+            counts = [f"{scores.get(f'{kind}/{name}', 0):.0f}" for kind in ("missed", "false_alarm")]
+            table.add_row(name, number(scores[f"dice/{name}"]), *spread_of(f"dice/{name}"), number(scores[f"iou/{name}"]), *counts)
+        table.add_section()
+    table.add_row(_mean(regions), number(scores["dice"]), *spread_of("dice"), number(scores["iou"]))
     out.print(table)
     four = {
         "pixel accuracy": "pixel_accuracy",
@@ -57,11 +60,22 @@ def print_scores(
     out.print("   ".join(f"{title} {number(scores[name])}" for title, name in four.items()), highlight=False)
 
 
-def print_folds(out: Console, folds: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
+def _of(regions: Sequence[str]) -> str:
+    """What a row of scores is about."""
+    return "class or region" if regions else "class"
+
+
+def _mean(regions: Sequence[str]) -> str:
+    """What the means `dice` and `iou` are over."""
+    return "mean over regions" if regions else "mean over foreground"
+
+
+def print_folds(out: Console, folds: Sequence[Mapping[str, Any]], classes: Sequence[str], regions: Sequence[str]) -> None:
     """Prints Dice of each fold of a cross-validation, as the summary has them."""
-    table = Table("fold", "cases", *classes, "mean over foreground", title="Dice by fold", title_justify="left")
+    names = (*(name for name in classes if name not in regions), *regions)
+    table = Table("fold", "cases", *names, _mean(regions), title="Dice by fold", title_justify="left")
     for fold in folds:
-        dice = [number(fold["scores"][f"dice/{name}"]) for name in classes]
+        dice = [number(fold["scores"][f"dice/{name}"]) for name in names]
         table.add_row(fold["fold"], str(fold["cases"]), *dice, number(fold["scores"]["dice"]))
     out.print(table)
 

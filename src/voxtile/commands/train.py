@@ -235,8 +235,8 @@ def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Con
     """Prints Dice and IoU per class of the best validation, and what to do next."""
     from voxtile.commands.tables import print_scores
 
-    best = home.read("status.json", "best")["best"]
-    print_scores(out, f"validation at step {best['step']}", best["scores"], prepared.dataset.classes)
+    best, dataset = home.read("status.json", "best")["best"], prepared.dataset
+    print_scores(out, f"validation at step {best['step']}", best["scores"], dataset.classes, list(dataset.regions))
     if best["scores"]["dice"] == 0:
         out.print("nothing but the background was predicted: train longer, at another rate, or with class weights", style="yellow")
     for sentence in prepared.waived:

@@ -163,7 +163,7 @@ class Trained:
         size = (1, *window) if len(window) == 2 else tuple(window)
         return Predictor(
             networks, size, config["overlap"], config["batch_size"], device(config["device"]),
-            PRECISIONS[config["precision"]], config["workers"], procedure,
+            PRECISIONS[config["precision"]], config["workers"], procedure, list(self.built.dataset.regions.values()),
         )  # fmt: skip
 
     def _mirrors(self, axes: Any) -> tuple[str, ...]:

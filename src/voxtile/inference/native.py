@@ -59,7 +59,7 @@ def native_bands(
             first, weights = taps[number]
             mean = sum(weight * slices[first + place] for place, weight in enumerate(weights.tolist()) if weight)
             assert isinstance(mean, Tensor)  # a slice is made of one or more
-            yield _band(native, windows[number], order, _resized(mean, turned[1:]), predictor.procedure.samples > 0)
+            yield _band(native, windows[number], order, _resized(mean, turned[1:]), predictor)
             while waiting and slices and next(iter(slices)) < taps[waiting[0]][0]:
                 slices.popitem(last=False)
 
@@ -86,13 +86,13 @@ def _resized(maps: Tensor, plane: Sequence[int]) -> Tensor:
     return functional.interpolate(maps[None], tuple(plane), mode="bilinear", align_corners=False, antialias=True)[0]
 
 
-def _band(native: Case, window: Window, order: Sequence[int], maps: Tensor, sampled: bool) -> Band:
+def _band(native: Case, window: Window, order: Sequence[int], maps: Tensor, predictor: Predictor) -> Band:
     """A band of the native grid, from maps [K, H, W] of a slice."""
     back = [list(order).index(axis) for axis in range(3)]
     maps = maps[:, None].permute(0, *(axis + 1 for axis in back)).contiguous()
-    probabilities, variance = (maps[:-1], maps[-1]) if sampled else (maps, None)
+    probabilities, variance = (maps[:-1], maps[-1]) if predictor.procedure.samples else (maps, None)
     # Where pixels without data were seen, probabilities sum to less than one.
     total = probabilities.sum(dim=0)
     held: NDArray[np.bool_] = native.read(window)[1] & (total > 0).numpy()
     probabilities = torch.where(torch.from_numpy(held), probabilities / total, torch.nan)
-    return Band(window, probabilities, held, variance)
+    return Band(window, probabilities, held, variance, predictor.regions)

@@ -43,6 +43,7 @@ def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:
             "spacing": prepared.dataset.spacing,
             "classes": list(prepared.dataset.classes),
             "background": prepared.dataset.background,
+            "regions": {name: list(members) for name, members in prepared.dataset.regions.items()},
             "colors": [list(color) for color in prepared.dataset.colors],
             "intensity": None if prepared.intensity is None else prepared.intensity.as_dict(),
             "waived": list(prepared.waived),

@@ -24,6 +24,7 @@ from voxtile.cases.tiling import Tile, tiles
 from voxtile.data.batches import collate
 from voxtile.data.datamodule import VoxtileData, window_of
 from voxtile.errors import RunError, VoxtileError, reason
+from voxtile.inference.decoding import classes_of_logits
 from voxtile.inference.marks import edge_marks
 from voxtile.models.network import logits_of
 from voxtile.training import pictures
@@ -238,7 +239,8 @@ def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[in
         batch = collate([sample | data.prepared.intensity_of(case).arrays()])
         with torch.inference_mode():
             image, _ = module.inputs({k: v.to(module.device) for k, v in batch.items()}, augment=False)
-            classes = logits_of(module.judged.eval(), image).max(dim=1).indices[0].to(torch.uint8).cpu().numpy()
+            logits = logits_of(module.judged.eval(), image)
+            classes = classes_of_logits(logits, list(module.regions.values()))[0].to(torch.uint8).cpu().numpy()
         middle = tile.window.depth // 2
         plane = classes if module.planar else classes[middle]
         own = sample["image"][case.neighbours :: 1 + 2 * case.neighbours]  # without neighbouring slices

@@ -8,13 +8,13 @@ Introduction to the Bootstrap*, section 13.3). N cases, G groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.training.scores import class_scores
+from voxtile.training.scores import averaged_over, class_scores
 
 RESAMPLES = 10_000
 SEED = 0
@@ -85,34 +85,37 @@ def spreads(
     groups: Sequence[str],
     classes: Sequence[str],
     background: int | None,
+    regions: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Spread]:
     """Mean, median and interval of each score that is a mean over cases, and the interval of those that are pooled.
 
     Args:
-        rows: of `cases.csv`, with columns `<score>/<class>`.
+        rows: of `cases.csv`, with columns `<score>/<class>` and `<score>/<region>`.
         matrices: confusion matrices [N, K, K] of the same cases.
         groups: of the same cases.
         classes: the K class names.
         background: index of the class that is left out of the means over classes.
+        regions: class indices by name of region; with some these means are over them.
 
     Returns:
         By the names of `summarise` and of the columns: `dice`, `dice/<class>`, …, `iou`, `iou/<class>`, `pooled_dice/<class>`.
     """
-    resamples = Resamples(groups)
+    resamples, regions = Resamples(groups), regions or {}
+    names, members = (*classes, *regions), list(regions.values())
     columns = [name for name in rows[0] if name.partition("/")[0] in CASE_SCORES]
     values = np.array([[row[name] for name in columns] for row in rows], dtype=np.float64)
     drawn = resamples.means(values)
     found = {name: _spread(values[:, place], resamples.interval(drawn[:, place])) for place, name in enumerate(columns)}
-    foreground = [index for index in range(len(classes)) if index != background]
-    dice = [columns.index(f"dice/{classes[index]}") for index in foreground]
+    foreground = averaged_over(classes, background, regions)
+    dice = [columns.index(f"dice/{names[index]}") for index in foreground]
     found["dice"] = Spread(
         _mean(np.array([found[columns[place]].mean for place in dice])), None,
         *resamples.interval(_row_means(drawn[:, dice])), int((~np.isnan(values[:, dice])).any(axis=1).sum()),
     )  # fmt: skip
-    pooled, redrawn = class_scores(matrices.sum(axis=0)), class_scores(resamples.sums(matrices))
+    pooled, redrawn = class_scores(matrices.sum(axis=0), members), class_scores(resamples.sums(matrices), members)
     for name, kind in (("iou", "iou"), ("pooled_dice", "dice")):
         one, many = getattr(pooled, kind), getattr(redrawn, kind)
-        for index, of in enumerate(classes):
+        for index, of in enumerate(names):
             found[f"{name}/{of}"] = Spread(float(one[index]), None, *resamples.interval(many[:, index]), len(rows))
         if name == "iou":
             found["iou"] = Spread(_mean(one[foreground]), None, *resamples.interval(_row_means(many[:, foreground])), len(rows))

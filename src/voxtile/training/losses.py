@@ -10,6 +10,7 @@ Axes: B samples, K classes, any spatial axes; S statistics.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -31,8 +32,9 @@ class Loss(nn.Module, ABC):
     All computation is in float32 (float64 for float64 scores), also under autocast, and made of operations that are
     deterministic on every device. What the scores are at ignored pixels, infinite and NaN included, has no influence.
 
-    Every constructor takes the keywords `num_classes`, `class_counts`, `present_counts` and `background`, used or not, so
-    that one call builds any loss; see `class_weight_table` for the counts. `background` is the index of the background class.
+    Every constructor takes the keywords `num_classes`, `class_counts`, `present_counts`, `background` and `regions`, used or not,
+    so that one call builds any loss; see `class_weight_table` for the counts. `background` is the index of the background
+    class, `regions` the class indices of each region of the data set, None without regions.
 
     Attributes:
         size: S, how many statistics there are.
@@ -116,6 +118,7 @@ class PixelLoss(Loss):
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
         class_weights: WeightRule = None,
         divide_by: DivideBy = "weights",
     ) -> None:
@@ -173,6 +176,7 @@ class CrossEntropy(PixelLoss):
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
         class_weights: WeightRule = None,
         divide_by: DivideBy = "weights",
         label_smoothing: float = 0.0,
@@ -212,6 +216,7 @@ class Focal(PixelLoss):
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
         class_weights: WeightRule = None,
         divide_by: DivideBy = "weights",
         gamma: float = 2.0,
@@ -253,6 +258,7 @@ class BorderCrossEntropy(PixelLoss):
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
         class_weights: WeightRule = None,
         divide_by: DivideBy = "pixels",
         w0: float = 10.0,
@@ -286,13 +292,16 @@ class Dice(Loss):
     """Soft Dice loss on softmax probabilities: the mean of 1 - (2·I + s) / (P + L + s).
 
     I is the sum of a class's probability over the pixels that carry its label, P over all judged pixels, L the number of
-    pixels with its label, s the smoothing (Milletari et al. 2016 without squares; MONAI's `DiceLoss`).
+    pixels with its label, s the smoothing (Milletari et al. 2016 without squares; MONAI's `DiceLoss`). With regions the same holds
+    of each region instead of each class: its probability is the sum of its classes', its label any of theirs.
+
+    R is the number of regions, without regions K.
 
     Args:
         include_background: whether the class `background` is among the classes averaged over.
         smooth: s, in pixels.
         batch: True sums I, P and L over the whole batch, then averages over classes. False averages over samples and the
-            classes that occur in the sample's label: classes that do not occur add nothing.
+            classes that occur in the sample's label: classes that do not occur add nothing. Regions likewise.
     """
 
     averaged: Tensor
@@ -304,25 +313,31 @@ class Dice(Loss):
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
         include_background: bool = False,
         smooth: float = 1.0,
         batch: bool = True,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        averaged = torch.tensor([include_background or k != background for k in range(num_classes)])
+        if regions and include_background:
+            raise ConfigError(
+                "'loss.include_background=true' is about the mean over classes, and with 'data.regions' Dice is a mean over "
+                "regions. Type 'loss.include_background=false', or 'data.regions=null'."
+            )
+        self.num_classes, self.regions = num_classes, [tuple(members) for members in regions or ()]
+        averaged = torch.tensor([True] * len(self.regions) or [include_background or k != background for k in range(num_classes)])
         self.register_buffer("averaged", averaged, persistent=False)
         self.smooth = smooth
         self.batch = batch
         self.needs_logits_first = batch
-        self.size = 3 * num_classes if batch else 2
+        self.size = 3 * len(averaged) if batch else 2
 
     def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor, margin: int = 0) -> Tensor:
-        """Overlap, predicted and label [3·K] if `batch`, else (sum of terms, number of terms)."""
+        """Overlap, predicted and label [3·R] if `batch`, else (sum of terms, number of terms)."""
         target = _inside(target, margin)
         space = tuple(range(2, log_probabilities.ndim))
-        labelled = _one_hot(target, self.num_classes)
-        probabilities = log_probabilities.exp()
+        labelled = self._united(_one_hot(target, self.num_classes))
+        probabilities = self._united(log_probabilities.exp())
         overlap = torch.where(labelled, probabilities, 0.0).sum(dim=space)
         predicted = torch.where((target != IGNORE)[:, None], probabilities, 0.0).sum(dim=space)
         label = labelled.sum(dim=space, dtype=probabilities.dtype)
@@ -333,23 +348,32 @@ class Dice(Loss):
         return torch.stack([terms.sum(), counted.sum(dtype=terms.dtype)])
 
     def label_statistics(self, target: Tensor, margin: int = 0) -> Tensor:
-        """(0, 0, label) [3·K] if `batch`, else (0, number of terms)."""
-        label = _one_hot(_inside(target, margin), self.num_classes).flatten(2).sum(dim=2, dtype=torch.float32)
+        """(0, 0, label) [3·R] if `batch`, else (0, number of terms)."""
+        label = self._united(_one_hot(_inside(target, margin), self.num_classes)).flatten(2).sum(dim=2, dtype=torch.float32)
         if self.batch:
-            return torch.cat([label.new_zeros(2 * self.num_classes), label.sum(dim=0)])
+            return torch.cat([label.new_zeros(2 * len(self.averaged)), label.sum(dim=0)])
         count = ((label > 0) & self.averaged).sum(dtype=torch.float32)
         return torch.stack([torch.zeros_like(count), count])
 
     def value(self, statistics: Tensor) -> Tensor:
-        """The mean over classes if `batch`, else over terms."""
+        """The mean over classes or regions if `batch`, else over terms."""
         if self.batch:
-            overlap, predicted, label = statistics.view(3, self.num_classes)
+            overlap, predicted, label = statistics.view(3, len(self.averaged))
             averaged = self.averaged.to(statistics.device)
             return torch.where(averaged, self._terms(overlap, predicted, label), 0.0).sum() / averaged.sum()
         return statistics[0] / statistics[1].clamp_min(1)
 
+    def _united(self, maps: Tensor) -> Tensor:
+        """Maps of classes [B, K, *spatial] added up to those of regions [B, R, *spatial]; of truth values whether any is true.
+
+        Added plane by plane: the gradient of an indexed copy would be a scatter, see `_of_label`.
+        """
+        if not self.regions:
+            return maps
+        return torch.stack([functools.reduce(torch.add, [maps[:, k] for k in members]) for members in self.regions], dim=1)
+
     def _terms(self, overlap: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
-        """1 - Dice per class [..., K]; 0 where there is neither label nor prediction, also without smoothing."""
+        """1 - Dice per class or region [..., R]; 0 where there is neither label nor prediction, also without smoothing."""
         size = predicted + label + self.smooth
         return torch.where(size == 0, 0.0, 1 - (2 * overlap + self.smooth) / torch.where(size == 0, 1.0, size))
 
@@ -390,6 +414,7 @@ class DiceCrossEntropy(Sum):
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
         include_background: bool = False,
         smooth: float = 1.0,
         batch: bool = True,
@@ -399,8 +424,9 @@ class DiceCrossEntropy(Sum):
         cross_entropy_weight: float = 1.0,
     ) -> None:
         dice = Dice(
-            num_classes=num_classes, background=background, include_background=include_background, smooth=smooth, batch=batch
-        )
+            num_classes=num_classes, background=background, regions=regions, include_background=include_background, smooth=smooth,
+            batch=batch,
+        )  # fmt: skip
         cross_entropy = CrossEntropy(
             num_classes=num_classes,
             class_counts=class_counts,

@@ -20,6 +20,7 @@ from voxtile.data.datamodule import VoxtileData
 from voxtile.data.normalise import normalise
 from voxtile.data.rng import digest
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed
+from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import ScoreMap, logits_of, score_maps
 from voxtile.training.losses import Loss, surrogate
 from voxtile.training.schedules import Schedule
@@ -61,6 +62,7 @@ class SegmentationModule(lightning.LightningModule):
         validation: Sequence[str],
         record: Callable[[int, Mapping[str, float]], None],
         parameters: Callable[[nn.Module], Iterable[Any]],
+        regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Takes the parts.
 
@@ -78,12 +80,14 @@ class SegmentationModule(lightning.LightningModule):
             validation: ids of the validation cases.
             record: takes the run's numbers, (step, {name: value}).
             parameters: cuts the network's parameters into groups for the optimizer.
+            regions: class indices of each region, by its name.
         """
         super().__init__()
         self.automatic_optimization = False
         self.network, self.loss, self.augment, self.schedule = network, loss, augment, schedule
         self.make_optimizer, self.settings, self.seed = make_optimizer, settings, seed
         self.classes, self.background, self.record, self.groups_of = tuple(classes), background, record, parameters
+        self.regions = dict(regions or {})
         self.training_cases = tuple(training)
         self.planar = getattr(network, "dims", 2) == 2
         self.margin = int(getattr(network, "margin", 0))
@@ -92,7 +96,7 @@ class SegmentationModule(lightning.LightningModule):
             self.network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
         counted = ("missed/", "false_alarm/", "undefined/")  # of these, less is better
-        scores = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background)
+        scores = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background, self.regions)
         known = [name for name in scores if not name.startswith(counted)]
         if settings.monitor not in known:
             raise ConfigError(
@@ -356,13 +360,12 @@ class SegmentationModule(lightning.LightningModule):
         image, label = self.inputs(batch, augment=False)
         logits = logits_of(self.judged, image)
         self.val_statistics += self.loss.statistics(logits, label).double().cpu()
-        # max is several times faster than argmax over a strided axis on the CPU.
-        self.confusion.update(batch["case"].tolist(), logits.max(dim=1).indices, label)
+        self.confusion.update(batch["case"].tolist(), classes_of_logits(logits, list(self.regions.values())), label)
 
     def on_validation_epoch_end(self) -> None:
         """Turns the counts into scores and remembers whether they are the best."""
         matrices = self.confusion.compute().cpu().numpy()
-        self.scores = summarise(matrices, self.classes, self.background)
+        self.scores = summarise(matrices, self.classes, self.background, self.regions)
         self.scores["loss"] = float(self.loss.value(self._summed(self.val_statistics)))
         score = self.scores[self.settings.monitor]
         self.record(self.step, {f"val/{name}": value for name, value in self.scores.items()})

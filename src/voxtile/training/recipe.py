@@ -60,6 +60,7 @@ ADDED: Mapping[str, Any] = {
     "data.spacing": None,
     "data.axis": "z",
     "data.neighbours": 0,
+    "data.regions": None,
     "data.sampling.by": "pixels",
     "data.sampling.class_weights": None,
     "data.sampling.jitter": 1.0,

@@ -6,7 +6,7 @@ prediction's. N cases, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,8 +89,34 @@ class CaseConfusion(Metric):
         return self.matrices
 
 
+class Counts(NamedTuple):
+    """Pixels of each class and then of each region [..., K + R]."""
+
+    hit: NDArray[Any]
+    label: NDArray[Any]
+    predicted: NDArray[Any]
+
+
+def counts(matrix: NDArray[np.int64] | NDArray[np.float64], regions: Sequence[Sequence[int]] = ()) -> Counts:
+    """Pixels that are hit, labelled and predicted, from confusion matrices [..., K, K].
+
+    A pixel hits a region where label and prediction lie in it, be they one class or two.
+
+    Args:
+        matrix: one confusion matrix or several.
+        regions: class indices of each of the R regions.
+    """
+    hit, label, predicted = np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)
+    for members in map(list, regions):
+        own = matrix[..., members, :][..., members].sum(axis=(-2, -1))
+        hit = np.concatenate([hit, own[..., None]], axis=-1)
+        label = np.concatenate([label, label[..., members].sum(axis=-1, keepdims=True)], axis=-1)
+        predicted = np.concatenate([predicted, predicted[..., members].sum(axis=-1, keepdims=True)], axis=-1)
+    return Counts(hit, label, predicted)
+
+
 class ClassScores(NamedTuple):
-    """Scores per class, float64 [..., K]; NaN where undefined, that is where the denominator is 0."""
+    """Scores per class and then per region, float64 [..., K + R]; NaN where undefined, that is where the denominator is 0."""
 
     iou: NDArray[np.float64]
     dice: NDArray[np.float64]
@@ -98,14 +124,13 @@ class ClassScores(NamedTuple):
     recall: NDArray[np.float64]
 
 
-def class_scores(matrix: NDArray[np.int64] | NDArray[np.float64]) -> ClassScores:
-    """Scores of each class from confusion matrices [..., K, K], or from weighted sums of some.
+def class_scores(matrix: NDArray[np.int64] | NDArray[np.float64], regions: Sequence[Sequence[int]] = ()) -> ClassScores:
+    """Scores of each class and region from confusion matrices [..., K, K], or from weighted sums of some.
 
     With tp, fp and fn the pixels of a class that are hit, false alarms and misses: iou = tp / (tp + fp + fn),
     dice = 2·tp / (2·tp + fp + fn), precision = tp / (tp + fp), recall = tp / (tp + fn).
     """
-    hit = np.diagonal(matrix, axis1=-2, axis2=-1)
-    label, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    hit, label, predicted = counts(matrix, regions)
     return ClassScores(
         iou=_ratio(hit, label + predicted - hit),
         dice=_ratio(2 * hit, label + predicted),
@@ -114,23 +139,35 @@ def class_scores(matrix: NDArray[np.int64] | NDArray[np.float64]) -> ClassScores
     )
 
 
-def summarise(matrices: NDArray[np.int64], classes: Sequence[str], background: int | None) -> dict[str, float]:
+def averaged_over(classes: Sequence[str], background: int | None, regions: Mapping[str, Sequence[int]]) -> list[int]:
+    """Which of the K classes and R regions are in the means `dice` and `iou`: the regions, or the foreground classes."""
+    if regions:
+        return list(range(len(classes), len(classes) + len(regions)))
+    return [index for index in range(len(classes)) if index != background]
+
+
+def summarise(
+    matrices: NDArray[np.int64], classes: Sequence[str], background: int | None, regions: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, float]:
     """All scores of a split, by name, as defined in `docs/scores.md`.
 
     Args:
         matrices: confusion matrices [N, K, K], one per case.
         classes: the K class names.
         background: index of the class left out of the means `iou` and `dice`; None averages over all classes.
+        regions: class indices by name of region; with some these means are over them.
 
     Returns:
         Scores as fractions in 0..1, NaN where undefined; counts of cases under `missed/`, `false_alarm/`, `undefined/`.
     """
+    regions = regions or {}
+    members = list(regions.values())
     pooled = matrices.sum(axis=0)
-    scores, dice = class_scores(pooled), class_scores(matrices).dice
-    label = pooled.sum(axis=1)
+    scores, dice = class_scores(pooled, members), class_scores(matrices, members).dice
+    label, of_class = pooled.sum(axis=1), slice(len(classes))
     case_dice = np.array([mean_of(column) for column in dice.T])
-    foreground = [index for index in range(len(classes)) if index != background]
-    in_label, predicted = matrices.sum(axis=2) > 0, matrices.sum(axis=1) > 0
+    foreground = averaged_over(classes, background, regions)
+    in_label, predicted = (each > 0 for each in counts(matrices, members)[1:])
     per_class = {
         "dice": case_dice,
         "iou": scores.iou,
@@ -143,38 +180,43 @@ def summarise(matrices: NDArray[np.int64], classes: Sequence[str], background: i
         "dice": mean_of(case_dice[foreground]),
         "iou": mean_of(scores.iou[foreground]),
         "pixel_accuracy": float(_ratio(np.trace(pooled), pooled.sum())),
-        "mean_accuracy": mean_of(scores.recall),
-        "mean_iu": mean_of(scores.iou[label > 0]),
-        "fw_iu": float(_ratio(np.nansum(label * scores.iou), label.sum())),
+        "mean_accuracy": mean_of(scores.recall[of_class]),
+        "mean_iu": mean_of(scores.iou[of_class][label > 0]),
+        "fw_iu": float(_ratio(np.nansum(label * scores.iou[of_class]), label.sum())),
     }
     for name, values in per_class.items():
-        summary |= {f"{name}/{of}": float(value) for of, value in zip(classes, values, strict=True)}
+        summary |= {f"{name}/{of}": float(value) for of, value in zip((*classes, *regions), values, strict=True)}
     return summary
 
 
-def case_rows(matrices: NDArray[np.int64], ids: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+def case_rows(
+    matrices: NDArray[np.int64], ids: Sequence[str], classes: Sequence[str], regions: Mapping[str, Sequence[int]] | None = None
+) -> list[dict[str, Any]]:
     """One row per case for `cases.csv`; scores are NaN where undefined.
 
     Args:
         matrices: confusion matrices [N, K, K].
         ids: the N case ids.
         classes: the K class names.
+        regions: class indices by name of region.
 
     Returns:
-        Rows with `case`, `pixels` (judged ones), and for each class `dice/`, `case_iou/`, `precision/`, `recall/`,
+        Rows with `case`, `pixels` (judged ones), and for each class and region `dice/`, `case_iou/`, `precision/`, `recall/`,
         `label_pixels/` and `predicted_pixels/`.
     """
     rows: list[dict[str, Any]] = []
+    regions = regions or {}
+    members = list(regions.values())
     for name, matrix in zip(ids, matrices, strict=True):
-        scores = class_scores(matrix)
+        scores, pixels = class_scores(matrix, members), counts(matrix, members)
         row: dict[str, Any] = {"case": name, "pixels": int(matrix.sum())}
-        for index, of in enumerate(classes):
+        for index, of in enumerate((*classes, *regions)):
             row[f"dice/{of}"] = float(scores.dice[index])
             row[f"case_iou/{of}"] = float(scores.iou[index])
             row[f"precision/{of}"] = float(scores.precision[index])
             row[f"recall/{of}"] = float(scores.recall[index])
-            row[f"label_pixels/{of}"] = int(matrix[index].sum())
-            row[f"predicted_pixels/{of}"] = int(matrix[:, index].sum())
+            row[f"label_pixels/{of}"] = int(pixels.label[index])
+            row[f"predicted_pixels/{of}"] = int(pixels.predicted[index])
         rows.append(row)
     return rows
 

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from voxtile.training.scores import mean_of
 
 
-def volume_columns(matrix: NDArray[np.int64], classes: Mapping[int, str], millilitres: float) -> dict[str, float]:
-    """The columns of `cases.csv` of one case; errors are NaN where the class is in neither, relative ones where not in the label.
+def volume_columns(matrix: NDArray[np.int64], structures: Mapping[str, Sequence[int]], millilitres: float) -> dict[str, float]:
+    """The columns of `cases.csv` of one case; errors are NaN where a structure is in neither, relative ones where not in the label.
 
     Args:
         matrix: confusion matrix [K, K] of the case.
-        classes: names of the classes that are measured, by index.
+        structures: indices of the classes that a structure is made of, by its name.
         millilitres: volume of a voxel.
     """
     out: dict[str, float] = {}
-    for index, name in classes.items():
-        label, predicted = float(matrix[index].sum() * millilitres), float(matrix[:, index].sum() * millilitres)
+    for name, members in structures.items():
+        label, predicted = (float(matrix.sum(axis=axis)[list(members)].sum() * millilitres) for axis in (1, 0))
         out[f"label_ml/{name}"], out[f"predicted_ml/{name}"] = label, predicted
         out[f"volume_error_ml/{name}"] = predicted - label if label or predicted else float("nan")
         out[f"relative_volume_error/{name}"] = (predicted - label) / label if label else float("nan")
@@ -29,7 +29,7 @@ def volume_columns(matrix: NDArray[np.int64], classes: Mapping[int, str], millil
 
 
 def summarise_volumes(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
-    """Means over the cases where an error is defined, per class, from the cases' columns."""
+    """Means over the cases where an error is defined, per structure, from the cases' columns."""
     out: dict[str, float] = {}
     for name in names:
         for kind in ("volume_error_ml", "relative_volume_error"):

@@ -108,6 +108,7 @@ def test_what_is_missing_is_named(root):
         ({"labels": None}, "lacks labels. Expected nnU-Net's JSON of version 2"),
         ({"labels": {}}, "names no labels"),
         ({"labels": {"background": 0, "other": 0}}, "'other': 0. Expected a whole number that no other name has"),
+        ({"labels": {"background": 0, "all": []}}, "'all': []. Expected a whole number that no other name has, or a list"),
         ({"labels": {"background": "0"}}, "'background': '0'. Expected a whole number"),
     ],
 )
@@ -164,17 +165,69 @@ def test_labels_that_do_not_agree_are_an_error_that_prints_the_right_ones(root, 
 
 def test_the_ignore_label_and_names_that_no_score_can_have_agree(root):
     layout = describe(root, labels={"background": 0, "edema/core": 1, "ignore": 2})
-    layout.declared().check({0: "background", 1: "edema_core", 2: "ignore"})
+    layout.declared().check({0: "background", 1: "edema_core", 2: "ignore"}, {})
     with pytest.raises(ConfigError, match=r"\{0: background, 1: edema_core, 2: ignore\}"):
-        layout.declared().check({0: "background", 1: "edema_core"})
+        layout.declared().check({0: "background", 1: "edema_core"}, {})
 
 
-def test_regions_are_exposed_and_refused(root):
-    layout = describe(root, labels={"background": 0, "whole": [1, 2], "core": [2], "ignore": 3})
-    assert layout.declared().regions == {"whole": (1, 2), "core": (2,)}
-    assert layout.declared().values == {0: "background", 3: "ignore"}
-    with pytest.raises(ConfigError, match=r"describes regions, which may overlap \(whole: 1, 2; core: 2\).*FolderLayout"):
-        opened(layout, {0: "background", 1: "edema", 2: "core"}).cases()
+BRATS = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3], "ignore": 4}
+NAMED = {0: "background", 1: "edema", 2: "necrosis", 3: "enhancing", 4: "ignore"}
+UNITED = {
+    "whole tumor": ["edema", "necrosis", "enhancing"],
+    "tumor core": ["necrosis", "enhancing"],
+    "enhancing tumor": ["enhancing"],
+}
+
+
+def test_regions_are_unions_of_named_classes(root):
+    declared = describe(root, labels=BRATS, regions_class_order=[1, 2, 3]).declared()
+    assert declared.regions == {"whole tumor": (1, 2, 3), "tumor core": (2, 3), "enhancing tumor": (3,)}
+    assert declared.values == {0: "background", 4: "ignore"}
+    declared.check(NAMED, UNITED)
+    declared.check({**NAMED, 3: "enhancing tumor"}, {
+        "enhancing tumor": ["enhancing tumor"], "tumor core": ["enhancing tumor", "necrosis"],
+        "whole tumor": ["necrosis", "edema", "enhancing tumor"],
+    })  # fmt: skip
+    # Beside regions, a name with one value is a region, too.
+    assert describe(root, labels=BRATS | {"enhancing tumor": 3}).declared().regions == declared.regions
+
+
+@pytest.mark.parametrize(
+    ("labels", "regions"),
+    [
+        ({0: "background", 1: "foreground"}, {}),
+        (NAMED, {}),
+        (NAMED, UNITED | {"tumor core": ["enhancing"]}),
+        (NAMED, {name: classes for name, classes in UNITED.items() if name != "tumor core"}),
+        (NAMED, UNITED | {"edge": ["edema"]}),
+        (NAMED | {4: "unknown"}, UNITED),
+        (NAMED | {0: "rest"}, UNITED),
+        (NAMED | {5: "more"}, UNITED),
+        ({value: name for value, name in NAMED.items() if value != 4}, UNITED),
+    ],
+)
+def test_regions_that_do_not_agree_are_an_error_that_prints_the_right_ones(root, labels, regions):
+    with pytest.raises(ConfigError) as error:
+        describe(root, labels=BRATS).declared().check(labels, regions)
+    right = "{0: background, 1: rest of whole tumor, 2: rest of tumor core, 3: enhancing tumor, 4: ignore}"
+    unions = (
+        "{whole tumor: [rest of whole tumor, rest of tumor core, enhancing tumor], tumor core: [rest of tumor core, enhancing "
+        "tumor], enhancing tumor: [enhancing tumor]}"
+    )
+    assert f"'labels: {right}' and 'regions: {unions}'" in str(error.value)
+    replaced = "'~data.regions' " if regions else ""  # Hydra cannot take out null
+    assert f"type '~data.labels' '+data.labels={right}' {replaced}'+data.regions={unions}'" in str(error.value)
+    assert "whole tumor: 1, 2, 3; tumor core: 2, 3; enhancing tumor: 3" in str(error.value)
+
+
+def test_values_that_no_region_tells_apart_are_numbered(root):
+    with pytest.raises(ConfigError, match=r"labels: \{0: background, 1: value1, 2: value2, 3: inner_part\}"):
+        describe(root, labels={"background": 0, "all": [1, 2, 3], "inner/part": [3]}).declared().check({0: "background"}, {})
+
+
+def test_a_data_set_without_regions_may_be_given_some(root):
+    layout = describe(root)
+    layout.declared().check({0: "background", 1: "edema", 2: "core"}, {"whole": ["edema", "core"]})
 
 
 # --- the split of nnU-Net, and new files

@@ -7,7 +7,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from voxtile.cases.address import is_address, masked
 from voxtile.cases.case import Source
@@ -64,27 +66,56 @@ class Declared:
     values: Mapping[int, str]
     regions: Mapping[str, tuple[int, ...]]
 
-    def check(self, labels: Mapping[int, str]) -> None:
-        """Compares them with those of the configuration, class name by stored value.
+    def check(self, labels: Mapping[int, str], regions: Mapping[str, Sequence[str]]) -> None:
+        """Compares them with those of the configuration.
+
+        Args:
+            labels: class name by stored value, as `data.labels`.
+            regions: class names by name of region, as `data.regions`; empty for none.
 
         Raises:
-            ConfigError: They differ, or there are regions; the message says what to write.
+            ConfigError: They differ; the message says what to write.
         """
-        if self.regions:
-            found = "; ".join(f"{name}: {listed(values)}" for name, values in self.regions.items())
+        wanted = {value: _named(name) for value, name in sorted(self.values.items())}
+        if not self.regions:
+            if dict(labels) != wanted:
+                text = _mapping(wanted)
+                raise ConfigError(
+                    f"'data.labels' is {dict(labels)} and does not agree with {self.where}. Expected 'labels: {text}'; write that "
+                    f"into the data set's file, or type '~data.labels' '+data.labels={text}'."
+                )
+            return
+        unions = {_named(name): sorted(values) for name, values in self.regions.items()}
+        single = {value: wanted.get(value) or self._proposed(value) for value in sorted({*wanted, *chain(*unions.values())})}
+        found = {name: sorted(value for value, of in labels.items() if of in classes) for name, classes in regions.items()}
+        if found != unions or set(labels) != set(single) or any(labels[value] != name for value, name in wanted.items()):
+            text, replaced = _mapping(single), "'~data.regions' " if regions else ""  # null cannot be taken out
+            united = _mapping({name: f"[{', '.join(single[value] for value in union)}]" for name, union in unions.items()})
             raise ConfigError(
-                f"{self.where} describes regions, which may overlap ({found}), and voxtile trains on one class for each label "
-                "value. Name the values themselves under 'labels:', and describe the folder with FolderLayout: 'images: "
-                "imagesTr/{id}_0000.nii.gz', a list of such patterns where there are several channels, and 'labels: "
-                "labelsTr/{id}.nii.gz'."
+                f"'data.labels' is {dict(labels)} and 'data.regions' {dict(regions) or None}, and {self.where} describes regions, "
+                f"which may overlap ({'; '.join(f'{name}: {listed(union)}' for name, union in unions.items())}). Expected a class "
+                f"for each value and these regions as unions of classes, whose names you may choose: for example 'labels: {text}' "
+                f"and 'regions: {united}'; write that into the data set's file, or type '~data.labels' '+data.labels={text}' "
+                f"{replaced}'+data.regions={united}'."
             )
-        wanted = {value: re.sub(r"[^\w .()+-]", "_", name) for value, name in sorted(self.values.items())}
-        if dict(labels) != wanted:
-            text = "{" + ", ".join(f"{value}: {name}" for value, name in wanted.items()) + "}"
-            raise ConfigError(
-                f"'data.labels' is {dict(labels)} and does not agree with {self.where}. Expected 'labels: {text}'; write that into "
-                f"the data set's file, or type '~data.labels' '+data.labels={text}'."
-            )
+
+    def _proposed(self, value: int) -> str:
+        """A class name for a value that only regions name: of its innermost region, or of what is left of it by those within."""
+        name, union = min(((_named(n), u) for n, u in self.regions.items() if value in u), key=lambda each: len(each[1]))
+        if len(union) == 1:
+            return name
+        inner = {other for each in self.regions.values() if len(each) < len(union) for other in each}
+        return f"rest of {name}" if [other for other in union if other not in inner] == [value] else f"value{value}"
+
+
+def _mapping(values: Mapping[Any, str]) -> str:
+    """A mapping as it is typed, and as it stands in a data set's file."""
+    return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
+
+
+def _named(name: str) -> str:
+    """A name without the signs that no class may have."""
+    return re.sub(r"[^\w .()+-]", "_", name)
 
 
 class Layout(ABC):

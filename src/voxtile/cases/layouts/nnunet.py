@@ -77,7 +77,7 @@ class NnUnetLayout(Layout):
         regions: dict[str, tuple[int, ...]] = {}
         labels = document["labels"]
         for name, value in labels.items() if isinstance(labels, dict) else ():
-            if isinstance(value, list) and all(type(each) is int for each in value):
+            if isinstance(value, list) and value and all(type(each) is int for each in value):
                 regions[str(name)] = tuple(value)
             elif type(value) is int and value not in values:
                 values[value] = str(name)
@@ -88,6 +88,9 @@ class NnUnetLayout(Layout):
                 )
         if not values and not regions:
             raise DataError(f'{self._listing} names no labels. Expected, for example, "labels": {{"background": 0, "tumor": 1}}.')
+        if regions:  # beside which a name with one value is a region, too, but for the background and what is ignored
+            regions |= {name: (value,) for value, name in values.items() if value != 0 and name != "ignore"}
+            values = {value: name for value, name in values.items() if name not in regions}
         return Declared(self._listing, values, regions)
 
     def _find(self) -> list[CaseFiles]:
