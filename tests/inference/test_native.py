@@ -34,7 +34,7 @@ def case_of(path, spacing=None, axis="z", hole=False):
     if hole:
         array[:, :, 15:] = np.nan
     native = NiftiSource([save(path, array.T, turned_affine(20, (1.0, 1.0, 2.0)))])
-    source = native if spacing is None and axis == "z" else OnWorkingGrid(native, spacing, axis, label=False)
+    source = native if spacing is None and axis == "z" else OnWorkingGrid(native, spacing, axis, kernel="cubic")
     return Case("a", "a", source)
 
 

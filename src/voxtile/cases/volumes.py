@@ -93,10 +93,12 @@ class VolumeSource(Source):
             out[row] = self._decoded(self.paths[file])[number][window.slices]
         return out, np.asarray(np.isfinite(out).all(axis=0))
 
-    def whole(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def whole(self, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.whole`."""
         parts = [self._decode(path) for path in self.paths]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts).astype(self.dtype, copy=False)
+        if list(channels) != list(range(len(array))):
+            array = array[list(channels)]
         return array, np.asarray(np.isfinite(array).all(axis=0))
 
     @property
