@@ -166,6 +166,17 @@ def test_a_length_that_was_chosen_on_the_scored_fold_is_said(folds: Path, tmp_pa
     assert (said.code, "the runs stopped by 'training.patience'" in said.text) == (0, True), said.text
 
 
+def test_a_start_that_was_chosen_on_validation_cases_is_said(folds: Path, tmp_path: Path, voxtile: Command) -> None:
+    for home in homes(folds / "runs"):
+        shutil.copytree(home, tmp_path / home.name)
+        (tmp_path / home.name / "recipe.json").write_text(json.dumps(recipe(home) | {"parent": "0" * 64}))
+    said = voxtile("evaluate", f"runs={tmp_path}/tubes-*", f"paths.runs={tmp_path}")
+    assert (said.code, "started from the best weights of others ('init_from')" in said.text) == (0, True), said.text
+    (first, *_), (_, second, _) = homes(folds / "runs"), homes(tmp_path)
+    said = voxtile("evaluate", f"runs=[{first},{second}]", f"paths.runs={tmp_path}")
+    assert (said.code, "differ in init_from (nothing and a run)" in said.text) == (4, True), said.text
+
+
 def test_runs_of_other_recipes_or_data_are_refused(folds: Path, tmp_path: Path, voxtile: Command) -> None:
     (other,) = homes(folds / "other")
     first, second, _ = homes(folds / "runs")

@@ -87,11 +87,13 @@ class Ensemble:
 
 
 # What decides how an image is read, and what stands for it where a run does not say.
-KIND = {"format": None, "nodata": None, "scene": None, "spacing": None, "axis": "z", "neighbours": 0}
+KIND = {"nodata": None, "scene": None, "spacing": None, "axis": "z", "neighbours": 0}
 
 
 def _kind(run: Trained) -> tuple[Any, Any, Any]:
     """Classes, channels, and how an image is read."""
     data = run.manifest["data"]
     own = run.built.config["data"]
-    return data["classes"], data["channels"], {name: own.get(name, plain) for name, plain in KIND.items()}
+    reading = {name: own.get(name, plain) for name, plain in KIND.items()}
+    # A format has had two names.
+    return data["classes"], data["channels"], {"format": run.built.dataset.format, **reading}
