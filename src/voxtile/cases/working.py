@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from voxtile.errors import DataError
 Kernel = Literal["cubic", "linear", "label"]  # of images; of what must not overshoot, as weights; of kinds of things
 Spacing = Sequence[float | None]  # mm along (z, y, x) of the canonical grid; None where it stays
 SLICES = 2**24  # pixels that are resampled at once
+_RESAMPLING = threading.BoundedSemaphore(4)  # volumes, each of which takes several times its size of memory
 
 
 class OnWorkingGrid(Source):
@@ -106,14 +108,15 @@ class OnWorkingGrid(Source):
 
     def _made(self) -> NDArray[Any]:
         """All channels [C, D, H, W], resampled; images are NaN where there are no data."""
-        array, valid = self._native.whole(range(len(self.channels)))
-        made = np.empty((len(array), *self._size), dtype=self.dtype)
-        for channel, values in enumerate(array):
-            if self._kernel == "label":
-                made[channel] = resampled_label(values, valid, self._size)
-            else:
-                made[channel] = resampled_image(values, valid, self._size, self._kernel)
-        return made
+        with _RESAMPLING:
+            array, valid = self._native.whole(range(len(self.channels)))
+            made = np.empty((len(array), *self._size), dtype=self.dtype)
+            for channel, values in enumerate(array):
+                if self._kernel == "label":
+                    made[channel] = resampled_label(values, valid, self._size)
+                else:
+                    made[channel] = resampled_image(values, valid, self._size, self._kernel)
+            return made
 
     @property
     def decoded_bytes(self) -> int:
