@@ -24,6 +24,10 @@ def test_a_run_is_judged_and_its_maps_lie_on_the_grid_of_the_files(tmp_path: Pat
     assert voxtile("train", *words).code == 0
     (home,) = homes(tmp_path / "runs")
     assert voxtile("evaluate", f"run={home}", "split=val").code == 0
+    stacked = ["channel1[-1]", "channel1[+0]", "channel1[+1]"]
+    manifest = json.loads((home / "manifest.json").read_text())["data"]
+    expected = (stacked, "repeat") if "data.neighbours=1" in WAYS[way] else (["channel1"], None)
+    assert (manifest["inputs"], manifest["past_the_border"]) == expected
     (summary,) = (home / "evaluations").glob("*/summary.json")
     scores = json.loads(summary.read_text())
     assert scores["grid"] == "stored"

@@ -255,6 +255,12 @@ class Case:
         return len(self._selected) * (1 + 2 * self.neighbours)
 
     @property
+    def input_names(self) -> list[str]:
+        """What each of them is, in order: a channel, of so many slices further on where there are neighbours, see `begin`."""
+        slices = [f"[{offset:+d}]" for offset in range(-self.neighbours, self.neighbours + 1)] if self.neighbours else [""]
+        return [channel + offset for channel in self.channels for offset in slices]
+
+    @property
     def native(self) -> Case:
         """The case on the grid of its file, on which maps are written and volumes are judged.
 
