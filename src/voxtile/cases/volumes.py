@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from voxtile.cases.cache import cached_array
+from voxtile.cases.cache import Known, cached_array
 from voxtile.cases.case import Source, distinct_names
 from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid
 from voxtile.cases.window import Window
@@ -64,6 +64,7 @@ class VolumeSource(Source):
             DataError: A file cannot be read, holds no volume of real numbers, or lies on another grid than the first.
         """
         self.paths = tuple(paths)
+        self._known: Known = {}
         headers = [self._header(path) for path in self.paths]
         self.stored = headers[0].grid
         self._turn = io_orientation(self.stored.matrix)
@@ -117,7 +118,7 @@ class VolumeSource(Source):
 
     def _decoded(self, path: Path) -> NDArray[Any]:
         """All of a file in canonical orientation [C, D, H, W], from the cache."""
-        array = cached_array(self._files(path), lambda: self._decode(path), self.variant)
+        array = cached_array(self._files(path), lambda: self._decode(path), self.variant, known=self._known)
         if array.shape[1:] != self.canonical.shape:
             raise DataError(
                 f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "

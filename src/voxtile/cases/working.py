@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from voxtile.cases.cache import cached_array
+from voxtile.cases.cache import Known, cached_array
 from voxtile.cases.case import Source
 from voxtile.cases.grid import Grid, WorkingGrid
 from voxtile.cases.maps import MapSpec, MapWriter
@@ -54,6 +54,7 @@ class OnWorkingGrid(Source):
             DataError: The volume has no spacing in mm.
         """
         self._native, self._kernel = native, kernel
+        self._known: Known = {}
         self.paths, self.channels = native.paths, native.channels
         self.stored, self.canonical = native.stored, native.canonical
         self.order = ORDERS[axis]
@@ -97,7 +98,7 @@ class OnWorkingGrid(Source):
         if not self.resampled:
             array, valid = self._native.read(inner, channels)
             return array.transpose(turn), valid.transpose(self.order)
-        volume = cached_array(self._native.files, self._made, self._variant())
+        volume = cached_array(self._native.files, self._made, self._variant(), known=self._known)
         array = np.ascontiguousarray(volume[list(channels), *inner.slices].transpose(turn))
         return array, np.asarray(np.isfinite(array).all(axis=0))
 
