@@ -42,9 +42,11 @@ class Ensemble:
         for other in members[1:]:
             for what, mine, its in zip(("classes", "channels", "reading"), _kind(members[0]), _kind(other), strict=True):
                 if mine != its:
+                    grids = what == "reading" and mine["spacing"] != its["spacing"]
+                    remedy = " Train them with one 'data.spacing', such as the one that 'voxtile plan' proposes." if grids else ""
                     raise RunError(
                         f"{members[0].home.path} and {other.home.path} cannot predict together: their {what} differ ({mine} and "
-                        f"{its}). Expected runs on the same kind of data."
+                        f"{its}). Expected runs on the same kind of data.{remedy}"
                     )
         return cls(members)
 
