@@ -192,6 +192,22 @@ def test_runs_of_other_recipes_or_data_are_refused(folds: Path, tmp_path: Path, 
     assert not (tmp_path / "evaluations").exists()
 
 
+def test_what_was_found_for_runs_in_several_folders_is_found_again_in_whatever_order(
+    folds: Path, tmp_path: Path, voxtile: Command
+) -> None:
+    places = [tmp_path / str(number) / home.name for number, home in enumerate(homes(folds / "runs"))]
+    for place in places:
+        shutil.copytree(folds / "runs" / place.name, place)
+    said = voxtile("evaluate", f"runs=[{','.join(map(str, places))}]", "postprocess=search")
+    assert said.code == 0, said.text
+    source = folds / "volumes" / "imagesTr" / "v1.nii.gz"
+    for number in range(3):
+        runs = f"runs=[{','.join(map(str, places[number:] + places[:number]))}]"
+        words = [runs, f"input={source}", f"output={tmp_path / f'maps{number}'}", "postprocess=best", "weights=last"]
+        said = voxtile("predict", *words)
+        assert said.code == 0, said.text
+
+
 def test_the_ensemble_on_test_cases_is_one_look(folds: Path, tmp_path: Path, voxtile: Command) -> None:
     where = [f"runs={folds / 'runs'}/tubes-*", f"paths.runs={tmp_path}"]
     said = voxtile("evaluate", *where, "split=test")

@@ -120,7 +120,7 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
     members = [Member(each, prepared_for(each, config["split"], out), learned_by(each.home)) for each in opened]
     members.sort(key=lambda member: member.order)
     _refuse_unlike(members)
-    home = folder_of_several(members[0].trained.ledger(config), [member.trained.home for member in members])
+    home = folder_of_several(config, [member.trained.home for member in members])
     facts: dict[str, Any] = {
         "waived": list(dict.fromkeys(sentence for member in members for sentence in member.trained.manifest["data"]["waived"])),
         "runs": [{"run": m.trained.home.path.name, "identity": m.recipe["identity"], "fold": m.fold} for m in members],

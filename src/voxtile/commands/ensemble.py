@@ -64,7 +64,7 @@ class Ensemble:
         """Where evaluate keeps what belongs to the run, or to these runs together."""
         if len(self.members) == 1:
             return self.first.home.path
-        return folder_of_several(self.first.ledger(config), [member.home for member in self.members])
+        return folder_of_several(config, [member.home for member in self.members])
 
     def weights(self, name: str) -> str:
         """A digest of the weights called `name`."""
