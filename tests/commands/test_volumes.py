@@ -70,9 +70,18 @@ def test_folds_with_a_median_each_are_evaluated_and_not_averaged(tmp_path: Path,
     assert medians[0] != medians[1]
     said = voxtile("evaluate", f"runs=[{first},{second}]")
     assert said.code == 0, said.text
-    said = voxtile("evaluate", f"runs=[{first},{second}]", "split=test")
+    said = voxtile("evaluate", f"runs=[{first},{second}]", "split=test", f"paths.runs={tmp_path}")
     assert (said.code, "'data.spacing=median' came to another grid for each of their training sets" in said.text) == (4, True)
-    assert not (tmp_path / "runs" / "test_ledger").exists()
+    assert not (tmp_path / "test_ledger").exists()
+    (held_out,) = json.loads((first / "manifest.json").read_text())["data"]["split"]["test"]
+    copy = tmp_path / "copy.nii.gz"
+    copy.write_bytes((tmp_path / "volumes" / "imagesTr" / f"{held_out['id']}.nii.gz").read_bytes())
+    for number, home in enumerate((first, second)):
+        said = voxtile(
+            "predict", f"run={home}", f"input={copy}", f"output={tmp_path / 'maps' / str(number)}", f"paths.runs={tmp_path}"
+        )
+        assert (said.code, "is a test case of this run" in said.text) == (0, True), said.text
+    assert len(list((tmp_path / "test_ledger").iterdir())) == 1  # one ledger of both
 
 
 @pytest.mark.parametrize("spacing", ["median", "[2.0,1.5,1.5]"])
