@@ -249,3 +249,28 @@ def test_what_lies_in_the_cache_counts_as_room(tmp_path, monkeypatch):
     with (tmp_path / "a.npy").open("wb") as file:
         file.truncate(10**9)
     assert check_cache_room(2 * 10**9, tmp_path)
+
+
+def test_who_remembers_several_files_looks_at_them_once_a_second(tmp_path, folder, monkeypatch):
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    clock, asked, known = SimpleNamespace(now=100.0), [], {}
+    monkeypatch.setattr(cache.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(cache, "content_hash", lambda path, folder: asked.append(path) or content_hash(path, folder))
+    assert cached_array(files, Decoder(1), folder=folder, known=known)[0, 0] == 1
+    asked.clear()
+    for _ in range(5):
+        assert cached_array(files, None, folder=folder, known=known)[0, 0] == 1
+    assert asked == []
+    assert cached_array(files, None, folder=folder)[0, 0] == 1
+    assert asked == files
+    files[1].write_bytes(b"other")
+    clock.now += 1.1
+    assert cached_array(files, Decoder(2), folder=folder, known=known)[0, 0] == 2
+    # What is decoded is never kept under what the files held before.
+    files[1].write_bytes(b"another")
+    assert cached_array(files, Decoder(3), "variant", folder=folder, known=known)[0, 0] == 3
+    files[1].write_bytes(b"other")
+    clock.now += 1.1
+    assert cached_array(files, Decoder(4), "variant", folder=folder, known=known)[0, 0] == 4

@@ -43,7 +43,7 @@ def ramp(path, orientation=((0, 1), (1, 1), (2, 1)), spacing=(1.0, 1.5, 4.0)):
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 @pytest.mark.parametrize("spacing", [None, (2.0, None, 3.0)])
 def test_what_lies_at_a_place_stays_there(tmp_path, orientation, axis, spacing):
-    source = OnWorkingGrid(ramp(tmp_path / "a.nii", orientation), spacing, axis, label=False)
+    source = OnWorkingGrid(ramp(tmp_path / "a.nii", orientation), spacing, axis, kernel="cubic")
     array, valid = source.read(Window.whole(source.working.shape), (0,))
     assert valid.all()
     assert source.working.shape[0] == source.native.working.shape[ORDERS[axis][0]] or spacing
@@ -53,7 +53,7 @@ def test_what_lies_at_a_place_stays_there(tmp_path, orientation, axis, spacing):
 
 def test_the_outer_edges_stay_and_the_spacing_is_as_near_as_whole_voxels_allow(tmp_path):
     native = NiftiSource([save(tmp_path / "a.nii", np.zeros((14, 12, 10), np.int16), turned_affine(0, (1.0, 1.5, 4.0)))])
-    grid = OnWorkingGrid(native, (1.0, 4.0, None), "z", label=False).working
+    grid = OnWorkingGrid(native, (1.0, 4.0, None), "z", kernel="cubic").working
     assert grid.shape == (40, 4, 14)  # 40 mm by 1, 18 mm by 4 is 4.5, as it was
     assert grid.spacing == pytest.approx((1.0, 4.5, 1.0))
     for corner, side in ((0, -0.5), (-1, 0.5)):
@@ -63,7 +63,7 @@ def test_the_outer_edges_stay_and_the_spacing_is_as_near_as_whole_voxels_allow(t
 
 def test_windows_are_parts_of_the_whole_in_any_orientation(tmp_path):
     for axis, spacing in itertools.product("zyx", (None, (2.0, 1.0, 1.0))):
-        source = OnWorkingGrid(ramp(tmp_path / "a.nii"), spacing, axis, label=False)
+        source = OnWorkingGrid(ramp(tmp_path / "a.nii"), spacing, axis, kernel="cubic")
         whole, _ = source.read(Window.whole(source.working.shape), (0,))
         window = Window(1, 2, 3, 4, 5, 6)
         np.testing.assert_array_equal(source.read(window, (0,))[0], whole[:, *window.slices])
@@ -73,7 +73,7 @@ def test_channels_of_several_files_are_kept_apart_in_the_cache(tmp_path):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(8, 8, 8)).astype(np.float32) for _ in range(3)]
     one, two, three = (save(tmp_path / f"p_{name}.nii", array) for name, array in zip(("a", "b", "c"), arrays, strict=True))
-    first, second = (OnWorkingGrid(NiftiSource([one, other]), (2.0, 2.0, 2.0), "z", label=False) for other in (two, three))
+    first, second = (OnWorkingGrid(NiftiSource([one, other]), (2.0, 2.0, 2.0), "z", kernel="cubic") for other in (two, three))
     read = [source.read(Window.whole((4, 4, 4)), (0, 1))[0] for source in (first, second)]
     np.testing.assert_array_equal(read[0][0], read[1][0])
     assert not np.allclose(read[0][1], read[1][1])
@@ -111,7 +111,7 @@ def test_labels_without_data_stay_ignored(tmp_path):
     stored[4:] = np.nan
     image = NiftiSource([save(tmp_path / "a.nii", np.zeros((8, 8, 8), np.float32))])
     label = on_image(NiftiSource([save(tmp_path / "l.nii", stored)]), image)
-    sources = [OnWorkingGrid(each, (2.0, 1.0, 1.0), "x", kind) for each, kind in ((image, False), (label, True))]
+    sources = [OnWorkingGrid(each, (2.0, 1.0, 1.0), "x", kind) for each, kind in ((image, "cubic"), (label, "label"))]
     case = Case("a", "a", sources[0], Labels(sources[1], {0: 0}))
     found = case.read_label(Window.whole(case.shape))
     assert found.shape == (8, 4, 8)
@@ -121,7 +121,7 @@ def test_labels_without_data_stay_ignored(tmp_path):
 def test_pictures_have_no_millimetres():
     source = memory_case("a", array=np.zeros((1, 4, 5, 6), np.uint8)).image
     with pytest.raises(DataError, match=r"no spacing in millimetres, so 'data.spacing=\[1.0, 1.0, 1.0\]'"):
-        OnWorkingGrid(source, (1.0, 1.0, 1.0), "z", label=False)
+        OnWorkingGrid(source, (1.0, 1.0, 1.0), "z", kernel="cubic")
 
 
 @pytest.mark.parametrize(("count", "of"), [(5, 5), (7, 3), (3, 7), (1, 4), (4, 1), (10, 9)])

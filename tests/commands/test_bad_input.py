@@ -75,7 +75,7 @@ def test_a_list_where_settings_have_names(refuses) -> None:
 def test_a_fold_of_a_split_without_folds_and_one_that_is_two(refuses) -> None:
     refuses(2, "'fold' is a setting of split=block_kfold, split=file, split=kfold", "Type 'split=kfold' too", extra=("fold=1",))
     refuses(2, "'fold=1' and 'split.fold=2' are one setting", extra=("split=kfold", "fold=1", "split.fold=2"))
-    refuses(2, "'split.fold=7' of 'split.folds=5' does not exist", extra=("split=kfold", "fold=7"))
+    refuses(2, "'fold=7' of 'split.folds=5' does not exist", extra=("split=kfold", "fold=7"))
 
 
 def test_a_device_that_there_is_not() -> None:

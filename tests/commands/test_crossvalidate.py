@@ -166,6 +166,17 @@ def test_a_length_that_was_chosen_on_the_scored_fold_is_said(folds: Path, tmp_pa
     assert (said.code, "the runs stopped by 'training.patience'" in said.text) == (0, True), said.text
 
 
+def test_a_start_that_was_chosen_on_validation_cases_is_said(folds: Path, tmp_path: Path, voxtile: Command) -> None:
+    for home in homes(folds / "runs"):
+        shutil.copytree(home, tmp_path / home.name)
+        (tmp_path / home.name / "recipe.json").write_text(json.dumps(recipe(home) | {"parent": "0" * 64}))
+    said = voxtile("evaluate", f"runs={tmp_path}/tubes-*", f"paths.runs={tmp_path}")
+    assert (said.code, "started from the best weights of others ('init_from')" in said.text) == (0, True), said.text
+    (first, *_), (_, second, _) = homes(folds / "runs"), homes(tmp_path)
+    said = voxtile("evaluate", f"runs=[{first},{second}]", f"paths.runs={tmp_path}")
+    assert (said.code, "differ in init_from (nothing and a run)" in said.text) == (4, True), said.text
+
+
 def test_runs_of_other_recipes_or_data_are_refused(folds: Path, tmp_path: Path, voxtile: Command) -> None:
     (other,) = homes(folds / "other")
     first, second, _ = homes(folds / "runs")
@@ -179,6 +190,22 @@ def test_runs_of_other_recipes_or_data_are_refused(folds: Path, tmp_path: Path, 
     said = voxtile("evaluate", f"runs=[{first},{changed}]", f"paths.runs={tmp_path}")
     assert (said.code, "differ in split.seed (0 and 5)" in said.text) == (4, True), said.text
     assert not (tmp_path / "evaluations").exists()
+
+
+def test_what_was_found_for_runs_in_several_folders_is_found_again_in_whatever_order(
+    folds: Path, tmp_path: Path, voxtile: Command
+) -> None:
+    places = [tmp_path / str(number) / home.name for number, home in enumerate(homes(folds / "runs"))]
+    for place in places:
+        shutil.copytree(folds / "runs" / place.name, place)
+    said = voxtile("evaluate", f"runs=[{','.join(map(str, places))}]", "postprocess=search")
+    assert said.code == 0, said.text
+    source = folds / "volumes" / "imagesTr" / "v1.nii.gz"
+    for number in range(3):
+        runs = f"runs=[{','.join(map(str, places[number:] + places[:number]))}]"
+        words = [runs, f"input={source}", f"output={tmp_path / f'maps{number}'}", "postprocess=best", "weights=last"]
+        said = voxtile("predict", *words)
+        assert said.code == 0, said.text
 
 
 def test_the_ensemble_on_test_cases_is_one_look(folds: Path, tmp_path: Path, voxtile: Command) -> None:

@@ -71,3 +71,12 @@ def test_runs_on_slices_and_on_volumes_do_not_predict_together(volume_run: Run, 
     source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
     said = voxtile("predict", f"runs=[{volume_run.home}, '{home}']", f"input={source}", f"output={tmp_path / 'out'}")
     assert (said.code, "see slices and volumes; they share no windows" in said.text) == (2, True), said.text
+
+
+def test_both_names_of_the_volumes_format_are_one_reading(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    words = [word for word in volume_run.words if not word.startswith("paths.runs=")]
+    assert voxtile("train", *words, "data.format=volume", "seed=1", f"paths.runs={tmp_path}", "training.steps=2").code == 0
+    source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
+    runs = f"runs=[{volume_run.home},{homes(tmp_path)[0]}]"
+    said = voxtile("predict", runs, f"input={source}", f"output={tmp_path / 'maps'}")
+    assert said.code == 0, said.text

@@ -256,6 +256,8 @@ def test_voxels_that_are_no_numbers_are_counted(given, tmp_path, voxtile) -> Non
     assert said.code == 0
     assert f"{image_of(tmp_path, train)} has 3 voxels of 1,440 with NaN or infinity in a channel" in said.text
     assert said.text.count("with NaN or infinity") == 1
+    said = voxtile("check", *given, "data.axis=x", "data.window=[8,16]")
+    assert "has, on the grid that networks see, 3 voxels of 1,440 with NaN" in said.text
 
 
 def test_the_same_voxels_under_two_names_are_a_leak(tmp_path, voxtile) -> None:

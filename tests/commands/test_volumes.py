@@ -24,6 +24,10 @@ def test_a_run_is_judged_and_its_maps_lie_on_the_grid_of_the_files(tmp_path: Pat
     assert voxtile("train", *words).code == 0
     (home,) = homes(tmp_path / "runs")
     assert voxtile("evaluate", f"run={home}", "split=val").code == 0
+    stacked = ["channel1[-1]", "channel1[+0]", "channel1[+1]"]
+    manifest = json.loads((home / "manifest.json").read_text())["data"]
+    expected = (stacked, "repeat") if "data.neighbours=1" in WAYS[way] else (["channel1"], None)
+    assert (manifest["inputs"], manifest["past_the_border"]) == expected
     (summary,) = (home / "evaluations").glob("*/summary.json")
     scores = json.loads(summary.read_text())
     assert scores["grid"] == "stored"
@@ -39,17 +43,80 @@ def test_a_run_is_judged_and_its_maps_lie_on_the_grid_of_the_files(tmp_path: Pat
     np.testing.assert_array_equal(heat.argmax(axis=-1), made.get_fdata())
 
 
+def stretched(folder: Path, factors: dict[str, float]) -> None:
+    """Has the voxels of some of the volumes grow."""
+    for name, factor in factors.items():
+        for path in folder.glob(f"volumes/*/{name}.nii.gz"):
+            image = nibabel.load(path)
+            nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([factor] * 3 + [1.0])), path)
+
+
 def test_a_median_spacing_is_that_of_the_training_cases_and_is_kept(tmp_path: Path, voxtile: Command) -> None:
     words = [*volume_words(tmp_path), "data.spacing=median"]
-    odd = tmp_path / "volumes" / "imagesTr" / "v4.nii.gz"
-    for path in (odd, tmp_path / "volumes" / "labelsTr" / "v4.nii.gz"):
-        image = nibabel.load(path)
-        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([2.0, 2.0, 2.0, 1.0])), path)
+    stretched(tmp_path, {"v4": 2.0})
     assert voxtile("train", *words).code == 0
     (home,) = homes(tmp_path / "runs")
     manifest = json.loads((home / "manifest.json").read_text())
     assert manifest["data"]["spacing"] == [3.0, 1.5, 1.5]
     assert voxtile("evaluate", f"run={home}", "split=val").code == 0
+
+
+def test_folds_with_a_median_each_are_evaluated_and_not_averaged(tmp_path: Path, voxtile: Command) -> None:
+    words = [*volume_words(tmp_path), "data.spacing=median", "split=kfold", "split.folds=2", "split.test=0.2", "training.steps=1"]
+    stretched(tmp_path, {"v3": 1.5, "v4": 2.0})
+    assert voxtile("train", "-m", *words, "fold=0,1", "training.val_every=1").code == 0
+    first, second = homes(tmp_path / "runs")
+    medians = [json.loads((home / "manifest.json").read_text())["data"]["spacing"] for home in (first, second)]
+    assert medians[0] != medians[1]
+    said = voxtile("evaluate", f"runs=[{first},{second}]")
+    assert said.code == 0, said.text
+    said = voxtile("evaluate", f"runs=[{first},{second}]", "split=test", f"paths.runs={tmp_path}")
+    assert (said.code, "'data.spacing=median' came to another grid for each of their training sets" in said.text) == (4, True)
+    assert not (tmp_path / "test_ledger").exists()
+    (held_out,) = json.loads((first / "manifest.json").read_text())["data"]["split"]["test"]
+    copy = tmp_path / "copy.nii.gz"
+    copy.write_bytes((tmp_path / "volumes" / "imagesTr" / f"{held_out['id']}.nii.gz").read_bytes())
+    for number, home in enumerate((first, second)):
+        said = voxtile(
+            "predict", f"run={home}", f"input={copy}", f"output={tmp_path / 'maps' / str(number)}", f"paths.runs={tmp_path}"
+        )
+        assert (said.code, "is a test case of this run" in said.text) == (0, True), said.text
+    assert len(list((tmp_path / "test_ledger").iterdir())) == 1  # one ledger of both
+
+
+@pytest.mark.parametrize("spacing", ["median", "[2.0,1.5,1.5]"])
+def test_blocks_lie_on_one_grid(tmp_path: Path, voxtile: Command, spacing: str) -> None:
+    said = voxtile("train", *volume_words(tmp_path), "split=blocks", "split.blocks=[8,8]", f"data.spacing={spacing}")
+    assert (said.code, "Split by whole cases (for example 'split=groups')" in said.text) == (3, True), said.text
+
+
+def test_a_run_on_another_grid_takes_every_setting_of_predict(tmp_path: Path, voxtile: Command) -> None:
+    words = [*volume_words(tmp_path), "data.axis=x", "data.window=[8,16]", "data.spacing=[2.0,2.0,2.0]", "data.neighbours=1"]
+    assert voxtile("train", *words, "training.steps=1", "training.val_every=1").code == 0
+    (home,) = homes(tmp_path / "runs")
+    source = tmp_path / "volumes" / "imagesTr" / "v1.nii.gz"
+    where = [f"run={home}", f"input={source}"]
+    for number, more in enumerate(
+        (["damaged=nodata", "quicklook=true", "instances=true"], ["mirrors=[z,y]"], ["rotations=3", "halo=field"], ["crf={}"])
+    ):
+        said = voxtile("predict", *where, f"output={tmp_path / str(number)}", *more)
+        assert said.code == 0, said.text
+        assert nibabel.load(tmp_path / str(number) / "v1.nii.gz").shape == nibabel.load(source).shape
+    said = voxtile("predict", *where, f"output={tmp_path / 'maps'}", "mirrors=[x]")  # across the slices
+    assert (said.code, "'mirrors=['x']' must be a list of axes among z, y" in said.text) == (2, True), said.text
+
+
+def test_rasters_of_weights_are_resampled_without_overshooting(tmp_path: Path, voxtile: Command) -> None:
+    words = [*volume_words(tmp_path), "data.spacing=[2.0,1.0,1.0]", "training.steps=1", "training.val_every=1"]
+    (tmp_path / "volumes" / "weights").mkdir()
+    for path in (tmp_path / "volumes" / "labelsTr").iterdir():
+        image = nibabel.load(path)
+        nibabel.save(
+            nibabel.Nifti1Image(np.asarray(image.dataobj, dtype=np.float32), image.affine),
+            tmp_path / "volumes" / "weights" / path.name,
+        )
+    said = voxtile("train", *words, "data.sampling.by=weights", 'data.sampling.weights="weights/{id}.nii.gz"')
+    assert said.code == 0, said.text
 
 
 @pytest.mark.parametrize(
@@ -78,3 +145,4 @@ def test_runs_on_different_grids_do_not_predict_together(tmp_path: Path, voxtile
     said = voxtile("predict", f"runs=[{runs}]", f"input={source}", f"output={tmp_path / 'maps'}")
     assert said.code != 0
     assert "cannot predict together: their reading differ" in said.text
+    assert "Train them with one 'data.spacing'" in said.text

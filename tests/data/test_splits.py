@@ -171,7 +171,7 @@ def test_one_more_group_moves_at_most_one_over_each_edge_of_a_fold(count, fold, 
 
 
 def test_folds_that_do_not_exist_or_stay_empty_are_an_error():
-    with pytest.raises(ConfigError, match=r"split\.fold=5"):
+    with pytest.raises(ConfigError, match=r"fold=5"):
         KFold(folds=5, fold=5)
     with pytest.raises(ConfigError, match=r"6 cases in 3 groups leave 3 .*split\.folds=3"):
         KFold(folds=5)(scans(3))
@@ -243,7 +243,7 @@ def test_one_split_with_test_is_read(write):
     [
         ({"train": ["s000"], "val": ["s01"]}, 0, DataError, "1 cases that the data set does not have: s01.*Did you mean 's001'"),
         ({"train": ["s000"], "val": ["s000"]}, 0, DataError, "s000 more than once"),
-        ({"train": ["s000"], "val": []}, 0, DataError, "nothing for 'val'.*split.fold"),
+        ({"train": ["s000"], "val": []}, 0, DataError, "nothing for 'val'.*'fold="),
         ({"train": ["s000"]}, 0, DataError, "is no split"),
         ({"train": ["s000"], "val": ["s001"], "tset": []}, 0, DataError, "is no split"),
         ({"train": [1], "val": ["s001"]}, 0, DataError, "is no split"),
@@ -388,9 +388,10 @@ def test_left_out_cases_are_recorded_and_do_not_change_the_digest(write):
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_opens_with_its_command_and_builds_its_scheme(path):
-    first = path.read_text().removeprefix("# @package _global_\n").splitlines()[0]
-    assert first.startswith("# python train.py ")
-    assert f"split={path.stem}" in first
+    lines = path.read_text().splitlines()
+    whole = lines[0] == "# @package _global_"  # those with folds set `fold`, too
+    assert lines[whole].startswith("# python train.py ")
+    assert f"split={path.stem}" in lines[whole]
     config = OmegaConf.load(path)
-    config = config.get("split", config)  # those with folds have the key `fold` beside it
+    config = config.split if whole else config
     assert callable(hydra.utils.instantiate(config, **({"file": "splits.json"} if path.stem == "file" else {})))

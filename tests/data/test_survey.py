@@ -4,13 +4,16 @@ import os
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import rasterio
 
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
+from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.window import Window
+from voxtile.cases.working import OnWorkingGrid
 from voxtile.data import survey as module
 from voxtile.data.rng import generator
 from voxtile.data.survey import blocks, fingerprint, survey, survey_all
@@ -301,3 +304,16 @@ def test_the_cache_notices_what_could_change_a_survey(folder, tmp_path, made, im
     os.utime(folder / "a_label.tif", (5, 5))
     survey_all([open_case(folder)], CLASSES, cache)
     assert made == ["a"] * 8
+
+
+@pytest.mark.parametrize(("spacing", "axis"), [((2.0, 1.0, 1.0), "z"), (None, "x"), ((3.0, 2.0, 1.5), "y")])
+def test_an_image_is_known_again_on_whatever_grid_it_is_seen(tmp_path, spacing, axis):
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 900, (12, 9, 7, 2), dtype=np.int16)
+    nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.5, 3.0, 1.0])), tmp_path / "a.nii.gz")
+    native = NiftiSource([tmp_path / "a.nii.gz"])
+    for select in ((), (1,)):
+        plain = survey(Case("a", "a", native, select=select), CLASSES, label=False)
+        found = survey(Case("a", "a", OnWorkingGrid(native, spacing, axis, "cubic"), select=select), CLASSES, label=False)
+        assert found.image_digest == plain.image_digest
+    assert found.pixels == np.prod(OnWorkingGrid(native, spacing, axis, "cubic").working.shape)

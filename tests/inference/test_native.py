@@ -11,7 +11,10 @@ from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.data.normalise import Intensity
+from voxtile.errors import DataError
+from voxtile.inference import postprocess
 from voxtile.inference.native import native_bands, native_windows
+from voxtile.inference.postprocess import Postprocess, class_bands
 from voxtile.inference.predictor import Predictor
 
 PLAIN = Intensity((-np.inf,), (np.inf,), (0.0,), (1.0,))
@@ -34,7 +37,7 @@ def case_of(path, spacing=None, axis="z", hole=False):
     if hole:
         array[:, :, 15:] = np.nan
     native = NiftiSource([save(path, array.T, turned_affine(20, (1.0, 1.0, 2.0)))])
-    source = native if spacing is None and axis == "z" else OnWorkingGrid(native, spacing, axis, label=False)
+    source = native if spacing is None and axis == "z" else OnWorkingGrid(native, spacing, axis, kernel="cubic")
     return Case("a", "a", source)
 
 
@@ -116,3 +119,12 @@ def test_scenes_and_volumes_on_their_own_grid_keep_their_bands(tmp_path):
     case, predictor = case_of(tmp_path / "a.nii"), Predictor(Bright(), (1, 8, 8))
     assert [band.window for band in native_bands(predictor, case, PLAIN)] == native_windows(predictor, case)
     assert native_windows(predictor, case) == [band.window for band in predictor.bands(case, PLAIN)]
+
+
+def test_only_post_processing_limits_the_size_of_maps_whose_slices_lie_across_another_axis(tmp_path, monkeypatch):
+    monkeypatch.setattr(postprocess, "MOST", 100)
+    case, predictor = case_of(tmp_path / "a.nii", axis="x"), Predictor(Bright(), (1, 8, 8))
+    ((window, classes),) = class_bands(predictor, case, PLAIN)
+    assert window.size == classes.shape == case.native.shape
+    with pytest.raises(DataError, match="'postprocess=null'"):
+        list(class_bands(predictor, case, PLAIN, Postprocess(0, largest=(1,))))

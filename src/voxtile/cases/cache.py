@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,8 +30,10 @@ _MOST_BYTES = 20_000_000_000
 _MUCH = 1_000_000_000  # bytes from which on it is said how many they are
 _MOST_OPEN = 64  # a memory map keeps its file descriptor
 _HASHES: dict[tuple[Path, int, int, int], str] = {}
+_FRESH = 1.0  # seconds after which it is asked again whether one of several files has changed
 _MAPPED: OrderedDict[Path, NDArray[Any]] = OrderedDict()
 _LOCK = threading.Lock()
+Known = dict[tuple[Path, ...], tuple[float, str]]  # files -> when they were looked at, and the hash of what they held
 
 
 def cache_folder() -> Path:
@@ -61,6 +65,19 @@ def content_hash(path: Path, folder: Path | None = None) -> str:
     return _HASHES[key]
 
 
+def _content(files: tuple[Path, ...], folder: Path, known: Known | None) -> str:
+    """One hash of all files; see `cached_array`."""
+    if len(files) == 1:
+        return content_hash(files[0], folder)
+    now = time.monotonic()
+    looked, content = (known or {}).get(files, (-math.inf, ""))
+    if now - looked > _FRESH:
+        content = hashlib.sha256("".join(content_hash(path, folder) for path in files).encode()).hexdigest()
+        if known is not None:
+            known[files] = now, content
+    return content
+
+
 def _remembered(path: Path, stamp: list[int], folder: Path) -> str:
     """The hash noted in `folder` for a file of this stamp, else the one computed now, which is then noted."""
     note = folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
@@ -82,6 +99,7 @@ def cached_array(
     *,
     folder: Path | None = None,
     max_bytes: int | None = None,
+    known: Known | None = None,
 ) -> NDArray[Any]:
     """The array that `decode` makes of a file, or of several, as a read-only memory map.
 
@@ -92,16 +110,21 @@ def cached_array(
         folder: the cache folder; `cache_folder()` where None.
         max_bytes: the size above which the arrays used longest ago are deleted; `VOXTILE_CACHE_BYTES` of the environment,
             else 20 GB, where None. The array asked for is always kept.
+        known: the caller's memory of what several files hold, which then are looked at once a second only: asking for the stamps
+            of a series' hundreds takes longer than reading a slice.
 
     Raises:
         DataError: The cache folder cannot be written to, or is on a full disk.
     """
     folder = folder or cache_folder()
-    files = [paths] if isinstance(paths, Path) else list(paths)
-    hashes = [content_hash(path, folder) for path in files]
-    content = hashes[0] if len(files) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    file = folder / f"{content}.{variant}.v{CODE_VERSION}.npy"
+    files = (paths,) if isinstance(paths, Path) else tuple(paths)
+    name = f"{variant}.v{CODE_VERSION}.npy"
+    file = folder / f"{_content(files, folder, known)}.{name}"
     array = _mapped(file)
+    if array is None and known:
+        known.clear()  # what is decoded now goes under what the files hold now
+        file = folder / f"{_content(files, folder, known)}.{name}"
+        array = _mapped(file)
     if array is None:
         made = np.ascontiguousarray(decode())
         try:

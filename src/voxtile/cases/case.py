@@ -95,9 +95,9 @@ class Source(ABC):
         out[...], valid = self.read(window, channels)
         return lambda: valid
 
-    def whole(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """All pixels [C, D, H, W] and where they hold data, for one pass over them: what is decoded for it is not kept."""
-        return self.read(Window.whole(self.working.shape), range(len(self.channels)))
+    def whole(self, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """All pixels of channels, as `read` returns them, for one pass over them: what is decoded for it is not kept."""
+        return self.read(Window.whole(self.working.shape), channels)
 
     @property
     def decoded_bytes(self) -> int:
@@ -255,6 +255,12 @@ class Case:
         return len(self._selected) * (1 + 2 * self.neighbours)
 
     @property
+    def input_names(self) -> list[str]:
+        """What each of them is, in order: a channel, of so many slices further on where there are neighbours, see `begin`."""
+        slices = [f"[{offset:+d}]" for offset in range(-self.neighbours, self.neighbours + 1)] if self.neighbours else [""]
+        return [channel + offset for channel in self.channels for offset in slices]
+
+    @property
     def native(self) -> Case:
         """The case on the grid of its file, on which maps are written and volumes are judged.
 
@@ -263,14 +269,22 @@ class Case:
         """
         if self.image.native is self.image:
             return replace(self, neighbours=0)
+        self.check_whole()
+        labels = self.labels and Labels(self.labels.source.native, self.labels.values)
+        return replace(self, image=self.image.native, labels=labels, neighbours=0)
+
+    def check_whole(self) -> None:
+        """Refuses a part of a case, whose place is known on one grid only.
+
+        Raises:
+            DataError: It is one.
+        """
         if self.region is not None:
             raise DataError(
                 f"Case '{self.id}' is a part of {self.image.path}, which is resampled or cut across another axis; its place in the "
                 "file is not known. Split by whole cases (for example 'split=groups'), or leave 'data.spacing' and "
                 "'data.axis' out."
             )
-        labels = self.labels and Labels(self.labels.source.native, self.labels.values)
-        return replace(self, image=self.image.native, labels=labels, neighbours=0)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -356,6 +370,10 @@ class Case:
         array, valid = self.image.read(box.shifted(self.box.start), picked)
         rows: tuple[Any, ...] = np.ix_(*(index - a for index, a in zip(lists, low, strict=True)))
         return array[:, *rows], valid[rows]
+
+    def whole(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """All pixels of a whole case, see `Source.whole`."""
+        return self.image.whole(self._selected)
 
     def read_into(self, out: NDArray[Any], window: Window, pad: Pad | None = None) -> NDArray[np.bool_]:
         """Reads what a network sees into `out` [inputs, d, h, w] and returns where pixels hold data; see `begin`."""

@@ -41,11 +41,6 @@ class Tolerant(Source):
         return self.source.working
 
     @property
-    def native(self) -> Source:
-        """See `Source.native`."""
-        return self if self.source.native is self.source else self.source.native
-
-    @property
     def files(self) -> tuple[Path, ...]:
         """See `Source.files`."""
         return self.source.files

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.case import IGNORE, Case, Labels, Source
 from voxtile.cases.groups import Grouping
@@ -20,6 +20,9 @@ from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 from voxtile.cases.windowing import Windowing
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, typed
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from voxtile.cases.working import Kernel
 
 
 def _open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: Scene, asked: Collection[str]) -> Source:
@@ -326,20 +329,25 @@ class Dataset:
         return self.placed(Case(files.id, group, image, labels, select, split=files.split, neighbours=self.windowing.neighbours))
 
     def placed(self, case: Case) -> Case:
-        """The case on the working grid."""
+        """The case on the working grid.
+
+        Raises:
+            DataError: It is a part of a case, which was cut on another grid.
+        """
         if self.spacing == "median" or (self.spacing is None and self.windowing.axis == "z"):
             return case
+        case.check_whole()
         native = case.native
-        labels = native.labels and replace(native.labels, source=self._on_grid(native.labels.source, True))
-        return replace(case, image=self._on_grid(native.image, False), labels=labels)
+        labels = native.labels and replace(native.labels, source=self._on_grid(native.labels.source, "label"))
+        return replace(case, image=self._on_grid(native.image, "cubic"), labels=labels)
 
-    def _on_grid(self, source: Source, label: bool) -> Source:
+    def _on_grid(self, source: Source, kernel: Kernel) -> Source:
         if self.spacing is None and self.windowing.axis == "z":
             return source
         from voxtile.cases.working import OnWorkingGrid
 
         assert not isinstance(self.spacing, str)  # fixed before the first window is read
-        return OnWorkingGrid(source, self.spacing, self.windowing.axis, label)
+        return OnWorkingGrid(source, self.spacing, self.windowing.axis, kernel)
 
     def fix_spacing(self, training: Sequence[Case]) -> None:
         """Where the spacing is to be the median of the training cases: makes it that, along each axis by itself."""
@@ -348,14 +356,14 @@ class Dataset:
             self.spacing = (z, y, x)
 
     def aligned(self, path: Path, case: Case) -> Source:
-        """Opens a raster of one channel that says something else of a case's pixels, as a label is opened: on its image's grid.
+        """Opens a raster of one channel that weighs a case's pixels, as a label is opened: on its image's grid.
 
         Raises:
             DataError: It cannot be read, or does not fit the image.
         """
         if path.suffix.lower() in VECTOR_SUFFIXES:
             raise DataError(f"{path} is a vector file. Expected a raster; make one, for example with 'gdal_rasterize'.")
-        source = self._on_grid(_open_label(self.format, [path], case.image.native, (), self.vectors), False)
+        source = self._on_grid(_open_label(self.format, [path], case.image.native, (), self.vectors), "linear")
         if source.working.shape != case.image.working.shape:
             raise DataError(
                 f"{path} has shape {source.working.shape} (D, H, W) and {case.image.path} {case.image.working.shape}. Expected "

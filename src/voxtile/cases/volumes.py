@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from voxtile.cases.cache import cached_array
+from voxtile.cases.cache import Known, cached_array
 from voxtile.cases.case import Source, distinct_names
 from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid
 from voxtile.cases.window import Window
@@ -64,6 +64,7 @@ class VolumeSource(Source):
             DataError: A file cannot be read, holds no volume of real numbers, or lies on another grid than the first.
         """
         self.paths = tuple(paths)
+        self._known: Known = {}
         headers = [self._header(path) for path in self.paths]
         self.stored = headers[0].grid
         self._turn = io_orientation(self.stored.matrix)
@@ -93,10 +94,12 @@ class VolumeSource(Source):
             out[row] = self._decoded(self.paths[file])[number][window.slices]
         return out, np.asarray(np.isfinite(out).all(axis=0))
 
-    def whole(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def whole(self, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.whole`."""
         parts = [self._decode(path) for path in self.paths]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts).astype(self.dtype, copy=False)
+        if list(channels) != list(range(len(array))):
+            array = array[list(channels)]
         return array, np.asarray(np.isfinite(array).all(axis=0))
 
     @property
@@ -115,7 +118,7 @@ class VolumeSource(Source):
 
     def _decoded(self, path: Path) -> NDArray[Any]:
         """All of a file in canonical orientation [C, D, H, W], from the cache."""
-        array = cached_array(self._files(path), lambda: self._decode(path), self.variant)
+        array = cached_array(self._files(path), lambda: self._decode(path), self.variant, known=self._known)
         if array.shape[1:] != self.canonical.shape:
             raise DataError(
                 f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from voxtile.cases.cache import cached_array
+from voxtile.cases.cache import Known, cached_array
 from voxtile.cases.case import Source
 from voxtile.cases.grid import Grid, WorkingGrid
 from voxtile.cases.maps import MapSpec, MapWriter
@@ -21,8 +22,10 @@ from voxtile.cases.window import Size3, Window
 from voxtile.cases.windowing import ORDERS
 from voxtile.errors import DataError
 
+Kernel = Literal["cubic", "linear", "label"]  # of images; of what must not overshoot, as weights; of kinds of things
 Spacing = Sequence[float | None]  # mm along (z, y, x) of the canonical grid; None where it stays
 SLICES = 2**24  # pixels that are resampled at once
+_RESAMPLING = threading.BoundedSemaphore(4)  # volumes, each of which takes several times its size of memory
 
 
 class OnWorkingGrid(Source):
@@ -30,26 +33,28 @@ class OnWorkingGrid(Source):
 
     Resampling keeps the volume's outer edges: the spacing is the wanted one as nearly as a whole number of voxels allows. Images
     become float32 by a cubic kernel (Keys, a = -0.5) of local support, which is widened where the grid gets coarser so that nothing
-    aliases; labels by a linear kernel for each value, of which the largest wins. It is done once; the result lies in the cache.
+    aliases; weights by a linear one; labels by a linear kernel for each value, of which the largest wins. It is done once; the
+    result lies in the cache.
 
     Attributes:
         native: the volume as it lies in the file.
         order: where each axis (z, y, x) of arrays comes from.
     """
 
-    def __init__(self, native: Source, spacing: Spacing | None, axis: str, label: bool) -> None:
+    def __init__(self, native: Source, spacing: Spacing | None, axis: str, kernel: Kernel) -> None:
         """Works out the grid.
 
         Args:
             native: the volume.
             spacing: see `Spacing`; None for the volume's own.
             axis: across which slices lie, "z", "y" or "x".
-            label: whether values are kinds of things.
+            kernel: by which values are interpolated.
 
         Raises:
             DataError: The volume has no spacing in mm.
         """
-        self._native, self._label = native, label
+        self._native, self._kernel = native, kernel
+        self._known: Known = {}
         self.paths, self.channels = native.paths, native.channels
         self.stored, self.canonical = native.stored, native.canonical
         self.order = ORDERS[axis]
@@ -62,14 +67,14 @@ class OnWorkingGrid(Source):
         size = resampled_size(grid, spacing) if spacing is not None else grid.shape
         self._size = size  # before turning
         self.resampled = size != grid.shape
-        self.dtype = np.dtype(np.float32) if self.resampled and not label else native.dtype
+        self.dtype = np.dtype(np.float32) if self.resampled and kernel != "label" else native.dtype
         factors = [old / new for old, new in zip(grid.shape, size, strict=True)]
         matrix = grid.matrix @ _centres(factors)
         matrix[:, :3] = matrix[:, [2 - axis for axis in self.order[::-1]]]
         affine = tuple(tuple(float(value) for value in row) for row in matrix)
         depth, height, width = (size[axis] for axis in self.order)
         self._grid = WorkingGrid((depth, height, width), affine, grid.unit, grid.crs, grid.metres)
-        self.key = f"{native.key} {list(size)} {axis}"
+        self.key = f"{native.key} on {list(size)} {axis}"
 
     @property
     def working(self) -> WorkingGrid:
@@ -93,23 +98,26 @@ class OnWorkingGrid(Source):
         if not self.resampled:
             array, valid = self._native.read(inner, channels)
             return array.transpose(turn), valid.transpose(self.order)
-        volume = cached_array(self._native.files, self._made, self._variant())
+        volume = cached_array(self._native.files, self._made, self._variant(), known=self._known)
         array = np.ascontiguousarray(volume[list(channels), *inner.slices].transpose(turn))
         return array, np.asarray(np.isfinite(array).all(axis=0))
 
     def _variant(self) -> str:
         """What tells this volume from others that are made of the same files."""
         native = hashlib.sha256(f"{self._native.key} {getattr(self._native, 'variant', '')}".encode()).hexdigest()[:16]
-        return "-".join(["x".join(map(str, self._size)), "label" if self._label else "cubic", native])
+        return "-".join(["x".join(map(str, self._size)), self._kernel, native])
 
     def _made(self) -> NDArray[Any]:
         """All channels [C, D, H, W], resampled; images are NaN where there are no data."""
-        array, valid = self._native.whole()
-        make = resampled_label if self._label else resampled_image
-        made = np.empty((len(array), *self._size), dtype=self.dtype)
-        for channel, values in enumerate(array):
-            made[channel] = make(values, valid, self._size)
-        return made
+        with _RESAMPLING:
+            array, valid = self._native.whole(range(len(self.channels)))
+            made = np.empty((len(array), *self._size), dtype=self.dtype)
+            for channel, values in enumerate(array):
+                if self._kernel == "label":
+                    made[channel] = resampled_label(values, valid, self._size)
+                else:
+                    made[channel] = resampled_image(values, valid, self._size, self._kernel)
+            return made
 
     @property
     def decoded_bytes(self) -> int:
@@ -146,15 +154,21 @@ def turned_back(window: Window, order: Sequence[int]) -> Window:
     return Window.of([window.start[axis] for axis in back], [window.size[axis] for axis in back])
 
 
-def resampled_image(array: NDArray[Any], valid: NDArray[np.bool_], size: Size3) -> NDArray[np.float32]:
+def resampled_image(
+    array: NDArray[Any], valid: NDArray[np.bool_], size: Size3, kernel: Literal["cubic", "linear"] = "cubic"
+) -> NDArray[np.float32]:
     """A volume [D, H, W] on another number of voxels of the same extent, float32; NaN where most of what is seen has no data."""
     if valid.all():
-        return _resized(torch.from_numpy(array.astype(np.float32)), size, "bicubic").numpy()
+        mode = "bicubic" if kernel == "cubic" else "bilinear"
+        return _resized(torch.from_numpy(array.astype(np.float32)), size, mode).numpy()
     known, values = (torch.from_numpy(each.astype(np.float32)) for each in (valid, np.where(valid, array, 0)))
-    weight, cubic_weight = _resized(known, size, "bilinear"), _resized(known, size, "bicubic")
+    weight = _resized(known, size, "bilinear")
     # Where the cubic kernel would see voxels without data, the linear one, which has no negative weights, leaves them out.
     linear = _resized(values, size, "bilinear") / weight.clamp_min(1e-4)
-    made = torch.where((cubic_weight - 1).abs() < 1e-4, _resized(values, size, "bicubic"), linear)
+    made = linear
+    if kernel == "cubic":
+        untouched = (_resized(known, size, "bicubic") - 1).abs() < 1e-4
+        made = torch.where(untouched, _resized(values, size, "bicubic"), linear)
     return torch.where(weight >= 0.5, made, torch.nan).numpy()
 
 

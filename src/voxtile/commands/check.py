@@ -144,8 +144,9 @@ def look_at_files(prepared: Prepared) -> list[str]:
         if (number := len(list(blocks(case.shape)))) > MOST_IMAGE_BLOCKS and (valid := prepared.surveys[case.id].valid) < 1
     ]
     notes += [
-        f"{case.image.path} has {counted(round(found.pixels * (1 - found.valid)), 'voxel')} of {found.pixels:,} with NaN or "
-        "infinity in a channel: they hold no data, and are in no loss and no score"
+        f"{case.image.path} has{'' if case.image.native is case.image else ', on the grid that networks see,'} "
+        f"{counted(round(found.pixels * (1 - found.valid)), 'voxel')} of {found.pixels:,} with NaN or infinity in a channel: they "
+        "hold no data, and are in no loss and no score"
         for case in cases
         if case.grid.unit == "mm" and (found := prepared.surveys[case.id]).valid < 1
     ]

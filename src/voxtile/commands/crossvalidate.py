@@ -50,6 +50,10 @@ PATIENCE = (
     "the runs stopped by 'training.patience', so that their length was chosen on the fold that is scored here: these scores are "
     "optimistic"
 )
+PARENT = (
+    "the runs started from the best weights of others ('init_from'), which were chosen on validation cases: where those are scored "
+    "here, these scores are optimistic"
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
     members = [Member(each, prepared_for(each, config["split"], out), learned_by(each.home)) for each in opened]
     members.sort(key=lambda member: member.order)
     _refuse_unlike(members)
-    home = folder_of_several(members[0].trained.ledger(config), [member.trained.home for member in members])
+    home = folder_of_several(config, [member.trained.home for member in members])
     facts: dict[str, Any] = {
         "waived": list(dict.fromkeys(sentence for member in members for sentence in member.trained.manifest["data"]["waived"])),
         "runs": [{"run": m.trained.home.path.name, "identity": m.recipe["identity"], "fold": m.fold} for m in members],
@@ -156,7 +160,7 @@ def _refuse_unlike(members: Sequence[Member]) -> None:
     first = members[0]
     for other in members[1:]:
         names = f"{first.trained.home.path} and {other.trained.home.path}"
-        mine, its = (_compared(member.recipe["settings"]) for member in (first, other))
+        mine, its = (_compared(member.recipe) for member in (first, other))
         if unlike := [name for name in sorted({*mine, *its}) if mine.get(name) != its.get(name)]:
             found = listed(f"{name} ({mine.get(name)} and {its.get(name)})" for name in unlike)
             raise RunError(
@@ -172,11 +176,12 @@ def _refuse_unlike(members: Sequence[Member]) -> None:
             raise RunError(f"{names} cannot be evaluated together: their {what} differ. Expected runs on one data set and split.")
 
 
-def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that must be the same: all but seed and fold; one that was added later counts as what stood for it."""
+    settings = recipe["settings"]
     kept = {name: value for name, value in settings.items() if name != "seed" and not (name in ADDED and value == ADDED[name])}
     split = {f"split.{name}": value for name, value in kept.pop("split").items() if name != "fold"}
-    return kept | split
+    return kept | split | {"init_from": "a run" if recipe.get("parent") else "nothing"}
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,18 @@ class _Together:
         return found
 
     def predictor(self, members: Sequence[Member]) -> Predictor:
-        """What averages the probabilities of some of the runs."""
+        """What averages the probabilities of some of the runs.
+
+        Raises:
+            RunError: They see images on different grids.
+        """
+        spacings = {member.trained.home.path: member.prepared.dataset.spacing for member in members}
+        if len(set(spacings.values())) > 1:
+            grids = listed(f"{path} ({spacing} mm)" for path, spacing in spacings.items())
+            raise RunError(
+                f"The probabilities of {grids} cannot be averaged: 'data.spacing=median' came to another grid for each of their "
+                "training sets. Train them with one spacing, for example the one that 'voxtile plan' proposes."
+            )
         found = members[0].trained.predictor(self.config, [member.trained.network for member in members])
         if self.measures:
             found.widest = None  # objects are counted in bands as wide as their case
@@ -270,6 +286,8 @@ class _Together:
         found = [BEST] if self.config["weights"] == "best" else []
         if self.members[0].recipe["settings"].get("training.patience") is not None:
             found.append(PATIENCE)
+        if any(member.recipe.get("parent") for member in self.members):
+            found.append(PARENT)
         if unscored:
             found.append(
                 f"{counted(len(unscored), 'case')} of training and validation in no table, since no run may score them: each run "

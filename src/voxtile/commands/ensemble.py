@@ -42,9 +42,11 @@ class Ensemble:
         for other in members[1:]:
             for what, mine, its in zip(("classes", "channels", "reading", "regions"), _kind(members[0]), _kind(other), strict=True):
                 if mine != its:
+                    grids = what == "reading" and mine["spacing"] != its["spacing"]
+                    remedy = " Train them with one 'data.spacing', such as the one that 'voxtile plan' proposes." if grids else ""
                     raise RunError(
                         f"{members[0].home.path} and {other.home.path} cannot predict together: their {what} differ ({mine} and "
-                        f"{its}). Expected runs on the same kind of data."
+                        f"{its}). Expected runs on the same kind of data.{remedy}"
                     )
         return cls(members)
 
@@ -62,7 +64,7 @@ class Ensemble:
         """Where evaluate keeps what belongs to the run, or to these runs together."""
         if len(self.members) == 1:
             return self.first.home.path
-        return folder_of_several(self.first.ledger(config), [member.home for member in self.members])
+        return folder_of_several(config, [member.home for member in self.members])
 
     def weights(self, name: str) -> str:
         """A digest of the weights called `name`."""
@@ -87,7 +89,7 @@ class Ensemble:
 
 
 # What decides how an image is read, and what stands for it where a run does not say.
-KIND = {"format": None, "nodata": None, "scene": None, "spacing": None, "axis": "z", "neighbours": 0}
+KIND = {"nodata": None, "scene": None, "spacing": None, "axis": "z", "neighbours": 0}
 
 
 def _kind(run: Trained) -> tuple[Any, Any, Any, Any]:
@@ -95,4 +97,5 @@ def _kind(run: Trained) -> tuple[Any, Any, Any, Any]:
     data = run.manifest["data"]
     own = run.built.config["data"]
     reading = {name: own.get(name, plain) for name, plain in KIND.items()}
-    return data["classes"], data["channels"], reading, run.built.dataset.regions
+    # A format has had two names.
+    return data["classes"], data["channels"], {"format": run.built.dataset.format, **reading}, run.built.dataset.regions

@@ -46,16 +46,19 @@ def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def folder_of_several(beside: Path, homes: Sequence[RunFolder]) -> Path:
+def folder_of_several(config: Mapping[str, Any], homes: Sequence[RunFolder]) -> Path:
     """Where evaluations of several runs together lie, in whatever order the runs are named.
 
     Args:
-        beside: folder of run folders.
+        config: of the command: below `paths.runs`, or beside the run whose identity comes first.
         homes: the runs.
     """
-    recipes = [home.read("recipe.json", "identity", "settings") for home in homes]
-    digest = hashlib.sha256(" ".join(sorted(recipe["identity"] for recipe in recipes)).encode()).hexdigest()[:8]
-    return beside / "evaluations" / f"{recipes[0]['settings']['data.name']}-{len(homes)}runs-{digest}"
+    recipes = [(home.read("recipe.json", "identity", "settings"), home.path) for home in homes]
+    recipes.sort(key=lambda each: each[0]["identity"])
+    digest = hashlib.sha256(" ".join(recipe["identity"] for recipe, _ in recipes).encode()).hexdigest()[:8]
+    (first, path), *_ = recipes
+    beside = Path(config["paths"]["runs"] or path.parent).expanduser()
+    return beside / "evaluations" / f"{first['settings']['data.name']}-{len(homes)}runs-{digest}"
 
 
 def _typed_list(text: str) -> list[str] | None:

@@ -205,7 +205,7 @@ class Work:
         from voxtile.inference.postprocess import check_size
 
         case = self._open(files)
-        if self.config["damaged"] == "nodata":
+        if self.config["damaged"] == "nodata" and case.image.native is case.image:  # what is resampled is decoded as a whole
             case = replace(case, image=Tolerant(case.image))
         paths = self._paths(case, files.id, self._specs(""))  # names do not depend on the key
         if self.config["share"] and all(path.exists() for path in [*paths, *self.results.paths(paths[0]).values()]):

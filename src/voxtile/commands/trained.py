@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from voxtile.cases.windowing import AXES
 from voxtile.commands.build import Parts, build_network, parts, without_weights
 from voxtile.commands.crf import crf_of
 from voxtile.data.normalise import Intensity
@@ -167,10 +168,13 @@ class Trained:
         )  # fmt: skip
 
     def _mirrors(self, axes: Any) -> tuple[str, ...]:
-        known = "zyx" if getattr(self.network, "dims", 2) == 3 else "yx"
+        windowing = self.built.windowing
+        known = [axis for axis in AXES if getattr(self.network, "dims", 2) == 3 or axis != windowing.axis]
         if not isinstance(axes, list) or not set(axes) <= set(known) or len(set(axes)) < len(axes):
-            raise ConfigError(f"'mirrors={axes}' must be a list of axes among {listed(known)}, for example 'mirrors=[y,x]'.")
-        return tuple(self.built.windowing.axis_of(axis) for axis in axes)
+            raise ConfigError(
+                f"'mirrors={axes}' must be a list of axes among {listed(known)}, for example 'mirrors=[{','.join(known)}]'."
+            )
+        return tuple(windowing.axis_of(axis) for axis in axes)
 
     def _halo(self, halo: Any, networks: Sequence[torch.nn.Module]) -> int:
         if halo == "field":

@@ -211,9 +211,7 @@ class KFold(SplitScheme):
             ConfigError: There is no such fold.
         """
         if folds < 2 or not 0 <= fold < folds:
-            raise ConfigError(
-                f"'split.fold={fold}' of 'split.folds={folds}' does not exist; expected 2 folds or more, counted from 0."
-            )
+            raise ConfigError(f"'fold={fold}' of 'split.folds={folds}' does not exist; expected 2 folds or more, counted from 0.")
         self.folds, self.fold, self.seed, self.needs_shares = folds, fold, seed, stratify
         self.parts = [share("test", test)] if test else []
 
@@ -261,7 +259,7 @@ class FileSplit(SplitScheme):
             fold: which entry of a list, from 0.
         """
         self.file, self.fold = Path(file).expanduser(), fold
-        self.remedy = f"Correct {self.file}, or choose another fold with 'split.fold=…'."
+        self.remedy = f"Correct {self.file}, or choose another fold with 'fold=…'."
 
     def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
         by_id = {case.id: case for case in cases}
@@ -287,12 +285,10 @@ class FileSplit(SplitScheme):
                 f"The split file {self.file} cannot be read: {reason(error)}. Expected a JSON file; name it with 'split.file=…'."
             ) from error
         if isinstance(document, dict) and self.fold:
-            raise ConfigError(f"'split.fold={self.fold}' was asked for, and {self.file} holds one split. Type 'split.fold=0'.")
+            raise ConfigError(f"'fold={self.fold}' was asked for, and {self.file} holds one split. Type 'fold=0'.")
         if isinstance(document, list):
             if not 0 <= self.fold < len(document):
-                raise ConfigError(
-                    f"'split.fold={self.fold}' does not exist: {self.file} holds {len(document)} folds, counted from 0."
-                )
+                raise ConfigError(f"'fold={self.fold}' does not exist: {self.file} holds {len(document)} folds, counted from 0.")
             document = document[self.fold]
         fits = isinstance(document, dict) and {"train", "val"} <= document.keys() <= set(SIDES)
         if not fits or not all(

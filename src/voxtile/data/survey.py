@@ -39,7 +39,8 @@ class Survey:
     """What one pass over a case found.
 
     Attributes:
-        image_digest: of the image's shape, number of channels, data type, and the sampled blocks' pixels and validity.
+        image_digest: of the image's shape, number of channels, data type, and the sampled blocks' pixels and validity, on the
+            grid of its file: by it an image is known again on whatever grid networks see it.
         label_digest: of the label's class indices, "" where the label was not read.
         counts: pixels per class [K] of the whole label, without those whose image is known to hold no data. In cases of more than
             256 blocks the image is read in 256 of them; in the others every labelled pixel counts, and none is extrapolated.
@@ -96,9 +97,10 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
         DataError: A file cannot be read or a label value is unknown.
     """
     parts = list(blocks(case.shape))
-    chosen = {parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_IMAGE_BLOCKS)).astype(int))}
+    chosen = _chosen(parts)
     every = math.ceil(sum(part.pixels for part in chosen) / MOST_PIXELS)
-    image_hash = hashlib.sha256(repr((case.shape, len(case.channels), case.dtype.str)).encode())
+    moved = case.image.native is not case.image
+    image_hash = _native_hash(case.native) if moved else _begun_hash(case)
     label_hash = hashlib.sha256()
     counts = np.zeros(num_classes, dtype=np.int64)
     found = _Locations(num_classes, most_locations(Window.whole(case.shape).pixels))
@@ -110,8 +112,8 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
         valid = np.ones(part.size, dtype=np.bool_)
         if pixels is not None:
             array, valid = pixels
-            image_hash.update(np.ascontiguousarray(array).data)
-            image_hash.update(np.packbits(valid).data)
+            if not moved:
+                _add(image_hash, array, valid)
             sample.append(array.reshape(len(array), -1)[:, np.flatnonzero(valid)[::every]])
             seen, held = seen + part.pixels, held + int(valid.sum())
         if label:
@@ -124,6 +126,32 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
         image_hash.hexdigest(), label_hash.hexdigest() if label else "", counts, Window.whole(case.shape).pixels,
         held / max(seen, 1), found.result(), np.concatenate(sample, axis=1),
     )  # fmt: skip
+
+
+def _chosen(parts: Sequence[Window]) -> set[Window]:
+    """The blocks in which an image is read."""
+    return {parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_IMAGE_BLOCKS)).astype(int))}
+
+
+def _begun_hash(case: Case) -> hashlib._Hash:
+    return hashlib.sha256(repr((case.shape, len(case.channels), case.dtype.str)).encode())
+
+
+def _add(image_hash: hashlib._Hash, array: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    """Adds a block's pixels [C, d, h, w] and validity."""
+    image_hash.update(np.ascontiguousarray(array).data)
+    image_hash.update(np.packbits(valid).data)
+
+
+def _native_hash(case: Case) -> hashlib._Hash:
+    """What `survey` hashes of a case on the grid of its file, which the cache need not hold beside another one."""
+    array, valid = case.whole()
+    image_hash, parts = _begun_hash(case), list(blocks(case.shape))
+    chosen = _chosen(parts)
+    for part in parts:
+        if part in chosen:
+            _add(image_hash, array[:, *part.slices], valid[part.slices])
+    return image_hash
 
 
 def foreground_sample(case: Case, found: Survey, background: int) -> NDArray[Any]:

@@ -95,7 +95,8 @@ def class_bands(
     if postprocess is None and ordered:
         yield from bands
         return
-    check_size(native)
+    if postprocess is not None:
+        check_size(native)
     windows, whole = _joined(bands, native.shape)
     if postprocess is not None:
         postprocess.apply(whole, pixel_size(native))

@@ -40,6 +40,8 @@ def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:
             "test_fingerprint": prepared.test_fingerprint,
             "test_files": list(prepared.test_files),
             "channels": list(split.train[0].channels),
+            "inputs": split.train[0].input_names,
+            "past_the_border": "repeat" if split.train[0].neighbours else None,
             "spacing": prepared.dataset.spacing,
             "classes": list(prepared.dataset.classes),
             "background": prepared.dataset.background,

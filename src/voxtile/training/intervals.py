@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.training.scores import averaged_over, class_scores
+from voxtile.training.scores import averaged_over, class_scores, mean_of
 
 RESAMPLES = 10_000
 SEED = 0
@@ -109,7 +109,7 @@ def spreads(
     foreground = averaged_over(classes, background, regions)
     dice = [columns.index(f"dice/{names[index]}") for index in foreground]
     found["dice"] = Spread(
-        _mean(np.array([found[columns[place]].mean for place in dice])), None,
+        mean_of(np.array([found[columns[place]].mean for place in dice])), None,
         *resamples.interval(_row_means(drawn[:, dice])), int((~np.isnan(values[:, dice])).any(axis=1).sum()),
     )  # fmt: skip
     pooled, redrawn = class_scores(matrices.sum(axis=0), members), class_scores(resamples.sums(matrices), members)
@@ -118,14 +118,14 @@ def spreads(
         for index, of in enumerate(names):
             found[f"{name}/{of}"] = Spread(float(one[index]), None, *resamples.interval(many[:, index]), len(rows))
         if name == "iou":
-            found["iou"] = Spread(_mean(one[foreground]), None, *resamples.interval(_row_means(many[:, foreground])), len(rows))
+            found["iou"] = Spread(mean_of(one[foreground]), None, *resamples.interval(_row_means(many[:, foreground])), len(rows))
     return found
 
 
 def _spread(values: NDArray[np.float64], interval: tuple[float, float]) -> Spread:
     defined = values[~np.isnan(values)]
     median = float(np.median(defined)) if defined.size else math.nan
-    return Spread(_mean(values), median, *interval, int(defined.size))
+    return Spread(mean_of(values), median, *interval, int(defined.size))
 
 
 def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -134,8 +134,3 @@ def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     means = np.full(len(values), np.nan)
     np.divide(np.nansum(values, axis=1), number, out=means, where=number > 0)
     return means
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else math.nan
