@@ -238,7 +238,9 @@ def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Con
     best, dataset = home.read("status.json", "best")["best"], prepared.dataset
     print_scores(out, f"validation at step {best['step']}", best["scores"], dataset.classes, list(dataset.regions))
     if best["scores"]["dice"] == 0:
-        out.print("nothing but the background was predicted: train longer, at another rate, or with class weights", style="yellow")
+        out.print(
+            "no foreground was predicted where there is any: train longer, at another rate, or with class weights", style="yellow"
+        )
     for sentence in prepared.waived:
         out.print(f"waived: {sentence}", style="yellow")
     path, run, first = home.path, word("run", home.path), prepared.split.val[0].image

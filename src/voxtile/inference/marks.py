@@ -1,4 +1,4 @@
-"""Letters at the edges of a volume's slice that say which side of the patient lies there."""
+"""How slices of volumes are drawn: upright, in their proportions, with letters that say which side of the patient lies where."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ _TEXT = 14  # height of the letters
 
 
 def edge_marks(grid: Grid) -> Marks | None:
-    """The patient's sides at the edges of a slice [y, x] as it is drawn, first row on top; None where there is no patient.
+    """The patient's sides at the edges of a slice [y, x] as `drawn` shows it; None where there is no patient.
 
-    Volumes are read towards RAS+, in which x grows to the patient's right: slices across have L at the left edge (the neurological
-    convention) and P at the top. Of oblique grids the letters are those of the nearest axes.
+    Volumes are read towards RAS+, in which x grows to the patient's right: axial and coronal slices have L at the left edge (the
+    neurological convention), sagittal ones P; at the top is A or S. Of oblique grids the letters are those of the nearest axes.
     """
     if grid.unit != "mm":
         return None
     x, y, _ = aff2axcodes(grid.matrix)
-    return OPPOSITE[x], x, OPPOSITE[y], y
+    return OPPOSITE[x], x, y, OPPOSITE[y]
+
+
+def drawn(panel: NDArray[np.uint8], grid: Grid | None, factor: int) -> NDArray[np.uint8]:
+    """A slice uint8 [h, w, 3] enlarged by a whole factor; of a volume upright, and in proportions of whole factors."""
+    if grid is None or grid.unit != "mm":
+        return panel.repeat(factor, axis=0).repeat(factor, axis=1)
+    _, y, x = grid.spacing
+    down, across = (max(1, round(factor * side / min(y, x))) for side in (y, x))
+    return panel[::-1].repeat(down, axis=0).repeat(across, axis=1)
 
 
 def marked(panel: NDArray[np.uint8], marks: Marks | None) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
 from voxtile.inference.finished import FinishedMap
-from voxtile.inference.marks import edge_marks, marked
+from voxtile.inference.marks import drawn, edge_marks, marked
 
 MOST = 2048  # pixels of image and map together along the longer side
 _EMPTY = (90, 90, 110)  # where there are no data
@@ -32,7 +32,7 @@ def write_quicklook(
     """Writes a PNG of the case beside its map (above it, where it is wide), with a legend and a scale bar.
 
     Every n-th row and column is read, so memory does not grow with a scene. Of a volume the slice with most foreground is shown, in
-    the orientation of the canonical grid, with letters for the patient's sides.
+    the orientation of the canonical grid, front or top upwards, with letters for the patient's sides.
 
     Args:
         found: the map.
@@ -54,11 +54,11 @@ def write_quicklook(
     table = np.full((IGNORE + 1, 3), _EMPTY, dtype=np.uint8)
     table[: len(colors)] = colors
     factor = max(1, 256 // max(image.shape[:2]))  # a small picture is enlarged, or its legend would not fit
-    panels = [panel.repeat(factor, 0).repeat(factor, 1) for panel in (image, table[indices])]
+    panels = [drawn(panel, case.grid, factor) for panel in (image, table[indices])]
     panels[0] = marked(panels[0], edge_marks(case.grid))
     shares = np.bincount(indices.ravel(), minlength=IGNORE + 1) / max(1, int((indices != IGNORE).sum()))
     legend = [(f"{name} {shares[index]:.1%}", colors[index]) for index, name in enumerate(found.classes)]
-    picture = _composed(panels, wide, legend, _bar(found.grid, step / factor))
+    picture = _composed(panels, wide, legend, _bar(found.grid, step * image.shape[1] / panels[0].shape[1]))
     atomic_write(path, lambda making: picture.save(making, format="PNG"))
 
 

@@ -25,7 +25,6 @@ from voxtile.data.batches import collate
 from voxtile.data.datamodule import VoxtileData, window_of
 from voxtile.errors import RunError, VoxtileError, reason
 from voxtile.inference.decoding import classes_of_logits
-from voxtile.inference.marks import edge_marks
 from voxtile.models.network import logits_of
 from voxtile.training import pictures
 from voxtile.training.metrics_file import MetricsFile
@@ -245,8 +244,8 @@ def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[in
         plane = classes if module.planar else classes[middle]
         own = sample["image"][case.neighbours :: 1 + 2 * case.neighbours]  # without neighbouring slices
         shown_image, held = own[:, *inner][:, middle], sample["valid"][inner][middle]
-        colors, marks = data.prepared.dataset.colors, edge_marks(case.grid)
-        picture = pictures.row(shown_image, held, sample["label"][middle], plane, colors, marks)
+        colors = data.prepared.dataset.colors
+        picture = pictures.row(shown_image, held, sample["label"][middle], plane, colors, case.grid)
         rows.append((f"{case.id}, z y x = {tile.window.start}: input | label | prediction | error", picture))
     return pictures.save(pictures.sheet(rows, data.prepared.dataset.classes, data.prepared.dataset.colors), path)
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from voxtile.cases.case import IGNORE
+from voxtile.cases.grid import Grid
 from voxtile.cases.maps import atomic_write
-from voxtile.inference.marks import Marks, marked
+from voxtile.inference.marks import drawn, edge_marks, marked
 
 Color = tuple[int, int, int]
 RIGHT, WRONG, UNJUDGED = (46, 46, 46), (220, 50, 47), (90, 90, 110)
@@ -51,10 +52,10 @@ def errors(label: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[n
 
 def row(
     image: NDArray[Any], valid: NDArray[np.bool_], label: NDArray[np.uint8], prediction: NDArray[np.uint8], colors: Sequence[Color],
-    marks: Marks | None = None,
+    grid: Grid | None = None,
 ) -> NDArray[np.uint8]:  # fmt: skip
-    """One slice's input, label, prediction and error beside each other; the input with the letters of a volume's sides."""
-    return _beside([as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)], marks)
+    """One slice's input, label, prediction and error beside each other; of a volume's grid the input has letters for its sides."""
+    return _beside([as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)], grid)
 
 
 def pair(image: NDArray[Any], label: NDArray[np.uint8], colors: Sequence[Color]) -> NDArray[np.uint8]:
@@ -62,15 +63,13 @@ def pair(image: NDArray[Any], label: NDArray[np.uint8], colors: Sequence[Color])
     return _beside([as_rgb(image, np.ones(label.shape, dtype=np.bool_)), painted(label, colors)])
 
 
-def _beside(panels: Sequence[NDArray[np.uint8]], marks: Marks | None = None) -> NDArray[np.uint8]:
+def _beside(panels: Sequence[NDArray[np.uint8]], grid: Grid | None = None) -> NDArray[np.uint8]:
     """Panels side by side, enlarged by a whole factor to about 200 pixels' height, the first one with its marks."""
     factor = max(1, round(200 / panels[0].shape[0]))
-    gap = np.full((panels[0].shape[0] * factor, 4, 3), 255, dtype=np.uint8)
-    parts: list[NDArray[np.uint8]] = []
-    for number, panel in enumerate(panels):
-        large = panel.repeat(factor, axis=0).repeat(factor, axis=1)
-        parts += [large if number else marked(large, marks), gap]
-    return np.concatenate(parts[:-1], axis=1)
+    large = [drawn(panel, grid, factor) for panel in panels]
+    large[0] = marked(large[0], edge_marks(grid) if grid else None)
+    gap = np.full((large[0].shape[0], 4, 3), 255, dtype=np.uint8)
+    return np.concatenate([part for panel in large for part in (panel, gap)][:-1], axis=1)
 
 
 def sheet(rows: Sequence[tuple[str, NDArray[np.uint8]]], classes: Sequence[str], colors: Sequence[Color]) -> Image.Image:
