@@ -166,10 +166,16 @@ class Labels:
             unknown = unknown if unknown is None else unknown & valid
         if unknown is not None and unknown.any():
             found = np.unique(numbers[unknown])
+            known = f"which the configuration does not know: it maps {listed(sorted(self.values))}"
+            if (found != np.floor(found)).any():
+                raise DataError(
+                    f"{self.source.path} holds the label values {listed(v.item() for v in found)}, {known}. Values between classes "
+                    "come from a label that was interpolated. Resample it again by nearest neighbour, or round it to classes."
+                )
             raise DataError(
-                f"{self.source.path} holds the label values {listed(v.item() for v in found)} (window {tuple(window)}), which "
-                f"the configuration does not know: it maps {listed(sorted(self.values))}. Add them under 'labels:' in the data "
-                f"set's file, where they are not to be judged as '{found[0].item():g}: ignore'."
+                f"{self.source.path} holds the label values {listed(v.item() for v in found)} (window {tuple(window)}), {known}. "
+                "Add them under 'labels:' in the data set's file, where they are not to be judged as "
+                f"'{found[0].item():g}: ignore'."
             )
 
 

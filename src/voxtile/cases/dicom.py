@@ -291,7 +291,7 @@ def _check_places(frames: Sequence[Frame], along: NDArray[np.float64], where: Pa
     if (missing > 0).all() and np.abs(gaps[off] - (missing + 1) * usual).max() <= 2 * TOLERANCE * usual:
         raise DataError(
             f"The series in {where} lacks {counted(int(missing.sum()), 'slice')} in {counted(off.size, 'place')}: {between}. Fetch "
-            "the series again, or leave the case out with 'data.exclude=[…]'."
+            "the series again, or leave it out (of a training by 'data.exclude=[…]')."
         )
     raise DataError(
         f"The slices of the series in {where} are spaced unevenly in {counted(off.size, 'place')}, most of all {between}. Expected "
@@ -337,8 +337,8 @@ def _planes(path: Path, pixels: Pixels) -> NDArray[Any]:
         planes: NDArray[Any] = dcmread(path, specific_tags=list(keywords)).pixel_array
     except Exception as error:  # each decoder has errors of its own
         raise DataError(
-            f"{path} could not be decoded: {reason(error)}. The file is probably cut off or damaged; fetch it again, or leave the "
-            "case out with 'data.exclude=[…]'."
+            f"{path} could not be decoded: {reason(error)}. The file is probably cut off or damaged; fetch it again, or leave it "
+            "out (of a training by 'data.exclude=[…]')."
         ) from error
     planes = planes.reshape(-1, *planes.shape[-2:])
     if planes.shape[1:] != (pixels.rows, pixels.columns):

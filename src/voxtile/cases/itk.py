@@ -69,7 +69,7 @@ class ItkSource(VolumeSource):
         if text.stored is not None and not text.text and text.stored < wanted:
             raise DataError(
                 f"{text.data or path} could not be decoded: it holds {text.stored:,} bytes of voxels, and {wanted:,} are "
-                "announced. The file is cut off; fetch it again, or leave the case out with 'data.exclude=[…]'."
+                "announced. The file is cut off; fetch it again, or leave it out (of a training by 'data.exclude=[…]')."
             )
         matrix = np.eye(4)
         matrix[:3, :3] = _LPS_TO_RAS @ np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
@@ -86,7 +86,7 @@ class ItkSource(VolumeSource):
         except (RuntimeError, MemoryError, OSError, EOFError, zlib.error) as error:
             raise DataError(
                 f"{path} could not be decoded: {_why(error)}. The file is probably cut off or damaged; fetch it again, or leave "
-                "the case out with 'data.exclude=[…]'."
+                "it out (of a training by 'data.exclude=[…]')."
             ) from error
         voxels = sitk.GetArrayFromImage(image)
         return voxels.transpose(2, 1, 0, *range(3, voxels.ndim))

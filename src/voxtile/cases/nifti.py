@@ -46,7 +46,7 @@ class NiftiSource(VolumeSource):
         except _UNREADABLE as error:
             raise DataError(
                 f"{path} could not be decoded: {reason(error)}. The file is probably cut off or damaged; fetch it again, or leave "
-                "the case out with 'data.exclude=[…]'."
+                "it out (of a training by 'data.exclude=[…]')."
             ) from error
         return voxels
 

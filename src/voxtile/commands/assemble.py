@@ -132,8 +132,8 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, 
     least = int(getattr(network, "min_train_size", 1))
     if min(window) < least:
         raise ConfigError(
-            f"'data.window={list(window)}' is smaller than {least} pixels, the least this network can train on. Type a larger "
-            "window, or a shallower network (for example 'model.depth=3')."
+            f"A side of 'data.window={list(window)}', {min(window)} pixels, is smaller than {least}, the least this network can "
+            "train on. Type a larger window, or a network with fewer halvings (of U-Net by a smaller 'model.depth')."
         )
     batch, together = int(getattr(network, "min_train_batch", 1)), settings.batch_size // settings.accumulate
     if together < batch:

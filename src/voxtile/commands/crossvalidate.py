@@ -25,7 +25,7 @@ from voxtile.commands.evaluate import (
     score_kept,
     write_scores,
 )
-from voxtile.commands.folders import folder_of_several
+from voxtile.commands.folders import differences, folder_of_several
 from voxtile.commands.measures import Measure, measures_of
 from voxtile.commands.parents import Learned, learned_by
 from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
@@ -116,10 +116,11 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
     if choosing:
         background_of(data)
     measures = measures_of(config, data)
+    _refuse_other_recipes(opened)
     opened[0].predictor(config, [each.network for each in opened])  # refuses before data are read
     members = [Member(each, prepared_for(each, config["split"], out), learned_by(each.home)) for each in opened]
     members.sort(key=lambda member: member.order)
-    _refuse_unlike(members)
+    _refuse_other_data(members)
     home = folder_of_several(config, [member.trained.home for member in members])
     facts: dict[str, Any] = {
         "waived": list(dict.fromkeys(sentence for member in members for sentence in member.trained.manifest["data"]["waived"])),
@@ -151,22 +152,31 @@ def _refuse_chosen(config: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_unlike(members: Sequence[Member]) -> None:
-    """Refuses runs that differ in more than fold and seed: the table is about one recipe and one data set.
+def _refuse_other_recipes(runs: Sequence[Trained]) -> None:
+    """Refuses runs that differ in more than fold and seed: the table is about one recipe.
 
     Raises:
-        RunError: Two differ in their recipes, in their test cases, or in the images of cases with one name.
+        RunError: Two differ in their recipes.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        mine, its = (_compared(run.home.read("recipe.json", "settings")) for run in (first, other))
+        if unlike := differences(mine, its):
+            raise RunError(
+                f"{first.home.path} and {other.home.path} cannot be evaluated together: they differ in {listed(unlike)}. Expected "
+                "runs of one recipe that differ in 'fold' and 'seed' only: name those, or give 'runs' a narrower pattern."
+            )
+
+
+def _refuse_other_data(members: Sequence[Member]) -> None:
+    """Refuses runs on different data.
+
+    Raises:
+        RunError: Two differ in their test cases, or in the images of cases with one name.
     """
     first = members[0]
     for other in members[1:]:
         names = f"{first.trained.home.path} and {other.trained.home.path}"
-        mine, its = (_compared(member.recipe) for member in (first, other))
-        if unlike := [name for name in sorted({*mine, *its}) if mine.get(name) != its.get(name)]:
-            found = listed(f"{name} ({mine.get(name)} and {its.get(name)})" for name in unlike)
-            raise RunError(
-                f"{names} cannot be evaluated together: they differ in {found}. Expected runs of one recipe that differ in 'fold' "
-                "and 'seed' only."
-            )
         images = first.prepared.images, other.prepared.images
         regions = [{case.id: case.region for side in m.prepared.split.sides.values() for case in side} for m in (first, other)]
         shared = [name for name, region in regions[0].items() if name in regions[1] and regions[1][name] == region]

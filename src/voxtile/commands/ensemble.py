@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.cache import content_hash
-from voxtile.commands.folders import folder_of_several, run_folders
+from voxtile.commands.folders import differences, folder_of_several, run_folders
 from voxtile.commands.trained import Trained
 from voxtile.data.normalise import Intensity
 from voxtile.data.survey import Survey
@@ -45,8 +45,8 @@ class Ensemble:
                     grids = what == "reading" and mine["spacing"] != its["spacing"]
                     remedy = " Train them with one 'data.spacing', such as the one that 'voxtile plan' proposes." if grids else ""
                     raise RunError(
-                        f"{members[0].home.path} and {other.home.path} cannot predict together: their {what} differ ({mine} and "
-                        f"{its}). Expected runs on the same kind of data.{remedy}"
+                        f"{members[0].home.path} and {other.home.path} cannot predict together: they differ in "
+                        f"{listed(differences(mine, its, what))}. Expected runs on the same kind of data.{remedy}"
                     )
         return cls(members)
 
@@ -82,8 +82,10 @@ class Ensemble:
         """
         dims = {getattr(member.network, "dims", 2) for member in self.members}
         if len(dims) > 1:
+            kinds = {True: "boxes", False: "slices"}
+            found = [f"{m.home.path} {kinds[getattr(m.network, 'dims', 2) == 3]}" for m in self.members]
             raise ConfigError(
-                f"The runs {listed(m.home.path for m in self.members)} see slices and volumes; they share no windows."
+                f"Runs that see slices and runs that see boxes share no windows: {listed(found, 10)}. Name those of one kind."
             )
         return self.first.predictor(config, [member.network for member in self.members])
 

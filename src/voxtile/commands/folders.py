@@ -108,3 +108,12 @@ def _refuse_unfit(folders: list[Path]) -> None:
                 f"{known[identity]} and {folder} are the same run ({identity}), which would only count twice. Name one of them."
             )
         known[identity] = folder
+
+
+def differences(mine: Any, its: Any, path: str = "") -> list[str]:
+    """Where two settings differ, each with both values: "model.dims (2 and 3)"."""
+    if isinstance(mine, Mapping) and isinstance(its, Mapping):
+        names = sorted({*mine, *its}, key=str)
+        parts = (differences(mine.get(name), its.get(name), f"{path}.{name}" if path else str(name)) for name in names)
+        return [each for part in parts for each in part]
+    return [] if mine == its else [f"{path} ({mine} and {its})"]

@@ -66,6 +66,12 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
         if cases := layout.images_below(root, source, suffixes):
             used = {path for files in cases for path in files.found}
             return cases, [path.name for path in paths if path not in used]
+    series = _dicom_folders(source) if dataset.format == "volume" else []
+    if not paths and series:
+        raise DataError(
+            f"{source} holds DICOM series in {listed(path.relative_to(source) for path in series)} and other volumes beside them, "
+            "so it is not clear what is meant. Name one of the folders with 'input=…'."
+        )
     if not paths:
         raise DataError(f"{source} holds no file that ends in {listed(suffixes)}, the format of the run ('{dataset.format}').")
     found = [CaseFiles(_stem(path, suffixes), (path,)) for path in paths]
@@ -75,7 +81,14 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
             f"{source} holds several files called {listed(twice)} with different endings; their maps would have one name."
         )
     _check_whole(found, source, dataset, channels)
-    return found, []
+    return found, [f"{path.relative_to(source)} (a DICOM series)" for path in series]
+
+
+def _dicom_folders(source: Path) -> list[Path]:
+    """The folders below `source` that hold DICOM files."""
+    from voxtile.cases.dicom_layout import is_dicom
+
+    return sorted({path.parent for path in source.rglob("*") if path.is_file() and is_dicom(path)})
 
 
 def _holds_dicom(source: Path, dataset: Dataset) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,14 +47,17 @@ def make_plan(config: Mapping[str, Any]) -> int:
     name = wanted["name"] or f"{prepared.dataset.name}_{wanted['dims']}d"
     folder = Path(wanted["output"] or next(iter(compose.further_folders()), "plans")).expanduser()
     path = folder / "experiment" / f"{name}.yaml"
-    text = written(made, facts, classes, prepared.dataset.name, name, path)
-    if path.exists() and not wanted["overwrite"]:
+    if not wanted["overwrite"] and path.exists():
         raise DataError(
             f"{path} exists already, and may have been edited. Name another with 'plan.name=…', or type 'plan.overwrite=true'."
         )
+    if (config["data"]["symmetry"] or {}).get("rot90") and len(set(made.values["data.window"][-2:])) > 1:
+        made.set("data.symmetry.rot90", False, "windows that are not square cannot be turned by 90 degrees")
+    command = command_to_train(folder, name)
+    text = written(made, facts, classes, config["chosen"]["data"], command)
     atomic_text(path, text)
     out.print(text, soft_wrap=True)
-    out.print(f"written      {path}\nnext         python train.py --config-dir {folder} experiment={name}", soft_wrap=True)
+    out.print(f"written      {path}\nnext         {command}", soft_wrap=True)
     return 0
 
 
@@ -96,7 +101,15 @@ def step_bytes(values: Mapping[str, Any], channels: int, classes: int) -> int:
     return int(4 * (STEP * sum(held) * values["training.batch_size"] / 2 + 4 * weights))
 
 
-def written(made: Plan, facts: Facts, classes: Sequence[str], data: str, name: str, path: Path) -> str:
+def command_to_train(folder: Path, name: str) -> str:
+    """What the user types to train the plan: what was typed to make it, with the plan's own settings left out."""
+    words = [word for word in sys.argv[1:] if word != "plan" and not word.startswith("plan.")]
+    if folder.resolve() not in [each.resolve() for each in compose.further_folders()]:
+        words = ["--config-dir", str(folder), *words]
+    return shlex.join(["voxtile", "train", *words, f"experiment={name}"])
+
+
+def written(made: Plan, facts: Facts, classes: Sequence[str], data: str, command: str) -> str:
     """The experiment's file: what was seen, and each setting with its reason."""
     import numpy as np
     import yaml
@@ -112,7 +125,7 @@ def written(made: Plan, facts: Facts, classes: Sequence[str], data: str, name: s
     ]
     lines = [
         "# @package _global_",
-        f"# python train.py --config-dir {path.parent.parent} experiment={name}",
+        f"# {command}",
         "# Planned by 'voxtile plan' from the training cases; edit what you know better.",
         *(f"#   {line}" for line in seen),
         "defaults:",
@@ -124,8 +137,8 @@ def written(made: Plan, facts: Facts, classes: Sequence[str], data: str, name: s
     for setting, value in made.values.items():
         if setting == "normalise":
             continue
-        section, _, key = setting.partition(".")
-        shown = yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+        section, key, *inner = setting.split(".")
+        shown = yaml.safe_dump({inner[0]: value} if inner else value, default_flow_style=True).splitlines()[0]
         sections.setdefault(section, []).append(f"  {key}: {shown}  # {made.reasons[setting]}")
     for section, rows in sections.items():
         lines += [f"{section}:", *rows]

@@ -62,7 +62,7 @@ def predict(config: Mapping[str, Any]) -> int:
     source, target = path_of(str(config["input"])), Path(str(config["output"])).expanduser()
     found, left_out = find_inputs(source, dataset, len(runs.first.manifest["data"]["channels"]))
     if left_out:
-        out.print(f"left out, since the run's name patterns for images do not find them: {listed(left_out)}", soft_wrap=True)
+        out.print(f"left out, since they are not what the run's data set looks for: {listed(left_out)}", soft_wrap=True)
     if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(SUFFIXES[dataset.format])):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
     predictor = runs.predictor(config)

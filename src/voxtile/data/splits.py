@@ -211,7 +211,8 @@ class KFold(SplitScheme):
             ConfigError: There is no such fold.
         """
         if folds < 2 or not 0 <= fold < folds:
-            raise ConfigError(f"'fold={fold}' of 'split.folds={folds}' does not exist; expected 2 folds or more, counted from 0.")
+            many = f"expected one from 0 to {folds - 1}" if folds >= 2 else "expected 2 folds or more"
+            raise ConfigError(f"'fold={fold}' of 'split.folds={folds}' does not exist; {many}.")
         self.folds, self.fold, self.seed, self.needs_shares = folds, fold, seed, stratify
         self.parts = [share("test", test)] if test else []
 

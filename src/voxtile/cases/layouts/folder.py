@@ -120,12 +120,14 @@ class FolderLayout(Layout):
     def _check_pairs(self, missing: Sequence[Path], alone: Sequence[Path]) -> None:
         if missing and not self.unlabelled:
             raise DataError(
-                f"{len(missing)} images below {self.root} have no label at '{self.labels}': {listed(p.name for p in missing)}. Add "
+                f"{len(missing)} images below {self.root} have no label at '{self.labels}': "
+                f"{listed(p.relative_to(self.root) for p in missing)}. Add "
                 "the labels, or leave these images out with 'data.layout.unlabelled=true'."
             )
         if alone:
             raise DataError(
-                f"{len(alone)} labels below {self.root} have no image at '{self.images[0]}': {listed(p.name for p in alone)}. Add "
+                f"{len(alone)} labels below {self.root} have no image at '{self.images[0]}': "
+                f"{listed(p.relative_to(self.root) for p in alone)}. Add "
                 "the images, or move these labels away."
             )
 
