@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.testers.memory import memory_case
 from voxtile.cases.case import Case, Labels, distinct_names
 from voxtile.cases.grid import WorkingGrid, plain_affine
 from voxtile.cases.maps import MapSpec
@@ -81,6 +82,13 @@ def test_classes_are_those_of_a_plain_look_up(dtype, meaning):
         stored[np.argwhere(valid)[5][0], np.argwhere(valid)[5][1]] = 99
         with pytest.raises(DataError, match="holds the label values 99"):
             label.read(Window(0, 0, 0, 1, 30, 40))
+
+
+def test_an_interpolated_label_is_told_what_it_is():
+    image, label = (memory_case("a", array=np.zeros((1, 1, 2, 2), np.float32)).image for _ in range(2))
+    label.array[0, 0, 0, 0] = 0.5
+    with pytest.raises(DataError, match=r"holds the label values 0.5, .* come from a label that was interpolated"):
+        Case("a", "a", image, Labels(label, {0: 0, 1: 1})).read_label(Window(0, 0, 0, 1, 2, 2))
 
 
 def test_a_case_without_label_says_so(case):

@@ -99,7 +99,9 @@ def test_an_image_without_a_label(refuses, tmp_path) -> None:
 
 def test_a_label_without_an_image(refuses, tmp_path) -> None:
     (images(tmp_path) / "s3.tif").unlink()
-    refuses(3, tmp_path / "scenes", "have no image at 'images/{id}.tif': s3.tif", "Add the images, or move these labels away")
+    refuses(
+        3, tmp_path / "scenes", "have no image at 'images/{id}.tif': labels/s3.tif", "Add the images, or move these labels away"
+    )
 
 
 def test_another_number_of_bands(refuses, tmp_path) -> None:
@@ -188,7 +190,9 @@ def test_a_window_larger_than_every_case(refuses) -> None:
 
 
 def test_a_window_too_small_for_the_network(refuses) -> None:
-    refuses(2, "'data.window=[16, 16]' is smaller than 32 pixels", "'model.depth=3'", extra=("model.depth=4",))
+    refuses(
+        2, "A side of 'data.window=[16, 16]', 16 pixels, is smaller than 32", "a smaller 'model.depth'", extra=("model.depth=4",)
+    )
 
 
 def test_a_network_of_other_dimensions(refuses) -> None:

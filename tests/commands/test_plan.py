@@ -37,6 +37,24 @@ def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtil
     assert len(homes(tmp_path / "runs")) == 1
 
 
+def test_a_plan_keeps_what_was_typed_and_turns_no_window_that_is_not_square(tmp_path: Path, voxtile: Command) -> None:
+    words = [word for word in volume_words(tmp_path, symmetry={"flips": ["x"], "rot90": True}) if not word.startswith("model.")]
+    said = voxtile("plan", *words, "data.limit=2", f"plan.output={tmp_path / 'plans'}", "plan.name=mine", "plan.memory=0.2")
+    assert said.code == 0, said.text
+    text = (tmp_path / "plans" / "experiment" / "mine.yaml").read_text()
+    settings = yaml.safe_load(text)
+    square = len(set(settings["data"]["window"])) == 1
+    assert settings["data"].get("symmetry", {}).get("rot90", square) == square
+    assert {"override /data": "tubes"} in settings["defaults"]
+    command = f"voxtile train --config-dir {tmp_path / 'plans'} --config-dir {tmp_path / 'conf'} data=tubes"
+    assert command in text
+    assert "data.limit=2" in text.splitlines()[1]
+    assert "plan." not in text.splitlines()[1]
+    assert text.splitlines()[1].removeprefix("# ") in said.out
+    train = [word for word in said.out.splitlines()[-1].split() if word][3:]
+    assert voxtile("train", *train, *FEW).code == 0
+
+
 def test_scenes_and_wrong_settings_are_refused(tmp_path: Path, voxtile: Command) -> None:
     said = voxtile("plan", *scene_words(tmp_path / "scenes"), f"plan.output={tmp_path}")
     assert said.code == 2

@@ -193,7 +193,7 @@ def test_the_run_s_name_patterns_find_its_images_only(tmp_path: Path, voxtile: C
     assert voxtile("predict", f"run={home}", f"input={nested}", f"output={tmp_path / 'out'}").code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.tif", "b.tif"]
     said = voxtile("predict", f"run={home}", f"input={nested / 'a'}", f"output={tmp_path / 'one'}")
-    assert "left out, since the run's name patterns for images do not find them: label.tif" in said.text
+    assert "left out, since they are not what the run's data set looks for: label.tif" in said.text
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["a.tif"]
 
 

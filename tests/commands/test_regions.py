@@ -131,7 +131,7 @@ def test_runs_with_other_regions_do_not_predict_together(tmp_path: Path, voxtile
         assert voxtile("train", *words, *more).code == 0
     said = voxtile("predict", f"runs={tmp_path / 'runs' / 'tubes-*'}", f"input={tmp_path}", f"output={tmp_path / 'out'}")
     assert said.code == 4
-    assert "cannot predict together: their regions differ" in said.text
+    assert "cannot predict together: they differ in regions" in said.text
 
 
 def test_a_monitor_may_be_a_regions_score_and_a_misspelt_one_is_told(tmp_path: Path, voxtile: Command, given: list[str]) -> None:

@@ -313,7 +313,7 @@ def test_a_multirun_reports_every_run(short: list[str], tmp_path: Path, voxtile:
 def test_a_multirun_goes_on_after_a_run_that_failed(short: list[str], tmp_path: Path, voxtile: Command) -> None:
     said = voxtile("train", "-m", *short, "data.window=[4,4],[16,16]")
     assert said.code == 2
-    assert "'data.window=[4, 4]' is smaller than" in said.text
+    assert "A side of 'data.window=[4, 4]', 4 pixels, is smaller than" in said.text
     assert len(homes(tmp_path / "runs")) == 1
 
 

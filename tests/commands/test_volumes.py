@@ -144,5 +144,5 @@ def test_runs_on_different_grids_do_not_predict_together(tmp_path: Path, voxtile
     runs = ",".join(map(str, homes(tmp_path / "runs")))
     said = voxtile("predict", f"runs=[{runs}]", f"input={source}", f"output={tmp_path / 'maps'}")
     assert said.code != 0
-    assert "cannot predict together: their reading differ" in said.text
+    assert "cannot predict together: they differ in data.spacing (" in said.text
     assert "Train them with one 'data.spacing'" in said.text

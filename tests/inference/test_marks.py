@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tests.testers.memory import memory_case, north_up
+from voxtile.cases.grid import plain_affine
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.window import Window
-from voxtile.inference.marks import edge_marks, marked
+from voxtile.inference.marks import drawn, edge_marks, marked
 from voxtile.training import pictures
 
 TURNED = {"RAS": (1, 1), "LAS": (-1, 1), "LPS": (-1, -1), "RPS": (1, -1)}  # signs of the first two columns
@@ -27,18 +28,30 @@ def test_the_letter_stands_where_the_patients_side_is(tmp_path: Path, stored: st
     source = NiftiSource([tmp_path / "v.nii"])
     marks = edge_marks(source.working)
     plane = source.read(Window.of((1, 0, 0), (1, *source.working.shape[1:])), (0,))[0][0, 0]
-    (row,), (column,) = np.nonzero(plane)
+    shown = drawn(np.repeat(plane[..., None], 3, axis=2).astype(np.uint8), source.working, 1)
+    (row,), (column,) = np.nonzero(shown[..., 0])
     assert marks is not None
     left, right, top, bottom = marks
     assert {left, right} == {"L", "R"}
     assert {top, bottom} == {"P", "A"}
     assert (left if column == 0 else right) == "R"
     assert (top if row == 0 else bottom) == "A"
+    assert (left, top) == ("L", "A")
+
+
+def test_slices_are_drawn_upright_and_in_the_proportions_of_their_voxels() -> None:
+    panel = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    volume = memory_case("v", (1, 2, 3), unit="mm", affine=plain_affine((5.0, 2.0, 1.0))).grid
+    shown = drawn(panel, volume, 2)
+    assert shown.shape == (8, 6, 3)
+    np.testing.assert_array_equal(shown[::4, ::2], panel[::-1])
+    for grid in (None, memory_case("picture").grid):
+        np.testing.assert_array_equal(drawn(panel, grid, 2)[::2, ::2], panel)
 
 
 def test_slices_along_another_axis_have_its_letters() -> None:
     coronal = ((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
-    assert edge_marks(memory_case("v", (4, 5, 6), unit="mm", affine=coronal).grid) == ("L", "R", "I", "S")
+    assert edge_marks(memory_case("v", (4, 5, 6), unit="mm", affine=coronal).grid) == ("L", "R", "S", "I")
 
 
 def test_scenes_and_pictures_have_no_patient() -> None:
@@ -49,7 +62,8 @@ def test_scenes_and_pictures_have_no_patient() -> None:
 def test_the_letters_are_on_the_input_only_each_at_its_edge() -> None:
     image, label = np.zeros((1, 64, 64)), np.zeros((64, 64), dtype=np.uint8)
     valid = np.ones((64, 64), dtype=np.bool_)
-    plain, lettered = (pictures.row(image, valid, label, label, [(0, 0, 0)], marks) for marks in (None, ("L", "R", "P", "A")))
+    volume = memory_case("v", (1, 64, 64), unit="mm").grid
+    plain, lettered = (pictures.row(image, valid, label, label, [(0, 0, 0)], grid) for grid in (None, volume))
     changed = (plain != lettered).any(axis=2)
     side = plain.shape[0]
     assert not changed[:, side:].any()

@@ -92,4 +92,4 @@ def test_a_volume_shows_its_fullest_slice(
     letters = (shown != bare).any(axis=2)
     assert letters[:, : 40 * 4].any()  # on the image; nothing on the map
     assert not letters[:, 40 * 4 :].any()
-    np.testing.assert_array_equal(shown[: 64 * 4 : 4, 40 * 4 + 8 : 80 * 4 + 8 : 4], np.array(COLORS)[label[fullest]])
+    np.testing.assert_array_equal(shown[: 64 * 4 : 4, 40 * 4 + 8 : 80 * 4 + 8 : 4], np.array(COLORS)[label[fullest, ::-1]])

@@ -44,9 +44,10 @@ class Ensemble:
                 if mine != its:
                     grids = what == "reading" and mine["spacing"] != its["spacing"]
                     remedy = " Train them with one 'data.spacing', such as the one that 'voxtile plan' proposes." if grids else ""
+                    where = "data" if what == "reading" else what
                     raise RunError(
                         f"{members[0].home.path} and {other.home.path} cannot predict together: they differ in "
-                        f"{listed(differences(mine, its, what))}. Expected runs on the same kind of data.{remedy}"
+                        f"{listed(differences(mine, its, where))}. Expected runs on the same kind of data.{remedy}"
                     )
         return cls(members)
 

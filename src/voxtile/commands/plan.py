@@ -103,7 +103,7 @@ def step_bytes(values: Mapping[str, Any], channels: int, classes: int) -> int:
 
 def command_to_train(folder: Path, name: str) -> str:
     """What the user types to train the plan: what was typed to make it, with the plan's own settings left out."""
-    words = [word for word in sys.argv[1:] if word != "plan" and not word.startswith("plan.")]
+    words = [word for word in sys.argv[1:] if word not in ("plan", "--") and not word.startswith("plan.")]
     if folder.resolve() not in [each.resolve() for each in compose.further_folders()]:
         words = ["--config-dir", str(folder), *words]
     return shlex.join(["voxtile", "train", *words, f"experiment={name}"])

@@ -111,7 +111,7 @@ def test_labels_beside_their_images_are_no_images(root):
 
 def test_images_without_a_label_are_named_or_left_out(root):
     put(root, "images/a.tif", "images/b.tif", "images/c.tif", "labels/a.tif")
-    with pytest.raises(DataError, match=r"2 images .* no label .*b\.tif, c\.tif.*unlabelled=true"):
+    with pytest.raises(DataError, match=r"2 images .* no label .*images/b\.tif, images/c\.tif.*unlabelled=true"):
         FolderLayout(root, "images/{id}.tif", "labels/{id}.tif").find()
     assert list(found(FolderLayout(root, "images/{id}.tif", "labels/{id}.tif", unlabelled=True))) == ["a"]
 
