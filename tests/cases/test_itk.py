@@ -3,7 +3,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk  # noqa: N813  # as its own documentation calls it
 
 from tests.testers.formats import FormatTester
 from voxtile.cases.case import Case, Labels

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import highdicom
@@ -41,7 +42,7 @@ def unruly(dataset: pydicom.Dataset, index: int) -> None:
     dataset.ProcedureCodeSequence = [inner]
 
 
-def studies(root: Path, each=None) -> Path:  # type: ignore[no-untyped-def]
+def studies(root: Path, each: Callable[[pydicom.Dataset, int], None] | None = None) -> Path:
     """Six studies of six patients, whose CT shows the disc of the segmentation."""
     rng = np.random.default_rng(0)
     for number in range(6):

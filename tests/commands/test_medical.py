@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk  # noqa: N813  # as its own documentation calls it
 
 from tests.commands.conftest import Command, Outcome, homes
 from tests.testers.tiny import SMALL, blob, configured, volume_words

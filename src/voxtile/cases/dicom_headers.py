@@ -195,8 +195,8 @@ def parsed(file: BinaryIO) -> Dataset:
     """What may be read of the header of an open file; values that break the standard's rules are taken without a word."""
     with in_silence():
         dataset: Dataset = dcmread(file, stop_before_pixels=True, specific_tags=list(_READ))
-        for element in dataset:  # now, since values are parsed when they are asked for
-            element.value  # noqa: B018
+        for element in dataset:
+            element.value  # noqa: B018  # values are parsed when they are asked for, and later it would not be in silence
     return dataset
 
 
@@ -330,7 +330,7 @@ def _has_decoder(syntax: UID) -> bool:
 
     try:
         return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
+    except NotImplementedError:  # how pydicom says that it knows no decoder of this syntax
         return False
 
 

@@ -68,7 +68,7 @@ class SegmentationSource(VolumeSource):
         Raises:
             DataError: It cannot be read, or lies elsewhere than its image.
         """
-        self._image, self._own, self._heat = image.stored, own, heat
+        self._onto, self._image, self._own, self._heat = image, image.stored, own, heat
         text = repr((image.stored, own, heat))
         self.variant = f"seg{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         super().__init__([path])
@@ -125,11 +125,11 @@ class SegmentationSource(VolumeSource):
 
     def map_name(self, stem: str, spec: MapSpec) -> str:
         """See `Source.map_name`."""
-        return f"{stem}.dcm"
+        return self._onto.map_name(stem, spec)
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
-        """A segmentation is read only: a map is of its image."""
-        raise NotImplementedError("maps are opened on the image that a segmentation is of")
+        """See `Source.open_map`; the map is one of the image."""
+        return self._onto.open_map(path, spec)
 
 
 def _read(path: Path, stop_before_pixels: bool = False) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from voxtile.commands.tables import print_lesions, print_objects, print_surfaces
 from voxtile.errors import ConfigError, did_you_mean, listed
@@ -269,7 +269,7 @@ def _threshold(setting: object) -> float | None:
         return 0.5 if setting else None
     if not _is_number(setting, 0, 1) or setting == 0:
         raise ConfigError(f"'objects={setting}' must be true, false, or the least IoU of matched objects, above 0 and up to 1.")
-    return float(setting)  # type: ignore[arg-type]  # a number
+    return float(setting)
 
 
 def _lesions(setting: object) -> Mapping[str, Any] | None:
@@ -306,7 +306,7 @@ def _tolerances(setting: object, names: Sequence[str]) -> dict[str, float] | Non
     return {name: float(each[name]) for name in names}
 
 
-def _is_number(value: object, low: float, high: float = math.inf) -> bool:
+def _is_number(value: object, low: float, high: float = math.inf) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
 
 
