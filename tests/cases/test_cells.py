@@ -75,7 +75,7 @@ def test_the_cell_that_was_used_longest_ago_goes_first(total):
     cells, made = CellCache(), []
 
     def get(name):
-        return cells.get([(name, 0, 0)], lambda row, column: made.append(name) or part(total * 3 // 10))
+        return cells.get(name, [(0, 0)], lambda row, column: made.append(name) or part(total * 3 // 10))
 
     for name in "ababacaba":  # the third does not fit
         get(name)
@@ -88,7 +88,7 @@ def test_gdal_has_all_of_the_room_where_few_cells_are_found_again(total, cells_o
     for name in rng.integers(cells_of_data, size=20 * TRIED).tolist():
         if not cells.keeps(Window(0, 0, 0, 1, 1, 1), (1, 1)):
             break
-        cells.get([("file", 0, name)], lambda row, column: part(total // 8))
+        cells.get("file", [(0, name)], lambda row, column: part(total // 8))
     assert (cells.most > 0) == worth
     assert get_gdal_config("GDAL_CACHEMAX") == (total // GDALS_PART if worth else total)
 
@@ -97,7 +97,7 @@ def test_nothing_is_kept_while_it_is_off(total):
     cells, made = CellCache(), []
 
     def get():
-        cells.get([("a", 0, 0)], lambda row, column: made.append(1) or part(1))
+        cells.get("a", [(0, 0)], lambda row, column: made.append(1) or part(1))
 
     with cells.off():
         for _ in range(2):
@@ -150,11 +150,11 @@ def test_gdal_gets_half_of_the_room_where_files_are_read_without_cells(total):
     cells = CellCache()
     cells.leave_half()  # nothing is kept yet, and all of it is GDAL's
     assert get_gdal_config("GDAL_CACHEMAX") == total
-    cells.get([("a", 0, 0)], lambda row, column: part(total * 5 // 8))
+    cells.get("a", [(0, 0)], lambda row, column: part(total * 5 // 8))
     cells.leave_half()
     assert cells.most == get_gdal_config("GDAL_CACHEMAX") == total // 2
     made = []
-    cells.get([("a", 0, 0)], lambda row, column: made.append(1) or part(1))
+    cells.get("a", [(0, 0)], lambda row, column: made.append(1) or part(1))
     assert made  # it did not fit any more
 
 

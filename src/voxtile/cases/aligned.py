@@ -317,7 +317,7 @@ class AlignedFile:
 
         def cells_at(places: Sequence[tuple[int, int]]) -> Iterable[Pixels]:
             if CELLS.keeps(window, size):
-                return CELLS.get([((key, numbers), row, column) for row, column in places], read)
+                return CELLS.get((key, numbers), places, read)
             return (Pixels.of(read(row, column)) for row, column in places)
 
         return put_together((len(numbers), *window.size[1:]), window.y, window.x, size, cells_at, out, copies)

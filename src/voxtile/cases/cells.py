@@ -23,7 +23,7 @@ WORTH = 1 / 3  # of those, how many others must have been found: making one take
 MOST = 16  # cells of which a window is put together: of larger ones little is read again
 
 
-Key = tuple[Hashable, int, int]  # what is read, row and column of the cell
+Key = tuple[int, int, int]  # number of what is read, row and column of the cell
 
 
 class CellCache:
@@ -37,6 +37,7 @@ class CellCache:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._cells: OrderedDict[Key, Pixels] = OrderedDict()
+        self._numbers: dict[Hashable, int] = {}  # of what is read: a number is found faster than a path
         self._held = 0
         self._found = self._missed = 0  # since one had to go for another
         self._allowed = 0
@@ -69,21 +70,30 @@ class CellCache:
         cells = (window.height // size[0] + 1) * (window.width // size[1] + 1)
         return bool(cells <= MOST) and self.most > 0
 
-    def get(self, keys: Sequence[Key], read: Callable[[int, int], NDArray[Any]]) -> list[Pixels]:
-        """The cells under `keys`, of which those that are not kept are read. They must not be written to.
+    def get(self, name: Hashable, places: Sequence[tuple[int, int]], read: Callable[[int, int], NDArray[Any]]) -> list[Pixels]:
+        """Cells, of which those that are not kept are read. They must not be written to.
 
         Args:
-            keys: the file's, and row and column of the cell.
+            name: of what is read.
+            places: rows and columns of the cells.
             read: reads the cell in a row and a column.
         """
-        found, kept = [], self._cells
+        number = self._numbers.get(name)
+        if number is None:
+            with self._lock:
+                number = self._numbers.setdefault(name, len(self._numbers))
+        keys, found, kept = [(number, row, column) for row, column in places], [], self._cells
         with self._lock:
             for key in keys:
-                found.append(kept.get(key))
-                if key in kept:
+                cell = kept.get(key)
+                if cell is not None:
                     kept.move_to_end(key)
-                    self._found += 1
-        return [cell or self._added(key, read) for key, cell in zip(keys, found, strict=True)]
+                found.append(cell)
+            missing = found.count(None)
+            self._found += len(found) - missing
+        if missing:
+            return [cell or self._added(key, read) for key, cell in zip(keys, found, strict=True)]
+        return [cell for cell in found if cell is not None]
 
     def _added(self, key: Key, read: Callable[[int, int], NDArray[Any]]) -> Pixels:
         cell = Pixels.of(read(*key[1:]))  # two threads that want the same cell at once both read it
