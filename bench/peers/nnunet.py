@@ -4,8 +4,8 @@ python bench/peers/nnunet.py <MSD folder> <run folder> <2d|3d_fullres> <minutes>
 
 In an environment of its own with `pip install nnunetv2==2.8.1`. The run's manifest says which cases train and which are scored;
 all else is nnU-Net's own (plan, preprocessing, augmentation, network, loss, optimizer, inference with mirroring, score) but for
-two things, since it is made for 250,000 steps on a GPU: the polynomial rate falls to 0 over the minutes instead of over 1000 epochs, and
-a batch may be smaller (0: as planned). Preprocessing and the last validation are not counted.
+two things, since it is made for 250,000 steps on a GPU: the polynomial rate falls to 0 over the minutes instead of over 1000
+epochs, and a batch may be smaller (0: as planned). Preprocessing and the last validation are not counted.
 """
 
 import json
