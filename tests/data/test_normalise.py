@@ -1,6 +1,7 @@
 """Normalisation against NumPy, and on the values that break it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,8 +56,22 @@ def test_statistics_can_leave_out_pixels_that_are_zero_in_every_channel():
     brain = np.random.default_rng(2).normal(100, 10, (2, 500))
     brain[0, :7] = 0  # zero in one channel only: still inside
     padded = np.concatenate([np.zeros((2, 300)), brain], axis=1)
-    assert Normalisation(nonzero=True).of_case(padded) == Normalisation().of_case(brain)
+    assert Normalisation(nonzero=True).of_case(padded) == replace(Normalisation().of_case(brain), masked=True)
     assert Normalisation().of_case(padded) != Normalisation().of_case(brain)
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_what_statistics_left_out_stays_zero(slices):
+    image = np.random.default_rng(5).integers(0, 2, (2 * slices, 3, 8, 9)).astype(np.uint16)
+    masked = Intensity((0.0, 0.0), (9.0, 9.0), (3.0, 5.0), (2.0, 4.0), masked=True)
+    everything, valid = np.ones(image.shape[1:], dtype=bool), np.ones(image.shape[1:], dtype=bool)
+    expected = run(image, everything, replace(masked, masked=False))
+    for number in range(slices):  # a channel's slices follow one another
+        outside = (image[number] == 0) & (image[slices + number] == 0)
+        assert 0 < outside.sum() < outside.size
+        expected[[number, slices + number]] *= ~outside
+    valid[:, :2] = False
+    np.testing.assert_array_equal(run(image, valid, masked), expected * valid)
 
 
 def test_a_constant_channel_becomes_zero_and_no_pixels_leave_a_channel_as_it_is():
@@ -64,7 +79,8 @@ def test_a_constant_channel_becomes_zero_and_no_pixels_leave_a_channel_as_it_is(
     assert constant.std == (1.0,)
     np.testing.assert_allclose(run(np.full((1, 4, 4), 0.1), np.ones((4, 4), dtype=bool), constant), 0, atol=1e-7)
     assert Normalisation().of_case(np.empty((2, 0))) == Intensity((-np.inf,) * 2, (np.inf,) * 2, (0.0,) * 2, (1.0,) * 2)
-    assert Normalisation(nonzero=True).of_case(np.zeros((1, 9))).std == (1.0,)
+    blank = Normalisation(nonzero=True).of_case(np.zeros((1, 9)))
+    assert (blank.std, blank.masked) == ((1.0,), True)
 
 
 def test_clipping_does_not_wipe_out_a_channel_with_few_unlike_values():
@@ -104,14 +120,14 @@ def test_what_an_invalid_pixel_holds_does_not_matter_and_the_input_stays():
 def test_each_sample_of_a_batch_and_volumes_have_numbers_of_their_own():
     image = torch.arange(48, dtype=torch.float32).view(2, 1, 2, 3, 4)
     numbers = [torch.tensor(v)[:, None] for v in ([-torch.inf, -torch.inf], [torch.inf, 40.0], [1.0, 2.0], [4.0, 8.0])]
-    out = normalise(image, torch.ones(2, 2, 3, 4, dtype=torch.bool), *numbers)
+    out = normalise(image, torch.ones(2, 2, 3, 4, dtype=torch.bool), *numbers, torch.tensor([False, False]))
     torch.testing.assert_close(out[0], (image[0] - 1) / 4)
     torch.testing.assert_close(out[1], (image[1].clamp(max=40) - 2) / 8)
 
 
 @pytest.mark.parametrize("clip", [None, (0.5, 99.5)])
 def test_intensities_survive_strict_json(clip):
-    found = Normalisation(clip=clip).of_case(np.random.default_rng(4).normal(size=(3, 100)))
+    found = Normalisation(clip=clip, nonzero=clip is None).of_case(np.random.default_rng(4).normal(size=(3, 100)))
     assert Intensity.from_dict(json.loads(json.dumps(found.as_dict(), allow_nan=False))) == found
 
 
@@ -128,6 +144,7 @@ def test_neighbouring_slices_are_scaled_as_their_channel():
     image = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(2, 6, 2, 2)
     valid = torch.ones(2, 2, 2, dtype=torch.bool)
     numbers = [torch.tensor([[a, b]] * 2) for a, b in ((2.0, 9.0), (30.0, 40.0), (1.0, 5.0), (2.0, 4.0))]
+    numbers.append(torch.tensor([False, False]))
     found = normalise(image, valid, *numbers)
     for offset in range(3):
         np.testing.assert_array_equal(found[:, offset::3], normalise(image[:, offset::3], valid, *numbers))

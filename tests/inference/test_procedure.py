@@ -1,7 +1,6 @@
 """What is done at test time: Monte-Carlo dropout, turned copies, the image that the CRF sees."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,10 +136,8 @@ def test_turned_copies_want_the_windows_diagonal_around_it():
 
 def test_the_crf_sees_the_range_that_normalisation_keeps_as_0_to_255():
     image = torch.tensor([[[100.0, 150.0, 900.0]]])
-    numbers = {name: torch.from_numpy(values) for name, values in Intensity((100.0,), (200.0,), (150.0,), (10.0,)).arrays().items()}
-    assert crf_image(image, **numbers).tolist() == [[[0.0, 127.5, 255.0]]]
-    open_ends = replace(Intensity((0.0,), (1.0,), (150.0,), (25.0,)), low=(-math.inf,), high=(math.inf,))
-    numbers = {name: torch.from_numpy(values) for name, values in open_ends.arrays().items()}
-    assert crf_image(image, **numbers).tolist() == [[[0.0, 127.5, 255.0]]]
+    assert crf_image(image, Intensity((100.0,), (200.0,), (150.0,), (10.0,))).tolist() == [[[0.0, 127.5, 255.0]]]
+    open_ends = Intensity((-math.inf,), (math.inf,), (150.0,), (25.0,))
+    assert crf_image(image, open_ends).tolist() == [[[0.0, 127.5, 255.0]]]
     eight = torch.tensor([[[0, 100, 255]]], dtype=torch.uint8)
-    assert crf_image(eight, **numbers).tolist() == [[[0.0, 100.0, 255.0]]]
+    assert crf_image(eight, open_ends).tolist() == [[[0.0, 100.0, 255.0]]]

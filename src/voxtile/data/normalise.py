@@ -14,6 +14,8 @@ from torch import Tensor
 
 from voxtile.errors import ConfigError, DataError, did_you_mean
 
+ROWS = ("low", "high", "mean", "std")
+NUMBERS = (*ROWS, "masked")  # what `normalise` takes of a batch
 MOST_PIXELS = 4_000_000  # from which a data set is measured; more would only take longer
 # float32 holds every value of these exactly, or they are float32 or coarser themselves; the others are shifted in float64.
 _NARROW = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.bool, torch.float16, torch.bfloat16, torch.float32)
@@ -28,26 +30,31 @@ class Intensity:
         high: pixels above become this; inf where nothing is clipped.
         mean: is subtracted after clipping.
         std: divides after that; never 0.
+        masked: whether pixels that are 0 in every channel lie outside of what was measured, and stay 0.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    masked: bool = False
 
-    def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """The four as arrays [C], as `normalise` takes them once a batch has stacked them."""
-        return {name: np.array(values, dtype=np.float64) for name, values in vars(self).items()}
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Arrays [C], and whether it is masked [], as `normalise` takes them once a batch has stacked them."""
+        rows = {name: np.array(getattr(self, name), dtype=np.float64) for name in ROWS}
+        return rows | {"masked": np.array(self.masked)}
 
-    def as_dict(self) -> dict[str, list[float | None]]:
+    def as_dict(self) -> dict[str, Any]:
         """Lists for JSON, which has no infinity: None stands for it."""
-        return {name: [value if math.isfinite(value) else None for value in values] for name, values in vars(self).items()}
+        rows = {name: [value if math.isfinite(value) else None for value in getattr(self, name)] for name in ROWS}
+        return rows | {"masked": self.masked}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[float | None]]) -> Intensity:
+    def from_dict(cls, values: Mapping[str, Any]) -> Intensity:
         """Undoes `as_dict`."""
         without = {"low": -math.inf, "high": math.inf}
-        return cls(**{name: tuple(without[name] if v is None else float(v) for v in row) for name, row in values.items()})
+        rows = {name: tuple(without[name] if v is None else float(v) for v in values[name]) for name in ROWS}
+        return cls(**rows, masked=values.get("masked", False))
 
 
 class Normalisation:
@@ -57,7 +64,7 @@ class Normalisation:
         per: "case" where the scale of intensities is each case's own (MRI), "dataset" where it means the same in all of them
             (reflectances, CT).
         clip: (lower, upper) percentiles of a channel to which its pixels are clipped first, or None.
-        nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0.
+        nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0; it stays 0.
         foreground: measure only pixels of the training cases that are labelled as other classes than the background (CT).
 
     Raises:
@@ -116,7 +123,7 @@ class Normalisation:
         each = np.repeat(np.ones(len(parts)) if weights is None else weights, [part.shape[1] for part in parts])
         channels = (np.concatenate([part[c] for part in parts]).astype(np.float64) for c in range(len(parts[0])))
         low, high, mean, std = zip(*(self._measure(values, each) for values in channels), strict=True)
-        return Intensity(low, high, mean, std)
+        return Intensity(low, high, mean, std, self.nonzero)
 
     def _measure(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float, float]:
         """Low, high, mean and std of one channel [n]."""
@@ -170,7 +177,7 @@ class FixedNormalisation(Normalisation):
         return Intensity((-math.inf,) * count, (math.inf,) * count, self.mean, self.std)
 
 
-def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor, masked: Tensor) -> Tensor:
     """Clips and rescales a batch.
 
     Args:
@@ -180,9 +187,10 @@ def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Ten
         high: [B, C].
         mean: [B, C].
         std: [B, C].
+        masked: bool [B].
 
     Returns:
-        float32 [B, C, ...], 0 where not valid.
+        float32 [B, C, ...], 0 where not valid, and in masked samples where the channels of a slice are all 0.
     """
     dtype = torch.float32 if image.dtype in _NARROW else torch.float64
     slices = image.shape[1] // low.shape[1]
@@ -193,4 +201,8 @@ def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Ten
     torch.minimum(torch.maximum(scaled, low, out=scaled), high, out=scaled).sub_(mean).div_(std)
     if not (valid.numpy() if valid.device.type == "cpu" else valid).all():
         scaled = torch.where(valid[:, None], scaled, 0.0)
+    if masked.any():
+        by_slice = (image.view(len(image), -1, slices, *image.shape[2:]) != 0).any(dim=1, keepdim=True)
+        kept = by_slice | ~masked.view(-1, *(1,) * image.ndim)
+        scaled = torch.where(kept, scaled.view(len(image), -1, *kept.shape[2:]), 0.0).view(image.shape)
     return scaled.float()

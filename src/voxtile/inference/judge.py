@@ -74,8 +74,9 @@ class Judge:
         pixels, valid = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (image, seen))
         total: Tensor | None = None
         for network, intensity in zip(self.networks, intensities, strict=True):
-            numbers = [torch.from_numpy(n).to(self.device).expand(len(image), -1) for n in intensity.arrays().values()]
-            scaled = normalise(pixels, valid, *numbers)
+            rows = intensity.arrays().items()
+            numbers = {name: torch.from_numpy(row).to(self.device).expand(len(image), *row.shape) for name, row in rows}
+            scaled = normalise(pixels, valid, **numbers)
             found = self._of_one(network, scaled.squeeze(2) if self.planar else scaled, starts, size)
             total = found if total is None else total + found
         assert total is not None

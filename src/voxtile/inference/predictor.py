@@ -138,8 +138,8 @@ class Predictor:
             probabilities[(slice(None), *band.window.slices)] = band.probabilities
             valid[band.window.slices] = band.valid
         image, _ = case.read(everything)
-        numbers = (torch.from_numpy(values) for values in intensity.arrays().values())
-        return probabilities.numpy(), crf_image(torch.from_numpy(image), *numbers).numpy(), case.read_label(everything), valid
+        scaled = crf_image(torch.from_numpy(image), intensity).numpy()
+        return probabilities.numpy(), scaled, case.read_label(everything), valid
 
     def _blended(self, case: Case, intensities: Sequence[Intensity], done: Collection[Window], margin: int) -> Iterator[Band]:
         """Bands, in order; those farther than `margin` pixels from one that is missing are left out, or lack windows."""

@@ -17,6 +17,7 @@ from voxtile.cases.window import Size3
 from voxtile.data.rng import digest
 
 if TYPE_CHECKING:
+    from voxtile.data.normalise import Intensity
     from voxtile.inference.crf import DenseCRF
 
 Softmax = Callable[[Tensor], Tensor]
@@ -146,12 +147,13 @@ def _rotated(image: Tensor, angle: float) -> Tensor:
     return functional.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
 
 
-def crf_image(image: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def crf_image(image: Tensor, intensity: Intensity) -> Tensor:
     """A case's pixels [C, …] in the units of the CRF's settings: 0 to 255 over the range that the normalisation keeps.
 
     Where it keeps everything, pixels of 8 bits stay as they are, and in others two standard deviations on each side of the mean
     take the range's place.
     """
+    low, high, mean, std = (torch.tensor(row) for row in (intensity.low, intensity.high, intensity.mean, intensity.std))
     bounded, eight = low.isfinite() & high.isfinite(), image.dtype == torch.uint8
     first = torch.where(bounded, low, 0 if eight else mean - 2 * std).view(-1, *(1 for _ in image.shape[1:]))
     last = torch.where(bounded, high, 255 if eight else mean + 2 * std).view(-1, *(1 for _ in image.shape[1:]))

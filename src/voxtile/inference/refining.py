@@ -75,8 +75,7 @@ def refined(
 
 class _Refiner:
     def __init__(self, crf: DenseCRF, case: Case, intensity: Intensity, far: int, threads: int) -> None:
-        self.crf, self.case, self.far, self.threads = crf, case, far, threads
-        self.numbers = [torch.from_numpy(values) for values in intensity.arrays().values()]
+        self.crf, self.case, self.intensity, self.far, self.threads = crf, case, intensity, far, threads
         self.whole = far >= max(case.shape[1:])
         self.side = far if self.whole else BLOCK
 
@@ -103,7 +102,7 @@ class _Refiner:
         def refine_block(block: Window) -> None:
             box = block.grown((0, self.far, self.far)).clipped(self.case.shape)
             image, _ = self.case.read(box)
-            at, scaled = box.within(around), crf_image(torch.from_numpy(image), *self.numbers).numpy()
+            at, scaled = box.within(around), crf_image(torch.from_numpy(image), self.intensity).numpy()
             better = self.crf.refine(seen[:, *at], scaled, valid[at], self.threads if len(blocks) == 1 else 1)
             found[(slice(None), *block.within(area))] = torch.from_numpy(better[:, *block.within(box)])
 

@@ -19,7 +19,10 @@ import voxtile
 if TYPE_CHECKING:
     from voxtile.data.prepared import Prepared
 
-PACKAGES = ("torch", "torchvision", "lightning", "numpy", "monai", "torchmetrics", "rasterio", "nibabel", "scipy", "hydra-core")
+PACKAGES = (
+    "torch", "torchvision", "lightning", "numpy", "monai", "torchmetrics", "scipy", "hydra-core",
+    "rasterio", "nibabel", "simpleitk", "pydicom", "highdicom",
+)  # fmt: skip
 
 
 def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, flattened
 from voxtile.data.datamodule import VoxtileData
-from voxtile.data.normalise import normalise
+from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.data.rng import digest
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed
 from voxtile.inference.decoding import classes_of_logits
@@ -192,7 +192,7 @@ class SegmentationModule(lightning.LightningModule):
         Images are larger than labels by the network's margin on each side in the plane (and along the depth of volumes), unless
         labels that were read with it, as those of training are, keep it as `context`.
         """
-        image = normalise(batch["image"], batch["valid"], batch["low"], batch["high"], batch["mean"], batch["std"])
+        image = normalise(batch["image"], batch["valid"], **{name: batch[name] for name in NUMBERS})
         ready = {"image": image, "valid": batch["valid"], "label": batch["label"]}
         if self.planar:
             ready = flattened(ready)
