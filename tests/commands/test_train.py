@@ -20,7 +20,7 @@ from tests.testers.tiny import SMALL, scene_words, volume_words
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
 from voxtile.data.batches import collate
-from voxtile.data.normalise import normalise
+from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper
 from voxtile.training.border_weights import border_weights
@@ -477,7 +477,7 @@ def test_measured_statistics_are_the_plain_means_over_the_streams_first_batches(
             hook.remove()
         stream = self.trainer.datamodule.stream
         first = collate([stream.sample(index) for index in range(2 * count)])  # two a batch
-        plain = normalise(*(first[name] for name in ("image", "valid", "low", "high", "mean", "std"))).squeeze(2)
+        plain = normalise(*(first[name] for name in ("image", "valid", *NUMBERS))).squeeze(2)
         assert torch.equal(torch.cat(inputs[self.judged]), plain)
         for norm in norms:
             assert {given.dtype for given in inputs[norm]} == {dtype}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ if TYPE_CHECKING:
 
     from voxtile.commands.build import Parts
     from voxtile.data.prepared import Prepared
+    from voxtile.studies.manifest import Devices
     from voxtile.training.settings import Settings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-TRAINER = ("accelerator", "devices", "precision", "deterministic", "profiler")
+STRATEGIES = ("auto", "ddp")
+TRAINER = ("accelerator", "devices", "strategy", "precision", "deterministic", "sync_batchnorm", "profiler")
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
@@ -29,17 +32,37 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             f"'trainer' takes no '{unknown[0]}'.{did_you_mean(unknown[0], TRAINER)} It takes {listed(TRAINER)}; how long to train "
             "is said by 'training'."
         )
-    if options["devices"] != 1:
-        raise ConfigError(f"'trainer.devices={options['devices']}': a run trains on one device. Type 'trainer.devices=1'.")
+    devices, strategy = options["devices"], str(options["strategy"])
+    if devices != "all" and (not isinstance(devices, int) or isinstance(devices, bool) or devices < 1):
+        raise ConfigError(f"'trainer.devices={devices}' must be a whole number from 1 up, or all for every GPU of this machine.")
+    if strategy not in STRATEGIES:
+        raise ConfigError(
+            f"'trainer.strategy={strategy}' is unknown.{did_you_mean(strategy, STRATEGIES)} Choose from {listed(STRATEGIES)}."
+        )
     precision = str(options["precision"])
     if precision not in PRECISIONS:
         raise ConfigError(
             f"'trainer.precision={precision}' is unknown.{did_you_mean(precision, PRECISIONS)} Choose from {listed(PRECISIONS)}."
         )
-    if options["accelerator"] not in ("gpu", "cuda"):
+    if options["accelerator"] not in ("gpu", "cuda") and devices == 1 and not options["sync_batchnorm"]:
         return
     import torch
 
+    device, many = device_of(options), devices == "all" or devices > 1
+    if options["sync_batchnorm"] and device == "cpu":
+        raise ConfigError(
+            "'trainer.sync_batchnorm=true' needs GPUs: PyTorch's SyncBatchNorm refuses the CPU. Type 'model.norm=group', say, for "
+            "a normalisation that does not depend on how a batch is shared out."
+        )
+    if device == "cpu" and devices == "all":
+        raise ConfigError("'trainer.devices=all' counts GPUs. On the CPU, type how many processes train: 'trainer.devices=2'.")
+    if many and options.get("profiler"):
+        raise ConfigError("'trainer.profiler' measures one process. Type 'trainer.devices=1' too.")
+    there = torch.cuda.device_count()
+    if device == "cuda" and devices != "all" and devices > there:
+        raise ConfigError(f"'trainer.devices={devices}' asks for more GPUs than the {there} that PyTorch finds here.")
+    if options["accelerator"] not in ("gpu", "cuda"):
+        return
     if not torch.cuda.is_available():
         raise ConfigError(
             f"'trainer.accelerator={options['accelerator']}' asks for a GPU, and PyTorch finds none here. Type 'trainer=cpu', or "
@@ -53,6 +76,52 @@ def device_of(options: Mapping[str, Any]) -> str:
 
     wanted = options["accelerator"]
     return "cuda" if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def world_of(options: Mapping[str, Any]) -> int:
+    """How many processes train, by the options of the trainer."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if options["devices"] == "all" else int(options["devices"])
+
+
+def devices_of(options: Mapping[str, Any]) -> Devices:
+    """What the options of the trainer lead to here.
+
+    Of several processes each has its share of the processors, unless OMP_NUM_THREADS says otherwise.
+    """
+    import torch
+
+    from voxtile.studies.manifest import Devices
+
+    count, threads = world_of(options), torch.get_num_threads()
+    if count > 1:
+        wish = os.environ.get("OMP_NUM_THREADS", "")
+        threads = int(wish) if wish.isdigit() and int(wish) else max(1, (os.cpu_count() or 1) // count)
+    return Devices(device_of(options), count, threads)
+
+
+def trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `lightning.Trainer` is given, in each of the processes that train."""
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.pytorch.strategies import DDPStrategy
+
+    world = world_of(options)
+    given = {name: options[name] for name in ("accelerator", "precision", "deterministic", "profiler") if name in options}
+    if world == 1:
+        return given | {"devices": 1}
+    # Running statistics are shared before a validation: in a step each device normalises by its own samples anyway, and in
+    # a validation, for which devices have unequally many batches, they would wait for one another.
+    strategy = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False)
+    shared = {"sync_batchnorm": options["sync_batchnorm"], "plugins": [LightningEnvironment()]}
+    return given | shared | {"devices": world, "strategy": strategy}
+
+
+def assembled(built: Parts, prepared: Prepared) -> tuple[Any, Any]:
+    """The LightningModule at its start and its data."""
+    module = make_module(built, prepared, lambda step, values: None)
+    data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
+    return module, data
 
 
 def prepare_data(built: Parts, out: Console) -> Prepared:
@@ -111,12 +180,12 @@ def make_data(built: Parts, prepared: Prepared, network: Any, coming: Callable[[
     )  # fmt: skip
 
 
-def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, settings: Settings) -> None:
-    """Refuses a network and a window that do not fit each other or the data.
+def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, settings: Settings, world: int = 1) -> None:
+    """Refuses a network, a window and a batch that do not fit each other, the data or the number of processes.
 
     Raises:
-        ConfigError: The window has another number of sides than the network or is too small for it, or the network's logits have
-            not the image's size and one channel per class.
+        ConfigError: The window has another number of sides than the network or is too small for it, a process has too few samples,
+            or the network's logits have not the image's size and one channel per class.
     """
     import torch
 
@@ -135,12 +204,13 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, 
             f"A side of 'data.window={list(window)}', {min(window)} pixels, is smaller than {least}, the least this network can "
             "train on. Type a larger window, or a network with fewer halvings (of U-Net by a smaller 'model.depth')."
         )
-    batch, together = int(getattr(network, "min_train_batch", 1)), settings.batch_size // settings.accumulate
-    if together < batch:
+    batch, shares = int(getattr(network, "min_train_batch", 1)), settings.accumulate * world
+    if settings.batch_size // shares < batch:
+        on = f" on each of {world} devices" if world > 1 else ""
         raise ConfigError(
-            f"This network cannot learn from fewer than {batch} images at a time; batches of {settings.batch_size} in "
-            f"{counted(settings.accumulate, 'part')} give it {together}. Type 'training.batch_size={batch * settings.accumulate}' "
-            "or more, or a lower 'training.accumulate'."
+            f"This network cannot learn from fewer than {counted(batch, 'image')} at a time; batches of {settings.batch_size} in "
+            f"{counted(settings.accumulate, 'part')}{on} give it {settings.batch_size // shares}. Type "
+            f"'training.batch_size={batch * shares}' or more, or a lower 'training.accumulate'{' or fewer devices' if on else ''}."
         )
     odd = [side - 1 if side > least else side for side in window]  # whole cases have sides of any length
     for size in (window, odd):

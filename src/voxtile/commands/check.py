@@ -237,7 +237,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     """Takes a few steps of the training and a batch of its validation, times them, and says what the whole will cost."""
     import torch
 
-    from voxtile.commands.assemble import check_fit, make_data, make_module
+    from voxtile.commands.assemble import check_fit, make_data, make_module, trainer_options, world_of
     from voxtile.commands.build import folder
     from voxtile.errors import counted
     from voxtile.studies.manifest import peak_memory
@@ -245,9 +245,16 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
 
     module = make_module(built, prepared, lambda step, values: None)
     data = make_data(built, prepared, module.network, lambda: range(STEPS))
-    check_fit(module.network, built.windowing.size, prepared.channels, len(prepared.dataset.classes), built.settings)
+    check_fit(
+        module.network,
+        built.windowing.size,
+        prepared.channels,
+        len(prepared.dataset.classes),
+        built.settings,
+        world_of(config["trainer"]),
+    )
     times = StepTimes()
-    options = {name: value for name, value in config["trainer"].items() if name != "profiler"}
+    options = trainer_options({**config["trainer"], "profiler": None, "devices": 1})
     with bare_trainer([times], max_epochs=1, limit_val_batches=2, logger=False, **options) as trainer:
         trainer.fit(module, datamodule=data)
     settings = built.settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from voxtile.commands.build import build
@@ -22,6 +22,14 @@ def make_loggers(config: Mapping[str, Any], home: RunFolder) -> list[Any]:
         else:
             loggers.append(build(node, f"logger.{name}", config["trust"]))
     return loggers
+
+
+def finish(loggers: Iterable[Any]) -> None:
+    """Ends what the loggers began; else wandb would take the next run of a multirun for this one."""
+    for logger in loggers:
+        logger.finalize("success")
+        if hasattr(logger.experiment, "finish"):
+            logger.experiment.finish()
 
 
 def _wandb(node: Mapping[str, Any], home: RunFolder) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from voxtile.commands.parents import Learned, Parent
     from voxtile.data.prepared import Prepared
+    from voxtile.studies.manifest import Devices
     from voxtile.training.run_folder import RunFolder
 
 
@@ -52,13 +53,14 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
             one learns from. A run that another process trains is then waited for, rather than refused: several runs of a sweep
             may start from the same one.
     """
-    from voxtile.commands.assemble import check_fit, check_trainer, device_of, make_data, make_module, prepare_data
+    from voxtile.commands.assemble import assembled, check_fit, check_trainer, devices_of, prepare_data
     from voxtile.commands.build import folder, parts
     from voxtile.commands.parents import check_leaks, learned_from, parent_of
 
     check_trainer(config["trainer"])
     built = parts(config)
     # These take seconds to import, and come after what can be refused without them.
+    devices = devices_of(config["trainer"])
     from voxtile.data.stream import STREAM_VERSION
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
@@ -68,9 +70,9 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
 
     def fitting() -> tuple[Any, Any]:
         prepared = read()
-        module = make_module(built, prepared, lambda step, values: None)
-        data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
-        check_fit(module.network, built.windowing.size, prepared.channels, len(prepared.dataset.classes), built.settings)
+        module, data = assembled(built, prepared)
+        classes = len(prepared.dataset.classes)
+        check_fit(module.network, built.windowing.size, prepared.channels, classes, built.settings, devices.count)
         module.configure_optimizers()
         return module, data
 
@@ -88,24 +90,25 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
     chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
     name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
     home = RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
-    device = device_of(config["trainer"])
-    if is_finished(home, config, device):
-        out.print(f"This run is finished; nothing was trained.{changed_since(home, device)}", highlight=False)
+    if is_finished(home, config, devices):
+        out.print(f"This run is finished; nothing was trained.{changed_since(home, devices)}", highlight=False)
         report(home, prepared, built.trust, out)
         return home
     if child is not None:
         child(learned_from(prepared, parent))
     module, data = fitting()  # what does not fit together shows here, before there is a run folder
     with home.lease(None if child is None else lambda sentence: out.print(sentence, highlight=False)):
-        if not is_finished(home, config, device, held=True):  # another process may have trained it, or failed, since the first look
+        if not is_finished(
+            home, config, devices, held=True
+        ):  # another process may have trained it, or failed, since the first look
             if parent is not None:
                 parent.hand_down(module, out)
-            _train(config, prepared, parent, module, data, home, out)
+            _train(config, prepared, parent, module, data, home, devices, out)
     report(home, prepared, built.trust, out)
     return home
 
 
-def is_finished(home: RunFolder, config: Mapping[str, Any], device: str, held: bool = False) -> bool:
+def is_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, held: bool = False) -> bool:
     """Whether nothing is left to train, looked up before the run's lease is taken, and again when it is `held`.
 
     Raises:
@@ -129,7 +132,7 @@ def is_finished(home: RunFolder, config: Mapping[str, Any], device: str, held: b
         )
     # Who holds the lease finds "running" where a process was killed; without it, someone is at work.
     if (held or status["state"] != "running") and home.resume.exists() and not config["inexact"]:
-        refuse_if_changed(home, device)
+        refuse_if_changed(home, devices)
     return False
 
 
@@ -140,21 +143,20 @@ def command_line() -> str:
 
 
 def _train(
-    config: Mapping[str, Any], prepared: Prepared, parent: Parent | None, module: Any, data: Any, home: RunFolder, out: Console
+    config: Mapping[str, Any], prepared: Prepared, parent: Parent | None, module: Any, data: Any, home: RunFolder,
+    devices: Devices, out: Console,
 ) -> None:  # fmt: skip
-    from lightning.pytorch.profilers import SimpleProfiler
     from omegaconf import OmegaConf
 
     from voxtile.cases.maps import atomic_text
-    from voxtile.commands.assemble import device_of
-    from voxtile.commands.loggers import make_loggers
     from voxtile.commands.parents import learned_from
     from voxtile.errors import RunError, counted
-    from voxtile.studies.manifest import continued, forget_peak_memory, manifest, peak_memory, segment
-    from voxtile.training.fit import InterruptedRunError, fit
+    from voxtile.studies.manifest import continued, manifest, segment
+    from voxtile.training.fit import InterruptedRunError
+    from voxtile.training.weights import load_resume
 
     steps = module.settings.steps
-    facts = manifest(command_line(), prepared, device_of(config["trainer"]))
+    facts = manifest(command_line(), prepared, devices)
     facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
     facts["parent"] = None if parent is None else {"run": str(parent.home.path), "weights": parent.digest}
     if home.resume.exists() and (home.path / "manifest.json").exists():
@@ -174,38 +176,64 @@ def _train(
     out.print(
         f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; "
         f"{counted(prepared.channels, 'channel')}; {len(prepared.dataset.classes)} classes; "
-        f"{sum(p.numel() for p in module.network.parameters()):,} parameters",
+        f"{sum(p.numel() for p in module.network.parameters()):,} parameters"
+        f"{f'; {devices.count} processes' if devices.count > 1 else ''}",
         highlight=False,
     )
-    trainer = dict(config["trainer"])
-    if trainer.get("profiler") == "simple":
-        trainer["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
+
+    measured: dict[str, float] = {}
+    try:
+        if devices.count > 1:
+            from voxtile.commands.ranks import train_in_processes
+
+            began_from = None if parent is None else str(parent.home.path.absolute())
+            order = {"config": config, "home": str(home.path), "parent": began_from, "command": command_line()}
+            measured |= train_in_processes(home, order, devices)
+        else:
+            _fit_here(config, module, data, home, measured, out)
+    except Exception as error:
+        with suppress(OSError, RunError):  # the disk that is full, or a run taken over, may be the reason
+            reached = {"step": module.step, "best": module.best}
+            if devices.count > 1:  # others have trained it, and saved how far they came
+                reached = {name: (load_resume(home.resume) or reached)[name] for name in reached}
+            why = {} if isinstance(error, InterruptedRunError) else {"reason": str(error) or type(error).__name__}
+            home.set_status("failed" if why else "interrupted", **reached, steps=steps, **why)
+        raise
+    finally:
+        segment(facts).update(
+            {name: round(value, 2) for name, value in measured.items()}, seconds=round(time.monotonic() - began, 1)
+        )
+        with suppress(OSError, RunError):
+            home.write("manifest.json", facts)
+
+
+def _fit_here(
+    config: Mapping[str, Any], module: Any, data: Any, home: RunFolder, measured: dict[str, float], out: Console
+) -> None:  # fmt: skip
+    """Trains in this process, and measures what it takes."""
+    from lightning.pytorch.profilers import SimpleProfiler
+
+    from voxtile.commands.assemble import trainer_options
+    from voxtile.commands.loggers import finish, make_loggers
+    from voxtile.studies.manifest import forget_peak_memory, peak_memory
+    from voxtile.training.fit import fit
+
+    options = trainer_options(config["trainer"])
+    if options.get("profiler") == "simple":
+        options["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
     loggers = make_loggers(config, home)
     forget_peak_memory()
     try:
-        fit(module, data, home, trainer, loggers, out, command_line())
+        fit(module, data, home, options, loggers, out, command_line())
         for path in home.path.glob("*-profile.txt"):
             out.print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
-    except InterruptedRunError:
-        home.set_status("interrupted", step=module.step, steps=steps, best=module.best)
-        raise
-    except Exception as error:
-        with suppress(OSError, RunError):  # the disk that is full, or a run taken over, may be the reason
-            home.set_status("failed", step=module.step, steps=steps, best=module.best, reason=str(error) or type(error).__name__)
-        raise
     finally:
-        segment(facts)["seconds"] = round(time.monotonic() - began, 1)
-        segment(facts)["training_seconds"] = round(module.seconds, 1)  # of all segments
-        segment(facts)["peak_memory_gib"] = round(peak_memory(), 2)
-        with suppress(OSError, RunError):
-            home.write("manifest.json", facts)
-        for logger in loggers:
-            logger.finalize("success")
-            if hasattr(logger.experiment, "finish"):  # else wandb would take the next run of a multirun for this one
-                logger.experiment.finish()
+        # The seconds are those of all segments of the run.
+        measured |= {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}
+        finish(loggers)
 
 
-def refuse_if_changed(home: RunFolder, device: str) -> None:
+def refuse_if_changed(home: RunFolder, devices: Devices) -> None:
     """Continuing with other code or versions would not give the same bits: only when told to.
 
     Raises:
@@ -213,7 +241,7 @@ def refuse_if_changed(home: RunFolder, device: str) -> None:
     """
     from voxtile.errors import RunError
 
-    if changed := changed_since(home, device):
+    if changed := changed_since(home, devices):
         raise RunError(
             f"The run {home.path} was interrupted, and since then:{changed} Continued, it would not end in the bits of an "
             "undisturbed run. Go back to what it began with, or continue all the same with 'inexact=true' (the manifest then says "
@@ -221,13 +249,13 @@ def refuse_if_changed(home: RunFolder, device: str) -> None:
         )
 
 
-def changed_since(home: RunFolder, device: str) -> str:
+def changed_since(home: RunFolder, devices: Devices) -> str:
     """What has changed between a run and now, as a sentence that starts with a space; empty where nothing has."""
     from voxtile.studies.manifest import changes
 
     if not (home.path / "manifest.json").exists():
         return ""
-    found = changes(home.read("manifest.json", "code", "versions", "hardware"), device)
+    found = changes(home.read("manifest.json", "code", "versions", "hardware"), devices)
     return f" {'; '.join(found)}." if found else ""
 
 

@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,23 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:
-    """Command, code, versions, hardware and data of a run that starts now on a kind of device ("cpu" or "cuda")."""
+@dataclass(frozen=True)
+class Devices:
+    """What a run computes on.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        count: how many, each with a process of its own.
+        threads: of each process.
+    """
+
+    kind: str
+    count: int
+    threads: int
+
+
+def manifest(command: str, prepared: Prepared, devices: Devices) -> dict[str, Any]:
+    """Command, code, versions, hardware and data of a run that starts now on these devices."""
     from voxtile.data.distances import split_distances
 
     split = prepared.split
@@ -35,7 +51,7 @@ def manifest(command: str, prepared: Prepared, device: str) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": code(),
         "versions": versions(),
-        "hardware": hardware(device),
+        "hardware": hardware(devices),
         "data": {
             "fingerprint": prepared.fingerprint,
             "split": split.as_dict(),
@@ -75,17 +91,18 @@ def versions() -> dict[str, str]:
     }
 
 
-def hardware(device: str) -> dict[str, Any]:
+def hardware(devices: Devices) -> dict[str, Any]:
     """What the run computes on, and what else is here."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "device": device,
+        "device": devices.kind,
+        "devices": devices.count,
         "machine": platform.machine(),
         "cpu": cpu(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": devices.threads,
         "gpus": gpus,
     }
 
@@ -155,8 +172,8 @@ def _git(root: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
 
 
-def changes(old: Mapping[str, Any], device: str) -> list[str]:
-    """What has changed since a manifest was written, one phrase each: code, versions, device, threads and GPUs."""
+def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
+    """What has changed since a manifest was written, one phrase each: code, versions, devices, threads and GPUs."""
     found = []
     old = segment(old)  # the latest start is what would be continued
     if old["code"].get("sources") != code().get("sources"):
@@ -164,8 +181,8 @@ def changes(old: Mapping[str, Any], device: str) -> list[str]:
     found += [
         f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value
     ]
-    here = hardware(device)
-    for key in ("device", "machine", "cpu", "threads", "gpus"):
-        if old["hardware"].get(key) != here[key]:
-            found.append(f"{key} was {old['hardware'].get(key)}, is {here[key]}")
+    here, there = hardware(devices), {"devices": 1, **old["hardware"]}  # older manifests do not say, and had one
+    for key in ("device", "devices", "machine", "cpu", "threads", "gpus"):
+        if there.get(key) != here[key]:
+            found.append(f"{key} was {there.get(key)}, is {here[key]}")
     return found

@@ -72,9 +72,12 @@ class StopRequest:
 
 
 class Keeper(lightning.Callback):
-    """Saves what a run needs to go on: every so many steps, before each validation, after it, and when asked to stop."""
+    """Saves what a run needs to go on: every so many steps, before each validation, after it, and when asked to stop.
 
-    def __init__(self, folder: RunFolder, metrics: MetricsFile, stop: StopRequest, command: str) -> None:
+    Of several devices the first saves: all hold the same.
+    """
+
+    def __init__(self, folder: RunFolder, metrics: MetricsFile | None, stop: StopRequest, command: str) -> None:
         self.folder, self.metrics, self.stop, self.command = folder, metrics, stop, command
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -109,15 +112,18 @@ class Keeper(lightning.Callback):
         """Keeps the best weights, then the state, in this order: a kill between the two repeats the validation."""
         assert isinstance(pl_module, SegmentationModule)
         self.folder.check_held()
-        if pl_module.best["step"] == pl_module.step:
+        if self.metrics is not None and pl_module.best["step"] == pl_module.step:
             save_weights(pl_module.judged, self.folder.weights / "best.safetensors", pl_module.step)
         self.save(pl_module)
-        self.folder.set_status("running", step=pl_module.step, steps=pl_module.settings.steps, best=pl_module.best)
+        if self.metrics is not None:
+            self.folder.set_status("running", step=pl_module.step, steps=pl_module.settings.steps, best=pl_module.best)
         if pl_module.done:
             trainer.should_stop = True
 
     def save(self, module: SegmentationModule) -> None:
         """Writes the resume state, whole or not at all."""
+        if self.metrics is None:
+            return
         self.folder.check_held()
         state = module.state() | {"metrics": self.metrics.sync()}
         try:
@@ -267,6 +273,7 @@ def fit(
     loggers: Sequence[Logger],
     console: Console,
     command: str,
+    leads: bool = True,
 ) -> dict[str, Any]:
     """Trains until nothing is left to do.
 
@@ -278,6 +285,7 @@ def fit(
         loggers: Lightning loggers besides the metrics file.
         console: where progress is shown.
         command: what the user types to continue.
+        leads: whether this process is the only, or the first, of those that train the run together: it writes into the folder.
 
     Returns:
         The best validation: {"score", "step", "scores"}.
@@ -296,9 +304,11 @@ def fit(
                 f"{folder.resume} is no state of this run: {reason(error)}. Delete it to train the run from its start."
             ) from error
         console.print(f"continuing at step {module.step} of {module.settings.steps}", highlight=False)
-    metrics = MetricsFile(folder.metrics, 0 if state is None else size)
+    metrics = MetricsFile(folder.metrics, 0 if state is None else size) if leads else None
 
     def record(step: int, values: Mapping[str, float]) -> None:
+        if metrics is None:
+            return
         folder.check_held()
         metrics.add(step, values)
         for logger in loggers:
@@ -308,7 +318,7 @@ def fit(
     stop = StopRequest()
     keeper = Keeper(folder, metrics, stop, command)
     making = bare_trainer(
-        [keeper, Reporter(console, data, folder)],
+        [keeper, Reporter(console, data, folder)] if leads else [keeper],
         max_epochs=-1,
         logger=list(loggers) or False,
         default_root_dir=folder.path,
@@ -328,6 +338,8 @@ def fit(
             f"{folder.path}; the same command continues it."
         )
     folder.check_held()
+    if metrics is None:
+        return module.best
     save_weights(module.judged, folder.weights / "last.safetensors", module.step)
     metrics.sync()
     folder.set_status("finished", step=module.step, steps=module.settings.steps, best=module.best)
@@ -343,7 +355,8 @@ def bare_trainer(callbacks: Sequence[lightning.Callback], **options: Any) -> Ite
         callbacks: its callbacks.
         options: further options of `lightning.Trainer`.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # Remarks on choices that are meant.
         for text in (

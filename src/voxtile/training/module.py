@@ -214,7 +214,9 @@ class SegmentationModule(lightning.LightningModule):
         """Takes one optimizer step on this device's share of a batch."""
         self._seed_dropout()
         image, label = self.inputs(batch, augment=True, context=True)
-        parts = list(zip(image.chunk(self.settings.accumulate), label.chunk(self.settings.accumulate), strict=True))
+        # Each device makes as many parts, however many samples are its share: all wait for one another in every part.
+        count = self.settings.accumulate
+        parts = list(zip(image.tensor_split(count), label.tensor_split(count), strict=True))
         optimizer = self.optimizers()
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
         factor = self._set_rates(optimizer.optimizer)
@@ -239,6 +241,8 @@ class SegmentationModule(lightning.LightningModule):
         self._window.append(value)
         now = monotonic()  # from one step's end to the next: waiting for a batch and saving are training too
         self.seconds, self._clock = self.seconds + now - self._clock, now
+        if self.settings.minutes is not None:  # all devices end by the clock of the first
+            self.seconds = self.trainer.strategy.broadcast(self.seconds)
         if self.step % self.settings.log_every == 0:
             rate = optimizer.optimizer.defaults["lr"] * factor  # groups may have other ones
             self.record(self.step, {"train/loss": sum(self._window) / len(self._window), "train/lr": rate})
@@ -312,9 +316,10 @@ class SegmentationModule(lightning.LightningModule):
         """The sum of every rank's statistics."""
         if self.trainer.world_size == 1:
             return statistics
-        gathered = self.all_gather(statistics.to(self.device))
-        assert isinstance(gathered, Tensor)
-        return gathered.sum(dim=0)
+        own = statistics.detach().to(self.device)
+        gathered = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(gathered, own)
+        return torch.stack(gathered).sum(dim=0)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -331,8 +336,16 @@ class SegmentationModule(lightning.LightningModule):
         """Starts counting anew, and measures batch normalisation's statistics where that is asked for."""
         self.confusion.reset()
         self.val_statistics.zero_()
+        self._share_buffers()
         if self.settings.norm_statistics is not None:
             self._measure_norms(self.settings.norm_statistics)
+
+    def _share_buffers(self) -> None:
+        """Gives every device the running statistics of the first, whose weights are kept: each has seen its own samples only."""
+        if self.trainer.world_size > 1:
+            for network in filter(None, (self.network, self.average)):
+                for buffer in network.buffers():
+                    torch.distributed.broadcast(buffer, 0)
 
     @torch.no_grad()
     def _measure_norms(self, count: int) -> None:

@@ -56,6 +56,7 @@ CONTENTS: Mapping[str, str] = {"model": "weights", "data.scene": "area"}
 ADDED: Mapping[str, Any] = {
     "training.norm_statistics": None,
     "training.minutes": None,
+    "trainer.sync_batchnorm": False,
     "data.scene": None,
     "data.spacing": None,
     "data.axis": "z",

@@ -1,0 +1,158 @@
+"""One run on several devices: a process for each of them, started on the run folder and watched until the last has ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxtile.errors import RunError, VoxtileError
+
+if TYPE_CHECKING:
+    from voxtile.studies.manifest import Devices
+    from voxtile.training.run_folder import RunFolder
+
+POLL = 0.05  # seconds between looks at the processes
+GRACE = 5.0  # seconds that the others have to say what is wrong, too, after one has failed
+UNHEARD = 3  # signals after which a run that does not react is ended as it is
+
+
+def train_in_processes(home: RunFolder, order: Mapping[str, Any], devices: Devices) -> dict[str, Any]:
+    """Trains a run in a process for each device, in a folder that this process holds.
+
+    Args:
+        home: the folder.
+        order: what the processes are told, see `voxtile.commands.worker`.
+        devices: how many there are, and threads of each.
+
+    Returns:
+        What the first of them measured.
+
+    Raises:
+        VoxtileError: What one of them raised, or a RunError where one was killed; the others are ended then.
+    """
+    logs = home.path / "ranks"
+    logs.mkdir(exist_ok=True)
+    for old in logs.iterdir():
+        old.unlink()
+    environment = _environment(devices)
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(_started(rank, environment, order, logs)) for rank in range(devices.count)]
+        with _forwarding(ranks):
+            first = _watched(ranks, home)
+        failed = [rank for rank, process in enumerate(ranks) if process.poll() not in (0, None)]
+        for process in ranks:
+            process.kill()
+    if first is not None:
+        raise _reason(first, failed, ranks, logs)
+    measured: dict[str, Any] = json.loads((logs / "0.json").read_text(encoding="utf-8"))["measured"]
+    shutil.rmtree(logs)
+    return measured
+
+
+def _environment(devices: Devices) -> dict[str, str]:
+    """What all processes find in their environment."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))  # a port that nobody uses now
+        port = found.getsockname()[1]
+    place = {"WORLD_SIZE": devices.count, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place |= {"OMP_NUM_THREADS": devices.threads}
+    # PyTorch remarks that a network without unused parameters could do without looking for them; others have some.
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return quiet | os.environ | {name: str(value) for name, value in place.items()}
+
+
+@contextmanager
+def _started(
+    rank: int, environment: Mapping[str, str], order: Mapping[str, Any], logs: Path
+) -> Iterator[subprocess.Popen[str]]:  # fmt: skip
+    """One process. The first prints where this one does, the others into a file. They end when this process does."""
+    with (logs / f"{rank}.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "voxtile.commands.worker"],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            stdout=None if rank == 0 else log,
+            stderr=None if rank == 0 else log,
+            start_new_session=True,  # Ctrl-C comes to this process, which hands it on
+            text=True,
+        )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()  # it stays open: its end tells the process that this one has ended
+        yield process
+    finally:
+        process.kill()
+        process.stdin.close()
+        process.wait()
+
+
+@contextmanager
+def _forwarding(ranks: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
+    """While this is open, Ctrl-C and SIGTERM go to the first process, which saves the run and ends; the third ends all at once."""
+    heard = 0
+
+    def forward(number: int, frame: object) -> None:
+        nonlocal heard
+        heard += 1
+        for process in ranks[:1] if heard < UNHEARD else ranks:
+            if process.poll() is None:
+                process.send_signal(number if heard < UNHEARD else signal.SIGKILL)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watched(ranks: Sequence[subprocess.Popen[str]], home: RunFolder) -> int | None:
+    """Waits until all have ended well, or one has not: its number then, once others that fail with it had time to say why."""
+    while True:
+        home.check_held()
+        codes = [process.poll() for process in ranks]
+        if all(code == 0 for code in codes):
+            return None
+        if any(codes):
+            first = next(rank for rank, code in enumerate(codes) if code)
+            until = time.monotonic() + GRACE
+            while time.monotonic() < until and any(process.poll() is None for process in ranks):
+                time.sleep(POLL)
+            return first
+        time.sleep(POLL)
+
+
+def _reason(first: int, failed: Sequence[int], ranks: Sequence[subprocess.Popen[str]], logs: Path) -> VoxtileError:
+    """Why a run failed, by the process that failed by itself: others then lose their connection to it."""
+    said = {rank: json.loads(file.read_text(encoding="utf-8")) for rank in failed if (file := logs / f"{rank}.json").exists()}
+    killed = [rank for rank in failed if ranks[rank].returncode < 0]
+    known = sorted((rank for rank, found in said.items() if found["known"]), key=lambda rank: said[rank]["time"])
+    others = sorted(said, key=lambda rank: said[rank]["time"])
+    culprit = [*killed, *known, *others, first][0]
+    who = f"Process {culprit} of {len(ranks)} (numbered from 0)"
+    if culprit in killed:
+        number = signal.Signals(-ranks[culprit].returncode)
+        why = ", as the system does where memory runs out" if number is signal.SIGKILL else ""
+        return RunError(
+            f"{who} was ended by {number.name}{why}; the others were ended with it. The same command goes on from the last saved "
+            f"state with 'retry=true'. What they printed is in {logs}."
+        )
+    found = said.get(culprit, {"message": f"it ended with exit code {ranks[culprit].returncode} and said nothing"})
+    if found.get("interrupted"):
+        from voxtile.training.fit import InterruptedRunError
+
+        return InterruptedRunError(found["message"])
+    error = VoxtileError(found["message"]) if found.get("known") else RunError(f"{who} failed: {found['message']}. See {logs}.")
+    error.exit_code, error.label = found.get("exit_code", error.exit_code), found.get("label", error.label)
+    return error

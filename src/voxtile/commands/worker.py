@@ -1,0 +1,88 @@
+"""One of the processes that train a run together: `python -m voxtile.commands.worker`, as `voxtile.commands.ranks` starts it.
+
+It reads one line of JSON from its standard input: the resolved configuration ("config"), the run folder ("home"), the folder of the
+run that this one starts from or null ("parent"), and the user's command ("command"). Its number and the others' are in the
+environment, as torchrun puts them there. Where the input ends, the process that started it is gone, and so is this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from voxtile.cases.maps import atomic_text
+from voxtile.errors import VoxtileError, reason
+
+STOPPED = 130  # exit code of a process that was asked to stop
+ORPHANED = 1  # exit code of a process whose starter is gone
+
+
+def main() -> int:
+    """Takes part in a training, and leaves in the run folder what came of it."""
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_starter, name="orphan", daemon=True).start()
+    rank = int(os.environ["RANK"])
+    report = Path(order["home"]) / "ranks" / f"{rank}.json"
+    if rank:  # the first decides when to stop, and the starter ends the others then
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        found: dict[str, Any] = {"measured": work(order, leads=rank == 0)}
+        code = 0
+    except VoxtileError as error:
+        code = error.exit_code
+        found = {"known": True, "message": str(error), "label": error.label, "exit_code": code, "interrupted": code == STOPPED}
+    except KeyboardInterrupt:
+        code, found = STOPPED, {"known": True, "message": "Stopped while it began.", "interrupted": True}
+    except BaseException as error:
+        traceback.print_exc()
+        code, found = 1, {"known": False, "message": f"{type(error).__name__}: {reason(error)}"}
+    atomic_text(report, json.dumps(found | {"time": time.time()}))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # others may be gone, and the libraries that talk to them would wait for them at exit
+
+
+def _end_with_the_starter() -> None:
+    sys.stdin.read()
+    os._exit(ORPHANED)
+
+
+def work(order: Mapping[str, Any], leads: bool) -> dict[str, Any]:
+    """Trains, and returns what was measured."""
+    from voxtile.commands.assemble import assembled, prepare_data, trainer_options
+    from voxtile.commands.build import parts
+    from voxtile.commands.console import console
+    from voxtile.commands.heap import keep_heap
+    from voxtile.commands.loggers import finish, make_loggers
+    from voxtile.commands.parents import Parent
+    from voxtile.studies.manifest import peak_memory
+    from voxtile.training.fit import fit
+    from voxtile.training.run_folder import RunFolder
+
+    keep_heap()
+    config, home, out = order["config"], RunFolder.existing(order["home"]), console()
+    out.quiet = True
+    built = parts(config)
+    module, data = assembled(built, prepare_data(built, out))
+    if order["parent"] is not None:
+        Parent.of(RunFolder.existing(order["parent"])).hand_down(module, out)
+    out.quiet = not leads
+    loggers = make_loggers(config, home) if leads else []
+    try:
+        fit(module, data, home, trainer_options(config["trainer"]), loggers, out, order["command"], leads)
+    finally:
+        finish(loggers)
+    return {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""One run in one, two and three processes: the same samples, the same loss, the same integers, the same decision."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.testers.tiny import SMALL, configured, scene
+
+ROOT = Path(__file__).parents[2]
+SIZES = [(40, 36), (17, 53), (64, 16), (33, 33), (16, 16), (71, 20), (25, 47)]  # of the seven cases on each side
+LOSSES = ("ce", "dice")
+
+
+def odd_words(folder: Path) -> list[str]:
+    """Makes scenes of odd sizes, in which two of five pixels are ignored, in some of them nearly all; returns the words."""
+    rng = np.random.default_rng(0)
+    for number in range(14):
+        size = SIZES[number % 7]
+        label = (rng.random(size) < 0.4).astype(np.uint8)
+        bands = (label * 2.0 + rng.normal(0, 0.5, size)).astype(np.float32)
+        label[rng.random(size) < (0.9, 0.1, 0.2)[number % 3]] = 9
+        scene(folder / "scenes" / "images" / f"{'tv'[number // 7]}{number}.tif", bands[None], number)
+        scene(folder / "scenes" / "labels" / f"{'tv'[number // 7]}{number}.tif", label[None], number)
+    sides = {"train": [f"t{number}" for number in range(7)], "val": [f"v{number}" for number in range(7, 14)]}
+    (folder / "split.json").write_text(json.dumps(sides))
+    layout = {
+        "_target_": "voxtile.cases.layouts.FolderLayout", "root": str(folder / "scenes"), "images": "images/{id}.tif",
+        "labels": "labels/{id}.tif",
+    }  # fmt: skip
+    return [
+        *configured(folder, "odd", format="geotiff", layout=layout, labels={0: "ground", 1: "disc", 9: "ignore"}, window=[16, 16],
+                    symmetry={"flips": ["y", "x"]}),
+        f"paths.cache={folder / 'cache'}", "split=file", f"split.file={folder / 'split.json'}", *SMALL, "model.norm=group",
+        "training.batch_size=7", "training.steps=6", "training.val_every=2",
+    ]  # fmt: skip
+
+
+class World:
+    """What the processes of one training left."""
+
+    def __init__(self, home: Path, count: int) -> None:
+        self.said = [json.loads((home / f"said-{rank}.json").read_text()) for rank in range(count)]
+        self.matrices = [np.load(home / f"matrices-{rank}.npy") for rank in range(count)]
+        self.weights = load_file(home / "weights" / "last.safetensors")
+        rows = [row.split(",") for row in (home / "metrics.csv").read_text().splitlines()[1:]]
+        self.losses = np.array([float(value) for _, name, value in rows if name == "train/loss"])
+        self.scores = {(step, name): value for step, name, value in rows if name.startswith("val/") and name != "val/loss"}
+
+
+def port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def trained(jobs: Mapping[str, tuple[Sequence[str], int, str]], folder: Path) -> dict[str, World]:
+    """Trains jobs of (words, processes, what is broken), one after the other."""
+    orders = [(list(words), str(folder / name), count, broken, port()) for name, (words, count, broken) in jobs.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.testers.worlds"], input=json.dumps(orders), cwd=ROOT, capture_output=True, text=True,
+        timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {name: World(folder / name, count) for name, (_, count, _) in jobs.items()}
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
+    folder = tmp_path_factory.mktemp("worlds")
+    words = odd_words(folder)
+    jobs = {f"{loss} {count}": ([*words, f"loss={loss}"], count, "") for loss in LOSSES for count in (1, 2, 3)}
+    still = [*words, "loss=ce", "training.steps=2", "optimizer.lr=0"]  # the same weights everywhere
+    jobs |= {f"still {count}": (still, count, "") for count in (1, 2, 3)} | {"padded": (still, 3, "padded")}
+    jobs["ce 2 plain mean"] = ([*words, "loss=ce"], 2, "plain mean")
+    jobs["ce 2 parts"] = ([*words, "loss=ce", "training.accumulate=2"], 2, "")
+    return trained(jobs, folder)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_each_step_of_the_one_stream(worlds: dict[str, World], count: int) -> None:
+    (one,) = (said["seen"] for said in worlds["ce 1"].said)
+    shares = [said["seen"] for said in worlds[f"ce {count}"].said]
+    together = [sorted(chain(*step)) for step in zip(*shares, strict=True)]
+    assert together == one == [list(range(7 * step, 7 * step + 7)) for step in range(6)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_loss_and_the_weights_do_not_depend_on_the_number_of_processes(
+    worlds: dict[str, World], loss: str, count: int
+) -> None:  # fmt: skip
+    one, many = worlds[f"{loss} 1"], worlds[f"{loss} {count}"]
+    assert len(one.losses) == 6
+    np.testing.assert_allclose(many.losses, one.losses, rtol=2e-5)
+    for name, weight in one.weights.items():
+        np.testing.assert_allclose(many.weights[name], weight, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_parts_of_a_batch_do_not_change_the_loss(worlds: dict[str, World]) -> None:
+    np.testing.assert_allclose(worlds["ce 2 parts"].losses, worlds["ce 1"].losses, rtol=2e-5)
+
+
+def test_plain_means_over_processes_would_be_noticed(worlds: dict[str, World]) -> None:
+    assert np.abs(worlds["ce 2 plain mean"].losses / worlds["ce 1"].losses - 1).max() > 1e-3
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_same_weights_give_the_same_integers_in_every_matrix_on_every_process(worlds: dict[str, World], count: int) -> None:
+    one, many = worlds["still 1"], worlds[f"still {count}"]
+    assert one.matrices[0].shape == (1, 7, 2, 2)
+    for matrices in many.matrices:
+        np.testing.assert_array_equal(matrices, one.matrices[0])
+    assert many.scores == one.scores
+
+
+def test_padding_would_be_noticed(worlds: dict[str, World]) -> None:
+    assert worlds["padded"].matrices[0].sum() > worlds["still 1"].matrices[0].sum()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_all_processes_decide_alike_which_weights_are_best(worlds: dict[str, World], loss: str) -> None:
+    best = [said["best"]["step"] for count in (1, 2, 3) for said in worlds[f"{loss} {count}"].said]
+    assert len(best) == 6
+    assert len(set(best)) == 1
