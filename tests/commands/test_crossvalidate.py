@@ -28,7 +28,7 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         symmetry={"flips": ["x"]}, group={"expression": "number // 2"},
     )  # fmt: skip
     words += ["split=kfold", "split.folds=3", "split.test=0.25", "normalise=dataset", f"paths.cache={folder / 'cache'}", *WORDS]
-    jobs = [("runs", ["-m", "fold=0,1,2"]), ("more", ["seed=1"]), ("other", ["fold=1", "optimizer.lr=0.01"])]
+    jobs = [("runs", ["-m", "launch=here", "fold=0,1,2"]), ("more", ["seed=1"]), ("other", ["fold=1", "optimizer.lr=0.01"])]
     for name, more in jobs:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", ["voxtile", "train", *words, f"paths.runs={folder / name}", *more])

@@ -113,7 +113,7 @@ def test_a_run_with_regions_is_checked_trained_scored_and_predicts(tmp_path: Pat
 
 def test_regions_are_cross_validated_and_averaged(tmp_path: Path, voxtile: Command, given: list[str]) -> None:
     folds = ["split=kfold", "split.folds=2"]
-    assert voxtile("train", "-m", *given, *folds, "fold=0,1").code == 0
+    assert voxtile("train", "-m", *given, *folds, "launch=here", "fold=0,1").code == 0
     said = voxtile(
         "evaluate", f"runs={tmp_path / 'runs' / 'shells-unet-*'}", "postprocess=search", f"paths.runs={tmp_path / 'runs'}"
     )

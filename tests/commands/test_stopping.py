@@ -71,7 +71,7 @@ def test_a_signal_saves_and_the_same_command_ends_in_the_same_bits(
 
 def test_stopping_a_multirun_starts_no_further_run(words: list[str], tmp_path: Path, voxtile: Command, signalled: Callable) -> None:
     signalled("training_step", signal.SIGINT, 1)
-    said = voxtile("train", "-m", *words, "seed=0,1")
+    said = voxtile("train", "-m", *words, "launch=here", "seed=0,1")
     assert said.code == 130
     assert len(homes(tmp_path / "runs")) == 1
 

@@ -64,7 +64,7 @@ def test_a_median_spacing_is_that_of_the_training_cases_and_is_kept(tmp_path: Pa
 def test_folds_with_a_median_each_are_evaluated_and_not_averaged(tmp_path: Path, voxtile: Command) -> None:
     words = [*volume_words(tmp_path), "data.spacing=median", "split=kfold", "split.folds=2", "split.test=0.2", "training.steps=1"]
     stretched(tmp_path, {"v3": 1.5, "v4": 2.0})
-    assert voxtile("train", "-m", *words, "fold=0,1", "training.val_every=1").code == 0
+    assert voxtile("train", "-m", *words, "launch=here", "fold=0,1", "training.val_every=1").code == 0
     first, second = homes(tmp_path / "runs")
     medians = [json.loads((home / "manifest.json").read_text())["data"]["spacing"] for home in (first, second)]
     assert medians[0] != medians[1]

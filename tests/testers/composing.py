@@ -20,6 +20,7 @@ FILES = {
     "check": "train",
     "evaluate": "evaluate",
     "predict": "predict",
+    "status": "status",
 }  # command -> its configuration
 
 

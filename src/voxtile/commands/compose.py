@@ -74,7 +74,12 @@ def further_folders() -> list[Path]:
     return _CURRENT.get()[2]
 
 
-class _StoppedError(BaseException):
+def current_words() -> list[str]:
+    """The overrides of the running job."""
+    return _CURRENT.get()[1]
+
+
+class StoppedError(BaseException):
     """Ends a multirun whose job was asked to stop; not an Exception, since Hydra keeps those of a job and goes on."""
 
 
@@ -101,10 +106,10 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
         else:
             _CURRENT.set((name, overrides, folders))
         keep_heap()
-        with _cache_at(OmegaConf.select(config, "paths.cache")):
+        with cache_at(OmegaConf.select(config, "paths.cache")):
             codes.append(guarded(lambda: _told_of_merging(task, config), OmegaConf.select(config, "debug_errors", default=False)))
         if codes[-1] == STOPPED:
-            raise _StoppedError
+            raise StoppedError
 
     try:
         check_whole(argv)
@@ -115,6 +120,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
             raise ConfigError(
                 f"The folder '{missing[0]}' of '--config-dir' does not exist. Name the one that holds data/, model/, …."
             )
+        _CURRENT.set((name, overrides, folders))
         with _arguments(words):
             if not flags.keys() <= _OWN or flags.get("--cfg", ["job"])[-1].rpartition("=")[2] != "job":
                 hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
@@ -127,7 +133,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
             else:
                 job(_with_choices(_without_hydra(config), config.hydra.runtime.choices))
         return max(codes)
-    except _StoppedError:
+    except StoppedError:
         return STOPPED
     except SystemExit as end:  # of Hydra's own flags
         return int(end.code or 0)
@@ -209,7 +215,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _cache_at(folder: str | None) -> Iterator[None]:
+def cache_at(folder: str | None) -> Iterator[None]:
     """Lets the cache of decoded files, which knows no configuration, and processes that are started follow `paths.cache`."""
     before = os.environ.get("VOXTILE_CACHE")
     if folder is not None:
@@ -289,7 +295,7 @@ def again(changes: Mapping[str, Any]) -> dict[str, Any]:
         while True:
             try:
                 config = _composed(name, without_nulls([*kept, *added], groups_of(name)), folders)
-                return plain(_with_choices(_without_hydra(config), config.hydra.runtime.choices))
+                return job_config(config)
             except (HydraException, OmegaConfBaseException) as error:
                 unknown = re.search(r"Could not override '(model\.[^']+)'", str(error))
                 fitting = [word for word in kept if unknown is None or _key(word) != unknown[1]]
@@ -316,6 +322,11 @@ def _as_typed(value: Any) -> str:
     if isinstance(value, str):
         return quoted(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def job_config(config: DictConfig) -> dict[str, Any]:
+    """A job's configuration as its task takes it, from the one that Hydra composed for a launcher."""
+    return plain(_with_choices(_without_hydra(config), config.hydra.runtime.choices))
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

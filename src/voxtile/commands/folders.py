@@ -34,8 +34,7 @@ def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
         if several is None:
             return [str(run)]
         raise ConfigError(f"'run' takes one folder, and several are given. Type 'runs=[{','.join(several)}]'.")
-    named = runs if isinstance(runs, list) else _typed_list(str(runs)) or [runs]
-    folders = [folder for name in named for folder in _folders(str(name), out)]
+    folders = named_folders(runs, out)
     twice = [folder for place, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:place]}]
     if twice:
         raise ConfigError(f"'runs' names {twice[0]} twice, which would only count it twice. Name each run once.")
@@ -44,6 +43,16 @@ def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
         raise ConfigError(f"'runs={runs}' names {found}, and takes two or more. Type 'run=<folder>' for one run.")
     _refuse_unfit(folders)
     return [str(folder) for folder in folders]
+
+
+def named_folders(runs: Any, out: Console) -> list[Path]:
+    """The folders that `runs` names, a list or a pattern, in the order given, those of a pattern in that of their names.
+
+    Raises:
+        RunError: A pattern finds none.
+    """
+    named = runs if isinstance(runs, list) else _typed_list(str(runs)) or [runs]
+    return [folder for name in named for folder in _folders(str(name), out)]
 
 
 def folder_of_several(config: Mapping[str, Any], homes: Sequence[RunFolder]) -> Path:

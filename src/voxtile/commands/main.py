@@ -13,6 +13,7 @@ from voxtile.errors import did_you_mean
 
 COMMANDS = {
     "train": "train a network, or continue or report a run that was started before",
+    "status": "how far runs are, and why they failed",
     "plan": "propose settings for volumes from what the training cases look like",
     "check": "look at a configuration and its data before training",
     "evaluate": "score a run on whole cases of its validation or test split",

@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voxtile.commands.children import Child, child, forwarding
 from voxtile.errors import RunError, VoxtileError
 
 if TYPE_CHECKING:
@@ -46,8 +45,13 @@ def train_in_processes(home: RunFolder, order: Mapping[str, Any], devices: Devic
         old.unlink()
     environment = _environment(devices)
     with ExitStack() as stack:
-        ranks = [stack.enter_context(_started(rank, environment, order, logs)) for rank in range(devices.count)]
-        with _forwarding(ranks):
+        ranks: list[Child] = []
+        for rank in range(devices.count):
+            place = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            log = logs / f"{rank}.log" if rank else None  # the first prints where this process does
+            ranks.append(stack.enter_context(child("voxtile.commands.worker", order, place, log)))
+        heard: list[int] = []
+        with forwarding(lambda number: _forward(number, ranks, heard)):
             first = _watched(ranks, home)
         failed = [rank for rank, process in enumerate(ranks) if process.poll() not in (0, None)]
         for process in ranks:
@@ -71,53 +75,15 @@ def _environment(devices: Devices) -> dict[str, str]:
     return quiet | os.environ | {name: str(value) for name, value in place.items()}
 
 
-@contextmanager
-def _started(
-    rank: int, environment: Mapping[str, str], order: Mapping[str, Any], logs: Path
-) -> Iterator[subprocess.Popen[str]]:  # fmt: skip
-    """One process. The first prints where this one does, the others into a file. They end when this process does."""
-    with (logs / f"{rank}.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "voxtile.commands.worker"],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.PIPE,
-            stdout=None if rank == 0 else log,
-            stderr=None if rank == 0 else log,
-            start_new_session=True,  # Ctrl-C comes to this process, which hands it on
-            text=True,
-        )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()  # it stays open: its end tells the process that this one has ended
-        yield process
-    finally:
-        process.kill()
-        process.stdin.close()
-        process.wait()
+def _forward(number: int, ranks: Sequence[Child], heard: list[int]) -> None:
+    """Hands a signal to the first process, which saves the run and ends; the third signal ends all at once."""
+    heard.append(number)
+    for process in ranks[:1] if len(heard) < UNHEARD else ranks:
+        if process.poll() is None:
+            process.send_signal(number if len(heard) < UNHEARD else signal.SIGKILL)
 
 
-@contextmanager
-def _forwarding(ranks: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
-    """While this is open, Ctrl-C and SIGTERM go to the first process, which saves the run and ends; the third ends all at once."""
-    heard = 0
-
-    def forward(number: int, frame: object) -> None:
-        nonlocal heard
-        heard += 1
-        for process in ranks[:1] if heard < UNHEARD else ranks:
-            if process.poll() is None:
-                process.send_signal(number if heard < UNHEARD else signal.SIGKILL)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _watched(ranks: Sequence[subprocess.Popen[str]], home: RunFolder) -> int | None:
+def _watched(ranks: Sequence[Child], home: RunFolder) -> int | None:
     """Waits until all have ended well, or one has not: its number then, once others that fail with it had time to say why."""
     while True:
         home.check_held()
@@ -133,7 +99,7 @@ def _watched(ranks: Sequence[subprocess.Popen[str]], home: RunFolder) -> int | N
         time.sleep(POLL)
 
 
-def _reason(first: int, failed: Sequence[int], ranks: Sequence[subprocess.Popen[str]], logs: Path) -> VoxtileError:
+def _reason(first: int, failed: Sequence[int], ranks: Sequence[Child], logs: Path) -> VoxtileError:
     """Why a run failed, by the process that failed by itself: others then lose their connection to it."""
     said = {rank: json.loads(file.read_text(encoding="utf-8")) for rank in failed if (file := logs / f"{rank}.json").exists()}
     killed = [rank for rank in failed if ranks[rank].returncode < 0]

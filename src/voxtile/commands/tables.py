@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from voxtile.errors import counted
 from voxtile.studies.manifest import segment
+from voxtile.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from voxtile.commands.sweep import Outcome
     from voxtile.training.intervals import Spread
-    from voxtile.training.run_folder import RunFolder
 
 
 def print_scores(
@@ -123,15 +127,58 @@ def print_volumes(out: Console, scores: Mapping[str, float], classes: Sequence[s
     out.print(table)
 
 
-def print_runs(out: Console, runs: Sequence[RunFolder]) -> None:
-    """Prints the best validation of several finished runs, how many steps they took, and what a step cost."""
-    table = Table("run", "Dice", "IoU", "steps", "s/step", "GiB", title=f"{len(runs)} runs, best validation", title_justify="left")
-    for home in runs:
-        status, made = home.read("status.json", "best", "step"), segment(home.read("manifest.json"))
-        scores, seconds, memory = status["best"]["scores"], made.get("training_seconds"), made.get("peak_memory_gib")
-        cost = ["" if seconds is None else f"{seconds / status['step']:.3f}", "" if memory is None else f"{memory:.2f}"]
-        table.add_row(home.path.name, number(scores["dice"]), number(scores["iou"]), str(status["step"]), *cost)
+def print_jobs(out: Console, jobs: Sequence[Outcome]) -> None:
+    """Prints what became of the jobs of a sweep: state and best validation of their runs, and what a step cost."""
+    table = _table_of_runs("job", title=f"{counted(len(jobs), 'job')}, best validation")
+    for job, title in zip(jobs, titles([job.words for job in jobs]), strict=True):
+        home = RunFolder(Path(job.home)) if job.home else None
+        table.add_row(title, *(_row(home) if home and home.path.exists() else ["", "failed" if job.code else ""]))
     out.print(table)
+    for job, title in zip(jobs, titles([job.words for job in jobs]), strict=True):
+        if job.code:
+            out.print(f"{title}: {job.reason}", style="red", soft_wrap=True)
+    folds = [word.startswith("fold=") for title in titles([job.words for job in jobs]) for word in title.split()]
+    if len(folds) == len(jobs) and all(folds) and not any(job.code for job in jobs):
+        out.print(
+            f"next         voxtile evaluate {shlex.quote(f'runs=[{chr(44).join(job.home for job in jobs)}]')}", soft_wrap=True
+        )
+
+
+def print_runs(out: Console, runs: Sequence[RunFolder]) -> None:
+    """Prints how far runs are: state, step, best validation, what a step cost, and why they failed."""
+    table = _table_of_runs(title=f"{counted(len(runs), 'run')}, best validation")
+    for home in runs:
+        table.add_row(*_row(home))
+    out.print(table)
+    for home in runs:
+        if reason := home.status.get("reason"):
+            out.print(f"{home.path}: {reason}", style="red", soft_wrap=True)
+
+
+def _table_of_runs(*first: str, title: str) -> Table:
+    return Table(*first, "run", "state", "step", "Dice", "IoU", "s/step", "GiB", title=title, title_justify="left")
+
+
+def _row(home: RunFolder) -> list[str]:
+    status = home.status
+    made = segment(home.read("manifest.json")) if (home.path / "manifest.json").exists() else {}
+    scores = (status.get("best") or {}).get("scores", {})
+    step, seconds, memory = status.get("step", 0), made.get("training_seconds"), made.get("peak_memory_gib")
+    of = "" if status["state"] == "finished" else f"/{status['steps']}" if "steps" in status else ""
+    return [
+        home.path.name,
+        status["state"],
+        f"{step}{of}",
+        *(number(scores[name]) if name in scores else "" for name in ("dice", "iou")),
+        f"{seconds / step:.3f}" if seconds and step else "",
+        "" if memory is None else f"{memory:.2f}",
+    ]
+
+
+def titles(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The words of each job of a sweep that not all of them have."""
+    common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
+    return [" ".join(word for word in words if word not in common) for words in jobs]
 
 
 def number(value: float | None) -> str:

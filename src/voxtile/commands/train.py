@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
+from voxtile.commands.sweep import Outcome, collected, collecting
 from voxtile.commands.words import word
+from voxtile.errors import VoxtileError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,24 +28,72 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Composes and trains; see `python train.py --help`. Several runs are reported in one table at the end."""
-    finished: list[RunFolder] = []
+    with collecting() as outcomes:
+        code = train_all(argv)
+    if len(outcomes) > 1:
+        from voxtile.commands.console import console
+        from voxtile.commands.tables import print_jobs
+
+        print_jobs(console(), outcomes)
+    return max(code, *(outcome.code for outcome in outcomes), 0)
+
+
+def train_all(argv: Sequence[str]) -> int:
+    """Composes and trains, collecting what becomes of each job that this process does itself."""
 
     def train(config: Mapping[str, Any]) -> int:
         from voxtile.commands.console import console
 
-        finished.append(trained(config, console()))
+        outcome = Outcome(compose.current_words())
+        collected(outcome)
+        try:
+            trained(config, console(), begun=lambda home: setattr(outcome, "home", str(home.path)))
+        except Exception as error:
+            outcome.code = error.exit_code if isinstance(error, VoxtileError) else 1
+            outcome.reason = str(error) or type(error).__name__
+            raise
         return 0
 
-    code = compose.run("train", argv, train)
-    if len(finished) > 1:
-        from voxtile.commands.console import console
-        from voxtile.commands.tables import print_runs
-
-        print_runs(console(), finished)
-    return code
+    return compose.run("train", argv, train)
 
 
-def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[Learned]], object] | None = None) -> RunFolder:
+def finished_run(config: Mapping[str, Any]) -> RunFolder | None:
+    """The finished run of a configuration, None where something is left to do, or where that takes another run to tell.
+
+    Raises:
+        VoxtileError: The configuration or the data are wrong.
+    """
+    from rich.console import Console
+
+    from voxtile.commands.assemble import devices_of, prepare_data
+    from voxtile.commands.build import parts
+
+    if config["init_from"] is not None:
+        return None
+    built = parts(config)
+    home = _home(config, prepare_data(built, Console(quiet=True)), None)
+    return home if home.status["state"] == "finished" and is_finished(home, config, devices_of(config["trainer"])) else None
+
+
+def _home(config: Mapping[str, Any], prepared: Prepared, parent: Parent | None) -> RunFolder:
+    """The folder of a configuration's run."""
+    from voxtile.commands.build import folder
+    from voxtile.data.stream import STREAM_VERSION
+    from voxtile.training.recipe import Recipe
+    from voxtile.training.run_folder import RunFolder
+
+    recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION, parent.digest if parent else "")
+    chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
+    name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
+    return RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
+
+
+def trained(
+    config: Mapping[str, Any],
+    out: Console,
+    child: Callable[[Sequence[Learned]], object] | None = None,
+    begun: Callable[[RunFolder], object] | None = None,
+) -> RunFolder:
     """Trains a run to its end, from wherever it stands, and reports it.
 
     Args:
@@ -52,19 +102,15 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
         child: given where another run is to start from this one: checks that run, before this one is trained, knowing what this
             one learns from. A run that another process trains is then waited for, rather than refused: several runs of a sweep
             may start from the same one.
+        begun: given the run's folder, once it is known.
     """
     from voxtile.commands.assemble import assembled, check_fit, check_trainer, devices_of, prepare_data
-    from voxtile.commands.build import folder, parts
+    from voxtile.commands.build import parts
     from voxtile.commands.parents import check_leaks, learned_from, parent_of
 
     check_trainer(config["trainer"])
     built = parts(config)
-    # These take seconds to import, and come after what can be refused without them.
-    devices = devices_of(config["trainer"])
-    from voxtile.data.stream import STREAM_VERSION
-    from voxtile.training.recipe import Recipe
-    from voxtile.training.run_folder import RunFolder
-
+    devices = devices_of(config["trainer"])  # takes seconds to import, and comes after what can be refused without it
     waive = config["data"]["waive"] or ()
     read = cache(lambda: prepare_data(built, out))
 
@@ -86,10 +132,9 @@ def trained(config: Mapping[str, Any], out: Console, child: Callable[[Sequence[L
     prepared = read()
     if parent is not None:
         prepared = replace(prepared, waived=(*prepared.waived, *check_leaks(parent.learned, prepared, waive)))
-    recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION, parent.digest if parent else "")
-    chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
-    name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
-    home = RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
+    home = _home(config, prepared, parent)
+    if begun is not None:
+        begun(home)
     if is_finished(home, config, devices):
         out.print(f"This run is finished; nothing was trained.{changed_since(home, devices)}", highlight=False)
         report(home, prepared, built.trust, out)

@@ -1,8 +1,7 @@
 """One of the processes that train a run together: `python -m voxtile.commands.worker`, as `voxtile.commands.ranks` starts it.
 
-It reads one line of JSON from its standard input: the resolved configuration ("config"), the run folder ("home"), the folder of the
-run that this one starts from or null ("parent"), and the user's command ("command"). Its number and the others' are in the
-environment, as torchrun puts them there. Where the input ends, the process that started it is gone, and so is this one.
+It is told the resolved configuration ("config"), the run folder ("home"), the folder of the run that this one starts from or null
+("parent"), and the user's command ("command"). Its number and the others' are in the environment, as torchrun puts them there.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -19,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from voxtile.cases.maps import atomic_text
+from voxtile.commands.children import order_of
 from voxtile.errors import VoxtileError, reason
 
 STOPPED = 130  # exit code of a process that was asked to stop
-ORPHANED = 1  # exit code of a process whose starter is gone
 
 
 def main() -> int:
     """Takes part in a training, and leaves in the run folder what came of it."""
-    order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_the_starter, name="orphan", daemon=True).start()
+    order = order_of()
     rank = int(os.environ["RANK"])
     report = Path(order["home"]) / "ranks" / f"{rank}.json"
     if rank:  # the first decides when to stop, and the starter ends the others then
@@ -49,11 +46,6 @@ def main() -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # others may be gone, and the libraries that talk to them would wait for them at exit
-
-
-def _end_with_the_starter() -> None:
-    sys.stdin.read()
-    os._exit(ORPHANED)
 
 
 def work(order: Mapping[str, Any], leads: bool) -> dict[str, Any]:

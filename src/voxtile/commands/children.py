@@ -1,0 +1,68 @@
+"""Processes that a command starts: told once what to do, stopped as it is, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Child = subprocess.Popen[str]
+
+ORPHANED = 1  # exit code of a process whose starter is gone
+
+
+@contextmanager
+def child(module: str, order: Mapping[str, Any], environment: Mapping[str, str], log: Path | None = None) -> Iterator[Child]:
+    """A process that is ended with this block, and with this process however that ends.
+
+    Args:
+        module: of Python, that is run.
+        order: what `order_of` gives it.
+        environment: its environment.
+        log: where it prints; where this process does if None.
+    """
+    with (log or Path(os.devnull)).open("w", encoding="utf-8") as said:
+        out = None if log is None else said
+        process = subprocess.Popen(
+            [sys.executable, "-m", module], env=environment, stdin=subprocess.PIPE, stdout=out, stderr=out, text=True,
+            start_new_session=True,  # Ctrl-C comes to this process, which hands it on
+        )  # fmt: skip
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()  # it stays open: its end tells the process that this one has ended
+        yield process
+    finally:
+        process.kill()
+        process.stdin.close()
+        process.wait()
+
+
+def order_of() -> dict[str, Any]:
+    """In a child: what it was told. From here on it ends when the process that started it does."""
+    order: dict[str, Any] = json.loads(sys.stdin.readline())
+
+    def wait() -> None:
+        sys.stdin.read()
+        os._exit(ORPHANED)
+
+    threading.Thread(target=wait, name="orphan", daemon=True).start()
+    return order
+
+
+@contextmanager
+def forwarding(forward: Callable[[int], object]) -> Iterator[None]:
+    """While this is open, Ctrl-C and SIGTERM are handed to `forward` instead of ending this process."""
+    before = {number: signal.signal(number, lambda n, frame: forward(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

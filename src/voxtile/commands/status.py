@@ -1,0 +1,27 @@
+"""voxtile status: how far runs are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from voxtile.commands import compose
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and looks; see `voxtile status --help`."""
+    return compose.run("status", argv, status)
+
+
+def status(config: Mapping[str, Any]) -> int:
+    """Prints the state of the runs that the configuration names."""
+    from voxtile.commands.console import console
+    from voxtile.commands.folders import named_folders
+    from voxtile.commands.tables import print_runs
+    from voxtile.errors import RunError
+    from voxtile.training.run_folder import RunFolder
+
+    out = console()
+    runs = [RunFolder.existing(folder, "runs") for folder in named_folders(config["runs"], out)]
+    print_runs(out, runs)
+    return RunError.exit_code if any(run.status["state"] == "failed" for run in runs) else 0
