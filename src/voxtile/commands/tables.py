@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from voxtile.commands.sweep import STOPPED
 from voxtile.errors import counted
 from voxtile.studies.manifest import segment
 from voxtile.training.run_folder import RunFolder
@@ -132,16 +133,15 @@ def print_jobs(out: Console, jobs: Sequence[Outcome]) -> None:
     table = _table_of_runs("job", title=f"{counted(len(jobs), 'job')}, best validation")
     for job, title in zip(jobs, titles([job.words for job in jobs]), strict=True):
         home = RunFolder(Path(job.home)) if job.home else None
-        table.add_row(title, *(_row(home) if home and home.path.exists() else ["", "failed" if job.code else ""]))
+        table.add_row(title, *(_row(home) if home and home.path.exists() else ["", "queued" if job.code == STOPPED else "failed"]))
     out.print(table)
     for job, title in zip(jobs, titles([job.words for job in jobs]), strict=True):
         if job.code:
             out.print(f"{title}: {job.reason}", style="red", soft_wrap=True)
     folds = [word.startswith("fold=") for title in titles([job.words for job in jobs]) for word in title.split()]
     if len(folds) == len(jobs) and all(folds) and not any(job.code for job in jobs):
-        out.print(
-            f"next         voxtile evaluate {shlex.quote(f'runs=[{chr(44).join(job.home for job in jobs)}]')}", soft_wrap=True
-        )
+        named = shlex.quote(f"runs=[{','.join(job.home for job in jobs)}]")
+        out.print(f"next         voxtile evaluate {named}", soft_wrap=True)
 
 
 def print_runs(out: Console, runs: Sequence[RunFolder]) -> None:
@@ -163,7 +163,7 @@ def _row(home: RunFolder) -> list[str]:
     status = home.status
     made = segment(home.read("manifest.json")) if (home.path / "manifest.json").exists() else {}
     scores = (status.get("best") or {}).get("scores", {})
-    step, seconds, memory = status.get("step", 0), made.get("training_seconds"), made.get("peak_memory_gib")
+    step, seconds, memory = _step(home, status), made.get("training_seconds"), made.get("peak_memory_gib")
     of = "" if status["state"] == "finished" else f"/{status['steps']}" if "steps" in status else ""
     return [
         home.path.name,
@@ -173,6 +173,15 @@ def _row(home: RunFolder) -> list[str]:
         f"{seconds / step:.3f}" if seconds and step else "",
         "" if memory is None else f"{memory:.2f}",
     ]
+
+
+def _step(home: RunFolder, status: Mapping[str, Any]) -> int:
+    """The step that a run has reached; of one that is running, the last that it has logged."""
+    step = int(status.get("step", 0))
+    if status["state"] == "running" and home.metrics.exists():
+        *_, last = home.metrics.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")  # the last line may be half written
+        step = max(step, int(last.partition(",")[0])) if last[:1].isdigit() else step
+    return step
 
 
 def titles(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -1,0 +1,174 @@
+"""A sweep: a process for each job, killed and continued, and what its table says."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.commands.conftest import Command, homes
+from tests.testers.tiny import scene_words
+from voxtile.commands.sweep import Slots
+from voxtile.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "status.json")
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    return ["-m", *scene_words(tmp_path), "seed=0,1"]
+
+
+def begun(words: Sequence[str], runs: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *words, f"paths.runs={runs}"], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def jobs_of(process: subprocess.Popen[str]) -> list[int]:
+    """The jobs that a sweep has under way."""
+    pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in pids if b"voxtile.commands.job" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def until(true: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def bits(runs: Path) -> dict[str, bytes]:
+    return {f"{home.name}/{name}": (home / name).read_bytes() for home in homes(runs) for name in RESULTS}
+
+
+def table(out: str) -> list[list[str]]:
+    """The rows of the table at the end without what depends on the clock and the machine: seconds and memory."""
+    rows = re.findall(r"^│(.*)│$", out.rpartition(" jobs, best validation")[2], re.MULTILINE)
+    return [[cell.strip() for cell in row.split("│")][:-2] for row in rows]
+
+
+def killed(words: Sequence[str], runs: Path, moment: Callable[[subprocess.Popen[str]], object]) -> None:
+    """A sweep whose parent and jobs are killed at a moment."""
+    with begun(words, runs) as process:
+        try:
+            moment(process)
+        finally:
+            pids = jobs_of(process) if process.poll() is None else []
+            process.kill()
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_sweep_continued_ends_as_an_undisturbed_one(words: list[str], tmp_path: Path) -> None:
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    with begun(words, calm) as process:
+        expected = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, expected
+    killed(words, rough, lambda process: until(lambda: list(rough.glob("*/resume.pt")), process))
+    with begun(words, rough) as process:
+        out = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, out
+    assert table(out) == table(expected)
+    assert [row[2] for row in table(out)] == ["finished", "finished"]
+    assert bits(rough) == bits(calm)
+    assert len(bits(calm)) == 2 * len(RESULTS)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_at_five_moments_ends_as_an_undisturbed_one(words: list[str], tmp_path: Path) -> None:
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    words = [*words, "training.steps=60", "training.val_every=20", "model.dropout=0.2"]
+    with begun(words, calm) as process:
+        expected = process.communicate(timeout=600)[0]
+    chance = Random(0)
+    for _ in range(5):
+        killed(words, rough, lambda _: time.sleep(chance.uniform(1, 25)))
+    with begun(words, rough) as process:
+        out = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, out
+    assert table(out) == table(expected)
+    assert bits(rough) == bits(calm)
+
+
+def test_a_job_that_is_killed_takes_no_other_with_it_and_only_what_is_new_or_left_is_trained(
+    words: list[str], tmp_path: Path, voxtile: Command
+) -> None:
+    runs = tmp_path / "runs"
+    with begun([*words, "training.steps=300", "training.val_every=300"], runs) as process:
+        until(lambda: list(runs.glob("*/resume.pt")), process)
+        (first,) = homes(runs)
+        os.kill(jobs_of(process)[0], signal.SIGKILL)
+        out = process.communicate(timeout=240)[0]
+    assert process.returncode == 1, out
+    assert "seed=0: its process ended with SIGKILL and said nothing, as where memory runs out" in out
+    assert [row[1:3] for row in table(out)][1][1] == "finished"
+    assert len(homes(runs)) == 2
+    assert voxtile("status", f"runs={runs}/*").out.count("interrupted") == 1
+    more = [*words[:-1], "seed=0,1,2", "training.steps=300", "training.val_every=300", f"paths.runs={runs}"]
+    said = voxtile("train", *more)
+    assert said.code == 0
+    assert said.text.count("finished before: ") == 1
+    assert "continuing at step" in said.text
+    assert len(homes(runs)) == 3
+    assert said.out.rpartition("3 jobs, best validation")[2].count("finished") == 3
+    assert first in homes(runs)
+
+
+def test_several_jobs_run_at_once_and_one_that_fails_is_told_by_the_exit_code(
+    words: list[str], tmp_path: Path, voxtile: Command
+) -> None:
+    settings = ["launch=local", "hydra.launcher.jobs=2", "optimizer.lr=1e30,0.01", "training.clip=null"]
+    said = voxtile("train", *words[:-1], "seed=0", *settings)
+    assert said.code == 4
+    begins = [
+        said.out.index(f"job {number} of 2: optimizer.lr={rate}  begins, see") for number, rate in ((1, "1e+30"), (2, "0.01"))
+    ]
+    assert max(begins) < min(said.out.index(f"job {number} of 2", begins[number - 1] + 10) for number in (1, 2))
+    assert "optimizer.lr=1e+30: The " in said.text
+    (log,) = (tmp_path / "runs").glob(".multirun/*/0.log")
+    assert "Lower the learning rate" in " ".join(log.read_text().split())
+    states = [row[2] for row in table(said.out)]
+    assert states == ["failed", "finished"]
+    status = voxtile("status", f"runs={tmp_path}/runs/*")
+    assert status.code == 4
+    assert "Lower the learning rate" in status.text
+
+
+def test_ctrl_c_saves_the_job_under_way_and_begins_no_other(words: list[str], tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with begun([*words, "training.steps=100000", "training.val_every=100000"], runs) as process:
+        until(lambda: list(runs.glob("*/resume.pt")), process)
+        process.send_signal(signal.SIGINT)
+        out = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, out
+    assert "Stopped by SIGINT at step" in out
+    assert [row[2] for row in table(out)] == ["interrupted", "queued"]
+    assert "seed=1: not begun" in out
+    assert len(homes(runs)) == 1
+
+
+def test_gpus_are_dealt_out_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voxtile.commands.sweep._gpus", lambda: ["0", "1", "5"])
+    slots = Slots.of("auto", "auto")
+    assert (slots.jobs, slots.gpus) == (3, 1)
+    slots = Slots.of("auto", 2)
+    assert slots.jobs == 1
+    assert slots.take() == ["0", "1"]
+    assert slots.take() is None
+    slots.free += ["0", "1"]
+    assert slots.take() == ["5", "0"]
+    with pytest.raises(ConfigError, match="asks for more GPUs for each job than the 3"):
+        Slots.of(1, 4)
+    for jobs, gpus in ((0, 0), ("many", 0), (1, -1), (True, 0)):
+        with pytest.raises(ConfigError, match=r"hydra\.launcher\.(jobs|gpus)="):
+            Slots.of(jobs, gpus)
