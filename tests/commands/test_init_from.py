@@ -348,7 +348,7 @@ def test_a_parent_that_another_process_trains_is_waited_for(
     assert voxtile("train", *words, "training.steps=1", "training.val_every=1").code == 0
     (home,) = homes(tmp_path / "runs")
     done = shutil.move(home, tmp_path / "done")
-    held = {"host": run_folder.socket.gethostname(), "pid": other.pid, "started": run_folder._start_time(other.pid)}
+    held = {"host": run_folder.socket.gethostname(), "pid": other.pid, "started": run_folder.start_time(other.pid)}
     home.mkdir()
     shutil.copy(done / "recipe.json", home)
     for name, content in (("lease", held), ("status", {"state": "running", "step": 0})):

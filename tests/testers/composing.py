@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from voxtile.commands.compose import folder_of, plain
 from voxtile.commands.main import COMMANDS
@@ -58,12 +59,19 @@ def composed(words: list[str]) -> list[dict[str, Any]]:
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """The overrides of jobs that together have every value of every sweep."""
     choices = [
-        [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+        [f"{parsed.get_key_element()}={value}" for value in _values(parsed)]
         if parsed.is_sweep_override()
         else [parsed.input_line or ""]
         for parsed in OverridesParser.create().parse_overrides(overrides)
     ]
     return [[values[job % len(values)] for values in choices] for job in range(max(map(len, choices)))]
+
+
+def _values(parsed: Override) -> list[object]:
+    """The values of a sweep; of an interval its ends."""
+    if parsed.is_interval_sweep():
+        return [parsed.value().start, parsed.value().end]
+    return list(parsed.sweep_string_iterator())
 
 
 def fences(text: str) -> Iterator[tuple[str, str]]:

@@ -289,7 +289,7 @@ def again(changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     name, overrides, folders = _CURRENT.get()
     kept = [word for word in overrides if _key(word) not in changes]
-    added = [f"{key}={_as_typed(value)}" for key, value in changes.items()]
+    added = [f"{key}={as_typed(value)}" for key, value in changes.items()]
     before = GlobalHydra.instance().hydra
     try:
         while True:
@@ -313,12 +313,12 @@ def _key(word: str) -> str:
     return word.partition("=")[0].lstrip("+")
 
 
-def _as_typed(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A value in the grammar of overrides."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{quoted(str(key))}:{_as_typed(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{quoted(str(key))}:{as_typed(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_as_typed, value)) + "]"
+        return "[" + ",".join(map(as_typed, value)) + "]"
     if isinstance(value, str):
         return quoted(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

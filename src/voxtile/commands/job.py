@@ -10,7 +10,7 @@ from pathlib import Path
 
 from voxtile.cases.maps import atomic_text
 from voxtile.commands.children import order_of
-from voxtile.commands.sweep import collecting, report_of
+from voxtile.commands.sweep import Outcome, collecting, report_of
 from voxtile.commands.train import train_all
 
 
@@ -18,12 +18,16 @@ def main() -> int:
     """Trains, and leaves the outcome."""
     order = order_of()
     sys.argv = ["voxtile", "train", *order["words"]]  # what messages tell the user to type
+    report = Path(order["report"])
+
+    def leave(outcome: Outcome) -> None:
+        atomic_text(report, report_of(outcome))
+
     with collecting() as outcomes:
-        code = train_all(order["words"])
-    if outcomes:
-        (outcome,) = outcomes
-        outcome.code = code
-        atomic_text(Path(order["report"]), report_of(outcome))
+        code = train_all(order["words"], leave)
+    outcome = outcomes[0] if outcomes else Outcome(order["words"], reason="its configuration cannot be composed")
+    outcome.code = code
+    leave(outcome)
     return code
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -22,6 +22,7 @@ from voxtile.errors import ConfigError, VoxtileError
 
 POLL = 0.1  # seconds between looks at the jobs
 STOPPED = 130  # exit code of a job that was asked to stop
+UNDER_WAY = -1  # stands for an exit code until there is one
 
 
 @dataclass
@@ -33,12 +34,14 @@ class Outcome:
         code: its exit code.
         home: its run folder; "" where it did not come so far.
         reason: why it failed.
+        told: whether a table has shown it already.
     """
 
     words: Sequence[str]
     code: int = 0
     home: str = ""
     reason: str = ""
+    told: bool = False
 
 
 _OUTCOMES: ContextVar[list[Outcome]] = ContextVar("outcomes")
@@ -92,10 +95,8 @@ class Slots:
             )
         return cls(max(1, len(names) // max(1, each)) if jobs == "auto" else int(str(jobs)), each, names)
 
-    def take(self) -> list[str] | None:
-        """GPUs for a job; None where too few are free."""
-        if len(self.free) < self.gpus:
-            return None
+    def take(self) -> list[str]:
+        """GPUs for a job, of which enough must be free."""
         taken, self.free = self.free[: self.gpus], self.free[self.gpus :]
         return taken
 
@@ -110,14 +111,140 @@ def _gpus() -> list[str]:
 
 
 @dataclass
-class _Running:
-    number: int
+class Job:
+    """A job of a sweep.
+
+    Attributes:
+        title: what tells it from the others.
+        outcome: what becomes of it.
+        config: Hydra's, composed.
+        process: the one that it runs in, once it does.
+    """
+
+    title: str
     outcome: Outcome
-    process: Child
-    report: Path
-    gpus: list[str]
-    began: float
-    stack: ExitStack
+    config: DictConfig
+    process: Child | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _report: Path = Path()
+    _gpus: list[str] = field(default_factory=list)
+    _began: float = 0.0
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Asks it to save and end."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    @property
+    def home(self) -> Path | None:
+        """Its run folder, once it has one."""
+        self._hear()
+        return Path(self.outcome.home) if self.outcome.home else None
+
+    def begin(self, gpus: list[str], report: Path, log: Path | None) -> None:
+        """Starts its process."""
+        report.unlink(missing_ok=True)
+        environment: Mapping[str, str] = os.environ
+        if gpus:
+            environment = {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        flags = [word for folder in compose.further_folders() for word in ("--config-dir", str(folder))]
+        order = {"words": [*flags, *self.outcome.words], "report": str(report.absolute())}
+        self.process = self._stack.enter_context(child("voxtile.commands.job", order, environment, log))
+        self._report, self._gpus, self._began = report, gpus, time.monotonic()
+
+    def end(self) -> None:
+        """Takes down what became of it, now that its process has ended."""
+        assert self.process is not None
+        self._stack.close()
+        code, outcome = self.process.returncode, self.outcome
+        self._hear()
+        if outcome.code == UNDER_WAY:
+            number = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            outcome.code = code if code > 0 else 1
+            memory = ", as where memory runs out" if code == -signal.SIGKILL else ""
+            outcome.reason = f"its process ended with {number} and said nothing{memory}"
+        self._report.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """Ends its process at once."""
+        self._stack.close()
+
+    def _hear(self) -> None:
+        if self._report.is_file():
+            vars(self.outcome).update(json.loads(self._report.read_text(encoding="utf-8")))
+        elif self.process is not None:
+            self.outcome.code = UNDER_WAY
+
+
+def run_jobs(
+    take: Callable[[], Job | None],
+    slots: Slots,
+    place: Path,
+    ended: Callable[[Job], object],
+    look: Callable[[Job], object] | None = None,
+    count: int | None = None,
+) -> bool:
+    """Runs jobs, each in a process of its own.
+
+    Args:
+        take: gives the next job, None where there is no other; not called any more once the command was asked to stop.
+        slots: room for them.
+        place: a folder in which they leave what becomes of them, and print where several run at once.
+        ended: given each job that has ended, or whose run was finished before.
+        look: given each job under way, every now and then.
+        count: how many there will be.
+
+    Returns:
+        Whether the command was asked to stop.
+    """
+    from voxtile.commands.console import console
+
+    out, running, heard, number = console(), list[Job](), list[int](), 0
+    place.mkdir(parents=True, exist_ok=True)
+
+    def forward(number: int) -> None:
+        heard.append(number)
+        for job in running:
+            job.stop(number)
+
+    def say(job: Job, text: str) -> None:
+        out.print(f"job {job.title}  {text}", soft_wrap=True)
+
+    more = True
+    try:
+        with forwarding(forward):
+            while running or (more and not heard):
+                while more and not heard and len(running) < slots.jobs and len(slots.free) >= slots.gpus:
+                    job = take()
+                    if job is None:
+                        more = False
+                        break
+                    number += 1
+                    job.title = f"{number}{f' of {count}' if count else ''}: {job.title}"
+                    if _is_known(job):
+                        say(job, f"finished before: {job.outcome.home}")
+                        ended(job)
+                        continue
+                    gpus = slots.take()
+                    log = place / f"{number}.log" if slots.jobs > 1 else None
+                    say(job, f"begins{f' on GPU {chr(44).join(gpus)}' if gpus else ''}{f', see {log}' if log else ''}")
+                    job.begin(gpus, place / f"{number}.json", log)
+                    running.append(job)
+                for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
+                    running.remove(job)
+                    slots.free += job._gpus
+                    job.end()
+                    if slots.jobs > 1:
+                        how = {0: "done", STOPPED: "stopped"}.get(job.outcome.code, f"failed: {job.outcome.reason}")
+                        say(job, f"{how} after {time.monotonic() - job._began:.0f} s")
+                    ended(job)
+                for job in running if look else ():
+                    look(job)  # type: ignore[misc]  # there is one
+                time.sleep(POLL)
+    finally:
+        for job in running:
+            job.kill()
+    return bool(heard)
 
 
 def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folder: Path) -> list[Outcome]:
@@ -128,106 +255,36 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
         slots: how many at once.
         folder: where jobs leave what became of them, and print where several run at once.
     """
-    from voxtile.commands.console import console
     from voxtile.commands.tables import titles
 
-    out = console()
-    outcomes = [Outcome(tuple(words)) for words, _ in jobs]
-    name = hashlib.sha256(json.dumps([outcome.words for outcome in outcomes]).encode()).hexdigest()[:8]
-    place = folder / name
-    place.mkdir(parents=True, exist_ok=True)
-    waiting: list[int] = list(range(len(jobs)))
-    running: list[_Running] = []
-    heard: list[int] = []
+    outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
+    place = folder / hashlib.sha256(json.dumps([outcome.words for outcome in outcomes]).encode()).hexdigest()[:8]
     names = titles([outcome.words for outcome in outcomes])
-
-    def forward(number: int) -> None:
-        heard.append(number)
-        for each in running:
-            if each.process.poll() is None:
-                each.process.send_signal(number)
-
-    def say(number: int, text: str) -> None:
-        out.print(f"job {number + 1} of {len(jobs)}: {names[number]}  {text}".rstrip(), soft_wrap=True)
-
-    try:
-        with forwarding(forward):
-            while running or (waiting and not heard):
-                while waiting and not heard and len(running) < slots.jobs:
-                    number = waiting[0]
-                    if _is_known(outcomes[number], jobs[number][1]):
-                        say(waiting.pop(0), f"finished before: {outcomes[number].home}")
-                        continue
-                    gpus = slots.take()
-                    if gpus is None:
-                        break
-                    log = place / f"{number}.log" if slots.jobs > 1 else None
-                    say(waiting.pop(0), f"begins{f' on GPU {chr(44).join(gpus)}' if gpus else ''}{f', see {log}' if log else ''}")
-                    running.append(_begun(number, outcomes[number], gpus, place, log))
-                for each in [each for each in running if each.process.poll() is not None]:
-                    running.remove(each)
-                    slots.free += each.gpus
-                    _end(each)
-                    if slots.jobs > 1:
-                        ended = {0: "done", STOPPED: "stopped"}.get(each.outcome.code, f"failed: {each.outcome.reason}")
-                        say(each.number, f"{ended} after {time.monotonic() - each.began:.0f} s")
-                time.sleep(POLL)
-    finally:
-        for each in running:
-            each.stack.close()
-    for number in waiting:
-        outcomes[number].code, outcomes[number].reason = STOPPED, "not begun"
-    for number, outcome in enumerate(outcomes):
+    waiting = [Job(name, outcome, config) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
+    stopped = run_jobs(lambda: waiting.pop(0) if waiting else None, slots, place, lambda job: None, count=len(jobs))
+    for outcome in outcomes:
         collected(outcome)
-        (place / f"{number}.json").unlink(missing_ok=True)
     if slots.jobs == 1 or not any(outcome.code for outcome in outcomes):
         shutil.rmtree(place)
-    if heard:
+    if stopped:
         raise compose.StoppedError
     return outcomes
 
 
-def _is_known(outcome: Outcome, config: DictConfig) -> bool:
+def _is_known(job: Job) -> bool:
     """Whether a job's run is finished already, without starting a process to look. What is wrong with it, the process will say."""
     from voxtile.commands.train import finished_run
 
-    if not any(Path(str(OmegaConf.select(config, "paths.runs"))).expanduser().glob("*/recipe.json")):
+    if not any(Path(str(OmegaConf.select(job.config, "paths.runs"))).expanduser().glob("*/recipe.json")):
         return False
     try:
-        with compose.cache_at(OmegaConf.select(config, "paths.cache")):
-            home = finished_run(compose.job_config(config))
+        with compose.cache_at(OmegaConf.select(job.config, "paths.cache")):
+            home = finished_run(compose.job_config(job.config))
     except (VoxtileError, OSError):
         return False
-    outcome.home = "" if home is None else str(home.path)
+    if home is not None:
+        job.outcome.code, job.outcome.home, job.outcome.reason = 0, str(home.path), ""
     return home is not None
-
-
-def _begun(number: int, outcome: Outcome, gpus: list[str], place: Path, log: Path | None) -> _Running:
-    report = place / f"{number}.json"
-    report.unlink(missing_ok=True)
-    environment: Mapping[str, str] = os.environ
-    if gpus:
-        environment = {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    flags = [word for folder in compose.further_folders() for word in ("--config-dir", str(folder))]
-    order = {"words": [*flags, *outcome.words], "report": str(report.absolute())}
-    stack = ExitStack()
-    process = stack.enter_context(child("voxtile.commands.job", order, environment, log))
-    return _Running(number, outcome, process, report, gpus, time.monotonic(), stack)
-
-
-def _end(job: _Running) -> None:
-    """Takes down what became of a job whose process has ended."""
-    job.stack.close()
-    code, outcome = job.process.returncode, job.outcome
-    if job.report.exists():
-        found = json.loads(job.report.read_text(encoding="utf-8"))
-        outcome.code, outcome.home, outcome.reason = found["code"], found["home"], found["reason"]
-    else:
-        number = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        outcome.code = code if code > 0 else 1
-        outcome.reason = f"its process ended with {number} and said nothing" + (
-            ", as where memory runs out" if code == -signal.SIGKILL else ""
-        )
 
 
 def report_of(outcome: Outcome) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
-from voxtile.commands.sweep import Outcome, collected, collecting
+from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, collecting
 from voxtile.commands.words import word
 from voxtile.errors import VoxtileError
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Composes and trains; see `python train.py --help`. Several runs are reported in one table at the end."""
     with collecting() as outcomes:
         code = train_all(argv)
-    if len(outcomes) > 1:
+    if len(outcomes) > 1 and not any(outcome.told for outcome in outcomes):
         from voxtile.commands.console import console
         from voxtile.commands.tables import print_jobs
 
@@ -38,16 +38,27 @@ def main(argv: Sequence[str]) -> int:
     return max(code, *(outcome.code for outcome in outcomes), 0)
 
 
-def train_all(argv: Sequence[str]) -> int:
-    """Composes and trains, collecting what becomes of each job that this process does itself."""
+def train_all(argv: Sequence[str], begun: Callable[[Outcome], object] = lambda outcome: None) -> int:
+    """Composes and trains, collecting what becomes of each job that this process does itself.
+
+    Args:
+        argv: the user's words.
+        begun: given a job's outcome as far as it is known once its run folder is.
+    """
 
     def train(config: Mapping[str, Any]) -> int:
         from voxtile.commands.console import console
 
-        outcome = Outcome(compose.current_words())
+        outcome = Outcome(compose.current_words(), UNDER_WAY)
         collected(outcome)
+
+        def here(home: RunFolder) -> None:
+            outcome.home = str(home.path)
+            begun(outcome)
+
         try:
-            trained(config, console(), begun=lambda home: setattr(outcome, "home", str(home.path)))
+            trained(config, console(), begun=here)
+            outcome.code = 0
         except Exception as error:
             outcome.code = error.exit_code if isinstance(error, VoxtileError) else 1
             outcome.reason = str(error) or type(error).__name__

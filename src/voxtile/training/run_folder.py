@@ -139,7 +139,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
             return None
         if host == socket.gethostname():
-            return held if _alive(pid, started) else None
+            return held if is_alive(pid, started) else None
         return held if age < SILENCE else None
 
     def _make(self) -> None:
@@ -158,7 +158,7 @@ class RunFolder:
         """
         self._make()
         lease = self.path / "lease.json"
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
         told = False
         while (holder := self._take(lease, mine)) is not None:
             who = f"is being trained by process {holder['pid']} on {holder['host']}"
@@ -240,7 +240,7 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def _start_time(pid: int) -> str:
+def start_time(pid: int) -> str:
     """When a process started, in the system's ticks, so that a later process with the same number is told apart; "" if unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
@@ -248,11 +248,12 @@ def _start_time(pid: int) -> str:
         return ""
 
 
-def _alive(pid: int, started: str) -> bool:
+def is_alive(pid: int, started: str) -> bool:
+    """Whether the process with this number that started then is still there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return _start_time(pid) == started
+    return start_time(pid) == started

@@ -1,0 +1,239 @@
+"""A search for settings: what is asked, what is told, and how a study goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.commands.conftest import Command, homes
+from tests.testers.tiny import configured, scene_words
+from voxtile.commands import search as searching
+from voxtile.commands.sweep import STOPPED, Job
+
+ROOT = Path(__file__).parents[2]
+SPACE = ["optimizer.lr=tag(log, interval(1e-4, 1e-1))", "training.batch_size=range(1,4)"]
+
+
+def study_of(runs: Path) -> optuna.Study:
+    (file,) = runs.glob("studies/*/study.db")
+    return optuna.load_study(study_name=file.parent.name, storage=f"sqlite:///{file}")
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    return ["train", "-m", "sweep=optuna", *configured(tmp_path, "none"), f"paths.runs={tmp_path}/runs"]
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[Mapping[str, Any]], Any]], list[list[str]]]:
+    """Has jobs end at once with the scores that a function of their settings gives; it returns their words as they come."""
+
+    def pretend(score: Callable[[Mapping[str, Any]], Any]) -> list[list[str]]:
+        asked: list[list[str]] = []
+
+        def run_jobs(
+            take: Callable[[], Job | None], slots: object, place: Path, ended: Callable[[Job], object], *_: object
+        ) -> bool:
+            while (job := take()) is not None:
+                asked.append(list(job.outcome.words))
+                found = score(dict(word.split("=", 1) for word in job.outcome.words))
+                if isinstance(found, int):
+                    job.outcome.code, job.outcome.reason = found, "it was told to"
+                    if found == STOPPED:
+                        ended(job)
+                        return True
+                else:
+                    home = tmp_path / "pretended" / str(len(asked))
+                    home.mkdir(parents=True, exist_ok=True)
+                    status = {"state": "finished", "step": 10, "best": {"scores": found}}
+                    (home / "status.json").write_text(json.dumps(status))
+                    (home / "manifest.json").write_text(json.dumps({"training_seconds": 5.0, "peak_memory_gib": 1.0}))
+                    job.outcome.code, job.outcome.home = 0, str(home)
+                ended(job)
+            return False
+
+        monkeypatch.setattr(searching, "run_jobs", run_jobs)
+        return asked
+
+    return pretend
+
+
+def test_trials_follow_the_typed_space_and_the_best_is_written_down(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable
+) -> None:
+    asked = pretended(lambda given: {"dice": -abs(float(given["optimizer.lr"]) - 0.01) * int(given["training.batch_size"])})
+    said = voxtile(*words, *SPACE, "model=choice(unet,segnet)", "seed=3", "hydra.sweeper.trials=12")
+    assert said.code == 0
+    assert len(asked) == 12
+    trials = study_of(tmp_path / "runs").trials
+    assert {trial.params["training.batch_size"] for trial in trials} <= {1, 2, 3}
+    assert all(1e-4 <= trial.params["optimizer.lr"] <= 1e-1 for trial in trials)
+    assert {trial.params["model"] for trial in trials} == {"unet", "segnet"}
+    assert all("seed=3" in each and not any(word.startswith("sweep") for word in each) for each in asked)
+    best = max(trials, key=lambda trial: trial.values[0])
+    (file,) = (tmp_path / "runs").glob("studies/*/experiment/best.yaml")
+    command = file.read_text().splitlines()[1].removeprefix("# voxtile ")
+    assert command in said.text
+    config = voxtile(*command.split(), "--cfg", "job").out
+    assert f"lr: {best.params['optimizer.lr']}" in config
+    assert f"batch_size: {best.params['training.batch_size']}" in config
+    assert f"_target_: voxtile.models.{best.params['model']}." in config
+    assert f"best: trial {best.number}" in said.text
+
+
+def test_a_later_command_continues_the_study_with_other_trials(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable
+) -> None:
+    asked = pretended(lambda given: {"dice": 0.5})
+    for trials in (3, 5):
+        assert voxtile(*words, *SPACE, "hydra.sweeper.sampler=random", f"hydra.sweeper.trials={trials}").code == 0
+    assert len(asked) == 5
+    assert len({tuple(each) for each in asked}) == 5
+    assert [trial.number for trial in study_of(tmp_path / "runs").trials] == [0, 1, 2, 3, 4]
+    said = voxtile(*words, *SPACE, "seed=1", f"hydra.sweeper.name={study_of(tmp_path / 'runs').study_name}")
+    assert said.code == 2
+    assert "searches something else" in said.text
+
+
+def test_failed_and_undefined_trials_are_failed_with_their_reason_and_stopped_ones_are_taken_up_again(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable
+) -> None:
+    ends = iter([4, {"dice": None}, {"dice": 0.7}, STOPPED])
+    asked = pretended(lambda given: next(ends))
+    said = voxtile(*words, *SPACE, "hydra.sweeper.trials=5")
+    assert said.code == 130
+    states = [trial.state for trial in study_of(tmp_path / "runs").trials]
+    assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE, TrialState.RUNNING]
+    assert "trial 0: it was told to" in said.text
+    assert "trial 1: dice came out undefined" in said.text
+    left = asked[-1]
+    study = study_of(tmp_path / "runs")
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    optuna.trial.Trial(study, study.trials[3]._trial_id).set_user_attr("owner", {
+        "host": os.uname().nodename, "pid": gone.pid, "started": "1",
+    })  # fmt: skip
+    asked = pretended(lambda given: {"dice": 0.9})
+    said = voxtile(*words, *SPACE, "hydra.sweeper.trials=5")
+    assert said.code == 0
+    assert asked[0] == left
+    states = [trial.state for trial in study_of(tmp_path / "runs").trials]
+    assert states[3:] == [TrialState.COMPLETE, TrialState.COMPLETE]
+
+
+def test_a_search_in_which_nothing_can_be_trained_fails(words: list[str], voxtile: Command, pretended: Callable) -> None:
+    pretended(lambda given: 4)
+    assert voxtile(*words, *SPACE, "hydra.sweeper.trials=2").code == 4
+
+
+def test_several_objectives_give_a_front(words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable) -> None:
+    pretended(lambda given: {"dice": float(given["optimizer.lr"]), "iou": -float(given["optimizer.lr"])})
+    said = voxtile(*words, *SPACE, "hydra.sweeper.objectives=[dice,iou,-seconds_per_step]",
+                   "hydra.sweeper.trials=3", "hydra.sweeper.sampler=nsga2")  # fmt: skip
+    assert said.code == 0
+    assert "best (none is better in all objectives): trial 0, trial 1, trial 2" in said.text
+    assert len(list((tmp_path / "runs").glob("studies/*/experiment/best_*.yaml"))) == 3
+    assert [trial.values[2] for trial in study_of(tmp_path / "runs").trials] == [0.5] * 3
+
+
+def test_a_grid_is_gone_through_once(words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable) -> None:
+    asked = pretended(lambda given: {"dice": 0.1})
+    space = "hydra.sweeper.space=['model.depth=choice(2,3)','optimizer.lr=range(0.1,0.4,0.1)']"
+    assert voxtile(*words, space, "hydra.sweeper.sampler=grid").code == 0
+    assert len({tuple(each) for each in asked}) == len(asked) == 6
+
+
+def test_bad_trials_are_pruned_by_their_validations(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voxtile: Command
+) -> None:
+    stopped: list[Job] = []
+
+    def run_jobs(take: Any, slots: Any, place: Any, ended: Any, look: Any, count: Any) -> bool:
+        """Five good trials, then one whose first validations are bad."""
+        for number in range(6):
+            job = take()
+            home = tmp_path / "pretended" / str(number)
+            home.mkdir(parents=True)
+            score = 0.1 if number == 5 else 0.8
+            rows = "".join(f"{step},val/dice,{score}\n" for step in (10, 20, 30)) + "40,val/di"
+            (home / "metrics.csv").write_text(f"step,name,value\n5,train/loss,1\n{rows}")
+            (home / "status.json").write_text(json.dumps({"state": "x", "step": 30, "best": {"scores": {"dice": score}}}))
+            (home / "manifest.json").write_text("{}")
+            job.outcome.home = str(home)
+            monkeypatch.setattr(job, "stop", lambda job=job: stopped.append(job))
+            monkeypatch.setattr(searching, "LOOK", 0.0)
+            look(job)
+            job.outcome.code = STOPPED if job in stopped else 0
+            ended(job)
+        return False
+
+    monkeypatch.setattr(searching, "run_jobs", run_jobs)
+    said = voxtile(*words, *SPACE, "hydra.sweeper.pruner=median", "hydra.sweeper.trials=6")
+    assert said.code == 0
+    trials = study_of(tmp_path / "runs").trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED]
+    assert trials[0].intermediate_values == {10: 0.8, 20: 0.8, 30: 0.8}
+    assert trials[5].intermediate_values == {10: 0.1}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "'sweep=optuna' searches nothing"),
+        (["model.width=choice(0.5)"], "searched among one value, 0.5"),
+        ([*SPACE, "hydra.sweeper.sampler=tpee"], "'hydra.sweeper.sampler=tpee' is unknown. Did you mean 'tpe'?"),
+        ([*SPACE, "hydra.sweeper.sampler_options=[startup=3]"], "do not fit Optuna's TPESampler"),
+        ([*SPACE, "hydra.sweeper.trials=0"], "must be a whole number from 1 up"),
+        ([*SPACE, "hydra.sweeper.objectives=dice"], "must be a list of scores"),
+        ([*SPACE, "hydra.sweeper.objectives=[dice,iou]", "hydra.sweeper.pruner=median"], "one objective only"),
+        (["hydra.sweeper.space=['optimizer.lr=0.1']"], "holds 'optimizer.lr=0.1', which is one value"),
+        (["hydra.sweeper.space=[optimizer]"], "must be a list of words"),
+        ([*SPACE, "hydra.sweeper.sampler=grid"], "A grid needs steps, and 'optimizer.lr' has none"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(words: list[str], voxtile: Command, more: list[str], message: str) -> None:
+    said = voxtile(*words, *more)
+    assert said.code == 2
+    assert message in said.text
+
+
+def test_an_objective_that_is_no_score_is_said(words: list[str], voxtile: Command, pretended: Callable) -> None:
+    pretended(lambda given: {"dice": 0.5})
+    said = voxtile(*words, *SPACE, "hydra.sweeper.objectives=[dise]", "hydra.sweeper.trials=1")
+    assert said.code == 2
+    assert "'dise', which is no score. Did you mean 'dice'?" in said.text
+
+
+def test_a_killed_search_goes_on_with_the_run_that_it_was_at(tmp_path: Path, voxtile: Command) -> None:
+    runs = tmp_path / "runs"
+    words = ["-m", "sweep=optuna", *scene_words(tmp_path), "training.steps=200", "training.val_every=200",
+             "optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.trials=1"]  # fmt: skip
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not list(runs.glob("*/resume.pt")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (home,) = homes(runs)
+    holder = json.loads((home / "lease.json").read_text())["pid"]
+    while Path(f"/proc/{holder}").exists():
+        time.sleep(0.05)
+    said = voxtile("train", *words)
+    assert said.code == 0
+    assert "continuing at step" in said.text
+    assert homes(runs) == [home]
+    (trial,) = study_of(runs).trials
+    assert trial.state == TrialState.COMPLETE
+    assert trial.values[0] == json.loads((home / "status.json").read_text())["best"]["score"]
