@@ -22,6 +22,7 @@ FILES = {
     "evaluate": "evaluate",
     "predict": "predict",
     "status": "status",
+    "reproduce": "reproduce",
 }  # command -> its configuration
 
 

@@ -66,7 +66,7 @@ _OWN = {"--help", "--cfg", "--config-dir"}
 
 
 # Name, overrides and further folders of the configuration that the running job was composed from.
-_CURRENT: ContextVar[tuple[str, list[str], list[Path]]] = ContextVar("composed")
+_CURRENT: ContextVar[tuple[str, list[str], list[Path]]] = ContextVar("composed", default=("train", [], []))
 
 
 def further_folders() -> list[Path]:

@@ -1,6 +1,7 @@
 """One job of a sweep, as `voxtile.commands.sweep` starts it: `python -m voxtile.commands.job`.
 
-It is told the words that it trains with ("words") and the file in which it leaves what became of it ("report").
+It is told the words that it trains with ("words"), or a whole configuration ("config"), and in which file it leaves what
+became of it ("report").
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ import sys
 from pathlib import Path
 
 from voxtile.cases.maps import atomic_text
+from voxtile.commands import compose
 from voxtile.commands.children import order_of
 from voxtile.commands.sweep import Outcome, collecting, report_of
-from voxtile.commands.train import train_all
+from voxtile.commands.train import train_all, train_one
 
 
 def main() -> int:
     """Trains, and leaves the outcome."""
     order = order_of()
-    sys.argv = ["voxtile", "train", *order["words"]]  # what messages tell the user to type
+    words = order.get("words", [])
+    sys.argv = ["voxtile", "train", *words]  # what messages tell the user to type
     report = Path(order["report"])
 
     def leave(outcome: Outcome) -> None:
         atomic_text(report, report_of(outcome))
 
     with collecting() as outcomes:
-        code = train_all(order["words"], leave)
-    outcome = outcomes[0] if outcomes else Outcome(order["words"], reason="its configuration cannot be composed")
+        whole = order.get("config")
+        code = train_all(words, leave) if whole is None else compose.guarded(lambda: train_one(whole, leave))
+    outcome = outcomes[0] if outcomes else Outcome(words, reason="its configuration cannot be composed")
     outcome.code = code
     leave(outcome)
     return code

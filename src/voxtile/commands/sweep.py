@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -118,12 +119,16 @@ class Job:
         title: what tells it from the others.
         outcome: what becomes of it.
         config: Hydra's, composed.
+        order: what it is told instead of its words, where it is no job of a multirun.
+        environment: variables of its own.
         process: the one that it runs in, once it does.
     """
 
     title: str
     outcome: Outcome
     config: DictConfig
+    order: Mapping[str, Any] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: Child | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _report: Path = Path()
@@ -144,11 +149,11 @@ class Job:
     def begin(self, gpus: list[str], report: Path, log: Path | None) -> None:
         """Starts its process."""
         report.unlink(missing_ok=True)
-        environment: Mapping[str, str] = os.environ
+        environment = {**os.environ, **self.environment}
         if gpus:
-            environment = {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         flags = [word for folder in compose.further_folders() for word in ("--config-dir", str(folder))]
-        order = {"words": [*flags, *self.outcome.words], "report": str(report.absolute())}
+        order = {**(self.order or {"words": [*flags, *self.outcome.words]}), "report": str(report.absolute())}
         self.process = self._stack.enter_context(child("voxtile.commands.job", order, environment, log))
         self._report, self._gpus, self._began = report, gpus, time.monotonic()
 
@@ -275,7 +280,8 @@ def _is_known(job: Job) -> bool:
     """Whether a job's run is finished already, without starting a process to look. What is wrong with it, the process will say."""
     from voxtile.commands.train import finished_run
 
-    if not any(Path(str(OmegaConf.select(job.config, "paths.runs"))).expanduser().glob("*/recipe.json")):
+    runs = Path(str(OmegaConf.select(job.config, "paths.runs"))).expanduser()
+    if job.order is not None or not any(runs.glob("*/recipe.json")):
         return False
     try:
         with compose.cache_at(OmegaConf.select(job.config, "paths.cache")):

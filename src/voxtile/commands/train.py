@@ -45,27 +45,28 @@ def train_all(argv: Sequence[str], begun: Callable[[Outcome], object] = lambda o
         argv: the user's words.
         begun: given a job's outcome as far as it is known once its run folder is.
     """
+    return compose.run("train", argv, lambda config: train_one(config, begun))
 
-    def train(config: Mapping[str, Any]) -> int:
-        from voxtile.commands.console import console
 
-        outcome = Outcome(compose.current_words(), UNDER_WAY)
-        collected(outcome)
+def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object]) -> int:
+    """Trains one run, collecting what becomes of it; see `train_all`."""
+    from voxtile.commands.console import console
 
-        def here(home: RunFolder) -> None:
-            outcome.home = str(home.path)
-            begun(outcome)
+    outcome = Outcome(compose.current_words(), UNDER_WAY)
+    collected(outcome)
 
-        try:
-            trained(config, console(), begun=here)
-            outcome.code = 0
-        except Exception as error:
-            outcome.code = error.exit_code if isinstance(error, VoxtileError) else 1
-            outcome.reason = str(error) or type(error).__name__
-            raise
-        return 0
+    def here(home: RunFolder) -> None:
+        outcome.home = str(home.path)
+        begun(outcome)
 
-    return compose.run("train", argv, train)
+    try:
+        trained(config, console(), begun=here)
+        outcome.code = 0
+    except Exception as error:
+        outcome.code = error.exit_code if isinstance(error, VoxtileError) else 1
+        outcome.reason = str(error) or type(error).__name__
+        raise
+    return 0
 
 
 def finished_run(config: Mapping[str, Any]) -> RunFolder | None:

@@ -1,0 +1,129 @@
+"""voxtile reproduce: a run trained again from what its folder says, and compared with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from voxtile.commands import compose
+from voxtile.errors import ConfigError, RunError, counted, reason
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from voxtile.training.run_folder import RunFolder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and reproduces; see `voxtile reproduce --help`."""
+    return compose.run("reproduce", argv, reproduce)
+
+
+def reproduce(config: Mapping[str, Any]) -> int:
+    """Trains the run that the configuration names once more and compares."""
+    from voxtile.commands.console import console
+    from voxtile.studies.reproduction import compare
+    from voxtile.training.run_folder import RunFolder
+
+    out, first = console(), RunFolder.existing(config["run"])
+    if config["code"] not in ("same", "here"):
+        raise ConfigError(f"'code={config['code']}' is unknown; choose from same, here.")
+    if (state := first.status["state"]) != "finished":
+        raise RunError(f"{first.path} is {state}: there is nothing to compare with yet. Train it to its end first.")
+    manifest = first.read("manifest.json", "code", "hardware", "data")
+    if manifest.get("segments"):
+        out.print(
+            f"The run was continued {counted(len(manifest['segments']), 'time')}; it is trained again with the code and devices that it "
+            "began with, and may differ where they were others.",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+    target = Path(config["output"] or first.path.parent / "reproductions").expanduser()
+    second = RunFolder.existing(_trained_again(first, manifest, target, config, out))
+    found = compare(first, second)
+    for line in found.lines:
+        out.print(line, soft_wrap=True)
+    return 0 if found.identical else RunError.exit_code
+
+
+def _trained_again(
+    first: RunFolder, manifest: Mapping[str, Any], target: Path, config: Mapping[str, Any], out: Console
+) -> str:  # fmt: skip
+    """The folder of the reproduction.
+
+    Raises:
+        RunError: Its training failed.
+    """
+    from voxtile.commands.sweep import Job, Outcome, Slots, run_jobs
+
+    kept: Any = OmegaConf.to_container(OmegaConf.load(first.path / "config.yaml"))
+    kept["paths"] |= {"runs": str(target.absolute()), "cache": config["paths"]["cache"]}
+    kept |= {"trust": list(config["trust"]), "retry": config["retry"], "inexact": False, "logger": {}}
+    if manifest.get("parent"):
+        kept["init_from"] = manifest["parent"]["run"]
+    threads = {"OMP_NUM_THREADS": str(manifest["hardware"]["threads"])}
+    with _code_of(manifest, config, out) as source:
+        path = {"PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))} if source else {}
+        job = Job(first.path.name, Outcome([]), OmegaConf.create(), order={"config": kept}, environment=path | threads)
+        waiting = [job]
+        stopped = run_jobs(lambda: waiting.pop() if waiting else None, Slots(1), target / ".jobs", lambda job: None)
+    shutil.rmtree(target / ".jobs")
+    if stopped:
+        raise compose.StoppedError
+    if job.outcome.code:
+        raise RunError(f"The run could not be trained again: {job.outcome.reason}")
+    return job.outcome.home
+
+
+@contextmanager
+def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Console) -> Iterator[str | None]:
+    """The folder of the source code that made a run, for PYTHONPATH; None for the present one.
+
+    Raises:
+        RunError: It is not to be had.
+    """
+    import voxtile
+    from voxtile.studies.manifest import code
+
+    made, here = manifest["code"], code()
+    if config["code"] == "here" or made.get("sources") == here["sources"]:
+        yield None
+        return
+    root = Path(voxtile.__file__).parents[2]
+    advice = "Type 'code=here' to train it with the present code, which may give other numbers."
+    if "commit" not in made or not (root / ".git").exists():
+        why = "the manifest names no commit" if "commit" not in made else f"voxtile does not run from a checkout ({root})"
+        raise RunError(f"The code has changed since the run was made, and {why}. {advice}")
+    if made["diff"] and not config["patch"]:
+        lines = counted(made["diff"].count("\n"), "line")
+        raise RunError(
+            f"The run was made by commit {made['commit'][:12]} with uncommitted changes ({lines} of a diff, 'diff' in manifest.json)."
+            f" Read them, since they run as code, then type 'patch=true'. {advice}"
+        )
+    with tempfile.TemporaryDirectory(prefix="voxtile-") as place:
+        tree = Path(place) / "tree"
+        try:
+            _git(root, "worktree", "add", "--detach", str(tree), made["commit"])
+            try:
+                if made["diff"]:
+                    _git(tree, "apply", "--whitespace=nowarn", "-", given=made["diff"])
+                out.print(f"with the code of commit {made['commit'][:12]}", soft_wrap=True)
+                yield str(tree / "src")
+            finally:
+                _git(root, "worktree", "remove", "--force", str(tree))
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", "") or str(error)
+            raise RunError(
+                f"Commit {made['commit'][:12]} could not be brought back: {reason(Exception(said))}. {advice}"
+            ) from error
+
+
+def _git(root: Path, *words: str, given: str | None = None) -> None:
+    subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True, input=given)

@@ -1,0 +1,115 @@
+"""Two runs of one recipe, compared number by number and bit by bit."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from voxtile.errors import VoxtileError, counted, listed
+from voxtile.studies.manifest import segment
+from voxtile.training.run_folder import RunFolder
+
+WEIGHTS = ("best", "last")
+MOST = 8  # scores that are listed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        identical: whether all numbers and all weights are the same bits.
+        lines: sentences for the user.
+    """
+
+    identical: bool
+    lines: list[str]
+
+
+def compare(first: RunFolder, second: RunFolder) -> Comparison:
+    """Compares a run with its reproduction."""
+    rows, others = _metrics(first), _metrics(second)
+    weights = {name: _weights(first, second, name) for name in WEIGHTS}
+    differing = [key for key in rows if others.get(key) != rows[key]] + [key for key in others if key not in rows]
+    if not differing and not any(weights.values()):
+        number = counted(len(rows), "number")
+        return Comparison(True, [f"identical: all {number} of metrics.csv, and the weights, bit for bit ({', '.join(WEIGHTS)})"])
+    lines = [f"not identical: {len(differing)} of {counted(len({*rows, *others}), 'number')} of metrics.csv differ"]
+    lines += [f"  weights {name}: {text}" for name, text in weights.items() if text]
+    scores, found = (run.read("status.json", "best")["best"]["scores"] for run in (first, second))
+    changed = [name for name in scores if scores[name] != found.get(name) and isinstance(scores[name], float)]
+    lines += [f"  {name}: {scores[name]:.6f}, now {found[name]:.6f} ({found[name] - scores[name]:+.6f})" for name in changed[:MOST]]
+    lines.append(_causes(first, second))
+    lines.append(_spread(first, scores["dice"], found["dice"]))
+    return Comparison(False, lines)
+
+
+def _metrics(run: RunFolder) -> dict[tuple[int, str], str]:
+    """Every number of a run's metrics file as it is written, by step and name."""
+    lines = (run.path / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
+    rows = (line.split(",") for line in lines)
+    return {(int(step), name): value for step, name, value in rows}
+
+
+def _weights(first: RunFolder, second: RunFolder, name: str) -> str:
+    """How two runs' weights differ; "" where they are the same bits."""
+    from safetensors.torch import load_file
+
+    mine, its = (run.weights / f"{name}.safetensors" for run in (first, second))
+    if mine.read_bytes() == its.read_bytes():
+        return ""
+    a, b = load_file(mine), load_file(its)
+    if {key: value.shape for key, value in a.items()} != {key: value.shape for key, value in b.items()}:
+        return "other tensors"
+    same = sum(bool((a[key] == b[key]).all()) for key in a)
+    largest = max(float((a[key].double() - b[key].double()).abs().max()) for key in a if a[key].numel())
+    return f"{same} of {len(a)} tensors are the same; the largest difference is {largest:.3g}"
+
+
+def _causes(first: RunFolder, second: RunFolder) -> str:
+    """What the two were made with that is not the same, as a sentence."""
+    mine, its = (segment(run.read("manifest.json", "code", "versions", "hardware")) for run in (first, second))
+    found = ["the code"] if mine["code"].get("sources") != its["code"].get("sources") else []
+    for part in ("versions", "hardware"):
+        names = sorted({*mine[part], *its[part]})
+        found += [
+            f"{name} ({mine[part].get(name)}, now {its[part].get(name)})"
+            for name in names
+            if mine[part].get(name) != its[part].get(name)
+        ]
+    if not found:
+        known = "on a GPU, 'trainer.deterministic=true' asks for operations that always give the same bits"
+        return f"Code, versions and hardware are the same, so the cause is an operation that is not deterministic: {known}."
+    return f"Between the two have changed, and are the likely cause: {listed(found, 20)}."
+
+
+def _spread(run: RunFolder, before: float, now: float) -> str:
+    """Whether the difference lies within what other seeds of the same recipe came to, as a sentence."""
+    values = list(_of_other_seeds(run))
+    if len(values) < 2:
+        return "How far apart seeds lie is not known: fewer than two finished runs with another seed lie beside this one."
+    spread = statistics.stdev([before, *values])
+    where = "within" if abs(now - before) <= spread else "more than"
+    return (
+        f"The mean Dice moved by {abs(now - before):.4f}, {where} the standard deviation {spread:.4f} of this recipe's "
+        f"{len(values) + 1} seeds."
+    )
+
+
+def _of_other_seeds(run: RunFolder) -> Iterator[float]:
+    mine = _seedless(run.read("recipe.json", "settings"))
+    for path in sorted(run.path.parent.glob("*/recipe.json")):
+        other = RunFolder(path.parent)
+        try:
+            same = path.parent != run.path and _seedless(other.read("recipe.json", "settings")) == mine
+            if same and other.status["state"] == "finished":
+                yield float(other.read("status.json", "best")["best"]["scores"]["dice"])
+        except (VoxtileError, KeyError, TypeError):  # not a run of this version
+            continue
+
+
+def _seedless(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {key: value for key, value in recipe["settings"].items() if key != "seed"}
+    return {**{key: recipe.get(key) for key in ("data", "split", "stream")}, "settings": settings}

@@ -1,0 +1,81 @@
+"""A run trained again from its folder: the same bits, and what is said where it is not."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from tests.commands.conftest import Command, Run, homes
+from voxtile.studies.reproduction import compare
+from voxtile.training.run_folder import RunFolder
+
+
+def test_a_run_trained_again_is_identical(copied_run: Run, voxtile: Command, tmp_path: Path) -> None:
+    said = voxtile("reproduce", f"run={copied_run.home}", f"output={tmp_path / 'again'}", "code=here",
+                   f"paths.cache={copied_run.folder / 'cache'}")  # fmt: skip
+    assert said.code == 0, said.text
+    assert "identical: all" in said.text
+    (again,) = homes(tmp_path / "again")
+    assert again.name == copied_run.home.name
+    assert (again / "weights" / "last.safetensors").read_bytes() == (copied_run.home / "weights" / "last.safetensors").read_bytes()
+
+
+def test_an_unfinished_run_and_changed_code_are_refused(copied_run: Run, voxtile: Command) -> None:
+    manifest = copied_run.read("manifest.json")
+    manifest["code"] = {"sources": "1" * 64, "commit": "2" * 40, "diff": "+ 1\n"}
+    (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
+    said = voxtile("reproduce", f"run={copied_run.home}")
+    assert said.code == 4
+    assert "uncommitted changes (1 line of a diff" in said.text
+    assert "Read them, since they run as code, then type 'patch=true'" in said.text
+    said = voxtile("reproduce", f"run={copied_run.home}", "patch=true")
+    assert said.code == 4
+    assert "Commit 222222222222 could not be brought back" in said.text
+    assert "'code=here'" in said.text
+    (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 2}')
+    said = voxtile("reproduce", f"run={copied_run.home}")
+    assert said.code == 4
+    assert "is interrupted: there is nothing to compare with yet" in said.text
+
+
+def test_what_differs_is_said_with_its_likely_cause_and_the_spread_of_seeds(copied_run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(copied_run.home, other)
+    first, second = RunFolder(copied_run.home), RunFolder(other)
+    assert compare(first, second).identical
+    weights = load_file(other / "weights" / "last.safetensors")
+    name = next(key for key in weights if weights[key].ndim > 1)
+    weights[name][0] += 0.5
+    save_file(weights, other / "weights" / "last.safetensors", metadata={"step": "6"})
+    found = compare(first, second)
+    assert not found.identical
+    text = "\n".join(found.lines)
+    assert "0 of" in found.lines[0]
+    assert f"weights last: {len(weights) - 1} of {len(weights)} tensors are the same; the largest difference is 0.5" in text
+    assert "Code, versions and hardware are the same, so the cause is an operation that is not deterministic" in text
+    assert "fewer than two finished runs with another seed lie beside this one" in text
+
+    manifest, status = (json.loads((other / f"{part}.json").read_text()) for part in ("manifest", "status"))
+    manifest["versions"]["torch"] = "9.9"
+    manifest["hardware"]["threads"] = 77
+    status["best"]["scores"]["dice"] += 0.25
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    (other / "status.json").write_text(json.dumps(status))
+    metrics = (other / "metrics.csv").read_text().splitlines()
+    (other / "metrics.csv").write_text("\n".join([*metrics[:-1], "6,val/other,1.0"]) + "\n")
+    for seed, change in ((1, 0.01), (2, -0.01)):
+        beside = copied_run.home.parent / f"seed{seed}"
+        shutil.copytree(copied_run.home, beside)
+        recipe, own = (json.loads((beside / f"{part}.json").read_text()) for part in ("recipe", "status"))
+        recipe["settings"]["seed"] = seed
+        own["best"]["scores"]["dice"] += change
+        (beside / "recipe.json").write_text(json.dumps(recipe))
+        (beside / "status.json").write_text(json.dumps(own))
+    text = "\n".join(compare(first, second).lines)
+    assert text.startswith(f"not identical: 2 of {len(metrics)} numbers of metrics.csv differ")
+    assert "(+0.250000)" in text
+    assert "threads (" in text
+    assert ", now 77)" in text
+    assert ", now 9.9)" in text
+    assert "The mean Dice moved by 0.2500, more than the standard deviation 0.0100 of this recipe's 3 seeds." in text
