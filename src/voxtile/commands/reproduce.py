@@ -41,8 +41,8 @@ def reproduce(config: Mapping[str, Any]) -> int:
     manifest = first.read("manifest.json", "code", "hardware", "data")
     if manifest.get("segments"):
         out.print(
-            f"The run was continued {counted(len(manifest['segments']), 'time')}; it is trained again with the code and devices that it "
-            "began with, and may differ where they were others.",
+            f"The run was continued {counted(len(manifest['segments']), 'time')}; it is trained again with the code and devices "
+            "that it began with, and may differ where they were others.",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
     target = Path(config["output"] or first.path.parent / "reproductions").expanduser()
@@ -104,7 +104,7 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
     if made["diff"] and not config["patch"]:
         lines = counted(made["diff"].count("\n"), "line")
         raise RunError(
-            f"The run was made by commit {made['commit'][:12]} with uncommitted changes ({lines} of a diff, 'diff' in manifest.json)."
+            f"The run was made by commit {made['commit'][:12]} with uncommitted changes ({lines} of a diff, see manifest.json)."
             f" Read them, since they run as code, then type 'patch=true'. {advice}"
         )
     with tempfile.TemporaryDirectory(prefix="voxtile-") as place:
