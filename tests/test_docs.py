@@ -94,7 +94,16 @@ def test_the_table_of_networks_says_what_they_are() -> None:
 
 
 def test_every_command_is_shown() -> None:
-    assert {words[0] for words in COMMANDS.values()} == {"train", "plan", "check", "evaluate", "predict", "status", "reproduce"}
+    assert {words[0] for words in COMMANDS.values()} == {
+        "train",
+        "plan",
+        "check",
+        "evaluate",
+        "predict",
+        "status",
+        "reproduce",
+        "verify",
+    }
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)

@@ -142,7 +142,8 @@ def test_a_finished_run_is_that_of_one_process_in_all_but_the_hardware(words: li
     assert process.returncode == 0, out
     (home,) = homes(tmp_path / "runs")
     assert {path.name for path in home.iterdir()} == {
-        "config.yaml", "manifest.json", "metrics.csv", "pictures", "recipe.json", "status.json", "weights", ".lock",
+        "config.yaml", "manifest.json", "metrics.csv", "pictures", "recipe.json", "status.json", "validation.json", "weights",
+        ".lock",
     }  # fmt: skip
     manifest = json.loads((home / "manifest.json").read_text())
     assert manifest["hardware"]["devices"] == 2

@@ -23,6 +23,7 @@ FILES = {
     "predict": "predict",
     "status": "status",
     "reproduce": "reproduce",
+    "verify": "verify",
 }  # command -> its configuration
 
 

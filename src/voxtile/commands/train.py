@@ -207,6 +207,7 @@ def _train(
 
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.parents import learned_from
+    from voxtile.commands.verify import digests
     from voxtile.errors import RunError, counted
     from voxtile.studies.manifest import continued, manifest, segment
     from voxtile.training.fit import InterruptedRunError
@@ -248,6 +249,7 @@ def _train(
             measured |= train_in_processes(home, order, devices)
         else:
             _fit_here(config, module, data, home, measured, out)
+        facts["weights"] = digests(home)
     except Exception as error:
         with suppress(OSError, RunError):  # the disk that is full, or a run taken over, may be the reason
             reached = {"step": module.step, "best": module.best}

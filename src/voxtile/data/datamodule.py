@@ -86,12 +86,16 @@ class VoxtileData(lightning.LightningDataModule):
 
         return ReadAhead(self.steps.coming, make, self.workers)
 
-    def val_dataloader(self) -> ReadAhead[Batch]:
-        """Fixed batches of windows, none with windows of two cases, dealt out to devices in turn."""
+    def val_dataloader(self, chosen: Sequence[int] | None = None) -> ReadAhead[Batch]:
+        """Fixed batches of windows, none with windows of two cases, dealt out to devices in turn.
+
+        Args:
+            chosen: numbers of the cases; all where None.
+        """
         batches: list[tuple[int, Sequence[Tile]]] = []
         size = max(self.steps.batch_size, SMALLEST_BATCH if self.size[0] == 1 else 1)
         for number, case in enumerate(self.prepared.split.val):
-            found = tiles(case.shape, self.size)
+            found = tiles(case.shape, self.size) if chosen is None or number in chosen else []
             batches += [(number, found[i : i + size]) for i in range(0, len(found), size)]
 
         def mine() -> Sequence[Any]:

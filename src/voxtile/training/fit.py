@@ -113,6 +113,7 @@ class Keeper(lightning.Callback):
         assert isinstance(pl_module, SegmentationModule)
         self.folder.check_held()
         if self.metrics is not None and pl_module.best["step"] == pl_module.step:
+            self.folder.write("validation.json", {"step": pl_module.step, "cases": pl_module.counts}, indent=None)
             save_weights(pl_module.judged, self.folder.weights / "best.safetensors", pl_module.step)
         self.save(pl_module)
         if self.metrics is not None:

@@ -88,7 +88,7 @@ class SegmentationModule(lightning.LightningModule):
         self.make_optimizer, self.settings, self.seed = make_optimizer, settings, seed
         self.classes, self.background, self.record, self.groups_of = tuple(classes), background, record, parameters
         self.regions = dict(regions or {})
-        self.training_cases = tuple(training)
+        self.training_cases, self.validation_cases = tuple(training), tuple(validation)
         self.planar = getattr(network, "dims", 2) == 2
         self.margin = int(getattr(network, "margin", 0))
         self.channels_last = settings.channels_last and self.planar
@@ -112,6 +112,7 @@ class SegmentationModule(lightning.LightningModule):
         self._clock = 0.0  # when the step under way began
         self.pending = False  # whether the validation after `step` is still to come
         self.scores: dict[str, float] = {}
+        self.counts: dict[str, Any] = {}  # confusion matrix by validation case, of the latest validation
         self.last_loss = math.nan
         self._window: list[float] = []  # losses since the last logged row
         self._batch: Batch = {}  # of the step under way
@@ -378,6 +379,7 @@ class SegmentationModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Turns the counts into scores and remembers whether they are the best."""
         matrices = self.confusion.compute().cpu().numpy()
+        self.counts = dict(zip(self.validation_cases, matrices.tolist(), strict=True))
         self.scores = summarise(matrices, self.classes, self.background, self.regions)
         self.scores["loss"] = float(self.loss.value(self._summed(self.val_statistics)))
         score = self.scores[self.settings.monitor]

@@ -29,7 +29,7 @@ class RunFolder:
     """One run's folder.
 
     Files: `recipe.json` (identity), `config.yaml` (resolved), `manifest.json`, `status.json` (state, step, scores), `metrics.csv`,
-    `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`, `evaluations/`.
+    `validation.json` (counts by case), `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`, `evaluations/`.
     """
 
     def __init__(self, path: Path, recipe: Recipe | None = None) -> None:
@@ -106,14 +106,14 @@ class RunFolder:
         found: dict[str, Any] = content
         return found
 
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
+    def write(self, name: str, content: Mapping[str, Any], indent: int | None = 1) -> None:
         """Writes a JSON file of the folder, whole or not at all; a number that is none becomes null.
 
         Raises:
             RunError: Another machine has taken the run over.
         """
         self.check_held()
-        atomic_text(self.path / name, json.dumps(_finite(content), indent=1, default=str, allow_nan=False) + "\n")
+        atomic_text(self.path / name, json.dumps(_finite(content), indent=indent, default=str, allow_nan=False) + "\n")
 
     @property
     def status(self) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""voxtile verify: whether a run's weights, data and scores are what its folder says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from voxtile.commands import compose
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from voxtile.commands.trained import Trained
+    from voxtile.data.prepared import Prepared
+    from voxtile.training.run_folder import RunFolder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and verifies; see `voxtile verify --help`."""
+    return compose.run("verify", argv, verify)
+
+
+def verify(config: Mapping[str, Any]) -> int:
+    """Compares the run that the configuration names with what was recorded when it was trained."""
+    from voxtile.commands.console import console
+    from voxtile.commands.evaluate import prepared_for
+    from voxtile.commands.trained import Trained
+    from voxtile.errors import ConfigError, RunError, listed
+
+    out, wanted = console(), config["cases"]
+    if wanted != "all" and (not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1):
+        raise ConfigError(f"'cases={wanted}' must be all or a whole number from 1 up.")
+    trained = Trained.open(config["run"], "best", config["trust"], config["root"], config["paths"]["cache"])
+    home = trained.home
+    if (state := home.status["state"]) != "finished":
+        raise RunError(f"{home.path} is {state}; what it holds is not final. Train it to its end first.")
+    wrong = check_weights(home)
+    out.print(f"weights: {'; '.join(wrong) or 'as recorded when the run was finished'}", soft_wrap=True)
+    prepared = prepared_for(trained, "val", out)
+    out.print(f"data: as in the training (fingerprint {prepared.fingerprint})", soft_wrap=True)
+    if not (home.path / "validation.json").exists():
+        raise RunError(f"{home.path} keeps no counts by case (validation.json); it was made by an older version. Train it again.")
+    recorded = home.read("validation.json", "step", "cases")["cases"]
+    names = [case.id for case in prepared.split.val]
+    count = len(names) if wanted == "all" else min(int(wanted), len(names))
+    chosen = sorted({round(place) for place in np.linspace(0, len(names) - 1, count)})
+    found = counted_again(trained, prepared, chosen, config["device"])
+    moved = {}
+    for number, matrix in found.items():
+        before = np.array(recorded.get(names[number], []))
+        if not np.array_equal(before, matrix):
+            moved[names[number]] = int(np.abs(before - matrix).sum()) // 2 if before.shape == matrix.shape else -1
+    of = f"{len(chosen)} of {len(names)} validation cases scored again with the best weights"
+    if moved:
+        texts = (f"{name} ({pixels} pixels)" if pixels >= 0 else f"{name} (not recorded)" for name, pixels in moved.items())
+        out.print(f"scores: {of}; other counts in {listed(texts, 8)}", soft_wrap=True)
+    else:
+        out.print(f"scores: {of}; the same count of every pair of classes", soft_wrap=True)
+    return RunError.exit_code if wrong or moved else 0
+
+
+def digests(home: RunFolder) -> dict[str, str]:
+    """SHA-256 of each file of weights."""
+    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(home.weights.glob("*.safetensors"))}
+
+
+def check_weights(home: RunFolder) -> list[str]:
+    """What is not as it was recorded, one phrase each."""
+    recorded = home.read("manifest.json").get("weights")
+    if recorded is None:
+        return ["the manifest keeps no digests of them; the run was made by an older version"]
+    found = digests(home)
+    return [f"{name} {'is gone' if name not in found else 'has changed'}" for name in recorded if found.get(name) != recorded[name]]
+
+
+def counted_again(trained: Trained, prepared: Prepared, chosen: Sequence[int], device_name: str) -> dict[int, NDArray[np.int64]]:
+    """Confusion matrices [K, K] of some validation cases, counted as the training counted them, by the case's number."""
+    import torch
+
+    from voxtile.commands.assemble import assembled
+    from voxtile.commands.trained import PRECISIONS, device
+    from voxtile.inference.decoding import classes_of_logits
+    from voxtile.models.network import logits_of
+    from voxtile.training.scores import CaseConfusion
+
+    where = device(device_name)
+    module, data = assembled(trained.built, prepared)
+    module.network.load_state_dict(trained.network.state_dict())
+    module.to(where).eval()
+    confusion = CaseConfusion(len(prepared.split.val), len(prepared.dataset.classes))
+    batches: Iterable[Any] = data.val_dataloader([number for number in range(len(prepared.split.val)) if number in chosen])
+    kind = PRECISIONS[trained.built.config["trainer"]["precision"]]
+    with torch.inference_mode(), torch.autocast(where.type, dtype=kind, enabled=kind != torch.float32):
+        for batch in batches:
+            image, label = module.inputs(data.transfer_batch_to_device(batch, where, 0), augment=False)
+            classes = classes_of_logits(logits_of(module.network, image), list(module.regions.values()))
+            confusion.update(batch["case"].tolist(), classes, label)
+    matrices = confusion.compute().numpy()
+    return {number: matrices[number] for number in chosen}

@@ -1,0 +1,72 @@
+"""Whether a run is what its folder says."""
+
+import json
+
+import numpy as np
+import rasterio
+from safetensors.torch import load_file, save_file
+
+from tests.commands.conftest import Command, Run
+
+
+def test_a_run_is_what_it_says(copied_run: Run, voxtile: Command) -> None:
+    said = voxtile("verify", f"run={copied_run.home}", "cases=all", f"paths.cache={copied_run.folder / 'cache'}")
+    assert said.code == 0, said.text
+    assert "weights: as recorded" in said.text
+    assert (
+        "scores: 1 of 1 validation cases scored again with the best weights; the same count of every pair of classes" in said.text
+    )
+
+
+def test_the_counts_by_case_add_up_to_the_scores(scene_run: Run) -> None:
+    counted, best = scene_run.read("validation.json"), scene_run.read("status.json")["best"]
+    assert counted["step"] == best["step"]
+    ((name, matrix),) = counted["cases"].items()
+    hit, label, predicted = matrix[1][1], sum(matrix[1]), matrix[0][1] + matrix[1][1]
+    assert best["scores"]["dice"] == 2 * hit / (label + predicted)
+    assert name == scene_run.read("manifest.json")["data"]["split"]["val"][0]["id"]
+
+
+def test_changed_weights_and_counts_are_told(copied_run: Run, voxtile: Command) -> None:
+    file = copied_run.home / "weights" / "best.safetensors"
+    weights = load_file(file)
+    name = next(key for key in weights if key.endswith("weight") and weights[key].ndim > 1)
+    weights[name] *= -1
+    save_file(weights, file)
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert said.code == 4
+    assert "weights: best has changed" in said.text
+    assert "other counts in s" in said.text
+    counted = copied_run.read("validation.json")
+    ((case, matrix),) = counted["cases"].items()
+    assert f"other counts in {case} (" in said.text
+    (copied_run.home / "validation.json").write_text(json.dumps({**counted, "cases": {}}))
+    assert f"other counts in {case} (not recorded)" in voxtile("verify", f"run={copied_run.home}").text
+    assert sum(map(sum, matrix)) > 0
+    (copied_run.home / "weights" / "last.safetensors").unlink()
+    assert "last is gone" in voxtile("verify", f"run={copied_run.home}").text
+
+
+def test_changed_data_are_told(copied_run: Run, voxtile: Command) -> None:
+    case = copied_run.read("manifest.json")["data"]["split"]["val"][0]["id"]
+    path = copied_run.folder / "scenes" / "labels" / f"{case}.tif"
+    stored = path.read_bytes()
+    try:
+        with rasterio.open(path, "r+") as label:
+            label.write(1 - label.read())
+        said = voxtile("verify", f"run={copied_run.home}")
+    finally:
+        path.write_bytes(stored)
+    assert said.code == 3
+    assert "are not what the run" in said.text
+    assert np.isfinite(copied_run.read("status.json")["best"]["score"])
+
+
+def test_what_cannot_be_verified_is_said(copied_run: Run, voxtile: Command) -> None:
+    assert "'cases=0' must be all or a whole number" in voxtile("verify", f"run={copied_run.home}", "cases=0").text
+    (copied_run.home / "validation.json").unlink()
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert said.code == 4
+    assert "made by an older version" in said.text
+    (copied_run.home / "status.json").write_text('{"state": "failed", "step": 2}')
+    assert "what it holds is not final" in voxtile("verify", f"run={copied_run.home}").text
