@@ -29,7 +29,8 @@ class RunFolder:
     """One run's folder.
 
     Files: `recipe.json` (identity), `config.yaml` (resolved), `manifest.json`, `status.json` (state, step, scores), `metrics.csv`,
-    `validation.json` (counts by case), `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`, `evaluations/`.
+    `validation.json` (counts by case), `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`,
+    `evaluations/`.
     """
 
     def __init__(self, path: Path, recipe: Recipe | None = None) -> None:
