@@ -44,15 +44,73 @@ class ProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs the jobs; a result is an outcome, also of a job that failed."""
-        from voxtile.commands.sweep import Slots, launch
-
         setup_globals()
         loader = self.context.config_loader
         jobs = [(list(words), loader.load_sweep_config(self.config, list(words))) for words in job_overrides]
-        outcomes = launch(jobs, Slots.of(self.jobs, self.gpus), Path(self.config.hydra.sweep.dir).expanduser())
         found = []
-        for outcome in outcomes:
+        for outcome in self._run(jobs, Path(self.config.hydra.sweep.dir).expanduser().absolute()):
             each = JobReturn(overrides=list(outcome.words), status=JobStatus.COMPLETED)
             each.return_value = outcome
             found.append(each)
         return found
+
+    def _run(self, jobs: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> Sequence[Any]:
+        from voxtile.commands.sweep import Slots, launch
+
+        return launch(jobs, Slots.of(self.jobs, self.gpus), folder)
+
+
+@dataclass
+class SlurmLauncherConf:
+    """Settings, below `hydra.launcher`; conf/launch/slurm.yaml says what they mean."""
+
+    _target_: str = "hydra_plugins.voxtile_launcher.SlurmLauncher"
+    cluster: Any = None
+    poll: Any = 5.0
+    timeout_min: Any = 60
+    slurm_partition: Any = None
+    slurm_account: Any = None
+    slurm_array_parallelism: Any = 100
+    slurm_max_num_timeout: Any = None
+    gpus_per_node: Any = 1
+    cpus_per_task: Any = 8
+    mem_gb: Any = 32
+    slurm_additional_parameters: Any = None
+
+
+@dataclass
+class RayLauncherConf:
+    """Settings, below `hydra.launcher`; conf/launch/ray.yaml says what they mean."""
+
+    _target_: str = "hydra_plugins.voxtile_launcher.RayLauncher"
+    address: Any = None
+    cpus: Any = 1
+    gpus: Any = 0
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmLauncherConf, provider="voxtile")
+ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayLauncherConf, provider="voxtile")
+
+
+class SlurmLauncher(ProcessLauncher):
+    """Submits the jobs to Slurm."""
+
+    def __init__(self, cluster: Any, poll: Any, **parameters: Any) -> None:
+        self.cluster, self.poll, self.parameters = cluster, float(poll), parameters
+
+    def _run(self, jobs: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> Sequence[Any]:
+        from voxtile.commands.engines import by_slurm, launch_by
+
+        return launch_by(by_slurm({"cluster": self.cluster, "parameters": self.parameters}), jobs, folder, self.poll)
+
+
+class RayLauncher(ProcessLauncher):
+    """Hands the jobs to Ray."""
+
+    def __init__(self, address: Any, cpus: Any, gpus: Any) -> None:
+        self.settings = {"address": address, "cpus": cpus, "gpus": gpus}
+
+    def _run(self, jobs: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> Sequence[Any]:
+        from voxtile.commands.engines import by_ray, launch_by
+
+        return launch_by(by_ray(self.settings), jobs, folder, 0.5)

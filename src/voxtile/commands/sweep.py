@@ -152,9 +152,7 @@ class Job:
         environment = {**os.environ, **self.environment}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        flags = [word for folder in compose.further_folders() for word in ("--config-dir", str(folder))]
-        order = {**(self.order or {"words": [*flags, *self.outcome.words]}), "report": str(report.absolute())}
-        self.process = self._stack.enter_context(child("voxtile.commands.job", order, environment, log))
+        self.process = self._stack.enter_context(child("voxtile.commands.job", order_of_job(self, report), environment, log))
         self._report, self._gpus, self._began = report, gpus, time.monotonic()
 
     def end(self) -> None:
@@ -226,7 +224,7 @@ def run_jobs(
                         break
                     number += 1
                     job.title = f"{number}{f' of {count}' if count else ''}: {job.title}"
-                    if _is_known(job):
+                    if is_known(job):
                         say(job, f"finished before: {job.outcome.home}")
                         ended(job)
                         continue
@@ -252,6 +250,19 @@ def run_jobs(
     return bool(heard)
 
 
+def place_of(folder: Path, outcomes: Sequence[Outcome]) -> Path:
+    """The folder below `folder` that is these jobs'."""
+    place = folder / hashlib.sha256(json.dumps([outcome.words for outcome in outcomes]).encode()).hexdigest()[:8]
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def order_of_job(job: Job, report: Path) -> dict[str, Any]:
+    """What a job's process is told."""
+    flags = [word for folder in compose.further_folders() for word in ("--config-dir", str(folder.absolute()))]
+    return {**(job.order or {"words": [*flags, *job.outcome.words]}), "report": str(report.absolute())}
+
+
 def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folder: Path) -> list[Outcome]:
     """Runs jobs, (overrides, configuration) each, and returns what became of each; more are not begun once one was asked to stop.
 
@@ -263,7 +274,7 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
     from voxtile.commands.tables import titles
 
     outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
-    place = folder / hashlib.sha256(json.dumps([outcome.words for outcome in outcomes]).encode()).hexdigest()[:8]
+    place = place_of(folder, outcomes)
     names = titles([outcome.words for outcome in outcomes])
     waiting = [Job(name, outcome, config) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
     stopped = run_jobs(lambda: waiting.pop(0) if waiting else None, slots, place, lambda job: None, count=len(jobs))
@@ -276,7 +287,7 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
     return outcomes
 
 
-def _is_known(job: Job) -> bool:
+def is_known(job: Job) -> bool:
     """Whether a job's run is finished already, without starting a process to look. What is wrong with it, the process will say."""
     from voxtile.commands.train import finished_run
 

@@ -1,0 +1,216 @@
+"""Jobs of a sweep on other machines: by Slurm, through submitit, and by Ray. All of them must see the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import DictConfig
+
+from voxtile.commands import compose
+from voxtile.commands.children import Child, child, forwarding
+from voxtile.commands.sweep import STOPPED, UNDER_WAY, Job, Outcome, collected, is_known, order_of_job, place_of
+from voxtile.errors import ConfigError, reason
+
+SAVING = 60.0  # seconds that a job which is to be moved has to save its state
+
+
+class Command:
+    """Trains one job in a process of its own, wherever it is called."""
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.order = dict(order)
+        self._process: Child | None = None
+
+    def __call__(self) -> int:
+        """Runs the job, and returns its exit code."""
+        with child("voxtile.commands.job", self.order, os.environ) as self._process:
+            return self._process.wait()
+
+    def checkpoint(self) -> Any:
+        """What submitit calls before Slurm moves the job: it saves, and goes on where it is started next."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(SAVING)
+            except subprocess.TimeoutExpired:  # then it goes on from what was saved before
+                self._process.kill()
+        return DelayedSubmission(Command(self.order))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"order": self.order, "_process": None}
+
+
+class Submitted(Protocol):
+    """A job that an engine has."""
+
+    def done(self) -> bool:
+        """Whether it has ended, for good."""
+
+    def failure(self) -> str:
+        """Why it left no outcome."""
+
+    def cancel(self) -> object:
+        """Has the engine end it."""
+
+
+def launch_by(
+    engine: Callable[[Sequence[Command], Path], Sequence[Submitted]],
+    jobs: Sequence[tuple[Sequence[str], DictConfig]],
+    folder: Path,
+    poll: float,
+) -> list[Outcome]:
+    """Hands jobs to an engine and waits for all of them.
+
+    Args:
+        engine: takes what is to be called and a folder for its own files.
+        jobs: (overrides, configuration) each.
+        folder: where they leave what becomes of them.
+        poll: seconds between looks at them.
+    """
+    from voxtile.commands.console import console
+    from voxtile.commands.tables import titles
+
+    out = console()
+    outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
+    place = place_of(folder, outcomes)
+    names = titles([outcome.words for outcome in outcomes])
+    made = [Job(name, outcome, config) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
+    waiting: dict[int, Submitted] = {}
+    left = [number for number, job in enumerate(made) if not is_known(job)]
+    for number, job in enumerate(made):
+        out.print(
+            f"job {number + 1} of {len(made)}: {job.title}  {'' if number in left else 'finished before: ' + job.outcome.home}"
+        )
+    reports = {number: place / f"{number}.json" for number in left}
+    for report in reports.values():
+        report.unlink(missing_ok=True)
+    heard: list[int] = []
+
+    def stop(number: int) -> None:
+        heard.append(number)
+        for each in waiting.values():
+            each.cancel()
+
+    with forwarding(stop):
+        waiting = dict(zip(left, engine([Command(order_of_job(made[n], reports[n])) for n in left], place), strict=True))
+        while waiting and not heard:
+            for number, each in [(number, each) for number, each in waiting.items() if each.done()]:
+                del waiting[number]
+                _hear(outcomes[number], reports[number], each)
+                how = {0: "done", STOPPED: "stopped"}.get(outcomes[number].code, f"failed: {outcomes[number].reason}")
+                out.print(f"job {number + 1} of {len(made)}: {names[number]}  {how}", soft_wrap=True)
+            time.sleep(poll if waiting else 0)
+    for outcome in outcomes:
+        collected(outcome)
+    if heard:
+        raise compose.StoppedError
+    return outcomes
+
+
+def _hear(outcome: Outcome, report: Path, job: Submitted) -> None:
+    """Takes down what became of a job that has ended."""
+    if report.is_file():
+        vars(outcome).update(json.loads(report.read_text(encoding="utf-8")))
+        report.unlink()
+    else:
+        outcome.code = UNDER_WAY
+    if outcome.code == UNDER_WAY:
+        outcome.code, outcome.reason = 1, job.failure()
+
+
+def by_slurm(settings: Mapping[str, Any]) -> Callable[[Sequence[Command], Path], Sequence[Submitted]]:
+    """The engine that submits jobs to Slurm as one array; submitit's own settings are given by their names.
+
+    Raises:
+        ConfigError: submitit is not installed, or refuses a setting.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError("'launch=slurm' needs submitit. Type pip install 'voxtile[slurm]'.") from error
+
+    class Held:
+        def __init__(self, job: submitit.Job[int]) -> None:
+            self.job = job
+
+        def done(self) -> bool:
+            return bool(self.job.done())
+
+        def failure(self) -> str:
+            said = (self.job.stderr() or "").strip().splitlines()
+            why = f": {said[-1]}" if said else ""
+            return f"Slurm's job {self.job.job_id} ended as {self.job.state} and left no outcome{why}; see {self.job.paths.stderr}"
+
+        def cancel(self) -> object:
+            self.job.cancel()
+            return None
+
+    def submit(commands: Sequence[Command], place: Path) -> list[Submitted]:
+        if not commands:
+            return []
+        try:
+            given = {name: value for name, value in settings["parameters"].items() if value is not None}
+            moves = {"slurm_max_num_timeout": given.pop("slurm_max_num_timeout")} if "slurm_max_num_timeout" in given else {}
+            executor = submitit.AutoExecutor(folder=place, cluster=settings["cluster"], **moves)
+            executor.update_parameters(**given)
+        except (AssertionError, NameError, ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(f"submitit refuses the settings of 'hydra.launcher': {reason(error)}.") from error
+        with executor.batch():
+            submitted = [executor.submit(command) for command in commands]
+        return [Held(job) for job in submitted]
+
+    return submit
+
+
+def by_ray(settings: Mapping[str, Any]) -> Callable[[Sequence[Command], Path], Sequence[Submitted]]:
+    """The engine that hands jobs to a Ray cluster, or to one that it starts on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed, or no cluster is at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("'launch=ray' needs Ray. Type pip install 'voxtile[ray]'.") from error
+
+    class Held:
+        def __init__(self, reference: Any) -> None:
+            self.reference = reference
+
+        def done(self) -> bool:
+            return bool(ray.wait([self.reference], timeout=0)[0])
+
+        def failure(self) -> str:
+            try:
+                return f"its process ended with exit code {ray.get(self.reference)} and said nothing"
+            except Exception as error:  # Ray raises many types for what happens to a task
+                return f"Ray lost the job: {reason(error)}"
+
+        def cancel(self) -> object:
+            return ray.cancel(self.reference, force=True)
+
+    def submit(commands: Sequence[Command], place: Path) -> list[Submitted]:
+        try:
+            if not ray.is_initialized():
+                ray.init(address=settings["address"], log_to_driver=False, configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"'hydra.launcher.address={settings['address']}' leads to no Ray cluster: {reason(error)}."
+            ) from error
+        task = ray.remote(num_cpus=settings["cpus"], num_gpus=settings["gpus"], max_retries=0)(_call)
+        return [Held(task.remote(command)) for command in commands]
+
+    return submit
+
+
+def _call(command: Command) -> int:
+    return command()
