@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -175,3 +176,29 @@ def test_what_cannot_be_is_said_before_anything_starts(
     assert said.code == 2
     assert message in said.text
     assert not (tmp_path / "runs").exists()
+
+
+def test_processes_that_torchrun_has_started_train_one_run_together(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    """Two machines, as torchrun sees it, each with one process."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+                f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1", ROOT / "train.py", *words, "trainer=cpu"]  # fmt: skip
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    nodes = [subprocess.Popen(torchrun, **settings) for _ in range(2)]
+    said = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert sum("2 processes" in text for text in said) == 1
+    (home,) = homes(tmp_path / "runs")
+    assert json.loads((home / "status.json").read_text())["state"] == "finished"
+    assert json.loads((home / "manifest.json").read_text())["hardware"]["devices"] == 2
+    one = voxtile("train", *words, "trainer.devices=1", f"paths.runs={tmp_path / 'one'}")
+    assert one.code == 0
+    (other,) = homes(tmp_path / "one")
+    assert other.name == home.name
+    losses = [
+        [float(row.split(",")[2]) for row in (run / "metrics.csv").read_text().splitlines() if ",train/loss," in row]
+        for run in (home, other)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

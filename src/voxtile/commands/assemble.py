@@ -82,6 +82,10 @@ def world_of(options: Mapping[str, Any]) -> int:
     """How many processes train, by the options of the trainer."""
     import torch
 
+    from voxtile.commands import elastic
+
+    if elastic.world() > 1:  # torchrun has started them
+        return elastic.world()
     return max(1, torch.cuda.device_count()) if options["devices"] == "all" else int(options["devices"])
 
 
@@ -104,7 +108,10 @@ def devices_of(options: Mapping[str, Any]) -> Devices:
 def trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """What `lightning.Trainer` is given, in each of the processes that train."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
+
+    from voxtile.commands import elastic
 
     world = world_of(options)
     given = {name: options[name] for name in ("accelerator", "precision", "deterministic", "profiler") if name in options}
@@ -113,8 +120,11 @@ def trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
     # Running statistics are shared before a validation: in a step each device normalises by its own samples anyway, and in
     # a validation, for which devices have unequally many batches, they would wait for one another.
     strategy = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False)
-    shared = {"sync_batchnorm": options["sync_batchnorm"], "plugins": [LightningEnvironment()]}
-    return given | shared | {"devices": world, "strategy": strategy}
+    by_torchrun = elastic.world() > 1
+    here = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else world
+    environment = TorchElasticEnvironment() if by_torchrun else LightningEnvironment()
+    shared = {"sync_batchnorm": options["sync_batchnorm"], "plugins": [environment], "strategy": strategy}
+    return given | shared | {"devices": here, "num_nodes": world // here}
 
 
 def assembled(built: Parts, prepared: Prepared) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.commands import compose
+from voxtile.commands import compose, elastic
 from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, collecting
 from voxtile.commands.words import word
 from voxtile.errors import VoxtileError
@@ -28,14 +28,21 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Composes and trains; see `python train.py --help`. Several runs are reported in one table at the end."""
+    if elastic.follows():
+        return elastic.follow()
     with collecting() as outcomes:
-        code = train_all(argv)
+        code = compose.guarded(lambda: _led(argv))
     if len(outcomes) > 1 and not any(outcome.told for outcome in outcomes):
         from voxtile.commands.console import console
         from voxtile.commands.tables import print_jobs
 
         print_jobs(console(), outcomes)
     return max(code, *(outcome.code for outcome in outcomes), 0)
+
+
+def _led(argv: Sequence[str]) -> int:
+    with elastic.leading(argv):
+        return train_all(argv)
 
 
 def train_all(argv: Sequence[str], begun: Callable[[Outcome], object] = lambda outcome: None) -> int:
@@ -155,9 +162,8 @@ def trained(
         child(learned_from(prepared, parent))
     module, data = fitting()  # what does not fit together shows here, before there is a run folder
     with home.lease(None if child is None else lambda sentence: out.print(sentence, highlight=False)):
-        if not is_finished(
-            home, config, devices, held=True
-        ):  # another process may have trained it, or failed, since the first look
+        # Another process may have trained it, or failed, since the first look.
+        if not is_finished(home, config, devices, held=True):
             if parent is not None:
                 parent.hand_down(module, out)
             _train(config, prepared, parent, module, data, home, devices, out)
@@ -207,6 +213,7 @@ def _train(
 
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.parents import learned_from
+    from voxtile.commands.ranks import train_in_processes
     from voxtile.commands.verify import digests
     from voxtile.errors import RunError, counted
     from voxtile.studies.manifest import continued, manifest, segment
@@ -242,11 +249,9 @@ def _train(
     measured: dict[str, float] = {}
     try:
         if devices.count > 1:
-            from voxtile.commands.ranks import train_in_processes
-
             began_from = None if parent is None else str(parent.home.path.absolute())
             order = {"config": config, "home": str(home.path), "parent": began_from, "command": command_line()}
-            measured |= train_in_processes(home, order, devices)
+            measured |= elastic.train_together(order) if elastic.world() > 1 else train_in_processes(home, order, devices)
         else:
             _fit_here(config, module, data, home, measured, out)
         facts["weights"] = digests(home)

@@ -24,9 +24,15 @@ STOPPED = 130  # exit code of a process that was asked to stop
 
 
 def main() -> int:
-    """Takes part in a training, and leaves in the run folder what came of it."""
-    order = order_of()
-    rank = int(os.environ["RANK"])
+    """Takes part in the training that the starter names."""
+    code = take_part(order_of(), int(os.environ["RANK"]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # others may be gone, and the libraries that talk to them would wait for them at exit
+
+
+def take_part(order: Mapping[str, Any], rank: int) -> int:
+    """Takes part in a training, leaves in the run folder what came of it, and returns an exit code."""
     report = Path(order["home"]) / "ranks" / f"{rank}.json"
     if rank:  # the first decides when to stop, and the starter ends the others then
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -42,10 +48,9 @@ def main() -> int:
     except BaseException as error:
         traceback.print_exc()
         code, found = 1, {"known": False, "message": f"{type(error).__name__}: {reason(error)}"}
-    atomic_text(report, json.dumps(found | {"time": time.time()}))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # others may be gone, and the libraries that talk to them would wait for them at exit
+    if report.parent.is_dir():  # else the run has ended, and its first process has taken it away
+        atomic_text(report, json.dumps(found | {"time": time.time()}))
+    return code
 
 
 def work(order: Mapping[str, Any], leads: bool) -> dict[str, Any]:

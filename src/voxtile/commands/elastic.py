@@ -1,0 +1,100 @@
+"""A run whose processes torchrun has started, on one machine or on several that see the same files.
+
+The first process composes, prepares and leads as it would alone; the others know nothing but the run that it hands them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from voxtile.errors import ConfigError, RunError, VoxtileError
+
+PATIENCE = timedelta(days=7)  # how long the others wait until the first has read all data
+GRACE = 3.0  # seconds in which a process that fails says so, after which the first says what it has seen itself
+
+
+def world() -> int:
+    """How many processes torchrun has started; 1 where it has not."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def follows() -> bool:
+    """Whether this process is one of several, and not the first."""
+    return world() > 1 and int(os.environ["RANK"]) > 0
+
+
+@contextmanager
+def leading(argv: Sequence[str]) -> Iterator[None]:
+    """While this is open, the others wait for a run; where there was none, they end.
+
+    Raises:
+        ConfigError: A multirun is asked for.
+    """
+    if world() == 1:
+        yield
+        return
+    store = _store()
+    try:
+        if {"-m", "--multirun"} & set(argv):
+            raise ConfigError("A sweep starts processes of its own. Give torchrun one run, without '-m', or '-m' without torchrun.")
+        yield
+    finally:
+        if not store.check(["order"]):
+            store.set("order", "null")
+
+
+def follow() -> int:
+    """Waits for a run and takes part in it."""
+    from voxtile.commands.worker import take_part
+
+    store = _store()
+    store.wait(["order"], PATIENCE)
+    order = json.loads(store.get("order"))
+    return 0 if order is None else take_part(order, int(os.environ["RANK"]))
+
+
+def train_together(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Hands a run to the others and trains it with them.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        VoxtileError: What one of them raised.
+    """
+    from voxtile.commands.worker import work
+
+    reports = Path(order["home"]) / "ranks"
+    reports.mkdir(exist_ok=True)
+    for old in reports.iterdir():
+        old.unlink()
+    _store().set("order", json.dumps(order))
+    try:
+        return work(order, leads=True)
+    except VoxtileError:
+        raise
+    except Exception as error:  # the others' end is seen as a lost connection
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            for file in sorted(reports.glob("*.json")):
+                said = json.loads(file.read_text(encoding="utf-8"))
+                if "message" in said:
+                    raise RunError(f"Process {file.stem} of {world()} (numbered from 0) failed: {said['message']}") from error
+            time.sleep(0.1)
+        raise
+
+
+def _store() -> Any:
+    """What the processes share, under this program's own name."""
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    return PrefixStore("voxtile", store)
