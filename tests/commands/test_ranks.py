@@ -183,8 +183,10 @@ def test_processes_that_torchrun_has_started_train_one_run_together(words: list[
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
-                f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1", ROOT / "train.py", *words, "trainer=cpu"]  # fmt: skip
+    torchrun = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1", ROOT / "train.py", *words, "trainer=cpu",
+    ]  # fmt: skip
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     nodes = [subprocess.Popen(torchrun, **settings) for _ in range(2)]
     said = [node.communicate(timeout=240)[0] for node in nodes]
