@@ -31,6 +31,7 @@ def test_submitted_jobs_are_trained_and_one_that_fails_is_told(tmp_path: Path, v
     assert again.text.count("finished before: ") == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_is_moved_saves_and_goes_on_where_it_is_started_next(tmp_path: Path) -> None:
     submitit = pytest.importorskip("submitit")
     words = [*scene_words(tmp_path), "training.steps=400", "training.val_every=400", "training.log_every=100"]
@@ -60,8 +61,8 @@ def test_a_job_that_is_moved_saves_and_goes_on_where_it_is_started_next(tmp_path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["hydra.launcher.timeout_min=soon"], "submitit refuses the settings of 'hydra.launcher'"),
-        (["hydra.launcher.cluster=condor"], "submitit refuses the settings of 'hydra.launcher'"),
+        (["hydra.launcher.timeout_min=soon"], "submitit or Slurm refuses the settings of 'hydra.launcher'"),
+        (["hydra.launcher.cluster=condor"], "submitit or Slurm refuses the settings of 'hydra.launcher'"),
     ],
 )
 def test_settings_that_submitit_does_not_take_are_said(tmp_path: Path, voxtile: Voxtile, more: list[str], message: str) -> None:

@@ -118,6 +118,7 @@ def test_the_run_folder_says_which_process_died_and_all_end(
     assert not (home / "lease.json").exists()
 
 
+@pytest.mark.slow
 def test_no_process_outlives_the_one_that_started_it(running: tuple[subprocess.Popen[str], list[int], Path]) -> None:
     process, ranks, _ = running
     assert len(ranks) == 2
@@ -125,6 +126,7 @@ def test_no_process_outlives_the_one_that_started_it(running: tuple[subprocess.P
     assert gone(ranks)
 
 
+@pytest.mark.slow
 def test_what_one_process_raises_is_said_once_and_kept(words: list[str], tmp_path: Path) -> None:
     process = begun([*words, "optimizer.lr=1e30", "training.clip=null"])
     out, _ = process.communicate(timeout=120)
@@ -178,6 +180,7 @@ def test_what_cannot_be_is_said_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_torchrun_has_started_train_one_run_together(words: list[str], tmp_path: Path, voxtile: Command) -> None:
     """Two machines, as torchrun sees it, each with one process."""
     with socket.socket() as found:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -10,13 +11,15 @@ from tests.commands.conftest import Command, Run, homes
 from voxtile.studies.reproduction import compare
 from voxtile.training.run_folder import RunFolder
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_a_run_trained_again_is_identical(copied_run: Run, voxtile: Command, tmp_path: Path) -> None:
     said = voxtile("reproduce", f"run={copied_run.home}", f"output={tmp_path / 'again'}", "code=here",
                    f"paths.cache={copied_run.folder / 'cache'}")  # fmt: skip
     assert said.code == 0, said.text
     assert "identical: all" in said.text
-    (again,) = homes(tmp_path / "again")
+    (again,) = homes(next((tmp_path / "again").iterdir()))
     assert again.name == copied_run.home.name
     assert (again / "weights" / "last.safetensors").read_bytes() == (copied_run.home / "weights" / "last.safetensors").read_bytes()
 
@@ -27,8 +30,20 @@ def test_an_unfinished_run_and_changed_code_are_refused(copied_run: Run, voxtile
     (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
     said = voxtile("reproduce", f"run={copied_run.home}")
     assert said.code == 4
-    assert "uncommitted changes (1 line of a diff" in said.text
-    assert "Read them, since they run as code, then type 'patch=true'" in said.text
+    assert "Commit 222222222222, which made the run, is not in the history of this checkout" in said.text
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    if head:
+        manifest["code"]["commit"] = head
+        (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
+        said = voxtile("reproduce", f"run={copied_run.home}")
+        assert said.code == 4
+        assert "uncommitted changes (1 line of a diff" in said.text
+        assert "Read them, since they run as code, then type 'patch=true'" in said.text
+    manifest["code"]["commit"] = "--upload-pack=x"
+    (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
+    assert "names '--upload-pack=x' as the commit, which is none" in voxtile("reproduce", f"run={copied_run.home}").text
+    manifest["code"]["commit"] = "2" * 40
+    (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
     said = voxtile("reproduce", f"run={copied_run.home}", "patch=true")
     assert said.code == 4
     assert "Commit 222222222222 could not be brought back" in said.text

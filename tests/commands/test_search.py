@@ -71,7 +71,8 @@ def test_trials_follow_the_typed_space_and_the_best_is_written_down(
     words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable
 ) -> None:
     asked = pretended(lambda given: {"dice": -abs(float(given["optimizer.lr"]) - 0.01) * int(given["training.batch_size"])})
-    said = voxtile(*words, *SPACE, "model=choice(unet,segnet)", "seed=3", "hydra.sweeper.trials=12")
+    said = voxtile(*words, *SPACE, "model=choice(unet,segnet)", "experiment=hippocampus_2d", "data=none", "seed=3",
+                   "hydra.sweeper.trials=12")  # fmt: skip
     assert said.code == 0
     assert len(asked) == 12
     trials = study_of(tmp_path / "runs").trials
@@ -87,6 +88,7 @@ def test_trials_follow_the_typed_space_and_the_best_is_written_down(
     assert f"lr: {best.params['optimizer.lr']}" in config
     assert f"batch_size: {best.params['training.batch_size']}" in config
     assert f"_target_: voxtile.models.{best.params['model']}." in config
+    assert "steps: 2000" in config  # the experiment's
     assert f"best: trial {best.number}" in said.text
 
 
@@ -192,6 +194,7 @@ def test_bad_trials_are_pruned_by_their_validations(
         (["model.width=choice(0.5)"], "searched among one value, 0.5"),
         ([*SPACE, "hydra.sweeper.sampler=tpee"], "'hydra.sweeper.sampler=tpee' is unknown. Did you mean 'tpe'?"),
         ([*SPACE, "hydra.sweeper.sampler_options=[startup=3]"], "do not fit Optuna's TPESampler"),
+        ([*SPACE, "launch=local"], "'launch=local' is for sweeps over typed values"),
         ([*SPACE, "hydra.sweeper.trials=0"], "must be a whole number from 1 up"),
         ([*SPACE, "hydra.sweeper.objectives=dice"], "must be a list of scores"),
         ([*SPACE, "hydra.sweeper.objectives=[dice,iou]", "hydra.sweeper.pruner=median"], "one objective only"),
@@ -213,6 +216,7 @@ def test_an_objective_that_is_no_score_is_said(words: list[str], voxtile: Comman
     assert "'dise', which is no score. Did you mean 'dice'?" in said.text
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_run_that_it_was_at(tmp_path: Path, voxtile: Command) -> None:
     runs = tmp_path / "runs"
     words = ["-m", "sweep=optuna", *scene_words(tmp_path), "training.steps=200", "training.val_every=200",

@@ -50,7 +50,7 @@ def test_a_run_leaves_its_whole_folder(scene_run: Run, volume_run: Run) -> None:
         files = {str(path.relative_to(run.home)) for path in run.home.rglob("*") if path.is_file()}
         files = {name for name in files if not name.startswith("evaluations")}  # other tests' work
         assert files == {
-            ".lock", "recipe.json", "config.yaml", "manifest.json", "status.json", "metrics.csv",
+            ".lock", "recipe.json", "config.yaml", "manifest.json", "status.json", "metrics.csv", "validation.json",
             "weights/best.safetensors", "weights/last.safetensors", "pictures/validation.png",
         }  # fmt: skip
         status = run.read("status.json")
@@ -312,7 +312,7 @@ def test_a_multirun_reports_every_run(short: list[str], tmp_path: Path, voxtile:
 
 
 def test_a_multirun_goes_on_after_a_run_that_failed(short: list[str], tmp_path: Path, voxtile: Command) -> None:
-    said = voxtile("train", "-m", *short, "data.window=[4,4],[16,16]")
+    said = voxtile("train", "-m", "launch=here", *short, "data.window=[4,4],[16,16]")
     assert said.code == 2
     assert "A side of 'data.window=[4, 4]', 4 pixels, is smaller than" in said.text
     assert len(homes(tmp_path / "runs")) == 1

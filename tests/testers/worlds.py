@@ -67,9 +67,10 @@ def train(words: list[str], home: Path, rank: int, world: int) -> None:
             counted.append(module.confusion.compute().cpu().numpy())
 
         module.training_step, module.on_validation_epoch_end = training_step, on_validation_epoch_end
-        fit(module, data, RunFolder(home), trainer_options(config["trainer"]), [], out, "", leads=rank == 0)
+        fit(module, data, RunFolder(home), trainer_options(config["trainer"], world), [], out, "", leads=rank == 0)
         np.save(home / f"matrices-{rank}.npy", np.stack(counted))
-        (home / f"said-{rank}.json").write_text(json.dumps({"seen": seen, "best": module.best}))
+        running = [buffer.tolist() for name, buffer in module.network.named_buffers() if "running" in name]
+        (home / f"said-{rank}.json").write_text(json.dumps({"seen": seen, "best": module.best, "running": running}))
         return 0
 
     code = compose.run("train", [*words, f"trainer.devices={world}"], task)

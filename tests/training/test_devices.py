@@ -81,6 +81,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
     still = [*words, "loss=ce", "training.steps=2", "optimizer.lr=0"]  # the same weights everywhere
     jobs |= {f"still {count}": (still, count, "") for count in (1, 2, 3)} | {"padded": (still, 3, "padded")}
     jobs["ce 2 plain mean"] = ([*words, "loss=ce"], 2, "plain mean")
+    jobs["batch 2"] = ([*words, "loss=ce", "model.norm=batch", "training.ema=0.9", "training.minutes=9"], 2, "")
     jobs["ce 2 parts"] = ([*words, "loss=ce", "training.accumulate=2"], 2, "")
     return trained(jobs, folder)
 
@@ -120,6 +121,14 @@ def test_the_same_weights_give_the_same_integers_in_every_matrix_on_every_proces
     for matrices in many.matrices:
         np.testing.assert_array_equal(matrices, one.matrices[0])
     assert many.scores == one.scores
+
+
+def test_running_statistics_and_decisions_are_those_of_the_first_process(worlds: dict[str, World]) -> None:
+    first, second = worlds["batch 2"].said
+    assert first["running"]
+    assert first["running"] == second["running"]
+    assert first["best"] == second["best"]
+    np.testing.assert_array_equal(*worlds["batch 2"].matrices)
 
 
 def test_padding_would_be_noticed(worlds: dict[str, World]) -> None:

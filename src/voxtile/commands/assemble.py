@@ -96,24 +96,24 @@ def devices_of(options: Mapping[str, Any]) -> Devices:
     """
     import torch
 
+    from voxtile.commands import elastic
     from voxtile.studies.manifest import Devices
 
     count, threads = world_of(options), torch.get_num_threads()
-    if count > 1:
+    if count > 1 and elastic.world() == 1:
         wish = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(wish) if wish.isdigit() and int(wish) else max(1, (os.cpu_count() or 1) // count)
     return Devices(device_of(options), count, threads)
 
 
-def trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What `lightning.Trainer` is given, in each of the processes that train."""
+def trainer_options(options: Mapping[str, Any], world: int) -> dict[str, Any]:
+    """What `lightning.Trainer` is given, in each of the `world` processes that train."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
     from voxtile.commands import elastic
 
-    world = world_of(options)
     given = {name: options[name] for name in ("accelerator", "precision", "deterministic", "profiler") if name in options}
     if world == 1:
         return given | {"devices": 1}

@@ -254,7 +254,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
         world_of(config["trainer"]),
     )
     times = StepTimes()
-    options = trainer_options({**config["trainer"], "profiler": None, "devices": 1})
+    options = trainer_options({**config["trainer"], "profiler": None}, 1)
     with bare_trainer([times], max_epochs=1, limit_val_batches=2, logger=False, **options) as trainer:
         trainer.fit(module, datamodule=data)
     settings = built.settings

@@ -19,7 +19,9 @@ ORPHANED = 1  # exit code of a process whose starter is gone
 
 
 @contextmanager
-def child(module: str, order: Mapping[str, Any], environment: Mapping[str, str], log: Path | None = None) -> Iterator[Child]:
+def child(
+    module: str, order: Mapping[str, Any], environment: Mapping[str, str], log: Path | None = None, folder: str | None = None
+) -> Iterator[Child]:  # fmt: skip
     """A process that is ended with this block, and with this process however that ends.
 
     Args:
@@ -27,12 +29,13 @@ def child(module: str, order: Mapping[str, Any], environment: Mapping[str, str],
         order: what `order_of` gives it.
         environment: its environment.
         log: where it prints; where this process does if None.
+        folder: in which it works; where this process does if None.
     """
     with (log or Path(os.devnull)).open("w", encoding="utf-8") as said:
         out = None if log is None else said
         process = subprocess.Popen(
             [sys.executable, "-m", module], env=environment, stdin=subprocess.PIPE, stdout=out, stderr=out, text=True,
-            start_new_session=True,  # Ctrl-C comes to this process, which hands it on
+            cwd=folder, start_new_session=True,  # Ctrl-C comes to this process, which hands it on
         )  # fmt: skip
     assert process.stdin is not None
     try:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from voxtile.errors import ConfigError, RunError, VoxtileError
+from voxtile.errors import ConfigError, RunError, VoxtileError, reason
 
 PATIENCE = timedelta(days=7)  # how long the others wait until the first has read all data
 GRACE = 3.0  # seconds in which a process that fails says so, after which the first says what it has seen itself
@@ -46,18 +48,22 @@ def leading(argv: Sequence[str]) -> Iterator[None]:
             raise ConfigError("A sweep starts processes of its own. Give torchrun one run, without '-m', or '-m' without torchrun.")
         yield
     finally:
-        if not store.check(["order"]):
-            store.set("order", "null")
+        store.set(f"order {store.add('orders', 1)}", "null")
 
 
 def follow() -> int:
-    """Waits for a run and takes part in it."""
+    """Takes part in the runs that are handed out (one may start from another), until there is no other."""
     from voxtile.commands.worker import take_part
 
     store = _store()
-    store.wait(["order"], PATIENCE)
-    order = json.loads(store.get("order"))
-    return 0 if order is None else take_part(order, int(os.environ["RANK"]))
+    for number in count(1):
+        store.wait([f"order {number}"], PATIENCE)
+        order = json.loads(store.get(f"order {number}"))
+        if order is None:
+            break
+        if code := take_part(order, int(os.environ["RANK"])):
+            return code
+    return 0
 
 
 def train_together(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,9 +81,10 @@ def train_together(order: Mapping[str, Any]) -> dict[str, Any]:
     reports.mkdir(exist_ok=True)
     for old in reports.iterdir():
         old.unlink()
-    _store().set("order", json.dumps(order))
+    store = _store()
+    store.set(f"order {store.add('orders', 1)}", json.dumps(order))
     try:
-        return work(order, leads=True)
+        measured = work(order, leads=True)
     except VoxtileError:
         raise
     except Exception as error:  # the others' end is seen as a lost connection
@@ -88,7 +95,12 @@ def train_together(order: Mapping[str, Any]) -> dict[str, Any]:
                 if "message" in said:
                     raise RunError(f"Process {file.stem} of {world()} (numbered from 0) failed: {said['message']}") from error
             time.sleep(0.1)
-        raise
+        raise RunError(
+            f"The first of {world()} processes lost the others, or failed itself: {type(error).__name__}: {reason(error)}. What "
+            "torchrun prints says whether one of them was killed."
+        ) from error
+    shutil.rmtree(reports)
+    return measured
 
 
 def _store() -> Any:

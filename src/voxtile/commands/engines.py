@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from voxtile.commands.children import Child, child, forwarding
 from voxtile.commands.sweep import STOPPED, UNDER_WAY, Job, Outcome, collected, is_known, order_of_job, place_of
 from voxtile.errors import ConfigError, reason
 
+POLL = 0.2  # seconds between looks at the process of a job
 SAVING = 60.0  # seconds that a job which is to be moved has to save its state
 
 
@@ -25,13 +25,15 @@ class Command:
     """Trains one job in a process of its own, wherever it is called."""
 
     def __init__(self, order: Mapping[str, Any]) -> None:
-        self.order = dict(order)
+        self.order, self.folder = dict(order), str(Path.cwd())  # relative paths are the user's, wherever it runs
         self._process: Child | None = None
 
     def __call__(self) -> int:
         """Runs the job, and returns its exit code."""
-        with child("voxtile.commands.job", self.order, os.environ) as self._process:
-            return self._process.wait()
+        with child("voxtile.commands.job", self.order, os.environ, folder=self.folder) as self._process:
+            while self._process.poll() is None:  # not `wait`, in which `checkpoint`, called by a signal, could not wait, too
+                time.sleep(POLL)
+            return int(self._process.returncode)
 
     def checkpoint(self) -> Any:
         """What submitit calls before Slurm moves the job: it saves, and goes on where it is started next."""
@@ -39,14 +41,14 @@ class Command:
 
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(SAVING)
-            except subprocess.TimeoutExpired:  # then it goes on from what was saved before
-                self._process.kill()
-        return DelayedSubmission(Command(self.order))
+            until = time.monotonic() + SAVING  # after which it goes on from what was saved before
+            while self._process.poll() is None and time.monotonic() < until:
+                time.sleep(POLL)
+        self._process = None
+        return DelayedSubmission(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"order": self.order, "_process": None}
+        return {**vars(self), "_process": None}
 
 
 class Submitted(Protocol):
@@ -102,6 +104,8 @@ def launch_by(
 
     with forwarding(stop):
         waiting = dict(zip(left, engine([Command(order_of_job(made[n], reports[n])) for n in left], place), strict=True))
+        for each in waiting.values() if heard else ():  # asked to stop while they were submitted
+            each.cancel()
         while waiting and not heard:
             for number, each in [(number, each) for number, each in waiting.items() if each.done()]:
                 del waiting[number]
@@ -109,6 +113,10 @@ def launch_by(
                 how = {0: "done", STOPPED: "stopped"}.get(outcomes[number].code, f"failed: {outcomes[number].reason}")
                 out.print(f"job {number + 1} of {len(made)}: {names[number]}  {how}", soft_wrap=True)
             time.sleep(poll if waiting else 0)
+    for number in waiting:  # cancelled
+        if reports[number].is_file():
+            vars(outcomes[number]).update(json.loads(reports[number].read_text(encoding="utf-8")))
+            outcomes[number].code = STOPPED
     for outcome in outcomes:
         collected(outcome)
     if heard:
@@ -162,10 +170,10 @@ def by_slurm(settings: Mapping[str, Any]) -> Callable[[Sequence[Command], Path],
             moves = {"slurm_max_num_timeout": given.pop("slurm_max_num_timeout")} if "slurm_max_num_timeout" in given else {}
             executor = submitit.AutoExecutor(folder=place, cluster=settings["cluster"], **moves)
             executor.update_parameters(**given)
-        except (AssertionError, NameError, ValueError, TypeError, RuntimeError) as error:
-            raise ConfigError(f"submitit refuses the settings of 'hydra.launcher': {reason(error)}.") from error
-        with executor.batch():
-            submitted = [executor.submit(command) for command in commands]
+            with executor.batch():
+                submitted = [executor.submit(command) for command in commands]
+        except (submitit.core.utils.FailedJobError, AssertionError, NameError, ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(f"submitit or Slurm refuses the settings of 'hydra.launcher': {reason(error)}.") from error
         return [Held(job) for job in submitted]
 
     return submit

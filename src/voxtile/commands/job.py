@@ -28,7 +28,8 @@ def main() -> int:
 
     with collecting() as outcomes:
         whole = order.get("config")
-        code = train_all(words, leave) if whole is None else compose.guarded(lambda: train_one(whole, leave))
+        patient = order.get("patient", False)
+        code = train_all(words, leave, patient) if whole is None else compose.guarded(lambda: train_one(whole, leave))
     outcome = outcomes[0] if outcomes else Outcome(words, reason="its configuration cannot be composed")
     outcome.code = code
     leave(outcome)

@@ -57,7 +57,7 @@ def train_in_processes(home: RunFolder, order: Mapping[str, Any], devices: Devic
         for process in ranks:
             process.kill()
     if first is not None:
-        raise _reason(first, failed, ranks, logs)
+        raise _reason(first, failed, ranks, logs, heard)
     measured: dict[str, Any] = json.loads((logs / "0.json").read_text(encoding="utf-8"))["measured"]
     shutil.rmtree(logs)
     return measured
@@ -99,14 +99,22 @@ def _watched(ranks: Sequence[Child], home: RunFolder) -> int | None:
         time.sleep(POLL)
 
 
-def _reason(first: int, failed: Sequence[int], ranks: Sequence[Child], logs: Path) -> VoxtileError:
+def _reason(
+    first: int, failed: Sequence[int], ranks: Sequence[Child], logs: Path, heard: Sequence[int]
+) -> VoxtileError:  # fmt: skip
     """Why a run failed, by the process that failed by itself: others then lose their connection to it."""
+    from voxtile.training.fit import InterruptedRunError
+
     said = {rank: json.loads(file.read_text(encoding="utf-8")) for rank in failed if (file := logs / f"{rank}.json").exists()}
     killed = [rank for rank in failed if ranks[rank].returncode < 0]
     known = sorted((rank for rank, found in said.items() if found["known"]), key=lambda rank: said[rank]["time"])
     others = sorted(said, key=lambda rank: said[rank]["time"])
-    culprit = [*killed, *known, *others, first][0]
+    culprit = [*known, *killed, *others, first][0]  # a library may end a process whose peers are gone
     who = f"Process {culprit} of {len(ranks)} (numbered from 0)"
+    if culprit in killed and heard:
+        return InterruptedRunError(
+            "Stopped before it could save. The same command goes on from what was saved last, or begins again."
+        )
     if culprit in killed:
         number = signal.Signals(-ranks[culprit].returncode)
         why = ", as the system does where memory runs out" if number is signal.SIGKILL else ""
@@ -116,8 +124,6 @@ def _reason(first: int, failed: Sequence[int], ranks: Sequence[Child], logs: Pat
         )
     found = said.get(culprit, {"message": f"it ended with exit code {ranks[culprit].returncode} and said nothing"})
     if found.get("interrupted"):
-        from voxtile.training.fit import InterruptedRunError
-
         return InterruptedRunError(found["message"])
     error = VoxtileError(found["message"]) if found.get("known") else RunError(f"{who} failed: {found['message']}. See {logs}.")
     error.exit_code, error.label = found.get("exit_code", error.exit_code), found.get("label", error.label)

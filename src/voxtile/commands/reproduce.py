@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import shutil
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,12 +47,21 @@ def reproduce(config: Mapping[str, Any]) -> int:
             "that it began with, and may differ where they were others.",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
-    target = Path(config["output"] or first.path.parent / "reproductions").expanduser()
+    target = Path(config["output"] or first.path.parent / "reproductions").expanduser() / _made_with(manifest, config)
     second = RunFolder.existing(_trained_again(first, manifest, target, config, out))
     found = compare(first, second)
     for line in found.lines:
         out.print(line, soft_wrap=True)
     return 0 if found.identical else RunError.exit_code
+
+
+def _made_with(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The name of the folder of what is made with this code, these versions and so many threads."""
+    from voxtile.studies.manifest import code, versions
+
+    sources = code()["sources"] if config["code"] == "here" else manifest["code"].get("sources")
+    facts = json.dumps([sources, versions(), manifest["hardware"]["threads"]], sort_keys=True)
+    return f"by-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
 def _trained_again(
@@ -73,8 +84,8 @@ def _trained_again(
         path = {"PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))} if source else {}
         job = Job(first.path.name, Outcome([]), OmegaConf.create(), order={"config": kept}, environment=path | threads)
         waiting = [job]
-        stopped = run_jobs(lambda: waiting.pop() if waiting else None, Slots(1), target / ".jobs", lambda job: None)
-    shutil.rmtree(target / ".jobs")
+        with tempfile.TemporaryDirectory(prefix="voxtile-") as place:
+            stopped = run_jobs(lambda: waiting.pop() if waiting else None, Slots(1), Path(place), lambda job: None)
     if stopped:
         raise compose.StoppedError
     if job.outcome.code:
@@ -90,7 +101,7 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
         RunError: It is not to be had.
     """
     import voxtile
-    from voxtile.studies.manifest import code
+    from voxtile.studies.manifest import code, sources
 
     made, here = manifest["code"], code()
     if config["code"] == "here" or made.get("sources") == here["sources"]:
@@ -101,6 +112,13 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
     if "commit" not in made or not (root / ".git").exists():
         why = "the manifest names no commit" if "commit" not in made else f"voxtile does not run from a checkout ({root})"
         raise RunError(f"The code has changed since the run was made, and {why}. {advice}")
+    if not re.fullmatch("[0-9a-f]{40}", str(made["commit"])):
+        raise RunError(f"The manifest names '{made['commit']}' as the commit, which is none. {advice}")
+    if not _is_ours(root, made["commit"]) and not config["patch"]:
+        raise RunError(
+            f"Commit {made['commit'][:12]}, which made the run, is not in the history of this checkout. Look at it, since it "
+            f"runs as code, then type 'patch=true'. {advice}"
+        )
     if made["diff"] and not config["patch"]:
         lines = counted(made["diff"].count("\n"), "line")
         raise RunError(
@@ -115,6 +133,8 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
                 if made["diff"]:
                     _git(tree, "apply", "--whitespace=nowarn", "-", given=made["diff"])
                 out.print(f"with the code of commit {made['commit'][:12]}", soft_wrap=True)
+                if sources(tree / "src" / "voxtile") != made.get("sources"):
+                    out.print("it is not quite what made the run: files that git did not track were part of it", style="yellow")
                 yield str(tree / "src")
             finally:
                 _git(root, "worktree", "remove", "--force", str(tree))
@@ -123,6 +143,12 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
             raise RunError(
                 f"Commit {made['commit'][:12]} could not be brought back: {reason(Exception(said))}. {advice}"
             ) from error
+
+
+def _is_ours(root: Path, commit: str) -> bool:
+    """Whether a commit is part of the history of what is checked out."""
+    words = ["git", "-C", str(root), "merge-base", "--is-ancestor", commit, "HEAD"]
+    return subprocess.run(words, capture_output=True).returncode == 0
 
 
 def _git(root: Path, *words: str, given: str | None = None) -> None:

@@ -42,8 +42,9 @@ PRUNERS = {
     "hyperband": "HyperbandPruner",
 }  # fmt: skip
 COSTS = ("seconds_per_step", "peak_memory_gib")  # objectives that no validation gives
+NO_MATTER = ("retry=", "inexact=", "workers=", "debug_errors=", "paths.", "logger", "trust=")  # to a trial's numbers
 LOOK = 1.0  # seconds between looks at the validations of a trial
-OWNER, WORDS, REASON, RUN = "owner", "words", "reason", "run"  # attributes of a trial
+OWNER, REASON, RUN = "owner", "reason", "run"  # attributes of a trial
 
 
 def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictConfig, loader: ConfigLoader) -> list[Outcome]:
@@ -62,9 +63,15 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     from voxtile.commands.console import console
 
     out = console()
+    if (chosen := config.hydra.runtime.choices.get("launch", "turn")) != "turn":
+        raise ConfigError(
+            f"'launch={chosen}' is for sweeps over typed values. A search runs its trials on this machine, several at once with "
+            "'hydra.sweeper.jobs=2' and 'hydra.sweeper.gpus=1'; start the same command on other machines, too, for more."
+        )
     fixed, space = space_of(arguments, settings["space"])
     wanted = _objectives(settings["objectives"])
-    about = {"fixed": fixed, "space": {path: repr(each) for path, each in space.items()}, "objectives": wanted}
+    kept = sorted(word for word in fixed if not word.lstrip("+~").startswith(NO_MATTER))
+    about = {"fixed": kept, "space": {path: repr(each) for path, each in space.items()}, "objectives": wanted}
     name = str(settings["name"] or "study-" + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8])
     place = folder(str(config.paths.runs)) / "studies" / name
     place.mkdir(parents=True, exist_ok=True)
@@ -82,7 +89,11 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     out.print(f"study {name}: {len(study.trials)} of {trials} trials; {place / 'study.db'}", soft_wrap=True)
     found.adopt()
     look = found.look if settings["pruner"] != "none" else None
-    stopped = run_jobs(found.take, Slots.of(settings["jobs"], settings["gpus"]), place, found.ended, look, trials)
+    own = place / "jobs" / f"{socket.gethostname()}-{os.getpid()}"  # another command may work on the study
+    own.mkdir(parents=True, exist_ok=True)
+    stopped = run_jobs(found.take, Slots.of(settings["jobs"], settings["gpus"]), own, found.ended, look, trials)
+    if not any(own.iterdir()):
+        own.rmdir()
     some = report(study, wanted, fixed, place, out)
     for job in found.jobs:
         job.outcome.told = True
@@ -204,7 +215,9 @@ def _open(
             "'hydra.sweeper.name=…', or leave the name out."
         )
     # Another seed for each number of trials, or a continued study would ask for its first trials once more.
-    seed = int.from_bytes(hashlib.sha256(f"{settings['seed']} {len(study.trials)}".encode()).digest()[:4], "big")
+    others = [trial.number for trial in study.trials if trial.state.name == "RUNNING" and _lives(trial)]
+    mine = _me() if others else ""  # two commands at once must not ask for the same
+    seed = int.from_bytes(hashlib.sha256(f"{settings['seed']} {len(study.trials)} {mine}".encode()).digest()[:4], "big")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = _made("sampler", SAMPLERS, optuna.samplers, settings, {"seed": seed})
@@ -262,7 +275,7 @@ class _Search:
     orphans: list[Trial] = field(default_factory=list)
     of: dict[int, Trial] = field(default_factory=dict)  # trial by the identity of its job
     pruned: set[int] = field(default_factory=set)
-    looked: float = 0.0
+    looked: dict[int, float] = field(default_factory=dict)
 
     def adopt(self) -> None:
         """Takes over the trials of commands that are gone; their runs go on where they were."""
@@ -270,10 +283,15 @@ class _Search:
         from optuna.trial import TrialState
 
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if not _lives(frozen):
-                trial = optuna.trial.Trial(self.study, frozen._trial_id)
+            if _lives(frozen):
+                continue
+            trial = optuna.trial.Trial(self.study, frozen._trial_id)
+            if set(frozen.params) == set(self.space):
                 trial.set_user_attr(OWNER, _me())
                 self.orphans.append(trial)
+            else:
+                trial.set_user_attr(REASON, "its command was killed while it asked for settings")
+                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def take(self) -> Job | None:
         """The job of a trial that was left, or of a new one."""
@@ -284,7 +302,6 @@ class _Search:
             return None
         trial = self.study.ask(self.space)
         trial.set_user_attr(OWNER, _me())
-        trial.set_user_attr(WORDS, [*self.fixed, *self._searched(trial)])
         return self._job(trial)
 
     def _searched(self, trial: Trial) -> list[str]:
@@ -292,28 +309,34 @@ class _Search:
         return [f"{path}={value if isinstance(value, str) else repr(value)}" for path, value in trial.params.items()]
 
     def _job(self, trial: Trial) -> Job:
-        words = list(trial.user_attrs.get(WORDS) or [*self.fixed, *self._searched(trial)])
+        words = [*self.fixed, *self._searched(trial)]
         outcome = Outcome(words, STOPPED, reason="not begun")
         config = self.loader.load_sweep_config(self.config, [*words, "sweep=optuna"])  # to which `hydra.sweeper.…` belong
-        job = Job(" ".join(self._searched(trial)), outcome, config)
+        # Two trials may ask for the same settings, which are one run: the later one waits for it.
+        job = Job(" ".join(self._searched(trial)), outcome, config, more={"patient": True})
         self.jobs.append(job)
         self.of[id(job)] = trial
         return job
 
     def look(self, job: Job) -> None:
         """Reports the validations of a job under way, and stops it where they are too bad."""
-        if time.monotonic() - self.looked < LOOK or id(job) in self.pruned or job.home is None:
+        if time.monotonic() - self.looked.get(id(job), -LOOK) < LOOK or id(job) in self.pruned or job.home is None:
             return
-        self.looked = time.monotonic()
+        self.looked[id(job)] = time.monotonic()
+        if self._reported(job, job.home):
+            self.pruned.add(id(job))
+            job.stop()
+
+    def _reported(self, job: Job, home: Path) -> bool:
+        """Tells the study a trial's validations, and returns whether it should be pruned by one of them."""
         trial, (name,) = self.of[id(job)], self.objectives
         frozen = self.study._storage.get_trial(trial._trial_id)
-        for step, value in validations(job.home, name):
+        for step, value in validations(home, name):
             if step not in frozen.intermediate_values:
                 trial.report(value, step)
                 if trial.should_prune():
-                    self.pruned.add(id(job))
-                    job.stop()
-                    return
+                    return True
+        return False
 
     def ended(self, job: Job) -> None:
         """Tells the study what became of a job. One that was stopped by the user stays as it is, and is taken up again."""
@@ -322,19 +345,21 @@ class _Search:
         trial, outcome = self.of[id(job)], job.outcome
         if outcome.home:
             trial.set_user_attr(RUN, outcome.home)
+        if outcome.code == 0 and len(self.objectives) == 1:
+            self._reported(job, Path(outcome.home))  # what came since the last look; too late to be pruned
         if outcome.code == 0:
             values = _values(Path(outcome.home), self.objectives)
             if missing := [name for name, value in values.items() if value is None or not math.isfinite(value)]:
                 outcome.code, outcome.reason = RunError.exit_code, f"{listed(missing)} came out undefined"
             else:
-                self.study.tell(trial, [float(value or 0) for value in values.values()])
+                self.study.tell(trial, [float(value or 0) for value in values.values()], skip_if_finished=True)
                 return
         if id(job) in self.pruned and outcome.code == STOPPED:
             outcome.code, outcome.reason = 0, ""
-            self.study.tell(trial, state=TrialState.PRUNED)
+            self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         elif outcome.code != STOPPED:
             trial.set_user_attr(REASON, outcome.reason)
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def validations(home: Path, score: str) -> list[tuple[int, float]]:
@@ -411,7 +436,8 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
 def _command(fixed: Sequence[str], place: Path, name: str) -> str:
     """What trains with the settings that were written down."""
     folders = [word for folder in (*compose.further_folders(), place) for word in ("--config-dir", str(folder))]
-    return shlex.join(["voxtile", "train", *folders, *fixed, f"experiment={name}"])
+    words = [word for word in fixed if not word.startswith("experiment=")]  # on which the new one is built
+    return shlex.join(["voxtile", "train", *folders, *words, f"experiment={name}"])
 
 
 def _write_best(trial: FrozenTrial, name: str, fixed: Sequence[str], place: Path) -> None:
@@ -425,11 +451,15 @@ def _write_best(trial: FrozenTrial, name: str, fixed: Sequence[str], place: Path
     for path, value in trial.params.items():
         if path not in groups:
             parsed = OverridesParser.create().parse_override(f"{path}={value}").value() if isinstance(value, str) else value
-            OmegaConf.update(settings, path, parsed, force_add=True)
+            OmegaConf.update(settings, path.lstrip("+"), parsed, force_add=True)
     text = f"# @package _global_\n# {_command(fixed, place, name)}\n"
     text += f"# Trial {trial.number} of the study in this folder: {', '.join(f'{value:.4f}' for value in trial.values)}.\n"
-    if groups:
-        text += "defaults:\n" + "".join(f"  - override /{group}: {trial.params[group]}\n" for group in groups)
+    base = [word.partition("=")[2] for word in fixed if word.startswith("experiment=")]
+    overridden = [group for group in groups if group != "experiment"]
+    base += [trial.params["experiment"]] if "experiment" in groups else []
+    if overridden or base:
+        text += "defaults:\n" + "".join(f"  - {option}\n" for option in base)
+        text += "".join(f"  - override /{group}: {trial.params[group]}\n" for group in overridden) + "  - _self_\n"
     if settings:
         text += OmegaConf.to_yaml(settings)
     (place / "experiment").mkdir(exist_ok=True)

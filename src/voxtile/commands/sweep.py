@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxtile.commands import compose
 from voxtile.commands.children import Child, child, forwarding
-from voxtile.errors import ConfigError, VoxtileError
+from voxtile.errors import ConfigError
 
 POLL = 0.1  # seconds between looks at the jobs
 STOPPED = 130  # exit code of a job that was asked to stop
@@ -120,6 +120,7 @@ class Job:
         outcome: what becomes of it.
         config: Hydra's, composed.
         order: what it is told instead of its words, where it is no job of a multirun.
+        more: what it is told beside them.
         environment: variables of its own.
         process: the one that it runs in, once it does.
     """
@@ -128,16 +129,19 @@ class Job:
     outcome: Outcome
     config: DictConfig
     order: Mapping[str, Any] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     process: Child | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _report: Path = Path()
     _gpus: list[str] = field(default_factory=list)
     _began: float = 0.0
+    _asked: bool = False
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Asks it to save and end."""
         if self.process is not None and self.process.poll() is None:
+            self._asked = True
             self.process.send_signal(number)
 
     @property
@@ -161,7 +165,9 @@ class Job:
         self._stack.close()
         code, outcome = self.process.returncode, self.outcome
         self._hear()
-        if outcome.code == UNDER_WAY:
+        if outcome.code == UNDER_WAY and (self._asked or code in (-signal.SIGINT, -signal.SIGTERM)):
+            outcome.code, outcome.reason = STOPPED, "stopped before it could save"
+        elif outcome.code == UNDER_WAY:
             number = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             outcome.code = code if code > 0 else 1
             memory = ", as where memory runs out" if code == -signal.SIGKILL else ""
@@ -228,11 +234,15 @@ def run_jobs(
                         say(job, f"finished before: {job.outcome.home}")
                         ended(job)
                         continue
+                    if heard:  # while it was looked for
+                        break
                     gpus = slots.take()
                     log = place / f"{number}.log" if slots.jobs > 1 else None
                     say(job, f"begins{f' on GPU {chr(44).join(gpus)}' if gpus else ''}{f', see {log}' if log else ''}")
                     job.begin(gpus, place / f"{number}.json", log)
                     running.append(job)
+                    for signalled in heard:  # since then
+                        job.stop(signalled)
                 for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
                     running.remove(job)
                     slots.free += job._gpus
@@ -251,8 +261,9 @@ def run_jobs(
 
 
 def place_of(folder: Path, outcomes: Sequence[Outcome]) -> Path:
-    """The folder below `folder` that is these jobs'."""
-    place = folder / hashlib.sha256(json.dumps([outcome.words for outcome in outcomes]).encode()).hexdigest()[:8]
+    """The folder below `folder` in which this command's jobs leave what becomes of them; another command has another one."""
+    digest = hashlib.sha256(json.dumps([outcome.words for outcome in outcomes]).encode()).hexdigest()[:8]
+    place = folder / f"{digest}-{os.getpid()}"
     place.mkdir(parents=True, exist_ok=True)
     return place
 
@@ -260,7 +271,7 @@ def place_of(folder: Path, outcomes: Sequence[Outcome]) -> Path:
 def order_of_job(job: Job, report: Path) -> dict[str, Any]:
     """What a job's process is told."""
     flags = [word for folder in compose.further_folders() for word in ("--config-dir", str(folder.absolute()))]
-    return {**(job.order or {"words": [*flags, *job.outcome.words]}), "report": str(report.absolute())}
+    return {**(job.order or {"words": [*flags, *job.outcome.words]}), **job.more, "report": str(report.absolute())}
 
 
 def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folder: Path) -> list[Outcome]:
@@ -297,7 +308,7 @@ def is_known(job: Job) -> bool:
     try:
         with compose.cache_at(OmegaConf.select(job.config, "paths.cache")):
             home = finished_run(compose.job_config(job.config))
-    except (VoxtileError, OSError):
+    except Exception:  # also of other people's layouts: the job's own process says it
         return False
     if home is not None:
         job.outcome.code, job.outcome.home, job.outcome.reason = 0, str(home.path), ""

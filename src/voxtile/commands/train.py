@@ -45,17 +45,18 @@ def _led(argv: Sequence[str]) -> int:
         return train_all(argv)
 
 
-def train_all(argv: Sequence[str], begun: Callable[[Outcome], object] = lambda outcome: None) -> int:
+def train_all(argv: Sequence[str], begun: Callable[[Outcome], object] = lambda outcome: None, patient: bool = False) -> int:
     """Composes and trains, collecting what becomes of each job that this process does itself.
 
     Args:
         argv: the user's words.
         begun: given a job's outcome as far as it is known once its run folder is.
+        patient: whether a run that another process trains is waited for, rather than refused.
     """
-    return compose.run("train", argv, lambda config: train_one(config, begun))
+    return compose.run("train", argv, lambda config: train_one(config, begun, patient))
 
 
-def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object]) -> int:
+def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object], patient: bool = False) -> int:
     """Trains one run, collecting what becomes of it; see `train_all`."""
     from voxtile.commands.console import console
 
@@ -67,7 +68,7 @@ def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object]) -> 
         begun(outcome)
 
     try:
-        trained(config, console(), begun=here)
+        trained(config, console(), begun=here, patient=patient)
         outcome.code = 0
     except Exception as error:
         outcome.code = error.exit_code if isinstance(error, VoxtileError) else 1
@@ -112,6 +113,7 @@ def trained(
     out: Console,
     child: Callable[[Sequence[Learned]], object] | None = None,
     begun: Callable[[RunFolder], object] | None = None,
+    patient: bool = False,
 ) -> RunFolder:
     """Trains a run to its end, from wherever it stands, and reports it.
 
@@ -122,6 +124,7 @@ def trained(
             one learns from. A run that another process trains is then waited for, rather than refused: several runs of a sweep
             may start from the same one.
         begun: given the run's folder, once it is known.
+        patient: also then a run that another process trains is waited for.
     """
     from voxtile.commands.assemble import assembled, check_fit, check_trainer, devices_of, prepare_data
     from voxtile.commands.build import parts
@@ -161,7 +164,7 @@ def trained(
     if child is not None:
         child(learned_from(prepared, parent))
     module, data = fitting()  # what does not fit together shows here, before there is a run folder
-    with home.lease(None if child is None else lambda sentence: out.print(sentence, highlight=False)):
+    with home.lease((lambda sentence: out.print(sentence, highlight=False)) if child or patient else None):
         # Another process may have trained it, or failed, since the first look.
         if not is_finished(home, config, devices, held=True):
             if parent is not None:
@@ -214,7 +217,6 @@ def _train(
     from voxtile.cases.maps import atomic_text
     from voxtile.commands.parents import learned_from
     from voxtile.commands.ranks import train_in_processes
-    from voxtile.commands.verify import digests
     from voxtile.errors import RunError, counted
     from voxtile.studies.manifest import continued, manifest, segment
     from voxtile.training.fit import InterruptedRunError
@@ -248,13 +250,15 @@ def _train(
 
     measured: dict[str, float] = {}
     try:
-        if devices.count > 1:
+        state = load_resume(home.resume) if devices.count > 1 else None
+        if state is not None:
+            module.load_state(state)
+        if devices.count > 1 and not module.done:  # what is trained to its end needs no others to say so
             began_from = None if parent is None else str(parent.home.path.absolute())
             order = {"config": config, "home": str(home.path), "parent": began_from, "command": command_line()}
             measured |= elastic.train_together(order) if elastic.world() > 1 else train_in_processes(home, order, devices)
         else:
             _fit_here(config, module, data, home, measured, out)
-        facts["weights"] = digests(home)
     except Exception as error:
         with suppress(OSError, RunError):  # the disk that is full, or a run taken over, may be the reason
             reached = {"step": module.step, "best": module.best}
@@ -282,7 +286,7 @@ def _fit_here(
     from voxtile.studies.manifest import forget_peak_memory, peak_memory
     from voxtile.training.fit import fit
 
-    options = trainer_options(config["trainer"])
+    options = trainer_options(config["trainer"], 1)
     if options.get("profiler") == "simple":
         options["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
     loggers = make_loggers(config, home)

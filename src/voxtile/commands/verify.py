@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +61,14 @@ def verify(config: Mapping[str, Any]) -> int:
     return RunError.exit_code if wrong or moved else 0
 
 
-def digests(home: RunFolder) -> dict[str, str]:
-    """SHA-256 of each file of weights."""
-    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(home.weights.glob("*.safetensors"))}
-
-
 def check_weights(home: RunFolder) -> list[str]:
     """What is not as it was recorded, one phrase each."""
-    recorded = home.read("manifest.json").get("weights")
+    from voxtile.training.weights import digests
+
+    recorded = home.read("status.json").get("weights")
     if recorded is None:
-        return ["the manifest keeps no digests of them; the run was made by an older version"]
-    found = digests(home)
+        return ["no digests of them are kept; the run was made by an older version"]
+    found = digests(home.weights)
     return [f"{name} {'is gone' if name not in found else 'has changed'}" for name in recorded if found.get(name) != recorded[name]]
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,14 @@ def take_part(order: Mapping[str, Any], rank: int) -> int:
     except BaseException as error:
         traceback.print_exc()
         code, found = 1, {"known": False, "message": f"{type(error).__name__}: {reason(error)}"}
-    if report.parent.is_dir():  # else the run has ended, and its first process has taken it away
+    with suppress(OSError):  # the run may have ended, and its first process have taken the folder away
         atomic_text(report, json.dumps(found | {"time": time.time()}))
     return code
 
 
 def work(order: Mapping[str, Any], leads: bool) -> dict[str, Any]:
     """Trains, and returns what was measured."""
-    from voxtile.commands.assemble import assembled, prepare_data, trainer_options
+    from voxtile.commands.assemble import assembled, prepare_data, trainer_options, world_of
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.heap import keep_heap
@@ -75,7 +76,8 @@ def work(order: Mapping[str, Any], leads: bool) -> dict[str, Any]:
     out.quiet = not leads
     loggers = make_loggers(config, home) if leads else []
     try:
-        fit(module, data, home, trainer_options(config["trainer"]), loggers, out, order["command"], leads)
+        options = trainer_options(config["trainer"], world_of(config["trainer"]))
+        fit(module, data, home, options, loggers, out, order["command"], leads)
     finally:
         finish(loggers)
     return {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}

@@ -30,7 +30,7 @@ class Intensity:
         high: pixels above become this; inf where nothing is clipped.
         mean: is subtracted after clipping.
         std: divides after that; never 0.
-        masked: whether pixels that are 0 in every channel lie outside of what was measured, and stay 0.
+        masked: whether pixels that are 0 in every channel stay 0.
     """
 
     low: tuple[float, ...]
@@ -64,7 +64,8 @@ class Normalisation:
         per: "case" where the scale of intensities is each case's own (MRI), "dataset" where it means the same in all of them
             (reflectances, CT).
         clip: (lower, upper) percentiles of a channel to which its pixels are clipped first, or None.
-        nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0; it stays 0.
+        nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0.
+        keep_zero: pixels that are 0 in every channel stay 0, as nnU-Net has it.
         foreground: measure only pixels of the training cases that are labelled as other classes than the background (CT).
 
     Raises:
@@ -77,6 +78,7 @@ class Normalisation:
         clip: Sequence[float] | None = (0.5, 99.5),
         nonzero: bool = False,
         foreground: bool = False,
+        keep_zero: bool = False,
     ) -> None:
         if per not in ("case", "dataset"):
             hint = did_you_mean(per, ("case", "dataset"))
@@ -88,7 +90,7 @@ class Normalisation:
             )
         self.per = per
         self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
-        self.nonzero = nonzero
+        self.nonzero, self.keep_zero = nonzero, keep_zero
         if foreground and per == "case":
             raise ConfigError(
                 "'normalise.foreground=true' measures labelled pixels, and a new case has no label to be measured by. Type "
@@ -123,7 +125,7 @@ class Normalisation:
         each = np.repeat(np.ones(len(parts)) if weights is None else weights, [part.shape[1] for part in parts])
         channels = (np.concatenate([part[c] for part in parts]).astype(np.float64) for c in range(len(parts[0])))
         low, high, mean, std = zip(*(self._measure(values, each) for values in channels), strict=True)
-        return Intensity(low, high, mean, std, self.nonzero)
+        return Intensity(low, high, mean, std, self.keep_zero)
 
     def _measure(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float, float]:
         """Low, high, mean and std of one channel [n]."""

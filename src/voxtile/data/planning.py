@@ -203,6 +203,9 @@ def _normalisation(facts: Facts, made: Plan) -> None:
     made.set("normalise", "case", "values have no unit that all cases share: each case is scaled by itself")
     masked = float(np.median(facts.zero))
     said = f"{masked:.0%} of the voxels are 0 in every channel"
+    made.set(
+        "normalise.keep_zero", masked >= MASKED, "what a mask took away stays 0" if masked >= MASKED else "no mask was applied"
+    )
     made.set("normalise.nonzero", masked >= MASKED, said + (": a mask was applied" if masked >= MASKED else ""))
 
 

@@ -30,6 +30,8 @@ class Comparison:
 
 def compare(first: RunFolder, second: RunFolder) -> Comparison:
     """Compares a run with its reproduction."""
+    if other := _other_recipe(first, second):
+        return Comparison(False, [f"not the same run: {listed(other)} of the two are not the same, so nothing was reproduced"])
     rows, others = _metrics(first), _metrics(second)
     weights = {name: _weights(first, second, name) for name in WEIGHTS}
     differing = [key for key in rows if others.get(key) != rows[key]] + [key for key in others if key not in rows]
@@ -39,18 +41,44 @@ def compare(first: RunFolder, second: RunFolder) -> Comparison:
     lines = [f"not identical: {len(differing)} of {counted(len({*rows, *others}), 'number')} of metrics.csv differ"]
     lines += [f"  weights {name}: {text}" for name, text in weights.items() if text]
     scores, found = (run.read("status.json", "best")["best"]["scores"] for run in (first, second))
-    changed = [name for name in scores if scores[name] != found.get(name) and isinstance(scores[name], float)]
-    lines += [f"  {name}: {scores[name]:.6f}, now {found[name]:.6f} ({found[name] - scores[name]:+.6f})" for name in changed[:MOST]]
+    changed = [name for name in scores if scores[name] != found.get(name)]
+    lines += [f"  {name}: {_moved(scores[name], found.get(name))}" for name in changed[:MOST]]
     lines.append(_causes(first, second))
     lines.append(_spread(first, scores["dice"], found["dice"]))
     return Comparison(False, lines)
 
 
+def _other_recipe(first: RunFolder, second: RunFolder) -> list[str]:
+    """The parts of two runs' identities that differ."""
+    mine, its = (run.read("recipe.json", "identity", "settings") for run in (first, second))
+    if mine["identity"] == its["identity"]:
+        return []
+    names = {
+        "data": "the data",
+        "split": "the split",
+        "stream": "the version of the sample stream",
+        "parent": "the parent's weights",
+    }
+    settings = sorted(key for key in {*mine["settings"], *its["settings"]} if mine["settings"].get(key) != its["settings"].get(key))
+    return [*(text for key, text in names.items() if mine.get(key) != its.get(key)), *settings]
+
+
+def _moved(before: Any, now: Any) -> str:
+    """Two values of a score, and their difference where both are numbers."""
+    if not isinstance(before, float) or not isinstance(now, float):
+        return f"{'undefined' if before is None else before}, now {'undefined' if now is None else now}"
+    return f"{before:.6f}, now {now:.6f} ({now - before:+.6f})"
+
+
 def _metrics(run: RunFolder) -> dict[tuple[int, str], str]:
     """Every number of a run's metrics file as it is written, by step and name."""
     lines = (run.path / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
-    rows = (line.split(",") for line in lines)
-    return {(int(step), name): value for step, name, value in rows}
+    found = {}
+    for line in lines:
+        step, _, rest = line.partition(",")
+        name, _, value = rest.rpartition(",")  # a class may have a comma in its name
+        found[int(step), name] = value
+    return found
 
 
 def _weights(first: RunFolder, second: RunFolder, name: str) -> str:
@@ -85,8 +113,10 @@ def _causes(first: RunFolder, second: RunFolder) -> str:
     return f"Between the two have changed, and are the likely cause: {listed(found, 20)}."
 
 
-def _spread(run: RunFolder, before: float, now: float) -> str:
+def _spread(run: RunFolder, before: Any, now: Any) -> str:
     """Whether the difference lies within what other seeds of the same recipe came to, as a sentence."""
+    if not isinstance(before, float) or not isinstance(now, float):
+        return "The mean Dice is undefined in one of the two."
     values = list(_of_other_seeds(run))
     if len(values) < 2:
         return "How far apart seeds lie is not known: fewer than two finished runs with another seed lie beside this one."

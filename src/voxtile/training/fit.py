@@ -30,7 +30,7 @@ from voxtile.training import pictures
 from voxtile.training.metrics_file import MetricsFile
 from voxtile.training.module import SegmentationModule
 from voxtile.training.run_folder import RunFolder
-from voxtile.training.weights import load_resume, save_weights
+from voxtile.training.weights import digests, load_resume, save_weights
 
 MOST_PICTURES = 4
 
@@ -43,9 +43,13 @@ class InterruptedRunError(VoxtileError):
 
 
 class StopRequest:
-    """Remembers that Ctrl-C or SIGTERM came, so that the step under way can end and be saved; a second Ctrl-C ends at once."""
+    """Remembers that Ctrl-C or SIGTERM came, so that the step under way can end and be saved; a second Ctrl-C ends at once.
 
-    def __init__(self) -> None:
+    Of several processes only the first `listens`: it saves and leaves, and the others are ended then.
+    """
+
+    def __init__(self, listens: bool = True) -> None:
+        self.listens = listens
         self.signal: int | None = None
 
     def __call__(self, number: int, frame: object) -> None:
@@ -57,7 +61,7 @@ class StopRequest:
     def install(self) -> None:
         """Takes over SIGINT and SIGTERM; again after Lightning has put its own handler there."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self)
+            signal.signal(number, self if self.listens else signal.SIG_IGN)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -316,7 +320,7 @@ def fit(
             logger.log_metrics(dict(values), step)
 
     module.record = record
-    stop = StopRequest()
+    stop = StopRequest(leads)
     keeper = Keeper(folder, metrics, stop, command)
     making = bare_trainer(
         [keeper, Reporter(console, data, folder)] if leads else [keeper],
@@ -343,7 +347,8 @@ def fit(
         return module.best
     save_weights(module.judged, folder.weights / "last.safetensors", module.step)
     metrics.sync()
-    folder.set_status("finished", step=module.step, steps=module.settings.steps, best=module.best)
+    weights = digests(folder.weights)
+    folder.set_status("finished", step=module.step, steps=module.settings.steps, best=module.best, weights=weights)
     folder.resume.unlink(missing_ok=True)
     return module.best
 

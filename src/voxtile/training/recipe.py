@@ -82,6 +82,7 @@ ADDED: Mapping[str, Any] = {
 
 # The same for arguments of classes that are listed as a whole: they are left out at these values.
 ADDED_TO: Mapping[str, Mapping[str, Any]] = {
+    "voxtile.data.normalise.Normalisation": {"keep_zero": False},
     "voxtile.data.blocks.BlockSplit": {"side": None, "grid": "case", "stratify": False},
 }
 

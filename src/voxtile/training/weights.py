@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise RunError(
             f"{path} does not hold the weights of this network: {reason(error)}. Move the run folder away and train the run again."
         ) from error
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of weights in a folder."""
+    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
 
 
 def load_resume(path: Path) -> dict[str, Any] | None:
