@@ -1,10 +1,12 @@
 """Jobs of a sweep by Slurm and Ray, with submitit's own executor on this machine and a cluster of one machine."""
 
 import json
+import os
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,16 +39,21 @@ def test_a_job_that_is_moved_saves_and_goes_on_where_it_is_started_next(tmp_path
     words = [*scene_words(tmp_path), "training.steps=400", "training.val_every=400", "training.log_every=100"]
     runs = tmp_path / "runs"
     command = Command({"words": words, "report": str(tmp_path / "report.json")})
-    codes: list[int] = []
-    running = threading.Thread(target=lambda: codes.append(command()))
-    running.start()
-    until = time.monotonic() + 120
-    while not list(runs.glob("*/resume.pt")):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    moved = command.checkpoint()
-    running.join()
-    assert codes == [130]
+    moves: list[Any] = []
+
+    def move() -> None:
+        until = time.monotonic() + 120
+        while not list(runs.glob("*/resume.pt")) and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: moves.append(command.checkpoint()))  # as submitit does
+    try:
+        threading.Thread(target=move).start()
+        assert command() == 130
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    (moved,) = moves
     assert isinstance(moved, submitit.helpers.DelayedSubmission)
     (home,) = homes(runs)
     saved = json.loads((home / "status.json").read_text())

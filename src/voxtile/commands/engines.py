@@ -30,10 +30,11 @@ class Command:
 
     def __call__(self) -> int:
         """Runs the job, and returns its exit code."""
-        with child("voxtile.commands.job", self.order, os.environ, folder=self.folder) as self._process:
-            while self._process.poll() is None:  # not `wait`, in which `checkpoint`, called by a signal, could not wait, too
+        with child("voxtile.commands.job", self.order, os.environ, folder=self.folder) as process:
+            self._process = process
+            while process.poll() is None:  # not `wait`, in which `checkpoint`, called by a signal, could not wait, too
                 time.sleep(POLL)
-            return int(self._process.returncode)
+            return int(process.returncode)
 
     def checkpoint(self) -> Any:
         """What submitit calls before Slurm moves the job: it saves, and goes on where it is started next."""
