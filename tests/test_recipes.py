@@ -28,7 +28,7 @@ from voxtile.training.schedules import Constant, Poly, Schedule, Step, parameter
 
 DATA = os.environ.get("VOXTILE_DATA", "")  # as it was before other tests of this process set it to a folder of their own
 EXPERIMENTS = compose.conf_dir() / "experiment"
-OURS = {"hippocampus_2d"}  # of no paper
+OURS = {"hippocampus_2d", "hippocampus_3d"}  # of no paper
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem not in OURS)
 
 # Of red, green and blue from 0 to 255. torchvision: mean 0.485, 0.456, 0.406 and deviation 0.229, 0.224, 0.225 from 0 to 1.

@@ -139,6 +139,7 @@ def test_what_one_process_raises_is_said_once_and_kept(words: list[str], tmp_pat
     assert "Lower the learning rate" in status["reason"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_that_of_one_process_in_all_but_the_hardware(words: list[str], tmp_path: Path, voxtile: Command) -> None:
     process = begun(words)
     out, _ = process.communicate(timeout=120)

@@ -143,6 +143,7 @@ def test_several_jobs_run_at_once_and_one_that_fails_is_told_by_the_exit_code(
     assert "Lower the learning rate" in status.text
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_job_under_way_and_begins_no_other(words: list[str], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with begun([*words, "training.steps=100000", "training.val_every=100000"], runs) as process:

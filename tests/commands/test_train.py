@@ -532,7 +532,7 @@ def test_minutes_go_on_counting_where_an_interrupted_run_stopped(
     timed = [*words, "training.steps=1000", "training.minutes=1", "training.save_every=1"]
     with monkeypatch.context() as patch:
         patch.setattr("voxtile.training.fit.StopRequest.signal", 2, raising=False)
-        patch.setattr("voxtile.training.fit.StopRequest.__init__", lambda self: None)
+        patch.setattr("voxtile.training.fit.StopRequest.__init__", lambda self, listens: setattr(self, "listens", listens))
         assert voxtile("train", *timed).code == 130
     assert "continuing at step 1 of 1000" in voxtile("train", *timed).text
     run = Run([], homes(tmp_path / "runs")[0], tmp_path, "")
