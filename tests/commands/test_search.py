@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 from tests.commands.conftest import Command, homes
 from tests.testers.tiny import configured, scene_words
 from voxtile.commands import search as searching
-from voxtile.commands.sweep import STOPPED, Job
+from voxtile.commands.compose import STOPPED
+from voxtile.commands.sweep import Job
 
 ROOT = Path(__file__).parents[2]
 SPACE = ["optimizer.lr=tag(log, interval(1e-4, 1e-1))", "training.batch_size=range(1,4)"]

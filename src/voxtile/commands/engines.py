@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from voxtile.commands import compose
 from voxtile.commands.children import Child, child, forwarding
-from voxtile.commands.sweep import STOPPED, UNDER_WAY, Job, Outcome, collected, is_known, order_of_job, place_of
+from voxtile.commands.compose import STOPPED
+from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, collected, is_known, order_of_job, place_of
 from voxtile.errors import ConfigError, reason
 
 POLL = 0.2  # seconds between looks at the process of a job

@@ -23,7 +23,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from voxtile.commands import compose
-from voxtile.commands.sweep import STOPPED, Job, Outcome, Slots, collected, run_jobs
+from voxtile.commands.compose import STOPPED
+from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
 
 if TYPE_CHECKING:

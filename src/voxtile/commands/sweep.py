@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxtile.commands import compose
 from voxtile.commands.children import Child, child, forwarding
+from voxtile.commands.compose import STOPPED
 from voxtile.errors import ConfigError
 
 POLL = 0.1  # seconds between looks at the jobs
-STOPPED = 130  # exit code of a job that was asked to stop
 UNDER_WAY = -1  # stands for an exit code until there is one
 
 
@@ -251,8 +251,9 @@ def run_jobs(
                         how = {0: "done", STOPPED: "stopped"}.get(job.outcome.code, f"failed: {job.outcome.reason}")
                         say(job, f"{how} after {time.monotonic() - job._began:.0f} s")
                     ended(job)
-                for job in running if look else ():
-                    look(job)  # type: ignore[misc]  # there is one
+                if look:
+                    for job in running:
+                        look(job)
                 time.sleep(POLL)
     finally:
         for job in running:

@@ -19,9 +19,8 @@ from typing import Any
 
 from voxtile.cases.maps import atomic_text
 from voxtile.commands.children import order_of
+from voxtile.commands.compose import STOPPED
 from voxtile.errors import VoxtileError, reason
-
-STOPPED = 130  # exit code of a process that was asked to stop
 
 
 def main() -> int:
