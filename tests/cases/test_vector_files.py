@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import geopandas
 import numpy as np
 import pytest
+import rasterio.features
 import shapely
 
 from voxtile.cases import vector_files
@@ -170,6 +171,11 @@ class TestOddShapes:
         (note,) = found.notes
         assert "holds 1 invalid polygon (" in note
         assert "shape 2: Self-intersection" in note
+
+    def test_parts_that_overlap_are_one_area_as_gdal_burns_them(self, tmp_path):
+        shape = shapely.MultiPolygon([shapely.box(0, 0, 4, 4), shapely.box(2, 2, 6, 6)])
+        found = read(geojson(tmp_path / "a.geojson", shape))
+        assert shapely.area(found.parts).sum() == rasterio.features.rasterize([shape], (6, 6)).sum() == 28
 
     def test_invalid_polygons_are_refused_on_request(self, tmp_path):
         path = geojson(tmp_path / "a.geojson", *squares(1), BOWTIE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -171,8 +171,7 @@ def read_areas(path: Path, attribute: str | None = None, said: str = "") -> Area
             f"{path} names no coordinate reference system, so it is unknown where its polygons lie. Write it with one, for example "
             "by 'ogr2ogr -a_srs EPSG:4326 areas.gpkg …'."
         )
-    # Areas are what they cover: parts that overlap are one, where for labels each edge divides inside from outside.
-    shapes, notes = _repaired(path, _flat(frame), True, {"method": "structure", "keep_collapsed": False})
+    shapes, notes = _repaired(path, _flat(frame), True)
     parts, features = simple_parts(shapes, np.arange(len(shapes)))
     areas = shapely.get_dimensions(parts) == 2
     parts, features = parts[areas], features[areas]
@@ -303,10 +302,8 @@ def _crs(path: Path, settings: VectorSettings, own: Any) -> CRS:
     return CRS.from_user_input(own)
 
 
-def _repaired(
-    path: Path, shapes: NDArray[np.object_], repair: bool, how: Mapping[str, Any] | None = None
-) -> tuple[NDArray[np.object_], list[str]]:
-    """The shapes with invalid polygons made valid (`how`: as shapely's `make_valid` takes it), and a sentence on them."""
+def _repaired(path: Path, shapes: NDArray[np.object_], repair: bool) -> tuple[NDArray[np.object_], list[str]]:
+    """The shapes with invalid polygons made valid, and a sentence on them."""
     bad = np.flatnonzero(~shapely.is_valid(shapes) & ~shapely.is_missing(shapes))
     wrong = [index for index in bad if not np.isfinite(shapely.get_coordinates(shapes[index])).all()]
     if wrong:
@@ -321,9 +318,10 @@ def _repaired(
             f"{what}. Correct what crosses itself, or type 'data.vectors.repair=true' to have such polygons made valid."
         )
     shapes = shapes.copy()
-    for index, mended in zip(bad, shapely.make_valid(shapes[bad], **(how or {})), strict=True):
+    # Parts that overlap are one area, as where GDAL burns them; by "linework" what they share would be a hole.
+    for index, mended in zip(bad, shapely.make_valid(shapes[bad], method="structure", keep_collapsed=False), strict=True):
         pieces, _ = simple_parts(np.array([mended], dtype=object), np.zeros(1, dtype=np.int64))
-        shapes[index] = shapely.multipolygons(pieces[shapely.get_dimensions(pieces) == 2])  # lines that were left over go
+        shapes[index] = shapely.multipolygons(pieces[shapely.get_dimensions(pieces) == 2])
     return shapes, [f"{what}, used as made valid"]
 
 
