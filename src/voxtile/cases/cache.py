@@ -131,7 +131,7 @@ def cached_array(
             atomic_write(file, lambda making: np.save(making, made, allow_pickle=False))
         except OSError as error:
             raise DataError(
-                f"The decoded form of {files[0]} ({made.nbytes / 1e6:.0f} MB) could not be written to the cache folder {folder}: "
+                f"The decoded form of {files[0]} ({made.nbytes / 1e6:.1f} MB) could not be written to the cache folder {folder}: "
                 f"{reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
             ) from error
         trim(folder, "*.npy", file, most_bytes() if max_bytes is None else max_bytes)

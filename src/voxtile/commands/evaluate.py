@@ -114,7 +114,8 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
         post = found_best if helps else None
         file = trained.home.path / FILE
         atomic_text(file, stored(as_typed(post, data["classes"]), made_with(config, predictor), tried, data["classes"]))
-        say_search(out, mean_dice(plain, data), mean_dice(scored, data), as_typed(post, data["classes"]), file, "")
+        how = " for these same cases, so its scores are optimistic"
+        say_search(out, mean_dice(plain, data), mean_dice(scored, data), as_typed(post, data["classes"]), file, how)
         scored = scored if helps else plain
     folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor, as_typed(post, data["classes"]))
     facts = {"waived": list(data["waived"]), "run": trained.home.read("recipe.json")["identity"]}

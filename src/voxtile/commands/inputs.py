@@ -126,6 +126,14 @@ def _check_whole(found: Sequence[CaseFiles], source: Path, dataset: Dataset, cha
     )
 
 
+def channels_as_cases(found: Sequence[CaseFiles], channels: int) -> list[str]:
+    """Names that are those of one case's channels in nnU-Net's folders, which a run of one channel takes for cases."""
+    parts = [files.id.rpartition("_") for files in found]
+    numbered = {(name, number) for name, _, number in parts if len(number) == 4 and number.isdigit()}
+    first = sorted(name for name, number in numbered if number == "0000" and (name, "0001") in numbered)
+    return [f"{name}_{number}" for name in first for number in ("0000", "0001")] if channels == 1 else []
+
+
 def _stem(path: Path, suffixes: Sequence[str]) -> str:
     ending = max((s for s in suffixes if path.name.lower().endswith(s)), key=len, default=path.suffix)
     return path.name[: len(path.name) - len(ending)] if ending else path.name

@@ -47,7 +47,7 @@ def predict(config: Mapping[str, Any]) -> int:
     from voxtile.cases.maps import BusyError
     from voxtile.commands.console import console, progress
     from voxtile.commands.ensemble import Ensemble
-    from voxtile.commands.inputs import find_inputs
+    from voxtile.commands.inputs import channels_as_cases, find_inputs
     from voxtile.commands.postprocess import made_with, postprocess_of
     from voxtile.commands.results import Results, said_of
     from voxtile.errors import DataError, PartialError, VoxtileError, listed
@@ -60,9 +60,13 @@ def predict(config: Mapping[str, Any]) -> int:
     if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":
         raise DataError(f"'heatmaps={config['heatmaps']}' is for scenes; type 'heatmaps=true' for format '{dataset.format}'.")
     source, target = path_of(str(config["input"])), Path(str(config["output"])).expanduser()
-    found, left_out = find_inputs(source, dataset, len(runs.first.manifest["data"]["channels"]))
+    channels = len(runs.first.manifest["data"]["channels"])
+    found, left_out = find_inputs(source, dataset, channels)
     if left_out:
         out.print(f"left out, since they are not what the run's data set looks for: {listed(left_out)}", soft_wrap=True)
+    if twice := channels_as_cases(found, channels):
+        what = f"{listed(twice)} are predicted as cases of their own; in nnU-Net's folders such names are channels of one case"
+        out.print(f"{what}, and this run has one channel", style="yellow", soft_wrap=True)
     if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(SUFFIXES[dataset.format])):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
     predictor = runs.predictor(config)
