@@ -103,6 +103,7 @@ def test_every_command_is_shown() -> None:
         "status",
         "reproduce",
         "verify",
+        "export",
     }
 
 

@@ -24,6 +24,7 @@ FILES = {
     "status": "status",
     "reproduce": "reproduce",
     "verify": "verify",
+    "export": "export",
 }  # command -> its configuration
 
 

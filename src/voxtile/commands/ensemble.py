@@ -38,7 +38,7 @@ class Ensemble:
             RunError: One cannot be opened, or two differ in their classes, channels, regions or the way in which images are read.
         """
         folders = run_folders(config, out)
-        members = tuple(Trained.open(folder, config["weights"], config["trust"]) for folder in folders)
+        members = tuple(Trained.open(folder, config["weights"], config["trust"], bundles=True) for folder in folders)
         for other in members[1:]:
             for what, mine, its in zip(("classes", "channels", "reading", "regions"), _kind(members[0]), _kind(other), strict=True):
                 if mine != its:

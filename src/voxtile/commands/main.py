@@ -18,6 +18,7 @@ COMMANDS = {
     "check": "look at a configuration and its data before training",
     "evaluate": "score a run on whole cases of its validation or test split",
     "predict": "apply a run to new files",
+    "export": "write a run's network for use elsewhere: a bundle, ONNX, torch.export",
     "verify": "look whether a run's weights, data and scores are what its folder says",
     "reproduce": "train a run again from what its folder says, and compare bit by bit",
 }

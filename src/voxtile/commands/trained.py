@@ -49,7 +49,15 @@ class Trained:
     looks: list[int] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: str, weights: str, trust: Sequence[str], root: str | None = None, cache: str | None = None) -> Trained:
+    def open(
+        cls,
+        path: str,
+        weights: str,
+        trust: Sequence[str],
+        root: str | None = None,
+        cache: str | None = None,
+        bundles: bool = False,
+    ) -> Trained:
         """Opens a run folder; what it holds is checked, and nothing in it is executed.
 
         Args:
@@ -58,6 +66,7 @@ class Trained:
             trust: modules whose classes may be built although they are not on the allow-list.
             root: the data set's folder, where it is no longer where the run found it.
             cache: where surveys are kept; the run's own folder for that may be somebody else's.
+            bundles: whether an exported bundle will do.
 
         Raises:
             RunError: The folder is no run of this version, or holds no such weights.
@@ -65,7 +74,7 @@ class Trained:
         """
         if not isinstance(trust, list):
             raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
-        home = RunFolder.existing(path)
+        home = RunFolder.existing(path, bundles=bundles)
         try:
             config: Any = OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
         except (OSError, ValueError, YAMLError) as error:

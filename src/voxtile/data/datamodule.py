@@ -103,6 +103,12 @@ class VoxtileData(lightning.LightningDataModule):
 
         return ReadAhead(mine, self._read, self.workers)
 
+    def val_sample(self, count: int) -> ReadAhead[Batch]:
+        """At most `count` of the validation's windows, evenly spread over all of them, each as a batch of its own."""
+        every = [(number, tile) for number, case in enumerate(self.prepared.split.val) for tile in tiles(case.shape, self.size)]
+        chosen = sorted({round(place) for place in np.linspace(0, len(every) - 1, count)})
+        return ReadAhead(lambda: [(every[i][0], [every[i][1]]) for i in chosen], self._read, self.workers)
+
     def first_batches(self, count: int) -> ReadAhead[Batch]:
         """The stream's first batches, whole, the same ones each time."""
         size = self.steps.batch_size

@@ -22,6 +22,7 @@ from voxtile.training.recipe import VERSION, Recipe
 
 HEARTBEAT = 10.0  # seconds between two signs of life
 POLL = 1.0  # seconds between looks at a run that another process trains
+EXPORT = "export.json"  # of what voxtile export has made; a run folder with one is a bundle
 SILENCE = 120.0  # seconds without one after which a run on another machine counts as dead
 
 
@@ -56,8 +57,13 @@ class RunFolder:
         return folder
 
     @classmethod
-    def existing(cls, path: str | Path, key: str = "run") -> RunFolder:
+    def existing(cls, path: str | Path, key: str = "run", bundles: bool = False) -> RunFolder:
         """The folder of a run that exists, which the user names with `key`.
+
+        Args:
+            path: the folder.
+            key: the setting, for messages.
+            bundles: whether an exported bundle will do, which knows nothing of the data that a run was trained on.
 
         Raises:
             RunError: There is none, or it was written by another version.
@@ -69,6 +75,11 @@ class RunFolder:
             here = f" Runs are: {listed(map(str, found.values()))}." if found else ""
             why = "has no recipe.json" if folder.path.exists() else "does not exist"
             raise RunError(f"{folder.path} is no run folder: it {why}. Name the folder of a run with '{key}=<folder>'.{here}")
+        if not bundles and (folder.path / EXPORT).exists():
+            raise RunError(
+                f"{folder.path} is a bundle, which is for 'voxtile predict'; all else that there is to know of a run lies in the "
+                f"folder that it was exported from. Name that one with '{key}=<folder>'."
+            )
         folder.check()
         return folder
 

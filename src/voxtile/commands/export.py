@@ -1,0 +1,164 @@
+"""voxtile export: a run's network for use elsewhere, compared with the network itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxtile.commands import compose
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from voxtile.commands.trained import Trained
+    from voxtile.data.prepared import Prepared
+
+FORMATS = ("bundle", "onnx", "torch_export")
+BATCH = 4  # windows that are compared at once, after one alone: an export takes any number
+LARGEST_ERROR = 1e-3  # of a logit, relative to the largest one; rounding alone comes to about 1e-6
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and exports; see `voxtile export --help`."""
+    return compose.run("export", argv, export)
+
+
+def export(config: Mapping[str, Any]) -> int:
+    """Exports the run that the configuration names."""
+    from voxtile.cases.maps import atomic_text
+    from voxtile.commands.bundle import describe
+    from voxtile.commands.console import console
+    from voxtile.commands.evaluate import prepared_for
+    from voxtile.commands.trained import Trained
+    from voxtile.errors import RunError
+    from voxtile.inference.exporting import check_packages
+    from voxtile.training.run_folder import EXPORT
+
+    out = console()
+    _check(config)
+    if config["format"] == "onnx":
+        check_packages()
+    trained = Trained.open(config["run"], config["weights"], config["trust"], config["root"], config["paths"]["cache"])
+    home = trained.home
+    if (state := home.status["state"]) != "finished":
+        raise RunError(f"{home.path} is {state}; its weights are not those that it will end with. Train it to its end first.")
+    target = Path(str(config["output"])).expanduser() if config["output"] else home.path / "exports" / config["format"]
+    images = window_images(trained, prepared_for(trained, "val", out), config["windows"])
+    trained.network.eval()
+    with _made_whole(target) as folder:
+        description = describe(trained, config["format"], config["weights"])
+        check = compared(trained, _written(trained, config, folder, description, images[0]), images)
+        atomic_text(folder / EXPORT, json.dumps({**description, "check": check}, indent=1) + "\n")
+    out.print(
+        f"{check['windows']} validation windows: largest error of a logit {check['largest_error']:.2g} (the largest logit is "
+        f"{check['largest_logit']:.3g}); another class in {check['other_class']} of {check['pixels']} pixels", soft_wrap=True,
+    )  # fmt: skip
+    out.print(f"{target}", soft_wrap=True)
+    if config["format"] == "bundle":
+        out.print(f"next   voxtile predict run={target} input=… output=predictions", soft_wrap=True)
+    return 0
+
+
+def window_images(trained: Trained, prepared: Prepared, count: int) -> list[Tensor]:
+    """Normalised windows of the validation cases, in batches [B, C, (D,) H, W]: one alone, then several at once."""
+    import torch
+
+    from voxtile.commands.assemble import assembled
+
+    module, data = assembled(trained.built, prepared)
+    images = [module.inputs(batch, augment=False)[0].contiguous() for batch in data.val_sample(count)]
+    return [images[0], *(torch.cat(images[i : i + BATCH]) for i in range(1, len(images), BATCH))]
+
+
+def compared(trained: Trained, forward: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> dict[str, Any]:
+    """How far what was exported is from the network, as plain types.
+
+    Raises:
+        RunError: Further than rounding takes it.
+    """
+    import torch
+
+    from voxtile.errors import RunError
+    from voxtile.inference.decoding import classes_of_logits
+    from voxtile.models.network import logits_of
+
+    regions = list(trained.built.dataset.regions.values())
+    error = largest = 0.0
+    other = pixels = 0
+    with torch.no_grad():
+        for image in images:
+            wanted, found = logits_of(trained.network, image), forward(image)
+            error = max(error, float((found - wanted).abs().max()))
+            largest = max(largest, float(wanted.abs().max()))
+            classes = classes_of_logits(wanted, regions)
+            other += int((classes_of_logits(found, regions) != classes).sum())
+            pixels += classes.numel()
+    if not error <= LARGEST_ERROR * max(largest, 1e-6):
+        raise RunError(
+            f"What was exported is not the network: a logit differs by {error:.3g}, and the largest is {largest:.3g}. Nothing was "
+            "kept. Type 'format=bundle', which takes every network."
+        )
+    windows = sum(len(image) for image in images)
+    return {"windows": windows, "largest_error": error, "largest_logit": largest, "other_class": other, "pixels": pixels}
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    from voxtile.errors import ConfigError, did_you_mean, listed
+
+    if (kind := str(config["format"])) not in FORMATS:
+        raise ConfigError(f"'format={kind}' is none of {listed(FORMATS)}.{did_you_mean(kind, FORMATS)}")
+    if isinstance(config["windows"], bool) or not isinstance(config["windows"], int) or config["windows"] < 1:
+        raise ConfigError(f"'windows={config['windows']}' must be a whole number from 1 up.")
+
+
+def _written(
+    trained: Trained, config: Mapping[str, Any], folder: Path, description: Mapping[str, Any], image: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Writes the export into a folder, and opens it again."""
+    from voxtile.commands.bundle import write_bundle
+    from voxtile.commands.trained import Trained as Opened
+    from voxtile.inference.exporting import exported, open_onnx, open_torch, save_onnx, save_torch
+    from voxtile.models.network import logits_of
+
+    if config["format"] == "bundle":
+        write_bundle(trained, config["weights"], folder)
+        network = Opened.open(str(folder), config["weights"], config["trust"], bundles=True).network.eval()
+        return partial(logits_of, network)
+    pair = image.repeat(2, *[1] * (image.ndim - 1))  # of one alone, the number of windows would become a part of the network
+    program, text = exported(trained.network, pair), json.dumps(description)
+    if config["format"] == "onnx":
+        save_onnx(program, pair, folder / "network.onnx", text)
+        return open_onnx(folder / "network.onnx")
+    save_torch(program, folder / "network.pt2", text)
+    return open_torch(folder / "network.pt2")
+
+
+@contextmanager
+def _made_whole(target: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of `target`, an earlier export; nothing is left of it where filling fails.
+
+    Raises:
+        DataError: The place is taken by something else, or cannot be written.
+    """
+    from voxtile.errors import DataError, reason
+    from voxtile.training.run_folder import EXPORT
+
+    if target.exists() and not (target / EXPORT).is_file():
+        raise DataError(f"{target} exists and is no export of this program. Name another folder with 'output=…'.")
+    making = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        making.mkdir(parents=True)
+        yield making
+        if target.exists():
+            shutil.rmtree(target)
+        making.rename(target)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written: {reason(error)}. Name another folder with 'output=…'.") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)

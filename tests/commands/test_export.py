@@ -1,0 +1,163 @@
+"""What is exported is the network, runs where it should, and tells no more than it must."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from tests.commands.conftest import Command, Run
+from voxtile.commands.trained import Trained
+
+
+def exported(run: Run, target: Path, kind: str, voxtile: Command, *words: str) -> dict:
+    said = voxtile("export", f"run={run.home}", f"format={kind}", f"output={target}", *words, f"paths.cache={run.folder / 'cache'}")
+    assert said.code == 0, said.text
+    description = json.loads((target / "export.json").read_text())
+    assert f"{description['check']['windows']} validation windows" in said.text
+    return description
+
+
+def windows(description: dict, count: int) -> torch.Tensor:
+    _, *shape = description["input"]["shape"]
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32))
+
+
+def test_a_bundle_predicts_the_same_bytes_as_its_run(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    description = exported(scene_run, tmp_path / "bundle", "bundle", voxtile)
+    assert description["check"]["largest_error"] == 0
+    assert description["check"]["largest_logit"] > 0
+    scene = next((scene_run.folder / "scenes" / "images").iterdir())
+    maps = []
+    for name, run in (("run", scene_run.home), ("bundle", tmp_path / "bundle")):
+        said = voxtile("predict", f"run={run}", f"input={scene}", f"output={tmp_path / name}.tif")
+        assert said.code == 0, said.text
+        with rasterio.open(tmp_path / f"{name}.tif") as file:
+            maps.append(file.read())
+    np.testing.assert_array_equal(*maps)
+
+
+def test_a_bundle_names_no_case_and_no_folder(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    exported(scene_run, tmp_path / "bundle", "bundle", voxtile)
+    data = scene_run.read("manifest.json")["data"]
+    names = [case["id"] for side in ("train", "val", "test") for case in data["split"][side]]
+    names += [case[key] for case in data["learned"] for key in ("group", "image")]
+    said = {path: path.read_text() for path in (tmp_path / "bundle").glob("*.*") if path.is_file()}
+    assert {path.name for path in said} == {"config.yaml", "recipe.json", "manifest.json", "status.json", "export.json"}
+    assert any(f'"{name}"' in scene_run.home.joinpath("manifest.json").read_text() for name in names)
+    for path, text in said.items():
+        assert str(scene_run.folder) not in text, path
+        assert not [name for name in names if f'"{name}"' in text], path
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify", "reproduce", "export"])
+def test_a_bundle_is_for_predicting_only(scene_run: Run, tmp_path: Path, voxtile: Command, command: str) -> None:
+    exported(scene_run, tmp_path / "bundle", "bundle", voxtile)
+    said = voxtile(command, f"run={tmp_path / 'bundle'}", *(["format=onnx"] if command == "export" else []))
+    assert said.code == 4
+    assert "is a bundle, which is for 'voxtile predict'" in said.text
+
+
+def test_nothing_in_a_bundle_is_executed(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    exported(scene_run, tmp_path / "bundle", "bundle", voxtile)
+    config = tmp_path / "bundle" / "config.yaml"
+    config.write_text(config.read_text().replace("voxtile.models.unet.UNet", "os.system"))
+    scene = next((scene_run.folder / "scenes" / "images").iterdir())
+    said = voxtile("predict", f"run={tmp_path / 'bundle'}", f"input={scene}", f"output={tmp_path / 'maps'}")
+    assert said.code == 2
+    assert "os.system" in said.text
+
+
+def test_a_torch_program_needs_torch_alone_and_takes_any_number_of_windows(
+    scene_run: Run, tmp_path: Path, voxtile: Command
+) -> None:  # fmt: skip
+    description = exported(scene_run, tmp_path / "made", "torch_export", voxtile)
+    inside = {"voxtile.json": ""}
+    forward = torch.export.load(tmp_path / "made" / "network.pt2", extra_files=inside).module()
+    assert json.loads(inside["voxtile.json"]) == {key: value for key, value in description.items() if key != "check"}
+    network = Trained.open(str(scene_run.home), "best", []).network.eval()
+    for count in (1, 3):
+        image = windows(description, count)
+        with torch.no_grad():
+            np.testing.assert_allclose(forward(image), network(image), rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_runs_in_its_own_runtime(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    description = exported(scene_run, tmp_path / "made", "onnx", voxtile, "weights=last")
+    file = tmp_path / "made" / "network.onnx"
+    (inside,) = [each.value for each in onnx.load(file).metadata_props if each.key == "voxtile"]
+    assert json.loads(inside) == {key: value for key, value in description.items() if key != "check"}
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    network = Trained.open(str(scene_run.home), "last", []).network.eval()
+    for count in (1, 3):
+        image = windows(description, count)
+        with torch.no_grad():
+            np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], network(image), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_said_is_enough_to_normalise_a_window(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    description = exported(scene_run, tmp_path / "made", "torch_export", voxtile, "windows=1")
+    assert description["check"]["windows"] == 1
+    forward = torch.export.load(tmp_path / "made" / "network.pt2").module()
+    case = scene_run.read("manifest.json")["data"]["split"]["val"][0]["id"]
+    _, channels, height, width = description["input"]["shape"]
+    with rasterio.open(scene_run.folder / "scenes" / "images" / f"{case}.tif") as file:
+        window, profile = file.read()[:, :height, :width], file.profile | {"height": height, "width": width}
+    with rasterio.open(tmp_path / "window.tif", "w", **profile) as file:
+        file.write(window)
+    rows = {name: np.array(row)[:, None, None] for name, row in description["normalisation"]["values"].items() if name != "masked"}
+    image = (np.clip(window.astype(np.float64), rows["low"].astype(float), rows["high"].astype(float)) - rows["mean"]) / rows["std"]
+    logits = forward(torch.from_numpy(image[None].astype(np.float32)))
+    assert logits.shape == (1, len(description["output"]["classes"]), height, width)
+    assert channels == len(description["input"]["channels"])
+    voxtile("predict", f"run={scene_run.home}", f"input={tmp_path / 'window.tif'}", f"output={tmp_path / 'map.tif'}")
+    with rasterio.open(tmp_path / "map.tif") as file:
+        np.testing.assert_array_equal(logits[0].argmax(0).numpy(), file.read(1))
+
+
+def test_volumes_say_across_which_axis_their_slices_lie(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    description = exported(volume_run, tmp_path / "made", "bundle", voxtile)
+    assert description["input"]["slices_across"] == "z"
+    assert description["normalisation"]["per"] == "case"
+    assert description["normalisation"]["values"] is None
+
+
+def test_an_export_that_is_another_network_is_not_kept(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from voxtile.inference import exporting
+
+    right = exporting.open_torch
+    monkeypatch.setattr(exporting, "open_torch", lambda file: lambda image: right(file)(image) * 1.01)
+    said = voxtile("export", f"run={scene_run.home}", "format=torch_export", f"output={tmp_path / 'made'}")
+    assert said.code == 4
+    assert "What was exported is not the network: a logit differs by" in said.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_later_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
+    scene_run: Run, tmp_path: Path, voxtile: Command
+) -> None:  # fmt: skip
+    target = tmp_path / "made"
+    exported(scene_run, target, "bundle", voxtile)
+    assert exported(scene_run, target, "bundle", voxtile, "weights=last")["weights"]["name"] == "last"
+    assert [path.name for path in (target / "weights").iterdir()] == ["last.safetensors"]
+    (tmp_path / "mine").mkdir()
+    said = voxtile("export", f"run={scene_run.home}", "format=bundle", f"output={tmp_path / 'mine'}")
+    assert said.code == 3
+    assert "exists and is no export of this program" in said.text
+
+
+def test_what_cannot_be_exported_is_said(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Did you mean 'onnx'?" in voxtile("export", f"run={copied_run.home}", "format=onx").text
+    assert "'windows=0' must be" in voxtile("export", f"run={copied_run.home}", "format=bundle", "windows=0").text
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        said = voxtile("export", f"run={copied_run.home}", "format=onnx")
+    assert said.code == 2
+    assert "pip install 'voxtile[onnx]'" in said.text
+    (copied_run.home / "status.json").write_text('{"state": "failed", "step": 2}')
+    assert "is failed; its weights are not" in voxtile("export", f"run={copied_run.home}", "format=bundle").text
