@@ -2,10 +2,12 @@
 
 import csv
 import itertools
+import json
 import re
 import shlex
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import rasterio
@@ -17,8 +19,10 @@ from safetensors.torch import load_file
 
 from tests.commands.conftest import Command, Run, homes
 from tests.testers.tiny import SMALL, scene_words, volume_words
+from voxtile.commands import job
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
+from voxtile.commands.tables import sweep_name
 from voxtile.data.batches import collate
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
@@ -26,6 +30,11 @@ from voxtile.models.unet_paper import UNetPaper
 from voxtile.training.border_weights import border_weights
 from voxtile.training.module import SegmentationModule
 from voxtile.training.pictures import HEADER
+
+SCHEMA = jsonschema.Draft202012Validator(
+    json.loads((Path(__file__).parents[2] / "docs" / "manifest.schema.json").read_text()),
+    format_checker=jsonschema.FormatChecker(),
+)  # fmt: skip
 
 
 def losses(home: Path, name: str = "train/loss") -> list[float]:
@@ -97,6 +106,17 @@ def test_the_manifest_says_what_made_the_run(scene_run: Run) -> None:
     # Scenes of 360 m, a kilometre from one to the next.
     assert distance["val"]["length"] == pytest.approx(1000 * abs(int(val[1:]) - int(train[1:])) - 360, rel=2e-3)
     assert "segments" not in manifest
+    assert manifest["cpu_seconds"] > 0
+    assert set(manifest["data"]["contents"]) == {case["id"] for side in ("train", "val") for case in split[side]}
+
+
+@pytest.mark.parametrize("kind", ["scene_run", "volume_run"])
+def test_manifests_keep_to_their_schema(kind: str, request: pytest.FixtureRequest) -> None:
+    manifest = request.getfixturevalue(kind).read("manifest.json")
+    SCHEMA.validate(manifest)
+    for wrong in ({"version": 2}, {"command": 1}, {"code": {"sources": "?"}}, {"data": {**manifest["data"], "more": 1}}):
+        with pytest.raises(jsonschema.ValidationError):
+            SCHEMA.validate(manifest | wrong)
 
 
 def test_the_same_command_reports_at_once(scene_run: Run, voxtile: Command) -> None:
@@ -276,6 +296,35 @@ def test_runs_of_a_multirun_are_tracked_apart_without_a_network(
         assert folder.name.endswith(Run([], home, tmp_path, "").read("recipe.json")["identity"][:16])
 
 
+def test_the_jobs_of_a_sweep_are_one_group_of_the_tracker(
+    short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):  # which the job sets, and which are to be gone again
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    words = [*short, "logger=wandb", "logger.wandb.mode=offline"]
+    order = {"words": words, "report": str(tmp_path / "report.json"), "group": "model,seed data=discs", "kind": "sweep"}
+    monkeypatch.setattr(job, "order_of", lambda: order)
+    assert job.main() == 0
+    (home,) = homes(tmp_path / "runs")
+    (tracked,) = home.glob("wandb/offline-run-*/run-*.wandb")
+    for kept in (b"model,seed data=discs", b"sweep", b"discs", b"unet"):
+        assert kept in tracked.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "name"),
+    [
+        ("data=a seed=0 paths.runs=r, data=a seed=1 paths.runs=r", "seed data=a"),
+        ("data=a seed=0, data=a seed=1, data=a seed=2", "seed data=a"),  # more of them are the same sweep
+        ("model=x data=a seed=0, model=y data=a seed=0", "model data=a seed=0"),
+        ("data=a launch=local", "sweep data=a"),
+    ],
+)
+def test_a_sweep_has_one_name_whatever_its_values(jobs: str, name: str) -> None:
+    assert sweep_name([words.split() for words in jobs.split(", ")]) == name
+
+
 def test_a_run_with_a_table_of_groups_is_opened_from_anywhere(
     tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +413,7 @@ def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(half
     assert "0." + segment["versions"]["torch"] == done["versions"]["torch"]
     assert "inexact=true" in segment["command"]
     assert segment["seconds"] > 0
+    SCHEMA.validate(done)
 
 
 def test_a_run_begun_on_a_gpu_does_not_go_on_here_unless_told_to(half_run: Run, voxtile: Command) -> None:

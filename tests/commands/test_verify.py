@@ -59,6 +59,7 @@ def test_changed_data_are_told(copied_run: Run, voxtile: Command) -> None:
         path.write_bytes(stored)
     assert said.code == 3
     assert "are not what the run" in said.text
+    assert f"changed: label of {case}. Put them back" in said.text
     assert np.isfinite(copied_run.read("status.json")["best"]["score"])
 
 

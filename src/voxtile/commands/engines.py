@@ -81,13 +81,14 @@ def launch_by(
         poll: seconds between looks at them.
     """
     from voxtile.commands.console import console
-    from voxtile.commands.tables import titles
+    from voxtile.commands.tables import sweep_name, titles
 
     out = console()
     outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
     place = place_of(folder, outcomes)
     names = titles([outcome.words for outcome in outcomes])
-    made = [Job(name, outcome, config) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
+    more = {"group": sweep_name([outcome.words for outcome in outcomes]), "kind": "sweep"}
+    made = [Job(name, outcome, config, more=more) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
     waiting: dict[int, Submitted] = {}
     left = [number for number, job in enumerate(made) if not is_known(job)]
     for number, job in enumerate(made):

@@ -131,6 +131,7 @@ def prepared_for(trained: Trained, split: str, out: Console) -> Prepared:
     """
     from voxtile.commands.assemble import prepare_data
     from voxtile.errors import DataError
+    from voxtile.studies.manifest import other_contents
 
     root = trained.built.dataset.layout.root
     try:
@@ -145,9 +146,10 @@ def prepared_for(trained: Trained, split: str, out: Console) -> Prepared:
     if split == "test":
         same = same and prepared.test_fingerprint == trained.manifest["data"]["test_fingerprint"]
     if not same:
+        which = other_contents(trained.manifest["data"], prepared) or "files or split have changed"
         raise DataError(
-            f"The data in {root} are not what the run {trained.home.path} was trained on: files or split have changed. Put them "
-            "back as they were (manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run."
+            f"The data in {root} are not what the run {trained.home.path} was trained on: {which}. Put them back as they were "
+            "(manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run."
         )
     return prepared
 

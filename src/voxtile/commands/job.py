@@ -1,11 +1,12 @@
 """One job of a sweep, as `voxtile.commands.sweep` starts it: `python -m voxtile.commands.job`.
 
-It is told the words that it trains with ("words"), or a whole configuration ("config"), and in which file it leaves what
-became of it ("report").
+It is told the words that it trains with ("words"), or a whole configuration ("config"), in which file it leaves what
+became of it ("report"), and for trackers the name and the kind of what it is a part of ("group", "kind").
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def main() -> int:
     words = order.get("words", [])
     sys.argv = ["voxtile", "train", *words]  # what messages tell the user to type
     report = Path(order["report"])
+    if "group" in order:  # wandb's own variables, which the user may have set
+        os.environ.setdefault("WANDB_RUN_GROUP", order["group"])
+        os.environ.setdefault("WANDB_JOB_TYPE", order["kind"])
 
     def leave(outcome: Outcome) -> None:
         atomic_text(report, report_of(outcome))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ def make_loggers(config: Mapping[str, Any], home: RunFolder) -> list[Any]:
                 build(node, "logger.tensorboard", config["trust"], save_dir=str(home.path), name="tensorboard", version="")
             )
         elif name == "wandb":
-            loggers.append(_wandb(node, home))
+            loggers.append(_wandb(node, config, home))
         else:
             loggers.append(build(node, f"logger.{name}", config["trust"]))
     return loggers
@@ -32,13 +33,17 @@ def finish(loggers: Iterable[Any]) -> None:
             logger.experiment.finish()
 
 
-def _wandb(node: Mapping[str, Any], home: RunFolder) -> Any:
+def _wandb(node: Mapping[str, Any], config: Mapping[str, Any], home: RunFolder) -> Any:
     """A run under the run folder's own identity, offline where the server cannot be reached."""
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
     identity = home.read("recipe.json")["identity"]
-    common = {"project": node["project"], "id": identity[:16], "name": home.path.name, "dir": str(home.path), "resume": "allow"}
+    common = {
+        "project": node["project"], "id": identity[:16], "name": home.path.name, "dir": str(home.path), "resume": "allow",
+        "group": os.environ.get("WANDB_RUN_GROUP"), "job_type": os.environ.get("WANDB_JOB_TYPE"),
+        "tags": [str(config["data"]["name"]), *filter(None, [config["chosen"].get("model")])],
+    }  # fmt: skip
     quiet = wandb.Settings(init_timeout=20, silent=True)
     try:
         run = wandb.init(**common, mode=node["mode"], settings=quiet)

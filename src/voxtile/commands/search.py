@@ -314,7 +314,8 @@ class _Search:
         outcome = Outcome(words, STOPPED, reason="not begun")
         config = self.loader.load_sweep_config(self.config, [*words, "sweep=optuna"])  # to which `hydra.sweeper.…` belong
         # Two trials may ask for the same settings, which are one run: the later one waits for it.
-        job = Job(" ".join(self._searched(trial)), outcome, config, more={"patient": True})
+        more = {"patient": True, "group": self.study.study_name, "kind": "search"}
+        job = Job(" ".join(self._searched(trial)), outcome, config, more=more)
         self.jobs.append(job)
         self.of[id(job)] = trial
         return job

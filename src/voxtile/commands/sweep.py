@@ -283,12 +283,13 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
         slots: how many at once.
         folder: where jobs leave what became of them, and print where several run at once.
     """
-    from voxtile.commands.tables import titles
+    from voxtile.commands.tables import sweep_name, titles
 
     outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
     place = place_of(folder, outcomes)
     names = titles([outcome.words for outcome in outcomes])
-    waiting = [Job(name, outcome, config) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
+    more = {"group": sweep_name([outcome.words for outcome in outcomes]), "kind": "sweep"}
+    waiting = [Job(name, outcome, config, more=more) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
     stopped = run_jobs(lambda: waiting.pop(0) if waiting else None, slots, place, lambda job: None, count=len(jobs))
     for outcome in outcomes:
         collected(outcome)

@@ -219,6 +219,7 @@ def _train(
     from voxtile.commands.ranks import train_in_processes
     from voxtile.errors import RunError, counted
     from voxtile.studies.manifest import continued, manifest, segment
+    from voxtile.studies.meter import Meter
     from voxtile.training.fit import InterruptedRunError
     from voxtile.training.weights import load_resume
 
@@ -228,7 +229,7 @@ def _train(
     facts["parent"] = None if parent is None else {"run": str(parent.home.path), "weights": parent.digest}
     if home.resume.exists() and (home.path / "manifest.json").exists():
         facts = continued(home.read("manifest.json"), facts)
-    began = time.monotonic()
+    began, meter = time.monotonic(), Meter()
     kept = OmegaConf.create(dict(config))
     # Named from the top, so that evaluating from another folder finds it; an area may also be numbers.
     for place in ("data.layout.root", "data.group.csv", "split.file", "data.scene.area"):
@@ -269,7 +270,7 @@ def _train(
         raise
     finally:
         segment(facts).update(
-            {name: round(value, 2) for name, value in measured.items()}, seconds=round(time.monotonic() - began, 1)
+            {name: round(value, 2) for name, value in measured.items()} | meter.read(), seconds=round(time.monotonic() - began, 1)
         )
         with suppress(OSError, RunError):
             home.write("manifest.json", facts)

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import voxtile
+from voxtile.errors import listed
 
 if TYPE_CHECKING:
     from voxtile.data.prepared import Prepared
 
+VERSION = 1  # of the manifest, see docs/manifest.schema.json: raise it when a reader of older ones would be misled
 PACKAGES = (
     "torch", "torchvision", "lightning", "numpy", "monai", "torchmetrics", "scipy", "hydra-core",
     "rasterio", "nibabel", "simpleitk", "pydicom", "highdicom",
@@ -47,6 +49,7 @@ def manifest(command: str, prepared: Prepared, devices: Devices) -> dict[str, An
 
     split = prepared.split
     return {
+        "version": VERSION,
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": code(),
@@ -55,6 +58,7 @@ def manifest(command: str, prepared: Prepared, devices: Devices) -> dict[str, An
         "data": {
             "fingerprint": prepared.fingerprint,
             "split": split.as_dict(),
+            "contents": contents(prepared),
             "distance": {side: found and found.as_dict() for side, found in split_distances(split).items()},
             "test_fingerprint": prepared.test_fingerprint,
             "test_files": list(prepared.test_files),
@@ -70,6 +74,28 @@ def manifest(command: str, prepared: Prepared, devices: Devices) -> dict[str, An
             "waived": list(prepared.waived),
         },
     }
+
+
+def contents(prepared: Prepared) -> dict[str, dict[str, str]]:
+    """Digests of the image and of the label of each training and validation case, by id."""
+    return {
+        name: {"image": found.image_digest, "label": found.label_digest}
+        for name, found in sorted(prepared.surveys.items())
+    }  # fmt: skip
+
+
+def other_contents(data: Mapping[str, Any], prepared: Prepared) -> str:
+    """In what training and validation cases differ from those of a manifest's `data`, "" where it does not say."""
+    if "contents" not in data:  # an older one
+        return ""
+    known, now = data["contents"], contents(prepared)
+    both = sorted(known.keys() & now.keys())
+    found = {
+        "changed": [f"{what} of {name}" for name in both for what in now[name] if known[name][what] != now[name][what]],
+        "not in training or validation any more": sorted(known.keys() - now.keys()),
+        "not in them before": sorted(now.keys() - known.keys()),
+    }
+    return "; ".join(f"{what}: {listed(names)}" for what, names in found.items() if names)
 
 
 def continued(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +130,17 @@ def hardware(devices: Devices) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": devices.threads,
         "gpus": gpus,
+        "driver": driver(),
     }
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver, None where there is none."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+        if found := re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text):
+            return found[1]
+    return None
 
 
 def cpu() -> str:
@@ -182,7 +218,7 @@ def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
         f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value
     ]
     here, there = hardware(devices), {"devices": 1, **old["hardware"]}  # older manifests do not say, and had one
-    for key in ("device", "devices", "machine", "cpu", "threads", "gpus"):
+    for key in ("device", "devices", "machine", "cpu", "threads", "gpus", "driver"):
         if there.get(key) != here[key]:
             found.append(f"{key} was {there.get(key)}, is {here[key]}")
     return found
