@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -133,6 +134,9 @@ def test_what_one_process_raises_is_said_once_and_kept(words: list[str], tmp_pat
     assert process.returncode == 4, out
     assert out.count("Run error") == 1
     assert "became" in out
+    named = re.search(r"samples of the cases ([s0-9, ]+)\.", " ".join(out.split()))
+    assert named is not None
+    assert len(named[1].split(", ")) >= 2  # also those of the other process
     (home,) = homes(tmp_path / "runs")
     status = json.loads((home / "status.json").read_text())
     assert status["state"] == "failed"
@@ -208,3 +212,30 @@ def test_processes_that_torchrun_has_started_train_one_run_together(words: list[
         for run in (home, other)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_killed_and_stopped_end_in_the_same_bits(words: list[str], tmp_path: Path, strategy: str) -> None:
+    words = [*words, f"trainer.strategy={strategy}", "training.ema=0.9", "model.dropout=0.2", "training.steps=60"]
+    words += ["training.val_every=20", "training.save_every=5"]
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    with begun([*words, f"paths.runs={calm}"]) as process:
+        out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        with begun([*words, f"paths.runs={rough}"]) as process:
+            before = {path: path.stat().st_mtime_ns for path in rough.glob("*/resume.pt")}
+            while {path: path.stat().st_mtime_ns for path in rough.glob("*/resume.pt")} == before:
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.02)
+            process.send_signal(number)
+            out, _ = process.communicate(timeout=120)
+        assert process.returncode == code, out
+    with begun([*words, f"paths.runs={rough}"]) as process:
+        out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert "continuing at step" in out
+    (one,), (other,) = homes(calm), homes(rough)
+    for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "validation.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name

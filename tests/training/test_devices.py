@@ -82,6 +82,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
     jobs |= {f"still {count}": (still, count, "") for count in (1, 2, 3)} | {"padded": (still, 3, "padded")}
     jobs["ce 2 plain mean"] = ([*words, "loss=ce"], 2, "plain mean")
     jobs["batch 2"] = ([*words, "loss=ce", "model.norm=batch", "training.ema=0.9", "training.minutes=9"], 2, "")
+    sharded = [*words, "loss=ce", "training.ema=0.9", "trainer.strategy=fsdp"]
+    jobs["fsdp 2"], jobs["whole 2"] = (sharded, 2, ""), (sharded[:-1], 2, "")
     jobs["ce 2 parts"] = ([*words, "loss=ce", "training.accumulate=2"], 2, "")
     return trained(jobs, folder)
 
@@ -108,6 +110,16 @@ def test_the_loss_and_the_weights_do_not_depend_on_the_number_of_processes(
 
 def test_parts_of_a_batch_do_not_change_the_loss(worlds: dict[str, World]) -> None:
     np.testing.assert_allclose(worlds["ce 2 parts"].losses, worlds["ce 1"].losses, rtol=2e-5)
+
+
+def test_weights_that_are_cut_over_processes_are_trained_alike(worlds: dict[str, World]) -> None:
+    cut, kept = worlds["fsdp 2"], worlds["whole 2"]
+    np.testing.assert_allclose(cut.losses, kept.losses, rtol=2e-5)
+    assert cut.weights.keys() == kept.weights.keys()
+    for name, weight in kept.weights.items():
+        np.testing.assert_allclose(cut.weights[name], weight, rtol=1e-3, atol=1e-4, err_msg=name)
+    for mine, theirs in zip(cut.matrices, kept.matrices, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_plain_means_over_processes_would_be_noticed(worlds: dict[str, World]) -> None:

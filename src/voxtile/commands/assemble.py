@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from voxtile.training.settings import Settings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-STRATEGIES = ("auto", "ddp")
+STRATEGIES = ("auto", "ddp", "fsdp")
 TRAINER = ("accelerator", "devices", "strategy", "precision", "deterministic", "sync_batchnorm", "profiler")
 
 
@@ -43,6 +43,11 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     if precision not in PRECISIONS:
         raise ConfigError(
             f"'trainer.precision={precision}' is unknown.{did_you_mean(precision, PRECISIONS)} Choose from {listed(PRECISIONS)}."
+        )
+    if strategy == "fsdp" and precision == "16-mixed":
+        raise ConfigError(
+            "'trainer.strategy=fsdp' cuts gradients over devices, and the loss scale of 'trainer.precision=16-mixed' needs whole "
+            "ones. Type 'trainer.precision=bf16-mixed'."
         )
     if options["accelerator"] not in ("gpu", "cuda") and devices == 1 and not options["sync_batchnorm"]:
         return
@@ -103,7 +108,8 @@ def devices_of(options: Mapping[str, Any]) -> Devices:
     if count > 1 and elastic.world() == 1:
         wish = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(wish) if wish.isdigit() and int(wish) else max(1, (os.cpu_count() or 1) // count)
-    return Devices(device_of(options), count, threads)
+    strategy = "" if count == 1 else "fsdp" if options["strategy"] == "fsdp" else "ddp"
+    return Devices(device_of(options), count, threads, strategy)
 
 
 def trainer_options(options: Mapping[str, Any], world: int) -> dict[str, Any]:
@@ -119,12 +125,25 @@ def trainer_options(options: Mapping[str, Any], world: int) -> dict[str, Any]:
         return given | {"devices": 1}
     # Running statistics are shared before a validation: in a step each device normalises by its own samples anyway, and in
     # a validation, for which devices have unequally many batches, they would wait for one another.
-    strategy = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False)
+    kind = _sharded() if options["strategy"] == "fsdp" else DDPStrategy
+    strategy = kind(find_unused_parameters=True, forward_sync_buffers=False)
     by_torchrun = elastic.world() > 1
     here = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else world
     environment = TorchElasticEnvironment() if by_torchrun else LightningEnvironment()
     shared = {"sync_batchnorm": options["sync_batchnorm"], "plugins": [environment], "strategy": strategy}
     return given | shared | {"devices": here, "num_nodes": world // here}
+
+
+def _sharded() -> Any:
+    """Lightning's strategy of equal processes, whose module cuts its weights over them instead of keeping them whole on each."""
+    from lightning.pytorch.strategies import DDPStrategy
+
+    class Sharded(DDPStrategy):
+        def _setup_model(self, model: Any) -> Any:
+            model.shard()
+            return model
+
+    return Sharded
 
 
 def assembled(built: Parts, prepared: Prepared) -> tuple[Any, Any]:

@@ -67,6 +67,10 @@ class Output:
     maps: Sequence[ScoreMap]
 
 
+torch.export.register_dataclass(ScoreMap)  # so that what looks for the tensors in an output finds them
+torch.export.register_dataclass(Output)
+
+
 def sampled(count: int, stride: float, size: int, device: torch.device | None = None) -> Tensor:
     """The pixel nearest to each of `count` places 0, stride, 2·stride, … along an axis of `size` pixels; -1 past its end."""
     places = (torch.arange(count, device=device, dtype=torch.float64) * stride + 0.5).floor().long()

@@ -36,11 +36,13 @@ class Devices:
         kind: "cpu" or "cuda".
         count: how many, each with a process of its own.
         threads: of each process.
+        strategy: how several share the work, "ddp" or "fsdp"; "" of one.
     """
 
     kind: str
     count: int
     threads: int
+    strategy: str = ""
 
 
 def manifest(command: str, prepared: Prepared, devices: Devices) -> dict[str, Any]:
@@ -129,6 +131,7 @@ def hardware(devices: Devices) -> dict[str, Any]:
         "cpu": cpu(),
         "cores": os.cpu_count(),
         "threads": devices.threads,
+        "strategy": devices.strategy,
         "gpus": gpus,
         "driver": driver(),
     }
@@ -217,8 +220,10 @@ def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
     found += [
         f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value
     ]
-    here, there = hardware(devices), {"devices": 1, **old["hardware"]}  # older manifests do not say, and had one
-    for key in ("device", "devices", "machine", "cpu", "threads", "gpus", "driver"):
+    count = old["hardware"].get("devices", 1)
+    before = {"devices": count, "strategy": "ddp" if count > 1 else ""}  # of older manifests, which do not say
+    here, there = hardware(devices), before | old["hardware"]
+    for key in ("device", "devices", "strategy", "machine", "cpu", "threads", "gpus", "driver"):
         if there.get(key) != here[key]:
             found.append(f"{key} was {there.get(key)}, is {here[key]}")
     return found

@@ -96,6 +96,8 @@ class Keeper(lightning.Callback):
         """Saves where the schedule or a signal says so."""
         assert isinstance(pl_module, SegmentationModule)
         settings = pl_module.settings
+        if pl_module.whole is not None:  # all must save together
+            self.stop.signal = trainer.strategy.broadcast(self.stop.signal)
         ending = pl_module.out_of_time
         pl_module.pending = ending or pl_module.step == settings.next_validation(pl_module.step - 1)
         if ending:  # in the middle of a stretch; Lightning validates before it stops
@@ -127,10 +129,13 @@ class Keeper(lightning.Callback):
 
     def save(self, module: SegmentationModule) -> None:
         """Writes the resume state, whole or not at all."""
+        if self.metrics is None and module.whole is None:
+            return
+        state = module.state()
         if self.metrics is None:
             return
         self.folder.check_held()
-        state = module.state() | {"metrics": self.metrics.sync()}
+        state |= {"metrics": self.metrics.sync()}
         try:
             atomic_write(self.folder.resume, lambda making: torch.save(state, making))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter

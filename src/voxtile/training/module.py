@@ -103,6 +103,7 @@ class SegmentationModule(lightning.LightningModule):
                 f"'training.monitor={settings.monitor}' is no score.{did_you_mean(settings.monitor, known)} Choose from "
                 f"{listed(known, 30)}."
             )
+        self.whole: nn.Module | None = None  # of weights that are cut over devices, a copy as of the latest validation
         self.confusion = CaseConfusion(len(validation), len(classes))
         self.val_statistics = torch.zeros(loss.size, dtype=torch.float64)
         self.step = 0
@@ -123,7 +124,20 @@ class SegmentationModule(lightning.LightningModule):
     @property
     def judged(self) -> nn.Module:
         """The network that is validated and kept: the average of the weights where there is one."""
+        if self.whole is not None:
+            return self.whole
         return self.network if self.average is None else self.average
+
+    def shard(self) -> None:
+        """Cuts weights, gradients and the optimizer's state over the devices, before the optimizer is made.
+
+        Whole weights are gathered for validations only, for which devices have unequally many windows, and when the state is saved.
+        """
+        from voxtile.training import sharding
+
+        self.whole = copy.deepcopy(self.judged).requires_grad_(False)
+        for network in filter(None, (self.network, self.average)):
+            sharding.shard(network)
 
     @property
     def done(self) -> bool:
@@ -140,12 +154,12 @@ class SegmentationModule(lightning.LightningModule):
         return self.settings.patience is not None and self.stale >= self.settings.patience
 
     def state(self) -> dict[str, Any]:
-        """Everything the next step depends on, in plain types and tensors."""
+        """Everything the next step depends on, in plain types and tensors; devices that share weights must ask for it together."""
         optimizer = self._optimizer_state
         if self._trainer is not None and self.trainer.optimizers:
             optimizer = self.trainer.optimizers[0].state_dict()
             self._scaler_state = scaler_state(self.trainer)
-        return {
+        state = {
             "step": self.step,
             "pending": self.pending,
             "best": self.best,
@@ -158,6 +172,12 @@ class SegmentationModule(lightning.LightningModule):
             "optimizer": optimizer,
             "scaler": self._scaler_state,
         }
+        if self.whole is None:
+            return state
+        from voxtile.training import sharding
+
+        gathered: dict[str, Any] = sharding.whole(state)
+        return gathered
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned; the optimizer's part when the optimizer is made."""
@@ -174,7 +194,12 @@ class SegmentationModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         if self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
+            state = self._optimizer_state
+            if self.whole is not None:
+                from voxtile.training import sharding
+
+                state = sharding.cut(state, optimizer)
+            optimizer.load_state_dict(state)
         return optimizer
 
     def on_fit_start(self) -> None:
@@ -255,6 +280,8 @@ class SegmentationModule(lightning.LightningModule):
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        if self.whole is not None:
+            norm = norm.full_tensor()  # type: ignore[attr-defined]  # of weights that are cut, it is a sum still to be made
         # Half precision's scaler expects infinite gradients now and then, and leaves the step out itself.
         if scaler_state(self.trainer) is None:
             self._refuse_infinite("gradient", float(norm), self._batch)
@@ -263,13 +290,21 @@ class SegmentationModule(lightning.LightningModule):
         if not math.isfinite(value):
             raise NotFiniteError(
                 f"The {what} became {value} at step {self.step} of {self.settings.steps}, on samples of the cases "
-                f"{listed(self.case_ids(batch))}. The weights before this step are kept. Lower the learning rate "
+                f"{listed(self._case_ids_of_all(batch))}. The weights before this step are kept. Lower the learning rate "
                 "('optimizer.lr=…'), clip the gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
             )
 
     def case_ids(self, batch: Batch) -> list[str]:
         """The ids of the cases a batch was drawn from."""
         return sorted({self.training_cases[index] for index in batch["case"].tolist()})
+
+    def _case_ids_of_all(self, batch: Batch) -> list[str]:
+        """The cases that all devices together were given, all of which see the same loss and gradient."""
+        if self.trainer.world_size == 1:
+            return self.case_ids(batch)
+        each: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(each, self.case_ids(batch))
+        return sorted({name for names in each for name in names})
 
     def _seed_dropout(self) -> None:
         """From here on dropout and its like draw numbers that belong to this step and rank alone."""
@@ -338,6 +373,10 @@ class SegmentationModule(lightning.LightningModule):
         self.confusion.reset()
         self.val_statistics.zero_()
         self._share_buffers()
+        if self.whole is not None:
+            from voxtile.training import sharding
+
+            sharding.gather(self.network if self.average is None else self.average, self.whole)
         if self.settings.norm_statistics is not None:
             self._measure_norms(self.settings.norm_statistics)
 
