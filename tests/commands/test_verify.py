@@ -37,6 +37,10 @@ def test_changed_weights_and_counts_are_told(copied_run: Run, voxtile: Command) 
     assert said.code == 4
     assert "weights: best has changed" in said.text
     assert "other counts in s" in said.text
+    assert "since the training" not in said.text
+    manifest = copied_run.home / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"torch": "', '"torch": "0.'))
+    assert "since the training, torch was 0." in voxtile("verify", f"run={copied_run.home}").text
     counted = copied_run.read("validation.json")
     ((case, matrix),) = counted["cases"].items()
     assert f"other counts in {case} (" in said.text

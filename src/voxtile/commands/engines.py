@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from voxtile.commands import compose
 from voxtile.commands.children import Child, child, forwarding
 from voxtile.commands.compose import STOPPED
-from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, collected, is_known, order_of_job, place_of
+from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, collected, finished_before, order_of_job, place_of
 from voxtile.errors import ConfigError, reason
 
 POLL = 0.2  # seconds between looks at the process of a job
@@ -90,11 +90,10 @@ def launch_by(
     more = {"group": sweep_name([outcome.words for outcome in outcomes]), "kind": "sweep"}
     made = [Job(name, outcome, config, more=more) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
     waiting: dict[int, Submitted] = {}
-    left = [number for number, job in enumerate(made) if not is_known(job)]
-    for number, job in enumerate(made):
-        out.print(
-            f"job {number + 1} of {len(made)}: {job.title}  {'' if number in left else 'finished before: ' + job.outcome.home}"
-        )
+    known = [finished_before(job) for job in made]
+    left = [number for number, said in enumerate(known) if not said]
+    for number, (job, said) in enumerate(zip(made, known, strict=True)):
+        out.print(f"job {number + 1} of {len(made)}: {job.title}  {said}", soft_wrap=True)
     reports = {number: place / f"{number}.json" for number in left}
     for report in reports.values():
         report.unlink(missing_ok=True)

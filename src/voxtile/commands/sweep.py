@@ -230,8 +230,8 @@ def run_jobs(
                         break
                     number += 1
                     job.title = f"{number}{f' of {count}' if count else ''}: {job.title}"
-                    if is_known(job):
-                        say(job, f"finished before: {job.outcome.home}")
+                    if known := finished_before(job):
+                        say(job, known)
                         ended(job)
                         continue
                     if heard:  # while it was looked for
@@ -300,21 +300,26 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
     return outcomes
 
 
-def is_known(job: Job) -> bool:
-    """Whether a job's run is finished already, without starting a process to look. What is wrong with it, the process will say."""
+def finished_before(job: Job) -> str:
+    """What is to be said of a job whose run is finished already, without starting a process to look; "" of another one.
+
+    What is wrong with it, its process will say.
+    """
     from voxtile.commands.train import finished_run
 
     runs = Path(str(OmegaConf.select(job.config, "paths.runs"))).expanduser()
     if job.order is not None or not any(runs.glob("*/recipe.json")):
-        return False
+        return ""
     try:
         with compose.cache_at(OmegaConf.select(job.config, "paths.cache")):
-            home = finished_run(compose.job_config(job.config))
+            found = finished_run(compose.job_config(job.config))
     except Exception:  # also of other people's layouts: the job's own process says it
-        return False
-    if home is not None:
-        job.outcome.code, job.outcome.home, job.outcome.reason = 0, str(home.path), ""
-    return home is not None
+        return ""
+    if found is None:
+        return ""
+    home, changed = found
+    job.outcome.code, job.outcome.home, job.outcome.reason = 0, str(home.path), ""
+    return f"finished before: {home.path}{changed and '.' + changed}"
 
 
 def report_of(outcome: Outcome) -> str:

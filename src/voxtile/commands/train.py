@@ -77,8 +77,10 @@ def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object], pat
     return 0
 
 
-def finished_run(config: Mapping[str, Any]) -> RunFolder | None:
-    """The finished run of a configuration, None where something is left to do, or where that takes another run to tell.
+def finished_run(config: Mapping[str, Any]) -> tuple[RunFolder, str] | None:
+    """The finished run of a configuration, and what has changed since; None where something is left to do.
+
+    Whether that is so of a run that starts from another one, only the other one could tell: None, too.
 
     Raises:
         VoxtileError: The configuration or the data are wrong.
@@ -91,8 +93,10 @@ def finished_run(config: Mapping[str, Any]) -> RunFolder | None:
     if config["init_from"] is not None:
         return None
     built = parts(config)
-    home = _home(config, prepare_data(built, Console(quiet=True)), None)
-    return home if home.status["state"] == "finished" and is_finished(home, config, devices_of(config["trainer"])) else None
+    home, devices = _home(config, prepare_data(built, Console(quiet=True)), None), devices_of(config["trainer"])
+    if home.status["state"] != "finished" or not is_finished(home, config, devices):
+        return None
+    return home, changed_since(home, devices)
 
 
 def _home(config: Mapping[str, Any], prepared: Prepared, parent: Parent | None) -> RunFolder:

@@ -24,10 +24,13 @@ def main(argv: Sequence[str]) -> int:
 
 def verify(config: Mapping[str, Any]) -> int:
     """Compares the run that the configuration names with what was recorded when it was trained."""
+    import torch
+
     from voxtile.commands.console import console
     from voxtile.commands.evaluate import prepared_for
-    from voxtile.commands.trained import Trained
+    from voxtile.commands.trained import Trained, device
     from voxtile.errors import ConfigError, RunError, listed
+    from voxtile.studies.manifest import Devices, changes
 
     out, wanted = console(), config["cases"]
     if wanted != "all" and (not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1):
@@ -56,6 +59,8 @@ def verify(config: Mapping[str, Any]) -> int:
     if moved:
         texts = (f"{name} ({pixels} pixels)" if pixels >= 0 else f"{name} (not recorded)" for name, pixels in moved.items())
         out.print(f"scores: {of}; other counts in {listed(texts, 8)}", soft_wrap=True)
+        if since := changes(trained.manifest, Devices(device(config["device"]).type, 1, torch.get_num_threads())):
+            out.print(f"since the training, {listed(since)}: rounding may differ by that, in a few pixels", soft_wrap=True)
     else:
         out.print(f"scores: {of}; the same count of every pair of classes", soft_wrap=True)
     return RunError.exit_code if wrong or moved else 0
