@@ -1,9 +1,8 @@
 """Commands on DICOM studies: maps lie over their series, and nothing that names a patient leaves the input."""
 
 import gzip
-import os
-import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +15,12 @@ import pytest
 
 from tests.commands.conftest import Command, Run, homes
 from tests.testers import dicom as made
-from tests.testers.composing import ROOT
 from tests.testers.tiny import SMALL, blob
 from voxtile.cases.dicom import DicomSource
+from voxtile.commands.main import main
 
 CANARY = "Qanari"
 SHAPE = (5, 18, 20)
-VOXTILE = ("-c", "from voxtile.commands.main import main; raise SystemExit(main())")
 TAGS = (
     "PatientName", "PatientID", "PatientComments", "OtherPatientIDs", "PatientAddress", "InstitutionName", "InstitutionAddress",
     "ReferringPhysicianName", "OperatorsName", "AccessionNumber", "StudyID", "StudyDescription", "SeriesDescription",
@@ -86,7 +84,9 @@ def contents(path: Path) -> bytes:
     return data + (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else b"")
 
 
-def test_nothing_of_a_header_leaves_the_input(tmp_path: Path) -> None:
+def test_nothing_of_a_header_leaves_the_input(
+    tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     root = studies(tmp_path / "studies", unruly)
     slices = sorted(root.rglob("IM*"))
     assert all(CANARY.encode() in path.read_bytes() for path in slices)
@@ -94,30 +94,36 @@ def test_nothing_of_a_header_leaves_the_input(tmp_path: Path) -> None:
     for path in slices:
         header = pydicom.dcmread(path)
         secrets += [str(header[key].value).encode() for key in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")]
-    environment = os.environ | {
-        "HOME": str(tmp_path / "home"), "VOXTILE_CACHE": str(tmp_path / "cache"), "PYTHONWARNINGS": "default",
-        "WANDB_SILENT": "false", "PYTHONPATH": str(ROOT / "src"),
-    }  # fmt: skip
     (tmp_path / "home").mkdir()
+    for name, place in (("HOME", "home"), ("VOXTILE_CACHE", "cache")):
+        monkeypatch.setenv(name, str(tmp_path / place))
+    monkeypatch.setenv("WANDB_SILENT", "false")
+    monkeypatch.chdir(tmp_path)
+
+    def kept(said: str) -> None:
+        (tmp_path / f"said{len(list(tmp_path.glob('said*')))}").write_text(said)
 
     def ran(*command: object, code: int = 0) -> None:
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=tmp_path, env=environment, capture_output=True, timeout=280, check=False
-        )
-        (tmp_path / f"said{len(list(tmp_path.glob('said*')))}").write_bytes(done.stdout + done.stderr)
-        assert done.returncode == code, (done.stdout + done.stderr).decode()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("default")
+            said = voxtile(*command)
+        kept(said.out + said.err + "".join(str(each.message) for each in warned))
+        assert said.code == code, said.text
 
-    train = [ROOT / "train.py", *words(tmp_path), "training.steps=2", "training.val_every=2"]
-    ran(*VOXTILE, "check", *words(tmp_path))
-    ran(*train, "logger=wandb", "logger.wandb.mode=offline")
+    ran("check", *words(tmp_path))
+    ran("train", *words(tmp_path), "training.steps=2", "training.val_every=2", "logger=wandb", "logger.wandb.mode=offline")
     (home,) = homes(tmp_path / "runs")
     run = [f"run={home}", f"paths.cache={tmp_path / 'cache'}"]
-    ran(*VOXTILE, "evaluate", *run, "split=val")
-    predict = [*VOXTILE, "predict", *run, f"input={root}", f"output={tmp_path / 'maps'}"]
+    ran("evaluate", *run, "split=val")
+    ran("export", *run, "format=bundle")
+    predict = ["predict", *run, f"input={root}", f"output={tmp_path / 'maps'}"]
     ran(*predict, "heatmaps=true", "instances=true", "quicklook=true")
     slices[2].unlink()
-    ran(*predict, "debug_errors=true", "overwrite=true", code=5)  # which says where the slice is missing
-    ran(*VOXTILE, "check", *words(tmp_path), "data.layout.series.image.description=none", code=3)
+    with monkeypatch.context() as patch:  # with its traceback, which says where the slice is missing
+        patch.setattr(sys, "argv", ["voxtile", *predict, "debug_errors=true", "overwrite=true"])
+        assert main() == 5
+    kept("".join(capfd.readouterr()))
+    ran("check", *words(tmp_path), "data.layout.series.image.description=none", code=3)
     made_files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(root)]
     assert any("wandb" in path.parts for path in made_files)
     assert any(path.suffix == ".npy" for path in made_files)

@@ -341,7 +341,7 @@ def test_a_run_with_a_table_of_groups_is_opened_from_anywhere(
 
 
 def test_a_multirun_reports_every_run(short: list[str], tmp_path: Path, voxtile: Command) -> None:
-    said = voxtile("train", *short, "-m", "seed=0,1")
+    said = voxtile("train", *short, "-m", "launch=here", "seed=0,1")
     assert said.code == 0
     found = homes(tmp_path / "runs")
     assert len(found) == 2
