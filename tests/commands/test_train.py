@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tests.commands.conftest import Command, Run, homes
 from tests.testers.tiny import SMALL, scene_words, volume_words
 from voxtile.commands import job
+from voxtile.commands.assemble import trainer_options
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
 from voxtile.commands.tables import sweep_name
@@ -310,6 +311,12 @@ def test_the_jobs_of_a_sweep_are_one_group_of_the_tracker(
     (tracked,) = home.glob("wandb/offline-run-*/run-*.wandb")
     for kept in (b"model,seed data=discs", b"sweep", b"discs", b"unet"):
         assert kept in tracked.read_bytes()
+
+
+def test_operations_without_a_deterministic_form_are_warned_of_and_used() -> None:
+    options = {"accelerator": "cpu", "precision": "32-true"}
+    for wanted, given in ((True, "warn"), (False, False)):
+        assert trainer_options({**options, "deterministic": wanted}, 1)["deterministic"] == given
 
 
 @pytest.mark.parametrize(

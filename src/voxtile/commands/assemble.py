@@ -120,7 +120,9 @@ def trainer_options(options: Mapping[str, Any], world: int) -> dict[str, Any]:
 
     from voxtile.commands import elastic
 
-    given = {name: options[name] for name in ("accelerator", "precision", "deterministic", "profiler") if name in options}
+    given = {name: options[name] for name in ("accelerator", "precision", "profiler") if name in options}
+    # What has no deterministic form on CUDA, which some networks of other libraries use, is warned of instead of refused.
+    given["deterministic"] = "warn" if options.get("deterministic") else False
     if world == 1:
         return given | {"devices": 1}
     # Running statistics are shared before a validation: in a step each device normalises by its own samples anyway, and in
