@@ -1,14 +1,19 @@
 """What is exported is the network, runs where it should, and tells no more than it must."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 
-from tests.commands.conftest import Command, Run
+from tests.commands.conftest import Command, Run, homes
+from tests.testers.composing import ROOT
+from tests.testers.tiny import scene_words
 from voxtile.commands.trained import Trained
 
 
@@ -39,17 +44,67 @@ def test_a_bundle_predicts_the_same_bytes_as_its_run(scene_run: Run, tmp_path: P
     np.testing.assert_array_equal(*maps)
 
 
+def leaves(value: Any) -> Iterator[str]:
+    """All keys and values of nested settings, as text."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item)
+    else:
+        yield str(value)
+
+
 def test_a_bundle_names_no_case_and_no_folder(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
-    exported(scene_run, tmp_path / "bundle", "bundle", voxtile)
-    data = scene_run.read("manifest.json")["data"]
+    (tmp_path / "groups.csv").write_text("id,group\n" + "".join(f"s{n},place{n}\n" for n in range(6)))
+    words = [*scene_run.words, f"paths.runs={tmp_path / 'runs'}", f"data.group={{csv: {tmp_path / 'groups.csv'}}}"]
+    words += ["data.exclude=[s0]", "data.waive=[s1]", "data.sampling.by=class", "+data.sampling.class_weights.disc=2"]
+    assert voxtile("train", *words, "training.steps=2", "training.val_every=2").code == 0
+    (home,) = homes(tmp_path / "runs")
+    run = Run(words, home, scene_run.folder, "")
+    exported(run, tmp_path / "bundle", "bundle", voxtile)
+    data = run.read("manifest.json")["data"]
     names = [case["id"] for side in ("train", "val", "test") for case in data["split"][side]]
     names += [case[key] for case in data["learned"] for key in ("group", "image")]
-    said = {path: path.read_text() for path in (tmp_path / "bundle").glob("*.*") if path.is_file()}
+    names.append("s0")
+    said = {path: set(leaves(yaml.safe_load(path.read_text()))) for path in (tmp_path / "bundle").glob("*.*")}
     assert {path.name for path in said} == {"config.yaml", "recipe.json", "manifest.json", "status.json", "export.json"}
-    assert any(f'"{name}"' in scene_run.home.joinpath("manifest.json").read_text() for name in names)
-    for path, text in said.items():
-        assert str(scene_run.folder) not in text, path
-        assert not [name for name in names if f'"{name}"' in text], path
+    assert set(names) <= {*leaves(run.read("manifest.json")), *leaves(yaml.safe_load((home / "config.yaml").read_text()))}
+    for path, found in said.items():
+        assert not found & set(names), path
+        assert not [text for text in found if str(tmp_path) in text or str(scene_run.folder) in text], path
+
+
+@pytest.mark.parametrize(("kind", "name"), [("torch_export", "network.pt2"), ("onnx", "network.onnx")])
+def test_a_file_holds_no_image_and_no_folder(scene_run: Run, tmp_path: Path, voxtile: Command, kind: str, name: str) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnx")
+    exported(scene_run, tmp_path / "made", kind, voxtile)
+    file = tmp_path / "made" / name
+    for place in (ROOT, Path(torch.__file__).parent, Path.home()):
+        assert str(place).encode() not in file.read_bytes()
+    if kind == "torch_export":
+        (image,), _ = torch.export.load(file).example_inputs
+        assert not image.any()
+
+
+def test_cases_smaller_than_a_window_are_filled_up(tmp_path: Path, voxtile: Command) -> None:
+    words = scene_words(tmp_path, window=[48, 48])  # the scenes are smaller than that
+    assert voxtile("train", *words, "training.steps=2", "training.val_every=2").code == 0
+    (home,) = homes(tmp_path / "runs")
+    description = exported(Run(words, home, tmp_path, ""), tmp_path / "made", "torch_export", voxtile)
+    assert description["input"]["shape"][2:] == [48, 48]
+    assert torch.export.load(tmp_path / "made" / "network.pt2").module()(windows(description, 2)).shape == (2, 2, 48, 48)
+
+
+def test_status_passes_bundles_over(copied_run: Run, voxtile: Command) -> None:
+    exported(copied_run, copied_run.home.parent / "bundle", "bundle", voxtile)
+    said = voxtile("status", f"runs={copied_run.home.parent}/*")
+    assert said.code == 0
+    assert copied_run.home.name in said.text
+    assert " bundle " not in said.text
 
 
 @pytest.mark.parametrize("command", ["evaluate", "verify", "reproduce", "export"])
@@ -145,7 +200,13 @@ def test_a_later_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
     exported(scene_run, target, "bundle", voxtile)
     assert exported(scene_run, target, "bundle", voxtile, "weights=last")["weights"]["name"] == "last"
     assert [path.name for path in (target / "weights").iterdir()] == ["last.safetensors"]
+    (target / "maps").mkdir()  # of the user's
+    said = voxtile("export", f"run={scene_run.home}", "format=bundle", f"output={target}")
+    assert said.code == 3
+    assert "or holds more than that" in said.text
+    assert (target / "maps").exists()
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "export.json").write_text("{}")
     said = voxtile("export", f"run={scene_run.home}", "format=bundle", f"output={tmp_path / 'mine'}")
     assert said.code == 3
     assert "exists and is no export of this program" in said.text

@@ -145,6 +145,9 @@ def _sharded() -> Any:
             model.shard()
             return model
 
+        def _register_ddp_hooks(self) -> None:
+            """There is no DDP to have any."""
+
     return Sharded
 
 

@@ -13,7 +13,10 @@ from omegaconf import OmegaConf
 
 from voxtile import __version__
 from voxtile.cases.maps import atomic_text
+from voxtile.cases.windowing import AXES, ORDERS
 from voxtile.commands.build import SECTIONS, without_weights
+from voxtile.commands.crf import FILE as CRF
+from voxtile.commands.postprocess import FILE as POSTPROCESS
 from voxtile.training.weights import digests
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ KEPT = (
 
 
 def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
-    """What somebody who has only the exported file must know to use it, as plain types.
+    """What it takes to use an exported network, as plain types.
 
     Args:
         trained: the run.
@@ -36,10 +39,9 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
         weights: best or last.
     """
     data, config, windowing = trained.manifest["data"], trained.built.config, trained.built.windowing
-    sides = list(windowing.size)
+    axes = [AXES[axis] for axis in ORDERS[windowing.axis]][-len(windowing.size) :]
+    channels = data.get("inputs", data["channels"])  # older manifests know no neighbours
     margin = int(getattr(trained.network, "margin", 0))
-    axes = ["z", "y", "x"][-len(sides) :]
-    sliced = len(sides) == 2 and config["data"]["format"] in ("volume", "nifti", "dicom")
     normalisation = trained.built.normalisation
     return {
         "version": VERSION,
@@ -51,31 +53,40 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
             "name": "image",
             "dtype": "float32",
             "axes": ["batch", "channel", *axes],
-            "shape": ["batch", len(data["inputs"]), *(side + 2 * margin for side in sides)],
-            "channels": data["inputs"],
+            "shape": ["batch", len(channels), *window_shape(trained)],
+            "channels": channels,
             "margin": margin,
-            "slices_across": windowing.axis if sliced else None,
-            "past_the_border": data["past_the_border"],
-            "spacing_mm": data["spacing"],
+            "slices_across": windowing.axis if len(axes) == 2 else None,
+            "past_the_border": data.get("past_the_border"),
+            "spacing_mm": data.get("spacing"),
+            "nodata": config["data"].get("nodata"),
+            "scene": _without_area(config["data"].get("scene")),
         },
         "normalisation": {
             "per": normalisation.per,
             "clip_percentiles": normalisation.clip,
             "nonzero_only": normalisation.nonzero,
             "keep_zero": normalisation.keep_zero,
-            "then": "clip to [low, high], subtract mean, divide by std, by channel",
+            "then": "clip to [low, high], subtract mean, divide by std, by channel; 0 where there is no data, and with keep_zero "
+            "where every channel was 0",
             "values": data["intensity"],
         },
         "output": {
             "name": "logits",
             "axes": ["batch", "class", *axes],
-            "shape": ["batch", len(data["classes"]), *sides],
+            "shape": ["batch", len(data["classes"]), *windowing.size],
             "classes": data["classes"],
             "background": data["background"],
-            "regions": data["regions"],
+            "regions": data.get("regions", {}),
             "colors": data["colors"],
         },
     }
+
+
+def window_shape(trained: Trained) -> tuple[int, ...]:
+    """The sides of what the network is shown, (D,) H, W: the training's window, and the network's margin around it."""
+    margin = int(getattr(trained.network, "margin", 0))
+    return tuple(side + 2 * margin for side in trained.built.windowing.size)
 
 
 def write_bundle(trained: Trained, weights: str, folder: Path) -> None:
@@ -93,6 +104,9 @@ def write_bundle(trained: Trained, weights: str, folder: Path) -> None:
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     recipe, status = trained.home.read("recipe.json"), trained.home.status
     settings = {"data.name": config["data"]["name"]}
+    for found in (CRF, POSTPROCESS):  # settings that searches have found, for crf=best and postprocess=best
+        if (trained.home.path / found).exists():
+            shutil.copyfile(trained.home.path / found, folder / found)
     data = {key: value for key, value in trained.manifest["data"].items() if key in KEPT}
     contents: dict[str, Mapping[str, Any]] = {
         "recipe.json": {**{key: recipe[key] for key in ("version", "identity", "data", "split")}, "settings": settings},
@@ -108,11 +122,22 @@ def _impersonal(config: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = deepcopy({key: config[key] for key in SECTIONS})
     kept["model"] = without_weights(kept["model"])
     kept["paths"] = {"data": "data", "runs": "runs", "cache": "~/.cache/voxtile"}
-    kept["data"] |= {"exclude": [], "waive": [], "group": None}
-    kept["data"]["layout"]["root"] = "data"
-    if "weights" in (kept["data"].get("sampling") or {}):
-        kept["data"]["sampling"] = {**kept["data"]["sampling"], "by": "pixels", "weights": None}
-    if kept["data"].get("scene"):
-        kept["data"]["scene"].pop("area", None)
+    kept["data"] |= {"exclude": [], "waive": [], "group": None, "sampling": None}
+    kept["data"]["layout"] = _without_paths(kept["data"]["layout"]) | {"root": "data"}
+    kept["data"]["scene"] = _without_area(kept["data"].get("scene"))
     kept["split"] = {"_target_": "voxtile.data.splits.KFold"}
     return kept | {"logger": {}, "seed": config["seed"], "trust": []}
+
+
+def _without_area(scene: Any) -> Any:
+    """How scenes are read, but not where: new files are read whole."""
+    return {key: value for key, value in scene.items() if key != "area"} if scene else scene
+
+
+def _without_paths(value: Any) -> Any:
+    """Settings in which every absolute path is the folder "data"."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return "data" if isinstance(value, str) and Path(value).expanduser().is_absolute() else value

@@ -100,5 +100,7 @@ def _kind(run: Trained) -> tuple[Any, Any, Any, Any]:
     data = run.manifest["data"]
     own = run.built.config["data"]
     reading = {name: own.get(name, plain) for name, plain in KIND.items()}
+    if reading["scene"]:  # new scenes are read whole
+        reading["scene"] = {name: value for name, value in reading["scene"].items() if name != "area"}
     # A format has had two names.
     return data["classes"], data["channels"], {"format": run.built.dataset.format, **reading}, run.built.dataset.regions

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from voxtile.data.prepared import Prepared
 
 FORMATS = ("bundle", "onnx", "torch_export")
+# The names of what an export may hold.
+MADE = {
+    "export.json", "network.onnx", "network.onnx.data", "network.pt2", "weights", "config.yaml", "recipe.json", "manifest.json",
+    "status.json", "crf.json", "postprocess.json",
+}  # fmt: skip
 BATCH = 4  # windows that are compared at once, after one alone: an export takes any number
 LARGEST_ERROR = 1e-3  # of a logit, relative to the largest one; rounding alone comes to about 1e-6
 
@@ -36,6 +41,7 @@ def export(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console
     from voxtile.commands.evaluate import prepared_for
     from voxtile.commands.trained import Trained
+    from voxtile.commands.words import word
     from voxtile.errors import RunError
     from voxtile.inference.exporting import check_packages
     from voxtile.training.run_folder import EXPORT
@@ -51,9 +57,9 @@ def export(config: Mapping[str, Any]) -> int:
     target = Path(str(config["output"])).expanduser() if config["output"] else home.path / "exports" / config["format"]
     images = window_images(trained, prepared_for(trained, "val", out), config["windows"])
     trained.network.eval()
-    with _made_whole(target) as folder:
+    with made_whole(target.resolve()) as folder:
         description = describe(trained, config["format"], config["weights"])
-        check = compared(trained, _written(trained, config, folder, description, images[0]), images)
+        check = compared(trained, _written(trained, config, folder, description), images)
         atomic_text(folder / EXPORT, json.dumps({**description, "check": check}, indent=1) + "\n")
     out.print(
         f"{check['windows']} validation windows: largest error of a logit {check['largest_error']:.2g} (the largest logit is "
@@ -61,18 +67,28 @@ def export(config: Mapping[str, Any]) -> int:
     )  # fmt: skip
     out.print(f"{target}", soft_wrap=True)
     if config["format"] == "bundle":
-        out.print(f"next   voxtile predict run={target} input=… output=predictions", soft_wrap=True)
+        which = "" if config["weights"] == "best" else f" weights={config['weights']}"
+        out.print(f"next   voxtile predict {word('run', target)} input=… output=predictions{which}", soft_wrap=True)
     return 0
 
 
 def window_images(trained: Trained, prepared: Prepared, count: int) -> list[Tensor]:
-    """Normalised windows of the validation cases, in batches [B, C, (D,) H, W]: one alone, then several at once."""
+    """Normalised windows of the validation cases, in batches [B, C, (D,) H, W]: one alone, then several at once.
+
+    Those of cases that are smaller than a window are filled up with zeros.
+    """
     import torch
+    from torch.nn import functional
 
     from voxtile.commands.assemble import assembled
+    from voxtile.commands.bundle import window_shape
 
-    module, data = assembled(trained.built, prepared)
-    images = [module.inputs(batch, augment=False)[0].contiguous() for batch in data.val_sample(count)]
+    module, data = assembled(trained.bare, prepared)
+    images = []
+    for batch in data.val_sample(count):
+        image, _ = module.inputs(batch, augment=False)
+        short = [wanted - side for wanted, side in zip(window_shape(trained), image.shape[2:], strict=True)]
+        images.append(functional.pad(image, [pad for side in short[::-1] for pad in (0, side)]).contiguous())
     return [images[0], *(torch.cat(images[i : i + BATCH]) for i in range(1, len(images), BATCH))]
 
 
@@ -118,8 +134,8 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _written(
-    trained: Trained, config: Mapping[str, Any], folder: Path, description: Mapping[str, Any], image: Tensor
-) -> Callable[[Tensor], Tensor]:
+    trained: Trained, config: Mapping[str, Any], folder: Path, description: Mapping[str, Any]
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
     """Writes the export into a folder, and opens it again."""
     from voxtile.commands.bundle import write_bundle
     from voxtile.commands.trained import Trained as Opened
@@ -130,35 +146,48 @@ def _written(
         write_bundle(trained, config["weights"], folder)
         network = Opened.open(str(folder), config["weights"], config["trust"], bundles=True).network.eval()
         return partial(logits_of, network)
-    pair = image.repeat(2, *[1] * (image.ndim - 1))  # of one alone, the number of windows would become a part of the network
-    program, text = exported(trained.network, pair), json.dumps(description)
+    program, text = exported(trained.network, description["input"]["shape"][1:]), json.dumps(description)
     if config["format"] == "onnx":
-        save_onnx(program, pair, folder / "network.onnx", text)
+        save_onnx(program, folder / "network.onnx", text)
         return open_onnx(folder / "network.onnx")
     save_torch(program, folder / "network.pt2", text)
     return open_torch(folder / "network.pt2")
 
 
 @contextmanager
-def _made_whole(target: Path) -> Iterator[Path]:
+def made_whole(target: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `target`, an earlier export; nothing is left of it where filling fails.
 
     Raises:
         DataError: The place is taken by something else, or cannot be written.
     """
     from voxtile.errors import DataError, reason
-    from voxtile.training.run_folder import EXPORT
 
-    if target.exists() and not (target / EXPORT).is_file():
-        raise DataError(f"{target} exists and is no export of this program. Name another folder with 'output=…'.")
-    making = target.with_name(f".{os.getpid()}-{target.name}")
+    if target.exists() and not is_export(target):
+        raise DataError(
+            f"{target} exists and is no export of this program, or holds more than that. Name another folder with 'output=…'."
+        )
+    making, before = (target.with_name(f".{os.getpid()}-{target.name}{end}") for end in ("", "-before"))
     try:
         making.mkdir(parents=True)
-        yield making
-        if target.exists():
-            shutil.rmtree(target)
-        making.rename(target)
     except OSError as error:
         raise DataError(f"{target} cannot be written: {reason(error)}. Name another folder with 'output=…'.") from error
+    try:
+        yield making
+        if target.exists():
+            target.rename(before)
+        making.rename(target)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds what this command makes, and nothing else."""
+    from voxtile.training.run_folder import EXPORT
+
+    try:
+        known = {"version", "format", "voxtile", "run"} <= set(json.loads((folder / EXPORT).read_text(encoding="utf-8")))
+        return known and {path.name for path in folder.iterdir()} <= MADE
+    except (OSError, ValueError):
+        return False

@@ -19,9 +19,10 @@ def status(config: Mapping[str, Any]) -> int:
     from voxtile.commands.folders import named_folders
     from voxtile.commands.tables import print_runs
     from voxtile.errors import RunError
-    from voxtile.training.run_folder import RunFolder
+    from voxtile.training.run_folder import EXPORT, RunFolder
 
     out = console()
-    runs = [RunFolder.existing(folder, "runs") for folder in named_folders(config["runs"], out)]
+    runs = [RunFolder.existing(folder, "runs", bundles=True) for folder in named_folders(config["runs"], out)]
+    runs = [run for run in runs if not (run.path / EXPORT).exists()]  # what was exported has no state of its own
     print_runs(out, runs)
     return RunError.exit_code if any(run.status["state"] == "failed" for run in runs) else 0

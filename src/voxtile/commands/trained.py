@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,11 @@ class Trained:
             raise RunError(f"{home.path} holds no weights '{weights}'.{hint}")
         load_weights(network, file)
         return cls(home, built, manifest, network)
+
+    @property
+    def bare(self) -> Parts:
+        """Its parts, with a configuration that builds the network without weights from elsewhere: it has its own."""
+        return replace(self.built, config={**self.built.config, "model": without_weights(self.built.config["model"])})
 
     @property
     def intensity(self) -> Intensity | None:

@@ -88,7 +88,7 @@ def counted_again(trained: Trained, prepared: Prepared, chosen: Sequence[int], d
     from voxtile.training.scores import CaseConfusion
 
     where = device(device_name)
-    module, data = assembled(trained.built, prepared)
+    module, data = assembled(trained.bare, prepared)
     module.network.load_state_dict(trained.network.state_dict())
     module.to(where).eval()
     confusion = CaseConfusion(len(prepared.split.val), len(prepared.dataset.classes))

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +47,42 @@ def check_packages() -> None:
         )
 
 
-def exported(network: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
+def exported(network: nn.Module, shape: Sequence[int]) -> torch.export.ExportedProgram:
     """Traces a network's evaluation.
 
     Args:
         network: in evaluation mode, on the CPU.
-        image: an input [B, C, (D,) H, W] with B of 2 or more; all but B is fixed by it.
+        shape: of a window, (C, (D,) H, W), which is fixed by it; the number of windows is not.
 
     Raises:
         RunError: The network does what cannot be traced.
     """
     batch = torch.export.Dim("batch", min=1, max=MOST_BATCH)
+    # Of one alone, the number of windows would become a part of the network; and what is traced is kept in the file.
+    image = torch.zeros(2, *shape)
     try:
         with _quiet(), torch.no_grad():
-            return torch.export.export(_Logits(network).eval(), (image,), dynamic_shapes=({0: batch},))
+            program = torch.export.export(_Logits(network).eval(), (image,), dynamic_shapes=({0: batch},))
     except Exception as error:  # torch raises many types
         raise RunError(
             f"{type(network).__name__} cannot be traced by torch.export: {reason(error)}. 'format=bundle' takes every network."
         ) from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # which names this machine's folders
+    return program
 
 
 def save_torch(program: torch.export.ExportedProgram, file: Path, description: str) -> None:
-    """Writes what `torch.export.load` reads; `description` is kept inside as voxtile.json."""
-    torch.export.save(program, file, extra_files={"voxtile.json": description})
+    """Writes what `torch.export.load` reads; `description` is kept inside as voxtile.json.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    try:
+        torch.export.save(program, file, extra_files={"voxtile.json": description})
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+        raise RunError(f"{file.name} cannot be written: {reason(error)}. Free some disk space.") from error
 
 
 def open_torch(file: Path) -> Forward:
@@ -78,28 +91,37 @@ def open_torch(file: Path) -> Forward:
     return found
 
 
-def save_onnx(program: torch.export.ExportedProgram, image: Tensor, file: Path, description: str) -> None:
+def save_onnx(program: torch.export.ExportedProgram, file: Path, description: str) -> None:
     """Writes an ONNX file from "image" to "logits"; `description` is kept inside as the property "voxtile".
 
+    Weights of more than 2 GB go into a file of their own beside it, as ONNX wants.
+
     Raises:
-        RunError: An operation of the network has no ONNX.
+        RunError: An operation of the network has no ONNX, or the file cannot be written.
     """
     try:
         with _quiet():
             made: Any = torch.onnx.export(
-                program, (image,), dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
+                program, (), dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
             )  # fmt: skip
+            made.model.metadata_props["voxtile"] = description
+            made.save(file)
     except Exception as error:  # torch and onnxscript raise many types
         raise RunError(f"The network cannot be written as ONNX: {reason(error)}. Type 'format=torch_export'.") from error
-    made.model.metadata_props["voxtile"] = description
-    made.save(file)
 
 
 def open_onnx(file: Path) -> Forward:
-    """The network in an ONNX file, on the CPU."""
+    """The network in an ONNX file, on the CPU.
+
+    Raises:
+        RunError: ONNX Runtime does not take it.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises many types
+        raise RunError(f"ONNX Runtime cannot open what was written: {reason(error)}. Type 'format=torch_export'.") from error
 
     def forward(image: Tensor) -> Tensor:
         (logits,) = session.run(["logits"], {"image": image.numpy()})

@@ -224,6 +224,8 @@ def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
     before = {"devices": count, "strategy": "ddp" if count > 1 else ""}  # of older manifests, which do not say
     here, there = hardware(devices), before | old["hardware"]
     for key in ("device", "devices", "strategy", "machine", "cpu", "threads", "gpus", "driver"):
-        if there.get(key) != here[key]:
+        # One device has no strategy, and a driver counts where it is used, of manifests that name one.
+        counts = {"strategy": there["strategy"] and here["strategy"], "driver": here["device"] == "cuda" and "driver" in there}
+        if there.get(key) != here[key] and counts.get(key, True):
             found.append(f"{key} was {there.get(key)}, is {here[key]}")
     return found

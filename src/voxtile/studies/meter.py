@@ -4,52 +4,61 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+import threading
 from pathlib import Path
 
-POWERCAP = Path("/sys/class/powercap")  # of Linux: one folder for each processor package
+POWERCAP = Path("/sys/class/powercap")  # of Linux: a folder for each processor package, and for parts of them
+OFTEN = 30.0  # seconds between looks at counters that begin anew after some minutes
 
 
-@dataclass
 class Meter:
-    """Counts from when it is made.
+    """Counts from when it is made until it is read."""
 
-    Attributes:
-        packages: where processor packages count their energy.
-    """
+    def __init__(self, packages: Path = POWERCAP) -> None:
+        """Begins to count.
 
-    packages: Path = POWERCAP
-    _seconds: float = field(init=False)
-    _energy: dict[Path, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._seconds, self._energy = _processor_seconds(), self._counters()
+        Args:
+            packages: where processor packages count their energy.
+        """
+        self._seconds, self._joules = _processor_seconds(), 0.0
+        self._ranges: dict[Path, int] = {}
+        for place in sorted(packages.glob("intel-rapl:*")):  # the name of AMD's, too
+            with contextlib.suppress(OSError, ValueError):
+                if (place / "name").read_text(encoding="ascii").startswith("package"):
+                    self._ranges[place] = int((place / "max_energy_range_uj").read_text(encoding="ascii")) + 1
+        self._before = self._counters()
+        self._ended = threading.Event()
+        if self._before:
+            threading.Thread(target=self._watch, name="meter", daemon=True).start()
 
     def read(self) -> dict[str, float]:
-        """`cpu_seconds` of this process and of those that it has waited for; `cpu_joules` of the whole machine's processors.
+        """Ends counting: `cpu_seconds` of this process and those that it has waited for, `cpu_joules` of all processors here.
 
         The second is left out where the system does not count, or tells nobody but root.
         """
+        self._ended.set()
         found = {"cpu_seconds": round(_processor_seconds() - self._seconds, 1)}
-        now = self._counters()
-        if self._energy and self._energy.keys() == now.keys():
-            used = [(now[place] - before) % _range(place) for place, before in self._energy.items()]
-            found["cpu_joules"] = round(sum(used) / 1e6, 1)
+        if self._before:
+            self._add()
+            found["cpu_joules"] = round(self._joules, 1)
         return found
+
+    def _watch(self) -> None:
+        while not self._ended.wait(OFTEN):
+            self._add()
+
+    def _add(self) -> None:
+        now = self._counters()
+        used = [(now[place] - before) % self._ranges[place] for place, before in self._before.items() if place in now]
+        self._joules, self._before = self._joules + sum(used) / 1e6, now or self._before
 
     def _counters(self) -> dict[Path, int]:
-        """Microjoules by package; a package's parts (core, uncore) are in its own."""
+        """Microjoules by package."""
         found = {}
-        for place in sorted(self.packages.glob("intel-rapl:*")):  # the name of AMD's, too
+        for place in self._ranges:
             with contextlib.suppress(OSError, ValueError):
-                if place.name.count(":") == 1:
-                    found[place] = int((place / "energy_uj").read_text(encoding="ascii"))
+                found[place] = int((place / "energy_uj").read_text(encoding="ascii"))
         return found
-
-
-def _range(place: Path) -> int:
-    """At how many microjoules a package's counter begins anew."""
-    return int((place / "max_energy_range_uj").read_text(encoding="ascii")) + 1
 
 
 def _processor_seconds() -> float:

@@ -96,15 +96,15 @@ class Keeper(lightning.Callback):
         """Saves where the schedule or a signal says so."""
         assert isinstance(pl_module, SegmentationModule)
         settings = pl_module.settings
-        if pl_module.whole is not None:  # all must save together
-            self.stop.signal = trainer.strategy.broadcast(self.stop.signal)
+        # Weights that are cut must be saved by all together, at the step at which the first has heard.
+        asked = self.stop.signal if pl_module.whole is None else trainer.strategy.broadcast(self.stop.signal)
         ending = pl_module.out_of_time
         pl_module.pending = ending or pl_module.step == settings.next_validation(pl_module.step - 1)
         if ending:  # in the middle of a stretch; Lightning validates before it stops
             trainer.should_stop = True
-        if pl_module.pending or pl_module.step % settings.save_every == 0 or self.stop.signal is not None:
+        if pl_module.pending or pl_module.step % settings.save_every == 0 or asked is not None:
             self.save(pl_module)
-        self._leave_if_asked(pl_module)
+        self._leave_if_asked(pl_module, asked)
 
     def on_validation_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -112,7 +112,7 @@ class Keeper(lightning.Callback):
     ) -> None:  # fmt: skip
         """Leaves a validation that is under way; it is taken up again from its start."""
         assert isinstance(pl_module, SegmentationModule)
-        self._leave_if_asked(pl_module)
+        self._leave_if_asked(pl_module, self.stop.signal)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keeps the best weights, then the state, in this order: a kill between the two repeats the validation."""
@@ -144,10 +144,10 @@ class Keeper(lightning.Callback):
                 "there. Free some disk space and give the same command again, with 'retry=true'."
             ) from error
 
-    def _leave_if_asked(self, module: SegmentationModule) -> None:
-        if self.stop.signal is not None:
+    def _leave_if_asked(self, module: SegmentationModule, asked: int | None) -> None:
+        if asked is not None and self.metrics is not None:  # others wait, and are ended once the first has left
             raise InterruptedRunError(
-                f"Stopped by {signal.Signals(self.stop.signal).name} at step {module.step} of {module.settings.steps}; the state "
+                f"Stopped by {signal.Signals(asked).name} at step {module.step} of {module.settings.steps}; the state "
                 f"is saved in {self.folder.path}. The same command continues it: {self.command}"
             )
 

@@ -26,7 +26,7 @@ def shard(network: nn.Module) -> None:
 
 
 def whole(value: Any) -> Any:
-    """A state with every tensor whole, on the CPU; all devices must ask for it together."""
+    """A state in which tensors that are cut are put together, on the CPU; all devices must ask for it together."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
     if isinstance(value, dict):
