@@ -1,13 +1,17 @@
 """A run trained again from its folder: the same bits, and what is said where it is not."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.commands.conftest import Command, Run, homes
+from tests.testers.tiny import scene_words
 from voxtile.studies.reproduction import compare
 from voxtile.training.run_folder import RunFolder
 
@@ -24,6 +28,44 @@ def test_a_run_trained_again_is_identical(copied_run: Run, voxtile: Command, tmp
     assert (again / "weights" / "last.safetensors").read_bytes() == (copied_run.home / "weights" / "last.safetensors").read_bytes()
 
 
+@pytest.mark.slow
+def test_code_that_has_changed_since_is_brought_back(tmp_path: Path) -> None:
+    """A checkout with a change that was not committed trains a run, and goes on; the run is trained again as it was."""
+    tree, words = tmp_path / "tree", scene_words(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(tree / "src")}
+
+    def git(*given: str) -> None:
+        who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org")
+        subprocess.run(["git", *who, *given], cwd=tree, check=True, capture_output=True)
+
+    def ran(*given: object) -> str:
+        command = [sys.executable, "-c", "from voxtile.commands.main import main; raise SystemExit(main())", *map(str, given)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "conf", tree / "conf")
+    shutil.copy(ROOT / "train.py", tree)
+    git("init", "-q")
+    git("config", "diff.noprefix", "true")  # a setting of the user's, which must not matter
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    module = tree / "src" / "voxtile" / "training" / "module.py"
+    module.write_text(module.read_text() + "\n# not committed: ä\n")
+    ran("train", *words)
+    (home,) = homes(tmp_path / "runs")
+    git("commit", "-qam", "second")
+    module.write_text(module.read_text() + "\nraise SystemExit('this is not the code that made the run')\n")
+    git("commit", "-qam", "third")
+    said = ran("reproduce", f"run={home}", f"paths.cache={tmp_path / 'cache'}", "patch=true")
+    assert "with the code of commit" in said
+    assert "not quite" not in said
+    assert "identical: all" in said
+    found = subprocess.run(["git", "worktree", "list"], cwd=tree, capture_output=True, text=True, check=True).stdout
+    assert len(found.splitlines()) == 1
+
+
 def test_an_unfinished_run_and_changed_code_are_refused(copied_run: Run, voxtile: Command) -> None:
     manifest = copied_run.read("manifest.json")
     manifest["code"] = {"sources": "1" * 64, "commit": "2" * 40, "diff": "+ 1\n"}
@@ -32,7 +74,7 @@ def test_an_unfinished_run_and_changed_code_are_refused(copied_run: Run, voxtile
     assert said.code == 4
     assert "Commit 222222222222, which made the run, is not in the history of this checkout" in said.text
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    if head:
+    if head:  # of a checkout
         manifest["code"]["commit"] = head
         (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
         said = voxtile("reproduce", f"run={copied_run.home}")
@@ -83,7 +125,7 @@ def test_what_differs_is_said_with_its_likely_cause_and_the_spread_of_seeds(copi
         beside = copied_run.home.parent / f"seed{seed}"
         shutil.copytree(copied_run.home, beside)
         recipe, own = (json.loads((beside / f"{part}.json").read_text()) for part in ("recipe", "status"))
-        recipe["settings"]["seed"] = seed
+        recipe["settings"]["seed"], recipe["identity"] = seed, f"{seed:032}"
         own["best"]["scores"]["dice"] += change
         (beside / "recipe.json").write_text(json.dumps(recipe))
         (beside / "status.json").write_text(json.dumps(own))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -35,8 +36,12 @@ def begun(words: Sequence[str], runs: Path) -> subprocess.Popen[str]:
 
 def jobs_of(process: subprocess.Popen[str]) -> list[int]:
     """The jobs that a sweep has under way."""
-    pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in pids if b"voxtile.commands.job" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = []
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with suppress(FileNotFoundError):  # it has ended since
+            if b"voxtile.commands.job" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
 
 
 def until(true: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -64,9 +69,10 @@ def killed(words: Sequence[str], runs: Path, moment: Callable[[subprocess.Popen[
             moment(process)
         finally:
             pids = jobs_of(process) if process.poll() is None else []
-            process.kill()
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.kill()
 
 
 def test_a_killed_sweep_continued_ends_as_an_undisturbed_one(words: list[str], tmp_path: Path, voxtile: Command) -> None:

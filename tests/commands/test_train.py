@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import jsonschema
@@ -23,12 +24,14 @@ from voxtile.commands import job
 from voxtile.commands.assemble import trainer_options
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
+from voxtile.commands.loggers import finish
 from voxtile.commands.tables import sweep_name
 from voxtile.data.batches import collate
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper
 from voxtile.training.border_weights import border_weights
+from voxtile.training.fit import StopRequest
 from voxtile.training.module import SegmentationModule
 from voxtile.training.pictures import HEADER
 
@@ -317,6 +320,46 @@ def test_operations_without_a_deterministic_form_are_warned_of_and_used() -> Non
     options = {"accelerator": "cpu", "precision": "32-true"}
     for wanted, given in ((True, "warn"), (False, False)):
         assert trainer_options({**options, "deterministic": wanted}, 1)["deterministic"] == given
+
+
+def test_a_job_says_what_it_did_not_expect(short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise MemoryError("no room for 9 GB")
+
+    report = tmp_path / "report.json"
+    monkeypatch.setattr(job, "order_of", lambda: {"words": short, "report": str(report)})
+    monkeypatch.setattr("voxtile.commands.train.trained", failing)
+    assert job.main() == 1
+    found = json.loads(report.read_text())
+    assert (found["code"], found["reason"]) == (1, "no room for 9 GB")
+
+
+def test_a_tracker_that_ends_badly_is_told_and_no_reason_to_fail(capfd: pytest.CaptureFixture[str]) -> None:
+    class Tracker:
+        def finalize(self, status: str) -> None:
+            raise OSError(f"no server to tell of {status}")
+
+    finish([Tracker()], well=True)
+    assert "Tracker did not end well: no server to tell of success" in capfd.readouterr().out
+
+
+def test_a_second_sigterm_does_not_end_a_run_that_saves_and_a_second_ctrl_c_does() -> None:
+    stop = StopRequest()
+    for _ in range(3):  # from whoever ends a group of processes, and from the process above
+        stop(signal.SIGTERM, None)
+    assert stop.signal == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+
+
+def test_a_multirun_finds_options_in_several_folders(short: list[str], tmp_path: Path, voxtile: Command) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "experiment").mkdir(parents=True)
+        (tmp_path / name / "experiment" / f"in_{name}.yaml").write_text("# @package _global_\nseed: 5\n")
+    folders = [word for name in ("a", "b") for word in ("--config-dir", str(tmp_path / name))]
+    said = voxtile("train", "-m", *folders, "launch=here", *short, "experiment=in_a,in_b")
+    assert said.code == 0, said.text
+    assert len(homes(tmp_path / "runs")) == 1  # both are the run with seed 5
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Whether a run is what its folder says."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 import rasterio
 from safetensors.torch import load_file, save_file
 
@@ -13,6 +15,7 @@ def test_a_run_is_what_it_says(copied_run: Run, voxtile: Command) -> None:
     said = voxtile("verify", f"run={copied_run.home}", "cases=all", f"paths.cache={copied_run.folder / 'cache'}")
     assert said.code == 0, said.text
     assert "weights: as recorded" in said.text
+    assert "labels, and sampled blocks of images, as in the training" in said.text
     assert (
         "scores: 1 of 1 validation cases scored again with the best weights; the same count of every pair of classes" in said.text
     )
@@ -49,6 +52,35 @@ def test_changed_weights_and_counts_are_told(copied_run: Run, voxtile: Command) 
     assert sum(map(sum, matrix)) > 0
     (copied_run.home / "weights" / "last.safetensors").unlink()
     assert "last is gone" in voxtile("verify", f"run={copied_run.home}").text
+
+
+def test_a_changed_score_is_told(copied_run: Run, voxtile: Command) -> None:
+    status = copied_run.read("status.json")
+    status["best"]["scores"]["dice"] += 0.1
+    (copied_run.home / "status.json").write_text(json.dumps(status))
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert said.code == 4
+    assert "in status.json are not those of the recorded counts: dice" in said.text
+
+
+def test_data_are_read_anew_however_old_they_look(
+    copied_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voxtile.data.survey._key", lambda case, *_: case.id)  # as though no date had changed
+    words = [f"run={copied_run.home}", f"paths.cache={tmp_path / 'cache'}"]
+    assert voxtile("evaluate", *words).code == 0
+    case = copied_run.read("manifest.json")["data"]["split"]["val"][0]["id"]
+    label = copied_run.folder / "scenes" / "labels" / f"{case}.tif"
+    stored = label.read_bytes()
+    try:
+        with rasterio.open(label, "r+") as file:
+            file.write(1 - file.read())
+        assert voxtile("evaluate", *words).code == 0
+        said = voxtile("verify", *words)
+    finally:
+        label.write_bytes(stored)
+    assert said.code == 3
+    assert f"changed: label of {case}" in said.text
 
 
 def test_changed_data_are_told(copied_run: Run, voxtile: Command) -> None:

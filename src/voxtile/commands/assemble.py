@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from voxtile.commands.build import Parts
@@ -158,16 +160,16 @@ def assembled(built: Parts, prepared: Prepared) -> tuple[Any, Any]:
     return module, data
 
 
-def prepare_data(built: Parts, out: Console) -> Prepared:
-    """Opens, splits and surveys the data, with a progress bar."""
+def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Prepared:
+    """Opens, splits and surveys the data, with a progress bar; surveys are kept in the cache, or in the folder that is named."""
     from voxtile.commands.build import folder
     from voxtile.commands.console import progress
     from voxtile.data.prepared import prepare
 
     with progress(out) as tick:
-        data = built.config["data"]
+        data, kept = built.config["data"], surveys or folder(built.config["paths"]["cache"])
         prepared = prepare(
-            built.dataset, built.scheme, built.normalisation, folder(built.config["paths"]["cache"]), data["waive"] or (),
+            built.dataset, built.scheme, built.normalisation, kept, data["waive"] or (),
             data["limit"], tick, built.sampling.weights, built.windowing.size,
             lambda sentence: out.print(sentence, soft_wrap=True),
         )  # fmt: skip

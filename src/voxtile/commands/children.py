@@ -50,6 +50,8 @@ def child(
 
 def order_of() -> dict[str, Any]:
     """In a child: what it was told. From here on it ends when the process that started it does."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # by which Slurm warns all processes of a job: its first one acts on it
+        signal.signal(number, signal.SIG_IGN)
     order: dict[str, Any] = json.loads(sys.stdin.readline())
 
     def wait() -> None:

@@ -123,7 +123,8 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
         _CURRENT.set((name, overrides, folders))
         with _arguments(words):
             if not flags.keys() <= _OWN or flags.get("--cfg", ["job"])[-1].rpartition("=")[2] != "job":
-                hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
+                with _arguments(_searching(words, folders)):
+                    hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
                 return max(codes)
             config = _composed(name, overrides, folders)
             if "--help" in flags:
@@ -267,9 +268,22 @@ def _parsed(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 def _composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     """One configuration, Hydra's own part included. Composed here, once: Hydra's command line does it twice, and more for help."""
     GlobalHydra.instance().clear()
-    search = [f"hydra.searchpath=[{','.join(quoted(f'file://{folder.absolute()}') for folder in folders)}]"] if folders else []
+    search = [_searchpath(folders)] if folders else []
     with initialize_config_dir(str(folder_of(name)), version_base="1.3"):
         return compose(name, [*search, *overrides], return_hydra_config=True)
+
+
+def _searchpath(folders: Sequence[Path]) -> str:
+    return f"hydra.searchpath=[{','.join(quoted(f'file://{folder.absolute()}') for folder in folders)}]"
+
+
+def _searching(words: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The words with all folders of `--config-dir`, of which Hydra's own command line takes one only."""
+    if len(folders) < 2:
+        return list(words)
+    flags, overrides = _parsed(words)
+    kept = [word for flag, given in flags.items() if flag != "--config-dir" for word in given]
+    return [*kept, _searchpath(folders), *overrides]
 
 
 def _with_choices(config: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:

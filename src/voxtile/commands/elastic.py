@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxtile.errors import ConfigError, RunError, VoxtileError, reason
+
+if TYPE_CHECKING:
+    from voxtile.training.run_folder import RunFolder
 
 PATIENCE = timedelta(days=7)  # how long the others wait until the first has read all data
 GRACE = 3.0  # seconds in which a process that fails says so, after which the first says what it has seen itself
@@ -66,8 +68,12 @@ def follow() -> int:
     return 0
 
 
-def train_together(order: Mapping[str, Any]) -> dict[str, Any]:
+def train_together(home: RunFolder, order: Mapping[str, Any]) -> dict[str, Any]:
     """Hands a run to the others and trains it with them.
+
+    Args:
+        home: its folder, which this process holds.
+        order: what the others are told.
 
     Returns:
         What was measured.
@@ -77,14 +83,14 @@ def train_together(order: Mapping[str, Any]) -> dict[str, Any]:
     """
     from voxtile.commands.worker import work
 
-    reports = Path(order["home"]) / "ranks"
+    reports = home.path / "ranks"
     reports.mkdir(exist_ok=True)
     for old in reports.iterdir():
         old.unlink()
     store = _store()
     store.set(f"order {store.add('orders', 1)}", json.dumps(order))
     try:
-        measured = work(order, leads=True)
+        measured = work(order, leads=True, held=home)
     except VoxtileError:
         raise
     except Exception as error:  # the others' end is seen as a lost connection
@@ -99,7 +105,7 @@ def train_together(order: Mapping[str, Any]) -> dict[str, Any]:
             f"The first of {world()} processes lost the others, or failed itself: {type(error).__name__}: {reason(error)}. What "
             "torchrun prints says whether one of them was killed."
         ) from error
-    shutil.rmtree(reports)
+    shutil.rmtree(reports, ignore_errors=True)  # where others may still be writing
     return measured
 
 

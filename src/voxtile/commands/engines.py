@@ -19,6 +19,7 @@ from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, collected, finished_
 from voxtile.errors import ConfigError, reason
 
 POLL = 0.2  # seconds between looks at the process of a job
+LATE = 3.0  # seconds after which a file that another machine has written is seen here, too
 SAVING = 60.0  # seconds that a job which is to be moved has to save its state
 
 
@@ -31,6 +32,7 @@ class Command:
 
     def __call__(self) -> int:
         """Runs the job, and returns its exit code."""
+        Path(self.order["report"]).unlink(missing_ok=True)  # of an earlier life, before it was moved
         with child("voxtile.commands.job", self.order, os.environ, folder=self.folder) as process:
             self._process = process
             while process.poll() is None:  # not `wait`, in which `checkpoint`, called by a signal, could not wait, too
@@ -108,13 +110,14 @@ def launch_by(
         waiting = dict(zip(left, engine([Command(order_of_job(made[n], reports[n])) for n in left], place), strict=True))
         for each in waiting.values() if heard else ():  # asked to stop while they were submitted
             each.cancel()
-        while waiting and not heard:
-            for number, each in [(number, each) for number, each in waiting.items() if each.done()]:
-                del waiting[number]
-                _hear(outcomes[number], reports[number], each)
-                how = {0: "done", STOPPED: "stopped"}.get(outcomes[number].code, f"failed: {outcomes[number].reason}")
-                out.print(f"job {number + 1} of {len(made)}: {names[number]}  {how}", soft_wrap=True)
-            time.sleep(poll if waiting else 0)
+        with forwarding(stop):  # again, since Ray has put handlers of its own there
+            while waiting and not heard:
+                for number, each in [(number, each) for number, each in waiting.items() if each.done()]:
+                    del waiting[number]
+                    _hear(outcomes[number], reports[number], each)
+                    how = {0: "done", STOPPED: "stopped"}.get(outcomes[number].code, f"failed: {outcomes[number].reason}")
+                    out.print(f"job {number + 1} of {len(made)}: {names[number]}  {how}", soft_wrap=True)
+                time.sleep(poll if waiting else 0)
     for number in waiting:  # cancelled
         if reports[number].is_file():
             vars(outcomes[number]).update(json.loads(reports[number].read_text(encoding="utf-8")))
@@ -128,6 +131,9 @@ def launch_by(
 
 def _hear(outcome: Outcome, report: Path, job: Submitted) -> None:
     """Takes down what became of a job that has ended."""
+    until = time.monotonic() + LATE
+    while not report.is_file() and time.monotonic() < until:
+        time.sleep(POLL)
     if report.is_file():
         vars(outcome).update(json.loads(report.read_text(encoding="utf-8")))
         report.unlink()

@@ -123,8 +123,14 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     return 0
 
 
-def prepared_for(trained: Trained, split: str, out: Console) -> Prepared:
+def prepared_for(trained: Trained, split: str, out: Console, surveys: Path | None = None) -> Prepared:
     """The data of a run, which must be those that it was trained on.
+
+    Args:
+        trained: the run.
+        split: the side that is looked at.
+        out: where it prints.
+        surveys: a folder to keep what is found out of each file, instead of the cache, by which files are known by their dates.
 
     Raises:
         DataError: They are not, or cannot be read.
@@ -135,7 +141,7 @@ def prepared_for(trained: Trained, split: str, out: Console) -> Prepared:
 
     root = trained.built.dataset.layout.root
     try:
-        prepared = prepare_data(trained.built, out)
+        prepared = prepare_data(trained.built, out, surveys)
     except DataError as error:
         raise DataError(
             f"The data in {root} cannot be scored as those of the run {trained.home.path}: {error} If the run's data lie elsewhere "

@@ -1,13 +1,15 @@
 """One job of a sweep, as `voxtile.commands.sweep` starts it: `python -m voxtile.commands.job`.
 
-It is told the words that it trains with ("words"), or a whole configuration ("config"), in which file it leaves what
-became of it ("report"), and for trackers the name and the kind of what it is a part of ("group", "kind").
+It is told the words that it trains with ("words"), or a whole configuration ("config") and what messages tell the user to type
+("command"); in which file it leaves what became of it ("report"); and for trackers the name and the kind of what it is a part of
+("group", "kind").
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from voxtile.cases.maps import atomic_text
@@ -21,7 +23,7 @@ def main() -> int:
     """Trains, and leaves the outcome."""
     order = order_of()
     words = order.get("words", [])
-    sys.argv = ["voxtile", "train", *words]  # what messages tell the user to type
+    sys.argv = order.get("command") or ["voxtile", "train", *words]  # what messages tell the user to type
     report = Path(order["report"])
     if "group" in order:  # wandb's own variables, which the user may have set
         os.environ.setdefault("WANDB_RUN_GROUP", order["group"])
@@ -33,7 +35,11 @@ def main() -> int:
     with collecting() as outcomes:
         whole = order.get("config")
         patient = order.get("patient", False)
-        code = train_all(words, leave, patient) if whole is None else compose.guarded(lambda: train_one(whole, leave))
+        try:
+            code = train_all(words, leave, patient) if whole is None else compose.guarded(lambda: train_one(whole, leave))
+        except Exception:  # which the outcome says, too
+            traceback.print_exc()
+            code = 1
     outcome = outcomes[0] if outcomes else Outcome(words, reason="its configuration cannot be composed")
     outcome.code = code
     leave(outcome)

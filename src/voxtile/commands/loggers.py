@@ -25,12 +25,15 @@ def make_loggers(config: Mapping[str, Any], home: RunFolder) -> list[Any]:
     return loggers
 
 
-def finish(loggers: Iterable[Any]) -> None:
-    """Ends what the loggers began; else wandb would take the next run of a multirun for this one."""
+def finish(loggers: Iterable[Any], well: bool) -> None:
+    """Ends what the loggers began, `well` or not; else wandb would take the next run of a multirun for this one."""
     for logger in loggers:
-        logger.finalize("success")
-        if hasattr(logger.experiment, "finish"):
-            logger.experiment.finish()
+        try:
+            logger.finalize("success" if well else "failed")
+            if hasattr(logger.experiment, "finish"):
+                logger.experiment.finish(exit_code=0 if well else 1)
+        except Exception as error:  # the run is saved; a tracker is no reason to call it failed
+            print(f"{type(logger).__name__} did not end well: {error}")
 
 
 def _wandb(node: Mapping[str, Any], config: Mapping[str, Any], home: RunFolder) -> Any:

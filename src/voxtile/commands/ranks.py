@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 POLL = 0.05  # seconds between looks at the processes
 GRACE = 5.0  # seconds that the others have to say what is wrong, too, after one has failed
-UNHEARD = 3  # signals after which a run that does not react is ended as it is
+UNHEARD = 3  # times Ctrl-C after which a run that does not react is ended as it is
 
 
 def train_in_processes(home: RunFolder, order: Mapping[str, Any], devices: Devices) -> dict[str, Any]:
@@ -58,8 +58,10 @@ def train_in_processes(home: RunFolder, order: Mapping[str, Any], devices: Devic
             process.kill()
     if first is not None:
         raise _reason(first, failed, ranks, logs, heard)
-    measured: dict[str, Any] = json.loads((logs / "0.json").read_text(encoding="utf-8"))["measured"]
-    shutil.rmtree(logs)
+    measured: dict[str, Any] = {}
+    with suppress(OSError):  # a full disk may have had no room for it, and the run is finished all the same
+        measured = json.loads((logs / "0.json").read_text(encoding="utf-8"))["measured"]
+    shutil.rmtree(logs, ignore_errors=True)
     return measured
 
 
@@ -76,11 +78,12 @@ def _environment(devices: Devices) -> dict[str, str]:
 
 
 def _forward(number: int, ranks: Sequence[Child], heard: list[int]) -> None:
-    """Hands a signal to the first process, which saves the run and ends; the third signal ends all at once."""
+    """Hands a signal to the first process, which saves the run and ends; the third Ctrl-C ends all at once."""
     heard.append(number)
-    for process in ranks[:1] if len(heard) < UNHEARD else ranks:
+    insisting = heard.count(signal.SIGINT) >= UNHEARD  # SIGTERM may come to each process, and from each one above it
+    for process in ranks if insisting else ranks[:1]:
         if process.poll() is None:
-            process.send_signal(number if len(heard) < UNHEARD else signal.SIGKILL)
+            process.send_signal(signal.SIGKILL if insisting else number)
 
 
 def _watched(ranks: Sequence[Child], home: RunFolder) -> int | None:

@@ -9,13 +9,14 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from voxtile.commands import compose
+from voxtile.commands.words import word
 from voxtile.errors import ConfigError, RunError, counted, reason
 
 if TYPE_CHECKING:
@@ -56,11 +57,13 @@ def reproduce(config: Mapping[str, Any]) -> int:
 
 
 def _made_with(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The name of the folder of what is made with this code, these versions and so many threads."""
-    from voxtile.studies.manifest import code, versions
+    """The name of the folder of what is made with this code and these versions, on this hardware."""
+    from voxtile.studies.manifest import Devices, code, hardware, versions
 
     sources = code()["sources"] if config["code"] == "here" else manifest["code"].get("sources")
-    facts = json.dumps([sources, versions(), manifest["hardware"]["threads"]], sort_keys=True)
+    made = manifest["hardware"]
+    devices = Devices(made["device"], made.get("devices", 1), made["threads"], made.get("strategy", ""))
+    facts = json.dumps([sources, versions(), hardware(devices)], sort_keys=True)
     return f"by-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
@@ -79,10 +82,12 @@ def _trained_again(
     kept |= {"trust": list(config["trust"]), "retry": config["retry"], "inexact": False, "logger": {}}
     if manifest.get("parent"):
         kept["init_from"] = manifest["parent"]["run"]
+    kept["trainer"] |= {"devices": manifest["hardware"].get("devices", 1)}
     threads = {"OMP_NUM_THREADS": str(manifest["hardware"]["threads"])}
     with _code_of(manifest, config, out) as source:
         path = {"PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))} if source else {}
-        job = Job(first.path.name, Outcome([]), OmegaConf.create(), order={"config": kept}, environment=path | threads)
+        order = {"config": kept, "command": ["voxtile", "reproduce", word("run", first.path)]}
+        job = Job(first.path.name, Outcome([]), OmegaConf.create(), order=order, environment=path | threads)
         waiting = [job]
         with tempfile.TemporaryDirectory(prefix="voxtile-") as place:
             stopped = run_jobs(lambda: waiting.pop() if waiting else None, Slots(1), Path(place), lambda job: None)
@@ -128,21 +133,25 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
     with tempfile.TemporaryDirectory(prefix="voxtile-") as place:
         tree = Path(place) / "tree"
         try:
+            _git(root, "worktree", "prune")  # of commands that were killed
             _git(root, "worktree", "add", "--detach", str(tree), made["commit"])
-            try:
-                if made["diff"]:
-                    _git(tree, "apply", "--whitespace=nowarn", "-", given=made["diff"])
-                out.print(f"with the code of commit {made['commit'][:12]}", soft_wrap=True)
-                if sources(tree / "src" / "voxtile") != made.get("sources"):
-                    out.print("it is not quite what made the run: files that git did not track were part of it", style="yellow")
-                yield str(tree / "src")
-            finally:
-                _git(root, "worktree", "remove", "--force", str(tree))
+            if made["diff"]:
+                _git(tree, "apply", "--whitespace=nowarn", "-", given=made["diff"])
         except (OSError, subprocess.CalledProcessError) as error:
-            said = getattr(error, "stderr", "") or str(error)
+            said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
+            with suppress(OSError, subprocess.CalledProcessError):
+                _git(root, "worktree", "remove", "--force", str(tree))
             raise RunError(
                 f"Commit {made['commit'][:12]} could not be brought back: {reason(Exception(said))}. {advice}"
             ) from error
+        try:
+            out.print(f"with the code of commit {made['commit'][:12]}", soft_wrap=True)
+            if sources(tree / "src" / "voxtile") != made.get("sources"):
+                out.print("it is not quite what made the run: files that git did not track were part of it", style="yellow")
+            yield str(tree / "src")
+        finally:
+            with suppress(OSError, subprocess.CalledProcessError):
+                _git(root, "worktree", "remove", "--force", str(tree))
 
 
 def _is_ours(root: Path, commit: str) -> bool:
@@ -152,4 +161,5 @@ def _is_ours(root: Path, commit: str) -> bool:
 
 
 def _git(root: Path, *words: str, given: str | None = None) -> None:
-    subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True, input=given)
+    text = None if given is None else given.encode(errors="surrogateescape")
+    subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, input=text)

@@ -59,9 +59,14 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
 
     Raises:
         ConfigError: A setting makes no sense, or the study of that name searches something else.
+        RunError: The study's file cannot be read or written.
     """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
     from voxtile.commands.build import folder
     from voxtile.commands.console import console
+    from voxtile.training.run_folder import exclusive
 
     out = console()
     if (chosen := config.hydra.runtime.choices.get("launch", "turn")) != "turn":
@@ -75,27 +80,36 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     about = {"fixed": kept, "space": {path: repr(each) for path, each in space.items()}, "objectives": wanted}
     name = str(settings["name"] or "study-" + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8])
     place = folder(str(config.paths.runs)) / "studies" / name
-    place.mkdir(parents=True, exist_ok=True)
     trials = settings["trials"]
     if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
         raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")
-    study = _open(name, place, about, settings)
-    if settings["sampler"] == "grid":  # Optuna's own sampler of that name works in its own loop only
-        values = _grid(space)
-        combinations = [dict(zip(values, each, strict=True)) for each in product(*values.values())][:trials]
-        trials = len(combinations)
-        for each in combinations:
-            study.enqueue_trial(each, skip_if_exists=True)
-    found = _Search(study, fixed, space, wanted, trials, config, loader)
-    out.print(f"study {name}: {len(study.trials)} of {trials} trials; {place / 'study.db'}", soft_wrap=True)
-    found.adopt()
-    look = found.look if settings["pruner"] != "none" else None
-    own = place / "jobs" / f"{socket.gethostname()}-{os.getpid()}"  # another command may work on the study
-    own.mkdir(parents=True, exist_ok=True)
-    stopped = run_jobs(found.take, Slots.of(settings["jobs"], settings["gpus"]), own, found.ended, look, trials)
-    if not any(own.iterdir()):
-        own.rmdir()
-    some = report(study, wanted, fixed, place, out)
+    _check_objectives(wanted, loader.load_sweep_config(config, [*fixed, "sweep=optuna"]))
+    slots = Slots.of(settings["jobs"], settings["gpus"], "hydra.sweeper")
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive(place / ".lock"):
+            study = _open(name, place, about, settings)
+            if settings["sampler"] == "grid":  # Optuna's own sampler of that name works in its own loop only
+                values = _grid(space)
+                combinations = [dict(zip(values, each, strict=True)) for each in product(*values.values())][:trials]
+                trials = len(combinations)
+                for each in combinations:
+                    study.enqueue_trial(each, skip_if_exists=True)
+            found = _Search(study, place, fixed, space, wanted, trials, config, loader, settings["pruner"] != "none")
+            out.print(f"study {name}: {len(study.trials)} of {trials} trials; {place / 'study.db'}", soft_wrap=True)
+            found.adopt()
+        own = place / "jobs" / f"{socket.gethostname()}-{os.getpid()}"  # another command may work on the study
+        own.mkdir(parents=True, exist_ok=True)
+        stopped = run_jobs(found.take, slots, own, found.ended, found.look, trials)
+        if not any(own.iterdir()):
+            own.rmdir()
+        report(study, wanted, fixed, place, out)
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise RunError(
+            f"The study {place / 'study.db'} cannot be read or written: {reason(error)}. Look whether the disk is full or the file "
+            "damaged; where it is, move it away: the same command then begins a new study, and finds the runs that are finished."
+        ) from error
+    some = any(job.outcome.code == 0 for job in found.jobs)
     for job in found.jobs:
         job.outcome.told = True
         if some and job.outcome.code != STOPPED:
@@ -164,8 +178,8 @@ def _typed(override: Override) -> BaseDistribution:
     log = "log" in getattr(value, "tags", ())
     try:
         if isinstance(value, IntervalSweep):
-            assert value.start is not None
-            assert value.end is not None
+            if value.start is None or value.end is None:
+                raise ValueError("an interval has two ends")
             if isinstance(value.start, int) and isinstance(value.end, int):
                 return IntDistribution(value.start, value.end, log=log)
             return FloatDistribution(float(value.start), float(value.end), log=log)
@@ -175,9 +189,10 @@ def _typed(override: Override) -> BaseDistribution:
             if all(isinstance(each, int) for each in (value.start, value.stop, value.step)):
                 return IntDistribution(int(first), int(first + (count - 1) * step), step=int(step))
             return FloatDistribution(first, float(f"{first + (count - 1) * step:.12g}"), step=step)
-        assert isinstance(value, ChoiceSweep)
+        if not isinstance(value, ChoiceSweep):
+            raise ValueError("expected choice(…), range(…) or interval(…)")
         return CategoricalDistribution(list(override.sweep_string_iterator()))
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"'{override.input_line}' cannot be searched: {reason(error)}.") from error
 
 
@@ -189,6 +204,29 @@ def _objectives(given: Any) -> dict[str, str]:
             "'hydra.sweeper.objectives=[dice,-seconds_per_step]'."
         )
     return {name.removeprefix("-"): "minimize" if name.startswith("-") else "maximize" for name in given}
+
+
+def _check_objectives(wanted: Mapping[str, str], config: DictConfig) -> None:
+    """Refuses objectives that no run will have.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    import numpy as np
+
+    from voxtile.training.scores import summarise
+
+    labels, regions = config.data.get("labels"), config.data.get("regions")
+    if labels is None or "?" in map(str, labels.values()):
+        return  # what is not known before the data are read is found out by the first trial
+    classes = list(dict.fromkeys(str(name) for name in labels.values() if name != "ignore"))
+    named = {str(name): [classes.index(str(each)) for each in members] for name, members in (regions or {}).items()}
+    known = [*summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, None, named), *COSTS]
+    if unknown := [name for name in wanted if name not in known]:
+        raise ConfigError(
+            f"'hydra.sweeper.objectives' names '{unknown[0]}', which is no score.{did_you_mean(unknown[0], known)} Choose from "
+            f"{listed(known, 40)}."
+        )
 
 
 def _open(
@@ -266,12 +304,14 @@ class _Search:
     """Asks a study for trials and tells it what became of them."""
 
     study: optuna.Study
+    place: Path
     fixed: Sequence[str]
     space: dict[str, BaseDistribution]
     objectives: Mapping[str, str]
     trials: int
     config: DictConfig
     loader: ConfigLoader
+    prunes: bool
     jobs: list[Job] = field(default_factory=list)
     orphans: list[Trial] = field(default_factory=list)
     of: dict[int, Trial] = field(default_factory=dict)  # trial by the identity of its job
@@ -279,7 +319,7 @@ class _Search:
     looked: dict[int, float] = field(default_factory=dict)
 
     def adopt(self) -> None:
-        """Takes over the trials of commands that are gone; their runs go on where they were."""
+        """Takes over the trials of commands that are gone, while no other command asks; their runs go on where they were."""
         import optuna
         from optuna.trial import TrialState
 
@@ -298,11 +338,14 @@ class _Search:
         """The job of a trial that was left, or of a new one."""
         if self.orphans:
             return self._job(self.orphans.pop(0))
-        known = self.study.get_trials(deepcopy=False)
-        if len(known) >= self.trials and not any(trial.state.name == "WAITING" for trial in known):
-            return None
-        trial = self.study.ask(self.space)
-        trial.set_user_attr(OWNER, _me())
+        from voxtile.training.run_folder import exclusive
+
+        with exclusive(self.place / ".lock"):  # in which a trial without an owner is one of a command that is gone
+            known = self.study.get_trials(deepcopy=False)
+            if len(known) >= self.trials and not any(trial.state.name == "WAITING" for trial in known):
+                return None
+            trial = self.study.ask(self.space)
+            trial.set_user_attr(OWNER, _me())
         return self._job(trial)
 
     def _searched(self, trial: Trial) -> list[str]:
@@ -325,7 +368,10 @@ class _Search:
         if time.monotonic() - self.looked.get(id(job), -LOOK) < LOOK or id(job) in self.pruned or job.home is None:
             return
         self.looked[id(job)] = time.monotonic()
-        if self._reported(job, job.home):
+        trial = self.of[id(job)]
+        if RUN not in trial.user_attrs:
+            trial.set_user_attr(RUN, str(job.home.absolute()))
+        if self.prunes and self._reported(job, job.home):
             self.pruned.add(id(job))
             job.stop()
 
@@ -401,11 +447,18 @@ def _me() -> dict[str, Any]:
 
 
 def _lives(trial: FrozenTrial) -> bool:
-    """Whether the command that asked for a trial is still there; of one on another machine that is not known, and assumed."""
-    from voxtile.training.run_folder import is_alive
+    """Whether the command that asked for a trial is still there.
 
-    owner = trial.user_attrs.get(OWNER)
-    return owner is not None and (owner["host"] != socket.gethostname() or is_alive(owner["pid"], owner["started"]))
+    Of one on another machine that is not known, but that it is gone where nobody holds the trial's run any more.
+    """
+    from voxtile.training.run_folder import RunFolder, is_alive
+
+    owner, run = trial.user_attrs.get(OWNER), trial.user_attrs.get(RUN)
+    if owner is None:
+        return False
+    if owner["host"] == socket.gethostname():
+        return is_alive(owner["pid"], owner["started"])
+    return run is None or RunFolder(Path(run)).status["state"] != "interrupted"
 
 
 def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[str], place: Path, out: Console) -> bool:
@@ -425,8 +478,11 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
     best = study.best_trials
     if not best:
         return False
-    for trial in best:
-        name = "best" if len(objectives) == 1 else f"best_{trial.number}"
+    names = ["best" if len(objectives) == 1 else f"best_{trial.number}" for trial in best]
+    for old in (place / "experiment").glob("best*.yaml"):
+        if old.stem not in names:
+            old.unlink()
+    for trial, name in zip(best, names, strict=True):
         _write_best(trial, name, fixed, place)
     title = "best" if len(objectives) == 1 else "best (none is better in all objectives)"
     out.print(f"{title}: {listed(f'trial {trial.number}' for trial in best)}", soft_wrap=True)

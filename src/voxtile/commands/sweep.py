@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,8 @@ from voxtile.commands.compose import STOPPED
 from voxtile.errors import ConfigError
 
 POLL = 0.1  # seconds between looks at the jobs
+SAVING = 60.0  # seconds that jobs have to save their state where something else is wrong
+UNHEARD = 3  # times Ctrl-C after which jobs that do not react are ended as they are
 UNDER_WAY = -1  # stands for an exit code until there is one
 
 
@@ -78,21 +81,21 @@ class Slots:
     free: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, jobs: object, gpus: object) -> Slots:
-        """From `hydra.launcher.jobs` and `hydra.launcher.gpus`.
+    def of(cls, jobs: object, gpus: object, settings: str = "hydra.launcher") -> Slots:
+        """From `jobs` and `gpus` of the launcher, or of other `settings`.
 
         Raises:
             ConfigError: They are no numbers, or ask for more GPUs than there are.
         """
         if gpus != "auto" and (not isinstance(gpus, int) or isinstance(gpus, bool) or gpus < 0):
-            raise ConfigError(f"'hydra.launcher.gpus={gpus}' must be auto or a whole number, 0 or more: how many each job has.")
+            raise ConfigError(f"'{settings}.gpus={gpus}' must be auto or a whole number, 0 or more: how many each job has.")
         if jobs != "auto" and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
-            raise ConfigError(f"'hydra.launcher.jobs={jobs}' must be auto or a whole number from 1 up: how many run at once.")
+            raise ConfigError(f"'{settings}.jobs={jobs}' must be auto or a whole number from 1 up: how many run at once.")
         names = _gpus() if gpus or jobs == "auto" else []
         each = min(1, len(names)) if gpus == "auto" else int(str(gpus))
         if each > len(names):
             raise ConfigError(
-                f"'hydra.launcher.gpus={gpus}' asks for more GPUs for each job than the {len(names)} that PyTorch finds here."
+                f"'{settings}.gpus={gpus}' asks for more GPUs for each job than the {len(names)} that PyTorch finds here."
             )
         return cls(max(1, len(names) // max(1, each)) if jobs == "auto" else int(str(jobs)), each, names)
 
@@ -106,9 +109,8 @@ def _gpus() -> list[str]:
     """The GPUs of this machine that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else []
-    return names or [str(number) for number in range(torch.cuda.device_count())]
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
 @dataclass
@@ -214,7 +216,7 @@ def run_jobs(
     def forward(number: int) -> None:
         heard.append(number)
         for job in running:
-            job.stop(number)
+            job.kill() if heard.count(signal.SIGINT) >= UNHEARD else job.stop(number)
 
     def say(job: Job, text: str) -> None:
         out.print(f"job {job.title}  {text}", soft_wrap=True)
@@ -255,6 +257,13 @@ def run_jobs(
                     for job in running:
                         look(job)
                 time.sleep(POLL)
+    except Exception:  # a study's file that cannot be written, say, which is not the jobs' fault
+        for job in running:
+            job.stop()
+        until = time.monotonic() + SAVING
+        while time.monotonic() < until and any(job.process and job.process.poll() is None for job in running):
+            time.sleep(POLL)
+        raise
     finally:
         for job in running:
             job.kill()
@@ -264,7 +273,7 @@ def run_jobs(
 def place_of(folder: Path, outcomes: Sequence[Outcome]) -> Path:
     """The folder below `folder` in which this command's jobs leave what becomes of them; another command has another one."""
     digest = hashlib.sha256(json.dumps([outcome.words for outcome in outcomes]).encode()).hexdigest()[:8]
-    place = folder / f"{digest}-{os.getpid()}"
+    place = folder / f"{digest}-{socket.gethostname()}-{os.getpid()}"
     place.mkdir(parents=True, exist_ok=True)
     return place
 

@@ -33,11 +33,16 @@ def main(argv: Sequence[str]) -> int:
     with collecting() as outcomes:
         code = compose.guarded(lambda: _led(argv))
     if len(outcomes) > 1 and not any(outcome.told for outcome in outcomes):
-        from voxtile.commands.console import console
-        from voxtile.commands.tables import print_jobs
-
-        print_jobs(console(), outcomes)
+        code = max(code, compose.guarded(lambda: _table(outcomes)))
     return max(code, *(outcome.code for outcome in outcomes), 0)
+
+
+def _table(outcomes: Sequence[Outcome]) -> int:
+    from voxtile.commands.console import console
+    from voxtile.commands.tables import print_jobs
+
+    print_jobs(console(), outcomes)
+    return 0
 
 
 def _led(argv: Sequence[str]) -> int:
@@ -230,7 +235,7 @@ def _train(
     steps = module.settings.steps
     facts = manifest(command_line(), prepared, devices)
     facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
-    facts["parent"] = None if parent is None else {"run": str(parent.home.path), "weights": parent.digest}
+    facts["parent"] = None if parent is None else {"run": str(parent.home.path.absolute()), "weights": parent.digest}
     if home.resume.exists() and (home.path / "manifest.json").exists():
         facts = continued(home.read("manifest.json"), facts)
     began, meter = time.monotonic(), Meter()
@@ -239,6 +244,8 @@ def _train(
     for place in ("data.layout.root", "data.group.csv", "split.file", "data.scene.area"):
         if (path := OmegaConf.select(kept, place)) and isinstance(path, str):
             OmegaConf.update(kept, place, str(Path(path).expanduser().absolute()))
+    if isinstance(file := OmegaConf.select(kept, "model.weights"), str) and Path(file).expanduser().is_file():
+        kept.model.weights = str(Path(file).expanduser().absolute())
     atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(kept))
     home.write("manifest.json", facts)
     home.set_status("running", **({"step": 0, "steps": steps} | {k: v for k, v in home.status.items() if k in ("step", "best")}))
@@ -261,10 +268,13 @@ def _train(
         if devices.count > 1 and not module.done:  # what is trained to its end needs no others to say so
             began_from = None if parent is None else str(parent.home.path.absolute())
             order = {"config": config, "home": str(home.path), "parent": began_from, "command": command_line()}
-            measured |= elastic.train_together(order) if elastic.world() > 1 else train_in_processes(home, order, devices)
+            together = elastic.world() > 1
+            measured |= elastic.train_together(home, order) if together else train_in_processes(home, order, devices)
         else:
             _fit_here(config, module, data, home, measured, out)
     except Exception as error:
+        if home.status["state"] == "finished":  # all is saved: what failed came after it
+            raise
         with suppress(OSError, RunError):  # the disk that is full, or a run taken over, may be the reason
             reached = {"step": module.step, "best": module.best}
             if devices.count > 1:  # others have trained it, and saved how far they came
@@ -294,16 +304,17 @@ def _fit_here(
     options = trainer_options(config["trainer"], 1)
     if options.get("profiler") == "simple":
         options["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
-    loggers = make_loggers(config, home)
+    loggers, well = make_loggers(config, home), False
     forget_peak_memory()
     try:
         fit(module, data, home, options, loggers, out, command_line())
         for path in home.path.glob("*-profile.txt"):
             out.print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+        well = True
     finally:
         # The seconds are those of all segments of the run.
         measured |= {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}
-        finish(loggers)
+        finish(loggers, well)
 
 
 def refuse_if_changed(home: RunFolder, devices: Devices) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,12 +44,17 @@ def verify(config: Mapping[str, Any]) -> int:
         raise RunError(f"{home.path} is {state}; what it holds is not final. Train it to its end first.")
     wrong = check_weights(home)
     out.print(f"weights: {'; '.join(wrong) or 'as recorded when the run was finished'}", soft_wrap=True)
-    prepared = prepared_for(trained, "val", out)
-    out.print(f"data: as in the training (fingerprint {prepared.fingerprint})", soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="voxtile-") as fresh:  # for labels, and images' blocks, to be read anew
+        prepared = prepared_for(trained, "val", out, Path(fresh))
+    what = "labels, and sampled blocks of images, as in the training"
+    out.print(f"data: {what} (fingerprint {prepared.fingerprint})", soft_wrap=True)
     if not (home.path / "validation.json").exists():
         raise RunError(f"{home.path} keeps no counts by case (validation.json); it was made by an older version. Train it again.")
     recorded = home.read("validation.json", "step", "cases")["cases"]
     names = [case.id for case in prepared.split.val]
+    if other := other_scores(trained, recorded, names):
+        wrong.append(f"{listed(other)} in status.json")
+        out.print(f"scores: in status.json are not those of the recorded counts: {listed(other)}", soft_wrap=True)
     count = len(names) if wanted == "all" else min(int(wanted), len(names))
     chosen = sorted({round(place) for place in np.linspace(0, len(names) - 1, count)})
     found = counted_again(trained, prepared, chosen, config["device"])
@@ -64,6 +72,18 @@ def verify(config: Mapping[str, Any]) -> int:
     else:
         out.print(f"scores: {of}; the same count of every pair of classes", soft_wrap=True)
     return RunError.exit_code if wrong or moved else 0
+
+
+def other_scores(trained: Trained, recorded: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The scores of the best validation that do not follow from the counts by case."""
+    from voxtile.training.scores import summarise
+
+    data = trained.manifest["data"]
+    if not all(name in recorded for name in names):
+        return []  # which is told case by case
+    found = summarise(np.array([recorded[name] for name in names]), data["classes"], data["background"], data.get("regions"))
+    said = trained.home.status["best"]["scores"]
+    return [name for name, value in found.items() if said.get(name) != (value if math.isfinite(value) else None)]
 
 
 def check_weights(home: RunFolder) -> list[str]:

@@ -15,12 +15,15 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.maps import atomic_text
 from voxtile.commands.children import order_of
 from voxtile.commands.compose import STOPPED
 from voxtile.errors import VoxtileError, reason
+
+if TYPE_CHECKING:
+    from voxtile.training.run_folder import RunFolder
 
 
 def main() -> int:
@@ -53,8 +56,14 @@ def take_part(order: Mapping[str, Any], rank: int) -> int:
     return code
 
 
-def work(order: Mapping[str, Any], leads: bool) -> dict[str, Any]:
-    """Trains, and returns what was measured."""
+def work(order: Mapping[str, Any], leads: bool, held: RunFolder | None = None) -> dict[str, Any]:
+    """Trains, and returns what was measured.
+
+    Args:
+        order: what is to be trained.
+        leads: whether this process is the first, which writes into the run folder.
+        held: the folder, where this process holds its lease.
+    """
     from voxtile.commands.assemble import assembled, prepare_data, trainer_options, world_of
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
@@ -66,19 +75,20 @@ def work(order: Mapping[str, Any], leads: bool) -> dict[str, Any]:
     from voxtile.training.run_folder import RunFolder
 
     keep_heap()
-    config, home, out = order["config"], RunFolder.existing(order["home"]), console()
+    config, home, out = order["config"], held or RunFolder.existing(order["home"]), console()
     out.quiet = True
     built = parts(config)
     module, data = assembled(built, prepare_data(built, out))
     if order["parent"] is not None:
         Parent.of(RunFolder.existing(order["parent"])).hand_down(module, out)
     out.quiet = not leads
-    loggers = make_loggers(config, home) if leads else []
+    loggers, well = make_loggers(config, home) if leads else [], False
     try:
         options = trainer_options(config["trainer"], world_of(config["trainer"]))
         fit(module, data, home, options, loggers, out, order["command"], leads)
+        well = True
     finally:
-        finish(loggers)
+        finish(loggers, well)
     return {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}
 
 

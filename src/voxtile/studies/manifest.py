@@ -28,6 +28,11 @@ PACKAGES = (
 )  # fmt: skip
 
 
+OPTIONAL = ("timm", "segmentation-models-pytorch")  # whose networks may be trained
+# A diff that `git apply` takes, whatever the user's own settings are.
+PLAIN = ("--no-color", "--no-ext-diff", "--no-textconv", "--binary", "--src-prefix=a/", "--dst-prefix=b/")
+
+
 @dataclass(frozen=True)
 class Devices:
     """What a run computes on.
@@ -114,16 +119,20 @@ def segment(written: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python, voxtile and the packages that can change a number."""
-    return {"python": platform.python_version(), "voxtile": voxtile.__version__} | {
-        name: importlib.metadata.version(name) for name in PACKAGES
-    }
+    found = {"python": platform.python_version(), "voxtile": voxtile.__version__}
+    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in OPTIONAL:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def hardware(devices: Devices) -> dict[str, Any]:
-    """What the run computes on, and what else is here."""
+    """What the run computes on."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    used = min(devices.count, torch.cuda.device_count()) if devices.kind == "cuda" else 0
+    gpus = [torch.cuda.get_device_name(i) for i in range(used)]
     return {
         "device": devices.kind,
         "devices": devices.count,
@@ -195,7 +204,7 @@ def code() -> dict[str, str]:
         # Without git, or in a checkout without a commit, the digest is all there is.
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             commit = _git(root, "rev-parse", "HEAD").strip()
-            found |= {"commit": commit, "diff": _git(root, "diff", "HEAD", "--", "src", "train.py")}
+            found |= {"commit": commit, "diff": _git(root, "diff", *PLAIN, "HEAD", "--", "src", "train.py")}
     return found
 
 
@@ -208,7 +217,8 @@ def sources(package: Path) -> str:
 
 
 def _git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True)
+    return done.stdout.decode(errors="surrogateescape")
 
 
 def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
@@ -225,7 +235,8 @@ def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
     here, there = hardware(devices), before | old["hardware"]
     for key in ("device", "devices", "strategy", "machine", "cpu", "threads", "gpus", "driver"):
         # One device has no strategy, and a driver counts where it is used, of manifests that name one.
-        counts = {"strategy": there["strategy"] and here["strategy"], "driver": here["device"] == "cuda" and "driver" in there}
+        on_gpus = here["device"] == "cuda"
+        counts = {"strategy": there["strategy"] and here["strategy"], "driver": on_gpus and "driver" in there, "gpus": on_gpus}
         if there.get(key) != here[key] and counts.get(key, True):
             found.append(f"{key} was {there.get(key)}, is {here[key]}")
     return found

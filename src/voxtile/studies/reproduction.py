@@ -98,15 +98,20 @@ def _weights(first: RunFolder, second: RunFolder, name: str) -> str:
 
 def _causes(first: RunFolder, second: RunFolder) -> str:
     """What the two were made with that is not the same, as a sentence."""
-    mine, its = (segment(run.read("manifest.json", "code", "versions", "hardware")) for run in (first, second))
-    found = ["the code"] if mine["code"].get("sources") != its["code"].get("sources") else []
-    for part in ("versions", "hardware"):
-        names = sorted({*mine[part], *its[part]})
-        found += [
-            f"{name} ({mine[part].get(name)}, now {its[part].get(name)})"
-            for name in names
-            if mine[part].get(name) != its[part].get(name)
-        ]
+    manifest, its = first.read("manifest.json", "code", "versions", "hardware"), segment(second.read("manifest.json"))
+    found = []
+    for mine in (manifest, *manifest.get("segments", [])):
+        found += ["the code"] if mine["code"].get("sources") != its["code"].get("sources") else []
+        for part in ("versions", "hardware"):
+            names = sorted({*mine[part], *its[part]})
+            found += [
+                f"{name} ({mine[part].get(name)}, now {its[part].get(name)})"
+                for name in names
+                if mine[part].get(name) != its[part].get(name)
+            ]
+    found = list(dict.fromkeys(found))
+    if first.read("recipe.json", "settings")["settings"].get("training.minutes") is not None:
+        found.append("the clock ('training.minutes')")
     if not found:
         known = "on a GPU, 'trainer.deterministic=true' asks for operations that always give the same bits"
         return f"Code, versions and hardware are the same, so the cause is an operation that is not deterministic: {known}."
@@ -129,11 +134,14 @@ def _spread(run: RunFolder, before: Any, now: Any) -> str:
 
 
 def _of_other_seeds(run: RunFolder) -> Iterator[float]:
-    mine = _seedless(run.read("recipe.json", "settings"))
+    recipe = run.read("recipe.json", "settings", "identity")
+    mine, known = _seedless(recipe), {recipe["identity"]}
     for path in sorted(run.path.parent.glob("*/recipe.json")):
         other = RunFolder(path.parent)
         try:
-            same = path.parent != run.path and _seedless(other.read("recipe.json", "settings")) == mine
+            recipe = other.read("recipe.json", "settings", "identity")
+            same = recipe["identity"] not in known and _seedless(recipe) == mine
+            known.add(recipe["identity"])
             if same and other.status["state"] == "finished":
                 yield float(other.read("status.json", "best")["best"]["scores"]["dice"])
         except (VoxtileError, KeyError, TypeError):  # not a run of this version

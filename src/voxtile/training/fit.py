@@ -54,9 +54,9 @@ class StopRequest:
 
     def __call__(self, number: int, frame: object) -> None:
         """The signal handler."""
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number  # SIGTERM may come twice, once from whoever ends a group of processes
 
     def install(self) -> None:
         """Takes over SIGINT and SIGTERM; again after Lightning has put its own handler there."""

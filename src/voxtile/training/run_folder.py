@@ -206,7 +206,7 @@ class RunFolder:
 
     def _take(self, lease: Path, mine: Mapping[str, Any]) -> dict[str, Any] | None:
         """Writes the lease where nobody alive holds it; otherwise returns who does."""
-        with _exclusive(self.path / ".lock"):
+        with exclusive(self.path / ".lock"):
             holder = self._holder()
             if holder is None:
                 atomic_text(lease, json.dumps(mine))
@@ -245,7 +245,7 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Holds a file lock, which the system lets go when the process dies."""
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
