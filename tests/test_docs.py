@@ -26,7 +26,10 @@ from voxtile.training.scores import case_rows, summarise
 from voxtile.training.surfaces import SurfaceMeter, summarise_surfaces
 from voxtile.training.volumes import summarise_volumes, volume_columns
 
-DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(path for folder in ("docs", "experiments") for path in (ROOT / folder).rglob("*.md")),
+]
 COMMANDS = {
     " ".join(words): words
     for path in DOCUMENTS
@@ -60,7 +63,7 @@ def test_every_link_leads_to_a_file(path: Path) -> None:
 
 def test_every_document_is_in_the_readmes_index() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = [*(ROOT / "docs").glob("*.md"), ROOT / "docs" / "models" / "README.md"]
+    listed = [*(ROOT / "docs").glob("*.md"), ROOT / "docs" / "models" / "README.md", *(ROOT / "experiments").glob("*/README.md")]
     assert all(f"({path.relative_to(ROOT)})" in readme for path in listed)
 
 
