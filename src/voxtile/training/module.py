@@ -22,6 +22,7 @@ from voxtile.data.rng import digest
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed
 from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import ScoreMap, logits_of, score_maps
+from voxtile.training import sharding
 from voxtile.training.losses import Loss, surrogate
 from voxtile.training.schedules import Schedule
 from voxtile.training.scores import CaseConfusion, summarise
@@ -133,8 +134,6 @@ class SegmentationModule(lightning.LightningModule):
 
         Whole weights are gathered for validations only, for which devices have unequally many windows, and when the state is saved.
         """
-        from voxtile.training import sharding
-
         self.whole = copy.deepcopy(self.judged).requires_grad_(False)
         for network in filter(None, (self.network, self.average)):
             sharding.shard(network)
@@ -174,8 +173,6 @@ class SegmentationModule(lightning.LightningModule):
         }
         if self.whole is None:
             return state
-        from voxtile.training import sharding
-
         gathered: dict[str, Any] = sharding.whole(state)
         return gathered
 
@@ -196,8 +193,6 @@ class SegmentationModule(lightning.LightningModule):
         if self._optimizer_state is not None:
             state = self._optimizer_state
             if self.whole is not None:
-                from voxtile.training import sharding
-
                 state = sharding.cut(state, optimizer)
             optimizer.load_state_dict(state)
         return optimizer
@@ -374,8 +369,6 @@ class SegmentationModule(lightning.LightningModule):
         self.val_statistics.zero_()
         self._share_buffers()
         if self.whole is not None:
-            from voxtile.training import sharding
-
             sharding.gather(self.network if self.average is None else self.average, self.whole)
         if self.settings.norm_statistics is not None:
             self._measure_norms(self.settings.norm_statistics)
