@@ -84,6 +84,11 @@ def typed(names: Iterable[str]) -> str:
     return "[" + ",".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names) + "]"
 
 
+def sentence(text: str) -> str:
+    """A text with a full stop at its end."""
+    return text if text.rstrip().endswith((".", "!", "?")) else f"{text.rstrip()}."
+
+
 def listed(items: Iterable[object], most: int = 8) -> str:
     """Joins items with commas, cutting a long list and saying how many are left out."""
     names = [str(item) for item in items]

@@ -115,6 +115,21 @@ def test_a_bundle_is_for_predicting_only(scene_run: Run, tmp_path: Path, voxtile
     assert "is a bundle, which is for 'voxtile predict'" in said.text
 
 
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_weights_that_have_changed_are_refused(copied_run: Run, tmp_path: Path, voxtile: Command, command: str) -> None:
+    exported(copied_run, tmp_path / "bundle", "bundle", voxtile)
+    scene = next((copied_run.folder / "scenes" / "images").iterdir())
+    words = [f"input={scene}", f"output={tmp_path / 'maps'}"] if command == "predict" else ["format=bundle"]
+    for run in (copied_run.home, *([tmp_path / "bundle"] if command == "predict" else [])):
+        file = run / "weights" / "best.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        said = voxtile(command, f"run={run}", *words)
+        assert said.code == 4
+        assert "best.safetensors has changed since the run was finished" in said.text
+
+
 def test_nothing_in_a_bundle_is_executed(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     exported(scene_run, tmp_path / "bundle", "bundle", voxtile)
     config = tmp_path / "bundle" / "config.yaml"
@@ -176,6 +191,7 @@ def test_what_is_said_is_enough_to_normalise_a_window(scene_run: Run, tmp_path: 
 def test_volumes_say_across_which_axis_their_slices_lie(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
     description = exported(volume_run, tmp_path / "made", "bundle", voxtile)
     assert description["input"]["slices_across"] == "z"
+    assert description["input"]["orientation"].startswith("RAS+")
     assert description["normalisation"]["per"] == "case"
     assert description["normalisation"]["values"] is None
 
@@ -213,6 +229,7 @@ def test_a_later_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
 
 
 def test_what_cannot_be_exported_is_said(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "with one of bundle, onnx, torch_export" in voxtile("export", f"run={copied_run.home}").text
     assert "Did you mean 'onnx'?" in voxtile("export", f"run={copied_run.home}", "format=onx").text
     assert "'windows=0' must be" in voxtile("export", f"run={copied_run.home}", "format=bundle", "windows=0").text
     with monkeypatch.context() as patch:

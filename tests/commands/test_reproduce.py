@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import rasterio
 from safetensors.torch import load_file, save_file
 
 from tests.commands.conftest import Command, Run, homes
@@ -64,6 +65,22 @@ def test_code_that_has_changed_since_is_brought_back(tmp_path: Path) -> None:
     assert "identical: all" in said
     found = subprocess.run(["git", "worktree", "list"], cwd=tree, capture_output=True, text=True, check=True).stdout
     assert len(found.splitlines()) == 1
+
+
+def test_changed_data_are_told_before_anything_is_trained(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    case = copied_run.read("manifest.json")["data"]["split"]["train"][0]["id"]
+    label = copied_run.folder / "scenes" / "labels" / f"{case}.tif"
+    stored = label.read_bytes()
+    try:
+        with rasterio.open(label, "r+") as file:
+            file.write(1 - file.read())
+        said = voxtile("reproduce", f"run={copied_run.home}", f"output={tmp_path / 'again'}", "code=here")
+    finally:
+        label.write_bytes(stored)
+    assert said.code == 3
+    assert f"changed: label of {case}" in said.text
+    assert not (tmp_path / "again").exists()
+    assert "'patch=perhaps' must be true or false" in voxtile("reproduce", f"run={copied_run.home}", "patch=perhaps").text
 
 
 def test_an_unfinished_run_and_changed_code_are_refused(copied_run: Run, voxtile: Command) -> None:

@@ -67,7 +67,8 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         raise ConfigError("'trainer.profiler' measures one process. Type 'trainer.devices=1' too.")
     there = torch.cuda.device_count()
     if device == "cuda" and devices != "all" and devices > there:
-        raise ConfigError(f"'trainer.devices={devices}' asks for more GPUs than the {there} that PyTorch finds here.")
+        few = f"'trainer.devices={devices}' asks for more GPUs than the {there} that PyTorch finds here."
+        raise ConfigError(f"{few} Type '{f'trainer.devices={there}' if there else 'trainer=cpu'}'.")
     if options["accelerator"] not in ("gpu", "cuda"):
         return
     if not torch.cuda.is_available():

@@ -397,7 +397,7 @@ NUMBERS: Mapping[str, tuple[type[int] | type[float], float, float]] = {
     "workers": (int, 0, 1024),
     "data.balance": (float, 0, 1),
     "data.limit": (int, 1, math.inf),
-    "optimizer.lr": (float, 0, 1e38),
+    "optimizer.lr": (float, 0, 1e30),  # much more overflows in an optimizer
     "split.seed": (int, -(2**63), 2**63),
     "data.nodata": (float, -math.inf, math.inf),
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from voxtile.commands.trained import Trained
 
 VERSION = 1  # of export.json
+ORIENTATION = "RAS+: x rises to the patient's right, y to the front, z to the head, whatever the order in the file"
 # What of a manifest's data is about the kind of images, and of no single one but by a digest of its content.
 KEPT = (
     "channels", "inputs", "past_the_border", "spacing", "classes", "background", "regions", "colors", "intensity",
@@ -57,6 +58,7 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
             "channels": channels,
             "margin": margin,
             "slices_across": windowing.axis if len(axes) == 2 else None,
+            "orientation": ORIENTATION if config["data"]["format"] in ("volume", "nifti", "dicom") else None,
             "past_the_border": data.get("past_the_border"),
             "spacing_mm": data.get("spacing"),
             "nodata": config["data"].get("nodata"),
@@ -69,6 +71,8 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
             "keep_zero": normalisation.keep_zero,
             "then": "clip to [low, high], subtract mean, divide by std, by channel; 0 where there is no data, and with keep_zero "
             "where every channel was 0",
+            "measured": "low and high are the percentiles, mean and std those after clipping, of some 200,000 evenly spaced pixels "
+            "that hold data: of the training cases, or per case of the case itself",
             "values": data["intensity"],
         },
         "output": {

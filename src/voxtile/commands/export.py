@@ -127,6 +127,8 @@ def compared(trained: Trained, forward: Callable[[Tensor], Tensor], images: Sequ
 def _check(config: Mapping[str, Any]) -> None:
     from voxtile.errors import ConfigError, did_you_mean, listed
 
+    if config["format"] is None:
+        raise ConfigError(f"Say in which format: type 'format=…' with one of {listed(FORMATS)}.")
     if (kind := str(config["format"])) not in FORMATS:
         raise ConfigError(f"'format={kind}' is none of {listed(FORMATS)}.{did_you_mean(kind, FORMATS)}")
     if isinstance(config["windows"], bool) or not isinstance(config["windows"], int) or config["windows"] < 1:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+OURS = ("evaluations", "reproductions", "studies", "test_ledger")  # beside run folders
+
+
 def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
     """The folder of `run`, or the folders of `runs` in the order given, those of a pattern in that of their names.
 
@@ -88,7 +91,7 @@ def _folders(name: str, out: Console) -> list[Path]:
         return [path]
     found = [Path(each) for each in sorted(glob.glob(str(path)))]  # noqa: PTH207  # Path.glob takes no pattern from /
     runs = [each for each in found if (each / "recipe.json").is_file()]
-    others = [each for each in found if each not in runs]
+    others = [each for each in found if each not in runs and each.name not in OURS]
     if not runs:
         there = f"only {listed(others)}, which hold no recipe.json" if others else "nothing"
         raise RunError(f"'runs={name}' finds no run folder: the pattern fits {there}. Correct it, or name the folders.")

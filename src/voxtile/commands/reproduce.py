@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
 def reproduce(config: Mapping[str, Any]) -> int:
     """Trains the run that the configuration names once more and compares."""
     from voxtile.commands.console import console
+    from voxtile.commands.evaluate import prepared_for
+    from voxtile.commands.trained import Trained
     from voxtile.studies.reproduction import compare
     from voxtile.training.run_folder import RunFolder
 
@@ -48,6 +50,9 @@ def reproduce(config: Mapping[str, Any]) -> int:
             "that it began with, and may differ where they were others.",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
+    if not isinstance(config["patch"], bool):
+        raise ConfigError(f"'patch={config['patch']}' must be true or false.")
+    prepared_for(Trained.open(config["run"], "best", config["trust"], None, config["paths"]["cache"], changed=True), "val", out)
     target = Path(config["output"] or first.path.parent / "reproductions").expanduser() / _made_with(manifest, config)
     second = RunFolder.existing(_trained_again(first, manifest, target, config, out))
     found = compare(first, second)

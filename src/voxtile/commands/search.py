@@ -66,6 +66,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
 
     from voxtile.commands.build import folder
     from voxtile.commands.console import console
+    from voxtile.commands.train import command_line
     from voxtile.training.run_folder import exclusive
 
     out = console()
@@ -116,6 +117,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
             job.outcome.code = 0  # that some settings cannot be trained with is what a search finds out
         collected(job.outcome)
     if stopped:
+        out.print(f"Stopped. The same command continues the search: {command_line()}", soft_wrap=True)
         raise compose.StoppedError
     return [job.outcome for job in found.jobs]
 
@@ -466,11 +468,16 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
     from optuna.trial import TrialState
     from rich.table import Table
 
+    def others(trial: FrozenTrial) -> bool:
+        """Whether another command is at a trial, which ours no longer is."""
+        return _lives(trial) and trial.user_attrs.get(OWNER) != _me()
+
     table = Table("trial", "state", *objectives, "settings", "run", title=f"study {study.study_name}", title_justify="left")
     for trial in study.trials:
         values = [f"{value:.4f}" for value in trial.values] if trial.values else [""] * len(objectives)
         params = " ".join(f"{path}={value if isinstance(value, str) else f'{value:.4g}'}" for path, value in trial.params.items())
-        table.add_row(str(trial.number), trial.state.name.lower(), *values, params, Path(trial.user_attrs.get(RUN, "")).name)
+        state = trial.state.name.lower() if trial.state.name != "RUNNING" or others(trial) else "stopped"
+        table.add_row(str(trial.number), state, *values, params, Path(trial.user_attrs.get(RUN, "")).name)
     out.print(table)
     for trial in study.trials:
         if trial.state == TrialState.FAIL:

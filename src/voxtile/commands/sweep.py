@@ -250,8 +250,9 @@ def run_jobs(
                     slots.free += job._gpus
                     job.end()
                     if slots.jobs > 1:
-                        how = {0: "done", STOPPED: "stopped"}.get(job.outcome.code, f"failed: {job.outcome.reason}")
-                        say(job, f"{how} after {time.monotonic() - job._began:.0f} s")
+                        how = {0: "done", STOPPED: "stopped"}.get(job.outcome.code, "failed")
+                        why = f": {job.outcome.reason}" if how == "failed" else ""
+                        say(job, f"{how} after {time.monotonic() - job._began:.0f} s{why}")
                     ended(job)
                 if look:
                     for job in running:

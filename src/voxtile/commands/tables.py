@@ -137,7 +137,7 @@ def print_jobs(out: Console, jobs: Sequence[Outcome]) -> None:
     out.print(table)
     for job, title in zip(jobs, titles([job.words for job in jobs]), strict=True):
         if job.code:
-            out.print(f"{title}: {job.reason}", style="red", soft_wrap=True)
+            out.print(f"{title}: {job.reason or 'stopped; the same command goes on'}", style="red", soft_wrap=True)
     folds = [word.startswith("fold=") for title in titles([job.words for job in jobs]) for word in title.split()]
     if len(folds) == len(jobs) and all(folds) and not any(job.code for job in jobs):
         named = shlex.quote(f"runs=[{','.join(job.home for job in jobs)}]")
@@ -176,9 +176,9 @@ def _row(home: RunFolder) -> list[str]:
 
 
 def _step(home: RunFolder, status: Mapping[str, Any]) -> int:
-    """The step that a run has reached; of one that is running, the last that it has logged."""
+    """The step that a run has reached; of one that is running, or was killed, the last that it has logged."""
     step = int(status.get("step", 0))
-    if status["state"] == "running" and home.metrics.exists():
+    if status["state"] in ("running", "interrupted") and home.metrics.exists():
         *_, last = home.metrics.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")  # the last line may be half written
         step = max(step, int(last.partition(",")[0])) if last[:1].isdigit() else step
     return step

@@ -190,7 +190,7 @@ def is_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, he
         RunError: The run failed before, or is interrupted and was made by other code, and the user has not said to go on; or it is
             finished and its weights are gone.
     """
-    from voxtile.errors import RunError, listed
+    from voxtile.errors import RunError, listed, sentence
 
     status = home.status
     if status["state"] == "finished":
@@ -202,8 +202,8 @@ def is_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, he
         return True
     if status["state"] == "failed" and not config["retry"]:
         raise RunError(
-            f"This run failed before, at step {status.get('step', '?')}, and said: {status.get('reason', 'nothing.')} Its folder "
-            f"is {home.path}. Change the configuration, or train it again from its last saved state with 'retry=true'."
+            f"This run failed before, at step {status.get('step', '?')}, and said: {sentence(status.get('reason', 'nothing'))} Its "
+            f"folder is {home.path}. Change the configuration, or train it again from its last saved state with 'retry=true'."
         )
     # Who holds the lease finds "running" where a process was killed; without it, someone is at work.
     if (held or status["state"] != "running") and home.resume.exists() and not config["inexact"]:

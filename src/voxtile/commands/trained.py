@@ -20,7 +20,7 @@ from voxtile.inference.field import reach_of
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
 from voxtile.training.run_folder import RunFolder
-from voxtile.training.weights import load_weights
+from voxtile.training.weights import file_digest, load_weights
 
 # As Lightning calls them for training.
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -57,6 +57,7 @@ class Trained:
         root: str | None = None,
         cache: str | None = None,
         bundles: bool = False,
+        changed: bool = False,
     ) -> Trained:
         """Opens a run folder; what it holds is checked, and nothing in it is executed.
 
@@ -67,9 +68,10 @@ class Trained:
             root: the data set's folder, where it is no longer where the run found it.
             cache: where surveys are kept; the run's own folder for that may be somebody else's.
             bundles: whether an exported bundle will do.
+            changed: whether weights will do that are not those with which the run was finished.
 
         Raises:
-            RunError: The folder is no run of this version, or holds no such weights.
+            RunError: The folder is no run of this version, or holds no such weights, or others than it was finished with.
             ConfigError: Its configuration wants to build what is not allowed.
         """
         if not isinstance(trust, list):
@@ -113,12 +115,23 @@ class Trained:
             failed = (
                 f": it failed at step {status.get('step', '?')}, and said: {status.get('reason')}" if "reason" in status else "."
             )
+            if status["state"] == "finished" and not there:
+                raise RunError(
+                    f"{home.path} is finished, and its weights are gone: {home.weights} holds none. Copy them back from where the "
+                    "run was trained, or move the folder away and train the run again."
+                )
             hint = (
                 f" It has {listed(there)}.{did_you_mean(weights, there)}"
                 if there
                 else f" The run has not come to its first validation{failed}"
             )
             raise RunError(f"{home.path} holds no weights '{weights}'.{hint}")
+        recorded = (home.status.get("weights") or {}).get(weights)
+        if recorded and not changed and file_digest(file) != recorded:
+            raise RunError(
+                f"{file} has changed since the run was finished: its SHA-256 is not that in {home.path / 'status.json'}. Copy the "
+                "file anew from where the run was trained, or train the run again."
+            )
         load_weights(network, file)
         return cls(home, built, manifest, network)
 

@@ -38,7 +38,7 @@ def verify(config: Mapping[str, Any]) -> int:
     out, wanted = console(), config["cases"]
     if wanted != "all" and (not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1):
         raise ConfigError(f"'cases={wanted}' must be all or a whole number from 1 up.")
-    trained = Trained.open(config["run"], "best", config["trust"], config["root"], config["paths"]["cache"])
+    trained = Trained.open(config["run"], "best", config["trust"], config["root"], config["paths"]["cache"], changed=True)
     home = trained.home
     if (state := home.status["state"]) != "finished":
         raise RunError(f"{home.path} is {state}; what it holds is not final. Train it to its end first.")

@@ -105,6 +105,8 @@ class RunFolder:
         """
         try:
             content: Any = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except PermissionError as error:
+            raise RunError(f"{self.path / name} cannot be read: {reason(error)}. Give yourself the right to read it.") from error
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{self.path / name} cannot be read: {reason(error)}. The run folder is damaged; "

@@ -43,9 +43,22 @@ def load_weights(network: nn.Module, path: Path) -> None:
         ) from error
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file of weights.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {reason(error)}. Give yourself the right to read it.") from error
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of weights in a folder."""
-    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+    return {path.stem: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def load_resume(path: Path) -> dict[str, Any] | None:
