@@ -163,6 +163,17 @@ def test_ctrl_c_saves_the_job_under_way_and_begins_no_other(words: list[str], tm
     assert len(homes(runs)) == 1
 
 
+def test_a_value_that_no_job_can_have_stops_the_sweep_before_its_first_job(
+    words: list[str], tmp_path: Path, voxtile: Command
+) -> None:  # fmt: skip
+    said = voxtile("train", *words[:-1], "seed=0,abc")
+    assert said.code == 2
+    assert "'seed=abc' must be a whole number" in said.text
+    assert "This is of the job seed=abc; none was begun." in said.text
+    assert "begins" not in said.text
+    assert not homes(tmp_path / "runs")
+
+
 def test_gpus_are_dealt_out_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voxtile.commands.sweep._gpus", lambda: ["0", "1", "5"])
     slots = Slots.of("auto", "auto")

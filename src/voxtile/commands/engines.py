@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from voxtile.commands import compose
 from voxtile.commands.children import Child, child, forwarding
 from voxtile.commands.compose import STOPPED
-from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, collected, finished_before, order_of_job, place_of
+from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, check_jobs, collected, finished_before, order_of_job, place_of
 from voxtile.errors import ConfigError, reason
 
 POLL = 0.2  # seconds between looks at the process of a job
@@ -85,6 +85,7 @@ def launch_by(
     from voxtile.commands.console import console
     from voxtile.commands.tables import sweep_name, titles
 
+    check_jobs(jobs)
     out = console()
     outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
     place = place_of(folder, outcomes)

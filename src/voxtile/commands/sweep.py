@@ -285,6 +285,22 @@ def order_of_job(job: Job, report: Path) -> dict[str, Any]:
     return {**(job.order or {"words": [*flags, *job.outcome.words]}), **job.more, "report": str(report.absolute())}
 
 
+def check_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
+    """Refuses a sweep with a value that no job could be trained with, before the first one begins.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    from voxtile.commands.build import parts
+    from voxtile.commands.tables import titles
+
+    for (_, config), title in zip(jobs, titles([words for words, _ in jobs]), strict=True):
+        try:
+            parts(compose.job_config(config))
+        except ConfigError as error:
+            raise ConfigError(f"{error} This is of the job {title or 'alone'}; none was begun.") from error
+
+
 def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folder: Path) -> list[Outcome]:
     """Runs jobs, (overrides, configuration) each, and returns what became of each; more are not begun once one was asked to stop.
 
@@ -292,8 +308,13 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
         jobs: what is to be trained.
         slots: how many at once.
         folder: where jobs leave what became of them, and print where several run at once.
+
+    Raises:
+        ConfigError: A job could not be trained as it is.
     """
     from voxtile.commands.tables import sweep_name, titles
+
+    check_jobs(jobs)
 
     outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
     place = place_of(folder, outcomes)
