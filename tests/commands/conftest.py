@@ -4,10 +4,12 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import rasterio
 
 from tests.testers.tiny import scene_words, volume_words
 from voxtile.commands.main import main
@@ -45,6 +47,20 @@ Command = Callable[..., Outcome]
 def homes(runs: Path) -> list[Path]:
     """The run folders below `runs`."""
     return sorted(path.parent for path in runs.glob("*/recipe.json"))
+
+
+@contextmanager
+def other_label(run: Run, side: str) -> Iterator[str]:
+    """While this is open, the label of the first case of a side is another one; gives the case's id."""
+    case = run.read("manifest.json")["data"]["split"][side][0]["id"]
+    path = run.folder / "scenes" / "labels" / f"{case}.tif"
+    stored = path.read_bytes()
+    try:
+        with rasterio.open(path, "r+") as label:
+            label.write(1 - label.read())
+        yield case
+    finally:
+        path.write_bytes(stored)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import rasterio
 from safetensors.torch import load_file, save_file
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, other_label
 from tests.testers.tiny import scene_words
 from voxtile.studies.reproduction import compare
 from voxtile.training.run_folder import RunFolder
@@ -68,15 +67,8 @@ def test_code_that_has_changed_since_is_brought_back(tmp_path: Path) -> None:
 
 
 def test_changed_data_are_told_before_anything_is_trained(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
-    case = copied_run.read("manifest.json")["data"]["split"]["train"][0]["id"]
-    label = copied_run.folder / "scenes" / "labels" / f"{case}.tif"
-    stored = label.read_bytes()
-    try:
-        with rasterio.open(label, "r+") as file:
-            file.write(1 - file.read())
+    with other_label(copied_run, "train") as case:
         said = voxtile("reproduce", f"run={copied_run.home}", f"output={tmp_path / 'again'}", "code=here")
-    finally:
-        label.write_bytes(stored)
     assert said.code == 3
     assert f"changed: label of {case}" in said.text
     assert not (tmp_path / "again").exists()

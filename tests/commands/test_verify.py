@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 from safetensors.torch import load_file, save_file
 
-from tests.commands.conftest import Command, Run
+from tests.commands.conftest import Command, Run, other_label
 
 
 def test_a_run_is_what_it_says(copied_run: Run, voxtile: Command) -> None:
@@ -69,30 +68,16 @@ def test_data_are_read_anew_however_old_they_look(
     monkeypatch.setattr("voxtile.data.survey._key", lambda case, *_: case.id)  # as though no date had changed
     words = [f"run={copied_run.home}", f"paths.cache={tmp_path / 'cache'}"]
     assert voxtile("evaluate", *words).code == 0
-    case = copied_run.read("manifest.json")["data"]["split"]["val"][0]["id"]
-    label = copied_run.folder / "scenes" / "labels" / f"{case}.tif"
-    stored = label.read_bytes()
-    try:
-        with rasterio.open(label, "r+") as file:
-            file.write(1 - file.read())
+    with other_label(copied_run, "val") as case:
         assert voxtile("evaluate", *words).code == 0
         said = voxtile("verify", *words)
-    finally:
-        label.write_bytes(stored)
     assert said.code == 3
     assert f"changed: label of {case}" in said.text
 
 
 def test_changed_data_are_told(copied_run: Run, voxtile: Command) -> None:
-    case = copied_run.read("manifest.json")["data"]["split"]["val"][0]["id"]
-    path = copied_run.folder / "scenes" / "labels" / f"{case}.tif"
-    stored = path.read_bytes()
-    try:
-        with rasterio.open(path, "r+") as label:
-            label.write(1 - label.read())
+    with other_label(copied_run, "val") as case:
         said = voxtile("verify", f"run={copied_run.home}")
-    finally:
-        path.write_bytes(stored)
     assert said.code == 3
     assert "are not what the run" in said.text
     assert f"changed: label of {case}. Put them back" in said.text
