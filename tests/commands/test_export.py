@@ -14,7 +14,9 @@ import yaml
 from tests.commands.conftest import Command, Run, homes
 from tests.testers.composing import ROOT
 from tests.testers.tiny import scene_words
+from voxtile.commands.export import made_whole
 from voxtile.commands.trained import Trained
+from voxtile.errors import DataError
 
 
 def exported(run: Run, target: Path, kind: str, voxtile: Command, *words: str) -> dict:
@@ -226,6 +228,18 @@ def test_a_later_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
     said = voxtile("export", f"run={scene_run.home}", "format=bundle", f"output={tmp_path / 'mine'}")
     assert said.code == 3
     assert "exists and is no export of this program" in said.text
+
+
+def test_an_earlier_export_stays_where_a_new_one_cannot_take_its_place(
+    scene_run: Run, tmp_path: Path, voxtile: Command
+) -> None:  # fmt: skip
+    target = tmp_path / "made"
+    exported(scene_run, target, "bundle", voxtile)
+    before = sorted(path.name for path in target.iterdir())
+    with pytest.raises(DataError, match="cannot be written"), made_whole(target) as making:
+        making.rmdir()
+    assert sorted(path.name for path in target.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_what_cannot_be_exported_is_said(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:

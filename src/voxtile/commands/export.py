@@ -178,10 +178,15 @@ def made_whole(target: Path) -> Iterator[Path]:
         yield making
         if target.exists():
             target.rename(before)
-        making.rename(target)
+        try:
+            making.rename(target)
+        except OSError as error:
+            if before.exists():
+                before.rename(target)
+            raise DataError(f"{target} cannot be written: {reason(error)}. Name another folder with 'output=…'.") from error
+        shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 def is_export(folder: Path) -> bool:

@@ -222,6 +222,8 @@ def _check_objectives(wanted: Mapping[str, str], config: DictConfig) -> None:
     if labels is None or "?" in map(str, labels.values()):
         return  # what is not known before the data are read is found out by the first trial
     classes = list(dict.fromkeys(str(name) for name in labels.values() if name != "ignore"))
+    if any(str(each) not in classes for members in (regions or {}).values() for each in members):
+        return  # which the first trial says
     named = {str(name): [classes.index(str(each)) for each in members] for name, members in (regions or {}).items()}
     known = [*summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, None, named), *COSTS]
     if unknown := [name for name in wanted if name not in known]:

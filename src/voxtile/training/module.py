@@ -275,8 +275,7 @@ class SegmentationModule(lightning.LightningModule):
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-        if self.whole is not None:
-            norm = norm.full_tensor()  # type: ignore[attr-defined]  # of weights that are cut, it is a sum still to be made
+        norm = sharding.whole(norm)  # of weights that are cut, it is a sum still to be made
         # Half precision's scaler expects infinite gradients now and then, and leaves the step out itself.
         if scaler_state(self.trainer) is None:
             self._refuse_infinite("gradient", float(norm), self._batch)
