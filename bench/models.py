@@ -1,9 +1,10 @@
 """Parameters, time and memory per megapixel of each network in evaluation, as ratios to the practical U-Net in the same run.
 
-python bench/models.py [option …]
+python bench/models.py [--gpu] [option …]
 
-Each network is built at its paper's width in a process of its own, with 3 channels and 5 classes, and judges one image of 512x512
-pixels. Memory is what the pass adds to the process's peak. Two threads.
+Each network is built at its paper's width, with 3 channels and 5 classes. On the CPU it judges one image of 512x512 pixels, in a
+process of its own, with two threads; memory is what the pass adds to the process's peak. With `--gpu` it judges eight images, in
+float32 and in bfloat16, and takes steps of training on eight in bfloat16; memory is the GPU's peak in such a step.
 """
 
 import json
@@ -11,11 +12,14 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
+from voxtile.models.network import logits_of, score_maps
 
 MODELS = Path(__file__).resolve().parents[1] / "conf" / "model"
 OPTIONS = (
@@ -25,16 +29,13 @@ OPTIONS = (
     "monai/basic_unet_plusplus", "monai/dynunet", "smp/unet", "smp/deeplabv3plus", "smp/pspnet", "smp/fpn", "smp/upernet",
     "smp/segformer", "torchvision/fcn_resnet50", "torchvision/deeplabv3_resnet50", "torchvision/lraspp_mobilenet_v3_large",
 )  # fmt: skip
-SIDE = 512
+SIDE, BATCH = 512, 8
 
 
 def measure(option: str) -> dict[str, float]:
     """Parameters, seconds and GiB per megapixel of one network."""
     torch.set_num_threads(2)
-    config = OmegaConf.load(MODELS / f"{option}.yaml")
-    if "width" in config:
-        config.width = 1.0
-    network = instantiate(config, in_channels=3, num_classes=5).eval()
+    network = built(option).eval()
     image = torch.randn(1, 3, SIDE, SIDE)
     with torch.inference_mode():
         network(image[:, :, :64, :64])
@@ -52,6 +53,75 @@ def measure(option: str) -> dict[str, float]:
         "gib": grown / 2**20 / pixels,
         "stride": network.stride,
     }
+
+
+def built(option: str) -> torch.nn.Module:
+    config = OmegaConf.load(MODELS / f"{option}.yaml")
+    if "width" in config:
+        config.width = 1.0
+    network: torch.nn.Module = instantiate(config, in_channels=3, num_classes=5)
+    return network
+
+
+def seconds_on_gpu(work: Callable[[], object], repeats: int = 5) -> float:
+    """Of one call, the median of some, once it has warmed up."""
+    times = []
+    for _ in range(3 + repeats):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return sorted(times[3:])[repeats // 2]
+
+
+def measure_on_gpu(option: str) -> dict[str, float]:
+    """Milliseconds per megapixel of judging and of training, and GiB per megapixel of training."""
+    network = built(option).cuda().to(memory_format=torch.channels_last)
+    image = torch.randn(BATCH, 3, SIDE, SIDE, device="cuda").to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
+
+    def judge(precision: torch.dtype) -> None:
+        with torch.inference_mode(), torch.autocast("cuda", precision, enabled=precision != torch.float32):
+            logits_of(network, image)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = sum(each.logits.float().square().mean() for each in score_maps(logits_of(network, image)))
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        optimizer.step()
+
+    pixels = BATCH * SIDE * SIDE / 1e6
+    network.eval()
+    single, half = (1e3 * seconds_on_gpu(lambda: judge(each)) / pixels for each in (torch.float32, torch.bfloat16))  # noqa: B023
+    network.train()
+    torch.cuda.reset_peak_memory_stats()
+    trained = 1e3 * seconds_on_gpu(train) / pixels
+    return {"single": single, "half": half, "train": trained, "gib": torch.cuda.max_memory_allocated() / 2**30 / pixels}
+
+
+def main_on_gpu(options: Sequence[str]) -> None:
+    """Prints one line per network."""
+    floor = 0.0
+    print(torch.cuda.get_device_name(0))
+    print("milliseconds per megapixel")
+    print(f"{'network':<38} {'float32':>8} {'bfloat16':>8} {'train':>8} {'GiB/Mpx':>8} {'train against unet':>18}")
+    for option in options or OPTIONS:
+        try:
+            found = measure_on_gpu(option)
+        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            print(f"{option:<38} {str(error).splitlines()[0]}", flush=True)
+            continue
+        finally:
+            torch.cuda.empty_cache()
+        floor = floor or found["train"]
+        print(
+            f"{option:<38} {found['single']:>8.2f} {found['half']:>8.2f} {found['train']:>8.2f} {found['gib']:>8.2f} "
+            f"{found['train'] / floor:>18.2f}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -72,5 +142,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         print(json.dumps(measure(sys.argv[2])))
+    elif sys.argv[1:2] == ["--gpu"]:
+        main_on_gpu(sys.argv[2:])
     else:
         main()

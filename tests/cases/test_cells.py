@@ -159,7 +159,8 @@ def test_gdal_gets_half_of_the_room_where_files_are_read_without_cells(total):
 
 
 def test_while_a_map_is_made_gdal_keeps_megabytes_and_voxtile_nothing():
-    with raster.block_cache(3):
-        assert int(get_gdal_config("GDAL_CACHEMAX")) == 3 * 2**20
+    with raster.block_cache(threads=3):
+        assert int(get_gdal_config("GDAL_CACHEMAX")) == raster.BLOCK_CACHE * 2**20
+        assert int(get_gdal_config("GDAL_NUM_THREADS")) == 3
         assert CELLS.most == 0
     assert CELLS.most > 0

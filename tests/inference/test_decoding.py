@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxtile.cases.window import Window
-from voxtile.inference.decoding import best_class, class_in_regions, classes_of_logits
+from voxtile.inference.decoding import best_class, best_class_on_device, class_in_regions, classes_of_logits
 from voxtile.inference.predictor import Band
 
 NESTED = [(1, 2, 3), (2, 3), (3,)]  # as in BraTS: whole tumour, core, enhancing
@@ -25,6 +25,11 @@ def thresholded(values: NDArray[np.float32], members: tuple[int, ...]) -> NDArra
 def pixels(*values: list[float]) -> NDArray[np.float32]:
     """Probabilities [K, 1, 1, pixels] of some pixels."""
     return np.array(values, dtype=np.float32).T[:, None, None]
+
+
+def test_a_device_finds_the_same_class_as_the_processor() -> None:
+    equal = np.random.default_rng(0).integers(0, 4, (6, 2, 33, 65)).astype(np.float32)  # often equally probable
+    assert np.array_equal(best_class_on_device(torch.from_numpy(equal)).numpy(), best_class(equal))
 
 
 def test_the_best_class_is_the_first_maximum() -> None:

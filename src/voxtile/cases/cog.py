@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
@@ -18,7 +21,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from voxtile.cases.case import IGNORE
-from voxtile.cases.maps import STEPS, MapSpec
+from voxtile.cases.maps import STEPS, MapSpec, write_at
 from voxtile.cases.raster import plain_allowed
 
 TILE = 512  # side of the finished file's tiles in pixels
@@ -71,25 +74,47 @@ def _overviews(side: Path, shape: tuple[int, ...], work: Path, spec: MapSpec) ->
     level = 0
     while max(height, width) > TILE:
         level += 1
+        half = (count, -(-height // 2), -(-width // 2))
         smaller = work / f"{level}.raw"
         with smaller.open("wb") as out:
-            for band in range(count):
-                for rows in _rows(side, (count, height, width), band, spec):
-                    halved(rows, spec).tofile(out)
-        side, height, width = smaller, -(-height // 2), -(-width // 2)
-        yield side, (count, height, width)
+
+            def halve(part: _Rows, larger: Path = side, file: int = out.fileno(), half: tuple[int, ...] = half) -> None:
+                first = (part.band * half[1] + part.first // 2) * half[2] * spec.dtype.itemsize
+                write_at(file, halved(part.read(larger, spec), spec).tobytes(), first)
+
+            _each(halve, _parts((count, height, width), spec))
+        side, (count, height, width) = smaller, half
+        yield side, half
 
 
-def _rows(side: Path, shape: tuple[int, ...], band: int, spec: MapSpec) -> Iterator[NDArray[Any]]:
-    """One band of a raw file [B, H, W] in pieces of an even number of whole rows, but for the last one."""
-    _, height, width = shape
-    size = spec.dtype.itemsize
-    step = max(2, CHUNK // (width * size) // 2 * 2)
-    with side.open("rb") as file:
-        file.seek(band * height * width * size)
-        for row in range(0, height, step):
-            count = min(step, height - row)
-            yield np.fromfile(file, dtype=spec.dtype, count=count * width).reshape(count, width)
+@dataclass(frozen=True)
+class _Rows:
+    """Some whole rows of one band of a raw file [B, H, W]: how many from which one on."""
+
+    shape: tuple[int, ...]
+    band: int
+    first: int
+    count: int
+
+    def read(self, side: Path, spec: MapSpec) -> NDArray[Any]:
+        """Their pixels [rows, W]."""
+        _, height, width = self.shape
+        first = (self.band * height + self.first) * width * spec.dtype.itemsize
+        return np.fromfile(side, dtype=spec.dtype, count=self.count * width, offset=first).reshape(self.count, width)
+
+
+def _parts(shape: tuple[int, ...], spec: MapSpec) -> list[_Rows]:
+    """A raw file in parts of an even number of rows, but for the last one of each band."""
+    count, height, width = shape
+    step = max(2, CHUNK // (width * spec.dtype.itemsize) // 2 * 2)
+    return [_Rows(shape, band, row, min(step, height - row)) for band in range(count) for row in range(0, height, step)]
+
+
+def _each(work: Callable[[_Rows], None], parts: Sequence[_Rows]) -> None:
+    """Does the same for all parts, by a thread for each processor: NumPy and GDAL work without Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(work, parts):
+            pass
 
 
 def halved(pixels: NDArray[Any], spec: MapSpec) -> NDArray[Any]:
@@ -177,13 +202,14 @@ def _write_vrt(
 
 def _check_written(side: Path, shape: tuple[int, ...], path: Path, spec: MapSpec) -> None:
     """Reads a map back, since GDAL keeps silent about a disk that is full when it closes a file."""
-    with rasterio.open(path) as written:
-        for band in range(shape[0]):
-            row = 0
-            for rows in _rows(side, shape, band, spec):
-                found = written.read(band + 1, window=RasterWindow(0, row, shape[2], len(rows)))
-                close = 1e-3 if spec.stored == "float16" else 0.0
-                same = np.allclose(found, rows, 0, close, equal_nan=True) if spec.heatmap else np.array_equal(found, rows)
-                if not same:
-                    raise OSError(f"what was written to {path} reads back differently")
-                row += len(rows)
+
+    def check(part: _Rows) -> None:
+        with rasterio.open(path) as written:
+            found = written.read(part.band + 1, window=RasterWindow(0, part.first, shape[2], part.count))
+        rows = part.read(side, spec)
+        close = 1e-3 if spec.stored == "float16" else 0.0
+        same = np.allclose(found, rows, 0, close, equal_nan=True) if spec.heatmap else np.array_equal(found, rows)
+        if not same:
+            raise OSError(f"what was written to {path} reads back differently")
+
+    _each(check, _parts(shape, spec))

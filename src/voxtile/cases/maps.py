@@ -142,7 +142,7 @@ class MapWriter:
         try:
             os.ftruncate(self._file.fileno(), self._bytes)
             for start in range(0, self._bytes, len(empty)):  # written, not left sparse: a full disk must show now
-                _pwrite(self._file.fileno(), empty[: self._bytes - start], start)
+                write_at(self._file.fileno(), empty[: self._bytes - start], start)
             self._journal.write_text(json.dumps(self._head()) + "\n", encoding="utf-8")
         except OSError:
             self._part.unlink(missing_ok=True)
@@ -180,7 +180,7 @@ class MapWriter:
             for z, lines in enumerate(slices, window.z):
                 for y, line in enumerate(lines, window.y):
                     first = ((channel * depth + z) * height + y) * width + window.x
-                    _pwrite(self._file.fileno(), line.tobytes(), first * line.itemsize)
+                    write_at(self._file.fileno(), line.tobytes(), first * line.itemsize)
 
     def make(self, change: Callable[[NDArray[Any]], NDArray[Any]] | None = None) -> None:
         """Makes the finished file or folder under a hidden name, so that several maps can come under theirs at once.
@@ -282,7 +282,7 @@ def side_file(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def _pwrite(file: int, data: bytes, at: int) -> None:
+def write_at(file: int, data: bytes, at: int) -> None:
     """Writes all of `data` at the position `at`: one call of the system may write less, and then the disk is about to be full."""
     while data:
         written = os.pwrite(file, data, at)

@@ -135,10 +135,14 @@ def _centred(corners: Affine) -> tuple[tuple[float, ...], ...]:
 
 
 @contextmanager
-def block_cache(megabytes: int = BLOCK_CACHE) -> Iterator[None]:
-    """Bounds the memory in which GDAL keeps decoded blocks: by default it takes a twentieth of the machine's.
+def block_cache(threads: int = 1) -> Iterator[None]:
+    """Bounds the memory in which GDAL keeps decoded blocks, by default a twentieth of the machine's, while a map is made.
 
     Rows of windows are read from top to bottom, so that more than the blocks that two of them share is never wanted again.
+
+    Args:
+        threads: by which GDAL decodes the blocks of one read, of files that are opened from now on.
     """
-    with CELLS.off(), rasterio.Env(GDAL_CACHEMAX=megabytes * 2**20):  # rasterio hands the number to GDAL as bytes
+    options = {"GDAL_CACHEMAX": BLOCK_CACHE * 2**20, "GDAL_NUM_THREADS": threads}  # rasterio hands the size to GDAL as bytes
+    with CELLS.off(), rasterio.Env(**options):
         yield

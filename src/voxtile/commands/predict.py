@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -217,7 +218,8 @@ class Work:
         if self.post is not None:
             check_size(case.native)
         places = self.results.check(case.native)
-        with block_cache():
+        on_cpu = self.predictor.judge.device.type == "cpu"  # where the networks need the processors
+        with block_cache(1 if on_cpu else os.cpu_count() or 1):
             found = survey(case, len(self.runs.first.built.dataset.classes), label=False)
             specs = self._specs(self._key(case, found))
             if self.config["share"] and paths[0].exists() and not self._same(paths[0], specs[0]):
@@ -448,9 +450,9 @@ class Work:
             for band in native_bands(self.predictor, case, self.runs.intensities(found), done):
                 writers[0].write(band.window, band.classes())
                 if self.config["heatmaps"]:
-                    writers[1].write(band.window, band.probabilities.numpy())
+                    writers[1].write(band.window, band.probabilities.cpu().numpy())
                 if band.variance is not None and self.config["uncertainty"]:
-                    writers[-1].write(band.window, band.variance[None].numpy())
+                    writers[-1].write(band.window, band.variance[None].cpu().numpy())
                 del band  # its memory is wanted for the next one
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.

@@ -28,6 +28,15 @@ def best_class(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     return best
 
 
+def best_class_on_device(probabilities: Tensor) -> Tensor:
+    """As `best_class`, of a tensor where it is: uint8 [d, h, w]. Of equal ones, CUDA's max may give any index."""
+    highest, best = probabilities[0], torch.zeros_like(probabilities[0], dtype=torch.uint8)
+    for index, plane in enumerate(probabilities[1:], 1):
+        best.masked_fill_(plane > highest, index)
+        highest = torch.maximum(highest, plane)
+    return best
+
+
 def class_in_regions(probabilities: NDArray[np.float32], regions: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
     """The class of each pixel whose regions are those that are more probable than not.
 

@@ -69,7 +69,7 @@ def _slices(bands: Iterator[Band], plane: Sequence[int]) -> Iterator[tuple[int, 
     held: dict[int, Tensor] = {}
     filled: dict[int, int] = {}
     for band in bands:
-        maps = band.probabilities if band.variance is None else torch.cat([band.probabilities, band.variance[None]])
+        maps = (band.probabilities if band.variance is None else torch.cat([band.probabilities, band.variance[None]])).cpu()
         for offset in range(band.window.depth):
             z = band.window.z + offset
             if z not in held:

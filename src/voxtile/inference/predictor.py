@@ -17,7 +17,7 @@ from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import ReadAhead
 from voxtile.data.normalise import Intensity
 from voxtile.inference.buffers import Buffers
-from voxtile.inference.decoding import best_class, class_in_regions
+from voxtile.inference.decoding import best_class, best_class_on_device, class_in_regions
 from voxtile.inference.judge import Judge
 from voxtile.inference.procedure import Procedure, crf_image
 from voxtile.inference.refining import reach, refined
@@ -33,7 +33,7 @@ class Band:
 
     Attributes:
         window: where it lies; bands of a case partition it.
-        probabilities: float32 [K, d, h, w], NaN where the image holds no data.
+        probabilities: float32 [K, d, h, w] where the predictor has its `sums`, NaN where the image holds no data.
         valid: which pixels hold data [d, h, w].
         variance: of the probabilities over Monte-Carlo samples, averaged over classes [d, h, w]; None without sampling.
         regions: class indices of each region that `classes` decides for; none for the most probable class.
@@ -47,8 +47,11 @@ class Band:
 
     def classes(self) -> NDArray[np.uint8]:
         """The class of each pixel [d, h, w], see `decoding`; 255 where the image holds no data."""
-        probabilities = self.probabilities.numpy()
-        best = class_in_regions(probabilities, self.regions) if self.regions else best_class(probabilities)
+        if self.probabilities.device.type != "cpu" and not self.regions:
+            best = best_class_on_device(self.probabilities).cpu().numpy()  # a byte for each pixel leaves the device
+        else:
+            probabilities = self.probabilities.cpu().numpy()
+            best = class_in_regions(probabilities, self.regions) if self.regions else best_class(probabilities)
         best[~self.valid] = 255
         return best
 
@@ -69,6 +72,7 @@ class Predictor:
 
     Attributes:
         widest: pixels of the widest strip of a scene, see `strips`; None, which a CRF needs, for bands as wide as the case.
+        sums: where windows are joined, and where bands lie.
     """
 
     def __init__(
@@ -102,6 +106,9 @@ class Predictor:
         fitting = 8 if self.judge.device.type != "cpu" else max(1, 2**16 // Window.whole(size).pixels)
         self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size or fitting, workers
         self.widest = None if self.procedure.crf else WIDEST
+        # Strips of scenes are bounded. Slabs of volumes are as large as those, and with many classes larger than a card's memory;
+        # a CRF works on the CPU.
+        self.sums = self.judge.device if self.judge.planar and self.widest else torch.device("cpu")
 
     def bands(self, case: Case, intensity: Intensity | Sequence[Intensity], done: Collection[Window] = ()) -> Iterator[Band]:
         """Predicts `case`, normalised by `intensity`, and yields its bands in the order of `strips`.
@@ -135,7 +142,7 @@ class Predictor:
         everything = Window.whole(case.shape)
         probabilities, valid = torch.empty(len(bands[0].probabilities), *case.shape), np.empty(case.shape, dtype=np.bool_)
         for band in bands:
-            probabilities[(slice(None), *band.window.slices)] = band.probabilities
+            probabilities[(slice(None), *band.window.slices)] = band.probabilities.cpu()
             valid[band.window.slices] = band.valid
         image, _ = case.read(everything)
         scaled = crf_image(torch.from_numpy(image), intensity).numpy()
@@ -164,7 +171,9 @@ class Predictor:
         for tile in row.tiles:
             weighted, held = next(judged)
             if not len(total):
-                total = torch.from_numpy(buffers.empty((len(weighted), *row.box.size), np.float32))
+                shape = (len(weighted), *row.box.size)
+                on_cpu = self.sums.type == "cpu"
+                total = torch.from_numpy(buffers.empty(shape, np.float32)) if on_cpu else weighted.new_empty(shape)
                 if not all(map(_alone, row.tiles)):  # else each pixel is written once
                     total.zero_()
                 if rest is not None:
@@ -181,7 +190,7 @@ class Predictor:
         part = Window.whole(window.size).slices
         probabilities, held = total[(slice(None), *part)], valid[part]
         if not held.all():
-            probabilities[:, torch.from_numpy(~held)] = torch.nan
+            probabilities.masked_fill_(torch.from_numpy(~held).to(total.device), torch.nan)
         if self.procedure.samples:
             return Band(window, probabilities[:-1], held, probabilities[-1], self.regions)
         return Band(window, probabilities, held, regions=self.regions)
@@ -219,7 +228,7 @@ class Predictor:
         return window, pixels, case.read_into(pixels, window, pad="reflect")
 
     def _judged_part(self, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:
-        """Weighted probabilities and validity of some of a row's windows, on the CPU."""
+        """Weighted probabilities, where they are joined, and validity of some of a row's windows."""
         place, pixels, held = slab
         around = [self._around(tile.window).within(place) for tile in part]
         valid = [held[tile.window.within(place)] for tile in part]
@@ -232,8 +241,8 @@ class Predictor:
             image, seen = (_stacked([array[..., *around[i]] for i in sent]) for array in (pixels, held))
             starts = torch.tensor([part[i].window.start for i in sent])
             probabilities = self.judge(image, seen, intensities, starts, size)
-            found = {i: _weighted(each, part[i]).cpu() for i, each in zip(sent, probabilities, strict=True)}
-        nothing = torch.zeros(self.judge.classes or 0, *size)
+            found = {i: _weighted(each, part[i]).to(self.sums) for i, each in zip(sent, probabilities, strict=True)}
+        nothing = torch.zeros(self.judge.classes or 0, *size, device=self.sums)
         return [(found.get(number, nothing), each) for number, each in enumerate(valid)]
 
 

@@ -91,13 +91,13 @@ class _Refiner:
     def refine(self, wanted: Sequence[Band], held: Sequence[Band]) -> Iterator[Band]:
         """Refines bands that follow one another, in blocks that see `far` pixels of what is held around them."""
         area, around = _joined(wanted), _joined(held)
-        seen = torch.cat([band.probabilities for band in held], dim=2).numpy()
+        seen = torch.cat([band.probabilities for band in held], dim=2).cpu().numpy()
         valid = torch.cat([torch.from_numpy(band.valid) for band in held], dim=1).numpy()
         rows, columns = range(area.y, area.stop[1], self.side), range(area.x, area.stop[2], self.side)
         blocks = [
             Window.of((area.z, y, x), (area.depth, self.side, self.side)).clipped(area.stop) for y, x in product(rows, columns)
         ]
-        found = torch.cat([band.probabilities for band in wanted], dim=2)
+        found = torch.cat([band.probabilities for band in wanted], dim=2).cpu()
 
         def refine_block(block: Window) -> None:
             box = block.grown((0, self.far, self.far)).clipped(self.case.shape)
