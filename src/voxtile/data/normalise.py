@@ -179,6 +179,11 @@ class FixedNormalisation(Normalisation):
         return Intensity((-math.inf,) * count, (math.inf,) * count, self.mean, self.std)
 
 
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """Of which floats, 32 or 64 bits, `normalise` makes of pixels: those that hold all their values, or as coarse as they are."""
+    return torch.float32 if dtype in _NARROW else torch.float64
+
+
 def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Tensor, std: Tensor, masked: Tensor) -> Tensor:
     """Clips and rescales a batch.
 
@@ -194,17 +199,20 @@ def normalise(image: Tensor, valid: Tensor, low: Tensor, high: Tensor, mean: Ten
     Returns:
         float32 [B, C, ...], 0 where not valid, and in masked samples where the channels of a slice are all 0.
     """
-    dtype = torch.float32 if image.dtype in _NARROW else torch.float64
+    dtype = exact(image.dtype)
     slices = image.shape[1] // low.shape[1]
     rows = (row.to(dtype).repeat_interleave(slices, dim=1) for row in (low, high, mean, std))
     low, high, mean, std = (row.view(*row.shape, *(1,) * (image.ndim - 2)) for row in rows)
     scaled = image.to(dtype, copy=True, memory_format=torch.contiguous_format)
     # On a CPU clamp_ takes five times as long by tensors that are broadcast, and all() of torch six times as long as NumPy's.
     torch.minimum(torch.maximum(scaled, low, out=scaled), high, out=scaled).sub_(mean).div_(std)
-    if not (valid.numpy() if valid.device.type == "cpu" else valid).all():
+    # A GPU is not asked: the answer would have to wait for all that it has still to do.
+    on_cpu = valid.device.type == "cpu"
+    if not on_cpu or not valid.numpy().all():
         scaled = torch.where(valid[:, None], scaled, 0.0)
-    if masked.any():
-        by_slice = (image.view(len(image), -1, slices, *image.shape[2:]) != 0).any(dim=1, keepdim=True)
+    if not on_cpu or masked.any():
+        stored = image if on_cpu else image.to(dtype)  # a GPU does not compare every type
+        by_slice = (stored.view(len(image), -1, slices, *image.shape[2:]) != 0).any(dim=1, keepdim=True)
         kept = by_slice | ~masked.view(-1, *(1,) * image.ndim)
         scaled = torch.where(kept, scaled.view(len(image), -1, *kept.shape[2:]), 0.0).view(image.shape)
     return scaled.float()

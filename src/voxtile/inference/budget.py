@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from voxtile.cases.case import Case
@@ -45,8 +44,8 @@ def _try(predictor: Predictor, channels: int) -> None:
     """Lets the networks judge windows of zeros as they will judge the case's."""
     size, count = predictor.size, predictor.batch_size
     margin = predictor.judge.margin(size)
-    seen = np.ones((count, *(side + 2 * more for side, more in zip(size, margin, strict=True))), dtype=np.bool_)
-    image = np.zeros((count, channels, *seen.shape[1:]), dtype=np.float32)
+    seen = torch.ones(count, *(side + 2 * more for side, more in zip(size, margin, strict=True)), dtype=torch.bool)
+    image = torch.zeros(count, channels, *seen.shape[1:])
     plain = Intensity((-math.inf,) * channels, (math.inf,) * channels, (0.0,) * channels, (1.0,) * channels)
     with predictor.judge.threads() as threads, ThreadPoolExecutor(threads) as pool:
 

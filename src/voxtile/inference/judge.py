@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxtile.cases.window import Size3
@@ -56,14 +55,12 @@ class Judge:
         z, y, x = (int(a) + b for a, b in zip(of_networks, self.procedure.margin(size, self.planar), strict=True))
         return z, y, x
 
-    def __call__(
-        self, image: NDArray[np.generic], seen: NDArray[np.bool_], intensities: Sequence[Intensity], starts: Tensor, size: Size3
-    ) -> Tensor:
+    def __call__(self, image: Tensor, seen: Tensor, intensities: Sequence[Intensity], starts: Tensor, size: Size3) -> Tensor:
         """Judges windows.
 
         Args:
             image: pixels [B, C, d, h, w] with the margin around each window.
-            seen: which of them hold data [B, d, h, w].
+            seen: which of them hold data, bool [B, d, h, w].
             intensities: how the case is normalised for each network.
             starts: int [B, 3], where the windows begin (z, y, x): it decides the dropout of samples.
             size: (depth, height, width) of the windows.
@@ -71,11 +68,12 @@ class Judge:
         Returns:
             Probabilities float32 [B, K, d, h, w] on the device, and one map more, their variance, where the procedure samples.
         """
-        pixels, valid = (torch.from_numpy(array).to(self.device, non_blocking=True) for array in (image, seen))
+        pixels, valid = (tensor.to(self.device, non_blocking=True) for tensor in (image, seen))
         total: Tensor | None = None
         for network, intensity in zip(self.networks, intensities, strict=True):
             rows = intensity.arrays().items()
-            numbers = {name: torch.from_numpy(row).to(self.device).expand(len(image), *row.shape) for name, row in rows}
+            tensors = {name: torch.from_numpy(row).to(self.device, non_blocking=True) for name, row in rows}
+            numbers = {name: row.expand(len(image), *row.shape) for name, row in tensors.items()}
             scaled = normalise(pixels, valid, **numbers)
             found = self._of_one(network, scaled.squeeze(2) if self.planar else scaled, starts, size)
             total = found if total is None else total + found

@@ -15,7 +15,7 @@ from voxtile.cases.case import Case
 from voxtile.cases.tiling import Tile
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import ReadAhead
-from voxtile.data.normalise import Intensity
+from voxtile.data.normalise import Intensity, exact
 from voxtile.inference.buffers import Buffers
 from voxtile.inference.decoding import best_class, best_class_on_device, class_in_regions
 from voxtile.inference.judge import Judge
@@ -52,12 +52,34 @@ class Band:
         else:
             probabilities = self.probabilities.cpu().numpy()
             best = class_in_regions(probabilities, self.regions) if self.regions else best_class(probabilities)
-        best[~self.valid] = 255
+        if not self.valid.all():
+            best[~self.valid] = 255
         return best
 
 
-# Of a row of windows: where what they see lies, its pixels [C, d, h, w], and which of them hold data [d, h, w].
-_Slab = tuple[Window, NDArray[Any], NDArray[np.bool_]]
+@dataclass(frozen=True)
+class _Slab:
+    """What a row of windows sees.
+
+    Attributes:
+        window: where it lies.
+        held: which pixels hold data [d, h, w].
+        pixels: [C, d, h, w]; where the networks run on a GPU they are there, and floats, for which it has every operation.
+        seen: as `held`, where the pixels are.
+    """
+
+    window: Window
+    held: NDArray[np.bool_]
+    pixels: NDArray[Any] | Tensor
+    seen: NDArray[np.bool_] | Tensor
+
+    def areas(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        """Pixels [B, C, d, h, w] and validity [B, d, h, w] of windows of one size."""
+        inner = [window.within(self.window) for window in windows]
+        pixels, seen = ([array[..., *area] for area in inner] for array in (self.pixels, self.seen))
+        return _stacked(pixels), _stacked(seen)
+
+
 # Of a window: weighted probabilities [K, d, h, w], and which pixels hold data [d, h, w].
 _Judged = tuple[Tensor, NDArray[np.bool_]]
 # Of a row: where what later rows add to lies, and its sums and validity so far, likewise.
@@ -93,8 +115,8 @@ class Predictor:
             networks: one, or several whose probabilities are averaged; see `Judge`.
             size: (depth, height, width) of the windows.
             overlap: share of a window's side that the next one repeats.
-            batch_size: windows per forward pass; None for 8 on a GPU, and on the CPU, where more only takes more memory, for as
-                many as have about 2^16 pixels.
+            batch_size: windows per forward pass; None for as many as have about 2^16 pixels on the CPU, where more only takes
+                more memory, and about 2^21 on a GPU.
             device: where the networks run.
             precision: float32, or a lower one for autocast.
             workers: 0 for reading without a thread of its own.
@@ -103,7 +125,7 @@ class Predictor:
         """
         self.procedure, self.regions = procedure or Procedure(), regions
         self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
-        fitting = 8 if self.judge.device.type != "cpu" else max(1, 2**16 // Window.whole(size).pixels)
+        fitting = max(1, 2 ** (16 if self.judge.device.type == "cpu" else 21) // Window.whole(size).pixels)
         self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size or fitting, workers
         self.widest = None if self.procedure.crf else WIDEST
         # Strips of scenes are bounded. Slabs of volumes are as large as those, and with many classes larger than a card's memory;
@@ -220,25 +242,32 @@ class Predictor:
         return window.grown(self.judge.margin(window.size))
 
     def _read(self, case: Case, row: Row, buffers: Buffers) -> _Slab:
-        """Pixels [C, d, h, w] and validity of all that a row's windows see, and where that lies."""
+        """Pixels and validity of all that a row's windows see."""
         boxes = [self._around(tile.window) for tile in row.tiles]
         low, high = np.min([box.start for box in boxes], axis=0), np.max([box.stop for box in boxes], axis=0)
-        window = Window.of(low, high - low)
-        pixels = buffers.empty((case.inputs, *window.size), case.dtype)
-        return window, pixels, case.read_into(pixels, window, pad="reflect")
+        window, device = Window.of(low, high - low), self.judge.device
+        shape = (case.inputs, *window.size)
+        if device.type == "cpu":
+            pixels = buffers.empty(shape, case.dtype)
+            held = case.read_into(pixels, window, pad="reflect")
+            return _Slab(window, held, pixels, held)
+        # From memory that is pinned, the copy runs beside whatever the card does; PyTorch keeps the memory until it is done.
+        stored = torch.from_numpy(np.empty(0, case.dtype)).dtype
+        waiting = torch.empty(shape, dtype=stored, pin_memory=device.type == "cuda")
+        held = case.read_into(waiting.numpy(), window, pad="reflect")
+        seen = torch.from_numpy(np.array(held)).to(device, non_blocking=True)
+        return _Slab(window, held, waiting.to(device, non_blocking=True).to(exact(stored)), seen)
 
     def _judged_part(self, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:
         """Weighted probabilities, where they are joined, and validity of some of a row's windows."""
-        place, pixels, held = slab
-        around = [self._around(tile.window).within(place) for tile in part]
-        valid = [held[tile.window.within(place)] for tile in part]
+        valid = [slab.held[tile.window.within(slab.window)] for tile in part]
         size = part[0].window.size
         # A window without data is not sent to the network, but for the first one of all.
         first = self.judge.classes is None
         sent = [number for number, each in enumerate(valid) if each.any() or (first and number == 0)]
         found: dict[int, Tensor] = {}
         if sent:
-            image, seen = (_stacked([array[..., *around[i]] for i in sent]) for array in (pixels, held))
+            image, seen = slab.areas([self._around(part[i].window) for i in sent])
             starts = torch.tensor([part[i].window.start for i in sent])
             probabilities = self.judge(image, seen, intensities, starts, size)
             found = {i: _weighted(each, part[i]).to(self.sums) for i, each in zip(sent, probabilities, strict=True)}
@@ -246,9 +275,11 @@ class Predictor:
         return [(found.get(number, nothing), each) for number, each in enumerate(valid)]
 
 
-def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays as one with an axis more; a single one is not copied, unless torch would warn that it must not be written to."""
-    return arrays[0][None] if len(arrays) == 1 and arrays[0].flags.writeable else np.stack(arrays)
+def _stacked(parts: Sequence[Any]) -> Tensor:
+    """Arrays or tensors as one tensor with an axis more; one array by itself is not copied, unless it must not be written to."""
+    if isinstance(parts[0], Tensor):
+        return torch.stack(list(parts))
+    return torch.from_numpy(parts[0][None] if len(parts) == 1 and parts[0].flags.writeable else np.stack(parts))
 
 
 def _alone(tile: Tile) -> bool:
@@ -260,7 +291,7 @@ def _weighted(probabilities: Tensor, tile: Tile) -> Tensor:
     """A window's probabilities [K, d, h, w] times its share in each pixel, in place."""
     if _alone(tile):
         return probabilities
-    z, y, x = (torch.from_numpy(axis).to(probabilities.device) for axis in tile.weights)
+    z, y, x = (torch.from_numpy(axis).to(probabilities.device, non_blocking=True) for axis in tile.weights)
     return probabilities.mul_(z[:, None, None] * (y[:, None] * x))
 
 
