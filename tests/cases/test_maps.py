@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.testers.formats import file_size_limit
+from voxtile.cases import maps
 from voxtile.cases.maps import BusyError, MapSpec, MapWriter, atomic_text, default_colors
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
@@ -133,6 +134,7 @@ def test_a_map_that_is_being_written_is_nobody_elses(tmp_path):
         code = """
 import sys
 from pathlib import Path
+from voxtile.cases import maps
 from voxtile.cases.maps import BusyError, MapSpec, MapWriter
 try:
     MapWriter(Path(sys.argv[1]) / "map.npy", (2, 6, 8), MapSpec(("a", "b"), key="one"), None)
@@ -148,6 +150,26 @@ except BusyError:
 def test_a_thread_beside_is_refused_too(tmp_path):
     with opened(tmp_path), ThreadPoolExecutor(1) as pool:
         assert isinstance(pool.submit(opened, tmp_path).exception(), BusyError)
+
+
+def test_windows_that_follow_one_another_closely_wait_for_the_disk_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(maps, "SYNC", 1000)
+    with opened(tmp_path) as writer:
+        writer.write(HALF, ONES)
+        writer.write(REST, ONES)
+        assert writer.finished == [HALF]
+        assert len((tmp_path / "map.npy.journal").read_text().splitlines()) == 2
+    with opened(tmp_path) as writer:
+        assert writer.finished == [HALF, REST]
+
+
+def test_windows_that_did_not_reach_the_disk_are_in_no_journal(tmp_path, monkeypatch):
+    with opened(tmp_path) as writer, monkeypatch.context() as patch:
+        patch.setattr(maps.os, "fdatasync", Mock(side_effect=[OSError(5, "Input/output error"), None]))
+        with pytest.raises(DataError, match="Input/output error"):
+            writer.write(HALF, ONES)
+    with opened(tmp_path) as writer:
+        assert writer.finished == []
 
 
 def test_maps_that_were_made_come_under_their_names_when_they_are_closed(tmp_path):

@@ -9,8 +9,9 @@ import math
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +67,7 @@ class MapSpec:
 # Turns the finished side array [channels, D, H, W], a read-only memory map, into the file or the folder of files at the path.
 Finish = Callable[[NDArray[Any], Path], None]
 _CHUNK = 2**20  # bytes that are filled at once
+SYNC = 0.25  # seconds
 STEPS = 254  # of a probability that is stored in 8 bits; 255 stands where nothing was judged
 
 
@@ -79,6 +81,7 @@ class MapWriter:
     The side file `<path>.part` is a raw array; `<path>.journal` names, one JSON line each, the windows whose pixels
     have reached the disk. A writer opened on the same path with the same key continues there. Pixels are written by position
     and not through a memory map, whose pages would count as memory of the process until the map is as large as the case.
+    Waiting for the disk takes milliseconds, so windows that follow one another within `SYNC` seconds wait together.
 
     Attributes:
         path: the finished file or folder.
@@ -89,6 +92,8 @@ class MapWriter:
         self.path = path
         self.spec = spec
         self._finish, self._made = finish, False
+        self._waiting: list[Window] = []  # whose pixels are written, and may not have reached the disk
+        self._synced = -math.inf  # when they last had
         self._part = side_file(path)
         self._journal = path.with_name(path.name + ".journal")
         # The name is the same in every process: who holds the lock is alone with it, and takes away what a killed one has left.
@@ -164,12 +169,22 @@ class MapWriter:
             raise ValueError(f"{self.path}: {window} reaches outside the map of shape {self._array_shape[1:]}")
         try:
             self._store(window, self.spec.encoded(values))
-            os.fdatasync(self._file.fileno())
-            self._log.write(json.dumps(list(window)).encode() + b"\n")
-            os.fsync(self._log.fileno())
+            self._waiting.append(window)
+            if time.monotonic() - self._synced >= SYNC:
+                self._sync()
         except OSError as error:
             raise self._failed(error) from error
-        self.finished.append(window)
+
+    def _sync(self) -> None:
+        """Has the pixels reach the disk, and then the journal's lines that say so."""
+        # Once: of pixels that could not be written the system speaks a single time, and forgets them.
+        windows, self._waiting = self._waiting, []
+        if windows:
+            os.fdatasync(self._file.fileno())
+            self._log.write("".join(f"{json.dumps(list(window))}\n" for window in windows).encode())
+            os.fsync(self._log.fileno())
+            self.finished += windows
+            self._synced = time.monotonic()
 
     def _store(self, window: Window, values: NDArray[Any]) -> None:
         """Writes `values` [channels, d, h, w] row by row, or more at once where rows follow one another in the side file."""
@@ -193,6 +208,7 @@ class MapWriter:
         """
         _remove(self._making)
         try:
+            self._sync()
             side = self._mapped(self._part)
             if change is not None:
                 change(side).tofile(self._changed)
@@ -247,6 +263,8 @@ class MapWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._file.closed:
             _remove(self._making)
+            with suppress(OSError):  # what is not in the journal is made again
+                self._sync()
         self._release()
 
     def _release(self) -> None:
