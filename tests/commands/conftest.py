@@ -89,7 +89,8 @@ def voxtile(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
-def _trained(folder: Path, words: list[str]) -> Run:
+def trained(folder: Path, words: list[str]) -> Run:
+    """Trains a run, whose folder lies below `folder/runs`."""
     log = folder / "said.txt"
     with pytest.MonkeyPatch.context() as patch, log.open("w") as said:
         patch.setattr(sys, "argv", ["voxtile", "train", *words])
@@ -103,14 +104,14 @@ def _trained(folder: Path, words: list[str]) -> Run:
 def scene_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run on six scenes; tests may evaluate it and change nothing else."""
     folder = tmp_path_factory.mktemp("scene_run")
-    return _trained(folder, scene_words(folder))
+    return trained(folder, scene_words(folder))
 
 
 @pytest.fixture(scope="session")
 def volume_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run on five volumes; tests may evaluate it and change nothing else."""
     folder = tmp_path_factory.mktemp("volume_run")
-    return _trained(folder, volume_words(folder))
+    return trained(folder, volume_words(folder))
 
 
 @pytest.fixture

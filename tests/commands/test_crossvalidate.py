@@ -94,6 +94,16 @@ def test_each_case_is_scored_once_by_the_run_that_never_saw_its_patient(folds: P
     assert [(evaluated(tmp_path) / name).read_bytes() for name in ("cases.csv", "summary.json")] == before
 
 
+@pytest.mark.slow
+def test_folds_are_scored_by_several_processes_as_by_one(folds: Path, tmp_path: Path, voxtile: Command) -> None:
+    for count in (1, 2):
+        words = f"runs={folds / 'runs'}/tubes-*", f"paths.runs={tmp_path / str(count)}", f"devices={count}"
+        said = voxtile("evaluate", *words, "surface=true", "postprocess={largest: [disc]}")
+        assert said.code == 0, said.text
+    for path in evaluated(tmp_path / "1", "val-last-*").iterdir():
+        assert (evaluated(tmp_path / "2", "val-last-*") / path.name).read_text() == path.read_text()
+
+
 def test_a_case_that_no_run_may_score_is_named_and_counted(folds: Path, tmp_path: Path, voxtile: Command) -> None:
     for home in homes(folds / "runs"):
         shutil.copytree(home, tmp_path / home.name)

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from voxtile.cases.maps import atomic_text
 from voxtile.commands.console import progress
 from voxtile.commands.evaluate import (
-    Scored,
     asks_for_search,
     cases_of,
     folder_name,
-    mean_dice,
     prepared_for,
+    refuse_shared_search,
     say_look,
     say_search,
-    score_case,
-    score_kept,
     write_scores,
 )
 from voxtile.commands.folders import differences, folder_of_several
-from voxtile.commands.measures import Measure, measures_of
+from voxtile.commands.measures import measures_of
 from voxtile.commands.parents import Learned, learned_by
 from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
+from voxtile.commands.scoring import Job, Scored, Scorer, mean_dice
+from voxtile.commands.sharing import count_of, score_all
 from voxtile.commands.tables import print_folds
 from voxtile.commands.trained import Trained
 from voxtile.data.prepared import Prepared
-from voxtile.data.survey import survey
 from voxtile.errors import ConfigError, RunError, counted, listed
-from voxtile.inference.postprocess import KeptMap, Postprocess, Search, class_bands
+from voxtile.inference.postprocess import KeptMap, Postprocess, Search
 from voxtile.training.recipe import ADDED
 from voxtile.training.scores import summarise
 
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.inference.predictor import Predictor
 
-T = TypeVar("T")
+TITLE = "evaluating out of fold"
 BEST = "the best weights of each run were chosen on the fold that is scored here, so these scores are optimistic"
 PATIENCE = (
     "the runs stopped by 'training.patience', so that their length was chosen on the fold that is scored here: these scores are "
@@ -109,6 +107,8 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
         DataError: The data are not those of the runs.
     """
     testing, choosing = config["split"] == "test", asks_for_search(config["postprocess"])
+    processes = count_of(config)
+    refuse_shared_search(config, processes)
     if not testing:
         _refuse_chosen(config)
     opened = [Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"]) for path in paths]
@@ -126,7 +126,8 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
         "waived": list(dict.fromkeys(sentence for member in members for sentence in member.trained.manifest["data"]["waived"])),
         "runs": [{"run": m.trained.home.path.name, "identity": m.recipe["identity"], "fold": m.fold} for m in members],
     }
-    together = _Together(members, config, measures, home, out)
+    scorer = Scorer([(member.trained, member.prepared) for member in members], config, measures)
+    together = _Together(members, config, scorer, processes, home, out)
     if testing:
         together.score_test(facts)
     else:
@@ -201,14 +202,16 @@ class _Together:
     Attributes:
         members: the runs, in their order.
         config: of the command.
-        measures: what is measured beside confusion matrices.
+        scorer: scores cases by them.
+        processes: that share the work.
         home: where evaluations of these runs lie.
         out: where it prints.
     """
 
     members: Sequence[Member]
     config: Mapping[str, Any]
-    measures: Sequence[Measure]
+    scorer: Scorer
+    processes: int
     home: Path
     out: Console
 
@@ -218,68 +221,41 @@ class _Together:
         found: Mapping[str, Any] = self.members[0].trained.manifest["data"]
         return found
 
-    def predictor(self, members: Sequence[Member]) -> Predictor:
-        """What averages the probabilities of some of the runs.
-
-        Raises:
-            RunError: They see images on different grids.
-        """
-        spacings = {member.trained.home.path: member.prepared.dataset.spacing for member in members}
-        if len(set(spacings.values())) > 1:
-            grids = listed(f"{path} ({spacing} mm)" for path, spacing in spacings.items())
-            raise RunError(
-                f"The probabilities of {grids} cannot be averaged: 'data.spacing=median' came to another grid for each of their "
-                "training sets. Train them with one spacing, for example the one that 'voxtile plan' proposes."
-            )
-        found = members[0].trained.predictor(self.config, [member.trained.network for member in members])
-        if self.measures:
-            found.widest = None  # objects are counted in bands as wide as their case
-        return found
-
     def score_test(self, facts: dict[str, Any]) -> None:
         """The mean of all runs on the test cases, one recorded look."""
-        first = self.members[0]
-        predictor, dataset = self.predictor(self.members), first.prepared.dataset
-        post = postprocess_of(self.config["postprocess"], self.home, self.data, made_with(self.config, predictor))
+        first, everybody = self.members[0], tuple(range(len(self.members)))
+        predictor = self.scorer.predictor(everybody)
+        self._post_process(predictor)
         cases = cases_of(first.trained, first.prepared, "test")
-        for measure in self.measures:
+        for measure in self.scorer.measures:
             measure.check([case.native for case in cases])
         identity = "+".join(member.recipe["identity"] for member in self.members)
         say_look(first.trained, self.config, first.prepared, identity, self.out)
-        scored = []
-        with progress(self.out) as start:
-            tick = start(len(cases), "evaluating test")
-            for case in cases:
-                found = survey(case, len(dataset.classes), label=False)
-                intensities = [member.prepared.intensity_of(case, found) for member in self.members]
-                scored.append(score_case(case.native, class_bands(predictor, case, intensities, post), dataset, self.measures))
-                tick()
-        self._write(scored, predictor, as_typed(post, self.data["classes"]), facts)
+        scored = score_all(self.scorer, [Job(case, everybody) for case in cases], self.processes, self.out, "evaluating test")
+        self._write(scored, predictor, as_typed(self.scorer.post, self.data["classes"]), facts)
+
+    def _post_process(self, predictor: Predictor) -> None:
+        """Has maps post-processed as the command says."""
+        made = made_with(self.config, predictor)
+        self.scorer.post = postprocess_of(self.config["postprocess"], self.home, self.data, made)
 
     def score_out_of_fold(self, facts: dict[str, Any], choosing: bool) -> None:
         """Each case by the runs that never trained on its group, and the pooled table."""
-        planned, unscored = _plan(self.members)
-        if not planned:
+        jobs, unscored = _plan(self.members)
+        if not jobs:
             raise RunError(
                 f"No validation case of the {len(self.members)} runs may be scored: each run was trained on their groups. Expected "
                 "runs whose validation cases are independent of their training."
             )
-        for measure in self.measures:
-            measure.check([case.native for cases in planned.values() for case in cases])
-        warnings = self._warnings(unscored)
+        for measure in self.scorer.measures:
+            measure.check([job.case.native for job in jobs])
+        warnings, predictor = self._warnings(unscored), self.scorer.predictor()
         if choosing:
-            scored, predictor, posts = self._search(planned)
+            scored, posts = self._search(jobs)
         else:
-            predictor = self.predictor(self.members[:1])
-            post = postprocess_of(self.config["postprocess"], self.home, self.data, made_with(self.config, predictor))
-            dataset = self.members[0].prepared.dataset
-            scored = self._each(
-                planned,
-                lambda predictor, case, intensities, columns: score_case(
-                    case.native, class_bands(predictor, case, intensities, post), dataset, self.measures, columns
-                ),
-            )
-            posts = as_typed(post, self.data["classes"])
+            self._post_process(predictor)
+            scored = score_all(self.scorer, jobs, self.processes, self.out, TITLE)
+            posts = as_typed(self.scorer.post, self.data["classes"])
         folds = []
         for fold in sorted({each.columns["fold"] for each in scored}):
             matrices = np.stack([each.matrix for each in scored if each.columns["fold"] == fold])
@@ -309,47 +285,23 @@ class _Together:
             found.append(f"folds have different numbers of runs ({numbers}), whose probabilities are averaged")
         return found
 
-    def _each(
-        self,
-        planned: Mapping[tuple[int, ...], Sequence[Case]],
-        count: Callable[[Predictor, Case, list[Any], Mapping[str, str]], T],
-    ) -> list[T]:
-        """What `count` makes of each planned case, in the order of ids."""
-        found: dict[tuple[str, int], T] = {}
-        with progress(self.out) as start:
-            tick = start(sum(map(len, planned.values())), "evaluating out of fold")
-            for numbers, cases in planned.items():
-                members = [self.members[number] for number in numbers]
-                predictor = self.predictor(members)
-                columns = {
-                    "fold": "+".join(dict.fromkeys(member.fold for member in members)),
-                    "run": "+".join(member.trained.home.path.name for member in members),
-                }
-                for case in cases:
-                    intensities = [member.prepared.intensity_of(case) for member in members]
-                    found[case.id, len(found)] = count(predictor, case, intensities, columns)
-                    tick()
-        return [found[key] for key in sorted(found)]
-
-    def _search(self, planned: Mapping[tuple[int, ...], Sequence[Case]]) -> tuple[list[Scored], Predictor, object]:
+    def _search(self, jobs: Sequence[Job]) -> tuple[list[Scored], object]:
         """Cases post-processed by what the other folds choose; the choice by all folds is kept for predict.
 
         Raises:
             RunError: There is one fold only.
         """
-        kept = self._each(
-            planned,
-            lambda predictor, case, intensities, columns: (
-                KeptMap.of(case.native, class_bands(predictor, case, intensities)),
-                columns,
-            ),
-        )
-        maps, columns = [each for each, _ in kept], [more for _, more in kept]
-        classes, dataset = self.data["classes"], self.members[0].prepared.dataset
+        maps, columns = [], [job.columns for job in jobs]
+        with progress(self.out) as start:
+            tick = start(len(jobs), TITLE)
+            for job in jobs:
+                maps.append(KeptMap.of(job.case.native, self.scorer.bands(job)))
+                tick()
+        classes = self.data["classes"]
         search = Search(maps, len(classes), background_of(self.data))
         of_fold: dict[str, Postprocess] = {}
         for fold in sorted({more["fold"] for more in columns}):
-            held = {each.case.group for each, more in kept if more["fold"] == fold}
+            held = {each.case.group for each, more in zip(maps, columns, strict=True) if more["fold"] == fold}
             others = [number for number, each in enumerate(maps) if each.case.group not in held]
             if not others:
                 raise RunError(
@@ -357,23 +309,22 @@ class _Together:
                     "Name runs of several folds, or search with one run: 'run=<folder> postprocess=search'."
                 )
             of_fold[fold], _ = search.choose(others)
-        scored = score_kept(maps, [of_fold[more["fold"]] for more in columns], dataset, self.measures, columns)
+        scored = self.scorer.score_kept(maps, [of_fold[more["fold"]] for more in columns], columns)
         everything, tried = search.choose(range(len(maps)))
-        plain, all_chosen = (score_kept(maps, [each] * len(maps), dataset, ()) for each in (None, everything))
+        plain, all_chosen = (self.scorer.score_kept(maps, [each] * len(maps), measured=False) for each in (None, everything))
         settings = as_typed(everything, classes) if mean_dice(all_chosen, self.data) > mean_dice(plain, self.data) else None
-        predictor = self.predictor(self.members[:1])
-        atomic_text(self.home / FILE, stored(settings, made_with(self.config, predictor), tried, classes))
+        atomic_text(self.home / FILE, stored(settings, made_with(self.config, self.scorer.predictor()), tried, classes))
         how = " for each fold by the other folds"
         say_search(self.out, mean_dice(plain, self.data), mean_dice(scored, self.data), settings, self.home / FILE, how)
-        return scored, predictor, {"chosen by the other folds": {fold: as_typed(each, classes) for fold, each in of_fold.items()}}
+        return scored, {"chosen by the other folds": {fold: as_typed(each, classes) for fold, each in of_fold.items()}}
 
     def _write(self, scored: Sequence[Scored], predictor: Predictor, post: object, facts: Mapping[str, Any]) -> None:
         name = folder_name(self.config["split"], self.config, predictor, post)
-        write_scores(self.home / name, self.config, predictor, scored, self.data, post, facts, self.measures, self.out)
+        write_scores(self.home / name, self.config, predictor, scored, self.data, post, facts, self.scorer.measures, self.out)
 
 
-def _plan(members: Sequence[Member]) -> tuple[dict[tuple[int, ...], list[Case]], list[str]]:
-    """Which cases which members score together, by their places, and the ids of the training and validation cases that none may."""
+def _plan(members: Sequence[Member]) -> tuple[list[Job], list[str]]:
+    """Which members score which case, in the order of ids, and the ids of the training and validation cases that none may."""
     scorers: dict[tuple[str, object], list[int]] = {}
     cases: dict[tuple[str, object], Case] = {}
     for number, member in enumerate(members):
@@ -381,8 +332,13 @@ def _plan(members: Sequence[Member]) -> tuple[dict[tuple[int, ...], list[Case]],
             if member.may_score(case):
                 cases.setdefault((case.id, case.region), case)
                 scorers.setdefault((case.id, case.region), []).append(number)
-    planned: dict[tuple[int, ...], list[Case]] = {}
-    for key, numbers in scorers.items():
-        planned.setdefault(tuple(numbers), []).append(cases[key])
+    jobs = []
+    for key, case in cases.items():
+        scoring = [members[number] for number in scorers[key]]
+        columns = {
+            "fold": "+".join(dict.fromkeys(member.fold for member in scoring)),
+            "run": "+".join(member.trained.home.path.name for member in scoring),
+        }
+        jobs.append(Job(case, tuple(scorers[key]), columns))
     known = {case.id for m in members for side in (m.prepared.split.train, m.prepared.split.val) for case in side}
-    return dict(sorted(planned.items())), sorted(known - {name for name, _ in scorers})
+    return sorted(jobs, key=lambda job: (job.case.id, job.runs)), sorted(known - {name for name, _ in scorers})

@@ -5,25 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from rich.console import Console
 
     from voxtile.cases.case import Case
-    from voxtile.cases.dataset import Dataset
-    from voxtile.cases.window import Window
-    from voxtile.commands.measures import Collector, Measure
+    from voxtile.commands.measures import Measure
+    from voxtile.commands.scoring import Scored
     from voxtile.commands.trained import Trained
     from voxtile.data.prepared import Prepared
-    from voxtile.inference.postprocess import KeptMap, Postprocess
+    from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
 
 
@@ -57,6 +53,18 @@ def asks_for_search(value: Any) -> bool:
     return value == "search" or (isinstance(value, Mapping) and "search" in value)
 
 
+def refuse_shared_search(config: Mapping[str, Any], processes: int) -> None:
+    """Refuses to share what looks at all maps at once.
+
+    Raises:
+        ConfigError: It is asked for.
+    """
+    from voxtile.errors import ConfigError
+
+    if wanted := [name for name in ("crf", "postprocess") if processes > 1 and asks_for_search(config[name])]:
+        raise ConfigError(f"'{wanted[0]}=search' compares all maps in one process. Type 'devices=1'.")
+
+
 def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     from dataclasses import asdict
 
@@ -65,14 +73,17 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     from voxtile.commands.crf import search_crf, search_of
     from voxtile.commands.measures import measures_of
     from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
+    from voxtile.commands.scoring import Job, Scorer, mean_dice
+    from voxtile.commands.sharing import count_of, score_all
     from voxtile.commands.trained import Trained
-    from voxtile.data.survey import survey
-    from voxtile.inference.postprocess import KeptMap, Search, class_bands
+    from voxtile.inference.postprocess import KeptMap, Search
 
     trained = Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"])
     data = trained.manifest["data"]
     measures = measures_of(config, data)
     searching, choosing = asks_for_search(config["crf"]), asks_for_search(config["postprocess"])
+    processes = count_of(config)
+    refuse_shared_search(config, processes)
     if searching:
         search_of(config["crf"], data["channels"])
 
@@ -92,24 +103,22 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
         say_look(trained, config, prepared, trained.home.read("recipe.json")["identity"], out)
     if searching:
         best = search_crf(trained, config, prepared, out)
-        predictor = trained.predictor({**config, "crf": asdict(best) if best else None})
+        config = {**config, "crf": asdict(best) if best else None}
+        predictor = trained.predictor(config)
         post = post_of(predictor)
-    if measures:
-        predictor.widest = None  # objects are counted in bands as wide as their case
-    dataset, scored, kept = prepared.dataset, [], []
-    with progress(out) as start:
-        tick = start(len(cases), f"evaluating {config['split']}")
-        for case in cases:
-            found = prepared.surveys.get(case.id) or survey(case, len(dataset.classes), label=False)
-            bands = class_bands(predictor, case, prepared.intensity_of(case, found), post)
-            if choosing:
-                kept.append(KeptMap.of(case.native, bands))
-            else:
-                scored.append(score_case(case.native, bands, dataset, measures))
-            tick()
-    if choosing:
-        found_best, tried = Search(kept, len(dataset.classes), background_of(data)).choose(range(len(kept)))
-        plain, scored = (score_kept(kept, [each] * len(kept), dataset, measures) for each in (None, found_best))
+    scorer, jobs = Scorer([(trained, prepared)], config, measures, post), [Job(case) for case in cases]
+    title = f"evaluating {config['split']}"
+    if not choosing:
+        scored = score_all(scorer, jobs, processes, out, title)
+    else:
+        kept = []
+        with progress(out) as start:
+            tick = start(len(jobs), title)
+            for job in jobs:
+                kept.append(KeptMap.of(job.case.native, scorer.bands(job)))
+                tick()
+        found_best, tried = Search(kept, len(prepared.dataset.classes), background_of(data)).choose(range(len(kept)))
+        plain, scored = (scorer.score_kept(kept, [each] * len(kept)) for each in (None, found_best))
         helps = mean_dice(scored, data) > mean_dice(plain, data)
         post = found_best if helps else None
         file = trained.home.path / FILE
@@ -187,86 +196,6 @@ def say_search(out: Console, plain: float, chosen: float, settings: Mapping[str,
     out.print(
         f"post-processing: Dice {plain:.4f} without, {chosen:.4f} with what was chosen{how}; {kept} in {file}", soft_wrap=True
     )
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What was counted on a whole case.
-
-    Attributes:
-        case: the case.
-        matrix: confusion matrix int64 [K, K]: rows are label classes, columns predicted ones; ignored pixels are left out.
-        measured: further columns of its row in cases.csv, of each measure.
-        columns: further columns of its row in cases.csv.
-    """
-
-    case: Case
-    matrix: NDArray[np.int64]
-    measured: Sequence[Mapping[str, float]] = ()
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-
-def score_case(
-    case: Case,
-    bands: Iterable[tuple[Window, NDArray[np.uint8]]],
-    dataset: Dataset,
-    measures: Sequence[Measure],
-    columns: Mapping[str, str] | None = None,
-) -> Scored:
-    """Counts a case, on the grid of its file, whose map comes in bands."""
-    collectors = [measure.collector(case) for measure in measures]
-    matrix = case_matrix(case, bands, len(dataset.classes), collectors)
-    return Scored(case, matrix, [collector.columns() for collector in collectors], columns or {})
-
-
-def score_kept(
-    kept: Sequence[KeptMap],
-    posts: Sequence[Postprocess | None],
-    dataset: Dataset,
-    measures: Sequence[Measure],
-    columns: Sequence[Mapping[str, str]] | None = None,
-) -> list[Scored]:
-    """Counts cases whose maps are kept, each with a post-processing of its own."""
-    further = columns or [{}] * len(kept)
-    return [
-        score_case(each.case, each.bands(post), dataset, measures, more)
-        for each, post, more in zip(kept, posts, further, strict=True)
-    ]
-
-
-def mean_dice(scored: Sequence[Scored], data: Mapping[str, Any]) -> float:
-    """The score `dice` of cases."""
-    import numpy as np
-
-    from voxtile.training.scores import summarise
-
-    return summarise(np.stack([each.matrix for each in scored]), data["classes"], data["background"], data.get("regions"))["dice"]
-
-
-def case_matrix(
-    case: Case, bands: Iterable[tuple[Window, NDArray[np.uint8]]], classes: int, collectors: Sequence[Collector] = ()
-) -> NDArray[np.int64]:
-    """The confusion matrix [K, K] of a whole case, see `Scored`.
-
-    Args:
-        case: the case, with a label.
-        bands: its map, 255 where there are no data, and where each part lies; in reading order.
-        classes: K.
-        collectors: are given the same bands.
-    """
-    import torch
-
-    from voxtile.cases.case import IGNORE
-    from voxtile.training.scores import confusion_matrix
-
-    total: Any = 0
-    for window, prediction in bands:
-        label = case.read_label(window)
-        label[prediction == IGNORE] = IGNORE
-        total = total + confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), classes).numpy()
-        for collector in collectors:
-            collector.add(window, prediction, label)
-    return total  # type: ignore[no-any-return]  # an array, since a case has a band or more
 
 
 def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None, post: object) -> str:

@@ -83,14 +83,25 @@ def check_size(case: Case) -> None:
 
 
 def class_bands(
-    predictor: Predictor, case: Case, intensity: Intensity | Sequence[Intensity], postprocess: Postprocess | None = None
+    predictor: Predictor,
+    case: Case,
+    intensity: Intensity | Sequence[Intensity],
+    postprocess: Postprocess | None = None,
+    skipped: Collection[Window] = (),
 ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
     """The semantic map of a case, on the grid of its file, in bands [d, h, w] in reading order, and where each lies.
 
     It is 255 where there are no data. Slices across another axis than z come in one band, once all are there.
+
+    Args:
+        predictor: predicts it.
+        case: the case.
+        intensity: see `Predictor.bands`.
+        postprocess: of the whole map.
+        skipped: bands that are not wanted, where nothing is done with the map as a whole.
     """
     native = case.native
-    bands = ((band.window, band.classes()) for band in native_bands(predictor, case, intensity))
+    bands = ((band.window, band.classes()) for band in native_bands(predictor, case, intensity, skipped))
     ordered = not isinstance(case.image, OnWorkingGrid) or list(case.image.order) == [0, 1, 2]
     if postprocess is None and ordered:
         yield from bands

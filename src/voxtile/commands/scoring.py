@@ -1,0 +1,173 @@
+"""Whole cases scored by one run, or by several whose probabilities are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from voxtile.cases.case import IGNORE, Case
+from voxtile.cases.window import Window
+from voxtile.cases.working import OnWorkingGrid
+from voxtile.commands.measures import Collector, Measure
+from voxtile.commands.trained import Trained
+from voxtile.data.prepared import Prepared
+from voxtile.data.survey import survey
+from voxtile.errors import RunError, listed
+from voxtile.inference.postprocess import KeptMap, Postprocess, class_bands
+from voxtile.inference.predictor import Predictor
+from voxtile.training.scores import confusion_matrix, summarise
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case that is to be scored.
+
+    Attributes:
+        case: the case.
+        runs: places of the runs that predict it together.
+        columns: further columns of its row in cases.csv.
+    """
+
+    case: Case
+    runs: tuple[int, ...] = (0,)
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was counted on a whole case.
+
+    Attributes:
+        case: the case.
+        matrix: confusion matrix int64 [K, K]: rows are label classes, columns predicted ones; ignored pixels are left out.
+        measured: further columns of its row in cases.csv, of each measure.
+        columns: further columns of its row in cases.csv.
+    """
+
+    case: Case
+    matrix: NDArray[np.int64]
+    measured: Sequence[Mapping[str, float]] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+class Scorer:
+    """Predicts cases as a command's settings say, and counts.
+
+    Args:
+        runs: the runs, and the data of each.
+        config: of the command.
+        measures: what is measured beside confusion matrices.
+        post: post-processing of whole maps.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[tuple[Trained, Prepared]],
+        config: Mapping[str, Any],
+        measures: Sequence[Measure],
+        post: Postprocess | None = None,
+    ) -> None:
+        self.runs, self.config, self.measures, self.post = runs, config, measures, post
+        self.dataset = runs[0][1].dataset
+        self._predictors: dict[tuple[int, ...], Predictor] = {}
+
+    def predictor(self, numbers: tuple[int, ...] = (0,)) -> Predictor:
+        """What averages the probabilities of some of the runs.
+
+        Raises:
+            RunError: They see images on different grids.
+        """
+        if numbers in self._predictors:
+            return self._predictors[numbers]
+        runs = [self.runs[number] for number in numbers]
+        spacings = {trained.home.path: prepared.dataset.spacing for trained, prepared in runs}
+        if len(set(spacings.values())) > 1:
+            grids = listed(f"{path} ({spacing} mm)" for path, spacing in spacings.items())
+            raise RunError(
+                f"The probabilities of {grids} cannot be averaged: 'data.spacing=median' came to another grid for each of their "
+                "training sets. Train them with one spacing, for example the one that 'voxtile plan' proposes."
+            )
+        found = runs[0][0].predictor(self.config, [trained.network for trained, _ in runs])
+        if self.measures:
+            found.widest = None  # objects are counted in bands as wide as their case
+        self._predictors[numbers] = found
+        return found
+
+    def bands(self, job: Job, skipped: Collection[Window] = ()) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+        """The map of a case in bands, but for those that are skipped; see `class_bands`."""
+        case, found = job.case, None
+        if any(prepared.intensity is None and case.id not in prepared.surveys for _, prepared in self._of(job)):  # a test case
+            found = survey(case, len(self.dataset.classes), label=False)
+        intensities = [prepared.intensity_of(case, found) for _, prepared in self._of(job)]
+        return class_bands(self.predictor(job.runs), case, intensities, self.post, skipped)
+
+    def _of(self, job: Job) -> list[tuple[Trained, Prepared]]:
+        return [self.runs[number] for number in job.runs]
+
+    def pieces(self, job: Job) -> list[tuple[Window, int]]:
+        """The bands of a case that may be counted apart, and the number of windows of each; none where it is scored as a whole."""
+        predictor = self.predictor(job.runs)
+        if self.measures or self.post or predictor.procedure.crf or isinstance(job.case.image, OnWorkingGrid):
+            return []
+        return [(row.band, len(row.tiles)) for strip in predictor.plan(job.case) for row in strip]
+
+    def score(self, job: Job, skipped: Collection[Window] = ()) -> Scored:
+        """Counts a case, on the grid of its file, but for the bands that are skipped."""
+        return self._counted(job.case.native, self.bands(job, skipped), job.columns, self.measures)
+
+    def score_kept(
+        self,
+        kept: Sequence[KeptMap],
+        posts: Sequence[Postprocess | None],
+        columns: Sequence[Mapping[str, str]] | None = None,
+        measured: bool = True,
+    ) -> list[Scored]:
+        """Counts cases whose maps are kept, each with a post-processing of its own, and measures them where asked for."""
+        further = columns or [{}] * len(kept)
+        measures = self.measures if measured else ()
+        return [
+            self._counted(each.case, each.bands(post), more, measures)
+            for each, post, more in zip(kept, posts, further, strict=True)
+        ]
+
+    def _counted(
+        self,
+        case: Case,
+        bands: Iterable[tuple[Window, NDArray[np.uint8]]],
+        columns: Mapping[str, str],
+        measures: Sequence[Measure],
+    ) -> Scored:
+        collectors = [measure.collector(case) for measure in measures]
+        matrix = case_matrix(case, bands, len(self.dataset.classes), collectors)
+        return Scored(case, matrix, [collector.columns() for collector in collectors], columns)
+
+
+def case_matrix(
+    case: Case, bands: Iterable[tuple[Window, NDArray[np.uint8]]], classes: int, collectors: Sequence[Collector] = ()
+) -> NDArray[np.int64]:
+    """The confusion matrix [K, K] of a case, see `Scored`.
+
+    Args:
+        case: the case, with a label.
+        bands: its map, 255 where there are no data, and where each part lies; in reading order.
+        classes: K.
+        collectors: are given the same bands.
+    """
+    total = np.zeros((classes, classes), dtype=np.int64)
+    for window, prediction in bands:
+        label = case.read_label(window)
+        label[prediction == IGNORE] = IGNORE
+        total += confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), classes).numpy()
+        for collector in collectors:
+            collector.add(window, prediction, label)
+    return total
+
+
+def mean_dice(scored: Sequence[Scored], data: Mapping[str, Any]) -> float:
+    """The score `dice` of cases."""
+    return summarise(np.stack([each.matrix for each in scored]), data["classes"], data["background"], data.get("regions"))["dice"]

@@ -1,0 +1,141 @@
+"""Cases scored by several processes: the same integers, each pixel counted once, and a failure said once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands.conftest import Command, Run, trained
+from tests.training.test_devices import odd_words
+from voxtile.commands import sharing
+from voxtile.commands.children import Child, child
+from voxtile.commands.scoring import Job
+
+
+def written(home: Path, name: str = "val-best") -> dict[str, str]:
+    folder = home / "evaluations" / name
+    found = {path.name: path.read_text() for path in folder.iterdir()}
+    assert set(found) == {"cases.csv", "summary.json"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def odd_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with seven validation cases of odd sizes."""
+    folder = tmp_path_factory.mktemp("odd")
+    return trained(folder, [*odd_words(folder), f"paths.runs={folder / 'runs'}"])
+
+
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_any_number_of_processes_counts_the_same(odd_run: Run, voxtile: Command, count: int) -> None:
+    """Seven cases of odd sizes, of which processes share some."""
+    words = ["evaluate", f"run={odd_run.home}", "split=val"]
+    alone = voxtile(*words)
+    assert alone.code == 0, alone.text
+    found = written(odd_run.home)
+    said = voxtile(*words, f"devices={count}")
+    assert said.code == 0, said.text
+    assert "part of a case" in said.text
+    assert written(odd_run.home) == found
+    assert said.text.partition("whole cases")[2] == alone.text.partition("whole cases")[2]
+
+
+@pytest.mark.slow
+def test_cases_that_are_measured_are_not_cut(odd_run: Run, voxtile: Command) -> None:
+    found = []
+    for count in (1, 2):
+        said = voxtile("evaluate", f"run={odd_run.home}", "objects=true", f"devices={count}")
+        assert said.code == 0, said.text
+        assert "part of a case" not in said.text
+        found.append(written(odd_run.home))
+    assert found[0] == found[1]
+
+
+class _Row:
+    def __init__(self, number: int, windows: int) -> None:
+        self.band, self.tiles = number, range(windows)
+
+
+class _Planned:
+    """A scorer that only plans: rows of windows by case."""
+
+    def __init__(self, cases: list[list[int]], whole: bool) -> None:
+        self.cases, self.whole = cases, whole
+
+    def predictor(self, runs: object) -> Any:
+        return self
+
+    def plan(self, case: int) -> list[list[_Row]]:
+        return [[_Row(number, windows) for number, windows in enumerate(self.cases[case])]]
+
+    def pieces(self, job: Any) -> list[tuple[int, int]]:
+        return [] if self.whole else [(row.band, len(row.tiles)) for row in self.plan(job.case)[0]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("whole", [False, True])
+def test_every_band_is_dealt_once_and_nobody_has_much_more(count: int, whole: bool) -> None:
+    cases = [[4] * 50, [1], [3, 3, 3], [2] * 10, [7]]
+    numbers: Any = range(len(cases))  # in place of cases
+    jobs = [Job(number) for number in numbers]
+    scorer: Any = _Planned(cases, whole)
+    parts = sharing.dealt(scorer, jobs, count)
+    assert len(parts) == count
+    done, loads = [], []
+    for part in parts:
+        bands = [(each.job, band) for each in part for band in range(len(cases[each.job])) if band not in each.skipped]
+        done += bands
+        loads.append(sum(cases[job][band] for job, band in bands))
+    assert sorted(done) == [(job, band) for job, rows in enumerate(cases) for band in range(len(rows))]
+    if not whole:
+        assert max(loads) - min(loads) <= 2 * 7
+
+
+def test_a_process_that_fails_is_named_and_the_others_end(
+    odd_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[Child] = []
+
+    @contextmanager
+    def killed(module: str, order: dict[str, Any], environment: dict[str, str], log: Path) -> Iterator[Child]:
+        with child(module, order, environment, log) as process:
+            started.append(process)
+            if len(started) == 2:
+                process.kill()
+            yield process
+
+    monkeypatch.setattr(sharing, "child", killed)
+    said = voxtile("evaluate", f"run={odd_run.home}", "devices=3")
+    assert said.code == 4
+    assert "Process 2 of 3 (numbered from 0), which scored a part of the cases, failed: it was ended by SIGKILL" in said.text
+    assert all(process.poll() is not None for process in started)
+
+
+def test_what_a_process_refuses_is_said_as_it_said_it(odd_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def told(module: str, order: dict[str, Any], environment: dict[str, str], log: Path) -> Iterator[Child]:
+        with child(module, order | {"runs": [f"{odd_run.home}x"]}, environment, log) as process:
+            process.wait()
+            yield process
+
+    monkeypatch.setattr(sharing, "child", told)
+    said = voxtile("evaluate", f"run={odd_run.home}", "devices=2")
+    assert said.code == 4
+    assert f"{odd_run.home}x" in said.text
+    assert "Process" not in said.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["devices=0"], "'devices=0' must be a whole number from 1 up"),
+        (["devices=all", "device=cpu"], "'devices=all' counts GPUs"),
+        (["devices=2", "postprocess=search"], "'postprocess=search' compares all maps in one process. Type 'devices=1'."),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(scene_run: Run, voxtile: Command, words: list[str], message: str) -> None:
+    said = voxtile("evaluate", f"run={scene_run.home}", *words)
+    assert said.code == 2
+    assert message in said.text
