@@ -21,6 +21,7 @@ LOCAL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_submitted_jobs_are_trained_and_one_that_fails_is_told(tmp_path: Path, voxtile: Voxtile) -> None:
     words = ["train", "-m", *scene_words(tmp_path), "training.clip=null", "optimizer.lr=1e30,0.01"]
     said = voxtile(*words, *LOCAL)

@@ -79,7 +79,9 @@ def test_a_bundle_names_no_case_and_no_folder(scene_run: Run, tmp_path: Path, vo
         assert not [text for text in found if str(tmp_path) in text or str(scene_run.folder) in text], path
 
 
-@pytest.mark.parametrize(("kind", "name"), [("torch_export", "network.pt2"), ("onnx", "network.onnx")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("torch_export", "network.pt2"), pytest.param("onnx", "network.onnx", marks=pytest.mark.slow)]
+)
 def test_a_file_holds_no_image_and_no_folder(scene_run: Run, tmp_path: Path, voxtile: Command, kind: str, name: str) -> None:
     if kind == "onnx":
         pytest.importorskip("onnx")

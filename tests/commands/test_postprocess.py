@@ -123,6 +123,7 @@ def test_what_helps_on_validation_is_searched_kept_and_used(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_command_that_was_killed_post_processes_once(rough_run: Path, images: Path, tmp_path: Path, voxtile: Command) -> None:
     common = ["predict", f"run={rough_run}", f"input={images / 's1.tif'}", f"paths.runs={tmp_path}", ONE]
     assert voxtile(*common, f"output={tmp_path / 'once'}").code == 0

@@ -73,6 +73,7 @@ def gone(pids: Sequence[int], seconds: float = 20) -> bool:
     return not any(map(alive, pids))
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_run_and_another_number_goes_on_only_when_told_to(
     words: list[str], tmp_path: Path, voxtile: Command, running: tuple[subprocess.Popen[str], list[int], Path]
 ) -> None:

@@ -93,7 +93,7 @@ def test_undefined_cases_are_counted_out_and_one_group_has_no_interval():
     assert single.as_dict() == {"mean": found.mean, "median": found.median, "low": None, "high": None, "cases": 3}
 
 
-@pytest.mark.parametrize("count", [40, 100])
+@pytest.mark.parametrize("count", [40, pytest.param(100, marks=pytest.mark.slow)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(count):
     rng, held = np.random.default_rng(3), 0
     for _ in range(150):
