@@ -213,6 +213,13 @@ def test_what_cannot_be_searched_is_said(words: list[str], voxtile: Command, mor
     assert message in said.text
 
 
+def test_a_misspelt_search_leaves_no_study(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    said = voxtile(*words, "optimizer.lrr=interval(1e-4,1e-1)")
+    assert said.code == 2
+    assert "Did you mean 'optimizer.lr'?" in said.text
+    assert not (tmp_path / "runs" / "studies").exists()
+
+
 def test_an_objective_that_is_no_score_is_said(words: list[str], voxtile: Command, pretended: Callable) -> None:
     pretended(lambda given: {"dice": 0.5})
     said = voxtile(*words, *SPACE, "hydra.sweeper.objectives=[dise]", "hydra.sweeper.trials=1")

@@ -84,7 +84,8 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     trials = settings["trials"]
     if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
         raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")
-    _check_objectives(wanted, loader.load_sweep_config(config, [*fixed, "sweep=optuna"]))
+    first = _words({path: getattr(each, "choices", [getattr(each, "low", None)])[0] for path, each in space.items()})
+    _check_objectives(wanted, loader.load_sweep_config(config, [*fixed, *first, "sweep=optuna"]))  # or a misspelt one is refused
     slots = Slots.of(settings["jobs"], settings["gpus"], "hydra.sweeper")
     place.mkdir(parents=True, exist_ok=True)
     try:
@@ -303,6 +304,11 @@ def _grid(space: Mapping[str, BaseDistribution]) -> dict[str, list[Any]]:
     return found
 
 
+def _words(values: Mapping[str, Any]) -> list[str]:
+    """The words of settings that are searched."""
+    return [f"{path}={value if isinstance(value, str) else repr(value)}" for path, value in values.items()]
+
+
 @dataclass
 class _Search:
     """Asks a study for trials and tells it what became of them."""
@@ -352,17 +358,14 @@ class _Search:
             trial.set_user_attr(OWNER, _me())
         return self._job(trial)
 
-    def _searched(self, trial: Trial) -> list[str]:
-        """The words of what a trial asks for."""
-        return [f"{path}={value if isinstance(value, str) else repr(value)}" for path, value in trial.params.items()]
-
     def _job(self, trial: Trial) -> Job:
-        words = [*self.fixed, *self._searched(trial)]
+        searched = _words(trial.params)
+        words = [*self.fixed, *searched]
         outcome = Outcome(words, STOPPED, reason="not begun")
         config = self.loader.load_sweep_config(self.config, [*words, "sweep=optuna"])  # to which `hydra.sweeper.…` belong
         # Two trials may ask for the same settings, which are one run: the later one waits for it.
         more = {"patient": True, "group": self.study.study_name, "kind": "search"}
-        job = Job(" ".join(self._searched(trial)), outcome, config, more=more)
+        job = Job(" ".join(searched), outcome, config, more=more)
         self.jobs.append(job)
         self.of[id(job)] = trial
         return job

@@ -238,5 +238,6 @@ def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
         on_gpus = here["device"] == "cuda"
         counts = {"strategy": there["strategy"] and here["strategy"], "driver": on_gpus and "driver" in there, "gpus": on_gpus}
         if there.get(key) != here[key] and counts.get(key, True):
-            found.append(f"{key} was {there.get(key)}, is {here[key]}")
+            hint = f" (OMP_NUM_THREADS={there[key]} gives as many)" if key == "threads" and there.get(key) else ""
+            found.append(f"{key} was {there.get(key)}, is {here[key]}{hint}")
     return found
