@@ -5,7 +5,7 @@ python bench/predicting_gpu.py [--side 8192]
 forward    the passes alone: windows that are normalised and on the GPU
 decoding   the scene's blocks read once, with a thread for each processor
 encoding   what is done when all pixels are known: overviews, the Cloud-Optimized GeoTIFF, and reading it back
-voxtile    what `voxtile predict` does, as in bench/predicting.py
+voxtile    what `voxtile predict` does, as in bench/predicting.py, with as many windows in a forward pass as the passes alone have
 
 Networks: the one of bench/peers/network.py, and the default U-Net. Each way is taken twice, and the second time counts.
 """

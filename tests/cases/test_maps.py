@@ -134,7 +134,6 @@ def test_a_map_that_is_being_written_is_nobody_elses(tmp_path):
         code = """
 import sys
 from pathlib import Path
-from voxtile.cases import maps
 from voxtile.cases.maps import BusyError, MapSpec, MapWriter
 try:
     MapWriter(Path(sys.argv[1]) / "map.npy", (2, 6, 8), MapSpec(("a", "b"), key="one"), None)

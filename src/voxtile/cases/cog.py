@@ -25,6 +25,7 @@ from voxtile.cases.maps import STEPS, MapSpec, write_at
 from voxtile.cases.raster import plain_allowed
 
 TILE = 512  # side of the finished file's tiles in pixels
+THREADS = 4  # each of which holds a chunk several times
 CHUNK = 2**22  # bytes of a side file that are worked on at once: more would not stay in the cache of a core
 _GDAL_TYPES = {"uint8": "Byte", "float32": "Float32"}
 
@@ -111,8 +112,8 @@ def _parts(shape: tuple[int, ...], spec: MapSpec) -> list[_Rows]:
 
 
 def _each(work: Callable[[_Rows], None], parts: Sequence[_Rows]) -> None:
-    """Does the same for all parts, by a thread for each processor: NumPy and GDAL work without Python's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    """Does the same for all parts, by a few threads: NumPy and GDAL work without Python's lock."""
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         for _ in pool.map(work, parts):
             pass
 

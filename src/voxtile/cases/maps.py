@@ -1,4 +1,4 @@
-"""Writing a result window by window so that a kill at any moment loses at most the last window and never leaves a half file."""
+"""Writing a result window by window so that a kill at any moment loses the last moment's windows at most, and no file is half."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class MapSpec:
 # Turns the finished side array [channels, D, H, W], a read-only memory map, into the file or the folder of files at the path.
 Finish = Callable[[NDArray[Any], Path], None]
 _CHUNK = 2**20  # bytes that are filled at once
-SYNC = 0.25  # seconds
+SYNC = 0.25  # seconds for which windows may wait for the disk
 STEPS = 254  # of a probability that is stored in 8 bits; 255 stands where nothing was judged
 
 
@@ -181,7 +181,9 @@ class MapWriter:
         windows, self._waiting = self._waiting, []
         if windows:
             os.fdatasync(self._file.fileno())
-            self._log.write("".join(f"{json.dumps(list(window))}\n" for window in windows).encode())
+            lines = "".join(f"{json.dumps(list(window))}\n" for window in windows).encode()
+            while lines:  # one call may write less, and then the disk is about to be full
+                lines = lines[self._log.write(lines) :]
             os.fsync(self._log.fileno())
             self.finished += windows
             self._synced = time.monotonic()

@@ -141,8 +141,11 @@ def block_cache(threads: int = 1) -> Iterator[None]:
     Rows of windows are read from top to bottom, so that more than the blocks that two of them share is never wanted again.
 
     Args:
-        threads: by which GDAL decodes the blocks of one read, of files that are opened from now on.
+        threads: by which GDAL decodes the blocks of one read, of files that are opened from now on, unless the user has chosen
+            a number of them; 1 for what each format does by itself.
     """
-    options = {"GDAL_CACHEMAX": BLOCK_CACHE * 2**20, "GDAL_NUM_THREADS": threads}  # rasterio hands the size to GDAL as bytes
+    options = {"GDAL_CACHEMAX": BLOCK_CACHE * 2**20}  # rasterio hands the size to GDAL as bytes
+    if threads > 1 and "GDAL_NUM_THREADS" not in os.environ:
+        options["GDAL_NUM_THREADS"] = threads
     with CELLS.off(), rasterio.Env(**options):
         yield

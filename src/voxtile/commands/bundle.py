@@ -17,6 +17,7 @@ from voxtile.cases.windowing import AXES, ORDERS
 from voxtile.commands.build import SECTIONS, without_weights
 from voxtile.commands.crf import FILE as CRF
 from voxtile.commands.postprocess import FILE as POSTPROCESS
+from voxtile.data.normalise import FixedNormalisation, Normalisation
 from voxtile.training.weights import digests
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ KEPT = (
     "channels", "inputs", "past_the_border", "spacing", "classes", "background", "regions", "colors", "intensity",
     "test_fingerprint", "test_files",
 )  # fmt: skip
+
+
+def _measured(normalisation: Normalisation) -> str:
+    """What the numbers of a normalisation were, or are to be, measured on."""
+    if isinstance(normalisation, FixedNormalisation):
+        return "not at all: the numbers were given"
+    some = "some 200,000 evenly spaced pixels that hold data"
+    of = f"{some} of the case" if normalisation.per == "case" else f"{some} of each training case, each case weighted by its size"
+    only = ", of labelled foreground alone" if normalisation.foreground else ""
+    return f"low and high are the percentiles, mean and std those after clipping, of {of}{only}"
 
 
 def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
@@ -71,8 +82,7 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
             "keep_zero": normalisation.keep_zero,
             "then": "clip to [low, high], subtract mean, divide by std, by channel; 0 where there is no data, and with keep_zero "
             "where every channel was 0",
-            "measured": "low and high are the percentiles, mean and std those after clipping, of some 200,000 evenly spaced pixels "
-            "that hold data: of the training cases, or per case of the case itself",
+            "measured": _measured(normalisation),
             "values": data["intensity"],
         },
         "output": {

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ def child(
         )  # fmt: skip
     assert process.stdin is not None
     try:
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()  # it stays open: its end tells the process that this one has ended
+        with suppress(BrokenPipeError):  # it has ended already, which whoever waits for it will see
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()  # it stays open: its end tells the process that this one has ended
         yield process
     finally:
         process.kill()
-        process.stdin.close()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
         process.wait()
 
 

@@ -189,6 +189,14 @@ def guarded(task: Callable[[], int], traceback: bool = False) -> int:
             "room; choose where results go with 'paths.runs=…' and 'paths.cache=…'."
         )
         problem.__cause__ = error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for this
+            raise
+        problem = RunError(
+            f"The GPU's memory is full: {reason(error)}. Type a smaller 'batch_size=…' of evaluate and predict, a larger "
+            "'training.accumulate=…' of train, or smaller windows; see with 'nvidia-smi' who else uses the GPU."
+        )
+        problem.__cause__ = error
     if traceback:
         print_exception(problem)
     from rich.console import Console

@@ -107,10 +107,10 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
         DataError: The data are not those of the runs.
     """
     testing, choosing = config["split"] == "test", asks_for_search(config["postprocess"])
-    processes = count_of(config)
-    refuse_shared_search(config, processes)
     if not testing:
         _refuse_chosen(config)
+    processes = count_of(config)
+    refuse_shared_search(config, processes)
     opened = [Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"]) for path in paths]
     data = opened[0].manifest["data"]
     if choosing:

@@ -165,6 +165,10 @@ def made_whole(target: Path) -> Iterator[Path]:
     """
     from voxtile.errors import DataError, reason
 
+    if not target.exists():  # a command that was killed may have left it under another name
+        for left in target.parent.glob(f".*-{target.name}-before"):
+            left.rename(target)
+            break
     if target.exists() and not is_export(target):
         raise DataError(
             f"{target} exists and is no export of this program, or holds more than that. Name another folder with 'output=…'."
@@ -176,12 +180,12 @@ def made_whole(target: Path) -> Iterator[Path]:
         raise DataError(f"{target} cannot be written: {reason(error)}. Name another folder with 'output=…'.") from error
     try:
         yield making
-        if target.exists():
-            target.rename(before)
         try:
+            if target.exists():
+                target.rename(before)
             making.rename(target)
         except OSError as error:
-            if before.exists():
+            if before.exists() and not target.exists():
                 before.rename(target)
             raise DataError(f"{target} cannot be written: {reason(error)}. Name another folder with 'output=…'.") from error
         shutil.rmtree(before, ignore_errors=True)

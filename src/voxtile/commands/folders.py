@@ -91,11 +91,11 @@ def _folders(name: str, out: Console) -> list[Path]:
         return [path]
     found = [Path(each) for each in sorted(glob.glob(str(path)))]  # noqa: PTH207  # Path.glob takes no pattern from /
     runs = [each for each in found if (each / "recipe.json").is_file()]
-    others = [each for each in found if each not in runs and each.name not in OURS]
+    others = [each for each in found if each not in runs]
     if not runs:
         there = f"only {listed(others)}, which hold no recipe.json" if others else "nothing"
         raise RunError(f"'runs={name}' finds no run folder: the pattern fits {there}. Correct it, or name the folders.")
-    if others:
+    if others := [each for each in others if each.name not in OURS]:
         out.print(f"passed over, since they are no runs: {listed(others)}", soft_wrap=True)
     return runs
 

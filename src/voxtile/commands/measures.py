@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from voxtile.cases.case import Case
     from voxtile.cases.window import Window
+    from voxtile.training.lesions import LesionCounter
+    from voxtile.training.objects import ObjectCounter
 
 TOLERANCE = 1.0  # mm, where the user names none
 LESIONS: Mapping[str, Any] = {"least": 0.0, "overlap": 0.0, "connectivity": 26}
@@ -119,13 +121,15 @@ class ObjectMeasure(Measure):
         super().__init__(classes, regions)
         self.threshold, self.connectivity = threshold, 0
 
-    def collector_of(self, case: Case, classes: Mapping[int, str]) -> Collector:
+    def check(self, cases: Sequence[Case]) -> None:
+        """Sees how many neighbours a pixel has in these cases; see `Measure.check`."""
+        self.connectivity = max(self.collector_of(case, self.classes).connectivity for case in cases)  # in a plane 26 are 8
+
+    def collector_of(self, case: Case, classes: Mapping[int, str]) -> ObjectCounter:
         """Counts the objects of a case."""
         from voxtile.training.objects import ObjectCounter
 
-        counter = ObjectCounter(case.shape, classes, self.threshold)
-        self.connectivity = max(self.connectivity, counter.connectivity)  # in a plane the 26 neighbours are 8
-        return counter
+        return ObjectCounter(case.shape, classes, self.threshold)
 
     def scores(self) -> dict[str, float]:
         """Pooled over all cases."""
@@ -163,17 +167,16 @@ class LesionMeasure(Measure):
     def check(self, cases: Sequence[Case]) -> None:
         """Refuses cases of several units; see `Measure.check`."""
         self.unit = _unit(cases, "lesions") + ("3" if any(case.shape[0] > 1 for case in cases) else "2")
+        self.connectivity = max(self.collector_of(case, self.classes).connectivity for case in cases)
 
-    def collector_of(self, case: Case, classes: Mapping[int, str]) -> Collector:
+    def collector_of(self, case: Case, classes: Mapping[int, str]) -> LesionCounter:
         """Counts the lesions of a case."""
         from voxtile.training.lesions import LesionCounter
 
         spacing = case.grid.spacing
         size = math.prod(spacing[1:] if case.shape[0] == 1 else spacing)
         least = self.least / size * (1 - 1e-5)  # headers hold spacings in single precision
-        counter = LesionCounter(case.shape, classes, self.corners, least, self.overlap)
-        self.connectivity = max(self.connectivity, counter.connectivity)
-        return counter
+        return LesionCounter(case.shape, classes, self.corners, least, self.overlap)
 
     def scores(self) -> dict[str, float]:
         """Means over cases, and counts."""

@@ -219,7 +219,7 @@ class Work:
             check_size(case.native)
         places = self.results.check(case.native)
         on_cpu = self.predictor.judge.device.type == "cpu"  # where the networks need the processors
-        with block_cache(1 if on_cpu else os.cpu_count() or 1):
+        with block_cache(1 if on_cpu else min(16, os.cpu_count() or 1)):
             found = survey(case, len(self.runs.first.built.dataset.classes), label=False)
             specs = self._specs(self._key(case, found))
             if self.config["share"] and paths[0].exists() and not self._same(paths[0], specs[0]):

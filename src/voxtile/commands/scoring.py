@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from voxtile.data.survey import survey
 from voxtile.errors import RunError, listed
 from voxtile.inference.postprocess import KeptMap, Postprocess, class_bands
 from voxtile.inference.predictor import Predictor
+from voxtile.inference.rows import Row
 from voxtile.training.scores import confusion_matrix, summarise
 
 
@@ -100,25 +101,39 @@ class Scorer:
 
     def bands(self, job: Job, skipped: Collection[Window] = ()) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
         """The map of a case in bands, but for those that are skipped; see `class_bands`."""
-        case, found = job.case, None
-        if any(prepared.intensity is None and case.id not in prepared.surveys for _, prepared in self._of(job)):  # a test case
+        case, found, own = job.case, None, [self.runs[number] for number in job.runs]
+        if any(prepared.intensity is None and case.id not in prepared.surveys for _, prepared in own):  # a test case
             found = survey(case, len(self.dataset.classes), label=False)
-        intensities = [prepared.intensity_of(case, found) for _, prepared in self._of(job)]
+        intensities = [prepared.intensity_of(case, found) for _, prepared in own]
         return class_bands(self.predictor(job.runs), case, intensities, self.post, skipped)
 
-    def _of(self, job: Job) -> list[tuple[Trained, Prepared]]:
-        return [self.runs[number] for number in job.runs]
+    def rows(self, job: Job) -> list[Row]:
+        """The rows of windows of a case, in order; the bands that they end in partition it."""
+        return [row for strip in self.predictor(job.runs).plan(job.case) for row in strip]
 
-    def pieces(self, job: Job) -> list[tuple[Window, int]]:
-        """The bands of a case that may be counted apart, and the number of windows of each; none where it is scored as a whole."""
-        predictor = self.predictor(job.runs)
-        if self.measures or self.post or predictor.procedure.crf or isinstance(job.case.image, OnWorkingGrid):
-            return []
-        return [(row.band, len(row.tiles)) for strip in predictor.plan(job.case) for row in strip]
+    def may_cut(self, job: Job) -> bool:
+        """Whether bands of a case may be counted apart, since nothing looks at its map as a whole."""
+        crf = self.predictor(job.runs).procedure.crf
+        return not (self.measures or self.post or crf or isinstance(job.case.image, OnWorkingGrid))
 
-    def score(self, job: Job, skipped: Collection[Window] = ()) -> Scored:
-        """Counts a case, on the grid of its file, but for the bands that are skipped."""
-        return self._counted(job.case.native, self.bands(job, skipped), job.columns, self.measures)
+    def score(
+        self, job: Job, rows: tuple[int, int] | None = None, look: Callable[[], object] = lambda: None
+    ) -> Scored:  # fmt: skip
+        """Counts a case, on the grid of its file.
+
+        Args:
+            job: the case.
+            rows: the first of its rows that are counted, and the one after the last; all where None.
+            look: is called after each band.
+        """
+        outside = [] if rows is None else [row.band for n, row in enumerate(self.rows(job)) if not rows[0] <= n < rows[1]]
+
+        def watched() -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+            for band in self.bands(job, frozenset(outside)):
+                yield band
+                look()
+
+        return self._counted(job.case.native, watched(), job.columns, self.measures)
 
     def score_kept(
         self,

@@ -85,7 +85,9 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
         raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")
     first = _words({path: getattr(each, "choices", [getattr(each, "low", None)])[0] for path, each in space.items()})
-    _check_objectives(wanted, loader.load_sweep_config(config, [*fixed, *first, "sweep=optuna"]))  # or a misspelt one is refused
+    if not all("." in path for path in space):  # of an option that is chosen, another one may have what is searched
+        first = []
+    _check_objectives(wanted, loader.load_sweep_config(config, [*fixed, *first, "sweep=optuna"]))  # refuses what is misspelt
     slots = Slots.of(settings["jobs"], settings["gpus"], "hydra.sweeper")
     place.mkdir(parents=True, exist_ok=True)
     try:
@@ -473,7 +475,7 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
     from optuna.trial import TrialState
     from rich.table import Table
 
-    def others(trial: FrozenTrial) -> bool:
+    def is_anothers(trial: FrozenTrial) -> bool:
         """Whether another command is at a trial, which ours no longer is."""
         return _lives(trial) and trial.user_attrs.get(OWNER) != _me()
 
@@ -481,7 +483,7 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
     for trial in study.trials:
         values = [f"{value:.4f}" for value in trial.values] if trial.values else [""] * len(objectives)
         params = " ".join(f"{path}={value if isinstance(value, str) else f'{value:.4g}'}" for path, value in trial.params.items())
-        state = trial.state.name.lower() if trial.state.name != "RUNNING" or others(trial) else "stopped"
+        state = trial.state.name.lower() if trial.state.name != "RUNNING" or is_anothers(trial) else "stopped"
         table.add_row(str(trial.number), state, *values, params, Path(trial.user_attrs.get(RUN, "")).name)
     out.print(table)
     for trial in study.trials:

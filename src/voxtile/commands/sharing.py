@@ -1,8 +1,8 @@
 """The cases of `voxtile evaluate` scored by several processes, one on each device.
 
-The bands of all cases, in order, are cut into parts of as many windows for each process, so that a big case is shared and a small
-one is not. What each counts are integers, whose sums do not depend on how many count. This process counts the first part; others
-are started as `python -m voxtile.commands.sharing`, each told the runs, the settings and its part.
+The rows of windows of all cases, in order, are cut into parts of as many windows for each process, so that a big case is shared
+and a small one is not. What each counts are integers, whose sums do not depend on how many count. This process counts the first
+part; others are started as `python -m voxtile.commands.sharing`, each told the runs, the settings and its part.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from voxtile.errors import ConfigError, DataError, RunError, VoxtileError, reaso
 if TYPE_CHECKING:
     from rich.console import Console
 
-POLL = 0.2  # seconds
+POLL, GLANCE = 0.2, 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Part:
 
     Attributes:
         job: the case's place.
-        skipped: its bands that others do.
+        rows: the first of its rows of windows, and the one after the last; None for a case that is not cut.
     """
 
     job: int
-    skipped: tuple[Window, ...] = ()
+    rows: tuple[int, int] | None = None
 
 
 def count_of(config: Mapping[str, Any]) -> int:
@@ -61,77 +61,100 @@ def count_of(config: Mapping[str, Any]) -> int:
         raise ConfigError(f"'devices={devices}' must be a whole number from 1 up, or all for every GPU of this machine.")
     if devices == 1:
         return 1
+    if kind.type == "cpu" and devices == "all":
+        raise ConfigError("'devices=all' counts GPUs. On the CPU, type how many processes share the work: 'devices=2'.")
     if kind.type == "cpu":
-        if devices == "all":
-            raise ConfigError("'devices=all' counts GPUs. On the CPU, type how many processes share the work: 'devices=2'.")
         return int(devices)
-    if kind.index is not None:
+    if kind.type != "cuda" or kind.index is not None:
         raise ConfigError(
             f"'device={config['device']}' is one device, and 'devices={devices}' asks for more. Leave one of them out."
         )
     there = torch.cuda.device_count()
     if devices != "all" and devices > there:
-        raise ConfigError(
-            f"'devices={devices}' asks for more GPUs than the {there} that PyTorch finds here. Type 'devices={there}'."
-        )
+        few = f"'devices={devices}' asks for more GPUs than the {there} that PyTorch finds here."
+        raise ConfigError(f"{few} Type 'devices={there}'.")
     return there if devices == "all" else int(devices)
 
 
 def score_all(scorer: Scorer, jobs: Sequence[Job], count: int, out: Console, title: str) -> list[Scored]:
-    """Scores cases by `count` processes, with a progress bar; the same whatever the count.
+    """Scores cases by up to `count` processes, with a progress bar; the same whatever the count.
 
     Raises:
         VoxtileError: What one of the processes raised, or a RunError where one was killed.
     """
     found: list[list[Scored]] = [[] for _ in jobs]
     parts = dealt(scorer, jobs, count)
-    with ExitStack() as stack:
-        start = stack.enter_context(progress(out))
-        noun = "case" if sum(map(len, parts)) == len(jobs) else "part of a case"
-        tick = start(sum(map(len, parts)), title, noun)
-        others = stack.enter_context(_others(scorer, jobs, parts, tick))
-        for part in parts[0]:
-            found[part.job].append(scorer.score(jobs[part.job], part.skipped))
-            tick()
-            others.look()
-        for number, scored in others.all():
-            found[number].append(scored)
+    pieces = sum(map(len, parts))
+    with progress(out) as start:
+        tick = start(pieces, title, "case" if pieces == len(jobs) else "part of a case")
+        with _others(scorer, jobs, parts[1:], tick) as others:
+            for part in parts[0]:
+                found[part.job].append(scorer.score(jobs[part.job], part.rows, others.glance))
+                tick()
+            for number, scored in others.all():
+                found[number].append(scored)
     # Cases that were scored as a whole have one part.
     return [replace(each[0], matrix=np.sum([part.matrix for part in each], axis=0)) for each in found]
 
 
 def dealt(scorer: Scorer, jobs: Sequence[Job], count: int) -> list[list[Part]]:
-    """What each of `count` processes does: runs of bands that follow one another, with about as many windows for each."""
+    """What each of up to `count` processes does: rows that follow one another, with about as many windows for each."""
     if count == 1:
         return [[Part(number) for number in range(len(jobs))]]
-    bands: list[tuple[int, Window | None, int]] = []  # job, band or all of them, windows
+    rows: list[tuple[int, int | None, int]] = []  # job, its row or all of them, windows
     for number, job in enumerate(jobs):
-        pieces = scorer.pieces(job)
-        whole = sum(len(row.tiles) for strip in scorer.predictor(job.runs).plan(job.case) for row in strip)
-        bands += [(number, band, windows) for band, windows in pieces] or [(number, None, whole)]
-    total, before = sum(windows for *_, windows in bands), 0
-    owners = []
-    for *_, windows in bands:  # by the middle of each
-        owners.append(min(count - 1, (2 * before + windows) * count // (2 * total)))
-        before += windows
+        each = [len(row.tiles) for row in scorer.rows(job)]
+        if scorer.may_cut(job):
+            rows += [(number, place, windows) for place, windows in enumerate(each)]
+        else:
+            rows.append((number, None, sum(each)))
+    total, before = sum(windows for *_, windows in rows), 0
     parts: list[list[Part]] = [[] for _ in range(count)]
-    for number in range(len(jobs)):
-        mine = [(owner, band) for owner, (job, band, _) in zip(owners, bands, strict=True) if job == number]
-        for owner in sorted({owner for owner, _ in mine}):
-            parts[owner].append(Part(number, tuple(band for other, band in mine if other != owner and band is not None)))
-    return parts
+    for number, place, windows in rows:
+        mine = parts[(2 * before + windows) * count // (2 * total)]  # by the middle of the row
+        before += windows
+        if place is None:
+            mine.append(Part(number))
+        elif mine and mine[-1].job == number and mine[-1].rows is not None:
+            mine[-1] = Part(number, (mine[-1].rows[0], place + 1))
+        else:
+            mine.append(Part(number, (place, place + 1)))
+    return [part for part in parts if part]
+
+
+class _Other:
+    """One of the other processes, and what it has said so far."""
+
+    def __init__(self, process: Child, report: Path, log: Path) -> None:
+        self.process, self.log = process, log
+        self.said: list[dict[str, Any]] = []
+        self._report, self._read = report, 0
+
+    def hear(self) -> int:
+        """Reads on, and returns how many lines there were."""
+        if not self._report.exists():
+            return 0
+        with self._report.open("rb") as report:
+            report.seek(self._read)
+            new = report.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        lines = [json.loads(line) for line in whole.splitlines()]
+        self.said += lines
+        return len(lines)
 
 
 class _Others:
-    """The other processes, and what they have counted so far."""
+    """The other processes."""
 
-    def __init__(self, processes: Sequence[tuple[Child, Path, Path]], jobs: Sequence[Job], tick: Callable[[], object]) -> None:
+    def __init__(self, processes: Sequence[_Other], jobs: Sequence[Job], tick: Callable[[], object]) -> None:
         self._processes, self._jobs, self._tick = processes, jobs, tick
-        self._heard = 0
+        self._looked = time.monotonic()
 
-    def _said(self, report: Path) -> list[Mapping[str, Any]]:
-        lines = report.read_text(encoding="utf-8").splitlines(keepends=True) if report.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+    def glance(self) -> None:
+        """Looks after them, but not at every call."""
+        if time.monotonic() - self._looked >= GLANCE:
+            self.look()
 
     def look(self) -> bool:
         """Shows how far they are, and returns whether all have ended.
@@ -139,29 +162,27 @@ class _Others:
         Raises:
             VoxtileError: One has failed.
         """
-        said = [self._said(report) for _, report, _ in self._processes]
-        for _ in range(sum(map(len, said)) - self._heard):
+        self._looked = time.monotonic()
+        codes = [each.process.poll() for each in self._processes]  # before what they have said is read
+        for _ in range(sum(each.hear() for each in self._processes)):
             self._tick()
-        self._heard = sum(map(len, said))
-        codes = [process.poll() for process, *_ in self._processes]
         for rank, code in enumerate(codes):
             if code:
-                _, report, log = self._processes[rank]
-                raise _failure(rank + 1, len(codes) + 1, code, self._said(report), log)
+                raise _failure(rank + 1, len(codes) + 1, code, self._processes[rank])
         return None not in codes
 
     def all(self) -> Iterator[tuple[int, Scored]]:
         """Waits until all have ended, and gives the places of cases and what was counted of them."""
         while not self.look():
             time.sleep(POLL)
-        for _, report, _ in self._processes:
-            for found in self._said(report):
+        for each in self._processes:
+            for found in each.said:
                 job = self._jobs[found["job"]]
                 yield found["job"], Scored(job.case.native, np.array(found["matrix"]), found["measured"], job.columns)
 
 
-def _failure(rank: int, count: int, code: int, said: Sequence[Mapping[str, Any]], log: Path) -> VoxtileError:
-    told = said[-1].get("failed") if said else None
+def _failure(rank: int, count: int, code: int, other: _Other) -> VoxtileError:
+    told = other.said[-1].get("failed") if other.said else None
     if told and told["exit_code"]:
         kind = next((kind for kind in (ConfigError, DataError) if kind.exit_code == told["exit_code"]), RunError)
         return kind(told["message"])
@@ -170,7 +191,7 @@ def _failure(rank: int, count: int, code: int, said: Sequence[Mapping[str, Any]]
     elif code < 0:
         why = f"it was ended by {signal.Signals(-code).name}" + (", as the system does where memory runs out" if code == -9 else "")
     else:
-        printed = log.read_text(encoding="utf-8", errors="replace").split() if log.exists() else []
+        printed = other.log.read_text(encoding="utf-8", errors="replace").split() if other.log.exists() else []
         why = f"it ended with exit code {code}" + (f" and printed: {' '.join(printed)[-300:]}" if printed else "")
     return RunError(
         f"Process {rank} of {count} (numbered from 0), which scored a part of the cases, failed: {why}. The others were ended. "
@@ -179,39 +200,35 @@ def _failure(rank: int, count: int, code: int, said: Sequence[Mapping[str, Any]]
 
 
 @contextmanager
-def _others(
-    scorer: Scorer, jobs: Sequence[Job], parts: Sequence[Sequence[Part]], tick: Callable[[], object]
-) -> Iterator[_Others]:  # fmt: skip
-    """Starts a process for every part but the first; while this is open, all share the processors."""
-    if len(parts) == 1:
+def _others(scorer: Scorer, jobs: Sequence[Job], parts: Sequence[Sequence[Part]], tick: Callable[[], object]) -> Iterator[_Others]:
+    """Starts a process for each part; while this is open, they and this one share the processors."""
+    if not parts:
         yield _Others([], jobs, tick)
         return
     on_gpus, threads = device(scorer.config["device"]).type == "cuda", torch.get_num_threads()
-    each = threads if on_gpus else max(1, threads // len(parts))
+    each = threads if on_gpus else max(1, threads // (len(parts) + 1))
     environment = os.environ | {"OMP_NUM_THREADS": str(each)}
+    runs = [str(trained.home.path) for trained, _ in scorer.runs]
+    settings = {**scorer.config, "devices": 1, "postprocess": as_typed(scorer.post, scorer.dataset.classes)}
     torch.set_num_threads(each)
-    with TemporaryDirectory(prefix="voxtile-") as folder, ExitStack() as stack:
-        processes = []
-        for rank, mine in enumerate(parts[1:], 1):
-            report, log = Path(folder) / f"{rank}.jsonl", Path(folder) / f"{rank}.log"
-            typed = as_typed(scorer.post, scorer.dataset.classes)
-            settings = {**scorer.config, "devices": 1, "postprocess": typed} | ({"device": f"cuda:{rank}"} if on_gpus else {})
-            order = {
-                "config": settings, "runs": [str(trained.home.path) for trained, _ in scorer.runs], "report": str(report),
-                "parts": [_told(part, jobs[part.job]) for part in mine],
-            }  # fmt: skip
-            process = stack.enter_context(child("voxtile.commands.sharing", order, environment, log))
-            processes.append((process, report, log))
-        try:
+    try:
+        with TemporaryDirectory(prefix="voxtile-") as folder, ExitStack() as stack:
+            processes = []
+            for rank, mine in enumerate(parts, 1):
+                report, log = Path(folder) / f"{rank}.jsonl", Path(folder) / f"{rank}.log"
+                own = settings | ({"device": f"cuda:{rank}"} if on_gpus else {})
+                told = [_told(part, jobs[part.job]) for part in mine]
+                order = {"config": own, "runs": runs, "report": str(report), "parts": told}
+                process = stack.enter_context(child("voxtile.commands.sharing", order, environment, log))
+                processes.append(_Other(process, report, log))
             yield _Others(processes, jobs, tick)
-        finally:
-            torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _told(part: Part, job: Job) -> dict[str, Any]:
     region = None if job.case.region is None else list(job.case.region)
-    skipped = [list(window) for window in part.skipped]
-    return {"job": part.job, "case": job.case.id, "region": region, "runs": list(job.runs), "skipped": skipped}
+    return {"job": part.job, "case": job.case.id, "region": region, "runs": list(job.runs), "rows": part.rows}
 
 
 def main() -> int:
@@ -256,7 +273,7 @@ def _count(order: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -
         sides = runs[part["runs"][0]][1].split.sides[config["split"]]
         region = None if part["region"] is None else Window(*part["region"])
         case = next(case for case in sides if case.id == part["case"] and case.region == region)
-        scored = scorer.score(Job(case, tuple(part["runs"])), [Window(*window) for window in part["skipped"]])
+        scored = scorer.score(Job(case, tuple(part["runs"])), part["rows"])
         say({"job": part["job"], "matrix": scored.matrix.tolist(), "measured": list(scored.measured)})
 
 

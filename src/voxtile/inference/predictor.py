@@ -64,7 +64,7 @@ class _Slab:
     Attributes:
         window: where it lies.
         held: which pixels hold data [d, h, w].
-        pixels: [C, d, h, w]; where the networks run on a GPU they are there, and floats, for which it has every operation.
+        pixels: [C, d, h, w]; where rows are kept on a GPU they are floats, for which it has every operation.
         seen: as `held`, where the pixels are.
     """
 
@@ -94,7 +94,6 @@ class Predictor:
 
     Attributes:
         widest: pixels of the widest strip of a scene, see `strips`; None, which a CRF needs, for bands as wide as the case.
-        sums: where windows are joined, and where bands lie.
     """
 
     def __init__(
@@ -115,8 +114,8 @@ class Predictor:
             networks: one, or several whose probabilities are averaged; see `Judge`.
             size: (depth, height, width) of the windows.
             overlap: share of a window's side that the next one repeats.
-            batch_size: windows per forward pass; None for as many as have about 2^16 pixels on the CPU, where more only takes
-                more memory, and about 2^21 on a GPU.
+            batch_size: most windows per forward pass; None for as many as have, with what is seen around them, about 2^16 pixels
+                on the CPU, where more only takes more memory, and 2^21 on a GPU.
             device: where the networks run.
             precision: float32, or a lower one for autocast.
             workers: 0 for reading without a thread of its own.
@@ -125,12 +124,19 @@ class Predictor:
         """
         self.procedure, self.regions = procedure or Procedure(), regions
         self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
-        fitting = max(1, 2 ** (16 if self.judge.device.type == "cpu" else 21) // Window.whole(size).pixels)
+        seen = Window.whole(size).grown(self.judge.margin(size)).pixels
+        fitting = max(1, 2 ** (16 if self.judge.device.type == "cpu" else 21) // seen)
         self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size or fitting, workers
         self.widest = None if self.procedure.crf else WIDEST
-        # Strips of scenes are bounded. Slabs of volumes are as large as those, and with many classes larger than a card's memory;
-        # a CRF works on the CPU.
-        self.sums = self.judge.device if self.judge.planar and self.widest else torch.device("cpu")
+
+    @property
+    def sums(self) -> torch.device:
+        """Where rows are kept, windows are joined, and bands lie.
+
+        Strips of scenes are bounded. Slabs of volumes are not: with many classes they are larger than a card's memory. A CRF works
+        on the CPU.
+        """
+        return self.judge.device if self.judge.planar and self.widest else torch.device("cpu")
 
     def bands(self, case: Case, intensity: Intensity | Sequence[Intensity], done: Collection[Window] = ()) -> Iterator[Band]:
         """Predicts `case`, normalised by `intensity`, and yields its bands in the order of `strips`.
@@ -245,18 +251,20 @@ class Predictor:
         """Pixels and validity of all that a row's windows see."""
         boxes = [self._around(tile.window) for tile in row.tiles]
         low, high = np.min([box.start for box in boxes], axis=0), np.max([box.stop for box in boxes], axis=0)
-        window, device = Window.of(low, high - low), self.judge.device
+        window, device = Window.of(low, high - low), self.sums
         shape = (case.inputs, *window.size)
         if device.type == "cpu":
-            pixels = buffers.empty(shape, case.dtype)
-            held = case.read_into(pixels, window, pad="reflect")
-            return _Slab(window, held, pixels, held)
+            own = buffers.empty(shape, case.dtype)
+            held = case.read_into(own, window, pad="reflect")
+            return _Slab(window, held, own, held)
         # From memory that is pinned, the copy runs beside whatever the card does; PyTorch keeps the memory until it is done.
-        stored = torch.from_numpy(np.empty(0, case.dtype)).dtype
-        waiting = torch.empty(shape, dtype=stored, pin_memory=device.type == "cuda")
+        pinned, stored = device.type == "cuda", torch.from_numpy(np.empty(0, case.dtype)).dtype
+        waiting = torch.empty(shape, dtype=stored, pin_memory=pinned)
         held = case.read_into(waiting.numpy(), window, pad="reflect")
-        seen = torch.from_numpy(np.array(held)).to(device, non_blocking=True)
-        return _Slab(window, held, waiting.to(device, non_blocking=True).to(exact(stored)), seen)
+        seen = torch.empty(window.size, dtype=torch.bool, pin_memory=pinned)
+        seen.numpy()[...] = held
+        pixels = waiting.to(device, non_blocking=True).to(exact(stored))
+        return _Slab(window, held, pixels, seen.to(device, non_blocking=True))
 
     def _judged_part(self, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:
         """Weighted probabilities, where they are joined, and validity of some of a row's windows."""
