@@ -76,7 +76,7 @@ def test_blocks_and_looks_at_a_test_split_are_as_with_one_process(tmp_path: Path
     assert any("#" in case["id"] for case in run.read("manifest.json")["data"]["split"]["test"])
     found = []
     for number, count in enumerate((1, 3), 1):
-        said = voxtile("evaluate", f"run={run.home}", "split=test", f"devices={count}")
+        said = voxtile("evaluate", f"run={run.home}", "split=test", f"devices={count}", f"paths.runs={tmp_path / 'runs'}")
         assert said.code == 0, said.text
         assert f"look number {number} at this test split" in said.text
         found.append(written(run.home, "test-best"))
