@@ -22,20 +22,20 @@ import torch
 from rasterio.windows import Window as Area
 from torch import nn
 
+from voxtile.cases.case import Case
+from voxtile.cases.geotiff import GeoTiffSource
+from voxtile.cases.maps import MapSpec
+from voxtile.cases.raster import block_cache
+from voxtile.cases.tiling import tiles
+from voxtile.cases.window import Window
+from voxtile.data.normalise import Intensity
+from voxtile.inference.predictor import Predictor
+from voxtile.models.unet import UNet
+
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE / "peers")]
 from network import CLASSES, MEAN, STD, Small  # noqa: E402  # found by the line above
-from scene import WINDOW, arguments, make, paths  # noqa: E402
-
-from voxtile.cases.case import Case  # noqa: E402
-from voxtile.cases.geotiff import GeoTiffSource  # noqa: E402
-from voxtile.cases.maps import MapSpec  # noqa: E402
-from voxtile.cases.raster import block_cache  # noqa: E402
-from voxtile.cases.tiling import tiles  # noqa: E402
-from voxtile.cases.window import Window  # noqa: E402
-from voxtile.data.normalise import Intensity  # noqa: E402
-from voxtile.inference.predictor import Predictor  # noqa: E402
-from voxtile.models.unet import UNet  # noqa: E402
+from scene import WINDOW, arguments, make, paths  # noqa: E402  # likewise
 
 BATCH = 8
 SPEC = MapSpec(tuple(f"class{index}" for index in range(CLASSES)))
@@ -46,10 +46,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def second(work: Callable[[], float]) -> float:
+def second(work: Callable[..., float], *given: object) -> float:
     """What `work` returns the second time: the first one pays for loading and for choosing algorithms."""
-    work()
-    return work()
+    work(*given)
+    return work(*given)
 
 
 def forward(network: nn.Module, side: int, overlap: float, precision: torch.dtype) -> float:
@@ -104,16 +104,16 @@ def main() -> None:
     make(given.cache, given.side)
     image, output = paths(given.cache, given.side)[0], given.cache / "gpu.tif"
     print(torch.cuda.get_device_name(0), f"{given.side}x{given.side}")
-    reading = second(lambda: decoding(image))
-    writing = second(lambda: encoding(Case("scene", "scene", GeoTiffSource([image])), output))
+    reading = second(decoding, image)
+    writing = second(encoding, Case("scene", "scene", GeoTiffSource([image])), output)
     print(f"decoding {reading:.2f}  encoding {writing:.2f}")
     print(f"{'network':<8} {'precision':<9} {'overlap':>7} {'forward':>8} {'voxtile':>8} {'ratio to the slowest':>21}")
     for name, build in NETWORKS.items():
         network = build().eval().cuda()
         for precision in (torch.float32, torch.bfloat16):
             for overlap in (0.0, 0.25):
-                passes = second(lambda: forward(network, given.side, overlap, precision))  # noqa: B023  # called at once
-                ours = second(lambda: voxtile(network, image, output, overlap, precision))  # noqa: B023
+                passes = second(forward, network, given.side, overlap, precision)
+                ours = second(voxtile, network, image, output, overlap, precision)
                 ratio = ours / max(reading, writing, passes)
                 kind = str(precision).removeprefix("torch.")
                 print(f"{name:<8} {kind:<9} {overlap:>7} {passes:>8.2f} {ours:>8.2f} {ratio:>21.2f}", flush=True)
