@@ -152,7 +152,8 @@ def test_moved_data_are_found_with_root(copied_run: Run, tmp_path: Path, voxtile
     assert voxtile("evaluate", f"run={copied_run.home}", f"root={tmp_path / 'moved'}").code == 0
     said = voxtile("evaluate", f"run={copied_run.home}", f"root={tmp_path / 'gone'}")
     assert said.code == 3
-    assert str(tmp_path / "gone") in said.text
+    assert f"The folder 'root={tmp_path / 'gone'}' does not exist" in said.text
+    assert not (tmp_path / "gone").exists()  # where made-up data could be made
 
 
 @pytest.mark.parametrize(("side", "kind"), [("val", "labels"), ("train", "images"), ("test", "images")])

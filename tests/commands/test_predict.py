@@ -539,7 +539,9 @@ def test_a_command_that_was_killed_ends_in_the_same_bytes(scene_run: Run, wide: 
     assert len(set((out / "wide.tif.journal").read_text().splitlines())) == 1 + 16
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)  # everything is judged
-        assert voxtile(*common, f"output={out}").code == 0
+        said = voxtile(*common, f"output={out}")
+    assert said.code == 0
+    assert "wide: continuing, 16 of 16 parts are done" in said.text
     assert sorted(path.name for path in out.iterdir()) == ["wide.tif", "wide_heatmap.tif"]
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / "once" / path.name).read_bytes()

@@ -1,6 +1,8 @@
 """Cases scored by several processes: the same integers, each pixel counted once, and a failure said once."""
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +42,7 @@ def test_any_number_of_processes_counts_the_same(odd_run: Run, voxtile: Command,
     found = written(odd_run.home)
     said = voxtile(*words, f"devices={count}")
     assert said.code == 0, said.text
-    assert "part of a case" in said.text
+    assert "evaluating val, 7 cases: " in said.text
     assert written(odd_run.home) == found
     assert said.text.partition("whole cases")[2] == alone.text.partition("whole cases")[2]
 
@@ -51,7 +53,7 @@ def test_cases_that_are_measured_are_not_cut(odd_run: Run, voxtile: Command) -> 
     for count in (1, 2):
         said = voxtile("evaluate", f"run={odd_run.home}", "objects=true", f"devices={count}")
         assert said.code == 0, said.text
-        assert "part of a case" not in said.text
+        assert "evaluating val: 7 cases" in said.text
         found.append(written(odd_run.home))
     assert found[0] == found[1]
 
@@ -144,6 +146,31 @@ def test_a_process_that_fails_is_named_and_the_others_end(
     assert all(process.poll() is not None for process in started)
 
 
+def test_a_command_that_is_ended_leaves_no_process_and_no_folder(
+    odd_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[Child] = []
+
+    @contextmanager
+    def ended(module: str, order: dict[str, Any], environment: dict[str, str], log: Path) -> Iterator[Child]:
+        with child(module, order, environment, log) as process:
+            started.append(process)
+            yield process
+
+    def look(self: object) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(sharing, "child", ended)
+    monkeypatch.setattr(sharing._Others, "look", look)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said = voxtile("evaluate", f"run={odd_run.home}", "devices=2")
+    assert said.code == 130
+    assert "Stopped." in said.text
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_process_refuses_is_said_as_it_said_it(odd_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def told(module: str, order: dict[str, Any], environment: dict[str, str], log: Path) -> Iterator[Child]:
@@ -161,7 +188,7 @@ def test_what_a_process_refuses_is_said_as_it_said_it(odd_run: Run, voxtile: Com
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["devices=0"], "'devices=0' must be a whole number from 1 up"),
+        (["devices=0"], "'devices=0' is no number of processes"),
         (["devices=all", "device=cpu"], "'devices=all' counts GPUs"),
         (["devices=2", "postprocess=search"], "'postprocess=search' compares all maps in one process. Type 'devices=1'."),
     ],

@@ -177,7 +177,7 @@ def guarded(task: Callable[[], int], traceback: bool = False) -> int:
     try:
         return task()
     except KeyboardInterrupt:
-        print("Stopped. The same command begins again, or goes on from what was saved.", file=sys.stderr)
+        print("Stopped. Give the same command again: it goes on from what was saved, or begins anew.", file=sys.stderr)
         return STOPPED
     except VoxtileError as error:
         problem: VoxtileError = error

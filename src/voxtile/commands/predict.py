@@ -434,6 +434,7 @@ class Work:
         paths: Sequence[Path],
         start: Start,
     ) -> list[Path]:
+        from voxtile.errors import counted
         from voxtile.inference.native import native_bands, native_windows
 
         with ExitStack() as stack:
@@ -446,6 +447,8 @@ class Work:
             # What a killed command of the same kind has brought to the disk is not computed again.
             done = set.intersection(*(set(writer.finished) for writer in writers))
             rows = len(native_windows(self.predictor, case))
+            if done:
+                self.out.print(f"{case.id}: continuing, {len(done)} of {counted(rows, 'part')} are done")
             tick = start(rows - len(done)) if rows > SMALL else lambda: None
             for band in native_bands(self.predictor, case, self.runs.intensities(found), done):
                 writers[0].write(band.window, band.classes())

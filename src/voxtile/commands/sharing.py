@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from voxtile.cases.window import Window
-from voxtile.commands.children import Child, child, order_of
+from voxtile.commands.children import Child, child, forwarding, order_of
 from voxtile.commands.console import console, progress
 from voxtile.commands.postprocess import as_typed, postprocess_of
 from voxtile.commands.scoring import Job, Scored, Scorer
 from voxtile.commands.trained import Trained, device
-from voxtile.errors import ConfigError, DataError, RunError, VoxtileError, reason
+from voxtile.errors import ConfigError, DataError, RunError, VoxtileError, counted, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +58,9 @@ def count_of(config: Mapping[str, Any]) -> int:
     """
     devices, kind = config["devices"], device(config["device"])
     if devices != "all" and (not isinstance(devices, int) or isinstance(devices, bool) or devices < 1):
-        raise ConfigError(f"'devices={devices}' must be a whole number from 1 up, or all for every GPU of this machine.")
+        raise ConfigError(
+            f"'devices={devices}' is no number of processes. Type a whole one from 1 up, or all for every GPU of this machine."
+        )
     if devices == 1:
         return 1
     if kind.type == "cpu" and devices == "all":
@@ -86,7 +88,8 @@ def score_all(scorer: Scorer, jobs: Sequence[Job], count: int, out: Console, tit
     parts = dealt(scorer, jobs, count)
     pieces = sum(map(len, parts))
     with progress(out) as start:
-        tick = start(pieces, title, "case" if pieces == len(jobs) else "part of a case")
+        cut = pieces > len(jobs)
+        tick = start(pieces, f"{title}, {counted(len(jobs), 'case')}" if cut else title, "part" if cut else "case")
         with _others(scorer, jobs, parts[1:], tick) as others:
             for part in parts[0]:
                 found[part.job].append(scorer.score(jobs[part.job], part.rows, others.glance))
@@ -212,7 +215,7 @@ def _others(scorer: Scorer, jobs: Sequence[Job], parts: Sequence[Sequence[Part]]
     settings = {**scorer.config, "devices": 1, "postprocess": as_typed(scorer.post, scorer.dataset.classes)}
     torch.set_num_threads(each)
     try:
-        with TemporaryDirectory(prefix="voxtile-") as folder, ExitStack() as stack:
+        with forwarding(_stop), TemporaryDirectory(prefix="voxtile-") as folder, ExitStack() as stack:
             processes = []
             for rank, mine in enumerate(parts, 1):
                 report, log = Path(folder) / f"{rank}.jsonl", Path(folder) / f"{rank}.log"
@@ -224,6 +227,11 @@ def _others(scorer: Scorer, jobs: Sequence[Job], parts: Sequence[Sequence[Part]]
             yield _Others(processes, jobs, tick)
     finally:
         torch.set_num_threads(threads)
+
+
+def _stop(number: int) -> None:
+    """What ends this process ends the others, and takes away what they have written."""
+    raise KeyboardInterrupt
 
 
 def _told(part: Part, job: Job) -> dict[str, Any]:

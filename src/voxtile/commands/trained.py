@@ -15,7 +15,7 @@ from voxtile.cases.windowing import AXES
 from voxtile.commands.build import Parts, build_network, parts, without_weights
 from voxtile.commands.crf import crf_of
 from voxtile.data.normalise import Intensity
-from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
+from voxtile.errors import ConfigError, DataError, RunError, did_you_mean, listed, reason
 from voxtile.inference.field import reach_of
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
@@ -73,6 +73,7 @@ class Trained:
         Raises:
             RunError: The folder is no run of this version, or holds no such weights, or others than it was finished with.
             ConfigError: Its configuration wants to build what is not allowed.
+            DataError: The data set's folder does not exist.
         """
         if not isinstance(trust, list):
             raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
@@ -87,6 +88,8 @@ class Trained:
         try:
             config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
             if root is not None:
+                if not Path(root).expanduser().is_dir():  # made-up data would else be made there
+                    raise DataError(f"The folder 'root={root}' does not exist. Name the one in which the run's data lie now.")
                 config["data"]["layout"]["root"] = str(root)
             if cache is not None:
                 config["paths"]["cache"] = cache
