@@ -126,20 +126,32 @@ def test_every_band_is_dealt_once_and_nobody_has_much_more(count: int, whole: bo
         assert max(loads) - sum(loads) / len(loads) <= 7
 
 
-def test_a_process_that_fails_is_named_and_the_others_end(
-    odd_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    started: list[Child] = []
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
+    """The processes that commands start from here on."""
+    found: list[Child] = []
 
     @contextmanager
-    def killed(module: str, order: dict[str, Any], environment: dict[str, str], log: Path) -> Iterator[Child]:
+    def seen(module: str, order: dict[str, Any], environment: dict[str, str], log: Path) -> Iterator[Child]:
         with child(module, order, environment, log) as process:
-            started.append(process)
-            if len(started) == 2:
-                process.kill()
+            found.append(process)
             yield process
 
-    monkeypatch.setattr(sharing, "child", killed)
+    monkeypatch.setattr(sharing, "child", seen)
+    return found
+
+
+def test_a_process_that_fails_is_named_and_the_others_end(
+    odd_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch, started: list[Child]
+) -> None:
+    look = sharing._Others.look
+
+    def killing(self: sharing._Others) -> bool:
+        started[1].kill()
+        started[1].wait()
+        return look(self)
+
+    monkeypatch.setattr(sharing._Others, "look", killing)
     said = voxtile("evaluate", f"run={odd_run.home}", "devices=3")
     assert said.code == 4
     assert "Process 2 of 3 (numbered from 0), which scored a part of the cases, failed: it was ended by SIGKILL" in said.text
@@ -147,22 +159,9 @@ def test_a_process_that_fails_is_named_and_the_others_end(
 
 
 def test_a_command_that_is_ended_leaves_no_process_and_no_folder(
-    odd_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    odd_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: list[Child]
 ) -> None:
-    started: list[Child] = []
-
-    @contextmanager
-    def ended(module: str, order: dict[str, Any], environment: dict[str, str], log: Path) -> Iterator[Child]:
-        with child(module, order, environment, log) as process:
-            started.append(process)
-            yield process
-
-    def look(self: object) -> bool:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return False
-
-    monkeypatch.setattr(sharing, "child", ended)
-    monkeypatch.setattr(sharing._Others, "look", look)
+    monkeypatch.setattr(sharing._Others, "look", lambda self: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     said = voxtile("evaluate", f"run={odd_run.home}", "devices=2")
     assert said.code == 130
