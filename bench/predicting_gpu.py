@@ -34,8 +34,8 @@ from voxtile.models.unet import UNet
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE / "peers")]
-from network import CLASSES, MEAN, STD, Small  # noqa: E402  # found by the line above
-from scene import WINDOW, arguments, make, paths  # noqa: E402  # likewise
+from network import CLASSES, MEAN, STD, Small  # noqa: E402  # lies in the folder that the line above names
+from scene import WINDOW, arguments, make, paths  # noqa: E402  # lies in the folder that the line above names
 
 BATCH = 8
 SPEC = MapSpec(tuple(f"class{index}" for index in range(CLASSES)))
