@@ -1,5 +1,7 @@
 """Preparing a data set of real files: what stops it, what its fingerprint depends on, and that test labels stay closed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import rasterio
@@ -278,6 +280,22 @@ def test_validation_judges_every_pixel_once_and_never_mixes_cases(root):
     for number, case in enumerate(found.split.val):
         judged = np.concatenate([batch["label"].flatten() for batch in val if batch["case"][0] == number])
         assert np.bincount(judged, minlength=256)[:3].tolist() == found.surveys[case.id].counts.tolist()
+
+
+@pytest.mark.parametrize("margin", [0, 3])
+def test_validation_shows_a_small_case_as_training_does(root, margin):
+    found = ready(root)
+    small = replace(found, split=replace(found.split, train=found.split.val[:1], val=found.split.val[:1]))
+    (case,) = small.split.val
+    size = (1, case.shape[1] + 5, case.shape[2] + 8)
+    data = VoxtileData(small, size, Augment(), 0, Steps(1, lambda: range(1)), margin=(0, margin, margin))
+    (val,) = data.val_dataloader()
+    drawn = data.stream.sample(0)
+    inner = np.s_[..., margin : margin + size[1], margin : margin + size[2]]
+    np.testing.assert_array_equal(val["image"][0], drawn["image"])
+    np.testing.assert_array_equal(val["valid"][0], drawn["valid"])
+    np.testing.assert_array_equal(val["label"][0][0], drawn["label"][inner][0])
+    assert val["label"].shape == (1, *size)
 
 
 def test_validation_batches_carry_their_cases_own_intensities(root):

@@ -84,10 +84,11 @@ def whole(network, case):
     side=st.tuples(st.integers(1, 12), st.integers(1, 40)),
     overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
     batch=st.integers(1, 7),
+    trained=st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
-def test_slices_through_windows_equal_the_whole_case_at_once(shape, side, overlap, batch):
+def test_slices_through_windows_equal_the_whole_case_at_once(shape, side, overlap, batch, trained):
     network, case = Convolutions(), case_of(shape)
-    probabilities, classes = joined(Predictor(network, (1, *side), overlap, batch, workers=0), case)
+    probabilities, classes = joined(Predictor(network, (1, *side), overlap, batch, workers=0, trained_on=(1, *trained)), case)
     expected = whole(network, case)
     np.testing.assert_allclose(probabilities, expected, atol=2e-6)
     top = np.sort(expected, axis=0)
@@ -100,10 +101,12 @@ def test_slices_through_windows_equal_the_whole_case_at_once(shape, side, overla
     shape=st.tuples(st.integers(1, 12), st.integers(1, 14), st.integers(1, 14)),
     size=st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(1, 16)),
     overlap=st.sampled_from([0.0, 0.25, 0.5]),
+    trained=st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(1, 16)),
 )
-def test_boxes_through_windows_equal_the_whole_case_at_once(shape, size, overlap):
+def test_boxes_through_windows_equal_the_whole_case_at_once(shape, size, overlap, trained):
     network, case = Convolutions(dims=3), case_of(shape)
-    np.testing.assert_allclose(joined(Predictor(network, size, overlap, workers=0), case)[0], whole(network, case), atol=2e-6)
+    predictor = Predictor(network, size, overlap, workers=0, trained_on=trained)
+    np.testing.assert_allclose(joined(predictor, case)[0], whole(network, case), atol=2e-6)
 
 
 @pytest.mark.parametrize("margin", [1, 3])
@@ -119,7 +122,22 @@ def test_boxes_through_windows_equal_the_whole_case_at_once(shape, size, overlap
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 def test_a_network_with_a_margin_sees_real_neighbours_and_the_mirrored_border(dims, margin, shape, size, overlap):
     network, case = Convolutions(dims, margin), case_of(shape)
-    np.testing.assert_allclose(joined(Predictor(network, size, overlap, workers=0), case)[0], whole(network, case), atol=5e-6)
+    predictor = Predictor(network, size, overlap, workers=0, trained_on=size)
+    np.testing.assert_allclose(joined(predictor, case)[0], whole(network, case), atol=5e-6)
+
+
+def test_a_case_smaller_than_the_trainings_windows_lies_in_the_middle_of_one_and_a_larger_one_is_not_filled():
+    network = Convolutions()
+    list(Predictor(network, (1, 8, 8), workers=0, trained_on=(1, 8, 8)).bands(case := case_of((1, 5, 20)), SCALE))
+    assert {tuple(image.shape) for image in network.sent} == {(CHANNELS, 8, 8)}
+    first = network.sent[0]
+    own, _ = case.read(Window(0, 0, 0, 1, 5, 8))
+    np.testing.assert_allclose(first[0, 2:7], (own[0, 0] - SCALE.mean[0]) / SCALE.std[0], rtol=1e-5)
+    assert not first[:, :2].any()
+    assert not first[:, 7:].any()
+    network.sent.clear()
+    list(Predictor(network, (1, 4, 8), workers=0, trained_on=(1, 8, 8)).bands(case, SCALE))
+    assert {tuple(image.shape) for image in network.sent} == {(CHANNELS, 4, 8)}
 
 
 def test_a_view_is_mirrored_at_its_own_border():

@@ -68,6 +68,17 @@ class Window(NamedTuple):
             [s + 2 * m for s, m in zip(self.size, margin, strict=True)],
         )
 
+    def filled(self, shape: Sequence[int], size: Sequence[int]) -> Window:
+        """The box that a network trained on windows of `size` (depth, height, width) sees for this one.
+
+        Where a case of `shape` (D, H, W) is smaller than such a window, and this box spans it, the case lies in its middle.
+        """
+        start, sides = list(self.start), list(self.size)
+        for axis, (length, side) in enumerate(zip(shape, size, strict=True)):
+            if self.size[axis] == length < side:
+                start[axis], sides[axis] = (length - side) // 2, side
+        return Window.of(start, sides)
+
     def clipped(self, shape: Sequence[int]) -> Window:
         """The part of the box inside a case of `shape` (D, H, W); a size is 0 where nothing is left."""
         start = [min(max(a, 0), n) for a, n in zip(self.start, shape, strict=True)]

@@ -73,22 +73,13 @@ def export(config: Mapping[str, Any]) -> int:
 
 
 def window_images(trained: Trained, prepared: Prepared, count: int) -> list[Tensor]:
-    """Normalised windows of the validation cases, in batches [B, C, (D,) H, W]: one alone, then several at once.
-
-    Those of cases that are smaller than a window are filled up with zeros.
-    """
+    """Normalised windows of the validation cases, in batches [B, C, (D,) H, W]: one alone, then several at once."""
     import torch
-    from torch.nn import functional
 
     from voxtile.commands.assemble import assembled
-    from voxtile.commands.bundle import window_shape
 
     module, data = assembled(trained.bare, prepared)
-    images = []
-    for batch in data.val_sample(count):
-        image, _ = module.inputs(batch, augment=False)
-        short = [wanted - side for wanted, side in zip(window_shape(trained), image.shape[2:], strict=True)]
-        images.append(functional.pad(image, [pad for side in short[::-1] for pad in (0, side)]).contiguous())
+    images = [module.inputs(batch, augment=False)[0].contiguous() for batch in data.val_sample(count)]
     return [images[0], *(torch.cat(images[i : i + BATCH]) for i in range(1, len(images), BATCH))]
 
 

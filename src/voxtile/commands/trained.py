@@ -191,10 +191,10 @@ class Trained:
                 f"'window={window}' must be {len(trained_on)} whole numbers of pixels from 1 up, like that of the training, "
                 f"{trained_on}."
             )
-        size = (1, *window) if len(window) == 2 else tuple(window)
+        size, trained = ((1, *sides) if len(sides) == 2 else tuple(sides) for sides in (window, trained_on))
         return Predictor(
             networks, size, config["overlap"], config["batch_size"], device(config["device"]),
-            PRECISIONS[config["precision"]], config["workers"], procedure, list(self.built.dataset.regions.values()),
+            PRECISIONS[config["precision"]], config["workers"], procedure, list(self.built.dataset.regions.values()), trained,
         )  # fmt: skip
 
     def _mirrors(self, axes: Any) -> tuple[str, ...]:

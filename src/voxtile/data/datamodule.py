@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 import torch
 
-from voxtile.cases.case import IGNORE, Case
+from voxtile.cases.case import IGNORE
 from voxtile.cases.tiling import Tile, tiles
 from voxtile.cases.window import Size3
 from voxtile.data.augment import Augment
@@ -124,17 +124,19 @@ class VoxtileData(lightning.LightningDataModule):
 
     def _read(self, item: tuple[int, Sequence[Tile]]) -> Batch:
         number, part = item
+        return collate([self.window_of(number, tile) | self._intensities[number].arrays() for tile in part])
+
+    def window_of(self, number: int, tile: Tile) -> dict[str, Any]:
+        """One window of a validation case as training would show it, filled up where the case is smaller, and its label.
+
+        The image has the margin around it. The label is the ignore index outside the tile's core and without data.
+        """
         case = self.prepared.split.val[number]
-        return collate([window_of(case, number, tile, self.margin) | self._intensities[number].arrays() for tile in part])
-
-
-def window_of(case: Case, number: int, tile: Tile, margin: Size3 = (0, 0, 0)) -> dict[str, Any]:
-    """One window with `margin` around it, and its label, which is the ignore index outside the tile's core and without data."""
-    around = tile.window.grown(margin)
-    image = np.empty((case.inputs, *around.size), dtype=case.dtype)
-    valid = case.read_into(image, around, pad="reflect" if any(margin) else None)
-    label = np.full(tile.window.size, IGNORE, dtype=np.uint8)
-    core = tile.core.within(tile.window)
-    label[core] = case.read_label(tile.core)
-    label[~valid[tile.window.within(around)]] = IGNORE
-    return {"image": image, "valid": valid, "label": label, "case": number}
+        window = tile.window.filled(case.shape, self.size)
+        around = window.grown(self.margin)
+        image = np.empty((case.inputs, *around.size), dtype=case.dtype)
+        valid = case.read_into(image, around, pad="reflect" if any(self.margin) else "constant")
+        label = np.full(window.size, IGNORE, dtype=np.uint8)
+        label[tile.core.within(window)] = case.read_label(tile.core)
+        label[~valid[window.within(around)]] = IGNORE
+        return {"image": image, "valid": valid, "label": label, "case": number}

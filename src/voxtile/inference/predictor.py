@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from voxtile.cases.case import Case
+from voxtile.cases.case import Case, Pad
 from voxtile.cases.tiling import Tile
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import ReadAhead
@@ -90,7 +90,8 @@ class Predictor:
     """Runs a network over cases by sliding windows.
 
     Windows overlap, and their softmax probabilities are joined by weights that sum to one in every pixel. What a window sees
-    beyond its own pixels (`margin` of the network) is read from the case and mirrored only at the case's border.
+    beyond its own pixels (`margin` of the network) is read from the case and mirrored only at the case's border. A case that is
+    smaller than the windows of the training is seen as there, in the middle of one.
 
     Attributes:
         widest: pixels of the widest strip of a scene, see `strips`; None, which a CRF needs, for bands as wide as the case.
@@ -107,6 +108,7 @@ class Predictor:
         workers: int = 2,
         procedure: Procedure | None = None,
         regions: Sequence[Sequence[int]] = (),
+        trained_on: Size3 = (1, 1, 1),
     ) -> None:
         """Takes the networks into evaluation mode on `device`.
 
@@ -121,8 +123,9 @@ class Predictor:
             workers: 0 for reading without a thread of its own.
             procedure: how a window's probabilities are found; None for one forward pass.
             regions: class indices of each region of the data set, by which classes are decided.
+            trained_on: (depth, height, width) of the training's windows.
         """
-        self.procedure, self.regions = procedure or Procedure(), regions
+        self.procedure, self.regions, self.trained_on = procedure or Procedure(), regions, trained_on
         self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
         seen = Window.whole(size).grown(self.judge.margin(size)).pixels
         fitting = max(1, 2 ** (16 if self.judge.device.type == "cpu" else 21) // seen)
@@ -233,8 +236,8 @@ class Predictor:
         batches = ((slab, part) for row, slab in zip(rows, slabs, strict=True) for part in self._parts(row.tiles))
         with self.judge.threads() as threads:
             if self.judge.classes is None and (first := next(batches, None)):  # it tells how many classes there are
-                yield from self._judged_part(intensities, *first)
-            for results in ReadAhead(lambda: batches, lambda batch: self._judged_part(intensities, *batch), threads):
+                yield from self._judged_part(case, intensities, *first)
+            for results in ReadAhead(lambda: batches, lambda batch: self._judged_part(case, intensities, *batch), threads):
                 yield from results
 
     def _parts(self, row: Sequence[Tile]) -> Iterator[Sequence[Tile]]:
@@ -243,43 +246,50 @@ class Predictor:
         for number in range(count):
             yield row[number * len(row) // count : (number + 1) * len(row) // count]
 
-    def _around(self, window: Window) -> Window:
-        """A window with all that is seen around it."""
-        return window.grown(self.judge.margin(window.size))
+    def shown(self, case: Case, part: Sequence[Tile]) -> list[Window]:
+        """What the networks judge for some of a row's windows: those that span a small case are filled up."""
+        return [tile.window.filled(case.shape, self.trained_on) for tile in part]
+
+    def seen(self, case: Case, row: Row) -> Window:
+        """All that is read for a row: what the networks judge, and what they see around it."""
+        boxes = [window.grown(self.judge.margin(window.size)) for window in self.shown(case, row.tiles)]
+        low, high = np.min([box.start for box in boxes], axis=0), np.max([box.stop for box in boxes], axis=0)
+        return Window.of(low, high - low)
 
     def _read(self, case: Case, row: Row, buffers: Buffers) -> _Slab:
         """Pixels and validity of all that a row's windows see."""
-        boxes = [self._around(tile.window) for tile in row.tiles]
-        low, high = np.min([box.start for box in boxes], axis=0), np.max([box.stop for box in boxes], axis=0)
-        window, device = Window.of(low, high - low), self.sums
+        window, device = self.seen(case, row), self.sums
+        pad: Pad = "reflect" if any(self.judge.margin(self.size)) else "constant"
         shape = (case.inputs, *window.size)
         if device.type == "cpu":
             own = buffers.empty(shape, case.dtype)
-            held = case.read_into(own, window, pad="reflect")
+            held = case.read_into(own, window, pad)
             return _Slab(window, held, own, held)
         # From memory that is pinned, the copy runs beside whatever the card does; PyTorch keeps the memory until it is done.
         pinned, stored = device.type == "cuda", torch.from_numpy(np.empty(0, case.dtype)).dtype
         waiting = torch.empty(shape, dtype=stored, pin_memory=pinned)
-        held = case.read_into(waiting.numpy(), window, pad="reflect")
+        held = case.read_into(waiting.numpy(), window, pad)
         seen = torch.empty(window.size, dtype=torch.bool, pin_memory=pinned)
         seen.numpy()[...] = held
         pixels = waiting.to(device, non_blocking=True).to(exact(stored))
         return _Slab(window, held, pixels, seen.to(device, non_blocking=True))
 
-    def _judged_part(self, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:
+    def _judged_part(self, case: Case, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:
         """Weighted probabilities, where they are joined, and validity of some of a row's windows."""
         valid = [slab.held[tile.window.within(slab.window)] for tile in part]
-        size = part[0].window.size
+        windows = self.shown(case, part)
+        size, margin = windows[0].size, self.judge.margin(windows[0].size)
         # A window without data is not sent to the network, but for the first one of all.
         first = self.judge.classes is None
         sent = [number for number, each in enumerate(valid) if each.any() or (first and number == 0)]
         found: dict[int, Tensor] = {}
         if sent:
-            image, seen = slab.areas([self._around(part[i].window) for i in sent])
+            image, seen = slab.areas([windows[i].grown(margin) for i in sent])
             starts = torch.tensor([part[i].window.start for i in sent])
             probabilities = self.judge(image, seen, intensities, starts, size)
-            found = {i: _weighted(each, part[i]).to(self.sums) for i, each in zip(sent, probabilities, strict=True)}
-        nothing = torch.zeros(self.judge.classes or 0, *size, device=self.sums)
+            inner = part[0].window.within(windows[0])
+            found = {i: _weighted(each[:, *inner], part[i]).to(self.sums) for i, each in zip(sent, probabilities, strict=True)}
+        nothing = torch.zeros(self.judge.classes or 0, *part[0].window.size, device=self.sums)
         return [(found.get(number, nothing), each) for number, each in enumerate(valid)]
 
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from voxtile.cases.maps import atomic_write
 from voxtile.cases.tiling import Tile, tiles
 from voxtile.data.batches import collate
-from voxtile.data.datamodule import VoxtileData, window_of
+from voxtile.data.datamodule import VoxtileData
 from voxtile.errors import RunError, VoxtileError, reason
 from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import logits_of
@@ -249,19 +249,20 @@ def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[in
     rows = []
     for number, tile in shown:
         case = data.prepared.split.val[number]
-        sample = window_of(case, number, tile, data.margin)
-        inner = tile.window.within(tile.window.grown(data.margin))
+        sample = data.window_of(number, tile)
+        window = tile.window.filled(case.shape, data.size)
+        seen, inner = tile.window.within(window.grown(data.margin)), tile.window.within(window)
         batch = collate([sample | data.prepared.intensity_of(case).arrays()])
         with torch.inference_mode():
             image, _ = module.inputs({k: v.to(module.device) for k, v in batch.items()}, augment=False)
             logits = logits_of(module.judged.eval(), image)
             classes = classes_of_logits(logits, list(module.regions.values()))[0].to(torch.uint8).cpu().numpy()
         middle = tile.window.depth // 2
-        plane = classes if module.planar else classes[middle]
+        plane = classes[inner[1:]] if module.planar else classes[inner][middle]
         own = sample["image"][case.neighbours :: 1 + 2 * case.neighbours]  # without neighbouring slices
-        shown_image, held = own[:, *inner][:, middle], sample["valid"][inner][middle]
+        shown_image, held = own[:, *seen][:, middle], sample["valid"][seen][middle]
         colors = data.prepared.dataset.colors
-        picture = pictures.row(shown_image, held, sample["label"][middle], plane, colors, case.grid)
+        picture = pictures.row(shown_image, held, sample["label"][inner][middle], plane, colors, case.grid)
         rows.append((f"{case.id}, z y x = {tile.window.start}: input | label | prediction | error", picture))
     return pictures.save(pictures.sheet(rows, data.prepared.dataset.classes, data.prepared.dataset.colors), path)
 
