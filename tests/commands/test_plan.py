@@ -16,7 +16,8 @@ FEW = ["training.steps=2", "training.val_every=2", "trainer=cpu"]
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtile: Command, dims: int) -> None:
-    words = [word for word in volume_words(tmp_path) if not word.startswith(("model.", "normalise=", "training.", "trainer="))]
+    data = volume_words(tmp_path, neighbours=1, axis="y")  # of slices: boxes have neither
+    words = [word for word in data if not word.startswith(("model.", "normalise=", "training.", "trainer="))]
     more = [f"plan.dims={dims}", "plan.memory=0.2"]
     assert voxtile("plan", *words, *more).code == 0
     path = tmp_path / "conf" / "experiment" / f"tubes_{dims}d.yaml"
@@ -24,6 +25,8 @@ def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtil
     settings = yaml.safe_load(text)
     assert settings["model"]["dims"] == dims
     assert settings["data"]["spacing"] is None
+    assert settings["data"]["neighbours"] == 0
+    assert settings["data"]["axis"] == "z"
     assert "all training cases have 3x1.5x1.5 mm" in text
     again = voxtile("plan", *words, *more)
     assert again.code == 3
@@ -39,7 +42,8 @@ def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtil
 
 def test_a_plan_keeps_what_was_typed_and_turns_no_window_that_is_not_square(tmp_path: Path, voxtile: Command) -> None:
     words = [word for word in volume_words(tmp_path, symmetry={"flips": ["x"], "rot90": True}) if not word.startswith("model.")]
-    said = voxtile("plan", *words, "data.limit=2", f"plan.output={tmp_path / 'plans'}", "plan.name=mine", "plan.memory=0.2")
+    said = voxtile("plan", *words, "data.limit=2", "data.neighbours=1", f"plan.output={tmp_path / 'plans'}",
+                   "plan.name=mine", "plan.memory=0.2")  # fmt: skip
     assert said.code == 0, said.text
     text = (tmp_path / "plans" / "experiment" / "mine.yaml").read_text()
     settings = yaml.safe_load(text)
@@ -50,6 +54,8 @@ def test_a_plan_keeps_what_was_typed_and_turns_no_window_that_is_not_square(tmp_
     assert command in text
     assert "data.limit=2" in text.splitlines()[1]
     assert "plan." not in text.splitlines()[1]
+    assert settings["data"]["neighbours"] == 0
+    assert "neighbours" not in text.splitlines()[1]
     assert text.splitlines()[1].removeprefix("# ") in said.out
     train = [word for word in said.out.splitlines()[-1].split() if word][3:]
     assert voxtile("train", *train, *FEW).code == 0

@@ -43,6 +43,19 @@ def test_a_run_is_judged_and_its_maps_lie_on_the_grid_of_the_files(tmp_path: Pat
     np.testing.assert_array_equal(heat.argmax(axis=-1), made.get_fdata())
 
 
+@pytest.mark.parametrize("words", [["data.neighbours=1"], ["data.window=[8,24,24]", "model.dims=3"]], ids=["slices", "boxes"])
+def test_volumes_smaller_than_a_window_are_evaluated_as_they_were_validated(
+    tmp_path: Path, voxtile: Command, words: list[str]
+) -> None:
+    assert voxtile("train", *volume_words(tmp_path, window=[24, 24]), *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    validated = sum(np.array(each) for each in json.loads((home / "validation.json").read_text())["cases"].values())
+    assert (validated > 0).all()
+    assert voxtile("evaluate", f"run={home}", "split=val").code == 0
+    (summary,) = (home / "evaluations").glob("*/summary.json")
+    np.testing.assert_array_equal(json.loads(summary.read_text())["confusion"], validated)
+
+
 def stretched(folder: Path, factors: dict[str, float]) -> None:
     """Has the voxels of some of the volumes grow."""
     for name, factor in factors.items():

@@ -136,6 +136,14 @@ def test_a_case_smaller_than_the_trainings_windows_lies_in_the_middle_of_one_and
     assert not first[:, :2].any()
     assert not first[:, 7:].any()
     network.sent.clear()
+    around = Predictor(network, (1, 8, 8), workers=0, procedure=Procedure(halo=3), trained_on=(1, 8, 8))
+    list(around.bands(case, SCALE))
+    assert not network.sent[0][:, :5].any()  # no mirror image, which training has only for networks with a margin
+    assert not network.sent[0][:, 10:].any()
+    np.testing.assert_array_equal(network.sent[0][:, 3:-3, 3:-3], first)
+    mirrored = network.sent[0][0, 5:10]
+    np.testing.assert_array_equal(mirrored[:, :3], mirrored[:, 4:7].flip(1))  # along the axis on which the case is large
+    network.sent.clear()
     list(Predictor(network, (1, 4, 8), workers=0, trained_on=(1, 8, 8)).bands(case, SCALE))
     assert {tuple(image.shape) for image in network.sent} == {(CHANNELS, 4, 8)}
 

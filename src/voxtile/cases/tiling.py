@@ -17,7 +17,7 @@ class Tile:
     """One window of a case.
 
     Attributes:
-        window: what the network judges; inside the case, smaller than asked for where the case is smaller.
+        window: inside the case, smaller than asked for where the case is smaller.
         core: the part that is this tile's own; the cores of a case's tiles partition it.
         weights: per axis (z, y, x), the share of this tile in each of its pixels; over all tiles they sum to 1 in every pixel.
     """

@@ -71,6 +71,7 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
             "slices_across": windowing.axis if len(axes) == 2 else None,
             "orientation": ORIENTATION if config["data"]["format"] in ("volume", "nifti", "dicom") else None,
             "past_the_border": data.get("past_the_border"),
+            "around_small_cases": "mirrored" if margin else "zeros",
             "spacing_mm": data.get("spacing"),
             "nodata": config["data"].get("nodata"),
             "scene": _without_area(config["data"].get("scene")),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from voxtile.commands.trained import Trained
     from voxtile.data.prepared import Prepared
     from voxtile.inference.crf import DenseCRF, Judged
+    from voxtile.inference.predictor import Predictor
     from voxtile.training.run_folder import RunFolder
 
 MOST_PIECES = 100  # searched on; DeepLab's authors take 100 validation images
@@ -111,7 +112,7 @@ def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, 
 
     start, grid = search_of(config["crf"], trained.manifest["data"]["channels"])
     predictor = trained.predictor(dict(config) | {"crf": None})
-    pieces = [(case, piece) for case, pieces in _pieces(prepared.split.val, predictor.size[0]) for piece in pieces]
+    pieces = [(case, piece) for case, pieces in _pieces(prepared.split.val, predictor) for piece in pieces]
 
     with progress(out) as bar:
         tick = bar(STAGES * len(pieces), f"searching the CRF's settings in {STAGES} stages", "look")
@@ -136,13 +137,17 @@ def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, 
     return best if better else None
 
 
-def _pieces(cases: Sequence[Case], depth: int) -> list[tuple[Case, list[Case]]]:
-    """Up to `MOST_PIECES` parts of at most `SIDE` rows and columns, spread over all cases and each of them."""
+def _pieces(cases: Sequence[Case], predictor: Predictor) -> list[tuple[Case, list[Case]]]:
+    """Up to `MOST_PIECES` parts of `SIDE` rows and columns, spread over all cases and each of them.
+
+    They are no smaller than the windows of the training, up to which a piece would be filled and its case would not.
+    """
     from voxtile.cases.tiling import tiles
 
     cases = cases[:: -(-len(cases) // MOST_PIECES)]
     found = []
+    depth, height, width = (max(a, b) for a, b in zip((predictor.size[0], SIDE, SIDE), predictor.trained_on, strict=True))
     for case in cases:
-        cover = [tile.window for tile in tiles(case.shape, (depth, SIDE, SIDE))]
+        cover = [tile.window for tile in tiles(case.shape, (depth, height, width))]
         found.append((case, [case.view(window) for window in cover[:: -(-len(cover) // (MOST_PIECES // len(cases)))]]))
     return found

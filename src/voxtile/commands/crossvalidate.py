@@ -117,7 +117,7 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
         background_of(data)
     measures = measures_of(config, data)
     _refuse_other_recipes(opened)
-    opened[0].predictor(config, [each.network for each in opened])  # refuses before data are read
+    opened[0].predictor(config, opened)  # refuses before data are read
     members = [Member(each, prepared_for(each, config["split"], out), learned_by(each.home)) for each in opened]
     members.sort(key=lambda member: member.order)
     _refuse_other_data(members)

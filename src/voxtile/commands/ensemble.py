@@ -88,7 +88,7 @@ class Ensemble:
             raise ConfigError(
                 f"Runs that see slices and runs that see boxes share no windows: {listed(found, 10)}. Name those of one kind."
             )
-        return self.first.predictor(config, [member.network for member in self.members])
+        return self.first.predictor(config, self.members)
 
 
 # What decides how an image is read, and what stands for it where a run does not say.

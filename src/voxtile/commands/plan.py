@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,10 @@ def make_plan(config: Mapping[str, Any]) -> int:
         )
     if (config["data"]["symmetry"] or {}).get("rot90") and len(set(made.values["data.window"][-2:])) > 1:
         made.set("data.symmetry.rot90", False, "windows that are not square cannot be turned by 90 degrees")
-    command = command_to_train(folder, name)
+    for setting, value in {"data.axis": "z", "data.neighbours": 0}.items():
+        if setting not in made.values and config["data"][setting.removeprefix("data.")] != value:
+            made.set(setting, value, "what the rest is planned for")
+    command = command_to_train(folder, name, made.values)
     text = written(made, facts, classes, config["chosen"]["data"], command)
     atomic_text(path, text)
     out.print(text, soft_wrap=True)
@@ -101,9 +104,10 @@ def step_bytes(values: Mapping[str, Any], channels: int, classes: int) -> int:
     return int(4 * (STEP * sum(held) * values["training.batch_size"] / 2 + 4 * weights))
 
 
-def command_to_train(folder: Path, name: str) -> str:
-    """What the user types to train the plan: what was typed to make it, with the plan's own settings left out."""
+def command_to_train(folder: Path, name: str, decided: Collection[str]) -> str:
+    """What the user types to train the plan: what was typed to make it, without the command's own settings and those `decided`."""
     words = [word for word in sys.argv[1:] if word not in ("plan", "--") and not word.startswith("plan.")]
+    words = [word for word in words if word.partition("=")[0].lstrip("+") not in decided]
     if folder.resolve() not in [each.resolve() for each in compose.further_folders()]:
         words = ["--config-dir", str(folder), *words]
     return shlex.join(["voxtile", "train", *words, f"experiment={name}"])

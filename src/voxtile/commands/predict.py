@@ -273,8 +273,9 @@ class Work:
     def _key(self, case: Case, found: Survey) -> str:
         """What the maps are made from: unfinished ones of another key are not continued."""
         from voxtile import __version__
+        from voxtile.inference.predictor import VERSION
 
-        settings = f"{self.predictor.size} {self.config['overlap']} {self.config['precision']} {self.config['damaged']}"
+        settings = f"{VERSION} {self.predictor.size} {self.config['overlap']} {self.config['precision']} {self.config['damaged']}"
         weights = self.runs.weights(self.config["weights"])
         # The digest is of the pixels alone, and of a very large scene of a part of them.
         files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in case.image.files]

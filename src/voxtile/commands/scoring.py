@@ -93,7 +93,7 @@ class Scorer:
                 f"The probabilities of {grids} cannot be averaged: 'data.spacing=median' came to another grid for each of their "
                 "training sets. Train them with one spacing, for example the one that 'voxtile plan' proposes."
             )
-        found = runs[0][0].predictor(self.config, [trained.network for trained, _ in runs])
+        found = runs[0][0].predictor(self.config, [trained for trained, _ in runs])
         if self.measures:
             found.widest = None  # objects are counted in bands as wide as their case
         self._predictors[numbers] = found

@@ -153,17 +153,18 @@ class Trained:
         """The folder of the ledger of looks at test splits: `paths.runs`, or the folder that the run lies in."""
         return Path(config["paths"]["runs"] or self.home.path.parent).expanduser()
 
-    def predictor(self, config: Mapping[str, Any], networks: Sequence[torch.nn.Module] | None = None) -> Predictor:
+    def predictor(self, config: Mapping[str, Any], members: Sequence[Trained] | None = None) -> Predictor:
         """A predictor with the run's window and the settings of a command.
 
         Args:
             config: of the command.
-            networks: several whose probabilities are averaged; the run's own where None.
+            members: several runs whose networks' probabilities are averaged; this one where None.
 
         Raises:
             ConfigError: A setting is out of range.
         """
-        networks = networks or [self.network]
+        members = members or [self]
+        networks = [member.network for member in members]
         if config["precision"] not in PRECISIONS:
             raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
         if not isinstance(config["overlap"], int | float) or not 0 <= config["overlap"] < 1:
@@ -184,17 +185,18 @@ class Trained:
         procedure = Procedure(
             config["samples"], config["rotations"], self._mirrors(config["mirrors"]), self._halo(config["halo"], networks), crf
         )
-        trained_on = list(self.built.windowing.size)
-        window = trained_on if config["window"] is None else config["window"]
-        if not isinstance(window, list) or len(window) != len(trained_on) or not all(isinstance(n, int) and n > 0 for n in window):
+        own = list(self.built.windowing.size)
+        window = own if config["window"] is None else config["window"]
+        if not isinstance(window, list) or len(window) != len(own) or not all(isinstance(n, int) and n > 0 for n in window):
             raise ConfigError(
-                f"'window={window}' must be {len(trained_on)} whole numbers of pixels from 1 up, like that of the training, "
-                f"{trained_on}."
+                f"'window={window}' must be {len(own)} whole numbers of pixels from 1 up, like that of the training, {own}."
             )
-        size, trained = ((1, *sides) if len(sides) == 2 else tuple(sides) for sides in (window, trained_on))
+        size = (1, *window) if len(window) == 2 else tuple(window)
+        depth, height, width = (max(sides) for sides in zip(*(each.built.windowing.box for each in members), strict=True))
         return Predictor(
             networks, size, config["overlap"], config["batch_size"], device(config["device"]),
-            PRECISIONS[config["precision"]], config["workers"], procedure, list(self.built.dataset.regions.values()), trained,
+            PRECISIONS[config["precision"]], config["workers"], procedure, list(self.built.dataset.regions.values()),
+            (depth, height, width),
         )  # fmt: skip
 
     def _mirrors(self, axes: Any) -> tuple[str, ...]:

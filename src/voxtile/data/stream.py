@@ -24,7 +24,8 @@ from voxtile.data.sampling import ClassPixels, JudgedPixels, Sampling, Strategy
 from voxtile.data.survey import Survey
 from voxtile.errors import DataError, counted, listed, typed
 
-STREAM_VERSION = 1  # part of a run's identity: raise it when the same (seed, i) gives another sample
+# Part of a run's identity: raise it when the same (seed, i) gives another sample, or validation shows a case otherwise.
+STREAM_VERSION = 2
 AHEAD = 256  # samples that are drawn at once
 TRIES = 10  # draws of a window with too little data, after which the best of them is taken
 

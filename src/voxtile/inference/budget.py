@@ -35,13 +35,13 @@ def memory_of(predictor: Predictor, case: Case, classes: int) -> int:
     widest = max(rows, key=lambda row: row.box.pixels)
     slabs = 4 * predictor.seen(case, widest).pixels * (case.inputs * case.dtype.itemsize + 1)  # in use, waiting, and being read
     sums = 2 * widest.box.pixels * (classes * 4 + 1)  # of the row that is finished and the one after it
-    _try(predictor, case.inputs, max(len(row.tiles) for row in rows), predictor.shown(case, widest.tiles)[0].size)
+    count = min(predictor.at_once(case, widest), max(len(row.tiles) for row in rows))
+    _try(predictor, case.inputs, predictor.shown(case, widest.tiles)[0].size, count)
     return _resident() + slabs + sums + BLOCK_CACHE * 2**20
 
 
-def _try(predictor: Predictor, channels: int, most: int, size: Size3) -> None:
-    """Lets the networks judge windows of zeros as they will judge the case's, of which `most` of `size` are in a row."""
-    count = min(predictor.batch_size, most)
+def _try(predictor: Predictor, channels: int, size: Size3, count: int) -> None:
+    """Lets the networks judge `count` windows of zeros at once, as they will judge the case's."""
     margin = predictor.judge.margin(size)
     seen = torch.ones(count, *(side + 2 * more for side, more in zip(size, margin, strict=True)), dtype=torch.bool)
     image = torch.zeros(count, channels, *seen.shape[1:])

@@ -21,6 +21,7 @@ class Judge:
     Attributes:
         planar: whether they see slices.
         classes: how many maps come out, once the first window has shown it.
+        own_margin: the largest margin that a network wants, along (z, y, x).
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Judge:
             raise ValueError("networks that see slices and networks that see boxes have no windows in common")
         self.planar = dims == {2}
         self.classes: int | None = None
+        z, y, x = (int(side) for side in np.max([margin_of(network) for network in networks], axis=0))
+        self.own_margin: Size3 = (z, y, x)
         # The order in which a CPU convolves; from the other one it turns every layer's input and back: up to 29 % of the time.
         self._channels_last = set(self.networks if self.planar and self.device.type == "cpu" else ())
         for network in self._channels_last:
@@ -51,8 +54,7 @@ class Judge:
 
     def margin(self, size: Size3) -> Size3:
         """Pixels along (z, y, x) that are seen around a window of `size` (depth, height, width)."""
-        of_networks = np.max([margin_of(network) for network in self.networks], axis=0)
-        z, y, x = (int(a) + b for a, b in zip(of_networks, self.procedure.margin(size, self.planar), strict=True))
+        z, y, x = (a + b for a, b in zip(self.own_margin, self.procedure.margin(size, self.planar), strict=True))
         return z, y, x
 
     def __call__(self, image: Tensor, seen: Tensor, intensities: Sequence[Intensity], starts: Tensor, size: Size3) -> Tensor:
@@ -62,7 +64,7 @@ class Judge:
             image: pixels [B, C, d, h, w] with the margin around each window.
             seen: which of them hold data, bool [B, d, h, w].
             intensities: how the case is normalised for each network.
-            starts: int [B, 3], where the windows begin (z, y, x): it decides the dropout of samples.
+            starts: int [B, 3], where the windows begin in the case (z, y, x): it decides the dropout of samples.
             size: (depth, height, width) of the windows.
 
         Returns:

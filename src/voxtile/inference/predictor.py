@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from voxtile.cases.case import Case, Pad
+from voxtile.cases.case import Case
 from voxtile.cases.tiling import Tile
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import ReadAhead
@@ -25,6 +25,9 @@ from voxtile.inference.rows import WIDEST, Row, needed, strips
 
 if TYPE_CHECKING:  # numba takes half a second to import
     from voxtile.inference.crf import Judged
+
+
+VERSION = 2  # of how a case is judged: raise it when the same networks and settings say something else
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Predictor:
 
     Windows overlap, and their softmax probabilities are joined by weights that sum to one in every pixel. What a window sees
     beyond its own pixels (`margin` of the network) is read from the case and mirrored only at the case's border. A case that is
-    smaller than the windows of the training is seen as there, in the middle of one.
+    smaller than the windows of the training is seen as there: in the middle of one, the rest of which holds no data, or the case's
+    mirror image for a network with a margin.
 
     Attributes:
         widest: pixels of the widest strip of a scene, see `strips`; None, which a CRF needs, for bands as wide as the case.
@@ -123,13 +127,11 @@ class Predictor:
             workers: 0 for reading without a thread of its own.
             procedure: how a window's probabilities are found; None for one forward pass.
             regions: class indices of each region of the data set, by which classes are decided.
-            trained_on: (depth, height, width) of the training's windows.
+            trained_on: (depth, height, width) of the training's windows; of several networks' that differ, the largest sides.
         """
         self.procedure, self.regions, self.trained_on = procedure or Procedure(), regions, trained_on
         self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
-        seen = Window.whole(size).grown(self.judge.margin(size)).pixels
-        fitting = max(1, 2 ** (16 if self.judge.device.type == "cpu" else 21) // seen)
-        self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size or fitting, workers
+        self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size, workers
         self.widest = None if self.procedure.crf else WIDEST
 
     @property
@@ -233,18 +235,27 @@ class Predictor:
         """
         buffers = Buffers()
         slabs = ReadAhead(lambda: rows, lambda row: self._read(case, row, buffers), min(self.workers, 1), ahead=1)
-        batches = ((slab, part) for row, slab in zip(rows, slabs, strict=True) for part in self._parts(row.tiles))
+        batches = ((slab, part) for row, slab in zip(rows, slabs, strict=True) for part in self._parts(case, row))
         with self.judge.threads() as threads:
             if self.judge.classes is None and (first := next(batches, None)):  # it tells how many classes there are
                 yield from self._judged_part(case, intensities, *first)
             for results in ReadAhead(lambda: batches, lambda batch: self._judged_part(case, intensities, *batch), threads):
                 yield from results
 
-    def _parts(self, row: Sequence[Tile]) -> Iterator[Sequence[Tile]]:
+    def at_once(self, case: Case, row: Row) -> int:
+        """Most windows of a row in one forward pass."""
+        if self.batch_size:
+            return self.batch_size
+        window = self.shown(case, row.tiles)[0]
+        pixels = window.grown(self.judge.margin(window.size)).pixels
+        return int(max(1, 2 ** (16 if self.judge.device.type == "cpu" else 21) // pixels))
+
+    def _parts(self, case: Case, row: Row) -> Iterator[Sequence[Tile]]:
         """A row's windows in batches of nearly one size, which do not depend on what else is to be done."""
-        count = -(-len(row) // self.batch_size)
+        tiles = row.tiles
+        count = -(-len(tiles) // self.at_once(case, row))
         for number in range(count):
-            yield row[number * len(row) // count : (number + 1) * len(row) // count]
+            yield tiles[number * len(tiles) // count : (number + 1) * len(tiles) // count]
 
     def shown(self, case: Case, part: Sequence[Tile]) -> list[Window]:
         """What the networks judge for some of a row's windows: those that span a small case are filled up."""
@@ -259,20 +270,33 @@ class Predictor:
     def _read(self, case: Case, row: Row, buffers: Buffers) -> _Slab:
         """Pixels and validity of all that a row's windows see."""
         window, device = self.seen(case, row), self.sums
-        pad: Pad = "reflect" if any(self.judge.margin(self.size)) else "constant"
         shape = (case.inputs, *window.size)
         if device.type == "cpu":
             own = buffers.empty(shape, case.dtype)
-            held = case.read_into(own, window, pad)
+            held = self._held(case, row, case.read_into(own, window, "reflect"))
             return _Slab(window, held, own, held)
         # From memory that is pinned, the copy runs beside whatever the card does; PyTorch keeps the memory until it is done.
         pinned, stored = device.type == "cuda", torch.from_numpy(np.empty(0, case.dtype)).dtype
         waiting = torch.empty(shape, dtype=stored, pin_memory=pinned)
-        held = case.read_into(waiting.numpy(), window, pad)
+        held = self._held(case, row, case.read_into(waiting.numpy(), window, "reflect"))
         seen = torch.empty(window.size, dtype=torch.bool, pin_memory=pinned)
         seen.numpy()[...] = held
         pixels = waiting.to(device, non_blocking=True).to(exact(stored))
         return _Slab(window, held, pixels, seen.to(device, non_blocking=True))
+
+    def _held(self, case: Case, row: Row, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which pixels of a slab, of which those past the border are mirrored, hold data for the networks.
+
+        In training a network without a margin sees nothing around a small case, one with a margin its mirror image.
+        """
+        window = self.seen(case, row)
+        if not any(self.judge.own_margin):
+            for axis, (length, side) in enumerate(zip(case.shape, self.shown(case, row.tiles)[0].size, strict=True)):
+                if length < side:
+                    beyond = np.ones(window.size[axis], dtype=np.bool_)
+                    beyond[-window.start[axis] :][:length] = False
+                    held[(slice(None),) * axis + (beyond,)] = False
+        return held
 
     def _judged_part(self, case: Case, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:
         """Weighted probabilities, where they are joined, and validity of some of a row's windows."""
