@@ -1,5 +1,6 @@
 """A trained run as evaluate and predict open it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from torch import nn
 
 from tests.commands.conftest import Run
 from tests.testers.composing import composed
+from voxtile.cases.windowing import Windowing
 from voxtile.commands.trained import Trained
 from voxtile.errors import ConfigError
 from voxtile.inference.field import reach_of
@@ -23,7 +25,14 @@ def test_runs_that_predict_together_see_as_far_as_the_one_that_sees_farthest(sce
     assert own < 60
     config = settings(scene_run, "halo=field")
     assert trained.predictor(config).procedure.halo == own
-    assert trained.predictor(config, [trained.network, wide]).procedure.halo >= 60
+    assert trained.predictor(config, [trained, replace(trained, network=wide)]).procedure.halo >= 60
+
+
+def test_of_runs_that_predict_together_the_largest_training_window_counts(scene_run: Run) -> None:
+    trained = Trained.open(str(scene_run.home), "best", [])
+    larger = replace(trained, built=replace(trained.built, windowing=Windowing((8, 40))))
+    for members in ([trained, larger], [larger, trained]):
+        assert members[0].predictor(settings(scene_run), members).trained_on == (1, 16, 40)
 
 
 def test_every_run_must_be_made_for_samples(scene_run: Run) -> None:
@@ -32,4 +41,4 @@ def test_every_run_must_be_made_for_samples(scene_run: Run) -> None:
 
     trained, able = Trained.open(str(scene_run.home), "best", []), Able(2, 2, 1)
     with pytest.raises(ConfigError, match="'samples=3' asks for Monte-Carlo dropout"):
-        trained.predictor(settings(scene_run, "samples=3"), [able, trained.network])
+        trained.predictor(settings(scene_run, "samples=3"), [replace(trained, network=able), trained])
