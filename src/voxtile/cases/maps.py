@@ -314,9 +314,9 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
 
 
-def _publish(making: Path, path: Path) -> None:
+def _publish(making: Path, path: Path, sync: bool = True) -> None:
     """Syncs a finished file or folder and moves it under its name, where it takes the place of an older one."""
-    for file in making.iterdir() if making.is_dir() else (making,):
+    for file in () if not sync else making.iterdir() if making.is_dir() else (making,):
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
     if making.is_dir() and path.is_dir():  # a folder can only take the place of an empty one
@@ -346,14 +346,17 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` make a file beside `path`, syncs it and moves it under its name; on failure nothing is left."""
+def atomic_write(path: Path, write: Callable[[Path], object], sync: bool = True) -> None:
+    """Lets `write` make a file beside `path`, syncs it and moves it under its name; on failure nothing is left.
+
+    Without `sync`, which is for files that can be made again and are seen to be damaged, a machine that stops may leave a half one.
+    """
     making = _beside(path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(making)
-            _publish(making, path)
+            _publish(making, path, sync)
         finally:
             _remove(making)
 
