@@ -44,7 +44,7 @@ def test_a_label_is_ignored_outside_the_case_and_outside_a_view(case, values):
 
 def test_a_value_the_configuration_does_not_know_is_named_with_its_file(case, values):
     odd = Case("a", "a", case.image, Labels(case.labels.source, {0: 0, 1: 1}))
-    with pytest.raises(DataError, match=r"l\.png holds the label values 2, 3 .*it maps 0, 1.*2: ignore"):
+    with pytest.raises(DataError, match=r"l\.png holds 2, 3 as label values, first at .*it maps 0, 1.*2: ignore"):
         odd.read_label(Window(0, 0, 0, 1, 9, 8))
     y, x = np.argwhere(values == 1)[0]
     assert odd.read_label(Window(0, y, x, 1, 1, 1)).item() == 1
@@ -80,14 +80,14 @@ def test_classes_are_those_of_a_plain_look_up(dtype, meaning):
     np.testing.assert_array_equal(label.read(Window(0, 0, 0, 1, 30, 40))[0], np.where(valid, expected, 255))
     if 99 not in meaning:
         stored[np.argwhere(valid)[5][0], np.argwhere(valid)[5][1]] = 99
-        with pytest.raises(DataError, match="holds the label values 99"):
+        with pytest.raises(DataError, match="holds 99 as label value, first at z y x"):
             label.read(Window(0, 0, 0, 1, 30, 40))
 
 
 def test_an_interpolated_label_is_told_what_it_is():
     image, label = (memory_case("a", array=np.zeros((1, 1, 2, 2), np.float32)).image for _ in range(2))
     label.array[0, 0, 0, 0] = 0.5
-    with pytest.raises(DataError, match=r"holds the label values 0.5, .* come from a label that was interpolated"):
+    with pytest.raises(DataError, match=r"holds 0.5 as label value, .* come from a label that was interpolated"):
         Case("a", "a", image, Labels(label, {0: 0, 1: 1})).read_label(Window(0, 0, 0, 1, 2, 2))
 
 

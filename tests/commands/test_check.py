@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import rasterio
@@ -80,6 +81,16 @@ def test_volumes_are_checked_on_boxes(folder: Path, voxtile: Command) -> None:
     assert voxtile("check", *words, "model.dims=3").code == 0
     assert (folder / "runs" / "check" / "tubes.png").exists()
     assert not (folder / "runs" / "check" / "tubes").exists()  # volumes lie nowhere
+
+
+def test_windows_that_are_mostly_padding_and_volumes_of_one_value_are_named(folder: Path, voxtile: Command) -> None:
+    words = volume_words(folder, window=[32, 32])
+    path = folder / "volumes" / "imagesTr" / "v1.nii.gz"
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.full(image.shape, 100, np.int16), image.affine), path)
+    said = voxtile("check", *words)
+    assert "72 % of a training window lies outside the median case, of 1x16x18 pixels" in said.text
+    assert f"channel 'channel1' holds one value only in {path}" in said.text
 
 
 def test_volumes_are_no_distance_apart(folder: Path, voxtile: Command) -> None:

@@ -116,6 +116,14 @@ def test_the_last_weights_have_scores_of_their_own(scene_run: Run, voxtile: Comm
     assert str(scene_run.home / "evaluations" / "val-last" / "cases.csv") in said.text
 
 
+def test_measures_that_an_evaluation_takes_away_are_named(copied_run: Run, voxtile: Command) -> None:
+    assert voxtile("evaluate", f"run={copied_run.home}", "objects=true").code == 0
+    said = voxtile("evaluate", f"run={copied_run.home}")
+    assert "also held objects, and this one takes its place: type objects=true, too," in said.text
+    assert "intervals rest on 1 group: so few say little" in said.text
+    assert "takes its place" not in voxtile("evaluate", f"run={copied_run.home}").text
+
+
 def test_each_look_at_test_is_recorded(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     data = scene_run.read("manifest.json")["data"]
     common = [f"run={scene_run.home}", f"paths.runs={tmp_path / 'runs'}"]
@@ -182,7 +190,7 @@ def test_training_and_validating_leave_the_labels_of_test_closed(scene_run: Run,
     assert voxtile("evaluate", f"run={home}").code == 0
     said = voxtile("evaluate", f"run={home}", "split=test", f"paths.runs={tmp_path}")
     assert said.code == 3
-    assert f"{label} holds the label values 77" in said.text
+    assert f"{label} holds 77 as label value" in said.text
     assert not (home / "evaluations" / "test-best").exists()
 
 

@@ -28,6 +28,13 @@ def test_runs_that_predict_together_see_as_far_as_the_one_that_sees_farthest(sce
     assert trained.predictor(config, [trained, replace(trained, network=wide)]).procedure.halo >= 60
 
 
+def test_a_halo_that_would_fill_the_memory_is_refused_with_the_widest(scene_run: Run) -> None:
+    trained = Trained.open(str(scene_run.home), "best", [])
+    with pytest.raises(ConfigError, match=r"'halo' is 20000 .* windows of 16x16, .* Type 'halo=2888' or less"):
+        trained.predictor(settings(scene_run, "halo=20000"))
+    assert trained.predictor(settings(scene_run, "halo=2888")).procedure.halo == 2888
+
+
 def test_of_runs_that_predict_together_the_largest_training_window_counts(scene_run: Run) -> None:
     trained = Trained.open(str(scene_run.home), "best", [])
     larger = replace(trained, built=replace(trained.built, windowing=Windowing((8, 40))))

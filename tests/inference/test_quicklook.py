@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.testers.maps import CLASSES, UTM, patches, scene_map, written
 from tests.testers.memory import memory_case
@@ -86,7 +86,17 @@ def test_a_volume_shows_its_fullest_slice(
     rng = np.random.default_rng(0)
     case = memory_case("volume", array=rng.normal(size=(1, 4, 64, 40)), unit="mm")
     found = FinishedMap(memory_case("map", array=label[None]).image, CLASSES)
+    said: list[str] = []
+    write = ImageDraw.ImageDraw.text
+
+    def text(self: ImageDraw.ImageDraw, at: tuple[float, float], words: str, **more: object) -> None:
+        said.append(words)
+        write(self, at, words, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     shown = pictured(found, case, tmp_path / "q.png", background=background)
+    assert f"{CLASSES[2]} {600 / label.size:.1%}" in said  # of all slices
+    assert f"slice {fullest} of 4, from 0; shares are of the volume" in said
     monkeypatch.setattr(quicklook, "edge_marks", lambda grid: None)
     bare = pictured(found, case, tmp_path / "bare.png", background=background)
     letters = (shown != bare).any(axis=2)

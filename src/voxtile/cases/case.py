@@ -166,14 +166,18 @@ class Labels:
             unknown = unknown if unknown is None else unknown & valid
         if unknown is not None and unknown.any():
             found = np.unique(numbers[unknown])
+            first = tuple(int(a + b) for a, b in zip(window.start, np.argwhere(unknown)[0], strict=True))
+            holds = (
+                f"holds {listed(f'{v.item():g}' for v in found)} as label value{'s' * (len(found) > 1)}, first at z y x = {first}"
+            )
             known = f"which the configuration does not know: it maps {listed(sorted(self.values))}"
             if (found != np.floor(found)).any():
                 raise DataError(
-                    f"{self.source.path} holds the label values {listed(v.item() for v in found)}, {known}. Values between classes "
+                    f"{self.source.path} {holds}, {known}. Values between classes "
                     "come from a label that was interpolated. Resample it again by nearest neighbour, or round it to classes."
                 )
             raise DataError(
-                f"{self.source.path} holds the label values {listed(v.item() for v in found)} (window {tuple(window)}), {known}. "
+                f"{self.source.path} {holds}, {known}. "
                 "Add them under 'labels:' in the data set's file, where they are not to be judged as "
                 f"'{found[0].item():g}: ignore'."
             )

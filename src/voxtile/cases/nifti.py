@@ -68,7 +68,10 @@ def _load(path: Path) -> Any:
     if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"{path} is {type(image).__name__}, not NIfTI. Expected a .nii or .nii.gz file.")
     if len(image.shape) not in (3, 4) or 0 in image.shape:
-        raise DataError(f"{path} has the shape {image.shape}. Expected a volume (x, y, z), or (x, y, z, channels).")
+        raise DataError(
+            f"{path} has the shape {image.shape}. Expected a volume (x, y, z), or (x, y, z, channels): "
+            "give a single slice a third axis of length 1, for example with nibabel."
+        )
     if image.get_data_dtype().kind not in "iuf":
         raise DataError(
             f"{path} holds values of type {image.get_data_dtype()}. Expected integers or real numbers; save colours as one channel "

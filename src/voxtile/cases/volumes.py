@@ -145,7 +145,7 @@ def on_image(label: VolumeSource, image: Source) -> VolumeSource:
     if len(label.channels) != 1:
         raise DataError(
             f"{label.path} has {len(label.channels)} channels (a 4D image, or several values per voxel); a "
-            "label is 3D, one class value per voxel."
+            "label is 3D, one class value per voxel. Write one channel, or each voxel's class index, to a file of its own."
         )
     label._notes += compare(label.canonical, image.canonical, f"The label {label.path}", f"its image {image.path}")
     return label

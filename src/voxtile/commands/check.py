@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 from voxtile.commands import compose
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from rich.console import Console
 
     from voxtile.cases.dataset import Dataset
+    from voxtile.cases.window import Size3
     from voxtile.commands.build import Parts
     from voxtile.data.datamodule import VoxtileData
     from voxtile.data.prepared import Prepared
     from voxtile.data.splits import Split
     from voxtile.training.module import SegmentationModule
 
+MOSTLY = 0.5  # least share of a training window that should lie in the median case
 PICTURED = 6  # samples on the sheet
 MOST_PIXELS = 1_000_000  # that the table of intensities is made from
 STEPS = 3
@@ -50,6 +53,7 @@ def check(config: Mapping[str, Any]) -> int:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
     remarks = look_at_files(prepared) + look_at_values(prepared) + look_at_classes(prepared)
+    remarks += look_at_window(prepared, built.windowing.box)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]
     try_a_step(out, config, built, prepared)
     if remarks:
@@ -129,7 +133,7 @@ def look_at_files(prepared: Prepared) -> list[str]:
     """What is odd about single files, and about pairs of cases."""
     from voxtile.data.leakage import distinct_values, suspicions
     from voxtile.data.survey import MOST_IMAGE_BLOCKS, blocks
-    from voxtile.errors import counted
+    from voxtile.errors import counted, listed
 
     split = prepared.split
     cases = [*split.train, *split.val]
@@ -150,6 +154,13 @@ def look_at_files(prepared: Prepared) -> list[str]:
         for case in cases
         if case.grid.unit == "mm" and (found := prepared.surveys[case.id]).valid < 1
     ]
+    for number, channel in enumerate(cases[0].channels):
+        flat = [case.image.path for case in cases if _is_flat(prepared.surveys[case.id].sample[number])]
+        if flat:
+            notes.append(
+                f"channel '{channel}' holds one value only in {listed(dict.fromkeys(flat), 8)}: there is nothing to see; where an "
+                "export went wrong, write the file anew, or leave it out with 'data.exclude=[…]'"
+            )
     kinds = sorted({str(case.dtype) for case in cases})
     if len(kinds) > 1:
         volumes = cases[0].grid.unit == "mm"
@@ -161,6 +172,26 @@ def look_at_files(prepared: Prepared) -> list[str]:
         )
     distinct = {case.id: distinct_values(prepared.surveys[case.id].sample) for case in cases}
     return sorted(set(notes)) + list(suspicions(cases, distinct))
+
+
+def _is_flat(values: NDArray[Any]) -> bool:
+    """Whether all values of a sample are one."""
+    return len(values) > 1 and bool(values.min() == values.max())
+
+
+def look_at_window(prepared: Prepared, size: Size3) -> list[str]:
+    """Training windows most of which lies outside the cases."""
+    import numpy as np
+
+    shapes = np.array([case.shape for case in prepared.split.train])
+    share = float(np.median(np.minimum(shapes, size).prod(axis=1) / np.prod(size)))
+    if share > MOSTLY:
+        return []
+    middle = ",".join(str(min(side, most)) for side, most in zip(np.median(shapes, axis=0).astype(int), size, strict=True))
+    return [
+        f"{100 * (1 - share):.0f} % of a training window lies outside the median case, of {middle.replace(',', 'x')} pixels: much "
+        "work for nothing, and few pixels to learn from; type a smaller 'data.window'"
+    ]
 
 
 def look_at_values(prepared: Prepared) -> list[str]:
@@ -279,14 +310,16 @@ def draw_samples(module: SegmentationModule, data: VoxtileData, prepared: Prepar
     """Draws the first training samples, augmented and normalised, each beside its label."""
     from voxtile.training import pictures
 
-    image, label = module.inputs(next(iter(data.train_dataloader())), augment=True)
+    batch = next(iter(data.train_dataloader()))
+    image, label = module.inputs(batch, augment=True)
     image = module.inner(image)
     neighbours = prepared.split.train[0].neighbours
     rows = []
     for index in range(min(PICTURED, len(image))):
         pixels, classes = image[index].numpy(), label[index].numpy()
+        grid = prepared.split.train[int(batch["case"][index])].grid
         pixels = pixels[neighbours :: 1 + 2 * neighbours]
         if pixels.ndim == 4:
             pixels, classes = pixels[:, pixels.shape[1] // 2], classes[classes.shape[0] // 2]
-        rows.append((f"sample {index}", pictures.pair(pixels, classes, prepared.dataset.colors)))
+        rows.append((f"sample {index}", pictures.pair(pixels, classes, prepared.dataset.colors, grid)))
     return pictures.save(pictures.sheet(rows, prepared.dataset.classes, prepared.dataset.colors), path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from voxtile.data.prepared import Prepared
     from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
+
+FEW = 10  # groups, of which bootstrap intervals are too narrow
 
 
 def main(argv: Sequence[str]) -> int:
@@ -236,6 +238,15 @@ def grid_note(cases: Sequence[Case]) -> str:
     return f"resampled to {', '.join(sizes)}"
 
 
+def _measured_before(folder: Path, notes: Collection[str]) -> list[str]:
+    """What an earlier evaluation in a folder measured, and this one does not."""
+    try:
+        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [name for name in ("surface", "lesions", "objects") if name in before and name not in notes]
+
+
 def write_scores(
     folder: Path,
     config: Mapping[str, Any],
@@ -267,7 +278,7 @@ def write_scores(
     from voxtile.cases.maps import atomic_text
     from voxtile.cases.regions import structures_of
     from voxtile.commands.tables import print_scores, print_volumes
-    from voxtile.errors import counted
+    from voxtile.errors import counted, listed
     from voxtile.training.intervals import spreads
     from voxtile.training.scores import case_rows, summarise
     from voxtile.training.volumes import summarise_volumes, volume_columns
@@ -297,6 +308,13 @@ def write_scores(
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    if lost := _measured_before(folder, notes):
+        words = listed(f"{name}=true" for name in lost)
+        out.print(
+            f"the earlier evaluation in {folder} also held {listed(lost)}, and this one takes its place: type {words}, too, to "
+            "have that again",
+            soft_wrap=True,
+        )
     atomic_text(folder / "cases.csv", text.getvalue())
     # JSON has no NaN: what is undefined is null.
     clean = {name: None if value != value else value for name, value in scores.items()}
@@ -318,6 +336,9 @@ def write_scores(
         measure.show(out, scores)
     if summary["grid"] != "stored":
         out.print(f"pixels are {summary['grid']}: scores on another grid are other scores")
+    groups = len({case.group for case in cases})
+    if groups < FEW:
+        out.print(f"intervals rest on {counted(groups, 'group')}: so few say little of how far the scores would move with others")
     for sentence in facts["waived"]:
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)

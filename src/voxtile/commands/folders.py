@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-OURS = ("evaluations", "reproductions", "studies", "test_ledger")  # beside run folders
+OURS = ("check", "evaluations", "reproductions", "studies", "test_ledger")  # beside run folders
 
 
 def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,12 @@ def main(argv: Sequence[str]) -> int:
 def make_plan(config: Mapping[str, Any]) -> int:
     """Writes an experiment for the data set that the configuration names."""
     from voxtile.cases.maps import atomic_text
+    from voxtile.cases.windowing import Windowing
     from voxtile.commands.assemble import prepare_data
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.data.planning import facts_of, plan
-    from voxtile.errors import DataError
+    from voxtile.errors import ConfigError, listed
 
     out = console()
     wanted = _checked(config["plan"])
@@ -39,27 +40,32 @@ def make_plan(config: Mapping[str, Any]) -> int:
     plain["data"] = {**plain["data"], "spacing": None, "axis": "z", "neighbours": 0, "window": [1, 1]}
     plain["data"]["symmetry"] = {**(plain["data"]["symmetry"] or {}), "rot90": False}
     built = parts(plain)
-    prepared = prepare_data(built, out)
-    cases = prepared.split.train
-    facts = facts_of(cases, [prepared.surveys[case.id] for case in cases])
-    classes = prepared.dataset.classes
-    made = plan(facts, wanted["dims"], wanted["memory"] * 1e9, lambda values: step_bytes(values, facts.channels, len(classes)))
-    name = wanted["name"] or f"{prepared.dataset.name}_{wanted['dims']}d"
+    name = wanted["name"] or f"{built.dataset.name}_{wanted['dims']}d"
     folder = Path(wanted["output"] or next(iter(compose.further_folders()), "plans")).expanduser()
     path = folder / "experiment" / f"{name}.yaml"
     if not wanted["overwrite"] and path.exists():
-        raise DataError(
+        raise ConfigError(
             f"{path} exists already, and may have been edited. Name another with 'plan.name=…', or type 'plan.overwrite=true'."
         )
+    neighbours = Windowing.of([1, 1], "z", config["data"]["neighbours"]).neighbours if wanted["dims"] == 2 else 0
+    prepared = prepare_data(built, out)
+    cases = prepared.split.train
+    facts = facts_of(cases, [prepared.surveys[case.id] for case in cases])
+    classes, inputs = prepared.dataset.classes, facts.channels * (1 + 2 * neighbours)
+    made = plan(facts, wanted["dims"], wanted["memory"] * 1e9, lambda values: step_bytes(values, inputs, len(classes)))
     if (config["data"]["symmetry"] or {}).get("rot90") and len(set(made.values["data.window"][-2:])) > 1:
         made.set("data.symmetry.rot90", False, "windows that are not square cannot be turned by 90 degrees")
+    if neighbours:
+        made.set("data.neighbours", neighbours, f"as it was set; memory is reckoned with {inputs} channels")
     for setting, value in {"data.axis": "z", "data.neighbours": 0}.items():
         if setting not in made.values and config["data"][setting.removeprefix("data.")] != value:
-            made.set(setting, value, "what the rest is planned for")
-    command = command_to_train(folder, name, made.values)
+            made.set(setting, value, "boxes have none")
+    command, left = command_to_train(folder, name, made.values)
     text = written(made, facts, classes, config["chosen"]["data"], command)
     atomic_text(path, text)
     out.print(text, soft_wrap=True)
+    if left:
+        out.print(f"left out     {listed(left)}: the plan decides these; edit them in its file", soft_wrap=True)
     out.print(f"written      {path}\nnext         {command}", soft_wrap=True)
     return 0
 
@@ -104,13 +110,26 @@ def step_bytes(values: Mapping[str, Any], channels: int, classes: int) -> int:
     return int(4 * (STEP * sum(held) * values["training.batch_size"] / 2 + 4 * weights))
 
 
-def command_to_train(folder: Path, name: str, decided: Collection[str]) -> str:
-    """What the user types to train the plan: what was typed to make it, without the command's own settings and those `decided`."""
-    words = [word for word in sys.argv[1:] if word not in ("plan", "--") and not word.startswith("plan.")]
-    words = [word for word in words if word.partition("=")[0].lstrip("+") not in decided]
+def command_to_train(folder: Path, name: str, decided: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What the user types to train the plan: what was typed to make it, without the command's own settings and those `decided`.
+
+    Returns:
+        The command, and what of the typed words is left out of it though the plan decides otherwise.
+    """
+    import yaml
+
+    typed = [word for word in sys.argv[1:] if word not in ("plan", "--") and not word.startswith("plan.")]
+    words, left = [], []
+    for word in typed:
+        setting, _, value = word.partition("=")
+        setting = setting.lstrip("+")
+        if setting not in decided:
+            words.append(word)
+        elif yaml.safe_load(value) != decided[setting]:
+            left.append(word)
     if folder.resolve() not in [each.resolve() for each in compose.further_folders()]:
         words = ["--config-dir", str(folder), *words]
-    return shlex.join(["voxtile", "train", *words, f"experiment={name}"])
+    return shlex.join(["voxtile", "train", *words, f"experiment={name}"]), left
 
 
 def written(made: Plan, facts: Facts, classes: Sequence[str], data: str, command: str) -> str:

@@ -257,7 +257,8 @@ class Work:
         if len(case.channels) != len(channels):
             raise DataError(
                 f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
-                f"{first.home.path} was trained on {len(channels)} ({', '.join(channels)}). Expected the same."
+                f"{first.home.path} was trained on {len(channels)} ({', '.join(channels)}). Expected the same: name an "
+                "image like those of the training, no map or heatmap, with all its channels."
             )
         if sorted(case.channels) == sorted(channels):
             return case.with_channels(channels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from voxtile.cases.window import Size3
 from voxtile.cases.windowing import AXES
 from voxtile.commands.build import Parts, build_network, parts, without_weights
 from voxtile.commands.crf import crf_of
@@ -26,6 +29,7 @@ from voxtile.training.weights import file_digest, load_weights
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
+MOST_SEEN = 2**25  # pixels of a window with its halo: feature maps of 16 channels then take 2 GB
 # What a manifest says of a run's data.
 DATA = ("channels", "classes", "background", "colors", "intensity", "test_fingerprint", "test_files")
 
@@ -192,6 +196,7 @@ class Trained:
                 f"'window={window}' must be {len(own)} whole numbers of pixels from 1 up, like that of the training, {own}."
             )
         size = (1, *window) if len(window) == 2 else tuple(window)
+        _check_seen(size, procedure.halo)
         depth, height, width = (max(sides) for sides in zip(*(each.built.windowing.box for each in members), strict=True))
         return Predictor(
             networks, size, config["overlap"], config["batch_size"], device(config["device"]),
@@ -217,6 +222,25 @@ class Trained:
                 f"'halo={halo}' must be a number of pixels from 0 up, or 'field' for half the network's receptive field."
             )
         return halo
+
+
+def _check_seen(size: Size3, halo: int) -> None:
+    """Refuses a halo with which a single window would take gigabytes.
+
+    Raises:
+        ConfigError: It is that wide.
+    """
+
+    def seen(halo: int) -> int:
+        return math.prod(side + 2 * halo for side in size if side > 1)
+
+    if halo and seen(halo) > MOST_SEEN:
+        fitting = bisect_left(range(halo), True, key=lambda wide: seen(wide) > MOST_SEEN) - 1
+        sides = "x".join(str(side) for side in size if side > 1)
+        raise ConfigError(
+            f"'halo' is {halo} pixels on each side of windows of {sides}, so that the network sees {seen(halo):,} at once, more "
+            f"than {MOST_SEEN:,}. Type 'halo={max(0, fitting)}' or less, or smaller windows ('window=[…]')."
+        )
 
 
 def device(name: str) -> torch.device:

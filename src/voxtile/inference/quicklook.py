@@ -29,7 +29,7 @@ def write_quicklook(
     found: FinishedMap, case: Case, path: Path, colors: Sequence[tuple[int, int, int]], channels: Sequence[str] | None = None,
     background: int | None = None,
 ) -> None:  # fmt: skip
-    """Writes a PNG of the case beside its map (above it, where it is wide), with a legend and a scale bar.
+    """Writes a PNG of the case beside its map (above it, where it is wide), with a legend, the classes' shares and a scale bar.
 
     Every n-th row and column is read, so memory does not grow with a scene. Of a volume the slice with most foreground is shown, in
     the orientation of the canonical grid, front or top upwards, with letters for the patient's sides.
@@ -48,7 +48,7 @@ def write_quicklook(
     wide = width > height
     room = MOST // 2
     step = max(1, math.ceil(max(height / (room if wide else MOST), width / (MOST if wide else room))))
-    z = _fullest(found, background)
+    z, counts = _fullest(found, background) if found.grid.shape[0] > 1 else (0, None)
     image = _stretched(*_every(case, z, step, names))
     indices = _map_rows(found, z, step)
     table = np.full((IGNORE + 1, 3), _EMPTY, dtype=np.uint8)
@@ -56,21 +56,23 @@ def write_quicklook(
     factor = max(1, 256 // max(image.shape[:2]))  # a small picture is enlarged, or its legend would not fit
     panels = [drawn(panel, case.grid, factor) for panel in (image, table[indices])]
     panels[0] = marked(panels[0], edge_marks(case.grid))
-    shares = np.bincount(indices.ravel(), minlength=IGNORE + 1) / max(1, int((indices != IGNORE).sum()))
+    if counts is None:
+        counts = np.bincount(indices.ravel(), minlength=IGNORE + 1)
+    shares = counts / max(1, int(counts[:IGNORE].sum()))
     legend = [(f"{name} {shares[index]:.1%}", colors[index]) for index, name in enumerate(found.classes)]
-    picture = _composed(panels, wide, legend, _bar(found.grid, step * image.shape[1] / panels[0].shape[1]))
+    note = f"slice {z} of {found.grid.shape[0]}, from 0; shares are of the volume" if found.grid.shape[0] > 1 else ""
+    picture = _composed(panels, wide, legend, _bar(found.grid, step * image.shape[1] / panels[0].shape[1]), note)
     atomic_write(path, lambda making: picture.save(making, format="PNG"))
 
 
-def _fullest(found: FinishedMap, background: int | None) -> int:
-    """The slice with most pixels of classes other than `background`."""
-    if found.grid.shape[0] == 1:
-        return 0
-    counts = []
+def _fullest(found: FinishedMap, background: int | None) -> tuple[int, NDArray[np.int64]]:
+    """The slice with most pixels of classes other than `background`, and how many pixels of the volume have each value [256]."""
+    filled, counts = [], np.zeros(IGNORE + 1, dtype=np.int64)
     for window in found.slabs():
         indices = found.read(window)
-        counts += ((indices != background) & (indices != IGNORE)).sum(axis=(1, 2)).tolist()
-    return int(np.argmax(counts))
+        filled += ((indices != background) & (indices != IGNORE)).sum(axis=(1, 2)).tolist()
+        counts += np.bincount(indices.ravel(), minlength=IGNORE + 1)
+    return int(np.argmax(filled)), counts
 
 
 def _every(case: Case, z: int, step: int, names: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -135,17 +137,17 @@ def _ground_width(grid: Grid) -> float:
 
 
 def _composed(
-    panels: Sequence[NDArray[np.uint8]], wide: bool, legend: Sequence[tuple[str, tuple[int, int, int]]], bar: _Bar | None
+    panels: Sequence[NDArray[np.uint8]], wide: bool, legend: Sequence[tuple[str, tuple[int, int, int]]], bar: _Bar | None, note: str
 ) -> Image.Image:
-    """Panels, and below them the legend and the scale bar."""
+    """Panels, and below them the legend, the note and the scale bar."""
     height, width = panels[0].shape[:2]
     size = (width, 2 * height + _GAP) if wide else (2 * width + _GAP, height)
     font = ImageFont.load_default(_TEXT)
     entries = [(text, color, 3 * _TEXT // 2 + int(font.getlength(text)) + _TEXT) for text, color in legend]
     rows = _rows([entry[2] for entry in entries], size[0])
     line = _TEXT + _GAP
-    bar_line = 1 if bar else 0
-    picture = Image.new("RGB", (size[0], size[1] + _GAP + line * (max(rows, default=0) + 1 + bar_line)), "white")
+    more = bool(bar) + bool(note)
+    picture = Image.new("RGB", (size[0], size[1] + _GAP + line * (max(rows, default=0) + 1 + more)), "white")
     for number, panel in enumerate(panels):
         picture.paste(Image.fromarray(panel), (0, number * (height + _GAP)) if wide else (number * (width + _GAP), 0))
     draw = ImageDraw.Draw(picture)
@@ -156,6 +158,8 @@ def _composed(
         draw.rectangle((x, y, x + _TEXT, y + _TEXT), fill=tuple(color), outline="black")
         draw.text((x + 3 * _TEXT // 2, y), text, fill="black", font=font)
         x += length
+    if note:
+        draw.text((0, picture.height - more * line), note, fill="black", font=font)
     if bar:
         y = picture.height - line
         draw.rectangle((0, y + _TEXT // 2, bar.pixels, y + _TEXT // 2 + 3), fill="black")

@@ -58,16 +58,18 @@ def row(
     return _beside([as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)], grid)
 
 
-def pair(image: NDArray[Any], label: NDArray[np.uint8], colors: Sequence[Color]) -> NDArray[np.uint8]:
-    """A sample as the network sees it, beside its label; it may be mirrored, so no letter names its sides."""
-    return _beside([as_rgb(image, np.ones(label.shape, dtype=np.bool_)), painted(label, colors)])
+def pair(
+    image: NDArray[Any], label: NDArray[np.uint8], colors: Sequence[Color], grid: Grid | None = None
+) -> NDArray[np.uint8]:  # fmt: skip
+    """A sample as the network sees it, beside its label, upright; it may be mirrored, so no letter names its sides."""
+    return _beside([as_rgb(image, np.ones(label.shape, dtype=np.bool_)), painted(label, colors)], grid, letters=False)
 
 
-def _beside(panels: Sequence[NDArray[np.uint8]], grid: Grid | None = None) -> NDArray[np.uint8]:
+def _beside(panels: Sequence[NDArray[np.uint8]], grid: Grid | None = None, letters: bool = True) -> NDArray[np.uint8]:
     """Panels side by side, enlarged by a whole factor to about 200 pixels' height, the first one with its marks."""
     factor = max(1, round(200 / panels[0].shape[0]))
     large = [drawn(panel, grid, factor) for panel in panels]
-    large[0] = marked(large[0], edge_marks(grid) if grid else None)
+    large[0] = marked(large[0], edge_marks(grid) if grid and letters else None)
     gap = np.full((large[0].shape[0], 4, 3), 255, dtype=np.uint8)
     return np.concatenate([part for panel in large for part in (panel, gap)][:-1], axis=1)
 
