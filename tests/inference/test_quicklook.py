@@ -96,7 +96,7 @@ def test_a_volume_shows_its_fullest_slice(
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     shown = pictured(found, case, tmp_path / "q.png", background=background)
     assert f"{CLASSES[2]} {600 / label.size:.1%}" in said  # of all slices
-    assert f"slice {fullest} of 4, from 0; shares are of the volume" in said
+    assert f"slice {fullest} of 4, shares of all" in said
     monkeypatch.setattr(quicklook, "edge_marks", lambda grid: None)
     bare = pictured(found, case, tmp_path / "bare.png", background=background)
     letters = (shown != bare).any(axis=2)

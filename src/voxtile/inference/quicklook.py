@@ -60,7 +60,7 @@ def write_quicklook(
         counts = np.bincount(indices.ravel(), minlength=IGNORE + 1)
     shares = counts / max(1, int(counts[:IGNORE].sum()))
     legend = [(f"{name} {shares[index]:.1%}", colors[index]) for index, name in enumerate(found.classes)]
-    note = f"slice {z} of {found.grid.shape[0]}, from 0; shares are of the volume" if found.grid.shape[0] > 1 else ""
+    note = f"slice {z} of {found.grid.shape[0]}, shares of all" if found.grid.shape[0] > 1 else ""
     picture = _composed(panels, wide, legend, _bar(found.grid, step * image.shape[1] / panels[0].shape[1]), note)
     atomic_write(path, lambda making: picture.save(making, format="PNG"))
 
