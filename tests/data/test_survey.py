@@ -238,7 +238,7 @@ def test_without_the_label_its_file_is_never_read(folder):
 
 def test_an_unknown_label_value_stops_the_survey(folder, image, label):
     label[3, 3] = 77
-    with pytest.raises(DataError, match="label values 77"):
+    with pytest.raises(DataError, match="77 as label value"):
         survey(open_case(rewritten(folder, image, label)), CLASSES)
 
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from voxtile.cases.compiled import compiled
 
+AHEAD = 8  # rows
+LINE = 64  # bytes that the processor fetches at once
+
 
 def _memcpy(context: Any, target: Any, source: Any, count: Any) -> tuple[Any, Callable[..., Any]]:
     """The type of a copy of `count` bytes from one address to another, and what writes its machine code."""
@@ -25,7 +28,21 @@ def _memcpy(context: Any, target: Any, source: Any, count: Any) -> tuple[Any, Ca
     return types.void(types.int64, types.int64, types.int64), generate
 
 
+def _prefetch(context: Any, address: Any) -> tuple[Any, Callable[..., Any]]:
+    """The type of a hint that what lies at an address is about to be read, and what writes its machine code."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, number, library = ir.IntType(8).as_pointer(), ir.IntType(32), cast(Any, cgutils)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        hint = library.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(hint, [builder.inttoptr(arguments[0], pointer), number(0), number(3), number(1)])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 _copy: Any = intrinsic(_memcpy)
+_hint: Any = intrinsic(_prefetch)
 
 
 @compiled
@@ -50,4 +67,8 @@ def move(windows: NDArray[Any], cells: NDArray[Any]) -> None:
                 for p in range(planes):
                     for y in range(first, last):
                         to, at = target + p * plane + (y - top) * line, source + p * its_plane + (y - row * rows) * its_line
+                        # Rows lie too far apart for the processor to guess the next ones.
+                        if y + AHEAD < last:
+                            for place in range(at + AHEAD * its_line, at + AHEAD * its_line + (stop - start) * item, LINE):
+                                _hint(place)
                         _copy(to, at, (stop - start) * item)

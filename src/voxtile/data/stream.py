@@ -27,6 +27,7 @@ from voxtile.errors import DataError, counted, listed, typed
 # Part of a run's identity: raise it when the same (seed, i) gives another sample, or validation shows a case otherwise.
 STREAM_VERSION = 2
 AHEAD = 256  # samples that are drawn at once
+TOGETHER = 4  # samples that are copied at once: more leave the processor's cache
 TRIES = 10  # draws of a window with too little data, after which the best of them is taken
 
 
@@ -151,15 +152,16 @@ class SampleStream:
         return next(self.samples([index]))
 
     def samples(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Reads samples `indices`, all of them together.
+        """Reads samples `indices`, several together.
 
         Returns:
             image [C, d, h, w] in the case's data type, valid [d, h, w], label uint8 [d, h, w] (255 where not valid), low, high,
             mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
         """
-        for spec, pixels, augmentation in self._read_all(indices):
-            numbers = {name: rows[spec.case] for name, rows in self._numbers.items()}
-            yield pixels | {"index": spec.index, "case": spec.case, **numbers, "augment": augmentation}
+        for first in range(0, len(indices), TOGETHER):
+            for spec, pixels, augmentation in self._read_all(indices[first : first + TOGETHER]):
+                numbers = {name: rows[spec.case] for name, rows in self._numbers.items()}
+                yield pixels | {"index": spec.index, "case": spec.case, **numbers, "augment": augmentation}
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Samples `indices`, stacked: each is read straight into its place."""
