@@ -84,10 +84,19 @@ def test_classes_are_those_of_a_plain_look_up(dtype, meaning):
             label.read(Window(0, 0, 0, 1, 30, 40))
 
 
-def test_an_interpolated_label_is_told_what_it_is():
+@pytest.mark.parametrize("value", [0.5, 1.0000004])
+def test_an_interpolated_label_is_told_what_it_is(value):
     image, label = (memory_case("a", array=np.zeros((1, 1, 2, 2), np.float32)).image for _ in range(2))
-    label.array[0, 0, 0, 0] = 0.5
-    with pytest.raises(DataError, match=r"holds 0.5 as label value, .* come from a label that was interpolated"):
+    label.array[0, 0, 0, 1] = value
+    named = np.float32(value).item()
+    with pytest.raises(DataError, match=rf"holds {named} as label value, first at z y x = \(0, 0, 1\), .* that was interpolated"):
+        Case("a", "a", image, Labels(label, {0: 0, 1: 1})).read_label(Window(0, 0, 0, 1, 2, 2))
+
+
+def test_a_large_label_value_is_named_whole():
+    image, label = (memory_case("a", array=np.zeros((1, 1, 2, 2), np.int32)).image for _ in range(2))
+    label.array[0, 0, 0, 1] = 1234567
+    with pytest.raises(DataError, match=r"holds 1234567 as label value, .*'1234567: ignore'"):
         Case("a", "a", image, Labels(label, {0: 0, 1: 1})).read_label(Window(0, 0, 0, 1, 2, 2))
 
 

@@ -89,8 +89,8 @@ def test_windows_that_are_mostly_padding_and_volumes_of_one_value_are_named(fold
     image = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image(np.full(image.shape, 100, np.int16), image.affine), path)
     said = voxtile("check", *words)
-    assert "72 % of a training window lies outside the median case, of 1x16x18 pixels" in said.text
-    assert f"channel 'channel1' holds one value only in {path}" in said.text
+    assert "72 % of a training window lies outside the median case, of 5x16x18 (D, H, W) pixels" in said.text
+    assert "all values of channel 'channel1' that were looked at are one in 1 case: v1;" in said.text
 
 
 def test_volumes_are_no_distance_apart(folder: Path, voxtile: Command) -> None:

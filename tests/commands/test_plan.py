@@ -42,7 +42,8 @@ def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtil
 
 def test_a_plan_keeps_what_was_typed_and_turns_no_window_that_is_not_square(tmp_path: Path, voxtile: Command) -> None:
     words = [word for word in volume_words(tmp_path, symmetry={"flips": ["x"], "rot90": True}) if not word.startswith("model.")]
-    said = voxtile("plan", *words, "data.limit=2", "data.neighbours=1", "model.width=0.75", f"plan.output={tmp_path / 'plans'}",
+    said = voxtile("plan", *words, "data.limit=2", "data.neighbours=1", "model.width=0.75", "model=segnet",
+                   f"plan.output={tmp_path / 'plans'}",
                    "plan.name=mine", "plan.memory=0.2")  # fmt: skip
     assert said.code == 0, said.text
     text = (tmp_path / "plans" / "experiment" / "mine.yaml").read_text()
@@ -56,7 +57,7 @@ def test_a_plan_keeps_what_was_typed_and_turns_no_window_that_is_not_square(tmp_
     assert "plan." not in text.splitlines()[1]
     assert settings["data"]["neighbours"] == 1
     assert "neighbours" not in text.splitlines()[1]
-    assert "left out model.width=0.75: the plan decides" in said.text
+    assert "left out model.width=0.75, model=segnet: the plan decides" in said.text
     assert text.splitlines()[1].removeprefix("# ") in said.out
     train = [word for word in said.out.splitlines()[-1].split() if word][3:]
     assert voxtile("train", *train, *FEW).code == 0

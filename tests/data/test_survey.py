@@ -274,7 +274,8 @@ def test_surveys_come_by_id_whichever_thread_is_first(folder, tmp_path, label):
     assert all(found[f"s{n}"].counts[n % CLASSES] == 64 and found[f"s{n}"].sample[0, 0] == n + 1 for n in range(12))
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"garbage" + data[7:]])
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"garbage" + data[7:],
+                                    lambda data: data[:-1] + bytes([data[-1] ^ 1])])  # fmt: skip
 def test_a_damaged_cache_file_is_made_anew(folder, tmp_path, made, damage):
     first = survey_all([open_case(folder)], CLASSES, tmp_path / "cache")
     (kept,) = (tmp_path / "cache" / "surveys").iterdir()

@@ -166,10 +166,10 @@ class Labels:
             unknown = unknown if unknown is None else unknown & valid
         if unknown is not None and unknown.any():
             found = np.unique(numbers[unknown])
-            first = tuple(int(a + b) for a, b in zip(window.start, np.argwhere(unknown)[0], strict=True))
-            holds = (
-                f"holds {listed(f'{v.item():g}' for v in found)} as label value{'s' * (len(found) > 1)}, first at z y x = {first}"
-            )
+            place = np.unravel_index(int(unknown.argmax()), unknown.shape)
+            first = tuple(int(a + b) for a, b in zip(window.start, place, strict=True))
+            values = [int(value) if value == np.floor(value) else value.item() for value in found]
+            holds = f"holds {listed(values)} as label value{'s' * (len(found) > 1)}, first at z y x = {first}"
             known = f"which the configuration does not know: it maps {listed(sorted(self.values))}"
             if (found != np.floor(found)).any():
                 raise DataError(
@@ -179,7 +179,7 @@ class Labels:
             raise DataError(
                 f"{self.source.path} {holds}, {known}. "
                 "Add them under 'labels:' in the data set's file, where they are not to be judged as "
-                f"'{found[0].item():g}: ignore'."
+                f"'{values[0]}: ignore'."
             )
 
 

@@ -315,10 +315,11 @@ def _beside(path: Path) -> Path:
 
 
 def _publish(making: Path, path: Path, sync: bool = True) -> None:
-    """Syncs a finished file or folder and moves it under its name, where it takes the place of an older one."""
-    for file in () if not sync else making.iterdir() if making.is_dir() else (making,):
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
+    """Moves a finished file or folder, synced if asked for, under its name, where it takes the place of an older one."""
+    if sync:
+        for file in making.iterdir() if making.is_dir() else (making,):
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
     if making.is_dir() and path.is_dir():  # a folder can only take the place of an empty one
         old = _beside(path.with_name(f"old.{path.name}"))
         path.replace(old)

@@ -49,7 +49,7 @@ class Windowing:
         if len(size) == 3 and (axis != "z" or neighbours):
             raise ConfigError(
                 f"'data.window={size}' asks for boxes, and 'data.axis={axis}' and 'data.neighbours={neighbours}' are about slices. "
-                "Give the window two sides, or leave the others out."
+                "Give the window two sides, or type 'data.axis=z data.neighbours=0'."
             )
         return cls(tuple(size), axis, neighbours)
 

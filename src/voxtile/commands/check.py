@@ -155,11 +155,11 @@ def look_at_files(prepared: Prepared) -> list[str]:
         if case.grid.unit == "mm" and (found := prepared.surveys[case.id]).valid < 1
     ]
     for number, channel in enumerate(cases[0].channels):
-        flat = [case.image.path for case in cases if _is_flat(prepared.surveys[case.id].sample[number])]
+        flat = [case.id for case in cases if case.region is None and _is_flat(prepared.surveys[case.id].sample[number])]
         if flat:
             notes.append(
-                f"channel '{channel}' holds one value only in {listed(dict.fromkeys(flat), 8)}: there is nothing to see; where an "
-                "export went wrong, write the file anew, or leave it out with 'data.exclude=[…]'"
+                f"all values of channel '{channel}' that were looked at are one in {counted(len(flat), 'case')}: {listed(flat)}; "
+                "where an export went wrong, make the file anew, or leave the case out with 'data.exclude=[…]'"
             )
     kinds = sorted({str(case.dtype) for case in cases})
     if len(kinds) > 1:
@@ -187,10 +187,10 @@ def look_at_window(prepared: Prepared, size: Size3) -> list[str]:
     share = float(np.median(np.minimum(shapes, size).prod(axis=1) / np.prod(size)))
     if share > MOSTLY:
         return []
-    middle = ",".join(str(min(side, most)) for side, most in zip(np.median(shapes, axis=0).astype(int), size, strict=True))
+    middle = "x".join(str(round(side)) for side in np.median(shapes, axis=0))
     return [
-        f"{100 * (1 - share):.0f} % of a training window lies outside the median case, of {middle.replace(',', 'x')} pixels: much "
-        "work for nothing, and few pixels to learn from; type a smaller 'data.window'"
+        f"{100 * (1 - share):.0f} % of a training window lies outside the median case, of {middle} (D, H, W) pixels: much work for "
+        "nothing, and few pixels to learn from; type a smaller 'data.window'"
     ]
 
 

@@ -119,13 +119,15 @@ def command_to_train(folder: Path, name: str, decided: Mapping[str, Any]) -> tup
     import yaml
 
     typed = [word for word in sys.argv[1:] if word not in ("plan", "--") and not word.startswith("plan.")]
+    known = {**decided, "model": "unet", "experiment": None}
     words, left = [], []
     for word in typed:
         setting, _, value = word.partition("=")
         setting = setting.lstrip("+")
-        if setting not in decided:
+        within = "." in setting and any(key.startswith(f"{setting}.") for key in known)  # what is typed for a whole mapping
+        if setting not in known and not within:
             words.append(word)
-        elif yaml.safe_load(value) != decided[setting]:
+        elif within or yaml.safe_load(value) != known[setting]:
             left.append(word)
     if folder.resolve() not in [each.resolve() for each in compose.further_folders()]:
         words = ["--config-dir", str(folder), *words]

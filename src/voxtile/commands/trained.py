@@ -13,7 +13,6 @@ import torch
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from voxtile.cases.window import Size3
 from voxtile.cases.windowing import AXES
 from voxtile.commands.build import Parts, build_network, parts, without_weights
 from voxtile.commands.crf import crf_of
@@ -196,7 +195,7 @@ class Trained:
                 f"'window={window}' must be {len(own)} whole numbers of pixels from 1 up, like that of the training, {own}."
             )
         size = (1, *window) if len(window) == 2 else tuple(window)
-        _check_seen(size, procedure.halo)
+        _check_seen(window, procedure.halo)
         depth, height, width = (max(sides) for sides in zip(*(each.built.windowing.box for each in members), strict=True))
         return Predictor(
             networks, size, config["overlap"], config["batch_size"], device(config["device"]),
@@ -224,7 +223,7 @@ class Trained:
         return halo
 
 
-def _check_seen(size: Size3, halo: int) -> None:
+def _check_seen(window: Sequence[int], halo: int) -> None:
     """Refuses a halo with which a single window would take gigabytes.
 
     Raises:
@@ -232,11 +231,11 @@ def _check_seen(size: Size3, halo: int) -> None:
     """
 
     def seen(halo: int) -> int:
-        return math.prod(side + 2 * halo for side in size if side > 1)
+        return math.prod(side + 2 * halo for side in window)
 
     if halo and seen(halo) > MOST_SEEN:
         fitting = bisect_left(range(halo), True, key=lambda wide: seen(wide) > MOST_SEEN) - 1
-        sides = "x".join(str(side) for side in size if side > 1)
+        sides = "x".join(map(str, window))
         raise ConfigError(
             f"'halo' is {halo} pixels on each side of windows of {sides}, so that the network sees {seen(halo):,} at once, more "
             f"than {MOST_SEEN:,}. Type 'halo={max(0, fitting)}' or less, or smaller windows ('window=[…]')."

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ BLOCK = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
 MOST_LOCATIONS = 4096  # per class; more of large cases, see `most_locations`
 PIXELS_PER_LOCATION = 64 * 64
+CHECK = 4  # bytes of the checksum before a kept survey
 MOST_PIXELS = 200_000  # in the intensity sample
 
 
@@ -229,11 +231,15 @@ def _save(found: Survey, path: Path) -> None:
     facts = (found.image_digest, found.label_digest, str(found.pixels), repr(found.valid))
     arrays["facts"] = np.frombuffer(" ".join(facts).encode(), dtype=np.uint8)
     content = save(arrays)
-    atomic_write(path, lambda making: making.write_bytes(content), sync=False)
+    checked = zlib.crc32(content).to_bytes(CHECK, "little") + content
+    atomic_write(path, lambda making: making.write_bytes(checked), sync=False)
 
 
 def _load(path: Path) -> Survey:
-    stored = load(path.read_bytes())
+    written = path.read_bytes()
+    if int.from_bytes(written[:CHECK], "little") != zlib.crc32(written[CHECK:]):
+        raise ValueError(f"{path} is damaged")
+    stored = load(written[CHECK:])
     image, label, pixels, valid = stored["facts"].tobytes().decode().split(" ")
     places = tuple(stored[f"locations_{i}"] for i in range(len(stored["counts"])))
     return Survey(image, label, stored["counts"], int(pixels), float(valid), places, stored["sample"])
@@ -260,7 +266,7 @@ def survey_all(
     """
 
     def one(case: Case) -> Survey:
-        path = folder / "surveys" / f"{_key(case, num_classes, label)}.safetensors"
+        path = folder / "surveys" / f"{_key(case, num_classes, label)}.survey"
         try:
             found = _load(path)
         except (OSError, ValueError, KeyError, SafetensorError):  # not there, or damaged

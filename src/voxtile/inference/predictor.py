@@ -246,7 +246,7 @@ class Predictor:
         """Most windows of a row in one forward pass."""
         if self.batch_size:
             return self.batch_size
-        window = self.shown(case, row.tiles)[0]
+        window = self.shown(case, row.tiles[:1])[0]
         pixels = window.grown(self.judge.margin(window.size)).pixels
         return int(max(1, 2 ** (16 if self.judge.device.type == "cpu" else 21) // pixels))
 
@@ -287,11 +287,12 @@ class Predictor:
     def _held(self, case: Case, row: Row, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which pixels of a slab, of which those past the border are mirrored, hold data for the networks.
 
-        In training a network without a margin sees nothing around a small case, one with a margin its mirror image.
+        In training a network without a margin sees nothing around a small case, one with a margin its mirror image;
+        where both judge together, what has a margin decides.
         """
         window = self.seen(case, row)
         if not any(self.judge.own_margin):
-            for axis, (length, side) in enumerate(zip(case.shape, self.shown(case, row.tiles)[0].size, strict=True)):
+            for axis, (length, side) in enumerate(zip(case.shape, self.shown(case, row.tiles[:1])[0].size, strict=True)):
                 if length < side:
                     beyond = np.ones(window.size[axis], dtype=np.bool_)
                     beyond[-window.start[axis] :][:length] = False
