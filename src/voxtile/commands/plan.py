@@ -31,7 +31,7 @@ def make_plan(config: Mapping[str, Any]) -> int:
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.data.planning import facts_of, plan
-    from voxtile.errors import ConfigError, listed
+    from voxtile.errors import ConfigError, counted, listed
 
     out = console()
     wanted = _checked(config["plan"])
@@ -55,8 +55,8 @@ def make_plan(config: Mapping[str, Any]) -> int:
     made = plan(facts, wanted["dims"], wanted["memory"] * 1e9, lambda values: step_bytes(values, inputs, len(classes)))
     if (config["data"]["symmetry"] or {}).get("rot90") and len(set(made.values["data.window"][-2:])) > 1:
         made.set("data.symmetry.rot90", False, "windows that are not square cannot be turned by 90 degrees")
-    if neighbours:
-        made.set("data.neighbours", neighbours, f"as it was set; memory is reckoned with {inputs} channels")
+    if wanted["dims"] == 2:
+        made.set("data.neighbours", neighbours, f"as it was set; memory is reckoned with {counted(inputs, 'channel')}")
     for setting, value in {"data.axis": "z", "data.neighbours": 0}.items():
         if setting not in made.values and config["data"][setting.removeprefix("data.")] != value:
             made.set(setting, value, "boxes have none")
