@@ -93,6 +93,13 @@ def test_an_interpolated_label_is_told_what_it_is(value):
         Case("a", "a", image, Labels(label, {0: 0, 1: 1})).read_label(Window(0, 0, 0, 1, 2, 2))
 
 
+def test_an_infinite_label_value_is_named():
+    image, label = (memory_case("a", array=np.zeros((1, 1, 2, 2), np.float32)).image for _ in range(2))
+    label.array[0, 0, 0, 1] = np.inf
+    with pytest.raises(DataError, match=r"holds inf as label value, first at z y x = \(0, 0, 1\)"):
+        Case("a", "a", image, Labels(label, {0: 0, 1: 1})).read_label(Window(0, 0, 0, 1, 2, 2))
+
+
 def test_a_large_label_value_is_named_whole():
     image, label = (memory_case("a", array=np.zeros((1, 1, 2, 2), np.int32)).image for _ in range(2))
     label.array[0, 0, 0, 1] = 1234567

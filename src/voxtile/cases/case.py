@@ -168,7 +168,7 @@ class Labels:
             found = np.unique(numbers[unknown])
             place = np.unravel_index(int(unknown.argmax()), unknown.shape)
             first = tuple(int(a + b) for a, b in zip(window.start, place, strict=True))
-            values = [int(value) if value == np.floor(value) else value.item() for value in found]
+            values = [int(value) if float(value).is_integer() else value.item() for value in found]
             holds = f"holds {listed(values)} as label value{'s' * (len(found) > 1)}, first at z y x = {first}"
             known = f"which the configuration does not know: it maps {listed(sorted(self.values))}"
             if (found != np.floor(found)).any():
