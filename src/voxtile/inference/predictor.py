@@ -313,9 +313,12 @@ class Predictor:
             starts = torch.tensor([part[i].window.start for i in sent])
             probabilities = self.judge(image, seen, intensities, starts, size)
             inner = part[0].window.within(windows[0])
-            found = {i: _weighted(each[:, *inner], part[i]).to(self.sums) for i, each in zip(sent, probabilities, strict=True)}
-        nothing = torch.zeros(self.judge.classes or 0, *part[0].window.size, device=self.sums)
-        return [(found.get(number, nothing), each) for number, each in enumerate(valid)]
+            weighted = _weighted(probabilities[:, :, *inner], [part[i] for i in sent]).to(self.sums)
+            found = dict(zip(sent, weighted, strict=True))
+        if len(sent) < len(part):
+            nothing = torch.zeros(self.judge.classes or 0, *part[0].window.size, device=self.sums)
+            found = {number: found.get(number, nothing) for number in range(len(part))}
+        return [(found[number], each) for number, each in enumerate(valid)]
 
 
 def _stacked(parts: Sequence[Any]) -> Tensor:
@@ -330,12 +333,13 @@ def _alone(tile: Tile) -> bool:
     return all(bool((axis == 1).all()) for axis in tile.weights)
 
 
-def _weighted(probabilities: Tensor, tile: Tile) -> Tensor:
-    """A window's probabilities [K, d, h, w] times its share in each pixel, in place."""
-    if _alone(tile):
+def _weighted(probabilities: Tensor, tiles: Sequence[Tile]) -> Tensor:
+    """Windows' probabilities [B, K, d, h, w] times their shares in each pixel, in place."""
+    if all(map(_alone, tiles)):
         return probabilities
-    z, y, x = (torch.from_numpy(axis).to(probabilities.device, non_blocking=True) for axis in tile.weights)
-    return probabilities.mul_(z[:, None, None] * (y[:, None] * x))
+    axes = (np.stack(axis) for axis in zip(*(tile.weights for tile in tiles), strict=True))
+    z, y, x = (torch.from_numpy(axis).to(probabilities.device, non_blocking=True) for axis in axes)
+    return probabilities.mul_(z[:, None, :, None, None] * (y[:, None, None, :, None] * x[:, None, None, None]))
 
 
 def _rest(row: Row, total: Tensor, valid: NDArray[np.bool_]) -> _Rest:

@@ -121,10 +121,10 @@ def mirrored_mean(softmax: Softmax, images: Tensor, axes: Sequence[str]) -> Tens
         images: windows.
         axes: of "z", "y" and "x".
     """
-    total = torch.zeros((), device=images.device)
+    total = softmax(images)
     for kept in itertools.product((False, True), repeat=len(axes)):
-        flips = [-1 - "xyz".index(axis) for axis, mirrored in zip(axes, kept, strict=True) if mirrored]
-        total = total + (softmax(images.flip(flips)).flip(flips) if flips else softmax(images))
+        if flips := [-1 - "xyz".index(axis) for axis, mirrored in zip(axes, kept, strict=True) if mirrored]:
+            total = total + softmax(images.flip(flips)).flip(flips)
     return total / 2 ** len(axes) if axes else total
 
 
