@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from voxtile.errors import ConfigError, DataError, did_you_mean, listed
 
 MOST_VALUES = 512  # kept of a case's distinct grey values
 LEAST_VALUES = 16  # fewer tell nothing
+ROWS = 512  # cases that are compared with all others at once
 ALIKE = 0.5  # share of grey values in common that is suspicious; parts of one scan measured 0.81 to 1, others below 0.01
 TOGETHER = "Give what belongs together one group, with 'data.group.pattern=…', 'data.group.expression=…' or 'data.group.csv=…'."
 Pairs = Iterable[tuple[int, int]]
@@ -174,30 +175,41 @@ def alike_pairs(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> 
     places, values = zip(*kept, strict=True)
     names = [cases[place].group for place in places]
     groups, group = np.unique(names, return_inverse=True)
-    contained = _containment(values)
-    shared = (contained >= ALIKE) & (group[:, None] != group[None])
-    of_group = csr_array((np.ones(len(group)), (np.arange(len(group)), group)))
-    partners = ((shared.astype(np.float64) @ of_group) > 0).sum(axis=1)  # other groups that each case shares most values with
     most = min(max(1, len(groups) // 4), len(groups) - 2)
-    shared &= (partners <= most)[:, None] & (partners <= most)[None]
-    return [(places[i], places[j], float(contained[i, j])) for i, j in np.argwhere(np.triu(shared))]
+    found: list[tuple[int, int, float]] = []
+    few = np.zeros(len(values), dtype=np.bool_)  # whether so few groups share most of a case's values that the scale is its own
+    for first, contained in _containment(values):
+        shared = (contained >= ALIKE) & (group[first : first + len(contained), None] != group[None])
+        for i, row in enumerate(shared, first):
+            few[i] = len(np.unique(group[row])) <= most
+            if few[i]:
+                found += [(i, int(j), float(contained[i - first, j])) for j in np.flatnonzero(row[i:]) + i]
+    return [(places[i], places[j], share) for i, j, share in found if few[j]]
 
 
-def _containment(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Of the values of the case that has fewer, the share that the other has too [n, n].
+def _containment(values: Sequence[NDArray[np.float64]]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Of the values of the case that has fewer, the share that the other has too: a first case, and rows from it on [., n].
 
     A full set of values is all of a case's below its highest hash, so two are compared below the lower of theirs.
     """
     hashes = [np.sort(_hashes(part)) for part in values]
     whole = np.iinfo(np.uint64).max
     highest = np.array([part[-1] if len(part) == MOST_VALUES else whole for part in hashes], dtype=np.uint64)
-    comparable = np.array([np.searchsorted(part, highest, side="right") for part in hashes])  # [n, n]: of i, below j's highest
-    everything, column = np.unique(np.concatenate(hashes), return_inverse=True)
+    everything, column, held = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
     row = np.repeat(np.arange(len(hashes)), [len(part) for part in hashes])
-    holds = csr_array((np.ones(len(row)), (row, column)), shape=(len(hashes), len(everything)))
-    fewer = np.minimum(comparable, comparable.T)
-    shared = (holds @ holds.T).toarray() / np.maximum(fewer, 1)
-    return np.where(fewer >= LEAST_VALUES, shared, 0.0)
+    holds = csr_array((np.ones(len(row), dtype=np.float32), (row, column)), shape=(len(hashes), len(everything)))
+    # Values of a common scale, which many cases hold, are counted as whole matrices: sparse ones would take a minute for some
+    # thousands of cases.
+    common = held * 16 > len(hashes)
+    often, seldom = holds[:, common].toarray(), holds[:, ~common]
+    for first in range(0, len(hashes), ROWS):
+        part = slice(first, first + ROWS)
+        # How many values of each are comparable: those of a row's case below the other's highest, and the other way round.
+        below = np.array([np.searchsorted(hashes[i], highest, side="right") for i in range(len(hashes))[part]])
+        above = np.array([np.searchsorted(each, highest[part], side="right") for each in hashes]).T
+        fewer = np.minimum(below, above)
+        together = often[part] @ often.T + (seldom[part] @ seldom.T).toarray()
+        yield first, np.where(fewer >= LEAST_VALUES, together / np.maximum(fewer, 1), 0.0)
 
 
 def _hashes(values: NDArray[np.float64]) -> NDArray[np.uint64]:
