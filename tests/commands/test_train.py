@@ -26,14 +26,17 @@ from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
 from voxtile.commands.loggers import finish
 from voxtile.commands.tables import sweep_name
+from voxtile.commands.train import changed_since
 from voxtile.data.batches import collate
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper
+from voxtile.studies.manifest import Devices, trusted
 from voxtile.training.border_weights import border_weights
 from voxtile.training.fit import StopRequest
 from voxtile.training.module import SegmentationModule
 from voxtile.training.pictures import HEADER
+from voxtile.training.run_folder import RunFolder
 
 SCHEMA = jsonschema.Draft202012Validator(
     json.loads((Path(__file__).parents[2] / "docs" / "manifest.schema.json").read_text()),
@@ -474,6 +477,19 @@ def test_a_run_begun_on_a_gpu_does_not_go_on_here_unless_told_to(half_run: Run, 
     assert "device was cuda, is cpu" in said.text
 
 
+def test_an_interrupted_run_does_not_go_on_with_another_version_of_a_trusted_module(half_run: Run, voxtile: Command) -> None:
+    found = half_run.read("manifest.json")
+    assert "trusted" not in found["code"]
+    found["code"]["trusted"] = trusted(["json.decoder"])
+    (half_run.home / "manifest.json").write_text(json.dumps(found))
+    assert changed_since(RunFolder(half_run.home), Devices("cpu", 1, torch.get_num_threads())) == ""
+    found["code"]["trusted"] = {"json": "0" * 64}
+    (half_run.home / "manifest.json").write_text(json.dumps(found))
+    said = voxtile("train", *half_run.words)
+    assert said.code == 4
+    assert "the trusted module 'json' has changed" in said.text
+
+
 def test_where_nothing_was_saved_there_is_nothing_to_continue(half_run: Run, voxtile: Command) -> None:
     (half_run.home / "resume.pt").unlink()
     manifest = half_run.home / "manifest.json"
@@ -490,6 +506,10 @@ def test_what_was_trusted_stands_in_the_commands_to_come(words: list[str], tmp_p
     assert said.code == 0
     line = next(line for line in said.out.splitlines() if line.strip().startswith("voxtile predict"))
     assert line.endswith("output=predictions 'trust=[my.nets]'")
+    (home,) = homes(tmp_path / "my runs")
+    made = json.loads((home / "manifest.json").read_text())
+    SCHEMA.validate(made)
+    assert made["code"]["trusted"] == {"my": None}  # there is none
     typed = shlex.split(line)
     assert voxtile(*typed[1:-2], f"output={tmp_path / 'out'}").code == 0
 

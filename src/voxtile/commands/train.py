@@ -233,7 +233,7 @@ def _train(
     from voxtile.training.weights import load_resume
 
     steps = module.settings.steps
-    facts = manifest(command_line(), prepared, devices)
+    facts = manifest(command_line(), prepared, devices, config["trust"])
     facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
     facts["parent"] = None if parent is None else {"run": str(parent.home.path.absolute()), "weights": parent.digest}
     if home.resume.exists() and (home.path / "manifest.json").exists():

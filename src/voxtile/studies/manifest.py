@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,8 +51,8 @@ class Devices:
     strategy: str = ""
 
 
-def manifest(command: str, prepared: Prepared, devices: Devices) -> dict[str, Any]:
-    """Command, code, versions, hardware and data of a run that starts now on these devices."""
+def manifest(command: str, prepared: Prepared, devices: Devices, trust: Sequence[str] = ()) -> dict[str, Any]:
+    """Command, code, versions, hardware and data of a run that starts now on these devices; `trust` as for `trusted`."""
     from voxtile.data.distances import split_distances
 
     split = prepared.split
@@ -59,7 +60,7 @@ def manifest(command: str, prepared: Prepared, devices: Devices) -> dict[str, An
         "version": VERSION,
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code": code(),
+        "code": code() | ({"trusted": trusted(trust)} if trust else {}),
         "versions": versions(),
         "hardware": hardware(devices),
         "data": {
@@ -216,6 +217,25 @@ def sources(package: Path) -> str:
     return found.hexdigest()
 
 
+def trusted(modules: Sequence[str]) -> dict[str, str | None]:
+    """Digests of modules that the user trusts, each with the package that it is in, by name."""
+    return {name: sources_of(name) for name in sorted({module.partition(".")[0] for module in modules})}
+
+
+def sources_of(name: str) -> str | None:
+    """As `sources`, of a module or package by the name under which it is imported, without importing it; None of one not there."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    found = hashlib.sha256()
+    for folder in (spec and spec.submodule_search_locations) or ():
+        found.update(sources(Path(folder)).encode())
+    if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+        found.update(Path(spec.origin).read_bytes())
+    return found.hexdigest() if spec is not None else None
+
+
 def _git(root: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True)
     return done.stdout.decode(errors="surrogateescape")
@@ -227,6 +247,9 @@ def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
     old = segment(old)  # the latest start is what would be continued
     if old["code"].get("sources") != code().get("sources"):
         found.append("the code has changed")
+    for name, digest in old["code"].get("trusted", {}).items():  # a manifest from elsewhere: only a package's name is looked up
+        if sources_of(name.partition(".")[0]) != digest:
+            found.append(f"the trusted module '{name}' has changed")
     found += [
         f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value
     ]

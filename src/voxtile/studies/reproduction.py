@@ -102,6 +102,8 @@ def _causes(first: RunFolder, second: RunFolder) -> str:
     found = []
     for mine in (manifest, *manifest.get("segments", [])):
         found += ["the code"] if mine["code"].get("sources") != its["code"].get("sources") else []
+        trusted, others = mine["code"].get("trusted", {}), its["code"].get("trusted", {})
+        found += [f"the trusted module '{name}'" for name in trusted if name in others and trusted[name] != others[name]]
         for part in ("versions", "hardware"):
             names = sorted({*mine[part], *its[part]})
             found += [
