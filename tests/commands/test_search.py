@@ -155,6 +155,23 @@ def test_a_grid_is_gone_through_once(words: list[str], tmp_path: Path, voxtile: 
     assert len({tuple(each) for each in asked}) == len(asked) == 6
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_of_few_combinations_each_is_tried_once(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable, sampler: str
+) -> None:
+    asked = pretended(lambda given: {"dice": 0.1})
+    space = ["model.depth=choice(2,3)", "training.batch_size=range(1,4)", f"hydra.sweeper.sampler={sampler}"]
+    assert voxtile(*words, *space, "hydra.sweeper.trials=4").code == 0
+    assert len(asked) == 4
+    assert voxtile(*words, *space, "hydra.sweeper.trials=20").code == 0
+    first, later = {tuple(each) for each in asked[:4]}, {tuple(each) for each in asked[4:]}
+    assert len(first | later) == 6
+    assert len(later) == len(asked[4:])
+    assert not first & later
+    assert voxtile(*words, *space, "hydra.sweeper.trials=30").code == 0
+    assert len(asked) == 4 + len(later)
+
+
 def test_bad_trials_are_pruned_by_their_validations(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voxtile: Command
 ) -> None:

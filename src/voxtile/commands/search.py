@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +93,10 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     try:
         with exclusive(place / ".lock"):
             study = _open(name, place, about, settings)
-            if settings["sampler"] == "grid":  # Optuna's own sampler of that name works in its own loop only
+            # Optuna's own sampler for grids works in its own loop only; the others would try some of few combinations twice.
+            if settings["sampler"] == "grid" or _combinations(space) <= trials:
                 values = _grid(space)
-                combinations = [dict(zip(values, each, strict=True)) for each in product(*values.values())][:trials]
+                combinations = [dict(zip(values, each, strict=True)) for each in islice(product(*values.values()), trials)]
                 trials = len(combinations)
                 for each in combinations:
                     study.enqueue_trial(each, skip_if_exists=True)
@@ -304,6 +305,21 @@ def _grid(space: Mapping[str, BaseDistribution]) -> dict[str, list[Any]]:
         else:
             raise ConfigError(f"A grid needs steps, and '{path}' has none. Type '{path}=choice(…)' or '{path}=range(…)'.")
     return found
+
+
+def _combinations(space: Mapping[str, BaseDistribution]) -> float:
+    """How many combinations of settings there are, infinitely many where one has no steps."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    count = 1.0
+    for each in space.values():
+        if isinstance(each, CategoricalDistribution):
+            count *= len(each.choices)
+        elif isinstance(each, IntDistribution | FloatDistribution) and each.step and not each.log:
+            count *= round((each.high - each.low) / each.step) + 1
+        else:
+            return math.inf
+    return count
 
 
 def _words(values: Mapping[str, Any]) -> list[str]:
