@@ -165,6 +165,7 @@ def test_onnx_runs_in_its_own_runtime(scene_run: Run, tmp_path: Path, voxtile: C
     (inside,) = [each.value for each in onnx.load(file).metadata_props if each.key == "voxtile"]
     assert json.loads(inside) == {key: value for key, value in description.items() if key != "check"}
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert [axes.shape[0] for axes in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
     network = Trained.open(str(scene_run.home), "last", []).network.eval()
     for count in (1, 3):
         image = windows(description, count)

@@ -102,7 +102,8 @@ def save_onnx(program: torch.export.ExportedProgram, file: Path, description: st
     try:
         with _quiet():
             made: Any = torch.onnx.export(
-                program, (), dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
+                program, (), dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False,
+                input_names=["image"], output_names=["logits"],
             )  # fmt: skip
             made.model.metadata_props["voxtile"] = description
             made.save(file)
