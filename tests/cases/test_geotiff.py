@@ -140,6 +140,10 @@ def test_channels_are_named_by_their_descriptions_unless_those_name_the_file(tmp
         ("a.tif", ("red", "nir"), ("red", "nir")),
         ("a.tif", (None, None), ("band1", "band2")),
         ("scene7.tif", ("scene7_VV", "scene7_VH"), ("band1", "band2")),
+        ("s7.tif", ("s7: VV", "s7: VH"), ("band1", "band2")),
+        ("1.tif", ("B01", "B11"), ("B01", "B11")),
+        ("red.tif", ("red", "red edge"), ("red", "red edge")),
+        ("forest.tif", ("forest", "reforested"), ("forest", "reforested")),
         ("a.tif", ("same", "same"), ("band1", "band2")),
     ):
         path = save(tmp_path / name, bands((2, 5, 6)))
@@ -166,6 +170,77 @@ def test_a_pixel_is_nodata_only_where_all_bands_are(tmp_path):
     stored[:, 0, 0] = -9
     _, valid = whole(GeoTiffSource([save(tmp_path / "a.tif", stored, nodata=0)], nodata=-9))
     assert np.argwhere(~valid[0]).tolist() == [[0, 0]]
+
+
+def test_a_value_that_cannot_be_measured_is_no_data_in_any_band(tmp_path):
+    red, height = bands((2, 5, 6), "uint16"), bands((1, 5, 6), "float32", seed=1)
+    red[:, 0], red[1, 1], height[0, 2] = 0, 0, -9999
+    image = save(tmp_path / "s_red.tif", red, nodata=0)
+    _, valid = whole(GeoTiffSource([image, save(tmp_path / "s_dem.tif", height, nodata=-9999)]))
+    assert np.argwhere(~valid[0]).tolist() == [[y, x] for y in (0, 2) for x in range(6)]
+    # What tells no nodata value has no say in it.
+    _, valid = whole(GeoTiffSource([image, save(tmp_path / "s_tmp.tif", height)]))
+    assert np.argwhere(~valid[0]).tolist() == [[0, x] for x in range(6)]
+
+
+@pytest.mark.parametrize("resolution", [None, 5, 15])
+def test_nodata_that_bands_have_of_their_own_does_not_bleed(tmp_path, resolution):
+    red, height = np.full((1, 40, 40), 500, np.uint16), np.full((1, 40, 40), 100, np.float32)
+    red[:, :6], height[:, 20:] = 0, -9999
+    save(tmp_path / "red.tif", red, nodata=0)
+    save(tmp_path / "dem.tif", height, nodata=-9999)
+    text = '<VRTDataset rasterXSize="40" rasterYSize="40"><SRS>EPSG:32633</SRS>'
+    text += "<GeoTransform>500000, 10, 0, 5300000, 0, -10</GeoTransform>"
+    for number, (name, kind, nodata) in enumerate([("red", "UInt16", 0), ("dem", "Float32", -9999)], 1):
+        text += f'<VRTRasterBand dataType="{kind}" band="{number}"><NoDataValue>{nodata}</NoDataValue><SimpleSource>'
+        text += f'<SourceFilename relativeToVRT="1">{name}.tif</SourceFilename></SimpleSource></VRTRasterBand>'
+    (tmp_path / "s.vrt").write_text(text + "</VRTDataset>")
+    pixels, valid = whole(GeoTiffSource([tmp_path / "s.vrt"], scene=Scene.of({"resolution": resolution})))
+    assert {tuple(each) for each in pixels[:, valid].T.tolist()} == {(500, 100)}
+    assert 0.3 < valid.mean() < 0.52
+
+
+def test_one_of_two_alike_bands_without_data_does_not_bleed(tmp_path):
+    stored = np.full((2, 40, 40), 5, np.float32)
+    stored[0, :12] = -9999
+    source = GeoTiffSource([save(tmp_path / "a.tif", stored, nodata=-9999)], scene=Scene.of({"resolution": 15}))
+    pixels, valid = whole(source)
+    assert set(pixels[:, valid].ravel().tolist()) == {5}
+    assert 0.6 < valid.mean() < 0.75
+
+
+@pytest.mark.parametrize("resolution", [None, 5, 15, 20])
+def test_neither_nodata_nor_what_a_mask_hides_bleeds(tmp_path, resolution):
+    stored, mask = np.full((1, 40, 40), 1000, np.uint16), np.ones((40, 40), bool)
+    stored[:, :8], mask[:, -8:] = 0, False
+    stored[:, 8:, -8:] = 9000
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = save(tmp_path / "a.tif", stored, nodata=0, mask=mask)
+    pixels, valid = whole(GeoTiffSource([path], scene=Scene.of({"resolution": resolution})))
+    assert set(pixels[:, valid].ravel().tolist()) == {1000}
+    assert 0.55 < valid.mean() <= 0.65
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("float32", None), ("int16", None)])
+@pytest.mark.parametrize("resolution", [None, 20])
+def test_alpha_counts_where_gdals_own_masks_pass_it_over(tmp_path, dtype, nodata, resolution):
+    stored = np.full((2, 40, 40), 100, dtype)
+    stored[0, :, -8:], stored[1] = 101, 255  # a collar that shines through nothing
+    stored[1, :, -8:] = 0
+    path = save(tmp_path / "a.tif", stored, nodata=nodata, ALPHA="YES")
+    source = GeoTiffSource([path], scene=Scene.of({"resolution": resolution}))
+    pixels, valid = whole(source)
+    assert source.channels == ("band1",)
+    assert set(pixels[:, valid].ravel().tolist()) == {100}
+    assert valid.mean() == 0.8
+
+
+def test_a_file_without_a_channel_is_refused(tmp_path):
+    path = save(tmp_path / "a.tif", bands((1, 5, 6)))
+    with rasterio.open(path, "r+") as out:
+        out.colorinterp = [ColorInterp.alpha]
+    with pytest.raises(DataError, match=r"a\.tif has no channel"):
+        GeoTiffSource([path])
 
 
 def test_an_alpha_band_is_no_channel_and_says_where_data_is(tmp_path):

@@ -139,6 +139,18 @@ class TestFilesOnOtherGrids:
         _, valid = read(GeoTiffSource([first, second], scene=scene(resampling="nearest")), "b")
         np.testing.assert_array_equal(valid, np.kron(mask, np.ones((2, 2), bool)))
 
+    @pytest.mark.parametrize("crs", ["+proj=ortho +lat_0=10 +lon_0=20", "+proj=geos +h=35785831 +lon_0=0 +sweep=y"])
+    def test_a_label_of_all_the_earth_lies_under_a_view_of_a_part_of_it(self, tmp_path, crs):
+        at = Affine(1000, 0, 500_000, 0, -1000, 900_000)
+        image = GeoTiffSource([save(tmp_path / "a.tif", bands((1, 40, 40)), crs=crs, transform=at)])
+        earth = np.broadcast_to((np.arange(180) // 10).astype(np.uint8)[:, None], (180, 360))  # by latitude
+        path = save(tmp_path / "l.tif", earth[None], crs="EPSG:4326", transform=Affine(1, 0, -180, 0, -1, 90))
+        label, valid = whole(label_source(path, image))
+        centres = np.meshgrid(np.arange(40) + 0.5, np.arange(40) + 0.5)
+        _, latitude = rasterio.warp.transform(crs, "EPSG:4326", *(part.ravel().tolist() for part in at @ tuple(centres)))
+        assert valid.all()
+        np.testing.assert_array_equal(label[0, 0].ravel(), np.floor(90 - np.array(latitude)).astype(int) // 10)
+
     def test_a_file_off_by_a_tenth_of_a_pixel_is_read_as_it_is(self, tmp_path):
         stored = bands((1, 20, 30), seed=1)
         first = save(tmp_path / "s_a.tif", bands((1, 20, 30)))
@@ -275,6 +287,13 @@ class TestArithmetic:
         pixels, valid = read(source, "VV", "VH")
         np.testing.assert_allclose(pixels[:, valid], 10 * np.log10(power[:, valid]), rtol=1e-5)
         assert np.argwhere(~valid).tolist() == [[2, 3], [4, 5], [6, 6]]
+
+    def test_decibels_of_bytes_are_as_exact_as_of_others(self, tmp_path):
+        power = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+        source = GeoTiffSource([named(save(tmp_path / "a.tif", power), "VV")], scene=scene(decibel=["VV"]))
+        pixels, valid = read(source, "VV")
+        np.testing.assert_allclose(pixels[:, valid], 10 * np.log10(power[:, valid].astype(float)), rtol=1e-6)
+        assert valid.sum() == 255
 
     @pytest.mark.parametrize(
         "settings",

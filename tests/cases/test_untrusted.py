@@ -183,6 +183,12 @@ def test_a_header_that_claims_what_cannot_be_is_refused_at_once(tmp_path, claim,
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
+def test_neither_may_a_vrt_name_such_a_file(folder):
+    header(folder / "bomb.tif", 65536, 65536, (65536, 65536))
+    with pytest.raises(DataError, match=r"bomb\.tif .*65536 x 65536 pixels, 4,295 MB"):
+        open_raster(vrt(folder / "a.vrt", "bomb.tif"))
+
+
 def test_a_sparse_scene_of_a_gigapixel_is_none_of_these(tmp_path):
     path = tmp_path / "a.tif"
     with rasterio.open(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,13 @@ class AlignedFile:
     """
 
     def __init__(
-        self, path: Path, dataset: rasterio.DatasetReader, onto: Target, nodata: float | None, resampling: str, label: bool = False
+        self,
+        path: Path,
+        dataset: rasterio.DatasetReader,
+        onto: Target,
+        nodata: Mapping[int, float | None],
+        resampling: str,
+        label: bool = False,
     ) -> None:
         """Looks where the file lies.
 
@@ -130,7 +136,7 @@ class AlignedFile:
             path: the file.
             dataset: the file, open.
             onto: the grid to be read on.
-            nodata: the value of pixels without data, or None.
+            nodata: by number of band, the value of pixels without data, or None.
             resampling: how a file as coarse as the grid, or coarser, is brought onto it.
             label: whether it is a label: one of the image's size may lack a place, as many masks do, and can only mean its pixels.
 
@@ -139,10 +145,15 @@ class AlignedFile:
         """
         self._path, self._onto, self._label = path, onto, label
         self._key = str(path), stamp(path)
-        self.masked = any(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
+        flagged = any(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
+        # Beside a nodata value, and in other types than GDAL expects of it, GDAL's own masks pass over an alpha band.
+        alpha = [number for number, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha]
+        self._alpha = alpha[0] if alpha else None
+        self._mask_of_alpha = not flagged
+        self.masked = flagged or self._alpha is not None
         self._own, self._place = scene_grid(dataset), dataset.transform
         self._dtypes = dataset.dtypes
-        self._mixed = len(set(self._dtypes)) > 1  # of a VRT, whose bands may be of any type
+        self._nodata: dict[int, float | None] = {}
         self._tile = _tile_of(dataset)
         self._offset = self._direct_offset()
         self.direct = self._offset is not None
@@ -150,11 +161,13 @@ class AlignedFile:
             return
         self._crs = self._unrolled()
         self._check_place()
-        dtype = np.dtype(dataset.dtypes[0])
-        fits = nodata is not None and rasterio.dtypes.in_dtype_range(nodata, dtype.name) and not self.masked
-        # Outside of a file of floats is NaN, where it names no other value; whole numbers get a band that says where the file is.
-        self._nodata = nodata if fits else math.nan if dtype.kind == "f" and not self.masked else None
-        self._alpha = ColorInterp.alpha in dataset.colorinterp
+        for band, value in nodata.items():
+            dtype = np.dtype(self._dtypes[band - 1])
+            fits = value is not None and rasterio.dtypes.in_dtype_range(value, dtype.name)
+            # Outside of a file of floats is NaN, where it names no other value; whole numbers get a band that says where it is.
+            self._nodata[band] = value if fits else math.nan if dtype.kind == "f" and not self.masked else None
+        sentinels = [is_sentinel(value, np.dtype(self._dtypes[band - 1])) for band, value in nodata.items()]
+        self._together = len({str(value) for value in self._nodata.values()}) == 1 and not any(sentinels)
         self._everywhere = self._covers()
         finer = min(a / b for a, b in zip(self._own.spacing[1:], onto.grid.spacing[1:], strict=True)) < FINER
         self._resampling = "average" if finer and resampling != "nearest" else resampling
@@ -182,12 +195,14 @@ class AlignedFile:
         Raises:
             DataError: The file is damaged there.
         """
-        if self._mixed and len({self._dtypes[band - 1] for band in bands}) > 1:
+        # The bands of a VRT may be of any type, and GDAL knows one nodata value for all that it warps together.
+        if len({(self._dtypes[band - 1], str(self._nodata.get(band))) for band in bands}) > 1:
             parts = [self.read([band], window, nearest) for band in bands]
             pixels = np.concatenate([part for part, _ in parts])
             if out is not None:
                 out[...] = pixels
-            return pixels, parts[0][1]
+            masks = [allowed for _, allowed in parts if allowed is not None]
+            return pixels, np.logical_and.reduce(masks) if masks else None
         try:
             if self._offset is None:
                 return self._warped(bands, window, "nearest" if nearest else self._resampling)
@@ -200,7 +215,10 @@ class AlignedFile:
                 pixels = HANDLES.get(self._key, self._open).read(bands, window=_area(window), out=out)
             if not self.masked:
                 return pixels, None
-            return pixels, HANDLES.get(self._key, self._open).dataset_mask(window=_area(window)) > 0
+            dataset = HANDLES.get(self._key, self._open)
+            of_alpha = self._alpha is not None and self._mask_of_alpha
+            mask = dataset.read(self._alpha, window=_area(window)) if of_alpha else dataset.dataset_mask(window=_area(window))
+            return pixels, mask > 0
         except RasterioError as error:
             raise_failed_request()
             raise self._damaged(window, error) from error
@@ -237,6 +255,8 @@ class AlignedFile:
                 "other. Expected files of one size and resolution, or a CRS in both (gdal_edit.py -a_srs EPSG:…)."
             )
         left, bottom, right, top = rasterio.warp.transform_bounds(self._crs, grid.crs, *own.footprint)
+        if not all(map(math.isfinite, (left, bottom, right, top))):  # such as the whole Earth in a view of one side of it
+            return
         a, b, c, d = grid.footprint
         end = east_end(left, right)
         turns = TURNS if _degrees(grid) else (0.0,)
@@ -273,16 +293,21 @@ class AlignedFile:
             key = (*self._key, self._onto.grid, resampling, nodata)
             return self._cells(key, partial(self._open_warped, resampling, nodata), bands, window, CELL, self._onto.grid.shape)
 
+        nodata = self._nodata[bands[0]]  # that of the others, see `read`
         if self._everywhere and not self.masked:
-            return read(bands, resampling, self._nodata), None
-        if self._nodata is None:
+            return read(bands, resampling, nodata), None
+        if nodata is None:
             pixels = read([*bands, 0], resampling, None)
             return pixels[:-1], pixels[-1] > 0
-        if math.isnan(self._nodata):
-            return read(bands, resampling, self._nodata), None
+        if self.masked:
+            # GDAL heeds a nodata value or a mask. Where both ways come to the same value, nothing of either is in it.
+            pixels, masked = read(bands, resampling, nodata), read([*bands, 0], resampling, None)
+            return pixels, (masked[-1] > 0) & (pixels == masked[:-1]).all(axis=0)
+        if math.isnan(nodata):
+            return read(bands, resampling, nodata), None
         # Two files stacked are empty where all bands are, see `GeoTiffSource`; past one file's edge there is nothing either way.
         edge = read([0], "nearest", None)
-        return read(bands, resampling, self._nodata), edge[0] > 0
+        return read(bands, resampling, nodata), edge[0] > 0
 
     def _cells(
         self,
@@ -330,8 +355,8 @@ class AlignedFile:
         return WarpedVRT(
             open_raster(self._path), src_crs=self._crs,
             crs=self._onto.grid.crs, transform=self._onto.transform, width=width, height=height,
-            resampling=Resampling[resampling], tolerance=TOLERANCE, add_alpha=nodata is None and not self._alpha,
-            src_nodata=nodata, nodata=nodata,
+            resampling=Resampling[resampling], tolerance=TOLERANCE, add_alpha=nodata is None and self._alpha is None,
+            src_nodata=nodata, nodata=nodata, UNIFIED_SRC_NODATA="YES" if self._together else "NO",
             XSCALE="1", YSCALE="1",  # of the kernel, which GDAL would widen by what it guesses of each cell
         )  # fmt: skip
 
@@ -364,6 +389,14 @@ class AlignedFile:
                     dataset.read(window=RasterWindow(tile.x, tile.y, tile.width, tile.height))
                 except RasterioError:
                     yield (tile.y // shape[0], tile.x // shape[1]), tile
+
+
+def is_sentinel(nodata: float | None, dtype: np.dtype[Any]) -> bool:
+    """Whether a nodata value is none that a pixel with data may have, so that one band that has it tells that there is no data.
+
+    0 is measured, too, and so is white, the largest whole number.
+    """
+    return nodata is not None and nodata != 0 and not math.isnan(nodata) and dtype.kind != "u"
 
 
 def _area(window: Window) -> RasterWindow:

@@ -96,6 +96,7 @@ def _apply(operation: str, operands: Sequence[Operand[Layer]]) -> Layer:
 
 def decibel(power: Layer) -> Layer:
     """10 log10 of linear power; not finite where there is none, as at 0 and below."""
+    power = power.astype(np.result_type(power, np.float32), copy=False)  # of 8 bits NumPy's logarithm has 16
     with np.errstate(all="ignore"):
         return np.where(power > 0, 10 * np.log10(power), np.nan)
 

@@ -15,7 +15,7 @@ import rasterio.dtypes
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
-from voxtile.cases.aligned import AlignedFile, OnTarget, Target
+from voxtile.cases.aligned import AlignedFile, OnTarget, Target, is_sentinel
 from voxtile.cases.area import Area, area_on, exchanged
 from voxtile.cases.bands import Derived, Layer, decibel
 from voxtile.cases.case import Source, distinct_names, everywhere
@@ -23,7 +23,7 @@ from voxtile.cases.cog import write_cog
 from voxtile.cases.copying import Copies
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.raster import open_raster
+from voxtile.cases.raster import band_names, open_raster
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.untrusted import sources_of
 from voxtile.cases.window import Window
@@ -42,7 +42,7 @@ class Band:
         number: from 1, in the file.
         name: the channel's.
         dtype: as stored.
-        nodata: the value of pixels without data, as the data type holds it; None where no pixel can have it.
+        nodata: the value of pixels without data, as the data type holds it; None where none is told, or no pixel can have it.
         linear: (gain, bias) with value = stored * gain + bias, or None.
         decibel: whether the value is linear power that is read as 10 log10 of it.
         kinds: whether values are kinds of things, which cannot be averaged.
@@ -56,6 +56,11 @@ class Band:
     linear: tuple[float, float] | None = None
     decibel: bool = False
     kinds: bool = False
+
+    @property
+    def sentinel(self) -> bool:
+        """Whether the nodata value is none that a pixel with data may have."""
+        return is_sentinel(self.nodata, self.dtype)
 
     def value(self, stored: Layer) -> Layer:
         """What pixels as stored mean."""
@@ -88,10 +93,11 @@ class Picked:
 class GeoTiffSource(Source):
     """One GeoTIFF, or several whose bands are stacked in the order given, on the grid of the first.
 
-    A pixel holds data where no band of it is NaN, where not all bands equal their nodata value (Sentinel-2's cirrus band
-    may well be 0 in a valid pixel), where mask and alpha bands say so, where all files lie, and where the masks and the area of the
-    scene's settings let it. Alpha bands are no channels, nor bands that are only masks. Where a band carries a scale or offset tag,
-    or settings take their place, they are applied and the data type is float32.
+    A pixel holds data where no band of it is NaN or has a nodata value that cannot be measured (-9999), where not all bands whose
+    nodata value can be (0; Sentinel-2's cirrus band may well be 0 in a valid pixel) equal it, where mask and alpha bands say so,
+    where all files lie, and where the masks and the area of the scene's settings let it. Alpha bands are no channels, nor bands
+    that are only masks. Where a band carries a scale or offset tag, or settings take their place, they are applied and the data
+    type is float32.
     """
 
     def __init__(
@@ -112,7 +118,8 @@ class GeoTiffSource(Source):
             onto: for a label, the grid of its image; values are then kinds of things.
 
         Raises:
-            DataError: A file cannot be opened or placed, a band is missing, or the area of interest lies elsewhere.
+            DataError: A file cannot be opened or placed, a band is missing, no channel is left, or the area of interest lies
+                elsewhere.
         """
         self.paths, self.scene, self._label = tuple(paths), scene or Scene(), onto is not None
         self._inexact = False  # whether a nodata value is too large to be known exactly
@@ -123,7 +130,7 @@ class GeoTiffSource(Source):
                 if number == 0:
                     self.target, self._area = (onto, None) if onto else self._worked_out(dataset)
                 bands += self._bands_of(dataset, number, nodata)
-                own = next((band.nodata for band in bands if band.file == number), None)
+                own = {band.number: band.nodata for band in bands if band.file == number}
                 resampling = "nearest" if self._label else self.scene.resampling
                 self._files.append(AlignedFile(path, dataset, self.target, own, resampling, self._label))
                 if number == 0:
@@ -135,6 +142,11 @@ class GeoTiffSource(Source):
         masks = {mask.band for mask in self.scene.masks}
         self._kept = [band for band in self._bands.values() if band.name not in masks or band.name in asked]
         self.channels = (*(band.name for band in self._kept), *(derived.name for derived in self.scene.derived))
+        if not self.channels:
+            raise DataError(
+                f"{self.path} has no channel: its bands are {listed(self._bands, 20)}, without alpha, and all of them are masks. "
+                "Expected an image; add the files of its bands."
+            )
         kinds = [band.dtype for band in self._kept] + [np.dtype(np.float32)] * len(self.scene.derived)
         if np.result_type(*kinds).kind == "c":
             raise DataError(f"{self.path} holds complex numbers. Expected real ones; save magnitude and phase as bands.")
@@ -172,13 +184,10 @@ class GeoTiffSource(Source):
 
     def _bands_of(self, dataset: rasterio.DatasetReader, file: int, nodata: float | None) -> list[Band]:
         """The bands of a file; those without a good name are called by their number in the file alone."""
-        found = []
+        found, names = [], band_names(dataset, self.paths[file])
         for number in dataset.indexes:
             if dataset.colorinterp[number - 1] == ColorInterp.alpha:
                 continue
-            # Some writers put the file's name into the description; such names differ from scene to scene.
-            name = (dataset.descriptions[number - 1] or "").strip()
-            name = "" if self.paths[file].stem.split(".")[0] in name else name
             dtype = np.dtype(dataset.dtypes[number - 1])
             empty = _fitting(nodata if nodata is not None else dataset.nodatavals[number - 1], dtype)
             if (
@@ -190,7 +199,9 @@ class GeoTiffSource(Source):
                 told = dataset.nodatavals[number - 1]
                 self._inexact |= told is None or abs(told) >= EXACT
             tags = dataset.scales[number - 1], dataset.offsets[number - 1]
-            found.append(Band(file, number, name, dtype, empty, None if tags == (1.0, 0.0) else tags, kinds=self._label))
+            found.append(
+                Band(file, number, names[number - 1], dtype, empty, None if tags == (1.0, 0.0) else tags, kinds=self._label)
+            )
         return found
 
     def _named(self, bands: Sequence[Band]) -> dict[str, Band]:
@@ -343,18 +354,16 @@ class GeoTiffSource(Source):
 
 def _fitting(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
     """A nodata value as pixels of a type hold it, so that comparing converts no pixel; None where none can have it."""
+    if nodata is not None and dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what lies beyond is infinite, and no data
+            return float(dtype.type(nodata))
     if nodata is None or dtype.kind not in "ui":
         return nodata
     return int(nodata) if rasterio.dtypes.in_dtype_range(nodata, dtype.name) and nodata == int(nodata) else None
 
 
-def _have_nodata(bands: Sequence[Band]) -> bool:
-    """Whether a pixel can be nodata: all bands of it must be."""
-    return all(band.nodata is not None and not math.isnan(band.nodata) for band in bands)
-
-
 def _may_lack_data(bands: Sequence[Band]) -> bool:
-    return any(band.dtype.kind == "f" for band in bands) or _have_nodata(bands)
+    return any(band.dtype.kind == "f" or band.nodata is not None for band in bands)
 
 
 def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) -> NDArray[np.bool_]:
@@ -364,11 +373,14 @@ def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) ->
         # Most windows hold finite numbers only: least and most show that in half the time of asking each.
         if band.dtype.kind == "f" and not (math.isfinite(layer.min()) and math.isfinite(layer.max())):
             valid = valid & np.isfinite(layer)
-    if _have_nodata(bands):
-        empty = layers[0] == bands[0].nodata
+        if band.sentinel and np.count_nonzero(empty := layer == band.nodata):
+            valid = valid & ~empty
+    telling = [number for number, band in enumerate(bands) if band.nodata is not None and not band.sentinel]
+    if telling:
+        empty = layers[telling[0]] == bands[telling[0]].nodata
         if np.count_nonzero(empty):  # most windows are settled by one band
-            for layer, band in zip(layers[1:], bands[1:], strict=True):
-                empty &= layer == band.nodata
+            for number in telling[1:]:
+                empty &= layers[number] == bands[number].nodata
             valid = valid & ~empty
     return valid
 

@@ -18,7 +18,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from voxtile.cases.cache import cache_folder
 from voxtile.cases.maps import atomic_text
-from voxtile.cases.raster import open_raster
+from voxtile.cases.raster import band_names, open_raster
 from voxtile.errors import DataError, reason
 
 NEAR = 0.1  # pixels by which a tile may lie beside the first tile's raster: coordinates in files are rounded
@@ -33,7 +33,7 @@ _TYPES = {
 class _Band(NamedTuple):
     """What a tile's header says of a band."""
 
-    description: str | None
+    description: str
     dtype: str
     color: ColorInterp
     scale: float
@@ -50,7 +50,7 @@ class _Tile:
         size: (height, width) in pixels.
         transform: pixel corners to map units.
         block: (height, width) of its blocks.
-        like: what all tiles must have alike, by the words that an error says it with.
+        like: what all tiles must have alike, by the words that an error says it with; "" for the order of bands without names.
         bands: of each.
         masked: whether a mask or an alpha band says where it holds data.
     """
@@ -66,17 +66,17 @@ class _Tile:
     @classmethod
     def of(cls, path: Path) -> _Tile:
         with open_raster(path) as dataset:
-            nodata = tuple(dataset.nodatavals)
+            nodata, names = tuple(dataset.nodatavals), band_names(dataset, path)
             like: dict[str, Any] = {
                 "coordinate reference system": dataset.crs,
                 "number of bands": dataset.count,
+                "order of bands": ", ".join(name or "unnamed" for name in names) if any(names) else "",
+                "colours of bands": ", ".join(color.name for color in dataset.colorinterp),
                 "data type": ", ".join(dict.fromkeys(dataset.dtypes)),
                 "nodata value": ", ".join(dict.fromkeys(map(str, nodata))),
                 "scale and offset": ", ".join(dict.fromkeys(map(str, zip(dataset.scales, dataset.offsets, strict=True)))),
             }
-            facts = zip(
-                dataset.descriptions, dataset.dtypes, dataset.colorinterp, dataset.scales, dataset.offsets, nodata, strict=True
-            )
+            facts = zip(names, dataset.dtypes, dataset.colorinterp, dataset.scales, dataset.offsets, nodata, strict=True)
             bands = tuple(_Band(*each) for each in facts)
             # An alpha band sets the flag as well.
             masked = any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
@@ -130,7 +130,7 @@ def _places(tiles: Sequence[_Tile]) -> NDArray[np.int64]:
     places = np.zeros((len(tiles), 2), dtype=np.int64)
     for number, tile in enumerate(tiles):
         for what, value in tile.like.items():
-            if value != first.like[what]:
+            if value != first.like[what] and not (what == "order of bands" and "" in (value, first.like[what])):
                 raise DataError(
                     f"{tile.path} and {first.path} cannot be tiles of one mosaic: the {what} is {value} in the one and "
                     f"{first.like[what]} in the other. Expected the same in all; change one with 'gdalwarp' or 'gdal_translate', "
@@ -167,8 +167,7 @@ def _vrt(tiles: Sequence[_Tile], places: NDArray[np.int64]) -> Element:
     alpha = any(band.color == ColorInterp.alpha for band in first.bands)
     for number, facts in enumerate(first.bands, 1):
         band = SubElement(root, "VRTRasterBand", dataType=_TYPES[facts.dtype], band=str(number))
-        own = first.path.name.split(".")[0]
-        if facts.description and own not in facts.description:  # else it is that tile's alone
+        if facts.description:
             SubElement(band, "Description").text = facts.description
         if facts.nodata is not None:
             SubElement(band, "NoDataValue").text = repr(facts.nodata)

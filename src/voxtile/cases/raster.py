@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,19 @@ def stamp(path: Path) -> int:
     """Changes when the file does: no open handle of a file that was replaced since is used."""
     status = path.stat()
     return hash((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+def band_names(dataset: rasterio.DatasetReader, path: Path) -> list[str]:
+    """The descriptions of a file's bands, "" where there is none, or one that holds the file's name, as some writers have it.
+
+    Such names differ from scene to scene. Files named by three letters or a number are not looked for: `red.tif` may have a band
+    "red edge", and `1.tif` one "band 1".
+    """
+    stem = path.stem.split(".")[0]
+    telling = len(stem) > 3 or (re.search(r"\d", stem) and re.search(r"[^\W\d_]", stem))
+    word = re.compile(rf"(?<![^\W_]){re.escape(stem)}(?![^\W_])")
+    names = [(description or "").strip() for description in dataset.descriptions]
+    return ["" if telling and word.search(name) and (len(names) == 1 or name != stem) else name for name in names]
 
 
 def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from voxtile.cases.cache import cache_folder
 from voxtile.errors import DataError, reason
@@ -49,13 +52,30 @@ def check_files(path: Path) -> None:
     """Looks at a raster before GDAL does, and at what lies beside it.
 
     Raises:
-        DataError: It is a VRT that names files outside its folder or does more than put files together, or a side file is no TIFF.
+        DataError: It is a VRT that names files outside its folder, or files whose headers claim what cannot be, or does more than
+            put files together; or a side file is no TIFF.
     """
     if path.suffix.lower() != ".vrt":
         _check_beside(path)
     elif not _own(path):
-        for each in (path, *sources_of(path)):
+        sources = sources_of(path)
+        for each in (path, *sources):
             _check_beside(each)
+        for each in sources:
+            status = each.stat()
+            _check_source(each, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _check_source(path: Path, size: int, changed: int) -> None:
+    """Looks at the header of a file that a VRT names, once: GDAL opens it by itself, when it is read from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path) as dataset:
+                check_header(dataset, path)
+        except RasterioError:  # GDAL says so as well when it reads there, and what it read before
+            return
 
 
 def _own(path: Path) -> bool:

@@ -27,7 +27,7 @@ from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import ReadAhead
 from voxtile.data.rng import digest, generator
 
-VERSION = 5  # part of the cache's key: raise it when what a survey holds or how it is made changes
+VERSION = 6  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
 MOST_LOCATIONS = 4096  # per class; more of large cases, see `most_locations`
