@@ -204,6 +204,16 @@ def test_a_side_in_metres_cuts_a_case_along_its_own_grid():
     assert distance.length >= 10
 
 
+def test_a_buffer_that_scenes_beside_each_other_do_not_keep_is_refused():
+    touching, apart = ([scene("a", size=40), scene("b", left=at_pixel, size=40)] for at_pixel in (40, 46))
+    cut = BlockSplit(blocks=[2, 2], buffer=50, test=0)
+    with pytest.raises(DataError, match=r"of different ones.*split\.grid=ground"):
+        cut(touching)
+    distances = split_distances(cut(apart))
+    assert distances["val"].length >= 50
+    assert split_distances(BlockSplit(blocks=[2, 2], test=0)(touching))["val"].length == 0  # nothing was asked for
+
+
 @few
 @given(st.integers(2, 5), st.integers(0, 30), st.sampled_from([0.0, 0.2]), st.booleans())
 def test_every_block_is_validated_once_and_the_buffer_is_kept_in_every_fold(folds, seed, test, stratify):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from voxtile.cases.case import Case
 from voxtile.data.block_grids import Block, Index, case_blocks, ground_blocks, margins
+from voxtile.data.ground import pairs_within
+from voxtile.data.places import EDGE
 from voxtile.data.splits import GroupSplit, KFold, Shares, SplitScheme
-from voxtile.errors import ConfigError, did_you_mean
+from voxtile.errors import ConfigError, DataError, did_you_mean
 
 GRIDS = ("case", "ground")
 
@@ -68,7 +70,27 @@ class _Blocks(SplitScheme):
                 left_out.append(block.case.id)
             else:
                 sides[side_of[block.case.id]].append(kept)
+        if self.buffer and self.grid == "case":
+            self._check_between(sides)
         return sides, left_out
+
+    def _check_between(self, sides: Mapping[str, Sequence[Case]]) -> None:
+        """Looks whether the buffer is kept between scenes, too: blocks of each case know nothing of those of others.
+
+        Raises:
+            DataError: It is not.
+        """
+        for side, other in (("val", "train"), ("test", "train"), ("test", "val")):
+            first, second = sides[side], sides[other]
+            slack = EDGE * min((min(case.grid.spacing[1:]) for case in (*first, *second)), default=0.0)
+            for i, j in pairs_within(first, second, self.buffer - slack):
+                if first[i].image.paths != second[j].image.paths:
+                    raise DataError(
+                        f"Block '{first[i].id}' ({side}) lies closer to '{second[j].id}' ({other}) than 'split.buffer="
+                        f"{self.buffer:g}' metres: with 'split.grid=case' the buffer is kept within each scene only, and the two "
+                        "are of different ones. Cut all scenes by one grid, for example 'split.grid=ground split.side=5000', or "
+                        "type 'split.buffer=0'."
+                    )
 
     def readable(self, cases: Sequence[Case]) -> list[Case]:
         """All blocks, before anything is taken off for the buffer, but those of test."""
