@@ -422,7 +422,7 @@ class TestArea:
         with pytest.raises(DataError, match="No scene touches the area of interest"):
             dataset([0, 0, 1, 1]).cases()
         files = next(files for files in layout.find() if files.id == "2")
-        assert found.open(files, grouped=False).shape == (1, 60, 50)  # a new file is read whole
+        assert found.open(files, grouped=False, in_area=False).shape == (1, 60, 50)  # a new file is read whole
         with pytest.raises(OutsideAreaError):
             found.open(files)
 

@@ -10,10 +10,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import geopandas
 import nibabel
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
@@ -174,6 +176,28 @@ def test_a_scene_whose_blocks_are_test_is_known_again(tmp_path: Path, voxtile: C
     said = voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'out'}")
     assert said.code == 0
     assert "look number 1 at this test split, recorded" in said.text
+
+
+def test_a_test_scene_that_the_run_knows_a_part_of_is_known_again(tmp_path: Path, voxtile: Command) -> None:
+    words = scene_words(tmp_path)
+    images = tmp_path / "scenes" / "images"
+    halves = []
+    for path in images.glob("*.tif"):
+        with rasterio.open(path) as image:
+            left, bottom, right, top = image.bounds
+            halves.append(shapely.box(left, bottom, (left + right) / 2, top))
+    geopandas.GeoSeries(halves, crs=image.crs).to_file(tmp_path / "field.gpkg")
+    assert voxtile("train", *words, f"data.scene={{area: {tmp_path / 'field.gpkg'}}}").code == 0
+    (home,) = homes(tmp_path / "runs")
+    sides = json.loads((home / "manifest.json").read_text())["data"]["split"]
+    for side, looks in (("val", 0), ("test", 1)):
+        said = voxtile("predict", f"run={home}", f"input={images / sides[side][0]['id']}.tif", f"output={tmp_path / 'out'}")
+        assert said.code == 0
+        assert said.text.count("look number 1 at this test split, recorded") == looks
+    (tmp_path / "field.gpkg").unlink()
+    said = voxtile("predict", f"run={home}", f"input={images / sides['val'][0]['id']}.tif", f"output={tmp_path / 'more'}")
+    assert said.code == 0
+    assert "could not be compared with the run's test cases" in said.text
 
 
 def test_the_run_s_name_patterns_find_its_images_only(tmp_path: Path, voxtile: Command) -> None:

@@ -271,12 +271,14 @@ class Dataset:
                 f"{listed(first.channels, 20)}. Say the order with 'data.channels={typed(first.channels)}'."
             )
 
-    def open(self, files: CaseFiles, grouped: bool = True) -> Case:
+    def open(self, files: CaseFiles, grouped: bool = True, in_area: bool = True) -> Case:
         """Opens one case.
 
         Args:
             files: its files.
-            grouped: whether the data set's rule for groups and its area of interest apply; a new file is a group of its own.
+            grouped: whether the data set's rule for groups applies; a new file is a group of its own.
+            in_area: whether the data set's area of interest does: it says what of the data set is used, and of a new file
+                everything is wanted.
 
         Raises:
             DataError: The image or label cannot be read, has not the expected channels, or the two do not fit.
@@ -290,8 +292,7 @@ class Dataset:
                 )
             image, source = files.sources(self.nodata)
         else:
-            # An area says what of the data set is used; of a new file everything is wanted.
-            scene = self.scene if grouped else replace(self.scene, area=None)
+            scene = self.scene if in_area else replace(self.scene, area=None)
             image = _open_image(self.format, files.images, self.nodata, scene, () if files.channels else self.channels or ())
         if files.channels:
             if len(files.channels) != len(image.channels):

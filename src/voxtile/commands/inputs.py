@@ -115,7 +115,7 @@ def _check_whole(found: Sequence[CaseFiles], source: Path, dataset: Dataset, cha
         return
     for files in found:
         with suppress(DataError):
-            if len(dataset.open(files, grouped=False).channels) == channels:
+            if len(dataset.open(files, grouped=False, in_area=False).channels) == channels:
                 return
     folder = patterns[0].rpartition("/")[0]
     wanted = f"the folder that holds '{folder}/', or that folder itself" if folder else "the folder that holds the files"

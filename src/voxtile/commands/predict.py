@@ -247,12 +247,15 @@ class Work:
             )  # fmt: skip
         return made + self._results(case, paths, places) if made else []
 
-    def _open(self, files: CaseFiles) -> Case:
-        """The case, with the channels that the runs were trained on: found by name, or by their order where names are others."""
+    def _open(self, files: CaseFiles, in_area: bool = False) -> Case:
+        """The case, or its part in the data set's area of interest.
+
+        Its channels are those that the runs were trained on: found by name, or by their order where names are others.
+        """
         from voxtile.errors import DataError, counted, listed
 
         first = self.runs.first
-        case: Case = first.built.dataset.open(replace(files, labels=()), grouped=False)
+        case: Case = first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area)
         channels = first.manifest["data"]["channels"]
         if len(case.channels) != len(channels):
             raise DataError(
@@ -390,11 +393,23 @@ class Work:
     def _record_look(self, files: CaseFiles, found: Survey) -> None:
         """Records a look at a test split where the case is of one; one command is one look for each run."""
         from voxtile.cases.cache import content_hash
+        from voxtile.cases.scene import OutsideAreaError
+        from voxtile.data.survey import survey
+        from voxtile.errors import DataError
         from voxtile.training.ledger import record_look
 
         known_by = {found.image_digest}
         if self.runs.first.built.dataset.format == "picture":  # slices of a stack are told by their files
             known_by |= {content_hash(path) for path in files.images}
+        if self.runs.first.built.dataset.scene.area is not None:  # of which the data set knows a part of each scene
+            try:
+                part = survey(self._open(files, in_area=True), len(self.runs.first.built.dataset.classes), label=False)
+                known_by.add(part.image_digest)
+            except OutsideAreaError:
+                pass
+            except DataError as error:  # such as an area whose file is not on this machine
+                said = f"{files.id} could not be compared with the run's test cases, which lie in an area of interest: {error}"
+                self.out.print(said, style="yellow", soft_wrap=True)
         for run in self.runs.members:
             data = run.manifest["data"]
             if not known_by & set(data["test_files"]):
