@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
 
+OVERLAP, PRECISION = 0.25, "32-true"  # of the plain procedure, which has no name
 FEW = 10  # groups, of which bootstrap intervals are too narrow
 
 
@@ -205,6 +206,8 @@ def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None, pos
     import hashlib
 
     parts = [] if config["window"] is None else ["window" + "x".join(map(str, config["window"]))]
+    parts += [f"overlap{config['overlap']:g}"] if config["overlap"] != OVERLAP else []
+    parts += [config["precision"]] if config["precision"] != PRECISION else []
     if crf is not None:
         parts.append("crf" + hashlib.sha256(json.dumps(crf).encode()).hexdigest()[:6])
     parts += ["mirrors" + "".join(config["mirrors"])] if config["mirrors"] else []
@@ -322,7 +325,7 @@ def write_scores(
         "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": clean,
         "spread": {name: each.as_dict() for name, each in spread.items()},
         "procedure": {"window": list(predictor.size), "crf": crf, "postprocess": post} | {
-            name: config[name] for name in ("rotations", "mirrors", "halo", "samples")
+            name: config[name] for name in ("rotations", "mirrors", "halo", "samples", "precision")
         },
         "confusion": stack.sum(axis=0).tolist(), "classes": classes, "regions": regions, "grid": grid_note(cases), **facts,
         "definitions": "docs/scores.md",

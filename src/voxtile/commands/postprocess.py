@@ -67,7 +67,7 @@ def made_with(config: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]
     return {
         "weights": config["weights"], "window": list(predictor.size), "overlap": config["overlap"],
         "samples": procedure.samples, "rotations": procedure.rotations, "mirrors": list(procedure.mirrors), "halo": procedure.halo,
-        "crf": json.loads(json.dumps(asdict(procedure.crf))) if procedure.crf else None,
+        "crf": json.loads(json.dumps(asdict(procedure.crf))) if procedure.crf else None, "precision": config["precision"],
     }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _found(folder: Path, made: Mapping[str, Any]) -> Any:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        settings, searched = content["settings"], content["searched_with"]
+        settings, searched = content["settings"], {"precision": "32-true"} | content["searched_with"]  # older ones do not say
         unlike = [name for name in made if searched[name] != made[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
