@@ -1,6 +1,7 @@
 """Networks that judge windows: ensembles, what is mirrored, and how many threads do it."""
 
 import itertools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -116,6 +117,31 @@ def test_networks_of_different_margins_and_intensities_say_the_mean_of_each_alon
 def test_networks_that_see_slices_and_boxes_have_no_windows_in_common():
     with pytest.raises(ValueError, match="slices and networks that see boxes"):
         Judge([Convolutions(2), Convolutions(3)], "cpu", torch.float32, Procedure())
+
+
+def test_an_error_of_a_later_window_does_not_change_the_order_of_the_ones_to_come():
+    """A network that cannot view tensors with their channels last says so at once; memory may run out at any time."""
+
+    class Failing(nn.Conv2d):
+        def forward(self, image):
+            orders.append(image.is_contiguous())
+            if fails and fails.pop():
+                raise RuntimeError("could not allocate")
+            return super().forward(image)
+
+    orders: list[bool] = []
+
+    image, seen = torch.zeros(1, 2, 1, 8, 8), torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    judge = Judge([Failing(2, 3, 1)], "cpu", torch.float32, Procedure())
+    for fails in ([False], [True], [False]):
+        with pytest.raises(RuntimeError, match="allocate") if any(fails) else nullcontext():
+            judge(image, seen, [SCALE], torch.zeros(1, 3), (1, 8, 8))
+    assert orders == [False] * 3
+    orders.clear()
+    judge = Judge([Failing(2, 3, 1)], "cpu", torch.float32, Procedure())
+    fails = [True]
+    judge(image, seen, [SCALE], torch.zeros(1, 3), (1, 8, 8))
+    assert orders == [False, True]
 
 
 # --- halo

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def test_the_folder_is_made_with_its_recipe_by_the_first_lease(home: RunFolder) 
         assert home.read("lease.json")["pid"] == os.getpid()
     assert not (home.path / "lease.json").exists()
     assert RunFolder.existing(home.path).read("recipe.json")["identity"] == RECIPE.identity
+
+
+def test_a_run_is_found_by_its_recipe_under_another_name(home: RunFolder, tmp_path: Path) -> None:
+    with home.lease():
+        pass
+    assert RunFolder.of(tmp_path, "a-fcn8s-s0", RECIPE).path == home.path
+    other = replace(RECIPE, data="other")
+    assert RunFolder.of(tmp_path, "a-fcn8s-s0", other).path.name == f"a-fcn8s-s0-{other.identity[:8]}"
 
 
 def test_a_living_process_keeps_its_run(home: RunFolder, other: subprocess.Popen) -> None:

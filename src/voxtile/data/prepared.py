@@ -172,7 +172,9 @@ def prepare(
 
 def known_again(cases: Sequence[Case], classes: int, cache: Path) -> tuple[str, ...]:
     """Digests of the whole images that `cases` are or are cut from and, where they are stacked of slices, of each file."""
-    whole = {case.image.paths: replace(case, id=str(case.image.path), region=None) for case in cases}
+    paths = dict.fromkeys(case.image.paths for case in cases)  # a first file may be that of several images
+    whole = {case.image.paths: replace(case, region=None) for case in cases}
+    whole = {key: replace(whole[key], id=str(number)) for number, key in enumerate(paths)}
     found = survey_all(list(whole.values()), classes, cache, label=False)
     slices = [path for paths in whole if len(paths) > 1 for path in paths]
     return tuple(sorted({survey.image_digest for survey in found.values()} | {content_hash(path, cache) for path in slices}))

@@ -49,6 +49,7 @@ class Judge:
         self.own_margin: Size3 = (z, y, x)
         # The order in which a CPU convolves; from the other one it turns every layer's input and back: up to 29 % of the time.
         self._channels_last = set(self.networks if self.planar and self.device.type == "cpu" else ())
+        self._tried: set[nn.Module] = set()  # those of them that it has worked for
         for network in self._channels_last:
             network.to(memory_format=torch.channels_last)
 
@@ -108,8 +109,13 @@ class Judge:
         if network in self._channels_last:
             try:
                 ordered: Tensor = logits_of(network, image.contiguous(memory_format=torch.channels_last))
+                self._tried.add(network)
                 return ordered
-            except RuntimeError:  # some networks view their tensors in a way that this order does not allow; if not, it comes again
+            except RuntimeError:
+                # Some networks view their tensors in a way that this order does not allow, which the first window shows. A later
+                # error is another one; in the other order the windows to come would have other last bits.
+                if network in self._tried:
+                    raise
                 self._channels_last.discard(network)
                 network.to(memory_format=torch.contiguous_format)
         logits: Tensor = logits_of(network, image)

@@ -126,7 +126,10 @@ class Recipe:
 
     @property
     def identity(self) -> str:
-        """32 hexadecimal digits that change when, and only when, something changes that can change the run's numbers."""
+        """32 hexadecimal digits that change when something changes that can change the run's numbers.
+
+        Nothing else changes them, but for how a number is written: 1 and 1.0 are two.
+        """
         kept = {path: _ordered(value) for path, value in self.settings.items() if path not in ADDED or value != ADDED[path]}
         text = json.dumps(self.as_dict() | {"settings": kept}, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]

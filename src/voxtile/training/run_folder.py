@@ -44,8 +44,18 @@ class RunFolder:
 
     @classmethod
     def of(cls, root: Path, name: str, recipe: Recipe) -> RunFolder:
-        """The folder of a recipe's run below `root`; where it does not exist, the first `lease` makes it, with its recipe."""
+        """The folder of a recipe's run below `root`; where it does not exist, the first `lease` makes it, with its recipe.
+
+        A run of the same recipe by another name, as of `model=fcn16s model.stride=8` and `model=fcn8s`, is that run.
+
+        Raises:
+            RunError: There is another run under the name, or one of another version.
+        """
         folder = cls(root / f"{name}-{recipe.identity[:8]}", recipe)
+        if not (folder.path / "recipe.json").exists():
+            for other in sorted(root.glob(f"*-{recipe.identity[:8]}/recipe.json")):
+                if cls(other.parent).read("recipe.json", "identity")["identity"] == recipe.identity:
+                    folder = cls(other.parent, recipe)
         if (folder.path / "recipe.json").exists():
             folder.check()
             known = folder.read("recipe.json", "identity")["identity"]
