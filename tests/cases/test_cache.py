@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -143,6 +144,25 @@ def test_an_array_larger_than_the_bound_is_kept_alone(path, folder, tmp_path):
     assert [name[:8] for name in arrays(folder)] == [SHA256_OF_ABC[:8]]
 
 
+def test_files_that_the_cache_did_not_write_stay(path, folder):
+    folder.mkdir()
+    foreign = ["mine.npy", f"{SHA256_OF_ABC}.npy", f"{SHA256_OF_ABC}.plain.v1.npy.npy", f"copy {SHA256_OF_ABC}.plain.v1.npy"]
+    for name in foreign:
+        (folder / name).write_bytes(bytes(1000))
+    cached_array(path, Decoder(), folder=folder, max_bytes=10)
+    assert arrays(folder) == sorted([*foreign, f"{SHA256_OF_ABC}.plain.v1.npy"])
+
+
+def test_what_another_process_is_writing_stays_and_what_a_killed_one_left_goes(path, folder):
+    folder.mkdir()
+    living, left = (folder / f".{number}-5.{'0' * 64}.plain.v1.npy" for number in (7, 8))
+    for file in (living, left):
+        file.write_bytes(bytes(1000))
+    os.utime(left, (time.time() - 2 * cache._ABANDONED,) * 2)
+    cached_array(path, Decoder(), folder=folder, max_bytes=10)
+    assert arrays(folder) == [living.name, f"{SHA256_OF_ABC}.plain.v1.npy"]
+
+
 def test_the_bound_comes_from_the_environment(path, folder, monkeypatch):
     monkeypatch.setenv("VOXTILE_CACHE_BYTES", "much")
     with pytest.raises(ConfigError, match="VOXTILE_CACHE_BYTES is 'much'"):
@@ -246,7 +266,14 @@ def test_what_lies_in_the_cache_counts_as_room(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(DataError, match=r"take 2\.00 GB of disk, and .* has 1\.00 GB"):
         check_cache_room(2 * 10**9, tmp_path)
-    with (tmp_path / "a.npy").open("wb") as file:
+    name = f"{SHA256_OF_ABC}.plain.v1.npy"
+    for foreign in ("a.npy", f".7-5.{name}"):  # the second is being written
+        with (tmp_path / foreign).open("wb") as file:
+            file.truncate(10**9)
+    (tmp_path / f"{'0' * 64}.plain.v1.npy").symlink_to("gone")  # like a file that is deleted between two looks at it
+    with pytest.raises(DataError, match=r"take 2\.00 GB of disk, and .* has 1\.00 GB"):
+        check_cache_room(2 * 10**9, tmp_path)
+    with (tmp_path / name).open("wb") as file:
         file.truncate(10**9)
     assert check_cache_room(2 * 10**9, tmp_path)
 

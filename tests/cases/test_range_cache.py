@@ -147,12 +147,17 @@ def test_memory_holds_the_latest_blocks_only(monkeypatch):
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path):
+    foreign = tmp_path / "cache" / "remote" / "mine.blocks"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(bytes(20 * BLOCK))
+    os.utime(foreign, (0, 0))
     for number in range(4):
         opened(name=f"n{number}", most=9 * BLOCK).put(0, b"".join(BLOCKS[:3]))
         for file in on_disk(tmp_path):
             os.utime(file, ns=(0, file.stat().st_mtime_ns - 10**9))
     left = [opened(name=f"n{number}").get(0, 1) != [None] for number in range(4)]
     assert left == [False, False, True, True]
+    assert foreign.exists()
 
 
 def test_one_file_that_would_hold_too_much_stops_growing(tmp_path):

@@ -11,24 +11,27 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.maps import atomic_text, atomic_write
+from voxtile.cases.maps import HALF, atomic_text, atomic_write
 from voxtile.errors import ConfigError, DataError, reason, size
 
 CODE_VERSION = 1  # raise it whenever a decoder's output changes
 _MOST_BYTES = 20_000_000_000
 _MUCH = 1_000_000_000  # bytes from which on it is said how many they are
 _MOST_OPEN = 64  # a memory map keeps its file descriptor
+_ARRAYS = re.compile(r"[0-9a-f]{64}\..+\.v[0-9]+\.npy")  # what `cached_array` calls its files, of all versions
+_ABANDONED = 86_400.0  # seconds in which nothing was written to a half file, after which nobody will
 _HASHES: dict[tuple[Path, int, int, int], str] = {}
 _FRESH = 1.0  # seconds after which it is asked again whether one of several files has changed
 _MAPPED: OrderedDict[Path, NDArray[Any]] = OrderedDict()
@@ -134,7 +137,7 @@ def cached_array(
                 f"The decoded form of {files[0]} ({made.nbytes / 1e6:.1f} MB) could not be written to the cache folder {folder}: "
                 f"{reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
             ) from error
-        trim(folder, "*.npy", file, most_bytes() if max_bytes is None else max_bytes)
+        trim(folder, _ARRAYS, file, most_bytes() if max_bytes is None else max_bytes)
         array = _mapped(file)
     # Another process may have trimmed it away at once: what was decoded here serves as well.
     return made if array is None else array
@@ -158,23 +161,19 @@ def _mapped(file: Path) -> NDArray[Any] | None:
         return array
 
 
-def trim(folder: Path, pattern: str, keep: Path, most: int) -> bool:
+def trim(folder: Path, names: re.Pattern[str], keep: Path, most: int) -> bool:
     """Deletes the files used longest ago until all together take at most `most` bytes.
 
     Args:
-        folder: where they lie.
-        pattern: of their names.
+        folder: where they lie, and maybe files of the user's.
+        names: what their names match as a whole; other files are neither deleted nor counted.
         keep: the one that is in use, and stays.
         most: bytes on the disk; what a sparse file does not hold does not count.
 
     Returns:
         Whether what is left takes no more than that.
     """
-    used: list[tuple[int, int, Path]] = []
-    for file in folder.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):  # another process trims at the same time
-            status = file.stat()
-            used.append((status.st_mtime_ns, min(status.st_size, 512 * status.st_blocks), file))
+    used = [(status.st_mtime_ns, min(status.st_size, 512 * status.st_blocks), file) for file, status in _written(folder, names)]
     left = most - sum(taken for _, taken, file in used if file == keep)
     fits = left >= 0
     for _, taken, file in sorted(used, reverse=True):
@@ -183,6 +182,17 @@ def trim(folder: Path, pattern: str, keep: Path, most: int) -> bool:
             if left < 0:
                 file.unlink(missing_ok=True)
     return fits
+
+
+def _written(folder: Path, names: re.Pattern[str]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Files in `folder`, which need not exist, whose whole names match, and half ones of such that a killed process has left."""
+    for file in folder.glob("*"):
+        half = re.match(HALF, file.name)
+        if names.fullmatch(file.name, half.end() if half else 0):
+            with contextlib.suppress(FileNotFoundError):  # another process deletes it, or gives it its name, at the same time
+                status = file.stat()
+                if not half or time.time() - status.st_mtime > _ABANDONED:
+                    yield file, status
 
 
 def check_cache_room(wanted: int, folder: Path | None = None) -> str | None:
@@ -208,7 +218,7 @@ def check_cache_room(wanted: int, folder: Path | None = None) -> str | None:
     if wanted < _MUCH:
         return None
     there = next(each for each in (folder, *folder.parents) if each.exists())
-    free = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("*.npy"))
+    free = shutil.disk_usage(there).free + sum(status.st_size for _, status in _written(folder, _ARRAYS))
     if free < wanted:
         raise DataError(
             f"Decoded, the data take {size(wanted)} of disk, and {folder} has {size(free)}, with what it could give up. Free some "

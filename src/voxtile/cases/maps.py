@@ -68,6 +68,7 @@ class MapSpec:
 Finish = Callable[[NDArray[Any], Path], None]
 _CHUNK = 2**20  # bytes that are filled at once
 SYNC = 0.25  # seconds for which windows may wait for the disk
+HALF = r"\.([0-9]+)-[0-9]+\."  # how the name of a file that is being made begins, with its process; see `_beside`
 STEPS = 254  # of a probability that is stored in 8 bits; 255 stands where nothing was judged
 
 

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import zlib
 from collections import OrderedDict
 
@@ -22,6 +23,7 @@ from voxtile.errors import reason
 
 BLOCK = 16_384  # bytes; about what two ends of a tile cost more than the tile
 _MOST_IN_MEMORY = 256  # blocks of a file that cannot be kept on the disk
+_NAMES = re.compile(r"[0-9a-f]{32}\.blocks")
 _LOOK_EVERY = 64_000_000  # bytes written by this process between two looks at how much the cache holds
 _unseen = _LOOK_EVERY  # bytes written since the last look: the first block looks, for many short processes write little each
 _told: set[str] = set()
@@ -102,7 +104,7 @@ class RangeCache:
         _unseen += written
         if _unseen >= min(_LOOK_EVERY, self._most // 8):
             _unseen = 0
-            self._kept = trim(self._path.parent, "*.blocks", self._path, self._most)
+            self._kept = trim(self._path.parent, _NAMES, self._path, self._most)
 
     def _do_without(self, error: OSError) -> None:
         self._kept = False
