@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import geopandas
@@ -159,6 +160,18 @@ def test_results_that_exist_are_replaced_only_when_told(scene_run: Run, source: 
     assert not (tmp_path / "s1.tif").exists()
     assert voxtile("predict", *where, "overwrite=true").code == 0
     assert (tmp_path / "s1_areas.csv").read_text().startswith("area,")
+
+
+def test_of_results_that_are_not_asked_for_only_noted_ones_are_forgotten(tmp_path: Path) -> None:
+    asked = {field.name: None for field in fields(results.Results)} | {"areas": True}
+    names = ["s1_polygons.geojson", "s1_instances.csv", "s1_quicklook.png", "s1_areas.csv", "s1.tif.results"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    (tmp_path / "s1.tif.results").write_text(
+        "".join(json.dumps({"result": name, "made_from": "1"}) + "\n" for name in ("s1_instances.csv", "s1_quicklook.png"))
+    )
+    results.Results(**asked).forget(tmp_path / "s1.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["s1_polygons.geojson"]
 
 
 @pytest.fixture

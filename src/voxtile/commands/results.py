@@ -138,10 +138,15 @@ class Results:
         return {wanted[kind]: file for kind, file in self._files(path).items() if kind in wanted}
 
     def forget(self, path: Path) -> None:
-        """Takes the results of an earlier map away, before another one has its name `path`: they would stand beside it."""
-        inputs = [file.resolve() for file in self.inputs]
+        """Takes the results of an earlier map away, before another one has its name `path`: they would stand beside it.
+
+        These are files that are noted as results, and what has the name of one that is asked for; others are the user's.
+        """
+        kept = [file.resolve() for file in self.inputs]
+        noted, wanted = _read_notes(path), self.paths(path).values()
         for file in (*self._files(path).values(), notes_of(path)):
-            if file.resolve() not in inputs:
+            ours = file.name in noted or file in wanted or file == notes_of(path)
+            if ours and file.resolve() not in kept:
                 file.unlink(missing_ok=True)
 
     def _files(self, path: Path) -> dict[str, Path]:
