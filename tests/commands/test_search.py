@@ -18,6 +18,7 @@ from tests.commands.conftest import Command, homes
 from tests.testers.tiny import configured, scene_words
 from voxtile.commands import search as searching
 from voxtile.commands.compose import STOPPED
+from voxtile.commands.console import console
 from voxtile.commands.sweep import Job
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +147,18 @@ def test_several_objectives_give_a_front(words: list[str], tmp_path: Path, voxti
     assert "best (none is better in all objectives): trial 0, trial 1, trial 2" in said.text
     assert len(list((tmp_path / "runs").glob("studies/*/experiment/best_*.yaml"))) == 3
     assert [trial.values[2] for trial in study_of(tmp_path / "runs").trials] == [0.5] * 3
+
+
+def test_settings_of_the_best_trials_replace_earlier_ones_and_no_file_of_the_user_s(tmp_path: Path) -> None:
+    study = optuna.create_study(directions=["maximize", "maximize"])
+    for values in ([1.0, 0.0], [0.0, 1.0]):
+        study.add_trial(optuna.trial.create_trial(values=values))
+    (tmp_path / "experiment").mkdir()
+    for name in ("best", "best_7", "best_with_my_edits", "best_1_old", "bestiary"):
+        (tmp_path / "experiment" / f"{name}.yaml").write_text("")
+    assert searching.report(study, {"dice": "maximize", "iou": "maximize"}, [], tmp_path, console())
+    left = sorted(path.stem for path in (tmp_path / "experiment").iterdir())
+    assert left == ["best_0", "best_1", "best_1_old", "best_with_my_edits", "bestiary"]
 
 
 def test_a_grid_is_gone_through_once(words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable) -> None:

@@ -510,7 +510,7 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
         return False
     names = ["best" if len(objectives) == 1 else f"best_{trial.number}" for trial in best]
     for old in (place / "experiment").glob("best*.yaml"):
-        if old.stem not in names:
+        if re.fullmatch(r"best(_[0-9]+)?", old.stem) and old.stem not in names:  # others are the user's
             old.unlink()
     for trial, name in zip(best, names, strict=True):
         _write_best(trial, name, fixed, place)
