@@ -245,6 +245,22 @@ def test_an_earlier_export_stays_where_a_new_one_cannot_take_its_place(
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+def test_an_export_that_a_killed_command_left_comes_back_and_none_of_another_name(tmp_path: Path) -> None:
+    left = [tmp_path / name for name in (".77-my-bundle-before", ".78-bundle-before", ".x-bundle-before", ".79-bundle-before")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "export.json").write_text(json.dumps(dict.fromkeys(["version", "format", "voxtile", "run"], folder.name)))
+    (left[1] / "notes.txt").touch()  # no export, or one that holds more than that
+    with pytest.raises(KeyError), made_whole(tmp_path / "bundle"):
+        raise KeyError
+    assert {path.name for path in tmp_path.iterdir()} == {*(folder.name for folder in left[:3]), "bundle"}
+    assert json.loads((tmp_path / "bundle" / "export.json").read_text())["run"] == left[3].name
+    (tmp_path / "bundle").rename(tmp_path / ".80-a[b]-before")
+    with pytest.raises(KeyError), made_whole(tmp_path / "a[b]"):
+        raise KeyError
+    assert (tmp_path / "a[b]").is_dir()
+
+
 def test_what_cannot_be_exported_is_said(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "with one of bundle, onnx, torch_export" in voxtile("export", f"run={copied_run.home}").text
     assert "Did you mean 'onnx'?" in voxtile("export", f"run={copied_run.home}", "format=onx").text

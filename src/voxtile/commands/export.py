@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -157,9 +158,10 @@ def made_whole(target: Path) -> Iterator[Path]:
     from voxtile.errors import DataError, reason
 
     if not target.exists():  # a command that was killed may have left it under another name
-        for left in target.parent.glob(f".*-{target.name}-before"):
-            left.rename(target)
-            break
+        for left in target.parent.glob(".*-before"):
+            if re.fullmatch(rf"\.[0-9]+-{re.escape(target.name)}-before", left.name) and is_export(left):
+                left.rename(target)
+                break
     if target.exists() and not is_export(target):
         raise DataError(
             f"{target} exists and is no export of this program, or holds more than that. Name another folder with 'output=…'."
