@@ -176,6 +176,20 @@ def test_a_lease_that_is_cut_off_is_nobodys(home: RunFolder) -> None:
         assert home.read("lease.json")["pid"] == os.getpid()
 
 
+def test_what_killed_processes_were_writing_goes_and_what_others_are_writing_stays(home: RunFolder) -> None:
+    left = [home.path / f".{number}-5.resume.pt" for number in (os.getpid(), 10**8, 10**12)]  # no process has the large numbers
+    kept = [
+        home.path / f".{os.getppid()}-5.crf.json",
+        home.path / "evaluations" / "test-best" / f".{10**8}-5.cases.csv",  # a process of another machine
+        home.path / ".1-a.txt",
+    ]
+    for file in (*left, *kept):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    with home.lease():
+        assert [file for file in (*left, *kept) if file.exists()] == kept
+
+
 def test_the_lease_ends_with_an_error_too(home: RunFolder) -> None:
     with pytest.raises(ZeroDivisionError), home.lease():
         raise ZeroDivisionError

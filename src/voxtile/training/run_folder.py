@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from voxtile.cases.maps import atomic_text
+from voxtile.cases.maps import HALF, atomic_text
 from voxtile.errors import RunError, listed, reason
 from voxtile.training.recipe import VERSION, Recipe
 
@@ -222,10 +222,18 @@ class RunFolder:
             holder = self._holder()
             if holder is None:
                 atomic_text(lease, json.dumps(mine))
-                for half in self.path.rglob(".*-*.*"):  # what a killed process was writing
-                    if half.is_file() and re.match(r"\.\d+-\d+\.", half.name):
-                        half.unlink(missing_ok=True)
+                self._clear()
             return holder
+
+    def _clear(self) -> None:
+        """Takes away what killed processes were writing, but not evaluations, which need no lease and may come from elsewhere."""
+        for half in self.path.rglob(".*-*.*"):
+            known = re.match(HALF, half.name)
+            if known is None or half.is_relative_to(self.path / "evaluations") or not half.is_file():
+                continue
+            # This process is only about to train: a half file with its number is an earlier one's, as in a container begun anew.
+            if (pid := int(known[1])) == os.getpid() or not _exists(pid):
+                half.unlink(missing_ok=True)
 
     @staticmethod
     def _is(lease: Path, mine: Mapping[str, Any]) -> bool:
@@ -281,3 +289,14 @@ def is_alive(pid: int, started: str) -> bool:
     except PermissionError:
         return True
     return start_time(pid) == started
+
+
+def _exists(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):  # no number so large is one
+        return False
+    except PermissionError:
+        return True
+    return True
