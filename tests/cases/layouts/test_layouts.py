@@ -3,7 +3,7 @@ import json
 import pytest
 
 from voxtile.cases.layouts import FolderLayout, ListLayout, MsdLayout
-from voxtile.errors import DataError
+from voxtile.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -87,6 +87,31 @@ def test_a_name_that_occurs_twice_stands_for_one_text(root):
 def test_digits_and_stars_match_what_they_say(root):
     put(root, "x/7.tif", "x/7b.tif", "y/8.tif", "x/deeper/9.tif")
     assert list(found(FolderLayout(root, "*/{id:d}.tif"))) == ["7", "8"]
+
+
+def test_parts_of_a_name_may_follow_one_another(root):
+    put(root, "x/a7.tif", "x/b.tif", "x/deeper/c8.tif")
+    assert list(found(FolderLayout(root, "x/{place}{id:d}.tif"))) == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "fault"),
+    [
+        ("images", ["/data/{id}.tif"], "=/data/{id}.tif' is an absolute path"),
+        ("images", [["{id}.tif", "/data/{id}.tif"]], "=/data/{id}.tif' is an absolute path"),
+        ("images", [""], "=' names no file"),
+        ("images", ["{0}.tif"], "={0}.tif' calls a part of a file's name '0', which does not begin with a letter"),
+        ("images", [7], "=7' is not one text"),
+        ("labels", ["{id}.tif", "/data/{id}.tif"], "=/data/{id}.tif' is an absolute path"),
+        ("labels", ["{id}.tif", "."], "=.' names no file"),
+        ("labels", ["{id}.tif", ["a", "b"]], "=['a', 'b']' is not one text"),
+    ],
+)
+def test_what_is_no_pattern_is_said_with_what_to_type(root, setting, given, fault):
+    with pytest.raises(ConfigError) as error:
+        FolderLayout(root, *given)
+    assert f"'data.layout.{setting}{fault}" in str(error.value)
+    assert f"""type, for example, 'data.layout.{setting}="{setting}/{{id}}.tif"'""" in str(error.value)
 
 
 def test_brackets_in_folder_names_are_no_wildcards(root):

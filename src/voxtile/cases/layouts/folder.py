@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from voxtile.cases.layouts.layout import SPLITS, CaseFiles, Layout
 from voxtile.cases.pictures import natural_key
@@ -43,14 +44,19 @@ class FolderLayout(Layout):
             splits: what the values of `{split}` mean, for example `{training: train, validation: val}`.
             unlabelled: whether cases without a label are left out instead of being an error.
             mosaic: whether files with the same id are tiles of one scene instead of slices.
+
+        Raises:
+            ConfigError: A pattern is none, or does not lead below the root.
         """
         super().__init__(root)
         if not isinstance(mosaic, bool):
             raise ConfigError(f"'data.layout.mosaic={mosaic}' must be true or false.")
-        self.images = [images] if isinstance(images, str) else [str(pattern) for pattern in images]
+        several = isinstance(images, Sequence) and not isinstance(images, str)
+        self.images = [_checked("data.layout.images", pattern) for pattern in (map(str, images) if several else [images])]
         if not self.images:
             raise ConfigError("'data.layout.images' is empty. Give a pattern of file names, for example 'images/{id}.tif'.")
-        self.labels, self.case, self.unlabelled, self.mosaic = labels, case, unlabelled, mosaic
+        self.labels = _checked("data.layout.labels", labels) if labels else None
+        self.case, self.unlabelled, self.mosaic = case, unlabelled, mosaic
         self.splits = dict(splits or {name: name for name in SPLITS})
 
     def patterns(self, channels: int) -> tuple[str, ...]:
@@ -194,6 +200,7 @@ class FolderLayout(Layout):
         token = re.compile(r"\*|\{(?P<name>\w+)(?::(?P<kind>d))?\}")
         regex = re.compile("".join(token.sub(part, piece) if token.fullmatch(piece) else re.escape(piece) for piece in pieces))
         wild = "".join("*" if token.fullmatch(piece) else glob.escape(piece) for piece in pieces)
+        wild = re.sub(r"\*+", "*", wild)  # of names that follow one another; two would stand for folders
         hits = []
         for path in sorted(self.root.glob(wild)):
             match = regex.fullmatch(path.relative_to(self.root).as_posix())
@@ -215,3 +222,25 @@ class FolderLayout(Layout):
         if not path.exists():  # a folder may be a DICOM series
             raise DataError(f"{first} has no partner {path}; every case needs one file per pattern of 'data.layout.images'.")
         return path
+
+
+def _checked(setting: str, pattern: Any) -> str:
+    """A pattern that was typed for `setting`.
+
+    Raises:
+        ConfigError: It is none, or does not lead below the root.
+    """
+    if not isinstance(pattern, str):
+        fault = "is not one text"
+    elif not Path(pattern).parts:
+        fault = "names no file"
+    elif Path(pattern).is_absolute():
+        fault = "is an absolute path"
+    elif unnamed := [name for name in re.findall(r"\{(\w+)(?::d)?\}", pattern) if not name.isidentifier()]:
+        fault = f"calls a part of a file's name '{unnamed[0]}', which does not begin with a letter"
+    else:
+        return pattern
+    raise ConfigError(
+        f"'{setting}={pattern}' {fault}. Expected a pattern of file names below the folder 'data.layout.root'; type, for example, "
+        f"'{setting}=\"{setting.rpartition('.')[2]}/{{id}}.tif\"'."
+    )
