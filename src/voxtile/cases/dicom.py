@@ -89,10 +89,6 @@ class DicomSource(VolumeSource):
         """See `Source.files`."""
         return tuple(path for each in self._series.values() for path in each.files)
 
-    def series_at(self, path: Path) -> Series:
-        """The series whose first file is `path`."""
-        return self._series[path]
-
     def _files(self, path: Path) -> tuple[Path, ...]:
         return self._series[path].files
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from voxtile.inference.predictor import Predictor
 
 FILE = "postprocess.json"
-SEARCH = "search"
 KEYS = ("largest", "smallest", "holes")
 
 

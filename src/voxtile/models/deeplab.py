@@ -28,7 +28,6 @@ from voxtile.models.weights import transplant
 
 STRIDE = 8
 ASPP_L = (6, 12, 18, 24)
-ASPP_S = (2, 4, 8, 12)
 
 
 class DeepLab(Network, ABC):
