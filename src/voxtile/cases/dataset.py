@@ -137,7 +137,7 @@ def _spacing(given: Sequence[float | None] | str | None) -> tuple[float | None, 
 
 
 class Dataset:
-    """Opens the cases of one data set. Built by Hydra from `conf/data/*.yaml`."""
+    """Opens the cases of one data set. `voxtile.commands.build` makes it of a configuration such as those of `conf/data/`."""
 
     def __init__(
         self,

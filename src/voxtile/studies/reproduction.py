@@ -75,8 +75,7 @@ def _metrics(run: RunFolder) -> dict[tuple[int, str], str]:
     lines = (run.path / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
     found = {}
     for line in lines:
-        step, _, rest = line.partition(",")
-        name, _, value = rest.rpartition(",")  # a class may have a comma in its name
+        step, name, value = line.split(",")
         found[int(step), name] = value
     return found
 

@@ -31,7 +31,8 @@ class RunFolder:
 
     Files: `recipe.json` (identity), `config.yaml` (resolved), `manifest.json`, `status.json` (state, step, scores), `metrics.csv`,
     `validation.json` (counts by case), `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`,
-    `evaluations/`.
+    `lease.json` and `.lock` (who trains it now), `ranks/` (what its processes on several devices print and report). Of a finished
+    run: `evaluations/`, `crf.json` and `postprocess.json` (what searches have found), `exports/`.
     """
 
     def __init__(self, path: Path, recipe: Recipe | None = None) -> None:
