@@ -215,6 +215,18 @@ def test_neighbours_are_channels_in_order_and_repeat_at_the_border_of_the_case(c
         np.testing.assert_array_equal(out[:, 0], whole[0, slices])
 
 
+@pytest.mark.parametrize(("pad", "shown"), [("repeat", [0, 0, 1, 2, 2]), ("reflect", [1, 0, 1, 2, 1])])
+def test_each_slice_of_a_deeper_window_has_neighbours_of_its_own(cases, pad, shown):
+    case = replace(cases[1], neighbours=1)  # three slices of 20 x 50
+    window = Window(-1, -2, 3, 5, 24, 44)
+    out = np.empty((case.inputs, *window.size), case.dtype)
+    held = case.read_into(out, window, pad)
+    whole, valid = cases[1].read(Window(0, -2, 3, 3, 24, 44), pad=pad)
+    np.testing.assert_array_equal(held, valid[shown])
+    for channel, step in enumerate((-1, 0, 1)):
+        np.testing.assert_array_equal(out[channel], whole[0, np.clip(np.add(shown, step), 0, 2)])
+
+
 def test_a_view_sees_no_neighbours_outside_of_it(cases):
     part = replace(cases[1], neighbours=1).view(Window(1, 2, 3, 2, 8, 8))
     whole, _ = cases[1].read(Window.whole(cases[1].shape))

@@ -406,13 +406,18 @@ class Case:
 
     def _begin_stacked(self, out: NDArray[Any], window: Window, pad: Pad | None) -> Callable[[], NDArray[np.bool_]]:
         depth = self.shape[0]
+        if window.depth > 1:  # each slice has neighbours of its own
+            slices = [(out[:, z : z + 1], window._replace(z=window.z + z, depth=1)) for z in range(window.depth)]
+            held = np.concatenate([self._begin_stacked(*each, pad)() for each in slices])
+            return lambda: held
         stacked = out.reshape(len(self._selected), -1, *window.size)
         own, valid = self.read(window, pad=pad)
+        middle = int(_outer(pad, window.z, window.z + 1, depth)[0])  # the slice that stands there, past the border too
         for row, offset in enumerate(range(-self.neighbours, self.neighbours + 1)):
-            if offset == 0 or window.depth != 1:
+            if offset == 0:
                 stacked[:, row] = own
                 continue
-            z = min(max(window.z + offset, 0), depth - 1)
+            z = min(max(middle + offset, 0), depth - 1)
             pixels, held = self.read(window._replace(z=z), pad=pad)
             stacked[:, row] = pixels if is_everywhere(held) else np.where(held, pixels, own)
         return lambda: valid
