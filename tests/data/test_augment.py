@@ -18,7 +18,7 @@ from voxtile.data import augment as module
 from voxtile.data.augment import Augment, Symmetry
 from voxtile.data.contrast import Bias, Blur, Gain, Gamma, Noise
 from voxtile.data.operation import smooth
-from voxtile.data.warp import Affine, Elastic, resample, sampling_grid
+from voxtile.data.warp import Affine, Elastic, moved_axes, resample, sampling_grid
 from voxtile.errors import ConfigError
 
 FLAT, DEEP = (1, 24, 24), (6, 16, 16)
@@ -117,6 +117,12 @@ def test_rotations_keep_physical_distances(size, spacing, planar):
         np.testing.assert_allclose(np.linalg.norm(unit * moved, axis=0), np.linalg.norm(unit * points, axis=0), rtol=1e-5)
         assert np.allclose(moved[0], points[0]) == planar
         assert (parameters["elastic.field"][0] == 0).all() == planar
+
+
+def test_axes_that_all_share_cannot_be_changed_by_one():
+    with pytest.raises(ValueError, match="read-only"):
+        moved_axes((4, 8, 8), UNIT)[0] = False
+    np.testing.assert_array_equal(moved_axes((4, 8, 8), UNIT), [True] * 3)
 
 
 def test_elastic_displacements_have_their_deviation_in_the_unit_asked_for():

@@ -31,6 +31,7 @@ def moved_axes(size: Size3, spacing: Spacing) -> NDArray[np.bool_]:
         moved[0] = False
     elif max(spacing) > ANISOTROPIC * min(spacing):
         moved[int(np.argmax(spacing))] = False
+    moved.setflags(write=False)  # whoever asks next gets the same array
     return moved
 
 
