@@ -143,6 +143,36 @@ def test_a_folder_of_slices_becomes_a_folder_of_maps(slice_run: Run, tmp_path: P
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["b", "b.results", "b_quicklook.png"]
 
 
+@pytest.mark.parametrize(("factor", "shift"), [(1e4, 1e5), (1, -100)])
+def test_an_image_in_another_unit_is_told(scene_run: Run, tmp_path: Path, voxtile: Command, factor: float, shift: float) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    with rasterio.open(source) as image:
+        bands, profile = image.read(), image.profile
+    with rasterio.open(tmp_path / "s1.tif", "w", **profile | {"nodata": None}) as out:
+        out.write((bands * factor + shift).astype(bands.dtype))
+    said = voxtile("predict", f"run={scene_run.home}", f"input={tmp_path / 's1.tif'}", f"output={tmp_path / 'maps'}")
+    assert said.code == 0
+    assert "100% of channel 'band1', which holds" in said.text
+    assert "kind, unit and scale" in said.text
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'more'}")
+    assert "unit and scale" not in said.text
+
+
+def test_a_map_in_an_images_place_is_told(tmp_path: Path, voxtile: Command) -> None:
+    words = scene_words(tmp_path)
+    for path in (tmp_path / "scenes" / "images").iterdir():
+        with rasterio.open(path) as image:
+            band, profile = image.read(1), image.profile
+        with rasterio.open(path, "w", **profile | {"count": 1}) as out:
+            out.write(band, 1)
+    assert voxtile("train", *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    common = ["predict", f"run={home}"]
+    assert voxtile(*common, f"input={tmp_path / 'scenes' / 'images' / 's1.tif'}", f"output={tmp_path / 'maps'}").code == 0
+    said = voxtile(*common, f"input={tmp_path / 'maps' / 's1.tif'}", f"output={tmp_path / 'more'}")
+    assert "it is a map that voxtile has made" in said.text
+
+
 def test_a_file_that_exists_is_replaced_only_when_told(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     source = scene_run.folder / "scenes" / "images" / "s1.tif"
     (tmp_path / "s1.tif").write_text("somebody's ground truth")

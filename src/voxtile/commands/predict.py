@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
+STRANGE = 0.99  # share of a channel beyond what training images hold; of a volume, most may be air, which was not measured
 SMALL = 64  # windows up to which nothing is said of memory and disk
 
 
@@ -227,6 +228,7 @@ class Work:
                 self.out.print(f"{paths[0]} {said}", style="yellow", soft_wrap=True)
                 return []
             kept = self._kept(paths, specs)
+            self._warn_of_strange(case, found)
             self._record_look(files, found)
             if kept and self.config["share"]:  # another process has made them since this one looked
                 return self._results(case, paths, places)
@@ -273,6 +275,28 @@ class Work:
                 "is which. Expected the same names, in any order; or the same order, under other names."
             )
         return case
+
+    def _warn_of_strange(self, case: Case, found: Survey) -> None:
+        """Says where an image can hardly be one like those of the training; its map would look like any other."""
+        from voxtile.cases.provenance import tags_of
+        from voxtile.commands.results import MADE_FROM
+
+        first, said = self.runs.first, ""
+        if MADE_FROM in tags_of(case.image.path, first.built.dataset.format):
+            said = "it is a map that voxtile has made"
+        elif (known := first.intensity) is not None:
+            for name, values, low, high in zip(case.channels, found.sample, *known.bounds, strict=True):
+                outside = float(((values < low) | (values > high)).mean()) if values.size else 0.0
+                if outside > STRANGE:
+                    own, theirs = (f"{a:.4g} to {b:.4g}" for a, b in ((values.min(), values.max()), (low, high)))
+                    said = (
+                        f"{outside:.0%} of channel '{name}', which holds {own}, lie outside the {theirs} of the training images "
+                        f"of {first.home.path}"
+                    )
+                    break
+        if said:
+            said = f"{case.image.path}: {said}, so this map may mean nothing. See whether the image has their kind, unit and scale."
+            self.out.print(said, style="yellow", soft_wrap=True)
 
     def _key(self, case: Case, found: Survey) -> str:
         """What the maps are made from: unfinished ones of another key are not continued."""

@@ -44,6 +44,14 @@ class Intensity:
         rows = {name: np.array(getattr(self, name), dtype=np.float64) for name in ROWS}
         return rows | {"masked": np.array(self.masked)}
 
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Between what most pixels of the images that were measured lie: where nothing is clipped, ten deviations to each side."""
+        spans = list(zip(self.mean, self.std, strict=True))
+        low = (own if math.isfinite(own) else mean - 10 * std for own, (mean, std) in zip(self.low, spans, strict=True))
+        high = (own if math.isfinite(own) else mean + 10 * std for own, (mean, std) in zip(self.high, spans, strict=True))
+        return tuple(low), tuple(high)
+
     def as_dict(self) -> dict[str, Any]:
         """Lists for JSON, which has no infinity: None stands for it."""
         rows = {name: [value if math.isfinite(value) else None for value in getattr(self, name)] for name in ROWS}
