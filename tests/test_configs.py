@@ -11,7 +11,8 @@ import torch
 from hydra.utils import instantiate
 
 from tests.testers.composing import ROOT, command_words, composed
-from voxtile.commands.build import build, build_network, parts, target
+from voxtile.commands.allowed import build, build_network, target
+from voxtile.commands.build import parts
 from voxtile.commands.compose import conf_dir, folder_of
 
 OPTIONS = sorted(conf_dir().rglob("*/*.yaml"))

@@ -17,7 +17,8 @@ from tests.testers.composing import ROOT, command_words, composed, fences
 from tests.testers.field import receptive_field
 from tests.testers.sequence import executed
 from voxtile.cases.window import Window
-from voxtile.commands.build import build, parts
+from voxtile.commands.allowed import build
+from voxtile.commands.build import parts
 from voxtile.commands.measures import LESIONS
 from voxtile.data.splits import GroupSplit, KFold
 from voxtile.training.lesions import LesionCounter, summarise_lesions

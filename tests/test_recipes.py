@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from tests.testers.composing import command_words
 from voxtile.commands import compose
-from voxtile.commands.build import Parts, build, build_network, parts
+from voxtile.commands.allowed import build, build_network
+from voxtile.commands.build import Parts, parts
 from voxtile.data.normalise import FixedNormalisation
 from voxtile.data.prepared import prepare, window_size
 from voxtile.data.warp import Affine

@@ -19,7 +19,7 @@ from voxtile.cases.dataset import Dataset
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.torchgeo import TorchGeoLayout
 from voxtile.cases.window import Window
-from voxtile.commands.build import build
+from voxtile.commands.allowed import build
 from voxtile.commands.main import main
 from voxtile.data.survey import _key
 from voxtile.errors import ConfigError, DataError

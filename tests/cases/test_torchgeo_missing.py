@@ -8,7 +8,7 @@ import pytest
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import CaseFiles
 from voxtile.cases.torchgeo import TorchGeoLayout
-from voxtile.commands.build import build
+from voxtile.commands.allowed import build
 from voxtile.errors import ConfigError
 
 LAYOUT = "voxtile.cases.torchgeo.TorchGeoLayout"

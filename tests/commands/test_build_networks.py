@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from tests.testers.composing import composed
 from tests.testers.networks import noise, scores
-from voxtile.commands import build as building
-from voxtile.commands.build import build_network
+from voxtile.commands import allowed as building
+from voxtile.commands.allowed import build_network
 from voxtile.commands.compose import conf_dir
 from voxtile.errors import ConfigError
 from voxtile.models.adapter import Adapted

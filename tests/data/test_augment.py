@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy import ndimage
 
-from voxtile.commands.build import build
+from voxtile.commands.allowed import build
 from voxtile.data import augment as module
 from voxtile.data.augment import Augment, Symmetry
 from voxtile.data.contrast import Bias, Blur, Gain, Gamma, Noise

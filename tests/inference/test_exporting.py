@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from tests.testers.composing import ROOT
-from voxtile.commands.build import without_weights
+from voxtile.commands.allowed import without_weights
 from voxtile.inference.exporting import exported, open_onnx, open_torch, save_onnx, save_torch
 from voxtile.models.network import logits_of
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.testers.networks import NetworkTester, noise
-from voxtile.commands.build import build_network
+from voxtile.commands.allowed import build_network
 from voxtile.errors import ConfigError
 from voxtile.models.adapter import Adapted
 from voxtile.models.network import Output

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from voxtile.commands.build import build_network
+from voxtile.commands.allowed import build_network
 from voxtile.commands.compose import conf_dir
 from voxtile.models.network import Output, score_maps
 

@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+    from torch import nn
 
     from voxtile.commands.build import Parts
+    from voxtile.data.datamodule import VoxtileData
     from voxtile.data.prepared import Prepared
     from voxtile.studies.manifest import Devices
+    from voxtile.training.module import SegmentationModule
     from voxtile.training.settings import Settings
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -154,7 +157,7 @@ def _sharded() -> Any:
     return Sharded
 
 
-def assembled(built: Parts, prepared: Prepared) -> tuple[Any, Any]:
+def assembled(built: Parts, prepared: Prepared) -> tuple[SegmentationModule, VoxtileData]:
     """The LightningModule at its start and its data."""
     module = make_module(built, prepared, lambda step, values: None)
     data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
@@ -179,11 +182,11 @@ def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Pre
     return prepared
 
 
-def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping[str, float]], None]) -> Any:
+def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping[str, float]], None]) -> SegmentationModule:
     """Builds network, loss and LightningModule for prepared data."""
     import lightning
 
-    from voxtile.commands.build import build, build_network
+    from voxtile.commands.allowed import build, build_network
     from voxtile.training.module import SegmentationModule
     from voxtile.training.schedules import parameter_groups
 
@@ -202,7 +205,7 @@ def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping
     )  # fmt: skip
 
 
-def make_data(built: Parts, prepared: Prepared, network: Any, coming: Callable[[], range]) -> Any:
+def make_data(built: Parts, prepared: Prepared, network: nn.Module, coming: Callable[[], range]) -> VoxtileData:
     """Builds the data module that reads what `network` wants."""
     from voxtile.data.datamodule import Steps, VoxtileData
     from voxtile.data.prepared import window_size

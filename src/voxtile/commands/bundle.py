@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from voxtile import __version__
 from voxtile.cases.maps import atomic_text
 from voxtile.cases.windowing import AXES, ORDERS
-from voxtile.commands.build import SECTIONS, without_weights
+from voxtile.commands.allowed import without_weights
+from voxtile.commands.checks import SECTIONS
 from voxtile.commands.crf import FILE as CRF
 from voxtile.commands.postprocess import FILE as POSTPROCESS
 from voxtile.data.normalise import FixedNormalisation, Normalisation

@@ -289,7 +289,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     with bare_trainer([times], max_epochs=1, limit_val_batches=2, logger=False, **options) as trainer:
         trainer.fit(module, datamodule=data)
     settings = built.settings
-    step, validation = times.step, times.validation_batch * len(data.val_dataloader().items())
+    step, validation = times.step, times.validation_batch * len(list(data.val_dataloader().items()))
     total = settings.steps * step + -(-settings.steps // settings.val_every) * validation
     weights = sum(p.numel() * p.element_size() for p in module.network.parameters())
     state = sum(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from voxtile.commands.build import build
+from voxtile.commands.allowed import build
 from voxtile.training.run_folder import RunFolder
 
 

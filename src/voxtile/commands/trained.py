@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from voxtile.cases.windowing import AXES
-from voxtile.commands.build import Parts, build_network, parts, without_weights
+from voxtile.commands.allowed import build_network, without_weights
+from voxtile.commands.build import Parts, parts
 from voxtile.commands.crf import crf_of
 from voxtile.data.normalise import Intensity
 from voxtile.errors import ConfigError, DataError, RunError, did_you_mean, listed, reason
