@@ -439,7 +439,7 @@ PLANTED = [
     "pandas.read_pickle",
     "torch.load",
     "torch.optim.swa_utils.torch.load",
-    "voxtile.commands.build.importlib.import_module",
+    "voxtile.commands.allowed.importlib.import_module",
     "voxtile.data.splits.Path",
     "monai.networks.nets.torch.hub.load",
 ]
