@@ -11,6 +11,7 @@ from tests.testers.memory import memory_case
 from voxtile.cases.case import Case
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.inference import quicklook
+from voxtile.inference.colours import UNJUDGED
 from voxtile.inference.finished import FinishedMap
 from voxtile.inference.quicklook import write_quicklook
 
@@ -37,10 +38,10 @@ def test_image_and_map_are_beside_each_other(tmp_path: Path, height: int, width:
     indices = patches(0, height, width, 20)
     case = scene_case(tmp_path, height, width)
     shown = pictured(scene_map(tmp_path, indices), case, tmp_path / "q.png")
-    table = np.array([*COLORS, *[quicklook._EMPTY] * 253])
+    table = np.array([*COLORS, *[UNJUDGED] * 253])
     at = (slice(height + 8, 2 * height + 8), slice(0, width)) if width > height else (slice(0, height), slice(width + 8, None))
     np.testing.assert_array_equal(shown[at], table[indices])
-    image, _ = case.read(quicklook.Window.whole(case.shape), ["band1", "band2", "band3"])
+    image, _ = case.read(quicklook.Window.whole(case.shape), ["band3", "band2", "band1"])
     low, high = np.percentile(image, (2, 98), axis=(1, 2, 3))
     stretched = np.clip((np.moveaxis(image[:, 0], 0, -1) - low) / (high - low), 0, 1) * 255
     np.testing.assert_allclose(shown[:height, :width], stretched, atol=1)
@@ -52,7 +53,7 @@ def test_image_and_map_are_beside_each_other(tmp_path: Path, height: int, width:
 def test_named_channels_are_shown(tmp_path: Path) -> None:
     case, found = scene_case(tmp_path, 300, 260), scene_map(tmp_path, patches(0, 300, 260))
     default = pictured(found, case, tmp_path / "a.png")[:300, :260]
-    turned = pictured(found, case, tmp_path / "b.png", ["band3", "band2", "band1"])[:300, :260]
+    turned = pictured(found, case, tmp_path / "b.png", ["band1", "band2", "band3"])[:300, :260]
     np.testing.assert_array_equal(turned, default[..., ::-1])
     grey = pictured(found, case, tmp_path / "c.png", ["band2"])[:300, :260]
     np.testing.assert_array_equal(grey, default[..., [1, 1, 1]])
@@ -63,7 +64,7 @@ def test_a_big_scene_is_decimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     indices = patches(0, 400, 300, 10)
     shown = pictured(scene_map(tmp_path, indices), scene_case(tmp_path, 400, 300), tmp_path / "q.png")
     step = 5  # 300 / 64
-    table = np.array([*COLORS, *[quicklook._EMPTY] * 253])
+    table = np.array([*COLORS, *[UNJUDGED] * 253])
     part = table[indices[::step, ::step]].repeat(3, 0).repeat(3, 1)  # enlarged to be legible
     np.testing.assert_array_equal(shown[: part.shape[0], part.shape[1] + 8 :], part)
 

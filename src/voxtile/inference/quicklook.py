@@ -17,11 +17,11 @@ from voxtile.cases.grid import Grid
 from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
+from voxtile.inference.colours import as_rgb, painted, visible
 from voxtile.inference.finished import FinishedMap
 from voxtile.inference.marks import drawn, edge_marks, marked
 
 MOST = 2048  # pixels of image and map together along the longer side
-_EMPTY = (90, 90, 110)  # where there are no data
 _GAP, _TEXT = 8, 16  # pixels between panels; height of the letters
 
 
@@ -39,22 +39,19 @@ def write_quicklook(
         case: what it was made from.
         path: the file.
         colors: (red, green, blue) per class.
-        channels: names of those to show as red, green and blue, or of one to show in grey; where None, the first three, or the
-            first of fewer.
+        channels: names of those to show as red, green and blue, or of one to show in grey; where None, those of `visible`.
         background: the class that is no foreground, or None.
     """
-    names = tuple(channels or (case.channels[:3] if len(case.channels) >= 3 else case.channels[:1]))
+    names = tuple(channels or (case.channels[place] for place in visible(case.channels)))
     _, height, width = case.shape
     wide = width > height
     room = MOST // 2
     step = max(1, math.ceil(max(height / (room if wide else MOST), width / (MOST if wide else room))))
     z, counts = _fullest(found, background) if found.grid.shape[0] > 1 else (0, None)
-    image = _stretched(*_every(case, z, step, names))
+    image = as_rgb(*_every(case, z, step, names))
     indices = _map_rows(found, z, step)
-    table = np.full((IGNORE + 1, 3), _EMPTY, dtype=np.uint8)
-    table[: len(colors)] = colors
     factor = max(1, 256 // max(image.shape[:2]))  # a small picture is enlarged, or its legend would not fit
-    panels = [drawn(panel, case.grid, factor) for panel in (image, table[indices])]
+    panels = [drawn(panel, case.grid, factor) for panel in (image, painted(indices, colors))]
     panels[0] = marked(panels[0], edge_marks(case.grid))
     if counts is None:
         counts = np.bincount(indices.ravel(), minlength=IGNORE + 1)
@@ -85,18 +82,6 @@ def _every(case: Case, z: int, step: int, names: Sequence[str]) -> tuple[NDArray
 def _map_rows(found: FinishedMap, z: int, step: int) -> NDArray[np.uint8]:
     _, height, width = found.grid.shape
     return np.stack([found.read(Window(z, y, 0, 1, 1, width))[0, 0, ::step] for y in range(0, height, step)])
-
-
-def _stretched(image: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Pixels [C, h, w] as uint8 [h, w, 3], each channel from its 2nd to its 98th percentile."""
-    out = np.empty((*valid.shape, 3), dtype=np.uint8)
-    for position in range(3):
-        band = image[min(position, len(image) - 1)].astype(np.float64)
-        low, high = np.percentile(band[valid], (2, 98)) if valid.any() else (0.0, 1.0)
-        shown = np.clip((np.where(valid, band, low) - low) / max(high - low, 1e-12), 0, 1)
-        out[..., position] = np.round(shown * 255)
-    out[~valid] = _EMPTY
-    return out
 
 
 @dataclass(frozen=True)

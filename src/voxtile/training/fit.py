@@ -262,7 +262,7 @@ def draw(module: SegmentationModule, data: VoxtileData, shown: Sequence[tuple[in
         own = sample["image"][case.neighbours :: 1 + 2 * case.neighbours]  # without neighbouring slices
         shown_image, held = own[:, *seen][:, middle], sample["valid"][seen][middle]
         colors = data.prepared.dataset.colors
-        picture = pictures.row(shown_image, held, sample["label"][inner][middle], plane, colors, case.grid)
+        picture = pictures.row(shown_image, held, sample["label"][inner][middle], plane, colors, case.grid, case.channels)
         rows.append((f"{case.id}, z y x = {tile.window.start}: input | label | prediction | error", picture))
     return pictures.save(pictures.sheet(rows, data.prepared.dataset.classes, data.prepared.dataset.colors), path)
 

@@ -13,33 +13,11 @@ from PIL import Image, ImageDraw
 from voxtile.cases.case import IGNORE
 from voxtile.cases.grid import Grid
 from voxtile.cases.maps import atomic_write
+from voxtile.inference.colours import UNJUDGED, Color, as_rgb, painted
 from voxtile.inference.marks import drawn, edge_marks, marked
 
-Color = tuple[int, int, int]
-RIGHT, WRONG, UNJUDGED = (46, 46, 46), (220, 50, 47), (90, 90, 110)
+RIGHT, WRONG = (46, 46, 46), (220, 50, 47)
 HEADER = 14  # pixels of the line with the titles
-
-
-def as_rgb(image: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """An image [C, h, w] as uint8 [h, w, 3], each channel stretched from its 2nd to its 98th percentile.
-
-    Four channels or more are taken for blue, green, red, …; three for red, green, blue; of fewer the first is shown in grey.
-    """
-    channels = [2, 1, 0] if len(image) > 3 else [0, 1, 2] if len(image) == 3 else [0, 0, 0]
-    out = np.zeros((*image.shape[1:], 3), dtype=np.uint8)
-    for position, channel in enumerate(channels):
-        band = np.where(valid, image[channel], 0).astype(np.float64)
-        low, high = np.percentile(band[valid], (2, 98)) if valid.any() else (0.0, 1.0)
-        out[..., position] = np.clip((band - low) / max(high - low, 1e-12), 0, 1) * 255
-    out[~valid] = UNJUDGED
-    return out
-
-
-def painted(classes: NDArray[np.uint8], colors: Sequence[Color]) -> NDArray[np.uint8]:
-    """Class indices [h, w] in their colours, uint8 [h, w, 3]."""
-    table = np.full((256, 3), UNJUDGED, dtype=np.uint8)
-    table[: len(colors)] = colors
-    return table[classes]
 
 
 def errors(label: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -52,10 +30,12 @@ def errors(label: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[n
 
 def row(
     image: NDArray[Any], valid: NDArray[np.bool_], label: NDArray[np.uint8], prediction: NDArray[np.uint8], colors: Sequence[Color],
-    grid: Grid | None = None,
+    grid: Grid | None = None, channels: Sequence[str] = (),
 ) -> NDArray[np.uint8]:  # fmt: skip
     """One slice's input, label, prediction and error beside each other; of a volume's grid the input has letters for its sides."""
-    return _beside([as_rgb(image, valid), painted(label, colors), painted(prediction, colors), errors(label, prediction)], grid)
+    return _beside(
+        [as_rgb(image, valid, channels), painted(label, colors), painted(prediction, colors), errors(label, prediction)], grid
+    )
 
 
 def pair(

@@ -20,7 +20,7 @@ from voxtile.data.ground import pairs_within
 from voxtile.data.places import components
 from voxtile.data.splits import SIDES, Split
 from voxtile.errors import counted
-from voxtile.training.pictures import UNJUDGED, Color, as_rgb
+from voxtile.inference.colours import UNJUDGED, Color, as_rgb
 
 # Of the palette of Okabe and Ito (2008), whose colours people with any kind of colour vision can tell apart.
 COLORS: dict[str, Color] = {"train": (0, 114, 178), "val": (230, 159, 0), "test": (204, 121, 167)}
