@@ -77,3 +77,13 @@ def test_the_letters_are_on_the_input_only_each_at_its_edge() -> None:
 def test_without_marks_a_panel_stays_as_it_is() -> None:
     panel = np.zeros((30, 30, 3), dtype=np.uint8)
     assert marked(panel, None) is panel
+
+
+def test_a_scene_stored_from_south_to_north_is_shown_with_its_north_at_the_top() -> None:
+    panel = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    plain = north_up()
+    south_up = tuple((*row[:1], -row[1], *row[2:]) if place == 1 else row for place, row in enumerate(plain))
+    for affine, expected in ((plain, panel), (south_up, panel[::-1])):
+        np.testing.assert_array_equal(
+            drawn(panel, memory_case("scene", unit="m", crs="EPSG:32633", affine=affine).grid, 1), expected
+        )

@@ -1,4 +1,4 @@
-"""How slices of volumes are drawn: upright, in their proportions, with letters that say which side of the patient lies where."""
+"""How slices are drawn: upright, of volumes in their proportions, with letters that say which side of the patient lies where."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def edge_marks(grid: Grid) -> Marks | None:
 
 
 def drawn(panel: NDArray[np.uint8], grid: Grid | None, factor: int) -> NDArray[np.uint8]:
-    """A slice uint8 [h, w, 3] enlarged by a whole factor; of a volume upright, and in proportions of whole factors."""
+    """A slice uint8 [h, w, 3] enlarged by a whole factor, upright; of a volume in proportions of whole factors."""
     if grid is None or grid.unit != "mm":
-        return panel.repeat(factor, axis=0).repeat(factor, axis=1)
+        south_up = grid is not None and grid.crs is not None and grid.matrix[1, 1] > 0
+        return (panel[::-1] if south_up else panel).repeat(factor, axis=0).repeat(factor, axis=1)
     _, y, x = grid.spacing
     down, across = (max(1, round(factor * side / min(y, x))) for side in (y, x))
     return panel[::-1].repeat(down, axis=0).repeat(across, axis=1)
