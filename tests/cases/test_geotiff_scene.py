@@ -347,6 +347,13 @@ class TestArea:
         geopandas.GeoSeries(shapes, crs=crs).to_file(path)
         return str(path)
 
+    @staticmethod
+    def degrees(source):
+        """Longitudes and latitudes of a scene's pixel centres [2, H, W]."""
+        _, height, width = source.working.shape
+        x, y = source.working.transform @ tuple(np.mgrid[:height, :width][::-1].reshape(2, -1) + 0.5)
+        return np.reshape(rasterio.warp.transform(source.working.crs, "EPSG:4326", x, y)[:2], (2, height, width))
+
     def test_a_label_that_has_nothing_of_the_area_belongs_to_the_scene_all_the_same(self, tmp_path):
         path = save(tmp_path / "a.tif", bands((2, 60, 50)))
         label = save(tmp_path / "l.tif", bands((1, 20, 50)))  # of the upper third
@@ -405,6 +412,31 @@ class TestArea:
         _, valid = whole(source)
         assert expected.sum() > 20
         assert abs(int(valid.sum()) - int(expected.sum())) <= 0.03 * expected.sum() + 2
+
+    @pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:6933"])
+    def test_areas_go_on_past_the_edge_of_a_map_of_the_world(self, tmp_path, crs):
+        (x,), (y,) = rasterio.warp.transform("EPSG:4326", crs, [179.99999], [-16.5])
+        area = self.file(tmp_path / "area.geojson", [box(179.5, -17, 180.3, -16.5)], crs="EPSG:4326")
+        path = save(tmp_path / "a.tif", bands((1, 60, 90)), crs=crs, transform=Affine(1000, 0, x - 90_000, 0, -1000, y + 3000))
+        source = GeoTiffSource([path], scene=scene(area=area))
+        lon, lat = self.degrees(source)
+        np.testing.assert_array_equal(whole(source)[1][0], (lon > 179.5) & (lat > -17) & (lat < -16.5))
+        assert source.working.shape[2] < 60
+
+    @pytest.mark.parametrize("crs", [POLAR, "EPSG:3031"])
+    def test_edges_of_areas_are_curves_to_a_part_of_a_pixel(self, tmp_path, crs):
+        low, high = (85, 90) if crs == POLAR else (-90, -85)
+        path = save(tmp_path / "a.tif", bands((1, 120, 120)), crs=crs, transform=Affine(10_000, 0, -600_000, 0, -10_000, 600_000))
+        for area in ([-180, low, 180, high], self.file(tmp_path / "area.gpkg", [box(-180, low, 180, high)], crs="EPSG:4326")):
+            source = GeoTiffSource([path], scene=scene(area=area))
+            lat = self.degrees(source)[1]
+            np.testing.assert_array_equal(whole(source)[1][0], (lat > low) & (lat < high))
+
+    def test_an_area_over_the_edges_of_a_scene_of_the_whole_world(self, tmp_path):
+        path = save(tmp_path / "a.tif", bands((1, 90, 180)), crs="EPSG:4326", transform=Affine(2, 0, 0, 0, -2, 90))
+        source = GeoTiffSource([path], scene=scene(area=[-31.5, -21.5, 49.5, 39.5]))
+        lon, lat = self.degrees(source)
+        np.testing.assert_array_equal(whole(source)[1][0], (np.mod(lon + 31.5, 360) < 81) & (lat > -21.5) & (lat < 39.5))
 
     def test_scenes_elsewhere_are_left_out_and_all_of_them_is_an_error(self, tmp_path):
         for number, crs in ((1, UTM), (2, "EPSG:32634")):

@@ -48,11 +48,12 @@ def places(grid, crs="EPSG:4326", dx=0.0, dy=0.0):
     return np.stack(Transformer.from_crs(grid.crs, crs, always_xy=True).transform(x, y))
 
 
-def check_inside(found, grid, inside, crs="EPSG:4326"):
+def check_inside(found, grid, inside, crs="EPSG:4326", counts=True):
     """`inside(x, y)` must hold where `found` is, but for pixels whose centre lies within a twentieth of a pixel of an edge."""
     near = [inside(*places(grid, crs, dx, dy)) for dx, dy in ((0, 0), (0.05, 0), (-0.05, 0), (0, 0.05), (0, -0.05))]
     clear = np.all([each == near[0] for each in near], axis=0)
     assert clear.mean() > 0.9
+    clear &= counts
     assert 0.02 < near[0].mean() < 0.98
     np.testing.assert_array_equal(found[clear], near[0][clear])
 
@@ -115,6 +116,59 @@ WHOLE = shapely.box(179.7, 51.1, 180.2, 51.3)
 @pytest.mark.parametrize("shapes", [CUT, [shapely.MultiPolygon(CUT)], [WHOLE], [shapely.affinity.translate(WHOLE, -360)]])
 def test_shapes_on_both_sides_of_the_antimeridian(tmp_path, grid, shapes):
     check_inside(burnt(tmp_path, grid, shapes), grid, lambda x, y: shapely.contains_xy(WHOLE, np.mod(x, 360), y))
+
+
+SINUSOIDAL = "+proj=sinu +R=6371007.181 +units=m"
+WORLD_MAPS = ["EPSG:3857", "EPSG:3395", "EPSG:6933", "EPSG:4087", SINUSOIDAL, "ESRI:54009", "EPSG:8857"]
+PACIFIC = shapely.box(179.7, 15.1, 180.2, 15.3).difference(shapely.box(179.9, 15.15, 180.1, 15.25))
+
+
+@pytest.mark.parametrize("crs", WORLD_MAPS)
+@pytest.mark.parametrize("longitude", [179.99, -179.99], ids=["east end", "west end"])
+@pytest.mark.parametrize("turn", [0, -360])
+def test_shapes_that_go_on_past_the_edge_of_a_map_of_the_world(tmp_path, crs, longitude, turn):
+    x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(longitude, 15.2)
+    grid = scene(crs, x - (longitude > 0) * WIDTH * 1000, y + HEIGHT / 2 * 1000, 1000)
+    found = burnt(tmp_path, grid, [shapely.affinity.translate(PACIFIC, turn), shapely.box(20, 15.1, 21, 15.3)])
+    inside = contains(PACIFIC, shapely.affinity.translate(PACIFIC, -360))
+    on_map = np.abs(places(grid, crs) - Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(*places(grid))) < 500
+    check_inside(found, grid, inside, counts=on_map.all(axis=0))
+
+
+def test_a_map_of_the_world_may_be_cut_elsewhere_and_go_on_past_its_edge(tmp_path):
+    crs = "+proj=merc +lon_0=150 +datum=WGS84"  # cut at -30 degrees
+    edge = float(Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(-30.0001, 0)[0])
+    grid = scene(crs, edge - WIDTH / 2 * 2000, 24 * 2000, 2000)
+    shape = shapely.box(-30.4, -0.3, -29.8, 0.2)
+    check_inside(burnt(tmp_path, grid, [shape]), grid, contains(shape))
+
+
+def test_a_file_in_metres_goes_on_past_the_edge_of_the_scenes_map(tmp_path):
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:3832", always_xy=True).transform(180, 15.2)
+    shape = shapely.box(x - 30_000, y - 9_000, x + 16_000, y + 12_000).difference(shapely.box(x - 9_000, y, x + 9_000, y + 5000))
+    for left in (20_037_508 - WIDTH * 1000, -20_037_508):
+        grid = scene("EPSG:3857", left, y + HEIGHT / 2 * 1000, 1000)
+        check_inside(burnt(tmp_path, grid, [shape], "EPSG:3832"), grid, contains(shape), "EPSG:3832")
+
+
+@pytest.mark.parametrize("left", [-180, 180])
+def test_a_scene_of_the_whole_world_in_metres(tmp_path, left):
+    grid = scene("EPSG:3395", left / 180 * 20_037_508, 15_000_000, 626_172)  # 64 columns are 360°
+    shapes = [shapely.box(150, -60, 230, 40), shapely.box(-100, -30, 20, 30)]
+    inside = contains(*shapes, shapely.affinity.translate(shapes[0], -360))
+    check_inside(burnt(tmp_path, grid, shapes), grid, inside)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:6933"])
+def test_buffers_over_the_edge_of_a_map_of_the_world(tmp_path, crs):
+    x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(179.9999, -17)
+    grid = scene(crs, x - (WIDTH - 1) * 100, y + HEIGHT / 2 * 100, 100)
+    geod = Geod(ellps="WGS84")
+    longitude, latitude = places(grid)
+    expected = geod.inv(np.full_like(longitude, 179.998), np.full_like(longitude, -17), longitude, latitude)[2] < 1500
+    for at in (179.998, -180.002):
+        assert (burnt(tmp_path, grid, [shapely.Point(at, -17)], buffer=1500) != expected).mean() < 0.01
+    assert 0.02 < expected.mean() < 0.5
 
 
 def test_a_file_whose_own_plane_is_cut_at_the_antimeridian(tmp_path):

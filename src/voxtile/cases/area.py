@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import rasterio
-import rasterio.warp
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no public name
 
 from voxtile.cases.grid import Grid
-from voxtile.cases.longitudes import TURN, TURNS, east_end
 from voxtile.cases.scene import Bounds
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
@@ -29,7 +24,6 @@ if TYPE_CHECKING:
 
 WORLD = "EPSG:4326"
 SNAP = 256  # parts of a pixel that corners are moved to: they are then exact in any window, and every window is cut from one whole
-EDGE = 32  # parts of a long edge, which may be a curve in another system
 
 
 @dataclass(frozen=True)
@@ -68,26 +62,14 @@ def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
     import shapely
 
     from voxtile.cases.burn import Placed
-    from voxtile.cases.vector_files import simple_parts
+    from voxtile.cases.vector_grid import SceneGrid
 
     areas = _of_file(Path(area).expanduser()) if isinstance(area, str) else _of_bounds(area)
-    system, same = areas.crs.to_wkt(), bool(areas.crs == grid.crs)
-    found: list[NDArray[np.object_]] = []
-    with rasterio.Env():  # without it GDAL prints its errors
-        for part in _near(grid, system, same, areas.crs.is_geographic):
-            pieces, _ = simple_parts(shapely.clip_by_rect(areas.shapes, *part), np.arange(len(areas.shapes)))
-            pieces = pieces[shapely.get_dimensions(pieces) == 2]
-            if not same:
-                left, bottom, right, top = shapely.bounds(pieces).reshape(-1, 4).T
-                pieces = shapely.segmentize(pieces, np.maximum(np.maximum(right - left, top - bottom), 1e-9) / EDGE)
-            if len(pieces):
-                found.append(shapely.transform(pieces, lambda points: _pixels(points, system, same, grid, transform)))
-    if not found:
+    shapes, _ = SceneGrid(grid, areas.crs, 0.0, 0.0).polygons(areas.outlines, str(area))
+    if not len(shapes):
         return None
-    shapes = np.concatenate(found)
+    shapes = shapely.transform(shapes, lambda points: np.round(points * SNAP) / SNAP)
     corners = shapely.total_bounds(shapes)
-    if not np.isfinite(corners).all():
-        return None
     size = grid.shape[:0:-1]
     low, high = (np.clip(edge, 0, size).astype(int) for edge in (np.floor(corners[:2]), np.ceil(corners[2:])))
     if (high <= low).any():
@@ -117,29 +99,6 @@ def exchanged_shapes(shapes: NDArray[np.object_], crs: CRS, grid: Grid) -> str:
     if not shapely.intersects(there, shapely.box(*grid.footprint)).any():
         return ""
     return " They would meet with x and y exchanged: longitude (x) comes first, then latitude (y)."
-
-
-def _near(grid: Grid, system: str, same: bool, geographic: bool) -> Iterator[Bounds]:
-    """Boxes around the scene in the area's system: several where longitudes have turns."""
-    try:
-        bounds = grid.footprint if same else rasterio.warp.transform_bounds(grid.crs, system, *grid.footprint, densify_pts=21)
-    except CPLE_BaseError:  # the scene has no place in the area's system
-        return
-    left, bottom, right, top = bounds
-    right = east_end(left, right) if geographic else right
-    margin = 0.05 * max(right - left, top - bottom)  # of straight lines that are curves there
-    for turn in TURNS if geographic else (0.0,):
-        yield left - margin + turn, bottom - margin, right + margin + turn, top + margin
-
-
-def _pixels(points: NDArray[Any], system: str, same: bool, grid: Grid, transform: Affine) -> NDArray[np.float64]:
-    """Points [n, 2] in the area's system as pixels (x, y) of the grid, in whole parts of `SNAP`."""
-    x, y = points.T if same else np.asarray(rasterio.warp.transform(system, grid.crs, *points.T))[:2]
-    if rasterio.crs.CRS.from_user_input(grid.crs).is_geographic:  # by whole turns to where the grid is
-        left, _, right, _ = grid.footprint
-        x = np.where(abs(x - (left + right) / 2) > TURN / 2, x + TURN * np.sign((left + right) / 2 - x), x)
-    columns, rows = ~transform @ (x, y)
-    return np.round(np.stack([columns, rows], axis=1) * SNAP) / SNAP
 
 
 def _of_bounds(bounds: Bounds) -> Areas:

@@ -13,6 +13,7 @@ from voxtile.errors import ConfigError, DataError, did_you_mean, listed
 
 RESAMPLINGS = ("bilinear", "cubic", "nearest")
 Bounds = tuple[float, float, float, float]
+_AREA_VERSION = 2  # of which pixels an area holds: part of the key under which what was read is kept
 
 
 class MissingBandError(DataError):
@@ -83,7 +84,8 @@ class Scene:
         if self == Scene():
             return ""
         file = Path(self.area).expanduser() if isinstance(self.area, str) else None
-        return f"{self} {file.stat().st_mtime_ns if file and file.exists() else ''}"
+        version = "" if self.area is None else f" {_AREA_VERSION}"
+        return f"{self} {file.stat().st_mtime_ns if file and file.exists() else ''}{version}"
 
 
 def _wrong(key: str, value: object, expected: str) -> ConfigError:

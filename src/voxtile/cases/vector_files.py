@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,14 @@ class Areas:
     names: tuple[str, ...]
     crs: CRS
     notes: tuple[str, ...]
+
+    @cached_property
+    def outlines(self) -> Shapes:
+        """The same as the shapes of a label, each of them of the value 1."""
+        parts, features = simple_parts(self.shapes, np.arange(len(self.shapes)))
+        codes = np.ones(len(parts), dtype=np.uint16)
+        left, bottom, right, top = shapely.total_bounds(parts).tolist()
+        return Shapes(parts, features, codes, (0, 1), self.crs, (left, bottom, right, top), shapely.STRtree(parts), self.notes)
 
 
 _FILES: Shared[Shapes] = Shared(_MOST_POINTS, lambda shapes: shapes.points)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 import shapely
@@ -13,6 +14,7 @@ from pyproj import CRS, Geod, Transformer
 from voxtile.cases.burn import Placed
 from voxtile.cases.grid import Grid
 from voxtile.cases.longitudes import TURN, TURNS, beside
+from voxtile.cases.seam import Seam, way
 from voxtile.cases.vector_files import Shapes, simple_parts
 from voxtile.errors import DataError
 
@@ -44,20 +46,23 @@ class SceneGrid:
             file_crs: the file's system.
             buffer: metres on the ground that shapes will be grown by.
             border: pixels that are looked at outside the scene.
+
+        Raises:
+            pyproj.exceptions.ProjError: There is no way between the two systems, or, with a buffer, to a place on Earth.
         """
         self._to_map = grid.transform
         self._size = np.array([grid.shape[2], grid.shape[1]], dtype=np.float64)  # (width, height)
         self._crs, self._file_crs, self._buffer = CRS.from_user_input(grid.crs).to_2d(), file_crs, buffer
         self._same = bool(file_crs.equals(self._crs, ignore_axis_order=True))
-        self._from_file = Transformer.from_crs(file_crs, self._crs, always_xy=True)
-        self._world = Transformer.from_crs(self._crs, _WORLD, always_xy=True)
-        self._around = bool(self._crs.is_geographic) and bool(np.ptp(_applied(self._to_map, self._grid_of(0))[:, 0]) > 340)
+        self._from_file = way(file_crs, self._crs)
         self._reach = self._grown_by(buffer) + _MARGIN + border
         samples = _applied(self._to_map, self._grid_of(self._reach))
         if self._crs.is_geographic:
             samples[:, 1] = np.clip(samples[:, 1], -90, 90)
-        to_file = Transformer.from_crs(self._crs, file_crs, always_xy=True)
+        to_file = way(self._crs, file_crs)
         self._found = np.stack(to_file.transform(*samples.T), axis=1)  # in the file's system
+        self._seam = Seam.of(self._crs, samples, whole=not np.isfinite(self._found).all())
+        self._turn = self._once_around()
         self.boxes = self._boxes(self._found.copy()) if np.isfinite(self._found).all() else None
 
     def place(self, shapes: Shapes, name: str) -> Placed:
@@ -70,29 +75,56 @@ class SceneGrid:
         Raises:
             DataError: A shape reaches to where the scene's system has no coordinates.
         """
+        parts, index = self.polygons(shapes, name)
+        return Placed.of(parts, shapes.codes[index], shapes.features[index])
+
+    def polygons(self, shapes: Shapes, name: str) -> tuple[Geometries, NDArray[np.int64]]:
+        """See `place`: polygons in pixels, and their numbers in `shapes.parts`."""
         parts, index = self._near(shapes)
         bounds, longest = shapely.bounds(parts).reshape(-1, 4), self._longest_edge()
         long = np.hypot(*(bounds[:, 2:] - bounds[:, :2]).T) > longest  # the others cannot have an edge that is
         parts[long] = shapely.segmentize(parts[long], longest)
+        source, onto = self._file_crs, self._from_file
         if self._buffer:
             longitude, latitude = self._world.transform(*(self._to_map @ tuple(self._size / 2)))
             # Distances from the scene's middle are true in it; 500 km away, those across are 0.1 % too long.
-            local = CRS.from_dict({"proj": "aeqd", "lon_0": longitude, "lat_0": latitude, "datum": "WGS84"})
-            to_local = Transformer.from_crs(self._file_crs, local, always_xy=True)
+            source = CRS.from_dict({"proj": "aeqd", "lon_0": longitude, "lat_0": latitude, "datum": "WGS84"})
+            to_local = Transformer.from_crs(self._file_crs, source, always_xy=True)
             parts = shapely.transform(parts, lambda xy: np.stack(to_local.transform(*xy.T), axis=1))
             parts, index = self._finite(parts, index, shapes, name)
             parts, index = simple_parts(shapely.buffer(parts, self._buffer, quad_segs=_ARCS), index)
-            way: Transformer | None = Transformer.from_crs(local, self._crs, always_xy=True)
-        else:
-            way = None if self._same else self._from_file
-        parts = shapely.transform(parts, lambda xy: self._pixels(np.stack(way.transform(*xy.T), axis=1) if way else xy))
-        parts, index = self._finite(parts, index, shapes, name)
-        if self._around:  # a scene all around the world may begin at any longitude
-            turn = np.array(~self._to_map @ (TURN, 0.0)) - np.array(~self._to_map @ (0.0, 0.0))
+            onto = Transformer.from_crs(source, self._crs, always_xy=True)
+        if self._buffer or not self._same:
+            parts, index = self._brought(parts, index, source, onto)
+            parts, index = self._finite(parts, index, shapes, name)
+        parts = shapely.transform(parts, self._pixels)
+        if self._turn is not None:
+            turn = np.array(~self._to_map @ tuple(self._turn)) - np.array(~self._to_map @ (0.0, 0.0))
             parts = np.concatenate([shapely.transform(parts, lambda xy, k=k: xy + k * turn) for k in (-1, 0, 1)])
             index = np.tile(index, 3)
-        parts, index = self._cut(parts, index)
-        return Placed.of(parts, shapes.codes[index], shapes.features[index])
+        return self._cut(parts, index)
+
+    def _brought(
+        self, parts: Geometries, index: NDArray[np.int64], source: CRS, onto: Transformer
+    ) -> tuple[Geometries, NDArray[np.int64]]:
+        """Polygons brought from `source` to the scene's system."""
+
+        def moved(xy: Floats) -> Floats:
+            found = np.stack(onto.transform(*xy.T), axis=1)
+            found[~np.isfinite(found).all(axis=1)] = np.inf  # not NaN, of which no ring can be closed
+            return found
+
+        if self._seam is None:
+            return shapely.transform(parts, moved), index
+        parts, owners = self._seam.brought(parts, source, moved)
+        return parts, index[owners]
+
+    def _once_around(self) -> Floats | None:
+        """Map units (x, y) after which the scene's map repeats itself, where the scene reaches that far: it may begin anywhere."""
+        corners = _applied(self._to_map, self._grid_of(0))
+        if self._crs.is_geographic:
+            return np.array([TURN, 0.0]) if np.ptp(corners[:, 0]) > 340 else None
+        return self._seam.turn if self._seam is not None and self._seam.beyond(corners) else None
 
     def _grid_of(self, reach: float | Floats) -> Floats:
         """Points (x, y) in pixels, evenly over the scene and what is `reach` around it [n, 2]."""
@@ -102,12 +134,16 @@ class SceneGrid:
 
     def _pixels(self, points: Floats) -> Floats:
         """Map units of the scene's system to pixels [n, 2]; longitudes are taken on the scene's side of the world."""
-        if self._crs.is_geographic and not self._around:
+        if self._crs.is_geographic and self._turn is None:
             middle = (self._to_map @ tuple(self._size / 2))[0]
             points = points.copy()
             with np.errstate(invalid="ignore"):
                 points[:, 0] = beside(points[:, 0], middle)
         return _applied(~self._to_map, points)
+
+    @cached_property
+    def _world(self) -> Transformer:
+        return way(self._crs, _WORLD)
 
     def _grown_by(self, metres: float) -> Floats:
         """Pixels (x, y) that hold at least so many metres of ground anywhere in the scene; at most the scene's size."""
@@ -138,10 +174,9 @@ class SceneGrid:
 
     def _poles(self) -> set[int]:
         """Latitudes of the poles that lie in the scene."""
-        back = Transformer.from_crs(_WORLD, self._crs, always_xy=True)
         found = set()
         for latitude in (-90, 90):
-            place = np.array(back.transform(0.0, float(latitude)))
+            place = np.array(self._from_file.transform(0.0, float(latitude)))
             if np.isfinite(place).all():
                 x, y = self._pixels(place[None])[0]
                 inside = (
@@ -160,13 +195,15 @@ class SceneGrid:
         if (self._same and not self._buffer) or not len(at):
             return math.inf
         size = float(np.ptp(at, axis=0).max())
+        gap = math.inf if self._seam is None else self._seam.gap / math.sqrt(abs(self._to_map.determinant))
         worst = 0.0
         for step in np.array([(1, 0), (0, 1), (1, 1), (1, -1)]) / (_SAMPLES - 1) * size:
             before, here, after = (
                 self._pixels(np.stack(self._from_file.transform(*(at + k * step).T), axis=1)) for k in (-1, 0, 1)
             )
-            bend = np.linalg.norm(before - 2 * here + after, axis=1) / float(step @ step)
-            worst = max(worst, float(bend[np.isfinite(bend)].max(initial=0)))
+            bend = np.linalg.norm(before - 2 * here + after, axis=1)
+            bend = bend[bend < gap / 2]  # a step over the seam, or to where the scene's system has no place, is no bend
+            worst = max(worst, float(bend.max(initial=0)) / float(step @ step))
         length = max(math.sqrt(8 * _BEND / worst), size / 4096) if worst else math.inf
         return min(length, size / 64) if self._buffer else length  # a buffer goes by way of a third system
 

@@ -21,7 +21,7 @@ from voxtile.cases.vector_settings import Stored, VectorSettings
 from voxtile.cases.window import Window
 from voxtile.errors import DataError, listed
 
-VERSION = 1  # of how shapes are burnt: part of the key under which what was read is kept
+VERSION = 2  # of how shapes are burnt: part of the key under which what was read is kept
 _MOST_POINTS = 50_000_000  # vertices kept in memory in pixels of scenes, 8 bytes each and some 200 for each polygon
 # With the stored values, so that the file itself is needed no more.
 _PLACED: Shared[tuple[Placed, tuple[Stored, ...]]] = Shared(_MOST_POINTS, lambda kept: len(kept[0].points))
