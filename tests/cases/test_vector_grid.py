@@ -5,6 +5,7 @@ import pytest
 import shapely
 from affine import Affine
 from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import ProjError
 
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.vector_files import read_shapes, stamps_of
@@ -238,6 +239,15 @@ def test_a_long_buffered_line_follows_the_files_straight_line(tmp_path):
     on_line = np.abs(y - 59.5 - (x - 13.6) / 2.8) < 0.02
     assert found[on_line & (x > 13.7) & (x < 16.3)].all()
     assert found.mean() < 0.2
+
+
+def test_shapes_may_be_in_the_own_system_of_a_scene_without_a_place_on_earth(tmp_path):
+    local = 'LOCAL_CS["site",UNIT["metre",1]]'
+    grid = scene(local, 100, 200, 1)
+    shape = shapely.box(110.3, 160.3, 140.7, 180.7)
+    assert burnt(tmp_path, grid, [shape], local).sum() == 31 * 21
+    with pytest.raises(ProjError):
+        burnt(tmp_path, grid, [shape], local, buffer=1.0)
 
 
 def test_shapes_that_reach_to_where_the_scenes_system_ends_are_refused(tmp_path):

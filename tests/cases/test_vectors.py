@@ -1,4 +1,6 @@
+import contextlib
 import pickle
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 
 import geopandas
@@ -339,3 +341,30 @@ class TestDataset:
         with pytest.raises(ConfigError, match=r"'data\.vectors' is for 'data\.format=geotiff' only"):
             Dataset("a", "nifti", FolderLayout(str(tmp_path), "{id}.nii"), CLASSES, vectors={"border": 2})
         Dataset("a", "nifti", FolderLayout(str(tmp_path), "{id}.nii"), CLASSES, vectors={"border": 0, "layer": None})
+
+
+class TestSystemsWithoutAPlace:
+    LOCAL = 'LOCAL_CS["site",UNIT["metre",1]]'
+
+    @staticmethod
+    def without(path):
+        """A GeoPackage whose layer has no coordinate reference system: "undefined" (-1)."""
+        with contextlib.closing(sqlite3.connect(save(path))) as file, file:
+            for table in ("gpkg_geometry_columns", "gpkg_contents"):
+                file.execute(f"UPDATE {table} SET srs_id = -1")
+        return path
+
+    def test_they_are_no_system_of_a_label(self, tmp_path, scene):
+        path = self.without(tmp_path / "l.gpkg")
+        with pytest.raises(
+            DataError, match=r"l\.gpkg, the label of .*scene\.tif, is in .*no way from.*'data\.vectors\.crs=EPSG:…'"
+        ):
+            label(path, scene)
+        with pytest.raises(DataError, match=r"is in the coordinate reference system 'site' .*no way from one to the other"):
+            label(path, scene, crs=self.LOCAL)
+        np.testing.assert_array_equal(whole(label(path, scene, crs=UTM))[0], painted(SHAPES, [1, 1, 1]))
+
+    def test_they_are_no_system_of_an_area(self, tmp_path, scene):
+        area = str(self.without(tmp_path / "area.gpkg"))
+        with pytest.raises(DataError, match=r"The area of interest .*area\.gpkg is in .*no way from.*ogr2ogr -a_srs"):
+            GeoTiffSource(scene.paths, scene=Scene.of({"area": area}))

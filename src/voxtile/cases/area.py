@@ -57,15 +57,24 @@ def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
         None where the area does not touch the scene.
 
     Raises:
-        DataError: The file cannot be read or holds no areas.
+        DataError: The file cannot be read or holds no areas, or it or the scene has no place on Earth.
     """
     import shapely
+    from pyproj.exceptions import ProjError
 
     from voxtile.cases.burn import Placed
-    from voxtile.cases.vector_grid import SceneGrid
+    from voxtile.cases.vector_grid import SceneGrid, unplaced
 
+    assert grid.crs is not None
     areas = _of_file(Path(area).expanduser()) if isinstance(area, str) else _of_bounds(area)
-    shapes, _ = SceneGrid(grid, areas.crs, 0.0, 0.0).polygons(areas.outlines, str(area))
+    try:
+        shapes, _ = SceneGrid(grid, areas.crs, 0.0, 0.0).polygons(areas.outlines, str(area))
+    except ProjError as error:
+        raise DataError(
+            f"The area of interest ('data.scene.area'): {area} {unplaced(areas.crs, grid.crs)} Write the area with the system that "
+            "its coordinates are in, by 'ogr2ogr -a_srs EPSG:… areas.gpkg …', or give the scene its own, by 'gdal_edit.py -a_srs "
+            "EPSG:…'."
+        ) from error
     if not len(shapes):
         return None
     shapes = shapely.transform(shapes, lambda points: np.round(points * SNAP) / SNAP)

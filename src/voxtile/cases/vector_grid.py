@@ -54,13 +54,12 @@ class SceneGrid:
         self._size = np.array([grid.shape[2], grid.shape[1]], dtype=np.float64)  # (width, height)
         self._crs, self._file_crs, self._buffer = CRS.from_user_input(grid.crs).to_2d(), file_crs, buffer
         self._same = bool(file_crs.equals(self._crs, ignore_axis_order=True))
-        self._from_file = way(file_crs, self._crs)
         self._reach = self._grown_by(buffer) + _MARGIN + border
         samples = _applied(self._to_map, self._grid_of(self._reach))
         if self._crs.is_geographic:
             samples[:, 1] = np.clip(samples[:, 1], -90, 90)
-        to_file = way(self._crs, file_crs)
-        self._found = np.stack(to_file.transform(*samples.T), axis=1)  # in the file's system
+        # In the file's system; to itself there is a way from one without a place on Earth as well, which PROJ does not know.
+        self._found = samples if self._same else np.stack(way(self._crs, file_crs).transform(*samples.T), axis=1)
         self._seam = Seam.of(self._crs, samples, whole=not np.isfinite(self._found).all())
         self._turn = self._once_around()
         self.boxes = self._boxes(self._found.copy()) if np.isfinite(self._found).all() else None
@@ -84,7 +83,7 @@ class SceneGrid:
         bounds, longest = shapely.bounds(parts).reshape(-1, 4), self._longest_edge()
         long = np.hypot(*(bounds[:, 2:] - bounds[:, :2]).T) > longest  # the others cannot have an edge that is
         parts[long] = shapely.segmentize(parts[long], longest)
-        source, onto = self._file_crs, self._from_file
+        source = self._file_crs
         if self._buffer:
             longitude, latitude = self._world.transform(*(self._to_map @ tuple(self._size / 2)))
             # Distances from the scene's middle are true in it; 500 km away, those across are 0.1 % too long.
@@ -93,9 +92,8 @@ class SceneGrid:
             parts = shapely.transform(parts, lambda xy: np.stack(to_local.transform(*xy.T), axis=1))
             parts, index = self._finite(parts, index, shapes, name)
             parts, index = simple_parts(shapely.buffer(parts, self._buffer, quad_segs=_ARCS), index)
-            onto = Transformer.from_crs(source, self._crs, always_xy=True)
         if self._buffer or not self._same:
-            parts, index = self._brought(parts, index, source, onto)
+            parts, index = self._brought(parts, index, source)
             parts, index = self._finite(parts, index, shapes, name)
         parts = shapely.transform(parts, self._pixels)
         if self._turn is not None:
@@ -104,10 +102,9 @@ class SceneGrid:
             index = np.tile(index, 3)
         return self._cut(parts, index)
 
-    def _brought(
-        self, parts: Geometries, index: NDArray[np.int64], source: CRS, onto: Transformer
-    ) -> tuple[Geometries, NDArray[np.int64]]:
+    def _brought(self, parts: Geometries, index: NDArray[np.int64], source: CRS) -> tuple[Geometries, NDArray[np.int64]]:
         """Polygons brought from `source` to the scene's system."""
+        onto = Transformer.from_crs(source, self._crs, always_xy=True) if self._buffer else self._from_file
 
         def moved(xy: Floats) -> Floats:
             found = np.stack(onto.transform(*xy.T), axis=1)
@@ -140,6 +137,10 @@ class SceneGrid:
             with np.errstate(invalid="ignore"):
                 points[:, 0] = beside(points[:, 0], middle)
         return _applied(~self._to_map, points)
+
+    @cached_property
+    def _from_file(self) -> Transformer:
+        return way(self._file_crs, self._crs)
 
     @cached_property
     def _world(self) -> Transformer:
@@ -247,6 +248,15 @@ class SceneGrid:
         large = ((bounds[:, :2] < -_KEPT) | (bounds[:, 2:] > self._size + _KEPT)).any(axis=1)
         parts[large] = shapely.clip_by_rect(parts[large], -_KEPT, -_KEPT, *(self._size + _KEPT))
         return simple_parts(parts, index)
+
+
+def unplaced(crs: CRS, scene_crs: str) -> str:
+    """Why shapes cannot be laid onto a scene in another system, for messages."""
+    names = [f"'{each.name}'" for each in (crs, CRS.from_user_input(scene_crs))]
+    return (
+        f"is in the coordinate reference system {names[0]} and the scene in {names[1]}, and there is no way from one to the other: "
+        "a system needs a place on Earth."
+    )
 
 
 def _applied(transform: Affine, xy: Floats) -> Floats:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyproj.exceptions import ProjError
 
 from voxtile.cases.area import exchanged_shapes
 from voxtile.cases.burn import Placed, near_change
@@ -16,7 +17,7 @@ from voxtile.cases.grid import Grid
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.shared import Shared
 from voxtile.cases.vector_files import Shapes, files_of, read_shapes, stamps_of
-from voxtile.cases.vector_grid import SceneGrid
+from voxtile.cases.vector_grid import SceneGrid, unplaced
 from voxtile.cases.vector_settings import Stored, VectorSettings
 from voxtile.cases.window import Window
 from voxtile.errors import DataError, listed
@@ -77,7 +78,15 @@ class VectorLabel(Source):
         return read_shapes(self.path, self._settings, self._stamps)
 
     def _on(self, grid: Grid, shapes: Shapes) -> SceneGrid:
-        return SceneGrid(grid, shapes.crs, self._settings.buffer, self._settings.border)
+        try:
+            return SceneGrid(grid, shapes.crs, self._settings.buffer, self._settings.border)
+        except ProjError as error:
+            assert grid.crs is not None
+            raise DataError(
+                f"{self.path}, the label of {self._onto.path}, {unplaced(shapes.crs, grid.crs)} Type the one that the "
+                "coordinates of the shapes are in, 'data.vectors.crs=EPSG:…', or give the scene its own, by 'gdal_edit.py -a_srs "
+                "EPSG:…'."
+            ) from error
 
     def _placed(self) -> tuple[Placed, tuple[Stored, ...]]:
         """The polygons, and the stored values that their codes stand for."""
