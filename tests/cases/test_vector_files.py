@@ -1,4 +1,5 @@
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import geopandas
@@ -6,6 +7,8 @@ import numpy as np
 import pytest
 import rasterio.features
 import shapely
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from voxtile.cases import vector_files
 from voxtile.cases.vector_files import files_of, read_shapes, stamps_of
@@ -161,6 +164,58 @@ class TestValues:
         assert read(path, attribute="kind").stored == (0, 1, 2, 3)
         assert read(path, attribute="kind", priority=[2, 1]).stored == (0, 3, 1, 2)
 
+    @pytest.mark.parametrize(
+        ("text", "key"),
+        [("Wälder", '"Wälder"'), ("a,b", '"a,b"'), ("wood (old)", '"wood (old)"'), ("", '""'), ('"', '"\\""'), ("1e5", '"1e5"'),
+         ("null", '"null"'), ("True", '"True"')],
+    )  # fmt: skip
+    def test_values_that_cannot_be_typed_go_into_the_configuration_file(self, tmp_path, text, key):
+        path = save(tmp_path / "a.gpkg", frame(*squares(2), kind=["lake", text]))
+        with pytest.raises(DataError) as refused:
+            read(path, attribute="kind")
+        assert f"in the data set's configuration file, since not all of them can be typed: 'values: {{{key}: 1, …}}' under" in str(
+            refused.value
+        )
+        with pytest.raises(DataError) as refused:
+            read(path, attribute="kind", values={"lake": 1})
+        assert "Add them there in the data set's configuration file, since" in str(refused.value)
+        assert f"'{key}: ignore'" in str(refused.value)
+        values = yaml.safe_load(f"values: {{{key}: 2, lake: 1}}")["values"]
+        assert read(path, attribute="kind", values=values).stored == (0, 1, 2)
+
+    @pytest.mark.parametrize("text", ["lake", "deep lake", "1.5", "2-3", "a/b.c", "true", "3a"])
+    def test_values_that_can_be_typed_mean_the_same_when_they_are(self, tmp_path, text):
+        path = save(tmp_path / "a.gpkg", frame(*squares(1), kind=[text]))
+        with pytest.raises(DataError, match=r"'data\.vectors\.values=(.*), …\}'") as refused:
+            read(path, attribute="kind")
+        typed = re.search(r"'(data\.vectors\.values=.*), …\}'", str(refused.value)).group(1) + "}"
+        values = OverridesParser.create().parse_override(typed).value()
+        assert read(path, attribute="kind", values=values).stored == (0, 1)
+
+    @pytest.mark.parametrize("name", ["a.geojson", "a.parquet"])
+    @pytest.mark.parametrize("several", [["a", "b"], {"a": 1}])
+    def test_an_attribute_of_lists_or_tables_is_named(self, tmp_path, name, several):
+        found = frame(*squares(2), kind=[several, several], crs="EPSG:4326")
+        path = (
+            save(tmp_path / name, found)
+            if "parquet" in name
+            else geojson(tmp_path / name, *squares(2), properties={"kind": several})
+        )
+        with pytest.raises(DataError, match=r"'kind' holds lists or tables, such as .*a.*'data\.vectors\.attribute=…'"):
+            read(path, attribute="kind", values={"a": 1})
+
+    def test_texts_of_a_shapefile_in_an_encoding_that_it_does_not_name(self, tmp_path):
+        path = save(tmp_path / "a.shp", frame(*squares(1), kind=["Wälder"]), encoding="CP1252")
+        code = path.with_suffix(".cpg")
+        assert read(path, attribute="kind", values={"Wälder": 1}).stored == (0, 1)
+        code.unlink()
+        with pytest.raises(
+            DataError, match=r"'kind' of .*a\.shp cannot be read: .*a\.cpg .* is not there.*'echo CP1252 > .*a\.cpg'"
+        ):
+            read(path, attribute="kind", values={"Wälder": 1})
+        code.write_text("CP1252")
+        assert read(path, attribute="kind", values={"Wälder": 1}).stored == (0, 1)
+
 
 class TestOddShapes:
     def test_invalid_polygons_are_repaired_with_a_note(self, tmp_path):
@@ -195,6 +250,20 @@ class TestOddShapes:
         with pytest.raises(DataError, match=rf"a\.geojson {words}.*'data\.vectors\.empty=true'"):
             read(path)
         assert len(read(path, empty=True).parts) == 0
+
+    @pytest.mark.parametrize("name", ["a.geojson", "a.gpkg", "a.parquet"])
+    def test_a_file_without_shapes_needs_no_attribute(self, tmp_path, name):
+        path = geojson(tmp_path / name) if "json" in name else save(tmp_path / name, frame(*squares(1)).iloc[:0])
+        found = read(path, empty=True, attribute="kind", values={"lake": 2}, outside=7)
+        assert (len(found.parts), found.stored) == (0, (7,))
+
+    def test_a_collection_that_is_made_valid_keeps_its_lines_for_a_buffer(self, tmp_path):
+        line = shapely.LineString([(9, 9), (12, 9)])
+        path = geojson(tmp_path / "a.geojson", shapely.GeometryCollection([BOWTIE, line, shapely.Point(20, 20)]))
+        found = read(path, buffer=1)
+        assert shapely.area(found.parts).sum() == pytest.approx(8)
+        assert [part.geom_type for part in found.parts if part.area == 0] == ["LineString", "Point"]
+        assert shapely.area(read(path).parts).sum() == pytest.approx(8)
 
     def test_points_and_lines_need_a_buffer(self, tmp_path):
         shapes = [*squares(1), shapely.LineString([(0, 0), (5, 5)]), shapely.Point(3, 3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _KINDS = {
 }
 _SIDE_FILES = (".shx", ".dbf", ".prj", ".cpg")  # of a Shapefile
 Stamps = tuple[tuple[Path, int, int], ...]
+_TYPABLE = re.compile(r"[\w/+.%@?|*-]+(?: +[\w/+.%@?|*-]+)*", re.ASCII)  # keys that Hydra's grammar has: quoted ones it has not
 _NAMED = 3  # shapes that a note or an error names
 _MOST_POINTS = 20_000_000  # vertices of the files kept in memory; a million small polygons have 7 million and take 0.7 GB
 
@@ -145,9 +147,10 @@ def _read(path: Path, settings: VectorSettings) -> Shapes:
         )
     if missing.any():
         notes.append(f"{path}: {missing.sum()} of {counted(len(shapes), 'feature')} without a geometry left out")
-    shapes, odd = _repaired(path, shapes, settings.repair)
+    shapes, odd = _repaired(path, shapes, settings.repair, thin=settings.buffer > 0)
     notes += odd
-    numbers, stored = _values(path, settings, None if settings.attribute is None else frame[settings.attribute][~missing])
+    column = None if settings.attribute is None else frame[settings.attribute][~missing] if len(frame) else pd.Series(dtype=object)
+    numbers, stored = _values(path, settings, column)
     codes = np.zeros(len(shapes), dtype=np.uint16)
     codes[~missing] = numbers
     parts, features = simple_parts(shapes, np.arange(len(shapes)))
@@ -179,7 +182,7 @@ def read_areas(path: Path, attribute: str | None = None, said: str = "") -> Area
             f"{path} names no coordinate reference system, so it is unknown where its polygons lie. Write it with one, for example "
             "by 'ogr2ogr -a_srs EPSG:4326 areas.gpkg …'."
         )
-    shapes, notes = _repaired(path, _flat(frame), True)
+    shapes, notes = _repaired(path, _flat(frame), True, thin=False)
     parts, features = simple_parts(shapes, np.arange(len(shapes)))
     areas = shapely.get_dimensions(parts) == 2
     parts, features = parts[areas], features[areas]
@@ -246,12 +249,25 @@ def _frame(path: Path, layer: str | None, attribute: str | None, said: str) -> g
         info = pyogrio.read_info(path, layer=layer)
         if info["driver"] != driver:
             raise ValueError(f"it is {info['driver']}")
+        if info["features"] == 0:  # a layer without features may have lost its attributes: GeoJSON writes them with each
+            attribute = None
         _check_attribute(path, attribute, said, info["fields"])
         columns = [] if attribute is None else [attribute]
         frame = pyogrio.read_dataframe(path, layer=layer, columns=columns, use_arrow=True)
         if 0 <= info["features"] != len(frame):
             raise ValueError(f"it should hold {info['features']} features, and {len(frame)} could be read")
+        if attribute is not None:
+            frame[attribute].to_numpy()  # texts in another encoding are only found here
         return frame
+    except pyarrow.lib.ArrowException as error:
+        if driver != "ESRI Shapefile" or attribute is None or isinstance(error, ValueError):
+            raise DataError(f"{path} cannot be read as {driver}: {reason(error)}. Expected an intact vector file.") from error
+        code = path.with_suffix(".cpg")
+        raise DataError(
+            f"The texts of the attribute '{attribute}' of {path} cannot be read: they are not in UTF-8, and {code.name} beside it "
+            f"{'says something else' if code.is_file() else 'is not there to say in what'}. Name their encoding in that file, by "
+            f"'echo CP1252 > {code}' for those of Windows in western Europe."
+        ) from error
     except (
         OSError,
         ValueError,
@@ -269,6 +285,8 @@ def _parquet(path: Path, layer: str | None, attribute: str | None, said: str) ->
     schema = pyarrow.parquet.read_schema(path)
     geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("primary_column")
     _layer(path, layer, [])
+    if not pyarrow.parquet.read_metadata(path).num_rows:
+        attribute = None
     _check_attribute(path, attribute, said, [name for name in schema.names if name != geometry])
     wanted = [name for name in (attribute, geometry) if name is not None]
     return geopandas.read_parquet(path, columns=wanted if geometry is not None else None)
@@ -310,8 +328,15 @@ def _crs(path: Path, settings: VectorSettings, own: Any) -> CRS:
     return CRS.from_user_input(own)
 
 
-def _repaired(path: Path, shapes: NDArray[np.object_], repair: bool) -> tuple[NDArray[np.object_], list[str]]:
-    """The shapes with invalid polygons made valid, and a sentence on them."""
+def _repaired(path: Path, shapes: NDArray[np.object_], repair: bool, thin: bool) -> tuple[NDArray[np.object_], list[str]]:
+    """The shapes with invalid polygons made valid, and a sentence on them.
+
+    Args:
+        path: the file, for messages.
+        shapes: its shapes.
+        repair: whether invalid polygons are made valid instead of refused.
+        thin: whether the lines and points in a collection with such a polygon count.
+    """
     bad = np.flatnonzero(~shapely.is_valid(shapes) & ~shapely.is_missing(shapes))
     wrong = [index for index in bad if not np.isfinite(shapely.get_coordinates(shapes[index])).all()]
     if wrong:
@@ -328,29 +353,46 @@ def _repaired(path: Path, shapes: NDArray[np.object_], repair: bool) -> tuple[ND
     shapes = shapes.copy()
     # Parts that overlap are one area, as where GDAL burns them; by "linework" what they share would be a hole.
     for index, mended in zip(bad, shapely.make_valid(shapes[bad], method="structure", keep_collapsed=False), strict=True):
-        pieces, _ = simple_parts(np.array([mended], dtype=object), np.zeros(1, dtype=np.int64))
-        shapes[index] = shapely.multipolygons(pieces[shapely.get_dimensions(pieces) == 2])
+        pieces = _pieces(mended)
+        shapes[index], before = shapely.multipolygons(pieces[shapely.get_dimensions(pieces) == 2]), _pieces(shapes[index])
+        if thin and len(rest := before[shapely.get_dimensions(before) < 2]):
+            shapes[index] = shapely.geometrycollections([shapes[index], *rest])
     return shapes, [f"{what}, used as made valid"]
+
+
+def _pieces(shape: object) -> NDArray[np.object_]:
+    """The simple parts of one shape."""
+    return simple_parts(np.array([shape], dtype=object), np.zeros(1, dtype=np.int64))[0]
 
 
 def _values(path: Path, settings: VectorSettings, column: Any) -> tuple[NDArray[np.uint16], tuple[Stored, ...]]:
     """The code of each shape, and the stored values that codes stand for."""
     if column is None:
         return np.ones(1, dtype=np.uint16), (settings.outside, 1)
-    places, found = pd.factorize(column)
+    try:
+        places, found = pd.factorize(column)
+    except TypeError as error:  # lists and the like cannot be compared
+        several = next(value.tolist() if isinstance(value, np.ndarray) else value for value in column if not np.isscalar(value))
+        raise DataError(
+            f"{path}: the attribute '{settings.attribute}' holds lists or tables, such as {several}, and no single value that "
+            "says the class of a shape. Name another one with 'data.vectors.attribute=…', or write the value that counts into one."
+        ) from error
     texts = [as_text(value) for value in found.tolist()]
     table = dict(settings.values) if settings.values else {text: int(text) for text in texts if _is_number(text)}
     unknown = [text for text in texts if text not in table and REST not in table]
     if unknown and not settings.values:
+        entry, where = _entry(unknown)
+        how = f"'values: {{{entry}: 1, …}}' under 'vectors'" if where else f"'data.vectors.values={{{entry}: 1, …}}'"
         raise DataError(
             f"{path}: the attribute '{settings.attribute}' holds {listed(map(repr, unknown))}, which are no whole numbers. Say "
-            f"which stored label values they mean: 'data.vectors.values={{{unknown[0]}: 1, …}}'."
+            f"which stored label values they mean{where}: {how}."
         )
     if unknown:
+        entry, where = _entry(unknown)
         raise DataError(
             f"{path}: the attribute '{settings.attribute}' holds {listed(map(repr, unknown))}, which 'data.vectors.values' does "
-            f"not know: it knows {listed(map(repr, table))}. Add them there, where they are not to be judged as "
-            f"'{unknown[0]}: ignore'; '{REST}' stands for every other value."
+            f"not know: it knows {listed(map(repr, table))}. Add them there{where}, where they are not to be judged as "
+            f"'{entry}: ignore'; '{REST}' stands for every other value."
         )
     if (places < 0).any() and REST not in table:
         raise DataError(
@@ -361,6 +403,24 @@ def _values(path: Path, settings: VectorSettings, column: Any) -> tuple[NDArray[
     used = sorted({meant[place] for place in np.unique(places)}, key=settings.rank)
     codes = np.array([used.index(value) + 1 if value in used else 0 for value in meant], dtype=np.uint16)
     return codes[places], (settings.outside, *used)
+
+
+def _entry(unknown: Sequence[str]) -> tuple[str, str]:
+    """One of the values as a key, and where keys like it are to be written; "" where they can be typed."""
+    for text in unknown:
+        if not _typable(text):
+            return json.dumps(text, ensure_ascii=False), " in the data set's configuration file, since not all of them can be typed"
+    return unknown[0], ""
+
+
+def _typable(text: str) -> bool:
+    """Whether Hydra takes the text as a key on the command line, and for the same text."""
+    if text.lower() in ("null", "true", "false"):
+        return text in ("true", "false")
+    try:
+        return as_text(float(text)) == text
+    except ValueError:
+        return _TYPABLE.fullmatch(text) is not None
 
 
 def _is_number(text: str) -> bool:
