@@ -155,6 +155,31 @@ def test_blocks_over_the_antimeridian_keep_the_buffer_and_others_stay_where_they
     assert alone.items() <= together.items()
 
 
+WORLD = [degrees("w", -180.0, 90.0, 36, 18, pixel=10.0)]
+
+
+class TestAtThePoles:
+    """A degree of longitude has no length there."""
+
+    def test_blocks_of_a_scene_of_the_whole_world(self):
+        split = BlockSplit((3, 4))(WORLD)
+        assert sum(block.box.size[1] * block.box.size[2] for part in split.sides.values() for block in part) == 36 * 18
+        above = BlockSplit((4, 1), buffer=500_000)(WORLD)
+        assert split_distances(above)["val"].length >= 500_000
+        for counts in ((3, 4), (1, 2)):
+            with pytest.raises(ConfigError, match=r"'w' .*reaches to a pole.*'split\.buffer=1000'.*'split\.blocks=\[4,1\]'"):
+                BlockSplit(counts, buffer=1000)(WORLD)
+
+    @pytest.mark.parametrize("cases", [WORLD, [degrees("n", 10.0, 90.0, 40, 40, pixel=0.02)]], ids=["world", "near"])
+    def test_blocks_on_the_ground(self, cases):
+        side = 3_000_000 if cases is WORLD else 4_000
+        split = ground(cases, side)
+        assert sum(len(part) for part in split.sides.values()) > 3
+        assert not find_leaks(split, {})
+        with pytest.raises(ConfigError, match=r"reaches to a pole.*'split\.buffer=100' \(metres\)"):
+            ground(cases, side, 100)
+
+
 @pytest.mark.parametrize("width", [0.027, 0.1, 7.0, 100.0, 130.0, 250.0, 400.0])
 def test_columns_go_once_around_the_world(width):
     columns = _Columns(width, 360.0)

@@ -23,6 +23,8 @@ from voxtile.errors import ConfigError, DataError
 Index = tuple[int, ...]  # of a block along (z, y, x)
 Face = tuple[int, int]  # (axis, -1 or 1) of a block
 MOST_BLOCKS = 100_000
+_LAST = 89  # degrees of latitude at which a degree of longitude has a length; at the next one it has none
+_NO_LENGTH = 1e-6  # metres of a degree or a pixel below which it is that of a pole
 _ROUNDING = 1e-6  # pixels by which a pixel's edge may lie beyond that of its block: coordinates in files are rounded
 
 
@@ -88,7 +90,7 @@ def case_blocks(cases: Sequence[Case], counts: Sequence[int], side: float | None
         buffer: that the blocks are to keep, for checks.
 
     Raises:
-        ConfigError: A block would be too small for the buffer.
+        ConfigError: A block would be too small for the buffer, or has no width at all.
     """
     for case in cases:
         spacing = _spacing(case)
@@ -96,6 +98,7 @@ def case_blocks(cases: Sequence[Case], counts: Sequence[int], side: float | None
         if side is not None:
             number = (1, *(max(1, round(case.shape[axis] * spacing[axis] / side)) for axis in (1, 2)))
         _check_number(math.prod(number), case)
+        _check_pole(case, spacing[2] if number[2] > 1 else math.inf, buffer)
         letters = "src"[-len(counts) :] if side is None else "rc"
         for index in itertools.product(*map(range, number)):
             start = [place * size // count for place, size, count in zip(index, case.shape, number, strict=True)]
@@ -111,12 +114,17 @@ def case_blocks(cases: Sequence[Case], counts: Sequence[int], side: float | None
 
 
 def _without(block: Case, spacing: Sequence[float], number: Index, buffer: float, lost: Mapping[Face, float]) -> Case:
-    pixels = {face: math.ceil(length / spacing[face[0]] - 1e-9) for face, length in lost.items()}  # rounding errors add none
+    pixels = {face: math.ceil(_units(length, spacing[face[0]]) - 1e-9) for face, length in lost.items()}  # rounding errors add none
     low = [pixels[axis, -1] for axis in range(3)]
     size = [full - pixels[axis, -1] - pixels[axis, 1] for axis, full in enumerate(block.shape)]
     if min(size) < 1:
         raise _too_small(block, block.shape, number, buffer)
     return block.view(Window.of(low, size))
+
+
+def _units(length: float, metres: float) -> float:
+    """How many units of so many metres are a length: none for none, also at a pole, where a unit has no length."""
+    return length / metres if length else 0.0
 
 
 def _spacing(case: Case) -> tuple[float, float, float]:
@@ -132,6 +140,17 @@ def _too_small(case: Case, size: Sequence[int], number: Index, buffer: float) ->
         f"(D, H, W) of {spacing} {unit}, too small to keep 'split.buffer={buffer:g}' ({unit}) between sides of the split. Ask for "
         "fewer blocks ('split.blocks=[…]'), a longer 'split.side', or a smaller buffer."
     )
+
+
+def _check_pole(case: Case, width: float, buffer: float) -> None:
+    """Refuses a buffer between blocks side by side that are nowhere in the case wider than `width`, in metres, a unit."""
+    if buffer and width < _NO_LENGTH:
+        raise ConfigError(
+            f"Case '{case.id}' ({case.image.path}) reaches to a pole, where all its columns meet: no number of pixels keeps "
+            f"'split.buffer={buffer:g}' (metres) between blocks side by side there. Cut it off before the pole, for example with "
+            "'data.scene.area=[-180,-89,180,89]', warp it to a polar system with 'gdalwarp -t_srs EPSG:…', ask for blocks one "
+            "above the other ('split.blocks=[4,1]'), or take the buffer out ('split.buffer=0')."
+        )
 
 
 def ground_blocks(cases: Sequence[Case], side: float, buffer: float) -> Iterator[Block]:
@@ -150,7 +169,7 @@ def ground_blocks(cases: Sequence[Case], side: float, buffer: float) -> Iterator
 
     Raises:
         DataError: A scene has no place on Earth or is turned, or scenes in different systems are too near each other.
-        ConfigError: There are too many blocks.
+        ConfigError: There are too many blocks, or at a pole they cannot keep the buffer.
     """
     check_placed(cases, "'split.grid=ground' lays blocks on the ground")
     turned = [case for case in cases if np.abs(case.grid.matrix[[0, 1], [1, 0]]).max() > 1e-9 * np.abs(case.grid.matrix).max()]
@@ -181,6 +200,7 @@ def _place_blocks(cases: Sequence[Case], side: float, buffer: float) -> Iterator
     lattice = f"{next(iter(names))} {side:g} m{where}"
     columns = _Columns(width[0], TURN if to_world(str(cases[0].grid.crs)).source_crs.is_geographic else 0.0)
     metres = np.min([least_metres(case) for case in cases], axis=0)  # of the place, so that each block keeps the buffer
+    _check_pole(cases[0], float(metres.min()), buffer)
     for case in cases:
         left, bottom, right, top = case.grid.footprint
         begin = columns.of(left + 1e-9 * width[0])
@@ -233,7 +253,7 @@ def _once_around(column: int, around: int) -> int:
 
 def _trimmed(cut: Callable[..., Case | None], metres: Sequence[float], lost: Mapping[Face, float]) -> Case | None:
     x, y = metres
-    return cut((lost[2, -1] / x, lost[1, -1] / y), (lost[2, 1] / x, lost[1, 1] / y))
+    return cut((_units(lost[2, -1], x), _units(lost[1, -1], y)), (_units(lost[2, 1], x), _units(lost[1, 1], y)))
 
 
 def _cell_of(
@@ -259,6 +279,8 @@ def _cell(crs: str, centre: np.ndarray, declared: tuple[float, float], side: flo
     world = to_world(crs)
     longitude, latitude = world.transform(*centre)
     degree = round(latitude)
+    if world.source_crs.is_geographic:
+        degree = max(-_LAST, min(degree, _LAST))
     point = np.array([world.transform(longitude, degree, direction="INVERSE")])
     step = 1.0 / max(declared)
     measured = metres_per_unit(crs, point, step)[0]

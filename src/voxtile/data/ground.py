@@ -49,6 +49,8 @@ def metres_per_unit(crs: str, points: NDArray[np.float64], step: float) -> NDArr
 def least_metres(case: Case) -> tuple[float, float]:
     """Metres in one map unit along (x, y), no more than there are anywhere in the case; those of its grid where it lies nowhere.
 
+    Along x there are none, 0, where a case in degrees reaches to a pole.
+
     Grids take the map units of a projection for metres, and degrees for those of a sphere. That is right to 0.2 % in UTM, where it
     is left at that, but not in Web Mercator, which stretches lengths by 1 / cos(latitude), nor near the equator in degrees.
     """
