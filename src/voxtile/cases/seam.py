@@ -40,13 +40,12 @@ class Seam:
         self._back, self._forth = _ways(crs)
 
     @classmethod
-    def of(cls, crs: CRS, points: Floats, whole: bool) -> Seam | None:
+    def of(cls, crs: CRS, points: Floats | None = None) -> Seam | None:
         """The seam of a projected system, where there is one near a scene.
 
         Args:
             crs: the system.
-            points: evenly over the scene and what is around it, in map units [n, 2].
-            whole: whether shapes from all over the world are laid onto the scene.
+            points: evenly over the scene and what is around it, in map units [n, 2]; None for the whole map.
 
         Returns:
             None where the map is not cut along a meridian, or where no shape near the points reaches to it.
@@ -54,15 +53,17 @@ class Seam:
         if (middle := _middle(crs)) is None:
             return None
         back, forth = _ways(crs)
-        places = np.stack(back.transform(*points.T), axis=1)
-        places = places[np.isfinite(places).all(axis=1)]
-        if not len(places):
-            return None
-        off = beside(places[:, 0], middle) - middle
-        if not whole and TURN / 2 - np.abs(off).max() > 2 * np.ptp(off) + 1:
-            return None
-        south, north = np.clip((places[:, 1].min(), places[:, 1].max()), -_NEAR_POLE, _NEAR_POLE)
-        latitudes = np.linspace(south, north, 9)
+        south, north = -90.0, 90.0
+        if points is not None:
+            places = np.stack(back.transform(*points.T), axis=1)
+            places = places[np.isfinite(places).all(axis=1)]
+            if not len(places):
+                return None
+            off = beside(places[:, 0], middle) - middle
+            if TURN / 2 - np.abs(off).max() > 2 * np.ptp(off) + 1:
+                return None
+            south, north = places[:, 1].min(), places[:, 1].max()
+        latitudes = np.linspace(max(south, -_NEAR_POLE), min(north, _NEAR_POLE), 9)
         left, right = (
             np.stack(forth.transform(np.full(9, middle + side * (TURN / 2 - _BESIDE)), latitudes), axis=1) for side in (-1, 1)
         )
@@ -171,6 +172,26 @@ def _extents(parts: Geometries) -> Floats:
     with np.errstate(invalid="ignore"):
         found: Floats = (bounds[:, 2:] - bounds[:, :2]).max(axis=1)
     return found
+
+
+def brought(parts: Geometries, source: CRS, onto: Transformer, seam: Seam | None) -> tuple[Geometries, Indices]:
+    """Polygons in another system, and their numbers in `parts`; vertices that have no place there become infinite.
+
+    Args:
+        parts: polygons.
+        source: their system.
+        onto: the way to the other one.
+        seam: that of the other one.
+    """
+
+    def there(xy: Floats) -> Floats:
+        found = np.stack(onto.transform(*xy.T), axis=1)
+        found[~np.isfinite(found).all(axis=1)] = np.inf  # not NaN, of which no ring can be closed
+        return found
+
+    if seam is None:
+        return shapely.transform(parts, there), np.arange(len(parts))
+    return seam.brought(parts, source, there)
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ from pyproj import CRS, Geod, Transformer
 from voxtile.cases.burn import Placed
 from voxtile.cases.grid import Grid
 from voxtile.cases.longitudes import TURN, TURNS, beside
-from voxtile.cases.seam import Seam, way
+from voxtile.cases.seam import Seam, brought, way
 from voxtile.cases.vector_files import Shapes, simple_parts
 from voxtile.errors import DataError
 
@@ -60,7 +60,7 @@ class SceneGrid:
             samples[:, 1] = np.clip(samples[:, 1], -90, 90)
         # In the file's system; to itself there is a way from one without a place on Earth as well, which PROJ does not know.
         self._found = samples if self._same else np.stack(way(self._crs, file_crs).transform(*samples.T), axis=1)
-        self._seam = Seam.of(self._crs, samples, whole=not np.isfinite(self._found).all())
+        self._seam = Seam.of(self._crs, samples if np.isfinite(self._found).all() else None)
         self._turn = self._once_around()
         self.boxes = self._boxes(self._found.copy()) if np.isfinite(self._found).all() else None
 
@@ -93,28 +93,15 @@ class SceneGrid:
             parts, index = self._finite(parts, index, shapes, name)
             parts, index = simple_parts(shapely.buffer(parts, self._buffer, quad_segs=_ARCS), index)
         if self._buffer or not self._same:
-            parts, index = self._brought(parts, index, source)
-            parts, index = self._finite(parts, index, shapes, name)
+            onto = Transformer.from_crs(source, self._crs, always_xy=True) if self._buffer else self._from_file
+            parts, owners = brought(parts, source, onto, self._seam)
+            parts, index = self._finite(parts, index[owners], shapes, name)
         parts = shapely.transform(parts, self._pixels)
         if self._turn is not None:
             turn = np.array(~self._to_map @ tuple(self._turn)) - np.array(~self._to_map @ (0.0, 0.0))
             parts = np.concatenate([shapely.transform(parts, lambda xy, k=k: xy + k * turn) for k in (-1, 0, 1)])
             index = np.tile(index, 3)
         return self._cut(parts, index)
-
-    def _brought(self, parts: Geometries, index: NDArray[np.int64], source: CRS) -> tuple[Geometries, NDArray[np.int64]]:
-        """Polygons brought from `source` to the scene's system."""
-        onto = Transformer.from_crs(source, self._crs, always_xy=True) if self._buffer else self._from_file
-
-        def moved(xy: Floats) -> Floats:
-            found = np.stack(onto.transform(*xy.T), axis=1)
-            found[~np.isfinite(found).all(axis=1)] = np.inf  # not NaN, of which no ring can be closed
-            return found
-
-        if self._seam is None:
-            return shapely.transform(parts, moved), index
-        parts, owners = self._seam.brought(parts, source, moved)
-        return parts, index[owners]
 
     def _once_around(self) -> Floats | None:
         """Map units (x, y) after which the scene's map repeats itself, where the scene reaches that far: it may begin anywhere."""

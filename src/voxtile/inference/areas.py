@@ -136,14 +136,26 @@ class Places:
     def _brought_to(self, crs: str) -> tuple[Any, NDArray[np.int64], Any]:
         """The polygons' parts in a scene's system, whose each of them is, and their spatial index; kept for the next scene."""
         if crs not in self._in_system:
-            import geopandas
             import shapely
+            from pyproj import CRS
+            from pyproj.exceptions import ProjError
 
+            from voxtile.cases.seam import Seam, brought, way
             from voxtile.cases.vector_files import simple_parts
+            from voxtile.cases.vector_grid import unplaced
 
             parts, owners = simple_parts(self._areas.shapes, np.arange(len(self._areas.shapes)))
-            there = geopandas.GeoSeries(parts, crs=self._areas.crs).to_crs(crs).to_numpy()
-            there, owners = self._finite(there, owners, crs)
+            source, target = self._areas.crs, CRS.from_wkt(crs)
+            there, index = parts, np.arange(len(parts))
+            try:
+                if not source.equals(target, ignore_axis_order=True):
+                    there, index = brought(parts, source, way(source, target), Seam.of(target))
+            except ProjError as error:
+                raise DataError(
+                    f"{self.path} {unplaced(self._areas.crs, crs)} Write it with the system that its coordinates are in, by "
+                    "'ogr2ogr -a_srs EPSG:… areas.gpkg …'."
+                ) from error
+            there, owners = self._finite(there, owners[index], crs)
             # Only areas count: a line, that of a spike say, would be burnt as pixels.
             parts, index = simple_parts(shapely.make_valid(there, method="structure", keep_collapsed=False), np.arange(len(there)))
             areas, owners = shapely.get_dimensions(parts) == 2, owners[index]
