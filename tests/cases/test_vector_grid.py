@@ -160,6 +160,15 @@ def test_a_scene_of_the_whole_world_in_metres(tmp_path, left):
     check_inside(burnt(tmp_path, grid, shapes), grid, inside)
 
 
+@pytest.mark.parametrize("crs", ["EPSG:4087", SINUSOIDAL, "ESRI:54009"])
+def test_shapes_all_around_the_world(tmp_path, crs):
+    grid = scene(crs, -18_100_000, 13_000_000, 565_000)
+    on_map = np.abs(places(grid, crs) - Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(*places(grid))) < 1e5
+    for shape in (shapely.box(-180, -90, 180, 20), shapely.box(0.5, -40, 359.5, 50)):
+        inside = contains(shape, shapely.affinity.translate(shape, -360))
+        check_inside(burnt(tmp_path, grid, [shape]), grid, inside, counts=on_map.all(axis=0))
+
+
 @pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:6933"])
 def test_buffers_over_the_edge_of_a_map_of_the_world(tmp_path, crs):
     x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(179.9999, -17)

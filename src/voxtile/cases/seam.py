@@ -128,7 +128,7 @@ class Seam:
         bounds = shapely.bounds(parts).reshape(-1, 4)
         first, last = (np.floor((bounds[:, side] - self._middle + TURN / 2) / TURN) for side in (0, 2))
         found, owners = [np.empty(0, dtype=object)], [np.empty(0, dtype=np.int64)]
-        for turn in np.unique(np.concatenate([first, last])):
+        for turn in np.arange(first.min(initial=0), last.max(initial=0) + 1):
             own = np.flatnonzero((first <= turn) & (turn <= last))
             side = shapely.clip_by_rect(shapely.transform(parts[own], lambda xy, t=turn: xy - (t * TURN, 0)), west, -90, east, 90)
             pieces, index = simple_parts(side, own)

@@ -189,7 +189,8 @@ class SceneGrid:
             before, here, after = (
                 self._pixels(np.stack(self._from_file.transform(*(at + k * step).T), axis=1)) for k in (-1, 0, 1)
             )
-            bend = np.linalg.norm(before - 2 * here + after, axis=1)
+            with np.errstate(invalid="ignore"):
+                bend = np.linalg.norm(before - 2 * here + after, axis=1)
             bend = bend[bend < gap / 2]  # a step over the seam, or to where the scene's system has no place, is no bend
             worst = max(worst, float(bend.max(initial=0)) / float(step @ step))
         length = max(math.sqrt(8 * _BEND / worst), size / 4096) if worst else math.inf
