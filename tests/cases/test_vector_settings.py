@@ -36,6 +36,10 @@ def test_values_are_parsed_once():
         ({"outside": "background"}, r"'data\.vectors\.outside' holds 'background'.*whole numbers, or 'ignore'"),
         ({"outside": True}, r"'data\.vectors\.outside' holds 'True'"),
         ({"attribute": "a", "values": [1, 2]}, r"'data\.vectors\.values=\[1, 2\]' must give a stored label value for each"),
+        (
+            {"attribute": "a", "values": '{"Wälder": 1}'},
+            r"has a key that cannot be typed.*under 'vectors': 'values: \{\"Wälder\": 1\}'",
+        ),
         ({"attribute": "a", "values": {"x": "forest"}}, r"'data\.vectors\.values' holds 'forest'"),
         ({"values": {"x": 1}}, r"needs the attribute.*type 'data\.vectors\.attribute=…'"),
         ({"priority": 3}, r"'data\.vectors\.priority=3' must be a list of different"),

@@ -53,7 +53,7 @@ class Seam:
         if (middle := _middle(crs)) is None:
             return None
         back, forth = _ways(crs)
-        south, north = -90.0, 90.0
+        ends = np.array([-90.0, 90.0])
         if points is not None:
             places = np.stack(back.transform(*points.T), axis=1)
             places = places[np.isfinite(places).all(axis=1)]
@@ -62,8 +62,9 @@ class Seam:
             off = beside(places[:, 0], middle) - middle
             if TURN / 2 - np.abs(off).max() > 2 * np.ptp(off) + 1:
                 return None
-            south, north = places[:, 1].min(), places[:, 1].max()
-        latitudes = np.linspace(max(south, -_NEAR_POLE), min(north, _NEAR_POLE), 9)
+            ends = np.array([places[:, 1].min(), places[:, 1].max()])  # off a map PROJ may find latitudes beyond 90 degrees
+        south, north = np.clip(ends, -_NEAR_POLE, _NEAR_POLE)
+        latitudes = np.linspace(south, north, 9)
         left, right = (
             np.stack(forth.transform(np.full(9, middle + side * (TURN / 2 - _BESIDE)), latitudes), axis=1) for side in (-1, 1)
         )

@@ -126,6 +126,11 @@ def _stored(key: str, value: Any) -> Stored:
 
 
 def _values(key: str, value: Any) -> tuple[tuple[str, Stored], ...]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # Hydra takes for a text what its grammar has no keys for
+        raise ConfigError(
+            f"'data.vectors.values={value}' has a key that cannot be typed: keys there are of plain letters, digits and spaces, "
+            "without quotes. Write the values into the data set's configuration file, under 'vectors': 'values: {\"Wälder\": 1}'."
+        )
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"'data.vectors.values={value}' must give a stored label value for each value of the attribute, for example "
