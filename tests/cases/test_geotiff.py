@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import rasterio
+import rasterio.control
 import rasterio.shutil
 import rasterio.warp
 from affine import Affine
@@ -233,6 +234,25 @@ def test_alpha_counts_where_gdals_own_masks_pass_it_over(tmp_path, dtype, nodata
     assert source.channels == ("band1",)
     assert set(pixels[:, valid].ravel().tolist()) == {100}
     assert valid.mean() == 0.8
+
+
+@pytest.mark.parametrize("nodata", [256, -1, 254.5])
+def test_a_nodata_value_that_no_pixel_can_have_is_refused(tmp_path, nodata):
+    path = save(tmp_path / "a.tif", bands((1, 5, 6)))
+    with pytest.raises(DataError, match=rf"'data\.nodata={nodata}' is no value that .*a\.tif can hold, whose pixels are uint8"):
+        GeoTiffSource([path], nodata=nodata)
+    other = save(tmp_path / "b.tif", bands((1, 5, 6), "int16"))
+    assert GeoTiffSource([path, other], nodata=-1).channels == ("a", "b")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_ground_control_points_are_noted(tmp_path):
+    path = save(tmp_path / "a.tif", bands((1, 5, 6)), crs=None, transform=None)
+    assert "gdalwarp" not in GeoTiffSource([path]).notes()[0]
+    points = [rasterio.control.GroundControlPoint(row, col, 15 + col, 50 - row) for row, col in ((0, 0), (0, 5), (4, 0), (4, 5))]
+    with rasterio.open(path, "r+") as out:
+        out.gcps = points, rasterio.CRS.from_epsg(4326)
+    assert "Ground control points" in GeoTiffSource([path]).notes()[0]
 
 
 def test_a_file_without_a_channel_is_refused(tmp_path):

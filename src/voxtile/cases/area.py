@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 
 from voxtile.cases.grid import Grid
@@ -45,13 +44,12 @@ class Area:
         return np.asarray(self.shapes.burnt(window, all_touched=False) > 0)
 
 
-def area_on(area: str | Bounds, grid: Grid, transform: Affine) -> Area | None:
+def area_on(area: str | Bounds, grid: Grid) -> Area | None:
     """Lays an area over a scene.
 
     Args:
         area: a vector file, or (left, bottom, right, top) in degrees.
         grid: the scene's, with a CRS.
-        transform: of the grid, from pixel corners to map units.
 
     Returns:
         None where the area does not touch the scene.

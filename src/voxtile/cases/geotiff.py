@@ -129,6 +129,7 @@ class GeoTiffSource(Source):
             with open_raster(path) as dataset:
                 if number == 0:
                     self.target, self._area = (onto, None) if onto else self._worked_out(dataset)
+                    self._by_points = bool(dataset.gcps[0])
                 bands += self._bands_of(dataset, number, nodata)
                 own = {band.number: band.nodata for band in bands if band.file == number}
                 resampling = "nearest" if self._label else self.scene.resampling
@@ -137,6 +138,12 @@ class GeoTiffSource(Source):
                     self.profile = {"crs": dataset.crs if onto is None else onto.grid.crs, "transform": self.target.transform}
         self.stored, self.working = self.target.stored, self.target.grid
         self.canonical = CanonicalGrid(self.stored.shape, self.stored.affine, self.stored.unit, self.stored.crs, self.stored.metres)
+        if nodata is not None and not self._label and bands and all(band.nodata is None for band in bands):
+            raise DataError(
+                f"'data.nodata={nodata:g}' is no value that {self.path} can hold, whose pixels are "
+                f"{listed(dict.fromkeys(band.dtype.name for band in bands))}. Name one that stands where there are no data, or "
+                "take the setting out."
+            )
         self._bands = self._named(bands)
         self._check_names()
         masks = {mask.band for mask in self.scene.masks}
@@ -172,7 +179,7 @@ class GeoTiffSource(Source):
                 f"{self.path} has no coordinate reference system, so the area of 'data.scene.area' cannot be found on it. Give the "
                 "file one (gdal_edit.py -a_srs EPSG:…), or take the setting out."
             )
-        area = area_on(self.scene.area, target.grid, target.transform)
+        area = area_on(self.scene.area, target.grid)
         if area is None:
             left, bottom, right, top = target.grid.footprint
             raise OutsideAreaError(
@@ -321,7 +328,10 @@ class GeoTiffSource(Source):
         """See `Source.notes`."""
         found = []
         if self.stored.crs is None and self.profile["crs"] is None:
-            found.append(f"{self.path} has no coordinate reference system; its maps will have none either.")
+            where = " Ground control points say where it lies, which are not followed: 'gdalwarp' makes a scene of it."
+            found.append(
+                f"{self.path} has no coordinate reference system; its maps will have none either.{where if self._by_points else ''}"
+            )
         elif self.stored.crs is None:
             found.append(f"{self.path} has a coordinate reference system without a place on Earth: it counts as having none.")
         if self._inexact:
