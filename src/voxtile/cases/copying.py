@@ -1,4 +1,15 @@
-"""Copies of windows out of cells, noted first and made together, without the interpreter and its lock."""
+"""Copies of windows out of cells, noted first and made together, without the interpreter and its lock.
+
+A batch of windows is read in three steps, in one thread:
+
+1. `begin` of a `Case`, its `Labels` or a `Source` finds the cells under each window, has those decoded that are not kept, and notes
+   with `Copies.add` what is to go where in `out`. A source that has no cells reads into `out` at once and notes nothing.
+2. `Copies.make` makes all copies.
+3. What `begin` returned is called for each window: only now are there pixels in `out` to be asked for nodata. It returns where they
+   hold data, in an array that other windows may share and that cannot be written to.
+
+`out` belongs to who called `begin`, and holds nothing of use before the third step. `read` is the same for one window.
+"""
 
 from __future__ import annotations
 
