@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxtile.cases.maps import atomic_text
-from voxtile.commands.console import progress
 from voxtile.commands.evaluate import (
     asks_for_search,
     cases_of,
@@ -32,8 +31,9 @@ from voxtile.commands.tables import print_folds
 from voxtile.commands.trained import Trained
 from voxtile.data.prepared import Prepared
 from voxtile.errors import ConfigError, RunError, counted, listed
-from voxtile.inference.postprocess import KeptMap, Postprocess, Search
+from voxtile.inference.postprocess import Postprocess, Search
 from voxtile.training.recipe import ADDED
+from voxtile.training.run_folder import finite
 from voxtile.training.scores import summarise
 
 if TYPE_CHECKING:
@@ -260,8 +260,7 @@ class _Together:
         for fold in sorted({each.columns["fold"] for each in scored}):
             matrices = np.stack([each.matrix for each in scored if each.columns["fold"] == fold])
             scores = summarise(matrices, self.data["classes"], self.data["background"], self.data.get("regions"))
-            clean = {name: None if value != value else value for name, value in scores.items()}
-            folds.append({"fold": fold, "cases": len(matrices), "scores": clean})
+            folds.append({"fold": fold, "cases": len(matrices), "scores": finite(scores)})
         self._write(scored, predictor, posts, facts | {"unscored": unscored, "warnings": warnings, "folds": folds})
         print_folds(self.out, folds, self.data["classes"], list(self.data.get("regions") or {}))
         for sentence in warnings:
@@ -291,12 +290,7 @@ class _Together:
         Raises:
             RunError: There is one fold only.
         """
-        maps, columns = [], [job.columns for job in jobs]
-        with progress(self.out) as start:
-            tick = start(len(jobs), TITLE)
-            for job in jobs:
-                maps.append(KeptMap.of(job.case.native, self.scorer.bands(job)))
-                tick()
+        maps, columns = self.scorer.kept(jobs, self.out, TITLE), [job.columns for job in jobs]
         classes = self.data["classes"]
         search = Search(maps, len(classes), background_of(self.data))
         of_fold: dict[str, Postprocess] = {}

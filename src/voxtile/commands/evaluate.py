@@ -72,14 +72,13 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     from dataclasses import asdict
 
     from voxtile.cases.maps import atomic_text
-    from voxtile.commands.console import progress
     from voxtile.commands.crf import search_crf, search_of
     from voxtile.commands.measures import measures_of
     from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
     from voxtile.commands.scoring import Job, Scorer, mean_dice
     from voxtile.commands.sharing import count_of, score_all
     from voxtile.commands.trained import Trained
-    from voxtile.inference.postprocess import KeptMap, Search
+    from voxtile.inference.postprocess import Search
 
     trained = Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"])
     data = trained.manifest["data"]
@@ -114,12 +113,7 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     if not choosing:
         scored = score_all(scorer, jobs, processes, out, title)
     else:
-        kept = []
-        with progress(out) as start:
-            tick = start(len(jobs), title)
-            for job in jobs:
-                kept.append(KeptMap.of(job.case.native, scorer.bands(job)))
-                tick()
+        kept = scorer.kept(jobs, out, title)
         found_best, tried = Search(kept, len(prepared.dataset.classes), background_of(data)).choose(range(len(kept)))
         plain, scored = (scorer.score_kept(kept, [each] * len(kept)) for each in (None, found_best))
         helps = mean_dice(scored, data) > mean_dice(plain, data)
@@ -283,6 +277,7 @@ def write_scores(
     from voxtile.commands.tables import print_scores, print_volumes
     from voxtile.errors import counted, listed
     from voxtile.training.intervals import spreads
+    from voxtile.training.run_folder import finite
     from voxtile.training.scores import case_rows, summarise
     from voxtile.training.volumes import summarise_volumes, volume_columns
 
@@ -319,10 +314,9 @@ def write_scores(
             soft_wrap=True,
         )
     atomic_text(folder / "cases.csv", text.getvalue())
-    # JSON has no NaN: what is undefined is null.
-    clean = {name: None if value != value else value for name, value in scores.items()}
     summary = {
-        "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"], "scores": clean,
+        "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"],
+        "scores": finite(scores),
         "spread": {name: each.as_dict() for name, each in spread.items()},
         "procedure": {"window": list(predictor.size), "crf": crf, "postprocess": post} | {
             name: config[name] for name in ("rotations", "mirrors", "halo", "samples", "precision")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -72,13 +71,15 @@ class Parent:
         Raises:
             RunError: It is not finished, its weights are gone, or it does not say what it was trained on.
         """
+        from voxtile.training.weights import file_digest
+
         file = home.weights / "best.safetensors"
         if home.status["state"] != "finished" or not file.is_file():
             raise RunError(
                 f"{home.path} cannot be started from: it is {home.status['state']}, and its best weights are "
                 f"{'there' if file.is_file() else 'not there'}. Train it to its end first."
             )
-        return cls(home, hashlib.sha256(file.read_bytes()).hexdigest(), learned_by(home))
+        return cls(home, file_digest(file), learned_by(home))
 
     def hand_down(self, module: SegmentationModule, out: Console) -> None:
         """Copies what has the same name and shape into a network, and into its average; the rest stays as it was initialised.

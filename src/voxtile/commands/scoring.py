@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from voxtile.cases.case import IGNORE, Case
 from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid
+from voxtile.commands.console import progress
 from voxtile.commands.measures import Collector, Measure
 from voxtile.commands.trained import Trained
 from voxtile.data.prepared import Prepared
@@ -22,6 +23,9 @@ from voxtile.inference.postprocess import KeptMap, Postprocess, class_bands
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.rows import Row
 from voxtile.training.scores import confusion_matrix, summarise
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,16 @@ class Scorer:
                 look()
 
         return self._counted(job.case.native, watched(), job.columns, self.measures)
+
+    def kept(self, jobs: Sequence[Job], out: Console, title: str) -> list[KeptMap]:
+        """The maps of cases, to be counted several times."""
+        maps = []
+        with progress(out) as start:
+            tick = start(len(jobs), title)
+            for job in jobs:
+                maps.append(KeptMap.of(job.case.native, self.bands(job)))
+                tick()
+        return maps
 
     def score_kept(
         self,

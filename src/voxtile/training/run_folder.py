@@ -138,7 +138,7 @@ class RunFolder:
             RunError: Another machine has taken the run over.
         """
         self.check_held()
-        atomic_text(self.path / name, json.dumps(_finite(content), indent=indent, default=str, allow_nan=False) + "\n")
+        atomic_text(self.path / name, json.dumps(finite(content), indent=indent, default=str, allow_nan=False) + "\n")
 
     @property
     def status(self) -> dict[str, Any]:
@@ -257,11 +257,12 @@ class RunFolder:
             )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can say of numbers, also in lists and by name: it has no NaN and no infinity, and None stands for them."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
