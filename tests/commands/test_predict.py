@@ -630,10 +630,78 @@ def test_a_process_that_shares_a_folder_makes_the_results_that_a_killed_one_has_
     assert sorted(path.name for path in out.iterdir()) == ["s1.tif", "s1.tif.results", "s1_areas.csv"]
 
 
+@pytest.mark.parametrize("other", ["image", "settings", "run", "table", "heatmap", "somebody's"])
+def test_shared_work_does_not_take_what_was_made_otherwise_for_its_own(
+    copied_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    source, out = tmp_path / "in" / "s1.tif", tmp_path / "out"
+    source.parent.mkdir()
+    shutil.copy2(copied_run.folder / "scenes" / "images" / "s1.tif", source)
+    words = [
+        "predict",
+        f"run={copied_run.home}",
+        f"input={source}",
+        f"output={out}",
+        "instances=true",
+        "heatmaps=true",
+        "share=true",
+    ]
+    assert voxtile(*words).code == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    changed = {"settings": ["overlap=0.5"], "table": ["min_pixels=3"], "heatmap": ["heatmaps=uint8"]}.get(other, [])
+    if other == "image":
+        shutil.copy2(copied_run.folder / "scenes" / "images" / "s2.tif", source)
+    elif other == "run":
+        (copied_run.home / "recipe.json").write_text(json.dumps(copied_run.read("recipe.json") | {"identity": "0" * 32}))
+    elif other == "somebody's":
+        (out / "s1.tif").write_bytes(b"a map")
+        before[out / "s1.tif"] = b"a map"
+    name = {"table": "s1_instances.tif", "heatmap": "s1_heatmap.tif"}.get(other, "s1.tif")
+    monkeypatch.setattr("voxtile.data.survey.survey", None)  # many processes ask this of many images, so none is read
+    said = voxtile(*words, *changed)
+    assert said.code == 0, said.text
+    assert f"{out / name} {'is not noted as made' if other == 'table' else 'was made of another image'}" in said.text
+    assert said.text.count("it is passed over") == 1
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_finished_inputs_of_shared_work_are_passed_over_without_a_word_or_a_look(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = scene_run.folder / "scenes" / "images"
+    words = ["predict", f"run={scene_run.home}", f"input={images}", f"output={tmp_path / 'out'}", "areas=true", "share=true"]
+    assert voxtile(*words).code == 0
+    monkeypatch.setattr("voxtile.data.survey.survey", None)
+    said = voxtile(*words)
+    assert (said.code, str(tmp_path) in said.text, "passed over" in said.text) == (0, False, False), said.text
+
+
+def test_a_map_without_a_stamp_is_compared_by_what_it_was_made_from(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = scene_run.folder / "scenes" / "images" / "s1.tif", tmp_path / "out"
+    words = ["predict", f"run={scene_run.home}", f"input={source}", f"output={out}", "share=true"]
+    with monkeypatch.context() as patch:
+        patch.setattr("voxtile.commands.predict.STAMP", "another tag")  # as an earlier version wrote it
+        assert voxtile(*words).code == 0
+    said = voxtile(*words)
+    assert (said.code, "passed over" in said.text) == (0, False), said.text
+    said = voxtile(*words, "overlap=0.5")
+    assert (said.code, "s1.tif was made of another image" in said.text, "passed over" in said.text) == (0, True, True), said.text
+
+
+def test_shared_work_is_not_told_to_type_what_it_refuses(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    words = ["predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}", "share=true"]
+    assert voxtile(*words).code == 0
+    said = voxtile(*words, "heatmaps=true")
+    assert (said.code, "type 'overwrite=true' in the place of 'share=true'" in said.text) == (3, True), said.text
+
+
 def test_processes_that_share_a_folder_make_every_map_once(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     images, out = scene_run.folder / "scenes" / "images", tmp_path / "out"
     assert voxtile("predict", f"run={scene_run.home}", f"input={images / 's3.tif'}", f"output={out}").code == 0
-    before = (out / "s3.tif").stat()
+    before = (out / "s3.tif").stat().st_ino
     words = ["predict", f"run={scene_run.home}", f"input={images}", f"output={out}", "share=true"]
     logs = [tmp_path / f"{number}.txt" for number in range(2)]
     assert forked([[(words, None, log) for log in logs]]) == ["[0, 0]"]
@@ -641,7 +709,7 @@ def test_processes_that_share_a_folder_make_every_map_once(scene_run: Run, tmp_p
     made = sorted(line for text in said for line in text.splitlines() if line.startswith(str(out)))
     assert made == [str(out / f"s{number}.tif") for number in range(6) if number != 3]
     assert sorted(path.name for path in out.iterdir()) == [f"s{number}.tif" for number in range(6)]
-    assert (out / "s3.tif").stat() == before
+    assert (out / "s3.tif").stat().st_ino == before
 
 
 def test_a_map_that_another_process_finished_in_the_meantime_is_not_made_again(

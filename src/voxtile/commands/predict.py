@@ -35,6 +35,8 @@ HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
 STRANGE = 0.99  # share of a channel beyond what training images hold; of a volume, most may be air, which was not measured
 SMALL = 64  # windows up to which nothing is said of memory and disk
+OTHER = "was made of another image, by other runs or weights, or with other settings"
+STAMP = "stamp"  # the tag of a map with a digest of all that it was made from but the image's pixels
 
 
 def main(argv: Sequence[str]) -> int:
@@ -213,8 +215,9 @@ class Work:
         case = self._open(files)
         if self.config["damaged"] == "nodata" and case.image.native is case.image:  # what is resampled is decoded as a whole
             case = replace(case, image=Tolerant(case.image))
-        paths = self._paths(case, files.id, self._specs(""))  # names do not depend on the key
-        if self.config["share"] and all(path.exists() for path in [*paths, *self.results.paths(paths[0]).values()]):
+        unread = self._specs(case)  # what can be said without the pixels: names, and stamps
+        paths = self._paths(case, files.id, unread)
+        if self.config["share"] and self._is_left(paths, unread):
             return []
         if self.post is not None:
             check_size(case.native)
@@ -222,10 +225,9 @@ class Work:
         on_cpu = self.predictor.judge.device.type == "cpu"  # where the networks need the processors
         with block_cache(1 if on_cpu else min(16, os.cpu_count() or 1)):
             found = survey(case, len(self.runs.first.built.dataset.classes), label=False)
-            specs = self._specs(self._key(case, found))
+            specs = self._specs(case, found.image_digest)
             if self.config["share"] and paths[0].exists() and not self._same(paths[0], specs[0]):
-                said = "was made of another image, by other runs or weights, or with other settings: it is passed over"
-                self.out.print(f"{paths[0]} {said}", style="yellow", soft_wrap=True)
+                self._pass_over(paths[0])
                 return []
             kept = self._kept(paths, specs)
             self._warn_of_strange(case, found)
@@ -298,7 +300,7 @@ class Work:
             said = f"{case.image.path}: {said}, so this map may mean nothing. See whether the image has their kind, unit and scale."
             self.out.print(said, style="yellow", soft_wrap=True)
 
-    def _key(self, case: Case, found: Survey) -> str:
+    def _key(self, case: Case, image_digest: str) -> str:
         """What the maps are made from: unfinished ones of another key are not continued."""
         from voxtile import __version__
         from voxtile.inference.predictor import VERSION
@@ -307,12 +309,17 @@ class Work:
         weights = self.runs.weights(self.config["weights"])
         # The digest is of the pixels alone, and of a very large scene of a part of them.
         files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in case.image.files]
-        image = f"{found.image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
+        image = f"{image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
         post = "" if self.post is None else f" {self.post}"
         return f"{self.runs.identity} {weights} {settings} {__version__} {image} {self.predictor.procedure}{post}"
 
-    def _specs(self, key: str) -> list[MapSpec]:
-        """The maps that are written: the semantic one, and heatmaps and uncertainty where they are asked for."""
+    def _specs(self, case: Case, image_digest: str = "") -> list[MapSpec]:
+        """The maps that are written: the semantic one, and heatmaps and uncertainty where they are asked for.
+
+        Args:
+            case: the case.
+            image_digest: of its survey; without it, the specs hold what names and stamps depend on, and are not to be written.
+        """
         from voxtile import __version__
         from voxtile.cases.maps import MapSpec
         from voxtile.commands.inputs import UNCERTAINTY
@@ -320,24 +327,22 @@ class Work:
         from voxtile.commands.results import MADE_FROM
 
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
-        tags = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
-        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        specs = [
-            MapSpec(
-                dataset.classes,
-                colors=dataset.colors,
-                tags=(*tags, (MADE_FROM, digest)),
-                key=key,
-                background=dataset.background,
-            )
-        ]
+        said = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
+        key = self._key(case, image_digest)
+
+        def tags(further: str = "") -> tuple[tuple[str, str], ...]:
+            digests = {MADE_FROM: key, STAMP: self._key(case, "")}
+            made = ((name, hashlib.sha256(each.encode()).hexdigest()[:16]) for name, each in digests.items())
+            return (*said, *((name, f"{digest}{further}") for name, digest in made))
+
+        specs = [MapSpec(dataset.classes, colors=dataset.colors, tags=tags(), key=key, background=dataset.background)]
         if stored:
-            specs.append(replace(specs[0], heatmap=True, stored=stored, tags=(*tags, (MADE_FROM, f"{digest} {stored}"))))
+            specs.append(replace(specs[0], heatmap=True, stored=stored, tags=tags(f" {stored}")))
         if self.config["uncertainty"]:
             specs.append(replace(specs[0], classes=(UNCERTAINTY,), heatmap=True))
         if self.post is not None:  # of the classes only
-            said = ("postprocess", json.dumps(as_typed(self.post, dataset.classes), sort_keys=True))
-            specs[0] = replace(specs[0], tags=(*specs[0].tags, said))
+            done = ("postprocess", json.dumps(as_typed(self.post, dataset.classes), sort_keys=True))
+            specs[0] = replace(specs[0], tags=(*specs[0].tags, done))
         return specs
 
     def _paths(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
@@ -382,6 +387,38 @@ class Work:
                 "'overwrite=true' to have everything predicted and made anew."
             )
 
+    def _is_left(self, paths: Sequence[Path], specs: Sequence[MapSpec]) -> bool:
+        """Whether, where work is shared, nothing is to be done for a case: its files are there, or others, which is said.
+
+        Each of many processes asks this of every case. So the image is not read: maps are compared by their stamps, and those
+        without one, of an earlier version, later by what they were made from.
+        """
+        from voxtile.cases.provenance import tags_of
+        from voxtile.commands.results import MADE_FROM
+
+        known = True
+        for path, spec in zip(paths, specs, strict=True):
+            if not path.exists():
+                known = False
+                continue
+            tags = tags_of(path, self.runs.first.built.dataset.format)
+            if MADE_FROM not in tags or tags.get(STAMP, dict(spec.tags)[STAMP]) != dict(spec.tags)[STAMP]:
+                self._pass_over(path)
+                return True
+            known = known and STAMP in tags
+        if taken := self.results.foreign(paths[0], bool(self.config["heatmaps"]), self.confusion):
+            self._pass_over(taken[0], "is not noted as made of this map with these settings")
+            return True
+        return known and all(path.exists() for path in self.results.paths(paths[0]).values())
+
+    def _pass_over(self, path: Path, why: str = OTHER) -> None:
+        self.out.print(f"{path} {why}: it is passed over", style="yellow", soft_wrap=True)
+
+    @property
+    def _replace(self) -> str:
+        """What to type for files that are to be replaced."""
+        return "type 'overwrite=true' in the place of 'share=true'" if self.config["share"] else "type 'overwrite=true'"
+
     def _same(self, path: Path, spec: MapSpec) -> bool:
         """Whether a finished map was made of the same image by the same runs with the same settings."""
         from voxtile.cases.provenance import tags_of
@@ -402,15 +439,15 @@ class Work:
         for path, spec in zip(paths, specs, strict=True):
             if path.exists() and not self._same(path, spec):
                 raise DataError(
-                    f"{path} exists already, and was made of another image, by other runs or weights, or with other settings. "
-                    "Name another output, give the settings that it was made with, or type 'overwrite=true' to have it replaced."
+                    f"{path} exists already, and {OTHER}. Name another output, give the settings that it was made with, or "
+                    f"{self._replace} to have it replaced."
                 )
         if not paths[0].exists():  # the last one that comes under its name: a kill may have left the others
             return False
         if missing := [path for path in paths if not path.exists()]:
             raise DataError(
                 f"{paths[0]} is finished, and {missing[0]} is not there: it holds probabilities, which cannot be made of a map of "
-                "classes. Type 'overwrite=true' to have both predicted anew, or leave 'heatmaps' and 'uncertainty' out."
+                f"classes. Leave 'heatmaps' and 'uncertainty' out, or {self._replace} to have both predicted anew."
             )
         return True
 
