@@ -1,5 +1,7 @@
 """The command line itself: help, versions, words that are wrong, and what is imported before a run starts."""
 
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from tests.commands.conftest import Command, Run
 from voxtile import __version__
+from voxtile.commands.console import console
 from voxtile.commands.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
@@ -130,3 +133,10 @@ def test_the_shell_completes_what_was_begun(voxtile: Command, monkeypatch: pytes
     assert said.code == 0
     assert found in said.out.split()
     assert "complete -o nospace" in voxtile("-sc", "install=bash").out
+
+
+def test_names_that_are_no_text_are_printed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stored, encoding="utf-8", write_through=True))
+    console().print(os.fsdecode(b"a\xff.tif"))
+    assert stored.getvalue() == b"a\\udcff.tif\n"

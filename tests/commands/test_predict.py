@@ -1,6 +1,7 @@
 """voxtile predict: maps in the input's own format and geometry."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -318,6 +319,40 @@ def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, vox
     assert f"skipped s1b: {tmp_path / 'in' / 's1b.tif'}" in said.text
     assert "1 of 3 inputs could not be predicted: s1b" in said.text
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tif")) == ["s1.tif", "s2.tif"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said_of"),
+    [
+        (os.fsdecode(b"f\xff.tif"), "or that of its map, is no UTF-8 text"),
+        (f"{'n' * 247}.tif", "is a longer name than the file system takes. Give "),
+        (f"{'n' * 243}.tif", "the names of the files beside it are longer than"),
+    ],
+)
+def test_a_file_whose_name_cannot_be_worked_with_is_skipped(
+    scene_run: Run, tmp_path: Path, voxtile: Command, name: str, said_of: str
+) -> None:
+    images = scene_run.folder / "scenes" / "images"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    shutil.copy(images / "s1.tif", tmp_path / "in" / "z.tif")
+    shutil.copy(images / "s2.tif", tmp_path / "in" / name)
+    said = voxtile("predict", f"run={scene_run.home}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}")
+    assert (said.code, said_of in said.text) == (5, True), said.text
+    assert "1 of 2 inputs could not be predicted" in said.text
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["z.tif"]
+    said = voxtile("predict", f"run={scene_run.home}", f"input={tmp_path / 'in' / name}", f"output={tmp_path / 'out'}")
+    assert (said.code, said_of in said.text) == (3, True), said.text
+
+
+def test_a_name_that_begins_with_a_blank_is_a_name(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    images = scene_run.folder / "scenes" / "images"
+    source = shutil.copy(images / "s1.tif", tmp_path / " s1.tif")
+    for each, name in ((images / "s1.tif", "s1.tif"), (source, " s1.tif")):
+        said = voxtile("predict", f"run={scene_run.home}", f"input={each}", f"output={tmp_path / 'out'}", "heatmaps=true")
+        assert said.code == 0, said.text
+        assert (tmp_path / "out" / name).exists()
+    np.testing.assert_array_equal(pixels(tmp_path / "out" / " s1.tif"), pixels(tmp_path / "out" / "s1.tif"))
 
 
 def test_a_scene_without_data_and_an_output_that_is_a_file_are_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

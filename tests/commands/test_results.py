@@ -1,6 +1,7 @@
 """voxtile predict and evaluate: what is made of a finished map, as a user asks for it."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -331,6 +332,20 @@ def test_what_results_a_full_disk_has_stopped_are_made_by_the_same_command(
     assert [path.name for path in sorted((tmp_path / "maps").iterdir())] == ["s1.tif", "s1_heatmap.tif"]
     assert voxtile(*words).code == 0
     assert (tmp_path / "maps" / "s1_polygons.gpkg").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_to_be_the_output_s(
+    finished: list[str], voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(side: Path, path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(side))
+
+    monkeypatch.setattr(results, "claimed", refused)
+    said = voxtile(*finished, "areas=true")
+    assert said.code == 3
+    assert "s1_areas.csv could not be written" in said.text
+    assert "or name another output" in said.text
+    assert "paths.runs" not in said.text
 
 
 def test_a_scene_without_a_place_has_no_polygons(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

@@ -175,8 +175,9 @@ def _write_vrt(
         band = Xml.SubElement(
             root, "VRTRasterBand", dataType=_GDAL_TYPES[spec.dtype.name], band=str(index + 1), subClass="VRTRawRasterBand"
         )
+        # GDAL takes blanks away where a name begins with them.
         for name, content in (
-            ("SourceFilename", side.name), ("ImageOffset", index * height * width * pixel), ("PixelOffset", pixel),
+            ("SourceFilename", f"./{side.name}"), ("ImageOffset", index * height * width * pixel), ("PixelOffset", pixel),
             ("LineOffset", width * pixel), ("ByteOrder", "LSB"), ("NoDataValue", spec.nodata),
         ):  # fmt: skip
             element = Xml.SubElement(band, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
@@ -103,6 +104,7 @@ class MapWriter:
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._changed.exists()  # the longest name: the system says here whether it takes them
             self._file = claimed(self._part, path)
             with ExitStack() as undo:
                 undo.callback(self._file.close)
@@ -115,6 +117,11 @@ class MapWriter:
             if file := next((each for each in path.parents if each.exists() and not each.is_dir()), None):
                 raise DataError(
                     f"Could not begin to write {path}: {file} is a file, and a folder is needed there. Name another output."
+                ) from error
+            if error.errno == errno.ENAMETOOLONG:
+                raise DataError(
+                    f"Could not begin to write {path}: the names of the files beside it are longer than the file system takes. Give "
+                    "the input, or the output, a shorter name."
                 ) from error
             raise DataError(
                 f"Could not begin to write {path}: {reason(error)}. Expected a writable folder with room for "

@@ -201,6 +201,9 @@ def guarded(task: Callable[[], int], traceback: bool = False) -> int:
         print_exception(problem)
     from rich.console import Console
 
+    from voxtile.commands.console import print_any_name
+
+    print_any_name(sys.stderr)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold red]{problem.label}:[/] ", end="")
     console.print(str(problem), markup=False)

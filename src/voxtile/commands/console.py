@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,9 +16,16 @@ from voxtile.errors import counted
 
 def console() -> Console:
     """The console; where there is no terminal, plain lines as long as they come."""
+    print_any_name(sys.stdout)
     # Without markup: a path or an override in square brackets is text.
     out = Console(highlight=False, markup=False)
     return out if out.is_terminal else Console(highlight=False, markup=False, width=160)
+
+
+def print_any_name(stream: TextIO) -> None:
+    """Has a stream write bytes of a file's name that are no text in its encoding as digits, where it would raise an error."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

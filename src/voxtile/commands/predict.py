@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -90,7 +91,7 @@ def predict(config: Mapping[str, Any]) -> int:
         tick = start(len(found), "predicting")
         for files in found:
             try:
-                with _advised():
+                with _advised(files):
                     made = work.predict(files, partial(start, title=files.id, noun="band"))
                 for path in made:
                     out.print(f"{path}", soft_wrap=True)
@@ -127,13 +128,13 @@ def predict(config: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def _advised() -> Iterator[None]:
-    """Says of a damaged file what this command can do about it.
+def _advised(files: CaseFiles) -> Iterator[None]:
+    """Says of a damaged file what this command can do about it, and makes what the system refuses an error of one input.
 
     Raises:
-        DataError: A file is damaged.
+        DataError: A file is damaged, cannot be read or written, or has a name that cannot be worked with.
     """
-    from voxtile.errors import DamagedError, DataError
+    from voxtile.errors import DamagedError, DataError, listed, reason
 
     try:
         yield
@@ -141,6 +142,29 @@ def _advised() -> Iterator[None]:
         raise DataError(
             f"{error.found} The file is probably cut off or damaged there; fetch it again, or type 'damaged=nodata' for a map that "
             "holds no data where the file cannot be read."
+        ) from error
+    except UnicodeError as error:
+        found = listed(files.found)
+        if isinstance(error, UnicodeDecodeError):
+            raise DataError(
+                f"{found} holds text that is not UTF-8: {reason(error)}. Write the file anew with such text."
+            ) from error
+        raise DataError(
+            f"The name of {found}, or that of its map, is no UTF-8 text, and the library of its format opens no others. Rename the "
+            "file, or the folder that it lies in."
+        ) from error
+    except OSError as error:
+        if not isinstance(error.filename, str | os.PathLike):  # not about a file
+            raise
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(
+                f"{error.filename} is a longer name than the file system takes. Give {listed(files.found)} a shorter one: the files "
+                "that are made of it have some letters more."
+            ) from error
+        raise DataError(
+            f"{error.filename} cannot be read or written: {error.strerror}. Expected a folder that this user may write to, with "
+            "room; name one for maps with 'output=…', for the ledger of looks at test splits with 'paths.runs=…', and for decoded "
+            "files with 'paths.cache=…'."
         ) from error
 
 

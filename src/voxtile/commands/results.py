@@ -247,21 +247,23 @@ class Results:
             BusyError: Another process makes them.
         """
         wanted = self.paths(path)
-        if all(file.exists() for file in wanted.values()):
+        if not (lacking := [each for each in wanted.values() if not each.exists()]):
             return []
-        with _noted(path) as note:
-            missing = {kind: file for kind, file in wanted.items() if not file.exists()}
-            made_from = self._made_from(path, heat is not None, confusion)
-            makers = self._makers(case, path, heat, places, confusion, missing)
-            try:
-                for kind, make in makers.items():
-                    note(missing[kind].name, made_from[kind])
-                    make(missing[kind])
-            except OSError as error:
-                raise DataError(
-                    f"{missing[kind]} could not be written: {reason(error)}. Nothing was left under that name; the map {path} is "
-                    "finished. Free some disk space and give the same command again, or name another output."
-                ) from error
+        file = lacking[0]
+        try:
+            with _noted(path) as note:
+                missing = {kind: each for kind, each in wanted.items() if not each.exists()}
+                made_from = self._made_from(path, heat is not None, confusion)
+                for kind, make in self._makers(case, path, heat, places, confusion, missing).items():
+                    file = missing[kind]
+                    note(file.name, made_from[kind])
+                    make(file)
+        except OSError as error:
+            raise DataError(
+                f"{file} could not be written: {reason(error)}. Nothing was left under that name; the map {path} is finished. See "
+                "that this user may write to the folder and that there is room, and give the same command again; or name another "
+                "output."
+            ) from error
         return list(missing.values())
 
     def _makers(
