@@ -5,14 +5,24 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
 
 from tests.testers.formats import file_size_limit
 from voxtile.cases import maps
-from voxtile.cases.maps import BusyError, MapSpec, MapWriter, atomic_text, default_colors
+from voxtile.cases.maps import (
+    BusyError,
+    MapSpec,
+    MapWriter,
+    alone,
+    atomic_text,
+    atomic_write,
+    default_colors,
+    discard_half,
+    discard_probabilities,
+)
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -274,3 +284,49 @@ def test_default_colours_are_as_many_as_asked_for_and_distinct(count):
     assert len(set(colors)) == len(colors) == count
     assert all(0 <= value < 256 for color in colors for value in color)
     assert default_colors(50)[:count] == colors
+
+
+def test_what_a_killed_process_has_left_of_a_heatmap_is_taken_away_and_nothing_else(tmp_path):
+    heat, heat8 = MapSpec(("a", "b"), heatmap=True), MapSpec(("a", "b"), heatmap=True, stored="uint8")
+    for name, spec in {
+        "heat.tif": heat,
+        "heat8.tif": heat8,
+        "variance.tif": MapSpec(("a",), heatmap=True),
+        "map.tif": SPEC,
+    }.items():
+        with MapWriter(tmp_path / name, SHAPE, spec, finish):
+            pass
+    (tmp_path / "unknown.tif.part").write_text("somebody's")
+    (tmp_path / ".making.heat.tif").write_text("half")
+    (tmp_path / ".making.heat.vrt").write_text("half")
+    (tmp_path / ".making.heat.work").mkdir()
+    names = ("heat.tif", "heat8.tif", "variance.tif", "map.tif", "unknown.tif", "none.tif")
+    with MapWriter(tmp_path / "heat.tif", SHAPE, heat, finish):  # which is being written
+        before = sorted(tmp_path.iterdir())
+        discard_probabilities(tmp_path / "heat.tif")
+        assert sorted(tmp_path.iterdir()) == before
+    for name in names:
+        discard_probabilities(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.tif.journal", "map.tif.part", "unknown.tif.part"]
+
+
+def test_who_is_alone_writes_under_one_name_and_takes_away_what_was_left(tmp_path):
+    path, made = tmp_path / "a_instances.tif", []
+
+    def killed(making):
+        made.append(making)
+        for name in (making.name, f"{making.name}-journal", f"{making.stem}.rows.tif"):
+            making.with_name(name).write_text("half")
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with alone(), patch.object(maps, "_remove"), pytest.raises(KeyboardInterrupt):
+            atomic_write(path, killed)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, killed)
+    assert [making.name == ".making.a_instances.tif" for making in made] == [True, True, False]
+    made[2].with_name(f"{made[2].name}-journal").unlink()
+    made[2].with_name(f"{made[2].stem}.rows.tif").unlink()
+    assert len(list(tmp_path.iterdir())) == 3
+    discard_half(path)
+    assert list(tmp_path.iterdir()) == []

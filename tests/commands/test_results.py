@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import Mock
 
 import geopandas
 import nibabel
@@ -22,7 +23,7 @@ from tests.commands.conftest import Command, Run
 from tests.testers.composing import ROOT
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
-from voxtile.cases import vector_files
+from voxtile.cases import maps, vector_files
 from voxtile.commands import results
 from voxtile.training.objects import object_scores, summarise_objects
 
@@ -332,6 +333,33 @@ def test_what_results_a_full_disk_has_stopped_are_made_by_the_same_command(
     assert [path.name for path in sorted((tmp_path / "maps").iterdir())] == ["s1.tif", "s1_heatmap.tif"]
     assert voxtile(*words).code == 0
     assert (tmp_path / "maps" / "s1_polygons.gpkg").exists()
+
+
+def test_nothing_is_left_of_results_that_a_killed_command_was_making(
+    finished: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*finished, "instances=true", "polygons=gpkg"]
+    with monkeypatch.context() as patch:  # as where it is killed
+        patch.setattr(maps, "_publish", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(maps, "_remove", lambda path: None)
+        assert voxtile(*words).code == 130
+    left = [path.name for path in (tmp_path / "maps").glob(".*")]
+    assert len(left) == 1
+    assert voxtile(*finished, "areas=true").code == 0
+    assert not list((tmp_path / "maps").glob(".*"))
+    assert voxtile(*words).code == 0
+
+
+def test_nothing_is_left_of_a_heatmap_that_is_not_wanted_any_more(
+    scene_run: Run, source: Path, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["predict", f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(maps.MapWriter, "write", Mock(side_effect=KeyboardInterrupt))
+        assert voxtile(*words, "heatmaps=true").code == 130
+    assert (tmp_path / "maps" / "s1_heatmap.tif.part").exists()
+    assert voxtile(*words).code == 0
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["s1.tif"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_to_be_the_output_s(

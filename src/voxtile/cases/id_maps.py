@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.case import Source
-from voxtile.cases.maps import atomic_write
+from voxtile.cases.maps import atomic_write, rows_of
 from voxtile.cases.volume_files import is_itk
 from voxtile.cases.window import Window
 
@@ -54,7 +54,7 @@ def _scene(slabs: Slabs, source: Source, making: Path) -> None:
 
     assert isinstance(source, GeoTiffSource)
     _, height, width = source.canonical.shape
-    rows = making.with_name(f"{making.stem}.rows.tif")  # in rows, as they come; tiles are made from it
+    rows = rows_of(making)  # as they come; tiles are made from it
     sums: list[tuple[RasterWindow, int]] = []
     try:
         with rasterio.Env(), plain_allowed():

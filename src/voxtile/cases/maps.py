@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +71,7 @@ Finish = Callable[[NDArray[Any], Path], None]
 _CHUNK = 2**20  # bytes that are filled at once
 SYNC = 0.25  # seconds for which windows may wait for the disk
 HALF = r"\.([0-9]+)-[0-9]+\."  # how the name of a file that is being made begins, with its process; see `_beside`
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)  # see `alone`
 STEPS = 254  # of a probability that is stored in 8 bits; 255 stands where nothing was judged
 
 
@@ -97,9 +99,9 @@ class MapWriter:
         self._waiting: list[Window] = []  # whose pixels are written, and may not have reached the disk
         self._synced = -math.inf  # when they last had
         self._part = side_file(path)
-        self._journal = path.with_name(path.name + ".journal")
-        # The name is the same in every process: who holds the lock is alone with it, and takes away what a killed one has left.
-        self._making = path.with_name(f".making.{path.name}")
+        self._journal = _journal_of(path)
+        with alone():
+            self._making, self._old = _beside(path), _old(path)
         self._changed = path.with_name(f".changed.{path.name}")
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
         try:
@@ -120,8 +122,8 @@ class MapWriter:
                 ) from error
             if error.errno == errno.ENAMETOOLONG:
                 raise DataError(
-                    f"Could not begin to write {path}: the names of the files beside it are longer than the file system takes. Give "
-                    "the input, or the output, a shorter name."
+                    f"Could not begin to write {path}: the names of the files beside it are longer than the file system takes. "
+                    "Give the input, or the output, a shorter name."
                 ) from error
             raise DataError(
                 f"Could not begin to write {path}: {reason(error)}. Expected a writable folder with room for "
@@ -217,6 +219,7 @@ class MapWriter:
             DataError: It could not be written; the side files stay.
         """
         _remove(self._making)
+        _remove(self._old)
         try:
             self._sync()
             side = self._mapped(self._part)
@@ -248,7 +251,8 @@ class MapWriter:
         if not self._made:
             self.make()
         try:
-            _publish(self._making, self.path)
+            with alone():
+                _publish(self._making, self.path)
         except OSError as error:
             raise self._failed(error) from error
         self.discard()
@@ -310,6 +314,33 @@ def side_file(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+def _journal_of(path: Path) -> Path:
+    return path.with_name(path.name + ".journal")
+
+
+def discard_probabilities(path: Path) -> None:
+    """Takes away what a process that was killed has left of a heatmap or another map of floats or several channels at `path`.
+
+    A semantic map may have the same name, of a case that is called so: its files stay, and so do those that are being written.
+    """
+    side, journal = side_file(path), _journal_of(path)
+    try:
+        if not side.exists():
+            return
+        with claimed(side, path), journal.open(encoding="utf-8") as lines:
+            head = json.loads(lines.readline())
+            if head["shape"][0] > 1 or np.dtype(head["dtype"]).kind == "f":
+                with alone():
+                    making = _beside(path)
+                # What GDAL reads a scene's map from lies beside it.
+                for each in (making, *(making.with_name(f"{making.stem}.{kind}") for kind in ("work", "vrt"))):
+                    _remove(each)
+                journal.unlink()
+                side.unlink()
+    except (BusyError, OSError, ValueError, KeyError, TypeError):  # in use, or nobody knows what it is
+        return
+
+
 def write_at(file: int, data: bytes, at: int) -> None:
     """Writes all of `data` at the position `at`: one call of the system may write less, and then the disk is about to be full."""
     while data:
@@ -317,9 +348,39 @@ def write_at(file: int, data: bytes, at: int) -> None:
         data, at = data[written:], at + written
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Has hidden names be the same in every process, for who holds a lock and takes away what a killed one has left."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def discard_half(path: Path) -> None:
+    """Takes away what a process that was killed while it was `alone` has left of a file, and what SQLite puts beside it."""
+    with alone():
+        making = _beside(path)
+    beside = (making.with_name(f"{making.name}-{kind}") for kind in ("journal", "wal", "shm"))
+    for each in (making, *beside, rows_of(making)):
+        _remove(each)
+
+
+def rows_of(making: Path) -> Path:
+    """Where the rows of a scene's object numbers lie until `making` is made of them."""
+    return making.with_name(f"{making.stem}.rows.tif")
+
+
 def _beside(path: Path) -> Path:
     """A hidden name beside `path` for what is being made; the suffix stays last, since libraries choose the format by it."""
+    if _ALONE.get():
+        return path.with_name(f".making.{path.name}")
     return path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
+
+
+def _old(path: Path) -> Path:
+    return _beside(path.with_name(f"old.{path.name}"))
 
 
 def _publish(making: Path, path: Path, sync: bool = True) -> None:
@@ -329,7 +390,7 @@ def _publish(making: Path, path: Path, sync: bool = True) -> None:
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
     if making.is_dir() and path.is_dir():  # a folder can only take the place of an empty one
-        old = _beside(path.with_name(f"old.{path.name}"))
+        old = _old(path)
         path.replace(old)
         making.replace(path)
         _remove(old)

@@ -158,8 +158,8 @@ def _advised(files: CaseFiles) -> Iterator[None]:
             raise
         if error.errno == errno.ENAMETOOLONG:
             raise DataError(
-                f"{error.filename} is a longer name than the file system takes. Give {listed(files.found)} a shorter one: the files "
-                "that are made of it have some letters more."
+                f"{error.filename} is a longer name than the file system takes. Give {listed(files.found)} a shorter one: what is "
+                "made of it has some letters more."
             ) from error
         raise DataError(
             f"{error.filename} cannot be read or written: {error.strerror}. Expected a folder that this user may write to, with "
@@ -385,10 +385,18 @@ class Work:
                 raise DataError(f"The map {path} would overwrite its own input. Name another output.")
         if not (self.config["overwrite"] or self.config["share"]):
             self._check_free(paths)
-        stale = output_of(case.image, name, replace(specs[0], heatmap=True), self.source, self.target)
-        if not self.config["heatmaps"] and stale.exists():
+        if not self.config["heatmaps"] and (stale := self._beside(case, name, specs[0])[0]).exists():
             self.out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)
         return paths
+
+    def _beside(self, case: Case, name: str, spec: MapSpec) -> list[Path]:
+        """Where a case's heatmap and variance go, whether this command writes them or not."""
+        from voxtile.commands.inputs import UNCERTAINTY, output_of
+
+        heat = replace(spec, heatmap=True)
+        return [
+            output_of(case.image, name, each, self.source, self.target) for each in (heat, replace(heat, classes=(UNCERTAINTY,)))
+        ]
 
     def _check_free(self, paths: Sequence[Path]) -> None:
         """Refuses names that are taken, but for those of maps that this command may have made, which `_kept` looks at.
@@ -536,6 +544,7 @@ class Work:
         paths: Sequence[Path],
         start: Start,
     ) -> list[Path]:
+        from voxtile.cases.maps import discard_probabilities
         from voxtile.errors import counted
         from voxtile.inference.native import native_bands, native_windows
 
@@ -566,6 +575,9 @@ class Work:
                 writer.make()
             if self.config["overwrite"]:
                 self.results.forget(paths[0])
+            for other in self._beside(case, case.id, specs[0]):  # of a command that was killed, and wanted more
+                if other not in paths:
+                    discard_probabilities(other)
             for writer in reversed(writers):  # the first one's lock, which a process that shares the work asks for, goes last
                 writer.close()
             return list(paths)

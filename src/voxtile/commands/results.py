@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.cases.maps import claimed
+from voxtile.cases.maps import alone, claimed, discard_half
 from voxtile.cases.provenance import tags_of
 from voxtile.commands.words import quoted, word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
@@ -251,7 +251,9 @@ class Results:
             return []
         file = lacking[0]
         try:
-            with _noted(path) as note:
+            with _noted(path) as note, alone():
+                for each in self._files(path).values():
+                    discard_half(each)
                 missing = {kind: each for kind, each in wanted.items() if not each.exists()}
                 made_from = self._made_from(path, heat is not None, confusion)
                 for kind, make in self._makers(case, path, heat, places, confusion, missing).items():
