@@ -265,7 +265,7 @@ class Work:
             if not found.valid:
                 said = "no pixel that was sampled holds data: they are nodata, masked or NaN, and so will be the map where all are"
                 self.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)
-            self._announce(case, specs, paths)
+            self._announce(case, found, specs, paths)
             made = self._write_maps(case, found, specs, paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
             (first, why), number = min(case.image.lost.items()), len(case.image.lost)
@@ -514,13 +514,13 @@ class Work:
                 f"{files.id} is a test case of this run, or a part of one: look number {run.looks[0]} at this test split, recorded"
             )
 
-    def _announce(self, case: Case, specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:
+    def _announce(self, case: Case, found: Survey, specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:
         """Says of a large case what predicting it takes, before it begins.
 
         Raises:
             DataError: The disk has not so much room.
         """
-        from voxtile.errors import size
+        from voxtile.errors import listed, size
         from voxtile.inference.budget import check_room, memory_of
         from voxtile.inference.postprocess import MEMORY
 
@@ -528,12 +528,13 @@ class Work:
         if windows <= SMALL:
             return
         disk, free = check_room(paths, case.image.native.working.shape, specs)
-        memory, however = memory_of(self.predictor, case, len(specs[0].classes)), "however large the image"
+        memory = memory_of(self.predictor, case, len(specs[0].classes), self.runs.intensities(found)[0])
+        however = "however large the image" if self.predictor.procedure.crf is None else "more of a wider image, for the CRF"
         if self.post is not None:
             memory, however = memory + MEMORY * math.prod(case.native.shape), "as post-processing needs for the whole map"
         self.out.print(
             f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, {however}, and up to "
-            f"{size(disk)} of disk while it works ({size(free)} are free)", soft_wrap=True,
+            f"{size(disk)} of disk while it works ({size(free)} are free){more}", soft_wrap=True,
         )  # fmt: skip
 
     def _write_maps(
@@ -568,6 +569,8 @@ class Work:
                 if band.variance is not None and self.config["uncertainty"]:
                     writers[-1].write(band.window, band.variance[None].cpu().numpy())
                 del band  # its memory is wanted for the next one
+        made = listed(self.results.paths(paths[0]))  # what they take depends on the map, of polygons on each of their corners
+        more = f"; what is made of the finished map ({made}) comes on top of both" if made else ""
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
             writers[0].make(None if self.post is None else partial(self._processed, case))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from voxtile.cases.case import Case
@@ -16,32 +17,63 @@ from voxtile.cases.raster import BLOCK_CACHE
 from voxtile.cases.window import Size3
 from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError, size
-from voxtile.inference.predictor import Predictor
+from voxtile.inference.predictor import AHEAD, Band, Predictor
+from voxtile.inference.refining import reach, refined
 
+ENDING = 140 * 10**6  # bytes of its libraries' files that a process maps when it ends, PyTorch's for the CPU most of all
 PYRAMID = 4 / 3  # pixels of an image with all its overviews, over those of the image
 
 
-def memory_of(predictor: Predictor, case: Case, classes: int) -> int:
+def memory_of(predictor: Predictor, case: Case, classes: int, intensity: Intensity) -> int:
     """Bytes of memory that predicting a case takes at most: what the process has now, what the networks take, and the buffers.
 
-    The networks are tried on windows of zeros, as many at once as there will be. Buffers are as wide as the widest strip.
+    The networks are tried on windows of zeros, as many at once as there will be, and a CRF on the middle of the case: what it takes
+    depends on how its pixels differ. Buffers are as wide as the widest strip.
 
     Args:
         predictor: the predictor.
         case: the case.
         classes: K.
+        intensity: how the case is normalised, for the CRF.
     """
     rows = [row for strip in predictor.plan(case) for row in strip]
     widest = max(rows, key=lambda row: row.box.pixels)
     slabs = 4 * predictor.seen(case, widest).pixels * (case.inputs * case.dtype.itemsize + 1)  # in use, waiting, and being read
-    sums = 2 * widest.box.pixels * (classes * 4 + 1)  # of the row that is finished and the one after it
+    sums = (2 + _held(predictor, case)) * widest.box.pixels * (classes * 4 + 1)  # of the row that is finished and the one after it
     count = min(predictor.at_once(case, widest), max(len(row.tiles) for row in rows))
-    _try(predictor, case.inputs, predictor.shown(case, widest.tiles)[0].size, count)
-    return _resident() + slabs + sums + BLOCK_CACHE * 2**20
+    shown = predictor.shown(case, widest.tiles)[0]
+    threads = _try(predictor, case.inputs, shown.size, count)
+    judged = (AHEAD * threads + 1) * count * shown.pixels * (classes * 4 + 1)  # waiting to be joined
+    _try_crf(predictor, case, classes, intensity)
+    return _resident() + slabs + sums + judged + BLOCK_CACHE * 2**20 + ENDING
 
 
-def _try(predictor: Predictor, channels: int, size: Size3, count: int) -> None:
-    """Lets the networks judge `count` windows of zeros at once, as they will judge the case's."""
+def _held(predictor: Predictor, case: Case) -> int:
+    """How many bands are held back until a CRF has come to all that it sees around the first of them."""
+    if predictor.procedure.crf is None:
+        return 0
+    rows = predictor.plan(case)[0]
+    far = reach(predictor.procedure.crf, case.shape) if predictor.judge.planar else 0
+    return min(len(rows), 2 * math.ceil(far / max(row.thick for row in rows)) + 2)
+
+
+def _try_crf(predictor: Predictor, case: Case, classes: int, intensity: Intensity) -> None:
+    """Lets the CRF refine what it refines at once, of probabilities that take no memory before it joins them."""
+    crf = predictor.procedure.crf
+    if crf is None:
+        return
+    strips = predictor.plan(case)
+    strip = strips[len(strips) // 2]
+    middle = strip[len(strip) // 2].band
+    seen = middle.grown((0, reach(crf, case.shape), 0)) if predictor.judge.planar else middle
+    near = [row.band for row in strip if row.band.y < seen.stop[1] and row.band.stop[1] > seen.y and row.band.z == middle.z]
+    even = torch.full((classes, 1, 1, 1), 1 / classes)
+    bands = [Band(window, even.expand(classes, *window.size), np.array(case.read(window)[1])) for window in near]
+    next(refined(bands, crf, case, intensity, set(near) - {middle}, max(1, predictor.workers)), None)
+
+
+def _try(predictor: Predictor, channels: int, size: Size3, count: int) -> int:
+    """Lets the networks judge `count` windows of zeros at once, as they will judge the case's; returns by how many threads."""
     margin = predictor.judge.margin(size)
     seen = torch.ones(count, *(side + 2 * more for side, more in zip(size, margin, strict=True)), dtype=torch.bool)
     image = torch.zeros(count, channels, *seen.shape[1:])
@@ -52,6 +84,7 @@ def _try(predictor: Predictor, channels: int, size: Size3, count: int) -> None:
             predictor.judge(image, seen, [plain] * len(predictor.judge.networks), torch.zeros(count, 3), size)
 
         list(pool.map(judge, range(2 * threads)))
+    return threads
 
 
 def _resident() -> int:
