@@ -794,7 +794,11 @@ sys.exit(code)
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("mirrors=[z]", "'mirrors=['z']' must be a list of axes among"),
+        ("mirrors=[z,q]", "'mirrors=[z,q]' must be a list of axes among"),
+        ("rotations=true", "'rotations=True' must be a whole number from 1 up"),
+        ("batch_size=true", "'batch_size=True' must be a whole number from 1 up"),
+        ("window=[true,true]", "must be 2 whole numbers of pixels from 1 up"),
+        ("overlap=false", "'overlap=False' is the share of a window's side"),
         ("mirrors=x", "must be a list of axes among"),
         ("halo=-1", "'halo=-1' must be a number of pixels from 0 up, or 'field'"),
         ("share=maybe", "'share=maybe' must be true or false"),
@@ -818,3 +822,45 @@ def test_a_halo_from_the_field_and_mirrored_copies_are_one_command_away(
         heat[name] = pixels(tmp_path / name / "wide_heatmap.tif")
     np.testing.assert_allclose(heat["both"].sum(axis=0), 1, atol=1e-5)
     assert np.abs(heat["both"] - heat["plain"]).max() > 1e-3
+
+
+def test_inputs_that_are_no_files_are_said_and_not_waited_for(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    images, folder = scene_run.folder / "scenes" / "images", tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(images / "s1.tif", folder)
+    os.mkfifo(folder / "s2.tif")
+    words = ["predict", f"run={scene_run.home}", f"output={tmp_path / 'out'}"]
+    said = voxtile(*words, f"input={folder / '*.tif'}")
+    assert (said.code, "and 'input' takes no patterns. Name the folder that holds the files" in said.text) == (3, True), said.text
+    said = voxtile(*words, f"input={folder / 's2.tif'}")
+    assert (said.code, "s2.tif is neither a file nor a folder" in said.text) == (3, True), said.text
+    said = voxtile(*words, f"input={folder}")
+    assert (said.code, "s2.tif (no regular file)" in said.text) == (0, True), said.text
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["s1.tif"]
+    (tmp_path / "images").mkdir()  # where the run's own patterns find them
+    for path in folder.iterdir():
+        path.rename(tmp_path / "images" / path.name)
+    said = voxtile(*words, f"input={tmp_path / 'images'}", "overwrite=true")
+    assert (said.code, "data set looks for: s2.tif" in said.text) == (0, True), said.text
+
+
+def test_a_folder_that_looks_like_a_file_is_one_with_a_slash(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    words = ["predict", f"run={scene_run.home}", f"input={source}"]
+    said = voxtile(*words, f"output={tmp_path / 'maps.v2'}")
+    assert (said.code, f"a slash behind it: output={tmp_path}/maps.v2/" in said.text) == (3, True), said.text
+    assert voxtile(*words, f"output={tmp_path / 'maps.v2'}/").code == 0
+    assert (tmp_path / "maps.v2" / "s1.tif").is_file()
+
+
+def test_inputs_whose_files_would_have_one_name_are_refused(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    images = scene_run.folder / "scenes" / "images"
+    (tmp_path / "in").mkdir()
+    shutil.copy(images / "s1.tif", tmp_path / "in" / "a.tif")
+    shutil.copy(images / "s2.tif", tmp_path / "in" / "a_heatmap.tif")
+    words = ["predict", f"run={scene_run.home}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "overwrite=true"]
+    said = voxtile(*words, "heatmaps=true")
+    assert said.code == 3
+    assert f"{tmp_path / 'out' / 'a_heatmap.tif'} would be the map of 'a_heatmap' and of 'a' the heatmap" in said.text
+    assert not (tmp_path / "out").exists()
+    assert voxtile(*words).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -9,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from voxtile.commands.words import word
 from voxtile.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -56,16 +58,18 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
         _check_whole(found, source, dataset, channels)
         return found, []
     if not source.is_dir():
-        raise DataError(f"The input {source} does not exist. Name a file or a folder with 'input=…'.")
+        raise DataError(f"The input {source} {_missing(source)}")
     paths = sorted(
         # macOS puts '._a.nii.gz' beside each 'a.nii.gz' that it packs.
         (path for path in source.iterdir() if path.name.lower().endswith(suffixes) and not path.name.startswith("._")),
         key=lambda path: natural_key(path.name),
     )
     for root in (source, source.parent):
-        if cases := layout.images_below(root, source, suffixes):
+        if cases := [files for files in layout.images_below(root, source, suffixes) if not any(map(_is_pipe, files.found))]:
             used = {path for files in cases for path in files.found}
             return cases, [path.name for path in paths if path not in used]
+    pipes = [path for path in paths if _is_pipe(path)]
+    paths = [path for path in paths if path not in pipes]
     series = _dicom_folders(source) if dataset.format == "volume" else []
     if not paths and series:
         raise DataError(
@@ -81,7 +85,22 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
             f"{source} holds several files called {listed(twice)} with different endings; their maps would have one name."
         )
     _check_whole(found, source, dataset, channels)
-    return found, [f"{path.relative_to(source)} (a DICOM series)" for path in series]
+    left_out = [f"{path.relative_to(source)} (a DICOM series)" for path in series]
+    return found, [*left_out, *(f"{path.name} (no regular file)" for path in pipes)]
+
+
+def _missing(source: Path) -> str:
+    """What is wrong with an input that is neither a file nor a folder."""
+    if source.exists():
+        return "is neither a file nor a folder. Name one with 'input=…'."
+    if glob.has_magic(str(source)):
+        return "does not exist, and 'input' takes no patterns. Name the folder that holds the files: all of them are predicted."
+    return "does not exist. Name a file or a folder with 'input=…'."
+
+
+def _is_pipe(path: Path) -> bool:
+    """Whether a name is that of a pipe, a socket or a device, from which a command may read for ever."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _dicom_folders(source: Path) -> list[Path]:
@@ -139,19 +158,28 @@ def _stem(path: Path, suffixes: Sequence[str]) -> str:
     return path.name[: len(path.name) - len(ending)] if ending else path.name
 
 
-def output_of(image: Source, name: str, spec: MapSpec, source: Path, target: Path) -> Path:
+def output_of(image: Source, name: str, spec: MapSpec, source: Path, target: Path, folder: bool = False) -> Path:
     """Where a map goes: below the output folder, or at the output itself where it is a file name for a single input file.
+
+    Args:
+        image: the case's.
+        name: the case's.
+        spec: what the map holds.
+        source: the command's input.
+        target: the command's output.
+        folder: whether it is a folder, whatever its name.
 
     Raises:
         DataError: The output's ending is not that of the input's format.
     """
     ending_of_name = f"_{UNCERTAINTY}" if spec.classes == (UNCERTAINTY,) else "_heatmap" if spec.heatmap else ""
-    if not (source.is_file() and target.suffix and not target.is_dir()):
+    if folder or not (source.is_file() and target.suffix and not target.is_dir()):
         return target / image.map_name(name + ending_of_name, spec)
     ending = image.map_name("", spec)
     stem = _stem(target, (image.map_name("", replace(spec, heatmap=False)),))
     if not spec.heatmap and not target.name.lower().endswith(ending):
         raise DataError(
-            f"The output {target} ends in '{target.suffix}', and a map of {source} is a '{ending}' file. Type that ending."
+            f"The output {target} ends in '{target.suffix}', and a map of {source} is a '{ending}' file. Type that ending; or, for "
+            f"a folder of this name, a slash behind it: {word('output', f'{target}/')}."
         )
     return target.with_name(image.map_name(f"{stem}{ending_of_name}", spec)) if spec.heatmap else target

@@ -72,7 +72,9 @@ def predict(config: Mapping[str, Any]) -> int:
     if twice := channels_as_cases(found, channels):
         what = f"{listed(twice)} are predicted as cases of their own; in nnU-Net's folders such names are channels of one case"
         out.print(f"{what}, and this run has one channel", style="yellow", soft_wrap=True)
-    if source.is_dir() and not target.is_dir() and (target.exists() or target.name.lower().endswith(SUFFIXES[dataset.format])):
+    folder = str(config["output"]).endswith("/")
+    named = target.name.lower().endswith(SUFFIXES[dataset.format]) and not folder
+    if source.is_dir() and not target.is_dir() and (target.exists() or named):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
     predictor = runs.predictor(config)
     data = runs.first.manifest["data"]
@@ -81,7 +83,8 @@ def predict(config: Mapping[str, Any]) -> int:
         out.print("the search for post-processing found nothing that helps: maps are as they are predicted", soft_wrap=True)
     if post is not None and config["heatmaps"]:
         out.print("heatmaps hold the networks' probabilities, which post-processing does not change", soft_wrap=True)
-    work = Work(runs, predictor, post, Results.of(config, dataset), source, target, config, out)
+    work = Work(runs, predictor, post, Results.of(config, dataset), source, target, folder, config, out)
+    work.check_names(found)
     for note in work.results.interest.notes if work.results.interest else ():
         out.print(note, style="yellow", soft_wrap=True)
     if work.results.areas:
@@ -196,6 +199,7 @@ class Work:
         results: what is wanted to be made of finished maps.
         source: the command's input.
         target: the command's output.
+        folder: whether that is a folder, whatever its name.
         config: its settings.
         out: where it prints.
     """
@@ -206,6 +210,7 @@ class Work:
     results: Results
     source: Path
     target: Path
+    folder: bool
     config: Mapping[str, Any]
     out: Console
 
@@ -215,6 +220,36 @@ class Work:
         from voxtile.commands.results import confusion_of
 
         return confusion_of(self.runs, self.config, self.predictor, self.post) if self.results.areas else None
+
+    def check_names(self, found: Sequence[CaseFiles]) -> None:
+        """Refuses inputs of which one's map would have the name of another one's heatmap or result.
+
+        Raises:
+            DataError: There are two.
+        """
+        from voxtile.commands.inputs import UNCERTAINTY
+        from voxtile.errors import DataError
+
+        by_id = {files.id: files for files in found}
+        for files in found:
+            for kind in ("heatmap", UNCERTAINTY, "instances", "quicklook"):
+                other = by_id.get(f"{files.id}_{kind}")
+                if other and (both := self._written(files) & self._written(other)):
+                    raise DataError(
+                        f"{min(both)} would be the map of '{other.id}' and of '{files.id}' the {kind}. Rename one of the inputs, "
+                        "or predict them one by one into folders of their own."
+                    )
+
+    def _written(self, files: CaseFiles) -> set[Path]:
+        """The maps and results of an input; none of one that cannot be opened, which is told when its turn comes."""
+        from voxtile.errors import VoxtileError
+
+        try:
+            case = self._open(files)
+            paths = self._outputs(case, files.id, self._specs(case))
+        except (VoxtileError, OSError, UnicodeError):
+            return set()
+        return {*paths, *self.results.paths(paths[0]).values()}
 
     def predict(self, files: CaseFiles, start: Start) -> list[Path]:
         """Writes one case's map, its heatmaps where they are asked for, and what is wanted to be made of them.
@@ -375,10 +410,9 @@ class Work:
         Raises:
             DataError: A map would take the place of an input, or of another file that is not to be replaced.
         """
-        from voxtile.commands.inputs import output_of
         from voxtile.errors import DataError
 
-        paths = [output_of(case.image, name, spec, self.source, self.target) for spec in specs]
+        paths = self._outputs(case, name, specs)
         inputs = {each.resolve() for each in (*case.image.files, *self.results.inputs)}
         for path in [*paths, *self.results.paths(paths[0]).values()]:
             if path.resolve() in inputs or path.resolve() == self.source.resolve():
@@ -389,14 +423,17 @@ class Work:
             self.out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)
         return paths
 
+    def _outputs(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
+        from voxtile.commands.inputs import output_of
+
+        return [output_of(case.image, name, spec, self.source, self.target, self.folder) for spec in specs]
+
     def _beside(self, case: Case, name: str, spec: MapSpec) -> list[Path]:
         """Where a case's heatmap and variance go, whether this command writes them or not."""
-        from voxtile.commands.inputs import UNCERTAINTY, output_of
+        from voxtile.commands.inputs import UNCERTAINTY
 
         heat = replace(spec, heatmap=True)
-        return [
-            output_of(case.image, name, each, self.source, self.target) for each in (heat, replace(heat, classes=(UNCERTAINTY,)))
-        ]
+        return self._outputs(case, name, [heat, replace(heat, classes=(UNCERTAINTY,))])
 
     def _check_free(self, paths: Sequence[Path]) -> None:
         """Refuses names that are taken, but for those of maps that this command may have made, which `_kept` looks at.
@@ -532,6 +569,8 @@ class Work:
         however = "however large the image" if self.predictor.procedure.crf is None else "more of a wider image, for the CRF"
         if self.post is not None:
             memory, however = memory + MEMORY * math.prod(case.native.shape), "as post-processing needs for the whole map"
+        made = listed(self.results.paths(paths[0]))  # what they take depends on the map, of polygons on each of their corners
+        more = f"; what is made of the finished map ({made}) comes on top of both" if made else ""
         self.out.print(
             f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, {however}, and up to "
             f"{size(disk)} of disk while it works ({size(free)} are free){more}", soft_wrap=True,
@@ -569,8 +608,6 @@ class Work:
                 if band.variance is not None and self.config["uncertainty"]:
                     writers[-1].write(band.window, band.variance[None].cpu().numpy())
                 del band  # its memory is wanted for the next one
-        made = listed(self.results.paths(paths[0]))  # what they take depends on the map, of polygons on each of their corners
-        more = f"; what is made of the finished map ({made}) comes on top of both" if made else ""
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
             writers[0].make(None if self.post is None else partial(self._processed, case))

@@ -171,12 +171,13 @@ class Trained:
         networks = [member.network for member in members]
         if config["precision"] not in PRECISIONS:
             raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
-        if not isinstance(config["overlap"], int | float) or not 0 <= config["overlap"] < 1:
+        overlap = config["overlap"]
+        if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap < 1:
             raise ConfigError(f"'overlap={config['overlap']}' is the share of a window's side; give 0 or more and less than 1.")
         for name, least in (("workers", 0), ("samples", 0), ("rotations", 1)):
-            if not isinstance(config[name], int) or config[name] < least:
+            if not _is_whole(config[name], least):
                 raise ConfigError(f"'{name}={config[name]}' must be a whole number from {least} up.")
-        if config["batch_size"] is not None and (not isinstance(config["batch_size"], int) or config["batch_size"] < 1):
+        if config["batch_size"] is not None and not _is_whole(config["batch_size"], 1):
             raise ConfigError(f"'batch_size={config['batch_size']}' must be a whole number from 1 up, or null.")
         if config["samples"] and not all(getattr(network, "stochastic", False) for network in networks):
             raise ConfigError(
@@ -191,7 +192,7 @@ class Trained:
         )
         own = list(self.built.windowing.size)
         window = own if config["window"] is None else config["window"]
-        if not isinstance(window, list) or len(window) != len(own) or not all(isinstance(n, int) and n > 0 for n in window):
+        if not isinstance(window, list) or len(window) != len(own) or not all(_is_whole(side, 1) for side in window):
             raise ConfigError(
                 f"'window={window}' must be {len(own)} whole numbers of pixels from 1 up, like that of the training, {own}."
             )
@@ -208,8 +209,9 @@ class Trained:
         windowing = self.built.windowing
         known = [axis for axis in AXES if getattr(self.network, "dims", 2) == 3 or axis != windowing.axis]
         if not isinstance(axes, list) or not set(axes) <= set(known) or len(set(axes)) < len(axes):
+            given = f"[{','.join(map(str, axes))}]" if isinstance(axes, list) else axes
             raise ConfigError(
-                f"'mirrors={axes}' must be a list of axes among {listed(known)}, for example 'mirrors=[{','.join(known)}]'."
+                f"'mirrors={given}' must be a list of axes among {listed(known)}, for example 'mirrors=[{','.join(known)}]'."
             )
         return tuple(windowing.axis_of(axis) for axis in axes)
 
@@ -217,11 +219,16 @@ class Trained:
         if halo == "field":
             inputs = len(self.manifest["data"]["channels"]) * (1 + 2 * self.built.windowing.neighbours)
             return max(reach_of(network.eval(), inputs) for network in networks)
-        if isinstance(halo, bool) or not isinstance(halo, int) or halo < 0:
+        if not _is_whole(halo, 0):
             raise ConfigError(
                 f"'halo={halo}' must be a number of pixels from 0 up, or 'field' for half the network's receptive field."
             )
-        return halo
+        return int(halo)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    """Whether a value is a whole number from `least` up; true and false are none, though Python counts with them."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _check_seen(window: Sequence[int], halo: int) -> None:
