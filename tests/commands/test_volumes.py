@@ -116,7 +116,7 @@ def test_a_run_on_another_grid_takes_every_setting_of_predict(tmp_path: Path, vo
         assert said.code == 0, said.text
         assert nibabel.load(tmp_path / str(number) / "v1.nii.gz").shape == nibabel.load(source).shape
     said = voxtile("predict", *where, f"output={tmp_path / 'maps'}", "mirrors=[x]")  # across the slices
-    assert (said.code, "'mirrors=['x']' must be a list of axes among z, y" in said.text) == (2, True), said.text
+    assert (said.code, "'mirrors=[x]' must be a list of axes among z, y" in said.text) == (2, True), said.text
 
 
 def test_rasters_of_weights_are_resampled_without_overshooting(tmp_path: Path, voxtile: Command) -> None:

@@ -566,7 +566,7 @@ class Work:
             return
         disk, free = check_room(paths, case.image.native.working.shape, specs)
         memory = memory_of(self.predictor, case, len(specs[0].classes), self.runs.intensities(found)[0])
-        however = "however large the image" if self.predictor.procedure.crf is None else "with a CRF the more the wider the image is"
+        however = "with a CRF the more the wider the image is" if self.predictor.procedure.crf else "however large the image"
         if self.post is not None:
             memory, however = memory + MEMORY * math.prod(case.native.shape), "as post-processing needs for the whole map"
         made = listed(self.results.paths(paths[0]))  # what they take depends on the map, of polygons on each of their corners
