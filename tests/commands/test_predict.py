@@ -717,7 +717,7 @@ def test_a_map_without_a_stamp_is_compared_by_what_it_was_made_from(
     source, out = scene_run.folder / "scenes" / "images" / "s1.tif", tmp_path / "out"
     words = ["predict", f"run={scene_run.home}", f"input={source}", f"output={out}", "share=true"]
     with monkeypatch.context() as patch:
-        patch.setattr("voxtile.commands.predict.STAMP", "another tag")  # as an earlier version wrote it
+        patch.setattr("voxtile.commands.outputs.STAMP", "another tag")  # as an earlier version wrote it
         assert voxtile(*words).code == 0
     said = voxtile(*words)
     assert (said.code, "passed over" in said.text) == (0, False), said.text

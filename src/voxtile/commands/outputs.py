@@ -1,0 +1,222 @@
+"""Which maps `voxtile predict` writes for a case, what they are made from, and which of them are there already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from voxtile.cases.case import Case
+    from voxtile.cases.maps import MapSpec
+    from voxtile.commands.ensemble import Ensemble
+    from voxtile.commands.results import Results
+    from voxtile.inference.postprocess import Postprocess
+    from voxtile.inference.predictor import Predictor
+
+HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
+OTHER = "was made of another image, by other runs or weights, or with other settings"
+STAMP = "stamp"  # the tag of a map with a digest of all that it was made from but the image's pixels
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The maps of one command's inputs.
+
+    Attributes:
+        runs: the run or runs.
+        predictor: with their networks.
+        post: what is done to a map as a whole, or None.
+        results: what is wanted to be made of finished maps.
+        source: the command's input.
+        target: the command's output.
+        folder: whether that is a folder, whatever its name.
+        config: the command's settings.
+        out: where it prints.
+    """
+
+    runs: Ensemble
+    predictor: Predictor
+    post: Postprocess | None
+    results: Results
+    source: Path
+    target: Path
+    folder: bool
+    config: Mapping[str, Any]
+    out: Console
+
+    @cached_property
+    def confusion(self) -> dict[str, Any] | None:
+        """The confusion matrix that areas are adjusted by, read once for all cases; None where there is none or none is needed."""
+        from voxtile.commands.results import confusion_of
+
+        return confusion_of(self.runs, self.config, self.predictor, self.post) if self.results.areas else None
+
+    def specs(self, case: Case, image_digest: str = "") -> list[MapSpec]:
+        """The maps that are written: the semantic one, and heatmaps and uncertainty where they are asked for.
+
+        Args:
+            case: the case.
+            image_digest: of its survey; without it, the specs hold what names and stamps depend on, and are not to be written.
+        """
+        from voxtile import __version__
+        from voxtile.cases.maps import MapSpec
+        from voxtile.commands.inputs import UNCERTAINTY
+        from voxtile.commands.postprocess import as_typed
+        from voxtile.commands.results import MADE_FROM
+
+        dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
+        said = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
+        key = self._key(case, image_digest)
+
+        def tags(further: str = "") -> tuple[tuple[str, str], ...]:
+            digests = {MADE_FROM: key, STAMP: self._key(case, "")}
+            made = ((name, hashlib.sha256(each.encode()).hexdigest()[:16]) for name, each in digests.items())
+            return (*said, *((name, f"{digest}{further}") for name, digest in made))
+
+        specs = [MapSpec(dataset.classes, colors=dataset.colors, tags=tags(), key=key, background=dataset.background)]
+        if stored:
+            specs.append(replace(specs[0], heatmap=True, stored=stored, tags=tags(f" {stored}")))
+        if self.config["uncertainty"]:
+            specs.append(replace(specs[0], classes=(UNCERTAINTY,), heatmap=True))
+        if self.post is not None:  # of the classes only
+            done = ("postprocess", json.dumps(as_typed(self.post, dataset.classes), sort_keys=True))
+            specs[0] = replace(specs[0], tags=(*specs[0].tags, done))
+        return specs
+
+    def _key(self, case: Case, image_digest: str) -> str:
+        """What the maps are made from: unfinished ones of another key are not continued."""
+        from voxtile import __version__
+        from voxtile.inference.predictor import VERSION
+
+        settings = f"{VERSION} {self.predictor.size} {self.config['overlap']} {self.config['precision']} {self.config['damaged']}"
+        weights = self.runs.weights(self.config["weights"])
+        # The digest is of the pixels alone, and of a very large scene of a part of them.
+        files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in case.image.files]
+        image = f"{image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
+        post = "" if self.post is None else f" {self.post}"
+        return f"{self.runs.identity} {weights} {settings} {__version__} {image} {self.predictor.procedure}{post}"
+
+    def paths_of(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
+        """Where the maps go.
+
+        Raises:
+            DataError: A map would take the place of an input, or of another file that is not to be replaced.
+        """
+        from voxtile.errors import DataError
+
+        paths = self.named(case, name, specs)
+        inputs = {each.resolve() for each in (*case.image.files, *self.results.inputs)}
+        for path in [*paths, *self.results.paths(paths[0]).values()]:
+            if path.resolve() in inputs or path.resolve() == self.source.resolve():
+                raise DataError(f"The map {path} would overwrite its own input. Name another output.")
+        if not (self.config["overwrite"] or self.config["share"]):
+            self._check_free(paths)
+        if not self.config["heatmaps"] and (stale := self.beside(case, name, specs[0])[0]).exists():
+            self.out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)
+        return paths
+
+    def named(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
+        """Where maps of a case of this name go, whatever lies there."""
+        from voxtile.commands.inputs import output_of
+
+        return [output_of(case.image, name, spec, self.source, self.target, self.folder) for spec in specs]
+
+    def beside(self, case: Case, name: str, spec: MapSpec) -> list[Path]:
+        """Where a case's heatmap and variance go, whether this command writes them or not."""
+        from voxtile.commands.inputs import UNCERTAINTY
+
+        heat = replace(spec, heatmap=True)
+        return self.named(case, name, [heat, replace(heat, classes=(UNCERTAINTY,))])
+
+    def _check_free(self, paths: Sequence[Path]) -> None:
+        """Refuses names that are taken, but for those of maps that this command may have made, which `are_kept` looks at.
+
+        Raises:
+            DataError: A file is neither such a map, nor a result that a command with the same settings has made of it.
+        """
+        from voxtile.cases.provenance import tags_of
+        from voxtile.commands.results import MADE_FROM, notes_of
+        from voxtile.errors import DataError
+
+        kind = self.runs.first.built.dataset.format
+        for path in paths:
+            if path.exists() and MADE_FROM not in tags_of(path, kind):
+                raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
+        if taken := self.results.foreign(paths[0], bool(self.config["heatmaps"]), self.confusion):
+            raise DataError(
+                f"{taken[0]} exists already, and {notes_of(paths[0]).name} beside it does not say that it was made of this map "
+                "with these settings. Name another output; move the file away, to have it made anew of the finished map; or type "
+                "'overwrite=true' to have everything predicted and made anew."
+            )
+
+    def is_left(self, paths: Sequence[Path], specs: Sequence[MapSpec]) -> bool:
+        """Whether, where work is shared, nothing is to be done for a case: its files are there, or others, which is said.
+
+        Each of many processes asks this of every case. So the image is not read: maps are compared by their stamps, and those
+        without one, of an earlier version, later by what they were made from.
+        """
+        from voxtile.cases.provenance import tags_of
+        from voxtile.commands.results import MADE_FROM
+
+        known = True
+        for path, spec in zip(paths, specs, strict=True):
+            if not path.exists():
+                known = False
+                continue
+            tags = tags_of(path, self.runs.first.built.dataset.format)
+            if MADE_FROM not in tags or tags.get(STAMP, dict(spec.tags)[STAMP]) != dict(spec.tags)[STAMP]:
+                self.pass_over(path)
+                return True
+            known = known and STAMP in tags
+        if taken := self.results.foreign(paths[0], bool(self.config["heatmaps"]), self.confusion):
+            self.pass_over(taken[0], "is not noted as made of this map with these settings")
+            return True
+        return known and all(path.exists() for path in self.results.paths(paths[0]).values())
+
+    def is_same(self, path: Path, spec: MapSpec) -> bool:
+        """Whether a finished map was made of the same image by the same runs with the same settings."""
+        from voxtile.cases.provenance import tags_of
+        from voxtile.commands.results import MADE_FROM
+
+        return tags_of(path, self.runs.first.built.dataset.format).get(MADE_FROM) == dict(spec.tags)[MADE_FROM]
+
+    def are_kept(self, paths: Sequence[Path], specs: Sequence[MapSpec]) -> bool:
+        """Whether the maps are there as this command would make them, so that nothing is to be predicted.
+
+        Raises:
+            DataError: A map is another one, or what is asked for beside it cannot be made of it.
+        """
+        from voxtile.errors import DataError
+
+        if self.config["overwrite"]:
+            return False
+        for path, spec in zip(paths, specs, strict=True):
+            if path.exists() and not self.is_same(path, spec):
+                raise DataError(
+                    f"{path} exists already, and {OTHER}. Name another output, give the settings that it was made with, or "
+                    f"{self._replace} to have it replaced."
+                )
+        if not paths[0].exists():  # the last one that comes under its name: a kill may have left the others
+            return False
+        if missing := [path for path in paths if not path.exists()]:
+            raise DataError(
+                f"{paths[0]} is finished, and {missing[0]} is not there: it holds probabilities, which cannot be made of a map of "
+                f"classes. Leave 'heatmaps' and 'uncertainty' out, or {self._replace} to have both predicted anew."
+            )
+        return True
+
+    def pass_over(self, path: Path, why: str = OTHER) -> None:
+        """Says that a file is left as it is."""
+        self.out.print(f"{path} {why}: it is passed over", style="yellow", soft_wrap=True)
+
+    @property
+    def _replace(self) -> str:
+        """What to type for files that are to be replaced."""
+        return "type 'overwrite=true' in the place of 'share=true'" if self.config["share"] else "type 'overwrite=true'"
