@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.commands.conftest import Command, Run, homes, other_label
 from tests.testers.tiny import scene_words
+from voxtile.commands.reproduce import _made_with
 from voxtile.studies.reproduction import compare
 from voxtile.training.run_folder import RunFolder
 
@@ -73,6 +74,22 @@ def test_changed_data_are_told_before_anything_is_trained(copied_run: Run, tmp_p
     assert f"changed: label of {case}" in said.text
     assert not (tmp_path / "again").exists()
     assert "'patch=perhaps' must be true or false" in voxtile("reproduce", f"run={copied_run.home}", "patch=perhaps").text
+
+
+def test_a_reproduction_with_other_trusted_code_is_another(
+    copied_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    manifest = copied_run.read("manifest.json")
+
+    def made(*trust: str) -> str:
+        return _made_with(manifest, {"code": "here", "trust": list(trust)})
+
+    (tmp_path / "lab_of_tests.py").write_text("")
+    before = made("lab_of_tests")
+    assert before == made("lab_of_tests") != made()
+    (tmp_path / "lab_of_tests.py").write_text("1\n")
+    assert made("lab_of_tests") != before
 
 
 def test_an_unfinished_run_and_changed_code_are_refused(copied_run: Run, voxtile: Command) -> None:

@@ -490,6 +490,31 @@ def test_an_interrupted_run_does_not_go_on_with_another_version_of_a_trusted_mod
     assert "the trusted module 'json' has changed" in said.text
 
 
+def test_trusted_code_that_changed_since_the_training_is_told_and_makes_other_maps(
+    words: list[str], scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "lab_of_tests.py"
+    module.write_text("from voxtile.models.unet import UNet\n\nclass Own(UNet):\n    pass\n")
+    own = [word for word in words if not word.startswith("model.")]
+    network = ["model.width=0.0625", "model.depth=2", "model._target_=lab_of_tests.Own", "trust=[lab_of_tests]"]
+    assert voxtile("train", *own, *network).code == 0
+    (home,) = homes(tmp_path / "runs")
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    common = [f"run={home}", "trust=[lab_of_tests]"]
+    where = ["predict", *common, f"input={source}", f"output={tmp_path / 'maps'}"]
+    assert "trusted code" not in voxtile(*where).text
+    assert "it is kept" in voxtile(*where).text
+    module.write_text(module.read_text() + "\n# another version\n")
+    said = voxtile(*where)
+    assert (said.code, "before the trusted code of lab_of_tests changed" in said.text) == (3, True)
+    assert "by other runs or weights" in said.text
+    said = voxtile("evaluate", *common)
+    assert (said.code, "before the trusted code of lab_of_tests changed" in said.text) == (0, True)
+    summary = json.loads((home / "evaluations" / "val-best" / "summary.json").read_text())
+    assert summary["changed_modules"] == ["lab_of_tests"]
+
+
 def test_where_nothing_was_saved_there_is_nothing_to_continue(half_run: Run, voxtile: Command) -> None:
     (half_run.home / "resume.pt").unlink()
     manifest = half_run.home / "manifest.json"

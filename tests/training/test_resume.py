@@ -36,7 +36,7 @@ def bits(runs: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_killed_at_ten_moments_ends_in_the_same_bits(tmp_path: Path, workers: int) -> None:
     words = [*scene_words(tmp_path), f"workers={workers}", "augment=strong", "model.dropout=0.2"]
-    words += ["training.steps=24", "training.ema=0.9"]
+    words += ["training.steps=24", "training.ema=0.9", "model._target_=tests.testers.noisy.Noisy", "trust=[tests.testers.noisy]"]
     chance = random.Random(workers)
     moments = [(name, chance.randint(1, 2)) for name in MOMENTS]
     chance.shuffle(moments)

@@ -19,6 +19,7 @@ from voxtile.commands.checks import SECTIONS
 from voxtile.commands.crf import FILE as CRF
 from voxtile.commands.postprocess import FILE as POSTPROCESS
 from voxtile.data.normalise import FixedNormalisation, Normalisation
+from voxtile.studies.manifest import segment
 from voxtile.training.weights import digests
 
 if TYPE_CHECKING:
@@ -124,9 +125,10 @@ def write_bundle(trained: Trained, weights: str, folder: Path) -> None:
         if (trained.home.path / found).exists():
             shutil.copyfile(trained.home.path / found, folder / found)
     data = {key: value for key, value in trained.manifest["data"].items() if key in KEPT}
+    code = {key: value for key, value in segment(trained.manifest)["code"].items() if key in ("sources", "trusted")}
     contents: dict[str, Mapping[str, Any]] = {
         "recipe.json": {**{key: recipe[key] for key in ("version", "identity", "data", "split")}, "settings": settings},
-        "manifest.json": {"versions": trained.manifest["versions"], "data": data},
+        "manifest.json": {"versions": trained.manifest["versions"], "data": data, "code": code},
         "status.json": {**{key: status[key] for key in ("state", "step", "best")}, "weights": digests(folder / "weights")},
     }
     for name, content in contents.items():

@@ -112,6 +112,8 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
     processes = count_of(config)
     refuse_shared_search(config, processes)
     opened = [Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"]) for path in paths]
+    for each in opened:
+        each.say_changed(out)
     data = opened[0].manifest["data"]
     if choosing:
         background_of(data)

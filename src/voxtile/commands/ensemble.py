@@ -39,6 +39,8 @@ class Ensemble:
         """
         folders = run_folders(config, out)
         members = tuple(Trained.open(folder, config["weights"], config["trust"], bundles=True) for folder in folders)
+        for member in members:
+            member.say_changed(out)
         for other in members[1:]:
             for what, mine, its in zip(("classes", "channels", "reading", "regions"), _kind(members[0]), _kind(other), strict=True):
                 if mine != its:
@@ -68,8 +70,9 @@ class Ensemble:
         return folder_of_several(config, [member.home for member in self.members])
 
     def weights(self, name: str) -> str:
-        """A digest of the weights called `name`."""
-        return " ".join(content_hash(member.home.weights / f"{name}.safetensors") for member in self.members)
+        """Digests of the weights called `name`, and of trusted code in which they are used."""
+        weights = [content_hash(member.home.weights / f"{name}.safetensors") for member in self.members]
+        return " ".join([*weights, *(f"{module} {digest}" for module, digest in self.first.modules.items())])
 
     def intensities(self, found: Survey) -> list[Intensity]:
         """How a case is normalised for each run."""

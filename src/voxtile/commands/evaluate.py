@@ -81,6 +81,7 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     from voxtile.inference.postprocess import Search
 
     trained = Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"])
+    trained.say_changed(out)
     data = trained.manifest["data"]
     measures = measures_of(config, data)
     searching, choosing = asks_for_search(config["crf"]), asks_for_search(config["postprocess"])
@@ -125,6 +126,7 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
         scored = scored if helps else plain
     folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor, as_typed(post, data["classes"]))
     facts = {"waived": list(data["waived"]), "run": trained.home.read("recipe.json")["identity"]}
+    facts |= {"changed_modules": changed} if (changed := trained.changed_modules) else {}
     write_scores(folder, config, predictor, scored, data, as_typed(post, data["classes"]), facts, measures, out)
     return 0
 

@@ -52,6 +52,7 @@ def export(config: Mapping[str, Any]) -> int:
     if config["format"] == "onnx":
         check_packages()
     trained = Trained.open(config["run"], config["weights"], config["trust"], config["root"], config["paths"]["cache"])
+    trained.say_changed(out)
     home = trained.home
     if (state := home.status["state"]) != "finished":
         raise RunError(f"{home.path} is {state}; its weights are not those that it will end with. Train it to its end first.")

@@ -89,9 +89,8 @@ class Work:
         from voxtile.inference.postprocess import check_size
 
         case = self._open(files)
-        if (
-            self.outputs.config["damaged"] == "nodata" and case.image.native is case.image
-        ):  # what is resampled is decoded as a whole
+        tolerated = self.outputs.config["damaged"] == "nodata"
+        if tolerated and case.image.native is case.image:  # what is resampled is decoded as a whole
             case = replace(case, image=Tolerant(case.image))
         unread = self.outputs.specs(case)  # what can be said without the pixels: names, and stamps
         paths = self.outputs.paths_of(case, files.id, unread)

@@ -63,12 +63,13 @@ def reproduce(config: Mapping[str, Any]) -> int:
 
 def _made_with(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The name of the folder of what is made with this code and these versions, on this hardware."""
-    from voxtile.studies.manifest import Devices, code, hardware, versions
+    from voxtile.studies.manifest import Devices, code, hardware, trusted, versions
 
     sources = code()["sources"] if config["code"] == "here" else manifest["code"].get("sources")
     made = manifest["hardware"]
     devices = Devices(made["device"], made.get("devices", 1), made["threads"], made.get("strategy", ""))
-    facts = json.dumps([sources, versions(), hardware(devices)], sort_keys=True)
+    modules = [trusted(config["trust"])] if config["trust"] else []
+    facts = json.dumps([sources, versions(), hardware(devices), *modules], sort_keys=True)
     return f"by-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 

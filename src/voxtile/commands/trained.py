@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
@@ -22,8 +22,12 @@ from voxtile.errors import ConfigError, DataError, RunError, did_you_mean, liste
 from voxtile.inference.field import reach_of
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
+from voxtile.studies.manifest import segment, trusted
 from voxtile.training.run_folder import RunFolder
 from voxtile.training.weights import file_digest, load_weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # As Lightning calls them for training.
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -141,6 +145,27 @@ class Trained:
             )
         load_weights(network, file)
         return cls(home, built, manifest, network)
+
+    @property
+    def modules(self) -> dict[str, str | None]:
+        """Digests of the modules that it was trusted with now, see `voxtile.studies.manifest`."""
+        return trusted(self.built.trust)
+
+    @property
+    def changed_modules(self) -> list[str]:
+        """Trusted modules that are others than those that it was trained with, so that its weights may be in another network."""
+        known = segment(self.manifest).get("code", {}).get("trusted", {})
+        return [name for name, digest in known.items() if trusted([name]) != {name: digest}]
+
+    def say_changed(self, out: Console) -> None:
+        """Says which these are, before anything is made with them."""
+        if names := self.changed_modules:
+            out.print(
+                f"{self.home.path} was trained before the trusted code of {listed(names)} changed: its weights may be in a network "
+                "that they do not belong to, and what is made of it of no worth. Bring that code back to have what the run was "
+                "scored with.",
+                style="yellow", soft_wrap=True,
+            )  # fmt: skip
 
     @property
     def bare(self) -> Parts:

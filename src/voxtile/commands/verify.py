@@ -68,7 +68,7 @@ def verify(config: Mapping[str, Any]) -> int:
         texts = (f"{name} ({pixels} pixels)" if pixels >= 0 else f"{name} (not recorded)" for name, pixels in moved.items())
         out.print(f"scores: {of}; other counts in {listed(texts, 8)}", soft_wrap=True)
         if since := changes(trained.manifest, Devices(device(config["device"]).type, 1, torch.get_num_threads())):
-            out.print(f"since the training, {listed(since)}: rounding may differ by that, in a few pixels", soft_wrap=True)
+            out.print(f"since the training, {listed(since)}, which may be why", soft_wrap=True)
     else:
         out.print(f"scores: {of}; the same count of every pair of classes", soft_wrap=True)
     return RunError.exit_code if wrong or moved else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any
@@ -302,7 +303,11 @@ class SegmentationModule(lightning.LightningModule):
 
     def _seed_dropout(self) -> None:
         """From here on dropout and its like draw numbers that belong to this step and rank alone."""
-        torch.manual_seed(digest(self.seed, self.step, self.global_rank, "dropout") >> 65)
+        seed = digest(self.seed, self.step, self.global_rank, "dropout")
+        torch.manual_seed(seed >> 65)
+        # Nothing of ours draws from these, but networks and losses of users may.
+        np.random.seed(seed >> 96)  # noqa: NPY002
+        random.seed(seed)
 
     def _set_rates(self, optimizer: Optimizer) -> float:
         """Sets each group's rate, and returns the schedule's factor."""
