@@ -1,5 +1,6 @@
 """Ground areas of pixels against areas on the ellipsoid, by formula and by geodesics."""
 
+import itertools
 import math
 
 import numpy as np
@@ -93,3 +94,49 @@ def test_geodesics_agree_in_a_pixel() -> None:
     cell = whole(grid("EPSG:4326", Affine(0.01, 0, lon, 0, -0.01, lat), (1, 1), lat))[0, 0]
     area, _ = Geod(ellps="WGS84").polygon_area_perimeter([lon, lon, lon + 0.01, lon + 0.01], [lat, lat - 0.01, lat - 0.01, lat])
     assert cell == pytest.approx(area, rel=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [1.25, 0.75])
+def test_pixels_whose_centres_are_the_poles_end_there(degrees: float) -> None:
+    """The grid of ERA5: its first and last rows are half a pixel beyond the poles."""
+    height, width = round(180 / degrees) + 1, round(360 / degrees)
+    found = grid("EPSG:4326", Affine(degrees, 0, -180 - degrees / 2, 0, -degrees, 90 + degrees / 2), (height, width))
+    cells = whole(found)
+    edges = np.clip(90 + degrees / 2 - degrees * np.arange(height + 1), -90, 90)
+    rows = [between_parallels(south, north, degrees) for north, south in itertools.pairwise(edges)]
+    np.testing.assert_allclose(cells, np.repeat(np.array(rows)[:, None], width, axis=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("crs", ["ESRI:54009", "EPSG:8857", "+proj=sinu +datum=WGS84", "ESRI:54030"])
+@pytest.mark.parametrize("pixel", [200_000, 4000])  # the latter is interpolated
+def test_pixels_off_the_globe_have_no_area(crs: str, pixel: float) -> None:
+    back = Transformer.from_crs(CRS(crs).geodetic_crs, crs, always_xy=True)
+    left, top = (-18_100_000.0, 9_100_000.0) if pixel > 1e5 else np.add(back.transform(-180, 70), (-90 * pixel, 45 * pixel))
+    corner = Affine(pixel, 0, left, 0, -pixel, top)
+    found = grid(crs, corner, (91, 181))
+    cells = whole(found)
+    to_world = Transformer.from_crs(crs, CRS(crs).geodetic_crs, always_xy=True)
+    tenths = (np.mgrid[: 91 * 10, : 181 * 10] + 0.5) / 10
+    x, y = corner.a * tenths[1] + corner.c, corner.e * tenths[0] + corner.f
+    again_x, again_y = back.transform(*to_world.transform(x, y))
+    on_map = np.abs(again_x - x) + np.abs(again_y - y) < 1
+    share = on_map.reshape(91, 10, 181, 10).mean(axis=(1, 3))
+    assert (share == 0).any()
+    assert (cells[share == 0] == 0).all()
+    assert (cells[share == 1] > 0).all()
+    if "54030" not in crs:  # the others show areas in proportion, Mollweide's to those of a sphere
+        assert np.median(np.abs(cells[share == 1] / pixel**2 - 1)) < 8e-3
+        assert cells.sum() == pytest.approx((share * pixel**2).sum(), rel=8e-3)
+    np.testing.assert_allclose(
+        PixelAreas(found).cells(Window(0, 3, 5, 1, 40, 60)), cells[3:43, 5:65], rtol=1e-3, atol=pixel**2 / 50
+    )
+
+
+def test_a_scene_all_off_the_globe_has_no_area() -> None:
+    assert (whole(grid("ESRI:54009", Affine(1000, 0, -18_000_000, 0, -1000, 9_000_000), (9, 7))) == 0).all()
+
+
+@pytest.mark.parametrize(("crs", "left"), [("EPSG:3832", 3_100_000), ("EPSG:3857", WORLD - 80_000)])
+def test_mercator_goes_on_past_the_antimeridian(crs: str, left: float) -> None:
+    cells = whole(grid(crs, Affine(6000, 0, left, 0, -6000, 4_000_000), (30, 100)))
+    np.testing.assert_allclose(cells, np.repeat(cells[:, :1], 100, axis=1), rtol=1e-9)

@@ -9,9 +9,12 @@ TURN = 360.0  # degrees
 TURNS = (-TURN, 0.0, TURN)  # that may lie between the same place in two files
 
 
-def beside(longitudes: NDArray[np.float64], middle: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same meridians, named by the turn around `middle`: from 180° west of it to just below 180° east of it."""
-    found: NDArray[np.float64] = middle + np.mod(longitudes - middle + TURN / 2, TURN) - TURN / 2
+def beside(longitudes: NDArray[np.float64], middle: float | NDArray[np.float64], turn: float = TURN) -> NDArray[np.float64]:
+    """The same meridians, named by the turn around `middle`: from 180° west of it to just below 180° east of it.
+
+    `turn` is that of the Earth in the longitudes' unit.
+    """
+    found: NDArray[np.float64] = middle + np.mod(longitudes - middle + turn / 2, turn) - turn / 2
     return found
 
 
