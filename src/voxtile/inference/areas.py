@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio.features
-from affine import Affine
 from numpy.typing import NDArray
 
 from voxtile.cases.area import exchanged_shapes
 from voxtile.cases.grid import Grid
-from voxtile.cases.longitudes import TURNS
 from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 from voxtile.inference.finished import FinishedMap
 
+UNNAMED = ("", "nan", "None", "NaT", "<NA>")  # how a missing value reads as text
 WHOLE = "(all)"  # the name of the row for the whole map
 CONFIDENCE = 1.96  # standard errors on each side of a 95 % interval
 
@@ -32,20 +30,15 @@ class Place:
 
     Attributes:
         name: what tells it from the others.
-        shape: in pixels (x, y) from the scene's corner.
-        outside: the share of the polygon that lies outside the scene.
+        outside: the share of the polygon's ground that lies outside the scene; 1 for a polygon beside it.
+        inside: which pixels [h, w] of a window of the scene have their centres in it.
+        box: a part of the scene that holds all of these pixels; None where there are none.
     """
 
     name: str
-    shape: Any
     outside: float
-
-    @property
-    def box(self) -> Window:
-        """The pixels that the polygon touches, those beside the scene included."""
-        left, top, right, bottom = self.shape.bounds
-        start = 0, math.floor(top), math.floor(left)
-        return Window.of(start, (1, math.ceil(bottom) - start[1], math.ceil(right) - start[2]))
+    inside: Callable[[Window], NDArray[np.bool_]]
+    box: Window | None
 
 
 class Area(NamedTuple):
@@ -79,7 +72,7 @@ class Places:
 
         Args:
             path: a vector file with polygons, in any CRS.
-            attribute: whose values name the polygons; numbers from 1 where None.
+            attribute: whose values name the polygons; those without a value, all where None, are called by their number from 1.
 
         Raises:
             DataError: It cannot be read, has no CRS, no polygon, or not this attribute.
@@ -93,39 +86,41 @@ class Places:
             )
         self.path, self._areas = path, read_areas(path, attribute, "area_name")
         self.notes = self._areas.notes
-        self._in_system: dict[str, tuple[Any, NDArray[np.int64], Any]] = {}
+        self._names = self._areas.names
+        if any(name.strip() in UNNAMED for name in self._names):
+            numbers = read_areas(path).names
+            self._names = tuple(
+                number if name.strip() in UNNAMED else name for name, number in zip(self._names, numbers, strict=True)
+            )
+
+    @cached_property
+    def _folded(self) -> NDArray[np.object_]:
+        from voxtile.inference.inside import folded
+
+        return folded(self._areas.shapes, self._areas.crs)
 
     def on(self, grid: Grid) -> list[Place]:
-        """The places that overlap a scene.
+        """All places on a scene, also those beside it.
 
         Args:
             grid: the scene's, with a CRS.
 
         Raises:
-            OffPlacesError: There is none.
+            OffPlacesError: It overlaps none.
         """
         import shapely
-        from pyproj import CRS
 
-        assert grid.crs is not None
-        parts, owners, tree = self._brought_to(grid.crs)
-        # A scene in degrees may lie a turn of the Earth further east or west than its places, or over the antimeridian.
-        turns = np.array([(turn, 0) for turn in (TURNS if CRS.from_wkt(grid.crs).is_geographic else (0.0,))])
-        left, bottom, right, top = grid.footprint
-        near = np.concatenate([tree.query(shapely.box(left - x, bottom, right - x, top)) for x, _ in turns])
-        _, height, width = grid.shape
-        scene, found = shapely.box(0, 0, width, height), []
-        for number in np.unique(owners[near]):
-            own = parts[owners == number]
-            copies = [
-                shapely.transform(own, lambda xy, turn=turn: np.stack(~grid.transform @ (xy + turn).T, axis=1)) for turn in turns
-            ]
-            shape = shapely.multipolygons(np.concatenate(copies))
-            inside, area = shape.intersection(scene).area, shape.area / len(turns)
-            name = self._areas.names[number]
-            found += [Place(name, shape, max(0.0, round(1 - inside / area, 6)))] if inside > 0 else []
-        if not found:
+        from voxtile.inference.inside import SceneCells
+
+        cells = SceneCells(grid, self._areas.crs)
+        found = []
+        for name, whole, shape in zip(self._names, self._areas.shapes, self._folded, strict=True):
+            near = cells.near(shape)
+            share = cells.share(shape, whole, near)
+            found.append(Place(name, round(1 - share, 6), partial(cells.inside, shape, near), cells.box(near) if share else None))
+        if all(place.box is None for place in found):
             west, south, east, north = shapely.total_bounds(self._areas.shapes)
+            left, bottom, right, top = grid.footprint
             raise OffPlacesError(
                 f"No polygon of {self.path} ({west:.6g} … {east:.6g}, {south:.6g} … {north:.6g} in {self._areas.crs.name}) overlaps"
                 f" the scene ({left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} in its own CRS). Check that they belong together."
@@ -133,63 +128,17 @@ class Places:
             )
         return found
 
-    def _brought_to(self, crs: str) -> tuple[Any, NDArray[np.int64], Any]:
-        """The polygons' parts in a scene's system, whose each of them is, and their spatial index; kept for the next scene."""
-        if crs not in self._in_system:
-            import shapely
-            from pyproj import CRS
-            from pyproj.exceptions import ProjError
-
-            from voxtile.cases.seam import Seam, brought, way
-            from voxtile.cases.vector_files import simple_parts
-            from voxtile.cases.vector_grid import unplaced
-
-            parts, owners = simple_parts(self._areas.shapes, np.arange(len(self._areas.shapes)))
-            source, target = self._areas.crs, CRS.from_wkt(crs)
-            there, index = parts, np.arange(len(parts))
-            try:
-                if not source.equals(target, ignore_axis_order=True):
-                    there, index = brought(parts, source, way(source, target), Seam.of(target))
-            except ProjError as error:
-                raise DataError(
-                    f"{self.path} {unplaced(self._areas.crs, crs)} Write it with the system that its coordinates are in, by "
-                    "'ogr2ogr -a_srs EPSG:… areas.gpkg …'."
-                ) from error
-            there, owners = self._finite(there, owners[index], crs)
-            # Only areas count: a line, that of a spike say, would be burnt as pixels.
-            parts, index = simple_parts(shapely.make_valid(there, method="structure", keep_collapsed=False), np.arange(len(there)))
-            areas, owners = shapely.get_dimensions(parts) == 2, owners[index]
-            self._in_system[crs] = (parts[areas], owners[areas], shapely.STRtree(parts[areas]))
-        return self._in_system[crs]
-
-    def _finite(self, parts: Any, owners: NDArray[np.int64], crs: str) -> tuple[Any, NDArray[np.int64]]:
-        """Without the parts on the other side of the Earth, where a scene's system has no coordinates."""
-        import shapely
-        from pyproj import CRS
-
-        points, index = shapely.get_coordinates(parts, return_index=True)
-        finite = np.isfinite(points).all(axis=1)
-        here, lost = (np.bincount(index[chosen], minlength=len(parts)) > 0 for chosen in (finite, ~finite))
-        if (here & lost).any():
-            name = self._areas.names[owners[here & lost][0]]
-            raise DataError(
-                f"{self.path}: polygon '{name}' reaches to where the scene's coordinate reference system ({CRS.from_wkt(crs).name})"
-                " has no coordinates. Cut it to the area of the scenes, for example with 'ogr2ogr -clipsrc'."
-            )
-        return parts[here], owners[here]
-
 
 def area_of(found: FinishedMap, place: Place | None = None) -> Area:
     """Counts and sizes of each class in the whole map, or in the pixels whose centres lie in a place."""
     count = len(found.classes) + 1
     pixels, size = np.zeros(count, dtype=np.int64), np.zeros(count)
-    for window in found.slabs(None if place is None else place.box.clipped(found.grid.shape)):
+    box = Window.whole(found.grid.shape) if place is None else place.box
+    for window in found.slabs(box) if box is not None else ():
         indices = found.read(window)
         ground = np.broadcast_to(found.sizes(window), indices.shape)
         if place is not None:
-            inside = rasterio.features.geometry_mask(
-                [place.shape], indices.shape[1:], Affine.translation(window.x, window.y), invert=True
-            )[None]
+            inside = place.inside(window)[None]
             indices, ground = indices[inside], ground[inside]
         flat = np.minimum(indices.ravel(), count - 1)
         pixels += np.bincount(flat, minlength=count)
@@ -222,8 +171,8 @@ def write_areas(found: FinishedMap, path: Path, places: Sequence[Place] = (), co
     """Writes one row for the whole map and one per place as CSV.
 
     Columns: `area` (name), `hectares` (of its pixels on the map), `unjudged` (their share that holds no class), `outside` (the
-    share of the place that is not on the scene), and per class `pixels/<class>`, `hectares/<class>`. With a confusion matrix, for
-    the whole map also `adjusted_hectares/<class>`, `plus_minus_95/<class>` and, in `adjusted_by`, what they rest on.
+    share of the place's ground that is not on the scene), and per class `pixels/<class>`, `hectares/<class>`. With a confusion
+    matrix, for the whole map also `adjusted_hectares/<class>`, `plus_minus_95/<class>` and, in `adjusted_by`, what they rest on.
 
     Args:
         found: the map of a scene with a CRS.
