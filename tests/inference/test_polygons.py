@@ -139,6 +139,7 @@ def test_a_map_without_objects_is_an_empty_file(tmp_path: Path, ending: str) -> 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, ending: str) -> None:
     found = scene_map(tmp_path, patches(0, 60, 60))
     objects = find_instances(found, [1, 2], False)
-    with file_size_limit(120_000), pytest.raises(OSError, match=rf"map\.{ending}"):
+    with file_size_limit(120_000), pytest.raises(OSError, match=r"File too large|is the disk full") as caught:
         write_polygons(found, objects, tmp_path / "out" / f"map.{ending}")
+    assert "could not be written" not in str(caught.value)  # which is said by who knows the file by the user's name
     assert list((tmp_path / "out").iterdir()) == []

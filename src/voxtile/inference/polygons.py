@@ -60,7 +60,8 @@ def write_polygons(found: FinishedMap, objects: Instances, path: Path, simplify:
     try:
         atomic_write(path, lambda making: write(_features(chunks, found, objects), found.grid, making))
     except (DataSourceError, DataLayerError, FeatureError) as error:
-        raise OSError(f"{path} could not be written: {reason(error)} (is the disk full?)") from error
+        # The caller says which file: its own name, for which this one may stand.
+        raise OSError(f"{reason(error)} (is the disk full?)") from error
 
 
 def traced(found: FinishedMap, objects: Instances) -> Iterator[tuple[int, Any]]:
