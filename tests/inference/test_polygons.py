@@ -12,6 +12,7 @@ import shapely
 from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyproj import Transformer
 from rasterio.transform import from_origin
 
 from tests.testers.formats import file_size_limit
@@ -97,6 +98,126 @@ def test_geojson_over_the_antimeridian_goes_on_past_it(tmp_path: Path, easting: 
     assert left < antimeridian < right
     assert right - left < 0.1
     assert table["area_ha"].sum() == pytest.approx(table.to_crs("+proj=cea +lon_0=180 +over").area.sum() / 1e4, rel=1e-3)
+
+
+WORLDS = {
+    "arctic": ("EPSG:3413", Affine(50_000, 0, -2e6, 0, -50_000, 1.5e6), (60, 80)),
+    "pole on a side": ("EPSG:3413", Affine(50_000, 0, -2.025e6, 0, -50_000, 2e6), (80, 80)),
+    "antarctic": ("EPSG:3031", Affine(100_000, 0, -3.03e6, 0, -100_000, 3.01e6), (61, 60)),
+    "mollweide": ("ESRI:54009", Affine(300_000, 0, -1.81e7, 0, -300_000, 9.15e6), (61, 121)),
+    "sinusoidal": ("+proj=sinu +R=6371007.181 +type=crs", Affine(300_000, 0, -2.02e7, 0, -300_000, 1.005e7), (67, 135)),
+    "pacific": ("EPSG:3832", Affine(400_000, 0, -1.6e7, 0, -400_000, 4e6), (20, 80)),
+    "world": ("EPSG:3857", Affine(500_000, 0, -20_037_508.34, 0, -500_000, 1e7), (40, 80)),
+    "degrees": ("EPSG:4326", Affine(5, 0, -180, 0, -5, 90), (36, 72)),
+    "turn": ("EPSG:4326", Affine(5, 0, 0, 0, -5, 50), (20, 72)),
+    "reanalysis": ("EPSG:4326", Affine(5, 0, -182.5, 0, -5, 92.5), (37, 72)),
+    "fiji": ("EPSG:32760", Affine(20_000, 0, 500_000, 0, -20_000, 8.2e6), (40, 50)),
+    "europe": ("EPSG:3035", Affine(80_000, 0, 2.5e6, 0, -80_000, 5.5e6), (48, 50)),
+    "turned": ("EPSG:3995", Affine.rotation(20) @ Affine.scale(60_000, -60_000) @ Affine.translation(-25, -30), (70, 50)),
+}
+
+
+def map_of_three(shape: tuple[int, int]) -> np.ndarray:
+    """One class has holes and reaches over all edges; borders are long."""
+    indices = np.full(shape, 1)
+    indices[shape[0] // 5 : shape[0] // 3] = 2
+    indices[shape[0] // 2 - 4 : shape[0] // 2 + 5, shape[1] // 2 - 6 : shape[1] // 2 + 4] = 0
+    indices[shape[0] // 2 - 2 : shape[0] // 2 + 3, shape[1] // 2 - 2 : shape[1] // 2 + 2] = 2
+    indices[-shape[0] // 4 :, : shape[1] // 3] = 2
+    indices[-6:-3, 3:7] = 0
+    return indices
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("kind", ["few", "many"])
+def test_geojson_of_any_part_of_the_world_is_the_map(tmp_path: Path, world: str, kind: str) -> None:
+    """Places in pixels, in degrees, lie in the polygon of their class and in no other."""
+    crs, transform, shape = WORLDS[world]
+    indices = map_of_three(shape) if kind == "few" else patches(3, *shape, 3, unjudged=0.02)
+    found = scene_map(tmp_path, indices, crs=crs, transform=transform)
+    write_polygons(found, find_instances(found, [0, 1, 2], False), path := tmp_path / "map.geojson")
+    features = json.loads(path.read_text(), parse_constant=pytest.fail)["features"]
+    shown = [feature for feature in features if feature["geometry"] is not None]
+    shapes = np.array([shapely.geometry.shape(feature["geometry"]) for feature in shown])
+    values = np.array([feature["properties"]["value"] for feature in shown])
+    assert shapely.is_valid(shapes).all()
+    assert np.abs(shapely.bounds(shapes)[:, [1, 3]]).max() <= 90
+    rng = np.random.default_rng(0)
+    y, x = (
+        np.arange(size)[axis] + rng.uniform(0.12, 0.88, shape)
+        for size, axis in zip(shape, ((slice(None), None), (None,)), strict=True)
+    )
+    places = np.stack(transform @ (x, y))
+    to_world = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+    degrees = np.stack(to_world.transform(*places))
+    again = np.stack(Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(*degrees))
+    there = np.isfinite(degrees).all(axis=0) & (np.abs(degrees[1]) < 90)
+    if world in ("mollweide", "sinusoidal"):  # beyond the map's edge PROJ goes on around the globe
+        there &= np.linalg.norm(again - places, axis=0) < 1
+        inner = np.stack([np.roll(there, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]).all(axis=0)
+    else:
+        inner = there
+    counts = np.zeros((3, *shape), dtype=int)
+    for value, geometry in zip(values, shapes, strict=True):
+        shapely.prepare(geometry)
+        counts[value] += sum(shapely.contains_xy(geometry, degrees[0] + turn, degrees[1]) for turn in (-720, -360, 0, 360, 720))
+    expected = np.stack([indices == value for value in range(3)]).astype(int)
+    np.testing.assert_array_equal(counts[:, inner], expected[:, inner])
+    assert (np.abs(counts - expected)[:, there].sum(axis=0) > 0).mean() < 0.02  # where the outline of the globe is a few corners
+
+
+def test_longitudes_go_on_past_the_antimeridian_for_each_ring(tmp_path: Path) -> None:
+    indices = np.zeros((10, 72))
+    indices[2:5, 32:40], indices[6:8, 0:3], indices[6:8, 60:65] = 1, 2, 2
+    found = scene_map(tmp_path, indices, crs="EPSG:4326", transform=Affine(5, 0, 0, 0, -5, 25))
+    bounds = vectors(found, tmp_path / "map.geojson").bounds.to_numpy().tolist()
+    assert sorted(bounds) == [[-60, -15, -35, -5], [0, -15, 15, -5], [160, 0, 200, 15]]
+
+
+@pytest.mark.parametrize("pole", [90, -90])
+def test_a_polygon_around_a_pole_is_closed_over_it(tmp_path: Path, pole: int) -> None:
+    indices = np.zeros((20, 20))
+    indices[4:16, 4:16] = 1
+    indices[8:12, 8:12] = 2
+    crs = "EPSG:3995" if pole > 0 else "EPSG:3031"
+    found = scene_map(tmp_path, indices, crs=crs, transform=Affine(1e5, 0, -1e6, 0, -1e5, 1e6))
+    table = vectors(found, tmp_path / "map.geojson").set_index("class")
+    assert table.is_valid.all()
+    west, south, east, north = table.loc["roof"].geometry.bounds
+    assert (west, east, max(south, north, key=abs)) == (-180, 180, pole)
+    assert table.loc["water"].geometry.bounds[::2] == (-180, 180)
+    around = table.segmentize(0.1).to_crs("+proj=cea +over")
+    np.testing.assert_allclose(around.area / 1e4, table["area_ha"], rtol=1e-2)  # a 64th of a pixel all around
+
+
+def test_neighbours_hardly_overlap_and_files_hardly_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long borders of large pixels are curves in degrees; ordinary scenes need no more corners."""
+    monkeypatch.setattr(finished, "_PIXELS", 1_000_000)
+    indices = np.ones((700, 700))
+    indices[:350, 100:] = 2
+    indices[500:, :400] = 0
+    found = scene_map(tmp_path, indices, crs="EPSG:3035", transform=Affine(1000, 0, 4.1e6, 0, -1000, 4.5e6))
+    table = vectors(found, tmp_path / "map.geojson").to_crs("+proj=cea")
+    assert table.geometry[0].intersection(table.geometry[1]).area < 1e-6 * table.area.sum()
+    assert shapely.get_num_coordinates(table.geometry).sum() < 600
+    near = scene_map(tmp_path / "near", patches(0, 300, 400, 30), transform=Affine(10, 0, 300_000, 0, -10, 7_000_000))
+    plain, degrees = (vectors(near, tmp_path / f"near.{ending}").geometry for ending in ("gpkg", "geojson"))
+    assert shapely.get_num_coordinates(degrees).sum() == shapely.get_num_coordinates(plain).sum()
+
+
+def test_an_unknown_number_is_null(tmp_path: Path) -> None:
+    indices = np.ones((4, 6))
+    found = scene_map(tmp_path, indices, np.full((3, 4, 6), np.nan))
+    write_polygons(found, find_instances(found, [1], False), path := tmp_path / "map.geojson")
+    (feature,) = json.loads(path.read_text(), parse_constant=pytest.fail)["features"]
+    assert feature["properties"]["probability"] is None
+
+
+def test_what_is_off_the_globe_has_no_geometry(tmp_path: Path) -> None:
+    found = scene_map(tmp_path, np.ones((4, 6)), crs="ESRI:54009", transform=Affine(1e5, 0, -1.8e7, 0, -1e5, 9e6))
+    write_polygons(found, find_instances(found, [1], False), path := tmp_path / "map.geojson")
+    (feature,) = json.loads(path.read_text(), parse_constant=pytest.fail)["features"]
+    assert (feature["geometry"], feature["properties"]["area_ha"]) == (None, 0)
 
 
 def test_a_turned_scene_s_polygons_are_turned(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class PixelAreas:
         steps = np.linspace(0, 1, _SAMPLES)
         columns, rows = (each.ravel() for each in np.meshgrid(steps * width, steps * height))
         self._pole = quarter_turn(crs)
-        self._edge = _Edge(crs, grid) if _method(crs).startswith(_WORLDS) else None
+        self._edge = map_edge(crs, grid)
         x, y = self._placed(columns, rows)
         longitude, latitude = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(x, y)
         known = np.isfinite(longitude) & np.isfinite(latitude)
@@ -128,10 +128,11 @@ class PixelAreas:
         return np.asarray(x), np.asarray(y)
 
 
-class _Edge:
+class MapEdge:
     """The edge of a map of the world, beyond which PROJ goes on around the globe, where the map ends."""
 
     def __init__(self, crs: CRS, grid: Grid) -> None:
+        """See `map_edge`."""
         self._to_globe = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
         self._back = Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True)
         self._off = 1e-3 * float(np.abs(grid.matrix[:2, :2]).max())  # map units that rounding stays below
@@ -142,6 +143,11 @@ class _Edge:
         with np.errstate(invalid="ignore"):
             off = ~(np.hypot(again_x - x, again_y - y) < self._off)
         return np.where(off, np.inf, x), np.where(off, np.inf, y)
+
+
+def map_edge(crs: CRS, grid: Grid) -> MapEdge | None:
+    """The edge of a scene's map of the world; None in systems whose maps are no such map."""
+    return MapEdge(crs, grid) if _method(crs).startswith(_WORLDS) else None
 
 
 def equal_area(crs: CRS, longitude: float, latitude: float) -> Transformer:

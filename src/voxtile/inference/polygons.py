@@ -7,8 +7,8 @@ slabs are united when its last one has come, so that there is no seam and memory
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,19 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
-from pyproj import CRS, Transformer
 
 from voxtile.cases.grid import Grid
-from voxtile.cases.longitudes import TURN, beside
 from voxtile.cases.maps import atomic_write
 from voxtile.errors import reason
+from voxtile.inference.degrees import Degrees
 from voxtile.inference.finished import FinishedMap
 from voxtile.inference.instances import Instances
 
 DRIVERS = {"gpkg": "GPKG", "geojson": "GeoJSON"}
 _CHUNK = 20_000  # polygons that are written at once
-_DIGITS = 9  # of longitude and latitude: a tenth of a millimetre
 
 Traced = tuple[NDArray[np.int64], NDArray[Any]]  # rows of `Instances`, and their polygons
+Features = tuple[dict[str, NDArray[Any]], NDArray[Any]]  # attributes by their names, and the polygons in pixels
 
 
 def write_polygons(found: FinishedMap, objects: Instances, path: Path, simplify: float | None = None) -> None:
@@ -113,9 +112,8 @@ def _simplified(chunks: list[Traced], grid: Grid, metres: float) -> Traced:
     return rows, shapely.transform(simpler, lambda places: places / (width, height))
 
 
-def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) -> Iterator[Any]:
-    """Tables with the attributes and the polygons in map units; one at least, which may be empty."""
-    to_map = found.grid.transform
+def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) -> Iterator[Features]:
+    """Attributes by their names, and the polygons in pixels; once at least, then of none."""
     names = np.array(found.classes, dtype=object)
     for rows, shapes in chunks:
         index = objects.index[rows]
@@ -123,42 +121,35 @@ def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) 
         columns = {"class": names[index], "value": index.astype(np.int32), "area_ha": objects.size[rows]}
         if objects.probability is not None:
             columns["probability"] = objects.probability[rows]
+        yield columns, shapes
+
+
+def _write_geopackage(features: Iterable[Features], grid: Grid, making: Path) -> None:
+    to_map = grid.transform
+    for number, (columns, shapes) in enumerate(features):
         placed = shapely.transform(shapes, lambda places: np.stack(to_map @ places.T, axis=1))
-        yield geopandas.GeoDataFrame(columns, geometry=placed, crs=found.grid.crs)
-
-
-def _write_geopackage(tables: Iterable[Any], grid: Grid, making: Path) -> None:
-    for number, table in enumerate(tables):
         pyogrio.write_dataframe(
-            table, making, layer="polygons", driver=DRIVERS["gpkg"], append=number > 0, geometry_type="Polygon",
+            geopandas.GeoDataFrame(columns, geometry=placed, crs=grid.crs), making, layer="polygons", driver=DRIVERS["gpkg"],
+            append=number > 0, geometry_type="Polygon",
         )  # fmt: skip
 
 
-def _write_geojson(tables: Iterable[Any], grid: Grid, making: Path) -> None:
+def _write_geojson(features: Iterable[Features], grid: Grid, making: Path) -> None:
     """Written by hand: GDAL appends to GeoJSON by reading and writing all of it."""
-    to_degrees = Transformer.from_crs(CRS.from_user_input(grid.crs), "OGC:CRS84", always_xy=True)
-    placed = partial(_degrees, to_degrees, _beyond(to_degrees, grid))
+    degrees = Degrees(grid)
     with making.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         comma = "\n"
-        for table in tables:
-            shapes = shapely.transform(table.geometry.to_numpy(), placed)
-            attributes = table.drop(columns="geometry").to_dict("records")
-            for shape, about in zip(shapely.to_geojson(shapely.orient_polygons(shapes)), attributes, strict=True):
-                file.write(f'{comma}{{"type": "Feature", "properties": {json.dumps(about)}, "geometry": {shape}}}')
+        for columns, shapes in features:
+            texts = shapely.to_geojson(degrees.polygons(shapes))
+            for text, *values in zip(texts, *(column.tolist() for column in columns.values()), strict=True):
+                about = {name: _known(value) for name, value in zip(columns, values, strict=True)}
+                properties = json.dumps(about, allow_nan=False)
+                file.write(f'{comma}{{"type": "Feature", "properties": {properties}, "geometry": {text or "null"}}}')
                 comma = ",\n"
         file.write("\n]}\n")
 
 
-def _degrees(to_degrees: Transformer, around: float | None, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    longitude, latitude = to_degrees.transform(places[:, 0], places[:, 1])
-    return np.round(np.stack([longitude if around is None else beside(longitude, around), latitude], axis=1), _DIGITS)
-
-
-def _beyond(to_degrees: Transformer, grid: Grid) -> float | None:
-    """The middle longitude of a scene over the antimeridian, whose objects go on past 180 degrees; None for other scenes."""
-    _, height, width = grid.shape
-    pixels = np.array([(width / 2, height / 2), (0, 0), (width, 0), (width, height), (0, height)])
-    longitude, _ = to_degrees.transform(*(grid.transform @ pixels.T))
-    around = beside(longitude, longitude[0])
-    return float(longitude[0]) if np.abs(around).max() > TURN / 2 and np.ptp(around) < TURN / 2 else None
+def _known(value: Any) -> Any:
+    """A number that JSON can hold; None for one that is not known."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
