@@ -328,5 +328,9 @@ def test_who_is_alone_writes_under_one_name_and_takes_away_what_was_left(tmp_pat
     made[2].with_name(f"{made[2].name}-journal").unlink()
     made[2].with_name(f"{made[2].stem}.rows.tif").unlink()
     assert len(list(tmp_path.iterdir())) == 3
+    (tmp_path / "a_instances.tif.part").write_text("of a map with this name")
+    discard_half(path)
+    assert len(list(tmp_path.iterdir())) == 4
+    (tmp_path / "a_instances.tif.part").unlink()
     discard_half(path)
     assert list(tmp_path.iterdir()) == []

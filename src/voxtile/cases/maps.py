@@ -359,7 +359,12 @@ def alone() -> Iterator[None]:
 
 
 def discard_half(path: Path) -> None:
-    """Takes away what a process that was killed while it was `alone` has left of a file, and what SQLite puts beside it."""
+    """Takes away what a process that was killed while it was `alone` has left of a file, and what SQLite puts beside it.
+
+    Where a map of this name is unfinished, the hidden file is the map's, and may be in use.
+    """
+    if side_file(path).exists():
+        return
     with alone():
         making = _beside(path)
     beside = (making.with_name(f"{making.name}-{kind}") for kind in ("journal", "wal", "shm"))
