@@ -303,6 +303,24 @@ def test_neighbours_share_no_pixel_and_leave_none_out(tmp_path: Path) -> None:
     assert (counts == 1).all()
 
 
+def test_a_place_goes_on_past_the_edge_of_a_map_of_the_world(tmp_path: Path) -> None:
+    edge = 20_037_508.34
+    found = scene_map(tmp_path, np.ones((10, 80)), crs="EPSG:3857", transform=Affine(10, 0, edge - 800, 0, -10, 100))
+    pixel = 10 / edge * 180
+    box = shapely.box(180 - 30 * pixel, 0, 180 + 10 * pixel, 10.1 * pixel)
+    geopandas.GeoDataFrame({"name": ["both"]}, geometry=[box], crs="EPSG:4326").to_file(tmp_path / "areas.geojson")
+    (place,) = Places(tmp_path / "areas.geojson", "name").on(found.grid)
+    assert area_of(found, place).pixels.sum() == 300
+    assert place.outside == pytest.approx(0.25, abs=0.01)
+
+
+def test_places_in_a_system_without_a_place_on_earth_are_named(found: FinishedMap, tmp_path: Path) -> None:
+    local = 'LOCAL_CS["site",UNIT["metre",1]]'
+    geopandas.GeoDataFrame({"name": ["a"]}, geometry=[shapely.box(0, 0, 9, 9)], crs=local).to_parquet(tmp_path / "areas.parquet")
+    with pytest.raises(DataError, match=r"areas\.parquet is in .*'site' .*there is no way .*ogr2ogr -a_srs"):
+        Places(tmp_path / "areas.parquet", "name").on(found.grid)
+
+
 def test_a_spike_has_no_area(found: FinishedMap, tmp_path: Path) -> None:
     spiked = shapely.Polygon([UTM @ place for place in ((10, 10), (30, 10), (30, 30), (10, 30), (10, 10), (10, 2), (10, 10))])
     geopandas.GeoDataFrame(geometry=[spiked], crs="EPSG:32633").to_file(tmp_path / "spike.gpkg")

@@ -106,13 +106,22 @@ class Places:
             grid: the scene's, with a CRS.
 
         Raises:
+            DataError: There is no way between their system and the scene's.
             OffPlacesError: It overlaps none.
         """
         import shapely
+        from pyproj.exceptions import ProjError
 
+        from voxtile.cases.vector_grid import unplaced
         from voxtile.inference.inside import SceneCells
 
-        cells = SceneCells(grid, self._areas.crs)
+        try:
+            cells = SceneCells(grid, self._areas.crs)
+        except ProjError as error:
+            raise DataError(
+                f"{self.path} {unplaced(self._areas.crs, str(grid.crs))} Write it with the system that its coordinates are in, by "
+                "'ogr2ogr -a_srs EPSG:… areas.gpkg …'."
+            ) from error
         found = []
         for name, whole, shape in zip(self._names, self._areas.shapes, self._folded, strict=True):
             near = cells.near(shape)
