@@ -1,6 +1,7 @@
 """What is exported is the network, runs where it should, and tells no more than it must."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,32 @@ def test_a_bundle_predicts_the_same_bytes_as_its_run(scene_run: Run, tmp_path: P
         with rasterio.open(tmp_path / f"{name}.tif") as file:
             maps.append(file.read())
     np.testing.assert_array_equal(*maps)
+
+
+def test_a_bundle_needs_no_code_that_was_for_the_training_only(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    (tmp_path / "code" / "lab_net.py").write_text("from voxtile.models.unet import UNet\n\nclass Own(UNet):\n    pass\n")
+    training = tmp_path / "code" / "lab_training.py"
+    training.write_text(
+        "from voxtile.cases.layouts import FolderLayout\nfrom voxtile.data.augment import Augment\n\n"
+        "class Scenes(FolderLayout):\n    pass\n\nclass More(Augment):\n    pass\n"
+    )
+    trust = "trust=[lab_net,lab_training]"
+    own = ["model._target_=lab_net.Own", "augment._target_=lab_training.More", "data.layout._target_=lab_training.Scenes", trust]
+    assert voxtile("train", *scene_run.words, *own, f"paths.runs={tmp_path / 'runs'}").code == 0
+    (home,) = homes(tmp_path / "runs")
+    said = voxtile("export", f"run={home}", "format=bundle", f"output={tmp_path / 'bundle'}", trust)
+    assert (said.code, "'trust=[lab_net]'" in said.text) == (0, True), said.text
+    training.unlink()
+    monkeypatch.delitem(sys.modules, "lab_training")
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    where = ["predict", f"run={tmp_path / 'bundle'}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    assert voxtile(*where).code == 2  # the network is code, too
+    said = voxtile(*where, "trust=[lab_net]")
+    assert (said.code, "changed" in said.text) == (0, False), said.text
 
 
 def leaves(value: Any) -> Iterator[str]:

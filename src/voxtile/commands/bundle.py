@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from voxtile import __version__
+from voxtile.cases.dataset import SUFFIXES
 from voxtile.cases.maps import atomic_text
 from voxtile.cases.windowing import AXES, ORDERS
-from voxtile.commands.allowed import without_weights
+from voxtile.commands.allowed import below, without_weights
 from voxtile.commands.checks import SECTIONS
 from voxtile.commands.crf import FILE as CRF
 from voxtile.commands.postprocess import FILE as POSTPROCESS
@@ -125,7 +126,12 @@ def write_bundle(trained: Trained, weights: str, folder: Path) -> None:
         if (trained.home.path / found).exists():
             shutil.copyfile(trained.home.path / found, folder / found)
     data = {key: value for key, value in trained.manifest["data"].items() if key in KEPT}
-    code = {key: value for key, value in segment(trained.manifest)["code"].items() if key in ("sources", "trusted")}
+    code = segment(trained.manifest)["code"]
+    package = str(config["model"].get("_target_")).partition(".")[0]
+    code = {
+        "sources": code["sources"],
+        "trusted": {name: digest for name, digest in code.get("trusted", {}).items() if name == package},
+    }
     contents: dict[str, Mapping[str, Any]] = {
         "recipe.json": {**{key: recipe[key] for key in ("version", "identity", "data", "split")}, "settings": settings},
         "manifest.json": {"versions": trained.manifest["versions"], "data": data, "code": code},
@@ -144,6 +150,14 @@ def _impersonal(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["data"]["layout"] = _without_paths(kept["data"]["layout"]) | {"root": "data"}
     kept["data"]["scene"] = _without_area(kept["data"].get("scene"))
     kept["split"] = {"_target_": "voxtile.data.splits.KFold"}
+    # Of code that is not ours, predicting needs the network alone; that of the training need not be where the bundle is.
+    kept["augment"] = {"_target_": "voxtile.data.augment.Augment"}
+    kept["scheduler"] = {"_target_": "voxtile.training.schedules.Constant"}
+    kept["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.0}
+    if not below(str(kept["data"]["layout"].get("_target_")), ("voxtile",)):
+        kind = "volume" if config["data"]["format"] == "nifti" else config["data"]["format"]
+        pattern = f"{{id}}{SUFFIXES[kind][0]}"
+        kept["data"]["layout"] = {"_target_": "voxtile.cases.layouts.FolderLayout", "root": "data", "images": pattern}
     return kept | {"logger": {}, "seed": config["seed"], "trust": []}
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
 
-OVERLAP, PRECISION = 0.25, "32-true"  # of the plain procedure, which has no name
 FEW = 10  # groups, of which bootstrap intervals are too narrow
 
 
@@ -201,9 +200,11 @@ def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None, pos
     """What tells evaluations with other procedures at test time apart, "" for the plain one."""
     import hashlib
 
+    from voxtile.commands.results import EVALUATED
+
     parts = [] if config["window"] is None else ["window" + "x".join(map(str, config["window"]))]
-    parts += [f"overlap{config['overlap']:g}"] if config["overlap"] != OVERLAP else []
-    parts += [config["precision"]] if config["precision"] != PRECISION else []
+    parts += [f"overlap{config['overlap']:g}"] if config["overlap"] != EVALUATED["overlap"] else []
+    parts += [config["precision"]] if config["precision"] != EVALUATED["precision"] else []
     if crf is not None:
         parts.append("crf" + hashlib.sha256(json.dumps(crf).encode()).hexdigest()[:6])
     parts += ["mirrors" + "".join(config["mirrors"])] if config["mirrors"] else []

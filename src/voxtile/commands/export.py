@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
+from voxtile.commands.allowed import below
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,9 @@ def export(config: Mapping[str, Any]) -> int:
     out.print(f"{target}", soft_wrap=True)
     if config["format"] == "bundle":
         which = "" if config["weights"] == "best" else f" weights={config['weights']}"
-        out.print(f"next   voxtile predict {word('run', target)} input=… output=predictions{which}", soft_wrap=True)
+        network = str(trained.built.config["model"].get("_target_")).rpartition(".")[0]
+        trust = f" 'trust=[{network}]'" if below(network, trained.built.trust) else ""
+        out.print(f"next   voxtile predict {word('run', target)} input=… output=predictions{which}{trust}", soft_wrap=True)
     return 0
 
 

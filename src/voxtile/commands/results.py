@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
 
+VERSION = 2  # of how results are made of maps: raise it when the same map comes to others
 MADE_FROM = "made_from"  # the tag of a map, and the key of a result's note, that says so by a digest
 EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate takes for one run
     "weights": "best", "window": None, "overlap": 0.25, "crf": None, "postprocess": None, "rotations": 1, "mirrors": [], "halo": 0,
-    "samples": 0,
+    "samples": 0, "precision": "32-true",
 }  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
 MAPS = (".tif", ".nii.gz", ".nii", ".mha", ".nrrd", ".dcm", ".png")  # endings of maps; that of a stack of slices is a folder
@@ -218,7 +219,7 @@ class Results:
         }  # fmt: skip
         made_of = dict(tags_of(path, self.dataset.format))
         return {
-            kind: hashlib.sha256(json.dumps([made_of, kind, used], sort_keys=True).encode()).hexdigest()[:16]
+            kind: hashlib.sha256(json.dumps([VERSION, made_of, kind, used], sort_keys=True).encode()).hexdigest()[:16]
             for kind, used in settings.items()
         }
 
