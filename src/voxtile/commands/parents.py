@@ -90,11 +90,14 @@ class Parent:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from voxtile.models.network import second_names
+
         try:
             given = load_file(self.home.weights / "best.safetensors")
         except (OSError, SafetensorError) as error:
             raise RunError(f"The weights of {self.home.path} cannot be read: {reason(error)}. Train that run again.") from error
-        own = module.network.state_dict()
+        shared = second_names(module.network)
+        own = {name: value for name, value in module.network.state_dict().items() if name not in shared}
         fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
         if not any(value.ndim > 1 for value in fitting.values()):  # counters and biases alone are nothing to start from
             raise ConfigError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from voxtile.errors import ConfigError, reason
-from voxtile.models.network import Network, Output, ScoreMap
+from voxtile.models.network import Network, Output, ScoreMap, second_names
 from voxtile.models.sizes import crop_to
 
 CLASSES = ("num_classes", "out_channels", "classes")  # what libraries call the number of score maps: torchvision, MONAI, smp
@@ -216,23 +216,12 @@ def _described(output: Any) -> str:
     return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
-def _second_names(network: nn.Module) -> dict[str, str]:
-    """For each further name of a tensor that has several, its first."""
-    first: dict[int, str] = {}
-    second = {}
-    everything = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
-    for name, value in everything:
-        if first.setdefault(id(value), name) != name:
-            second[name] = first[id(value)]
-    return second
-
-
 def _drop_second_names(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for name in _second_names(module):
+    for name in second_names(module):
         state.pop(prefix + name, None)
 
 
 def _add_second_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name, first in _second_names(module).items():
+    for name, first in second_names(module).items():
         if prefix + first in state:
             state.setdefault(prefix + name, state[prefix + first])

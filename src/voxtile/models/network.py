@@ -71,6 +71,17 @@ torch.export.register_dataclass(ScoreMap)  # so that what looks for the tensors 
 torch.export.register_dataclass(Output)
 
 
+def second_names(network: nn.Module) -> dict[str, str]:
+    """For each further name of a tensor that has several, as weights that layers share have, its first."""
+    first: dict[int, str] = {}
+    second = {}
+    everything = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
+    for name, value in everything:
+        if first.setdefault(id(value), name) != name:
+            second[name] = first[id(value)]
+    return second
+
+
 def sampled(count: int, stride: float, size: int, device: torch.device | None = None) -> Tensor:
     """The pixel nearest to each of `count` places 0, stride, 2·stride, … along an axis of `size` pixels; -1 past its end."""
     places = (torch.arange(count, device=device, dtype=torch.float64) * stride + 0.5).floor().long()

@@ -9,16 +9,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from voxtile.cases.maps import atomic_write
 from voxtile.errors import RunError, reason
+from voxtile.models.network import second_names
 
 
 def save_weights(network: nn.Module, path: Path, step: int) -> None:
-    """Writes a network's state as safetensors, whole or not at all."""
-    # safetensors refuses tensors whose memory is not in row-major order, such as channels_last.
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    """Writes a network's state as safetensors, whole or not at all; a tensor that layers share under the first of its names."""
+    state: dict[str, Tensor] = {}
+    held: set[int] = set()
+    shared, own = second_names(network), network.state_dict()
+    for name, tensor in own.items():
+        if shared.get(name) in own:
+            continue
+        # safetensors refuses tensors whose memory is not in row-major order, such as channels_last, and such as overlap.
+        value = tensor.detach().cpu().contiguous()
+        state[name] = value.clone() if value.untyped_storage().data_ptr() in held else value
+        held.add(value.untyped_storage().data_ptr())
     try:
         # One entry only: safetensors writes several in an order that changes from call to call.
         atomic_write(path, lambda making: save_file(state, making, metadata={"step": str(step)}))
@@ -36,7 +45,11 @@ def load_weights(network: nn.Module, path: Path) -> None:
         RunError: The file is missing, damaged, or belongs to another network.
     """
     try:
-        network.load_state_dict(load_file(path))
+        state, own = load_file(path), network.state_dict()
+        for name, first in second_names(network).items():
+            if name in own and first in state:
+                state.setdefault(name, state[first])
+        network.load_state_dict(state)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise RunError(
             f"{path} does not hold the weights of this network: {reason(error)}. Move the run folder away and train the run again."
