@@ -16,7 +16,7 @@ from scipy import ndimage
 from voxtile.commands.allowed import build
 from voxtile.data import augment as module
 from voxtile.data.augment import Augment, Symmetry
-from voxtile.data.contrast import Bias, Blur, Gain, Gamma, Noise
+from voxtile.data.contrast import Bias, Blur, Contrast, Gain, Gamma, Noise
 from voxtile.data.operation import smooth
 from voxtile.data.warp import Affine, Elastic, moved_axes, resample, sampling_grid
 from voxtile.errors import ConfigError
@@ -401,3 +401,43 @@ def test_configurations_build_and_follow_the_data_sets_symmetry(name):
 def test_mistakes_are_explained(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+class Own(Contrast):
+    """A change of intensity as a user may write it, which draws what it is told to."""
+
+    def __init__(self, values: object) -> None:
+        super().__init__(0.5)
+        object.__setattr__(self, "values", values)
+
+    def draw(self, rng, size, spacing):
+        return self.values(rng) if callable(self.values) else self.values
+
+    def apply(self, image, weight, drawn):
+        """Changes nothing."""
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"gain": 0.5}, "'gain' is a float"),
+        ({"gain": np.float32(0.5)}, "'gain' is a float32"),
+        ({"gain": np.array(["a"])}, "'gain' is an array of <U1"),
+        ([np.zeros(1)], "a list"),
+        (lambda rng: {"gain": np.zeros(rng.integers(1, 4))}, r"'gain' is an array of shape .* and for another sample 'gain' is an"),
+        (
+            lambda rng: {f"gain{rng.integers(3)}": np.zeros(1)},
+            r"'gain\d' is an array of shape \(1,\), and for another sample 'gain",
+        ),
+    ],
+)
+def test_what_does_not_stack_to_a_batch_is_refused(values: object, said: str) -> None:
+    augment = Augment(intensity={"own": Own(values)})
+    with pytest.raises(ConfigError, match=rf"'draw' of 'augment.intensity.own' \({__name__}.Own\) gives {said}.*np.array\(value"):
+        drawn(augment, range(20), FLAT)
+
+
+def test_an_own_change_that_draws_arrays_is_made() -> None:
+    found = drawn(Augment(intensity={"own": Own(lambda rng: {"gain": rng.random(2)})}), range(20), FLAT)
+    assert found["intensity.own.gain"].shape == (20, 2)
+    assert torch.equal(found["intensity.own.gain"].any(dim=1), found["intensity.own.on"])

@@ -153,14 +153,21 @@ class Augment:
         for name, operation in self._operations.items():
             # Whether it happens comes from the digest alone: making a generator takes ten times as long.
             on = digest(seed, index, name, "on") < operation.probability * 2**128
-            values = operation.draw(generator(seed, index, name), size, spacing) if on else self._zeros(name, size, spacing)
+            values = place = self._zeros(name, size, spacing)
+            if on:
+                values = operation.draw(generator(seed, index, name), size, spacing)
+                if values.keys() != place.keys() or any(_unlike(value, place[key]) for key, value in values.items()):
+                    raise _unstackable(name, operation, values, place)
             drawn |= {f"{name}.on": np.array(on)} | {f"{name}.{key}": value for key, value in values.items()}
         return drawn
 
     def _zeros(self, name: str, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """What holds the place of an operation's parameters in samples for which it was not drawn."""
         if (name, size) not in self._places:
-            example = self._operations[name].draw(generator(0, 0, name), size, spacing)
+            operation = self._operations[name]
+            example = operation.draw(generator(0, 0, name), size, spacing)
+            if not isinstance(example, Mapping) or not all(map(_is_array, example.values())):
+                raise _unstackable(name, operation, example, None)
             self._places[name, size] = {key: np.zeros_like(value) for key, value in example.items()}
         return self._places[name, size]
 
@@ -216,6 +223,39 @@ class Augment:
                 picked, weight = image[rows], valid[rows][:, None].to(image.dtype)
                 change.apply(picked, weight, {key: values[rows] for key, values in own.items()})
                 image[rows] = picked.mul_(weight)
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a parameter is an array of numbers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+
+
+def _described(value: Any) -> str:
+    """A parameter in words."""
+    if not isinstance(value, np.ndarray):
+        return f"a {type(value).__name__}"
+    return f"an array of shape {value.shape}" if _is_array(value) else f"an array of {value.dtype}"
+
+
+def _unlike(value: Any, place: NDArray[Any]) -> bool:
+    """Whether a parameter does not stack with that of another sample."""
+    return not isinstance(value, np.ndarray) or value.shape != place.shape
+
+
+def _unstackable(name: str, operation: Operation, drawn: Any, place: Mapping[str, NDArray[Any]] | None) -> ConfigError:
+    """What is wrong with what an operation has drawn; `place` is what it drew for another sample."""
+
+    def shown(values: Any) -> str:
+        if not isinstance(values, Mapping):
+            return f"a {type(values).__name__}"
+        return "; ".join(f"'{key}' is {_described(value)}" for key, value in values.items()) or "nothing"
+
+    other = "" if place is None else f", and for another sample {shown(place)}"
+    return ConfigError(
+        f"'draw' of 'augment.{name}' ({type(operation).__module__}.{type(operation).__qualname__}) gives {shown(drawn)}{other}. "
+        "Expected a dict of NumPy arrays of numbers, with the same names and shapes for every sample of one window size, so that "
+        "they stack to a batch: np.array(value, np.float32) for a single number."
+    )
 
 
 def _groups(on: Tensor, device: torch.device) -> list[slice] | list[Tensor]:

@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from voxtile.cases.layouts import FolderLayout, ListLayout, MsdLayout
+from voxtile.cases.layouts import CaseFiles, FolderLayout, Layout, ListLayout, MsdLayout
 from voxtile.errors import ConfigError, DataError
 
 
@@ -333,3 +334,40 @@ def test_only_the_folder_or_the_file_that_is_named_is_looked_at(tmp_path):
         assert [files.id for files in layout.images_below(tmp_path, within)] == ["a"]
     with pytest.raises(DataError, match=r"c_B03\.tif has no partner .*c_B04\.tif"):
         layout.images_below(tmp_path, tmp_path / "half")
+
+
+# --- of the user's own
+
+
+class Own(Layout):
+    """Finds what it is told to."""
+
+    def __init__(self, root, cases):
+        super().__init__(root)
+        self.cases = cases
+
+    def _expected(self):
+        return "cases"
+
+    def _find(self):
+        return self.cases
+
+
+@pytest.mark.parametrize("images", ["a.tif", ["a.tif"], ("a.tif",), Path("a.tif"), [Path("a.tif")]])
+def test_files_that_are_named_by_texts_or_in_lists_are_tuples_of_paths(root, images):
+    (case,) = Own(root, [CaseFiles("a", images, "b.tif")]).find()
+    assert (case.images, case.labels, case.tiles) == ((Path("a.tif"),), (Path("b.tif"),), ())
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"id": "a"}, "finds a dict; expected voxtile.cases.layouts.CaseFiles"),
+        (CaseFiles(7, (Path("a.tif"),)), "finds a case whose id is 7; expected text"),
+        (CaseFiles("a", 7), "finds images of the case 'a' that are 7; expected a tuple of pathlib.Path"),
+        (CaseFiles("a", (Path("a.tif"),), (None,)), r"finds labels of the case 'a' that are \(None,\); expected a tuple"),
+    ],
+)
+def test_what_is_no_case_is_refused_with_the_layouts_name(root, case, message):
+    with pytest.raises(ConfigError, match=rf"The layout {__name__}.Own {message}"):
+        Own(root, [case]).find()

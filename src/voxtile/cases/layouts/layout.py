@@ -6,7 +6,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,36 @@ class Layout(ABC):
                 "with 'data.layout.root=…' or, for the folder that holds all data sets, 'paths.data=…' or the variable "
                 "VOXTILE_DATA."
             )
-        cases = self._find()
+        cases = [self._checked(case) for case in self._find()]
         if not cases:
             raise DataError(f"{self.root} holds no case: {self._expected()}.")
         return cases
+
+    def _checked(self, case: Any) -> CaseFiles:
+        """A case with tuples of paths, also where a layout names its files by texts or in a list.
+
+        Raises:
+            ConfigError: It is no case, or what it holds are no paths.
+        """
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        if not isinstance(case, CaseFiles):
+            raise ConfigError(
+                f"The layout {kind} finds a {type(case).__name__}; expected voxtile.cases.layouts.CaseFiles. docs/extending.md has "
+                "an example."
+            )
+        if not isinstance(case.id, str) or not case.id:
+            raise ConfigError(f"The layout {kind} finds a case whose id is {case.id!r}; expected text. Correct it in the class.")
+        paths: dict[str, tuple[Path, ...]] = {}
+        for name in ("images", "labels", "tiles"):
+            files: Any = getattr(case, name)
+            listed_files = [files] if isinstance(files, str | Path) else files
+            if not isinstance(listed_files, Sequence) or not all(isinstance(file, str | Path) for file in listed_files):
+                raise ConfigError(
+                    f"The layout {kind} finds {name} of the case '{case.id}' that are {files!r}; expected a tuple of pathlib.Path. "
+                    "Correct it in the class."
+                )
+            paths[name] = tuple(Path(file) if isinstance(file, str) else file for file in listed_files)
+        return replace(case, images=paths["images"], labels=paths["labels"], tiles=paths["tiles"])
 
     def patterns(self, channels: int) -> tuple[str, ...]:
         """How the files of a new case with so many channels are called; none where a file is a case."""
