@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from voxtile.commands.own import check_is, place
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed, reason
 
 # For each part of the configuration, the modules below which its `_target_` may name classes. Each holds networks, optimizers or
@@ -71,16 +72,11 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
             f"'{where}' wants to build '{name}', which is not on the allow-list of '{where.split('.')[0]}' ({listed(allowed)}); "
             f"nothing was run. If you know and trust that module, type 'trust=[{module_name or name}]'."
         )
+    module = _imported(module_name, name, where, trusted)
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        library = module_name.partition(".")[0]
-        if library in EXTRAS and importlib.util.find_spec(library) is None:
-            raise ConfigError(
-                f"'{where}' wants to build '{name}', and the package {library.replace('_', '-')} is not installed. Type "
-                f"pip install 'voxtile[{EXTRAS[library]}]', or choose what needs no other library."
-            ) from error
-        near = did_you_mean(attribute, _names(module_name))
+        found = getattr(module, attribute)
+    except AttributeError as error:
+        near = did_you_mean(attribute, dir(module))
         raise ConfigError(f"The configuration names '{name}', which does not exist: {reason(error)}.{near}") from error
     own = name in FUNCTIONS or (inspect.isclass(found) and below(found.__module__, allowed))
     network = where.split(".")[0] != "model" or name in FUNCTIONS or _is_network(found)
@@ -92,17 +88,36 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
     return found
 
 
+def _imported(module_name: str, name: str, where: str, trusted: bool) -> Any:
+    """The module that `name` lies in.
+
+    Raises:
+        ConfigError: There is none, or it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # what a module runs when it is imported fails in any way
+        library = module_name.partition(".")[0]
+        if isinstance(error, ImportError) and library in EXTRAS and importlib.util.find_spec(library) is None:
+            raise ConfigError(
+                f"'{where}' wants to build '{name}', and the package {library.replace('_', '-')} is not installed. Type "
+                f"pip install 'voxtile[{EXTRAS[library]}]', or choose what needs no other library."
+            ) from error
+        if isinstance(error, ModuleNotFoundError) and error.name and below(module_name, [error.name]):
+            path = " Modules are looked for in the folders that the variable PYTHONPATH names, and among what is installed."
+            raise ConfigError(
+                f"The configuration names '{name}', which does not exist: {reason(error)}.{path if trusted else ''}"
+            ) from error
+        raise ConfigError(
+            f"'{where}' wants to build '{name}', and the module '{module_name}' cannot be imported: {type(error).__name__}: "
+            f"{reason(error)}{place(error)}. Correct it there, or install what is missing."
+        ) from error
+
+
 def _is_network(found: Any) -> bool:
     from torch import nn
 
     return inspect.isclass(found) and issubclass(found, nn.Module)
-
-
-def _names(module_name: str) -> list[str]:
-    try:
-        return dir(importlib.import_module(module_name))
-    except ImportError:
-        return []
 
 
 def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extra: Any) -> Any:
@@ -194,7 +209,11 @@ def build_network(node: Mapping[str, Any], trust: Sequence[str], in_channels: in
     """
     numbers = {"in_channels": in_channels, "num_classes": num_classes}
     if not below(str(node.get("_target_")), OTHERS):
-        return build(node, "model", trust, **numbers)
+        from torch import nn
+
+        network = build(node, "model", trust, **numbers)
+        check_is(network, nn.Module, "model", "torch.nn.Module")
+        return network
     from voxtile.models.adapter import Adapted
 
     return called(Adapted, "model", (), {"network": build({**node, "_partial_": True}, "model", trust), **numbers})
@@ -228,9 +247,10 @@ def called(maker: Callable[..., Any], where: str, args: Sequence[Any], arguments
     except VoxtileError:
         raise
     except Exception as error:  # other people's constructors refuse their arguments in any way
-        raise ConfigError(
-            f"'{where}' cannot be built with {_shown(arguments)}: {reason(error)}. See conf/{where.split('.')[0]} for examples."
-        ) from error
+        spot = place(error)  # in what the user wrote
+        what = f"{type(error).__name__}: {reason(error)}{spot}. Correct it there." if spot else f"{reason(error)}."
+        example = "" if spot else f" See conf/{where.split('.')[0]} for examples."
+        raise ConfigError(f"'{where}' cannot be built with {_shown(arguments)}: {what}{example}") from error
 
 
 def _shown(arguments: Mapping[str, Any]) -> dict[str, Any]:

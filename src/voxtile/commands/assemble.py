@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -183,20 +184,31 @@ def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Pre
 
 
 def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping[str, float]], None]) -> SegmentationModule:
-    """Builds network, loss and LightningModule for prepared data."""
+    """Builds network, loss and LightningModule for prepared data.
+
+    Raises:
+        ConfigError: The network or the loss is not what training takes.
+    """
     import lightning
 
-    from voxtile.commands.allowed import build, build_network
+    from voxtile.commands.allowed import build, build_network, target
+    from voxtile.commands.own import check_is, check_loss, check_network
+    from voxtile.training.losses import Loss
     from voxtile.training.module import SegmentationModule
     from voxtile.training.schedules import parameter_groups
 
     config, dataset = built.config, prepared.dataset
     lightning.seed_everything(config["seed"], verbose=False)
     network = build_network(config["model"], built.trust, prepared.channels, len(dataset.classes))
+    check_network(network, built.windowing.size)
+    if inspect.isclass(maker := target(str(config["loss"].get("_target_")), "loss", built.trust)):  # takes what others do not
+        check_is(maker, Loss, "loss", "voxtile.training.losses.Loss")
     loss = build(
         config["loss"], "loss", built.trust, class_counts=prepared.class_counts, present_counts=prepared.present_counts,
         background=dataset.background, num_classes=len(dataset.classes), regions=tuple(dataset.regions.values()) or None,
     )  # fmt: skip
+    check_is(loss, Loss, "loss", "voxtile.training.losses.Loss")
+    check_loss(loss, len(dataset.classes), built.windowing.size)
     rate = float(config["optimizer"]["lr"])
     return SegmentationModule(
         network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes,
@@ -224,20 +236,14 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, 
     """Refuses a network, a window and a batch that do not fit each other, the data or the number of processes.
 
     Raises:
-        ConfigError: The window has another number of sides than the network or is too small for it, a process has too few samples,
-            or the network's logits have not the image's size and one channel per class.
+        ConfigError: The window is too small for the network, a process has too few samples, or the network's logits have not the
+            image's size and one channel per class.
     """
     import torch
 
-    from voxtile.errors import ConfigError, counted, reason
+    from voxtile.commands.own import for_boxes, logits_in, refused_image
+    from voxtile.errors import ConfigError, VoxtileError, counted
 
-    dims = getattr(network, "dims", 2)
-    if len(window) != dims:
-        raise ConfigError(
-            f"The network takes {dims}-dimensional windows, and 'data.window={list(window)}' has "
-            f"{len(window)} sides. Give the window {dims} sides, or have the network take {len(window)} dimensions, as U-Net does "
-            f"with 'model.dims={len(window)}'."
-        )
     least = int(getattr(network, "min_train_size", 1))
     if min(window) < least:
         raise ConfigError(
@@ -256,17 +262,19 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, 
     for size in (window, odd):
         try:
             with torch.inference_mode():
-                found = tuple(network.eval()(torch.zeros(1, channels, *size)).shape)
+                found = tuple(logits_in(network, network.eval()(torch.zeros(1, channels, *size))).shape)
+        except VoxtileError:
+            raise
         except Exception as error:  # other people's networks refuse sizes in any way
-            raise ConfigError(
-                f"The network cannot take an image of shape {(1, channels, *size)} [B, C, size]: {reason(error)}. Choose another "
-                "'data.window' or other settings of 'model'; in evaluation a network must take any size."
-            ) from error
+            raise ConfigError(refused_image(network, (1, channels, *size), error)) from error
         finally:
             network.train()
         if found != (1, classes, *size):
+            remedy = for_boxes(network) or (
+                "Give it the number of classes under the name it takes, for example 'model.out_channels=…', and have it pad and "
+                "crop what it cannot halve."
+            )
             raise ConfigError(
                 f"The network gives logits of shape {found} for an image of {(1, channels, *size)}; expected "
-                f"{(1, classes, *size)}, one channel per class and the image's size. Give it the number of classes under the name "
-                "it takes, for example 'model.out_channels=…', and have it pad and crop what it cannot halve."
+                f"{(1, classes, *size)}, one channel per class and the image's size. {remedy}"
             )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.windowing import Windowing
-from voxtile.commands.allowed import build, called
+from voxtile.commands.allowed import build, called, target
 from voxtile.commands.checks import DATA_KEYS, SECTIONS, check_keys, check_types, check_values, settings_of, windowing_of
+from voxtile.commands.own import check_is, check_optimizer
 from voxtile.commands.typed import check_arguments
 
 if TYPE_CHECKING:  # slow to import
@@ -60,22 +61,28 @@ def parts(config: Mapping[str, Any]) -> Parts:
     # What is slow to import comes after what can be seen without.
     for key in SECTIONS:
         check_types(config[key], key, trust)
+    check_optimizer(target(str(config["optimizer"].get("_target_")), "optimizer", trust))
     from voxtile.cases.dataset import Dataset
+    from voxtile.cases.layouts import Layout
+    from voxtile.data.augment import Augment
     from voxtile.data.sampling import Sampling
 
     layout = build(data["layout"], "data.layout", trust)
+    check_is(layout, Layout, "data.layout", "voxtile.cases.layouts.Layout")
     facts = {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
     check_arguments(Dataset, {key: facts[key] for key in ("channels", "exclude") if key in facts}, "data")
     windowing = windowing_of(data)
     dataset = called(Dataset, "data", (), facts | {"layout": layout, "windowing": windowing})
     sampling = Sampling.of(data.get("sampling"))
     sampling.weights_of(dataset.classes)
+    augment = build(_turned(config["augment"], windowing), "augment", trust)
+    check_is(augment, Augment, "augment", "voxtile.data.augment.Augment")
     return Parts(
         config,
         dataset,
         build(config["split"], "split", trust),
         build(config["normalise"], "normalise", trust),
-        build(_turned(config["augment"], windowing), "augment", trust),
+        augment,
         settings,
         build(config["scheduler"], "scheduler", trust),
         build(config["optimizer"], "optimizer", trust),

@@ -20,11 +20,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import voxtile
 from voxtile.commands.heap import keep_heap
+from voxtile.commands.own import blaming
 from voxtile.commands.words import check_whole, quoted, readable
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
 
@@ -150,7 +151,8 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
 def _told_of_merging(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
     """Calls the task; an error about a mapping says where what was typed was added to entries that the user may not think of."""
     try:
-        return task(plain(config))
+        with blaming(OmegaConf.to_object(trust) if isinstance(trust := config.get("trust"), ListConfig) else ()):
+            return task(plain(config))
     except VoxtileError as error:
         for key, added, others in _merged(config, _CURRENT.get()[1]):
             if key in str(error):

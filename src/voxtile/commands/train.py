@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose, elastic
+from voxtile.commands.own import blaming
 from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, collecting
 from voxtile.commands.words import word
 from voxtile.errors import VoxtileError
@@ -73,7 +74,8 @@ def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object], pat
         begun(outcome)
 
     try:
-        trained(config, console(), begun=here, patient=patient)
+        with blaming(config["trust"]):
+            trained(config, console(), begun=here, patient=patient)
         outcome.code = 0
     except Exception as error:
         outcome.code = error.exit_code if isinstance(error, VoxtileError) else 1
@@ -271,7 +273,8 @@ def _train(
             together = elastic.world() > 1
             measured |= elastic.train_together(home, order) if together else train_in_processes(home, order, devices)
         else:
-            _fit_here(config, module, data, home, measured, out)
+            with blaming(config["trust"]):
+                _fit_here(config, module, data, home, measured, out)
     except Exception as error:
         if home.status["state"] == "finished":  # all is saved: what failed came after it
             raise
@@ -326,10 +329,11 @@ def refuse_if_changed(home: RunFolder, devices: Devices) -> None:
     from voxtile.errors import RunError
 
     if changed := changed_since(home, devices):
+        ended = "failed" if home.status["state"] == "failed" else "was interrupted"
         raise RunError(
-            f"The run {home.path} was interrupted, and since then:{changed} Continued, it would not end in the bits of an "
-            "undisturbed run. Go back to what it began with, or continue all the same with 'inexact=true' (the manifest then says "
-            "so)."
+            f"The run {home.path} {ended}, and since then:{changed} Continued, it would not end in the bits of an "
+            "undisturbed run. Go back to what it began with, continue all the same with 'inexact=true' (the manifest then says "
+            "so), or move the folder away: the same command then trains it from its start."
         )
 
 

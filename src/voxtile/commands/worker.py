@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.cases.maps import atomic_text
 from voxtile.commands.children import order_of
 from voxtile.commands.compose import STOPPED
+from voxtile.commands.own import blaming
 from voxtile.errors import VoxtileError, reason
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def take_part(order: Mapping[str, Any], rank: int) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     try:
-        found: dict[str, Any] = {"measured": work(order, leads=rank == 0)}
+        with blaming(order["config"].get("trust")):
+            found: dict[str, Any] = {"measured": work(order, leads=rank == 0)}
         code = 0
     except VoxtileError as error:
         code = error.exit_code

@@ -103,3 +103,9 @@ def margin_of(network: nn.Module) -> tuple[int, int, int]:
     """The network's margin along (z, y, x): none along z for one that sees slices."""
     margin = int(getattr(network, "margin", 0))
     return (margin if getattr(network, "dims", 2) == 3 else 0, margin, margin)
+
+
+def stride_of(network: nn.Module) -> int:
+    """The network's stride, along the axis where it is most; that of five halvings where it says nothing."""
+    stride: Any = getattr(network, "stride", 32)
+    return int(max(stride) if isinstance(stride, list | tuple) else stride)

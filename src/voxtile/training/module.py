@@ -93,7 +93,8 @@ class SegmentationModule(lightning.LightningModule):
         self.training_cases, self.validation_cases = tuple(training), tuple(validation)
         self.planar = getattr(network, "dims", 2) == 2
         self.margin = int(getattr(network, "margin", 0))
-        self.channels_last = settings.channels_last and self.planar
+        # PyTorch has no such order for the weights of 3D convolutions, which a network of slices may hold.
+        self.channels_last = settings.channels_last and self.planar and all(p.ndim < 5 for p in network.parameters())
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
