@@ -71,8 +71,8 @@ def test_an_unknown_label_value_is_an_error_that_lists_the_values_and_the_file(t
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({0: "ground"}, r"names 1 classes \(ground\)"),
-        ({0: "ground", 1: "ignore"}, r"names 1 classes"),
+        ({0: "ground"}, r"names 1 class \(ground\)"),
+        ({0: "ground", 1: "ignore"}, r"names 1 class \("),
         ({0: "ground", 1: "a/b"}, r"other signs .* a/b"),
         ({value: f"class{value}" for value in range(256)}, r"256 classes; a map holds at most 255"),
     ],

@@ -100,7 +100,11 @@ def test_an_image_without_a_label(refuses, tmp_path) -> None:
 def test_a_label_without_an_image(refuses, tmp_path) -> None:
     (images(tmp_path) / "s3.tif").unlink()
     refuses(
-        3, tmp_path / "scenes", "have no image at 'images/{id}.tif': labels/s3.tif", "Add the images, or move these labels away"
+        3,
+        tmp_path / "scenes",
+        "1 label below",
+        "has no image at 'images/{id}.tif': labels/s3.tif",
+        "Add the images, or move these labels away",
     )
 
 
@@ -182,7 +186,7 @@ def test_a_case_that_only_the_configuration_knows(refuses) -> None:
 
 
 def test_an_empty_split(refuses) -> None:
-    refuses(2, "1 groups (s5)", "at least 3", "'split.test=0'", extra=("data.exclude=[s0,s1,s2,s3,s4]",))
+    refuses(2, "1 group (s5)", "at least 3", "'split.test=0'", extra=("data.exclude=[s0,s1,s2,s3,s4]",))
 
 
 def test_a_window_larger_than_every_case(refuses) -> None:

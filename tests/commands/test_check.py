@@ -102,7 +102,7 @@ def test_scenes_are_grouped_by_place(folder: Path, voxtile: Command) -> None:
     words = [word for word in scene_words(folder, group={"place": 700}) if not word.startswith("split")]
     said = voxtile("check", *words, "split=groups")
     assert said.code == 2
-    assert "The data set has 1 groups (s0)" in said.text
+    assert "The data set has 1 group (s0)" in said.text
 
 
 def test_what_to_look_at_is_listed(folder: Path, voxtile: Command) -> None:

@@ -241,7 +241,7 @@ def test_one_split_with_test_is_read(write):
 @pytest.mark.parametrize(
     ("content", "fold", "kind", "message"),
     [
-        ({"train": ["s000"], "val": ["s01"]}, 0, DataError, "1 cases that the data set does not have: s01.*Did you mean 's001'"),
+        ({"train": ["s000"], "val": ["s01"]}, 0, DataError, "1 case that the data set does not have: s01.*Did you mean 's001'"),
         ({"train": ["s000"], "val": ["s000"]}, 0, DataError, "s000 more than once"),
         ({"train": ["s000"], "val": []}, 0, DataError, "nothing for 'val'.*'fold="),
         ({"train": ["s000"]}, 0, DataError, "is no split"),

@@ -103,7 +103,8 @@ class LabelMap:
         """
         names = tuple(dict.fromkeys(str(name) for name in meaning.values() if name != "ignore"))
         if len(names) < 2:
-            raise ConfigError(f"'data.labels' names {len(names)} classes ({listed(names)}); a segmentation needs two or more.")
+            found = f"{len(names)} class{'' if len(names) == 1 else 'es'} ({listed(names)})"
+            raise ConfigError(f"'data.labels' names {found}; a segmentation needs two or more.")
         if len(names) > IGNORE:
             raise ConfigError(
                 f"'data.labels' names {len(names)} classes; a map holds at most {IGNORE}, since {IGNORE} is 'ignore'."

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxtile.errors import ConfigError, DataError, did_you_mean
+from voxtile.errors import ConfigError, DataError, counted, did_you_mean
 
 ROWS = ("low", "high", "mean", "std")
 NUMBERS = (*ROWS, "masked")  # what `normalise` takes of a batch
@@ -180,8 +180,8 @@ class FixedNormalisation(Normalisation):
         count = len(self.mean)
         if samples and len(samples[0]) != count:
             raise ConfigError(
-                f"'normalise' holds numbers for {count} channels, and the images have {len(samples[0])}. Give as many as there are "
-                "channels ('normalise.mean=[…]', 'normalise.std=[…]'), choose three with 'data.channels=[…]', or type "
+                f"'normalise' holds numbers for {counted(count, 'channel')}, and the images have {len(samples[0])}. Give as many "
+                "as there are channels ('normalise.mean=[…]', 'normalise.std=[…]'), choose three with 'data.channels=[…]', or type "
                 "'normalise=dataset'."
             )
         return Intensity((-math.inf,) * count, (math.inf,) * count, self.mean, self.std)

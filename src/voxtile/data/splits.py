@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from voxtile.cases.case import Case
 from voxtile.data.rng import digest
-from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
+from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, reason
 
 SIDES = ("train", "val", "test")
 MOST_STRATA = 5
@@ -87,8 +87,8 @@ class SplitScheme(ABC):
                 groups = {case.group for case in cases}
                 found = listed(f"{len(sides.get(name, ()))} {name}" for name in SIDES)
                 raise DataError(
-                    f"The split leaves nothing for '{side}': {len(cases)} cases in {len(groups)} groups became {found}. "
-                    f"{self.remedy}"
+                    f"The split leaves nothing for '{side}': {counted(len(cases), 'case')} in {counted(len(groups), 'group')} "
+                    f"became {found}. {self.remedy}"
                 )
         parts = {side: tuple(sorted(part, key=lambda case: case.id)) for side, part in sides.items()}
         return Split(parts["train"], parts["val"], parts.get("test", ()), tuple(sorted(left_out)))
@@ -220,9 +220,9 @@ class KFold(SplitScheme):
         test, rest = self._cut(cases)
         if len(rest) < self.folds:
             raise ConfigError(
-                f"'split.folds={self.folds}' needs a group for every fold, and {len(cases)} cases in {len(test) + len(rest)} "
-                f"groups leave {len(rest)} (test aside). Type 'split.folds={max(2, len(rest))}', or make more groups "
-                "('data.group') or blocks ('split.blocks', 'split.side')."
+                f"'split.folds={self.folds}' needs a group for every fold, and {counted(len(cases), 'case')} in "
+                f"{counted(len(test) + len(rest), 'group')} leave {len(rest)} (test aside). Type "
+                f"'split.folds={max(2, len(rest))}', or make more groups ('data.group') or blocks ('split.blocks', 'split.side')."
             )
         strata = [rest]
         if self.needs_shares:
@@ -268,7 +268,7 @@ class FileSplit(SplitScheme):
         unknown = [name for part in names.values() for name in part if name not in by_id]
         if unknown:
             raise DataError(
-                f"{self.file} names {len(unknown)} cases that the data set does not have: "
+                f"{self.file} names {counted(len(unknown), 'case')} that the data set does not have: "
                 f"{listed(unknown)}.{did_you_mean(unknown[0], by_id)} Expected the ids of cases as 'voxtile check' shows them, for "
                 f"example {listed(by_id, 3)}; take the others out of the file."
             )
@@ -342,9 +342,9 @@ def cut(groups: Sequence[str], parts: Sequence[float], before: Sequence[int] = (
     count, blocks = len(groups), len(parts) + 1
     if count < blocks:
         raise ConfigError(
-            f"The data set has {count} groups ({listed(groups)}), and the split needs at least {blocks}: one for each side. Check "
-            "'data.group' (cases of one group stay together), do without a test split ('split.test=0'), or cut a large scene into "
-            "blocks with 'split=blocks'."
+            f"The data set has {counted(count, 'group')} ({listed(groups)}), and the split needs at least {blocks}: one for each "
+            "side. Check 'data.group' (cases of one group stay together), do without a test split ('split.test=0'), or cut a large "
+            "scene into blocks with 'split=blocks'."
         )
     edges = [0]
     for number in range(len(parts)):

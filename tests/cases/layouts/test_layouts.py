@@ -145,7 +145,7 @@ def test_images_without_a_label_are_named_or_left_out(root):
 @pytest.mark.parametrize("unlabelled", [False, True])
 def test_labels_without_an_image_are_named(root, unlabelled):
     put(root, "images/a.tif", "labels/a.tif", "labels/b.tif")
-    with pytest.raises(DataError, match=r"1 labels .* no image .*b\.tif"):
+    with pytest.raises(DataError, match=r"1 label .* has no image .*b\.tif"):
         FolderLayout(root, "images/{id}.tif", "labels/{id}.tif", unlabelled=unlabelled).find()
 
 

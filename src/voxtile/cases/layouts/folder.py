@@ -12,7 +12,7 @@ from typing import Any
 from voxtile.cases.layouts.layout import SPLITS, CaseFiles, Layout
 from voxtile.cases.pictures import natural_key
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES
-from voxtile.errors import ConfigError, DataError, listed
+from voxtile.errors import ConfigError, DataError, counted, listed
 
 
 class FolderLayout(Layout):
@@ -126,15 +126,15 @@ class FolderLayout(Layout):
     def _check_pairs(self, missing: Sequence[Path], alone: Sequence[Path]) -> None:
         if missing and not self.unlabelled:
             raise DataError(
-                f"{len(missing)} images below {self.root} have no label at '{self.labels}': "
-                f"{listed(p.relative_to(self.root) for p in missing)}. Add "
-                "the labels, or leave these images out with 'data.layout.unlabelled=true'."
+                f"{counted(len(missing), 'image')} below {self.root} {'has' if len(missing) == 1 else 'have'} no label at "
+                f"'{self.labels}': {listed(p.relative_to(self.root) for p in missing)}. Add the "
+                "labels, or leave these images out with 'data.layout.unlabelled=true'."
             )
         if alone:
             raise DataError(
-                f"{len(alone)} labels below {self.root} have no image at '{self.images[0]}': "
-                f"{listed(p.relative_to(self.root) for p in alone)}. Add "
-                "the images, or move these labels away."
+                f"{counted(len(alone), 'label')} below {self.root} {'has' if len(alone) == 1 else 'have'} no image at "
+                f"'{self.images[0]}': {listed(p.relative_to(self.root) for p in alone)}. Add the "
+                "images, or move these labels away."
             )
 
     def _case(self, name: str, parts: list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]) -> CaseFiles:
