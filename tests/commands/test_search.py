@@ -222,6 +222,11 @@ def test_bad_trials_are_pruned_by_their_validations(
     ("more", "message"),
     [
         ([], "'sweep=optuna' searches nothing"),
+        (
+            ["model.width=chioce(0.1,0.2)"],
+            "'model.width=chioce(0.1,0.2)' is one value, a text: did you mean 'model.width=choice(0.1,0.",
+        ),
+        (["optimizer.lr=intervall(1e-4, 1)"], "did you mean 'optimizer.lr=interval(1e-4, 1)'? Say among what"),
         (["model.width=choice(0.5)"], "searched among one value, 0.5"),
         ([*SPACE, "hydra.sweeper.sampler=tpee"], "'hydra.sweeper.sampler=tpee' is unknown. Did you mean 'tpe'?"),
         ([*SPACE, "hydra.sweeper.sampler_options=[startup=3]"], "do not fit Optuna's TPESampler"),

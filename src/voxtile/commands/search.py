@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -44,6 +45,7 @@ PRUNERS = {
 }  # fmt: skip
 COSTS = ("seconds_per_step", "peak_memory_gib")  # objectives that no validation gives
 NO_MATTER = ("retry=", "inexact=", "workers=", "debug_errors=", "paths.", "logger", "trust=")  # to a trial's numbers
+SEARCHES = ("choice", "range", "interval", "tag")  # the words of Hydra's grammar by which several values are given
 LOOK = 1.0  # seconds between looks at the validations of a trial
 OWNER, REASON, RUN = "owner", "reason", "run"  # attributes of a trial
 
@@ -154,14 +156,24 @@ def space_of(arguments: Sequence[str], written: Any) -> tuple[list[str], dict[st
         else:
             fixed.append(override)
     if not space:
+        near = "".join(map(_misspelt, fixed))
         raise ConfigError(
-            "'sweep=optuna' searches nothing. Say among what: type 'optimizer.lr=tag(log, interval(1e-4, 1e-2))' or "
+            f"'sweep=optuna' searches nothing.{near} Say among what: type 'optimizer.lr=tag(log, interval(1e-4, 1e-2))' or "
             "'model.width=choice(0.125,0.25)' in quotes, or write such words into 'hydra.sweeper.space'."
         )
     for path, each in space.items():
         if isinstance(each, CategoricalDistribution) and len(each.choices) < 2:
             raise ConfigError(f"'{path}' is to be searched among one value, {each.choices[0]}. Give it more, or set it.")
     return [str(each.input_line) for each in fixed if each.get_key_element() not in ("sweep", *space)], space
+
+
+def _misspelt(override: Override) -> str:
+    """A sentence about a word with one value that seems to be meant as a search, such as a=chioce(1,2); empty about others."""
+    key, _, value = str(override.input_line).partition("=")
+    value = value.strip("'")  # what Hydra's grammar does not know was put in quotes
+    called = re.fullmatch(r"(\w+)(\(.*\))", value)
+    near = difflib.get_close_matches(called[1], SEARCHES, n=1, cutoff=0.6) if called else []
+    return f" '{key}={value}' is one value, a text: did you mean '{key}={near[0]}{called[2]}'?" if called and near else ""
 
 
 def _parsed(words: Any, name: str) -> list[Override]:
