@@ -487,7 +487,10 @@ def test_an_interrupted_run_does_not_go_on_with_another_version_of_a_trusted_mod
     (half_run.home / "manifest.json").write_text(json.dumps(found))
     said = voxtile("train", *half_run.words)
     assert said.code == 4
-    assert "the trusted module 'json' has changed" in said.text
+    assert "was interrupted, and since then: the trusted module 'json' has changed" in said.text
+    assert said.text.endswith("or move the folder away: the same command then trains it from its start.")
+    RunFolder(half_run.home).set_status("failed", reason="mine", step=1, steps=6)
+    assert f"The run {half_run.home} failed, and since then" in voxtile("train", *half_run.words, "retry=true").text
 
 
 def test_trusted_code_that_changed_since_the_training_is_told_and_makes_other_maps(
