@@ -57,6 +57,16 @@ def test_each_command_explains_itself(name: str, capfd: pytest.CaptureFixture[st
     assert "==" in out
 
 
+def test_check_says_what_it_does(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["voxtile", "check", "--help"])
+    assert main() == 0
+    out = capfd.readouterr().out
+    assert out.startswith("Looks at a training before it starts")
+    assert "voxtile check data=mri" in out
+    assert "Trains a segmentation network" not in out
+    assert "training:" in out
+
+
 LIGHT = {
     "train --help": (0, "== What can be chosen"),
     "train --cfg job": (0, "_target_: voxtile.models.unet.UNet"),

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from voxtile.data.splits import Split
     from voxtile.training.module import SegmentationModule
 
+ABOUT = """\
+Looks at a training before it starts: names misspelt keys, reads every case, stops where the split leaks, takes three real steps,
+estimates time, memory and disk, draws the samples that the network sees, and lists what to look at. It trains nothing, takes the
+same words as train, and ends with the command to train.
+
+  voxtile check data=mri                                            the made-up volumes
+  voxtile check --config-dir my_conf data=mine split.val=0.2        a data set of your own
+  voxtile check model=unet data=satellite training.batch_size=16    does it fit, and how long will it take?"""
 MOSTLY = 0.5  # least share of a training window that should lie in the median case
 PICTURED = 6  # samples on the sheet
 MOST_PIXELS = 1_000_000  # that the table of intensities is made from
@@ -30,7 +38,7 @@ UNLIKE = 100  # times: values of 8 and of 16 bits differ by 256, reflectance and
 
 def main(argv: Sequence[str]) -> int:
     """Composes the training configuration and checks it; see `voxtile check --help`."""
-    return compose.run("train", argv, check)
+    return compose.run("train", argv, check, ABOUT)
 
 
 def check(config: Mapping[str, Any]) -> int:
@@ -260,7 +268,7 @@ def look_at_classes(prepared: Prepared) -> list[str]:
         )
     empty = [case.id for case in prepared.split.train if prepared.surveys[case.id].valid < 0.5]
     if empty:
-        remarks.append(f"{len(empty)} training cases are more than half without data: {', '.join(empty[:8])}")
+        remarks.append(f"{counted(len(empty), 'training case')} more than half without data: {listed(empty)}")
     return remarks
 
 

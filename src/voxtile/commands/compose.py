@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -84,13 +85,14 @@ class StoppedError(BaseException):
     """Ends a multirun whose job was asked to stop; not an Exception, since Hydra keeps those of a job and goes on."""
 
 
-def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -> int:
+def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], about: str = "") -> int:
     """Composes the configuration `name` with the overrides in `argv` and calls `task` on it, once per job of a multirun.
 
     Args:
         name: a configuration file without its ending, see `folder_of`.
         argv: what the user typed after the command, Hydra's own flags included.
         task: takes the resolved configuration as plain dicts and lists and returns an exit code.
+        about: what `--help` says of the command first, where the configuration is another command's.
 
     Returns:
         0, or the largest exit code of the jobs.
@@ -129,7 +131,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int]) -
                 return max(codes)
             config = _composed(name, overrides, folders)
             if "--help" in flags:
-                print(_help(config, name))
+                print(_help(config, name, about))
             elif "--cfg" in flags:
                 print(OmegaConf.to_yaml(_without_hydra(config)), end="")
             else:
@@ -363,11 +365,13 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     return kept
 
 
-def _help(config: DictConfig, name: str) -> str:
-    """What `--help` prints: the template of the configuration, with groups and settings."""
+def _help(config: DictConfig, name: str, about: str = "") -> str:
+    """What `--help` prints: the template of the configuration, with groups and settings; `about` in the place of its header."""
     folder = folder_of(name)
     rows = [f"{group}: {', '.join(options_of(folder, group))}" for group in groups_of(name)]
     text: str = config.hydra.help.template
+    if about:
+        text = text.replace(config.hydra.help.header, about)
     settings = OmegaConf.to_yaml(_without_hydra(config))
     return text.replace("$APP_CONFIG_GROUPS", "\n".join(row for row in rows if row[-2] != ":")).replace("$CONFIG", settings)
 
@@ -469,11 +473,8 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)
-        if path in known and path.startswith("model."):
-            raise ConfigError(
-                f"A network that was chosen has no '{path}' to set: arguments differ from network to network, and those of other "
-                "libraries have names of their own. Leave it out, or put the networks that have it into a sweep of their own."
-            ) from error
+        if path.startswith("model."):
+            raise ConfigError(_of_network(path, name, folders[1:])) from error
         if options := _options_with(path, name):
             raise ConfigError(
                 f"'{path}' is a setting of {listed(options, 20)}, and something else was chosen. Type '{options[-1]}' too, or take "
@@ -491,3 +492,35 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
         hint = did_you_mean(path, known) or did_you_mean(path, [k.split(".")[-1] for k in known])
         raise ConfigError(f"The configuration has no key '{path}'.{hint} All keys: voxtile {name} --cfg job") from error
     raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error
+
+
+def _of_network(path: str, name: str, folders: Sequence[Path]) -> str:
+    """What to say of a setting below `model` that the configuration of the chosen network does not have.
+
+    Raises:
+        ConfigError: The network may not be built.
+    """
+    from voxtile.commands.allowed import OTHERS, below, target
+
+    words, (parent, _, key) = current_words(), path.rpartition(".")
+    try:
+        config = _composed(name, [word for word in words if not _key(word).startswith("model.") or "_target_" in word], folders)
+        maker, trust = OmegaConf.select(config, f"{parent}._target_"), config.trust
+    except (HydraException, OmegaConfBaseException):
+        maker = None
+    if maker is None:  # several networks, or a part of one that builds nothing
+        return (
+            f"A network that was chosen has no '{path}' to set: arguments differ from network to network, and those of other "
+            "libraries have names of their own. Leave it out, or put the networks that have it into a sweep of their own."
+        )
+    accepted = inspect.signature(target(maker, parent, list(trust) if isinstance(trust, ListConfig) else ())).parameters
+    value = next((word.partition("=")[2] for word in words if _key(word) == path), "…")
+    if key in accepted:
+        return f"'{path}' is an argument of {maker} that its configuration does not name. Add it: '+{path}={value}'."
+    if not below(maker, OTHERS) and any(each.kind is each.VAR_KEYWORD for each in accepted.values()):
+        return f"{maker} takes arguments of any name, and its configuration names no '{key}'. Add it: '+{path}={value}'."
+    named = [
+        each for each, how in accepted.items() if each not in ("in_channels", "num_classes") and how.kind is not how.VAR_KEYWORD
+    ]
+    takes = f" It takes {listed(named, 20)}." if named else ""
+    return f"The network {maker} takes no '{key}'.{did_you_mean(key, named)}{takes} Leave it out, or type one of its own."
