@@ -185,3 +185,43 @@ def test_what_is_not_of_trusted_code_is_not_blamed_on_it() -> None:
         raise ConfigError("as it is")
     with pytest.raises(RunError, match=rf"^KeyError at {FILE}, line \d+ \(forward\): 'of my own'"), blaming(["tests.testers"]):
         testers.Raising(2, 2)(torch.zeros(1))
+
+
+def test_all_that_is_to_be_trusted_is_asked_for_at_once(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    for group, name in (("model", "Named"), ("loss", "Share")):
+        own(tmp_path, group, name)
+    own_file = tmp_path / "conf" / "loss" / "own.yaml"
+    own_file.write_text(own_file.read_text().replace(OWN, "other_of_tests.nets"))
+    said = voxtile("train", *words, "model=own", "loss=own", "trust=[mine]")
+    assert said.code == 2
+    assert f"'model' wants to build '{OWN}.Named', 'loss' wants to build 'other_of_tests.nets.Share', which are on no" in said.text
+    assert said.text.endswith(f"type 'trust=[mine,{OWN},other_of_tests.nets]'.")
+    said = voxtile("train", *words, "model=own", "loss=own", f"trust=[{OWN}]")
+    assert "'loss' wants to build 'other_of_tests.nets.Share', which is not on the allow-list of 'loss' (vox" in said.text
+    assert said.text.endswith(f"type 'trust=[{OWN},other_of_tests.nets]'.")
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "said"),
+    [
+        ("Tied", "model.widht=3", f"The network {OWN}.Tied takes no 'widht'. Leave it out"),
+        ("Boxed", "model.dims=[3]", f"'model.dims' is an argument of {OWN}.Boxed that its configuration does not name. Add it: '+"),
+        ("Boxed", "model.dmis=[3]", f"The network {OWN}.Boxed takes no 'dmis'. Did you mean 'dims'? It takes dims, depth."),
+        (
+            "Named",
+            "model.foo=3",
+            f"{OWN}.Named takes arguments of any name, and its configuration names no 'foo'. Add it: '+model.foo=3",
+        ),
+    ],
+)
+def test_a_setting_that_a_networks_file_does_not_name(
+    words: list[str], tmp_path: Path, voxtile: Command, name: str, word: str, said: str
+) -> None:
+    found = voxtile("train", *words, *own(tmp_path, "model", name), word)
+    assert found.code == 2
+    assert said in found.text
+
+
+def test_a_setting_of_a_network_that_is_not_trusted_asks_for_trust(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    found = voxtile("train", *words, own(tmp_path, "model", "Boxed")[0], "model.dims=[3]")
+    assert (found.code, f"type 'trust=[{OWN}]'" in found.text) == (2, True)

@@ -57,6 +57,13 @@ class Named(nn.Module):
         return self.score(image) * self.scale[0]
 
 
+class Boxed(Volumes):
+    """A network with arguments that have defaults."""
+
+    def __init__(self, in_channels: int, num_classes: int, dims: int = 3, depth: int = 1) -> None:
+        super().__init__(in_channels, num_classes)
+
+
 class Dictionary(Named):
     """Logits as torchvision has them."""
 

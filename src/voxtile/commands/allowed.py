@@ -68,10 +68,7 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
     allowed = ALLOWED.get(where.split(".")[0], ())
     trusted = below(module_name, trust)
     if not trusted and not below(module_name, allowed):
-        raise ConfigError(
-            f"'{where}' wants to build '{name}', which is not on the allow-list of '{where.split('.')[0]}' ({listed(allowed)}); "
-            f"nothing was run. If you know and trust that module, type 'trust=[{module_name or name}]'."
-        )
+        raise _not_allowed({where: name}, trust)
     module = _imported(module_name, name, where, trusted)
     try:
         found = getattr(module, attribute)
@@ -83,9 +80,58 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
     if not trusted and not (own and network):
         what = "class" if not own else "network"
         raise ConfigError(
-            f"'{name}' is no {what} of voxtile or its libraries; nothing was run. Type 'trust=[{module_name}]' to allow it."
+            f"'{name}' is no {what} of voxtile or its libraries; nothing was run. Type '{_trusting(trust, name)}' to allow it."
         )
     return found
+
+
+def check_trust(config: Mapping[str, Any]) -> None:
+    """Refuses names that are not allowed, all of a configuration at once.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    trust = config["trust"]
+    found = {
+        where: name
+        for part, allowed in ALLOWED.items()
+        for where, name in _targets(config.get(part), part)
+        if not below(name.rpartition(".")[0], (*trust, *allowed))
+    }
+    if found:
+        raise _not_allowed(found, trust)
+
+
+def _targets(node: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Every name that is to be built at or below a node, with its path."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield where, str(node["_target_"])
+        for key, value in node.items():
+            yield from _targets(value, f"{where}.{key}")
+    elif isinstance(node, list):
+        for number, item in enumerate(node):
+            yield from _targets(item, f"{where}[{number}]")
+
+
+def _not_allowed(found: Mapping[str, str], trust: Sequence[str]) -> ConfigError:
+    """What to say of names, by their paths, that are not allowed."""
+    said = listed((f"'{where}' wants to build '{name}'" for where, name in found.items()), 20)
+    if len(found) > 1:
+        return ConfigError(
+            f"{said}, which are on no allow-list; nothing was run. If you know and trust these modules, type "
+            f"'{_trusting(trust, *found.values())}'."
+        )
+    part = next(iter(found)).split(".")[0]
+    return ConfigError(
+        f"{said}, which is not on the allow-list of '{part}' ({listed(ALLOWED.get(part, ()))}); nothing was run. If you know and "
+        f"trust that module, type '{_trusting(trust, *found.values())}'."
+    )
+
+
+def _trusting(trust: Sequence[str], *names: str) -> str:
+    """What is typed to trust the modules of names, too."""
+    return f"trust=[{','.join(dict.fromkeys((*map(str, trust), *(name.rpartition('.')[0] or name for name in names))))}]"
 
 
 def _imported(module_name: str, name: str, where: str, trusted: bool) -> Any:
@@ -143,7 +189,7 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
     with contextlib.suppress(TypeError, ValueError):  # some classes written in C have no signature
         accepted = inspect.signature(maker).parameters
     if where.split(".")[0] == "model" and not below(str(node["_target_"]).rpartition(".")[0], (*trust, "voxtile.models")):
-        arguments = _nothing_loaded(str(node["_target_"]), where, arguments, accepted)
+        arguments = _nothing_loaded(str(node["_target_"]), where, arguments, accepted, trust)
     if accepted and not _takes_any(str(node["_target_"]), arguments, accepted):
         named = [key for key, parameter in accepted.items() if parameter.kind is not parameter.VAR_KEYWORD]
         unknown = [key for key in arguments if key not in named and key not in extra]
@@ -162,7 +208,7 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
 
 
 def _nothing_loaded(
-    name: str, where: str, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]
+    name: str, where: str, arguments: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter], trust: Sequence[str]
 ) -> dict[str, Any]:
     """The arguments of another library's network, with null for each by which it would load weights without being asked.
 
@@ -174,7 +220,7 @@ def _nothing_loaded(
         if asked or (isinstance(value, str) and ADDRESS.search(value)):
             raise ConfigError(
                 f"'{where}.{key}={value}' would have {name} load a file that voxtile does not "
-                f"check; nothing was run. If you trust it, type 'trust=[{name.rpartition('.')[0]}]'."
+                f"check; nothing was run. If you trust it, type '{_trusting(trust, name)}'."
             )
     nothing = (None, False, inspect.Parameter.empty)
     silent = {key: None for key, parameter in accepted.items() if LOADING.search(key) and parameter.default not in nothing}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.windowing import Windowing
-from voxtile.commands.allowed import build, called, target
+from voxtile.commands.allowed import build, called, check_trust, target
 from voxtile.commands.checks import DATA_KEYS, SECTIONS, check_keys, check_types, check_values, settings_of, windowing_of
 from voxtile.commands.own import check_is, check_optimizer
 from voxtile.commands.typed import check_arguments
@@ -58,6 +58,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
     check_values(config)
     trust, data = config["trust"], config["data"]
     settings = settings_of(Settings, config["training"])
+    check_trust(config)
     # What is slow to import comes after what can be seen without.
     for key in SECTIONS:
         check_types(config[key], key, trust)
