@@ -3,7 +3,7 @@
 import ast
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,15 @@ from omegaconf import OmegaConf
 from tests.testers.composing import ROOT, command_words, composed, fences
 from tests.testers.field import receptive_field
 from tests.testers.sequence import executed
+from tests.testers.tiny import scenes, volume_words
 from voxtile.cases.window import Window
 from voxtile.commands.allowed import build
 from voxtile.commands.build import parts
+from voxtile.commands.main import main
 from voxtile.commands.measures import LESIONS
+from voxtile.commands.own import PUBLISHED
 from voxtile.data.splits import GroupSplit, KFold
+from voxtile.models.network import logits_of
 from voxtile.training.lesions import LesionCounter, summarise_lesions
 from voxtile.training.recipe import ADDED, FIELDS
 from voxtile.training.scores import case_rows, summarise
@@ -42,16 +46,20 @@ ROOMS = ("cases", "data", "models", "inference", "training", "studies", "command
 
 
 @pytest.fixture
-def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, the current one, with the README's files: blocks that open with a comment that holds a path."""
-    for _, block in fences((ROOT / "README.md").read_text(encoding="utf-8")):
-        if named := re.match(r"(?:# @package _global_\n)?# ([\w/]+\.(?:yaml|py))\n", block):
-            path = tmp_path / named[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block, encoding="utf-8")
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder, the current one, with the documents' files: blocks that open with a comment that holds a path."""
+    for document in ("README.md", "docs/extending.md"):
+        for _, block in fences((ROOT / document).read_text(encoding="utf-8")):
+            if named := re.match(r"(?:# @package _global_\n)?# ([\w/]+\.(?:yaml|py))\n", block):
+                path = tmp_path / named[1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VOXTILE_DATA", str(tmp_path))
-    return tmp_path
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mylab", "my_nets")]:
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -143,13 +151,57 @@ def test_the_readmes_data_sets_are_built(examples: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_readmes_networks_give_logits_of_the_images_size(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(examples))
+def test_the_readmes_networks_give_logits_of_the_images_size(examples: Path) -> None:
     for name, trust in (("two_layers", ["my_nets"]), ("basic_unet", [])):
         (config,) = composed(["train", "--config-dir", "my_conf", f"model={name}"])
         network = build(config["model"], "model", trust, in_channels=3, num_classes=5).eval()
         assert network(torch.zeros(2, 3, 48, 41)).shape == (2, 5, 48, 41)
-    sys.modules.pop("my_nets")
+
+
+def written(document: str) -> dict[str, list[str]]:
+    """The commands of a document, and their words."""
+    blocks = [block for language, block in fences((ROOT / document).read_text(encoding="utf-8")) if language == "sh"]
+    return {line: words for block in blocks for line in block.splitlines() if (words := command_words(line))}
+
+
+@pytest.mark.parametrize("words", written("docs/extending.md").values(), ids=written("docs/extending.md"))
+def test_the_examples_of_own_code_train(
+    words: list[str], examples: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "data=mri" in words:
+        own = [word for word in volume_words(examples, window=[4, 16, 16]) if not word.startswith("model.")]
+    else:
+        scenes(examples / "listed")
+        rows = [f"s{number},images/s{number}.tif,labels/s{number}.tif,site{number}" for number in range(6)]
+        (examples / "listed" / "index.csv").write_text("\n".join(["id,image,label,site", *rows]) + "\n")
+        own = ["data=listed", "data.window=[32,32]", "trainer=cpu", "training.batch_size=2"]
+        own += [f"paths.{name}={examples / name}" for name in ("cache", "runs")]
+    others = [word for word in words[1:] if not word.startswith("data")]
+    monkeypatch.setattr(sys, "argv", ["voxtile", words[0], *others, *own, "training.steps=2", "training.val_every=2"])
+    assert main() == 0, capfd.readouterr().err
+    assert len(list((examples / "runs").glob("*/weights/best.safetensors"))) == (words[0] == "train")
+
+
+def test_each_example_of_own_code_is_used(examples: Path) -> None:
+    files = sorted((examples / "my_conf").rglob("*.yaml"))
+    typed = {word for words in COMMANDS.values() for word in words}
+    assert {f"{path.parent.name}={path.stem}" for path in files} <= typed
+    classes = {name for path in (examples / "mylab").glob("*.py") for name in re.findall(r"^class (\w+)", path.read_text(), re.M)}
+    assert len(classes) == 6
+    assert classes <= set(re.findall(r"\w+", "".join(path.read_text() for path in files)))
+
+
+def test_the_attributes_of_networks_are_documented() -> None:
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8").partition("## A network")[2].partition("```")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) == {*PUBLISHED, "stochastic"}
+
+
+def test_an_own_network_with_a_margin_gives_the_same_logits_with_real_context(examples: Path) -> None:
+    network = build({"_target_": "mylab.nets.Unpadded"}, "model", ["mylab"], in_channels=2, num_classes=3).eval()
+    image = torch.rand(1, 2, 12, 11)
+    inner = network(image[:, :, 2:-2, 2:-2])
+    assert torch.equal(network(image, context=2)[..., 2:-2, 2:-2], inner[..., 2:-2, 2:-2])
+    assert logits_of(network, image).shape == inner.shape == (1, 3, 8, 7)
 
 
 def section(title: str) -> str:

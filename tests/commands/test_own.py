@@ -225,3 +225,8 @@ def test_a_setting_that_a_networks_file_does_not_name(
 def test_a_setting_of_a_network_that_is_not_trusted_asks_for_trust(words: list[str], tmp_path: Path, voxtile: Command) -> None:
     found = voxtile("train", *words, own(tmp_path, "model", "Boxed")[0], "model.dims=[3]")
     assert (found.code, f"type 'trust=[{OWN}]'" in found.text) == (2, True)
+
+
+def test_a_network_of_images_with_weights_along_five_axes_trains(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    assert "training.channels_last=false" not in words
+    assert voxtile("train", *words, *own(tmp_path, "model", "Named"), "training.steps=1", "training.val_every=1").code == 0
