@@ -17,7 +17,7 @@ from voxtile.commands.allowed import build
 from voxtile.data import augment as module
 from voxtile.data.augment import Augment, Symmetry
 from voxtile.data.contrast import Bias, Blur, Contrast, Gain, Gamma, Noise
-from voxtile.data.operation import smooth
+from voxtile.data.operation import Operation, smooth
 from voxtile.data.warp import Affine, Elastic, moved_axes, resample, sampling_grid
 from voxtile.errors import ConfigError
 
@@ -441,3 +441,29 @@ def test_an_own_change_that_draws_arrays_is_made() -> None:
     found = drawn(Augment(intensity={"own": Own(lambda rng: {"gain": rng.random(2)})}), range(20), FLAT)
     assert found["intensity.own.gain"].shape == (20, 2)
     assert torch.equal(found["intensity.own.gain"].any(dim=1), found["intensity.own.on"])
+
+
+class NoContrast(Operation):
+    """An operation that changes nothing."""
+
+    def draw(self, rng, size, spacing):
+        return {}
+
+
+class NoProbability(Own):
+    """A constructor that forgets its base class's."""
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (NoContrast(0.5), "NoContrast, and expected is a subclass of voxtile.data.contrast.Contrast"),
+        (NoProbability(), "NoProbability, which has no probability"),
+    ],
+)
+def test_an_own_change_of_another_kind_is_refused(made: Operation, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'augment.intensity.own' builds {__name__}.{said}"):
+        Augment(intensity={"own": made})

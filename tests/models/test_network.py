@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from voxtile.errors import ConfigError
 from voxtile.models.network import Output, ScoreMap, margin_of, sampled, score_maps
 from voxtile.models.unet import UNet
 from voxtile.models.unet_paper import UNetPaper
@@ -35,3 +36,9 @@ def test_logits_are_one_map_of_the_images_size():
 )
 def test_the_margin_lies_in_the_plane_of_a_network_that_sees_slices(network, margin):
     assert margin_of(network) == margin
+
+
+@pytest.mark.parametrize("output", [(torch.zeros(1), torch.zeros(1)), {"out": torch.zeros(1)}])
+def test_what_is_neither_logits_nor_an_output_is_refused(output: object) -> None:
+    with pytest.raises(ConfigError, match=rf"returns a {type(output).__name__} in training; expected logits.*network.Output"):
+        score_maps(output)

@@ -130,6 +130,17 @@ class Augment:
         for name, operation in named.items():
             if operation is not None and not isinstance(operation, Operation):
                 raise ConfigError(f"'augment.{name}={operation}' is no operation. Set one of its values, or null to leave it out.")
+            kind = f"{type(operation).__module__}.{type(operation).__qualname__}"
+            if name.startswith("intensity.") and not isinstance(operation, Contrast | None):
+                raise ConfigError(
+                    f"'augment.{name}' builds {kind}, and expected is a subclass of voxtile.data.contrast.Contrast. "
+                    "docs/extending.md has an example."
+                )
+            if operation is not None and not hasattr(operation, "probability"):
+                raise ConfigError(
+                    f"'augment.{name}' builds {kind}, which has no probability: its constructor must call that of its base class. "
+                    "docs/extending.md has an example."
+                )
         self._operations: dict[str, Operation] = {name: operation for name, operation in named.items() if operation is not None}
         self._places: dict[tuple[str, Size3], dict[str, NDArray[Any]]] = {}
 

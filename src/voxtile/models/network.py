@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from voxtile.cases.case import IGNORE
+from voxtile.errors import ConfigError
 
 
 class Network(nn.Module):
@@ -89,7 +90,17 @@ def sampled(count: int, stride: float, size: int, device: torch.device | None = 
 
 
 def score_maps(output: Tensor | Output) -> Sequence[ScoreMap]:
-    """What a network returned in training, as score maps; one at the image's size where it returned logits."""
+    """What a network returned in training, as score maps; one at the image's size where it returned logits.
+
+    Raises:
+        ConfigError: It returned something else.
+    """
+    if not isinstance(output, Tensor | Output):
+        raise ConfigError(
+            f"The network returns a {type(output).__name__} in training; expected logits, one tensor, or a "
+            "voxtile.models.network.Output of several score maps. Return one of them from its 'forward', or have voxtile's adapter "
+            "do so ('_target_: voxtile.models.adapter.Adapted'): docs/extending.md has an example."
+        )
     return output.maps if isinstance(output, Output) else [ScoreMap(output)]
 
 

@@ -353,6 +353,18 @@ class Own(Layout):
         return self.cases
 
 
+class Rootless(Own):
+    """Forgets the folder."""
+
+    def __init__(self):
+        pass
+
+
+def test_a_layout_without_a_folder_is_refused():
+    with pytest.raises(ConfigError, match=rf"The layout {__name__}.Rootless knows no folder: .*super"):
+        Rootless().find()
+
+
 @pytest.mark.parametrize("images", ["a.tif", ["a.tif"], ("a.tif",), Path("a.tif"), [Path("a.tif")]])
 def test_files_that_are_named_by_texts_or_in_lists_are_tuples_of_paths(root, images):
     (case,) = Own(root, [CaseFiles("a", images, "b.tif")]).find()

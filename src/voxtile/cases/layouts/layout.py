@@ -131,7 +131,13 @@ class Layout(ABC):
 
         Raises:
             DataError: The folder is missing, holds no case, or images and labels do not match.
+            ConfigError: The layout is not what its base class asks for.
         """
+        if not hasattr(self, "given"):
+            raise ConfigError(
+                f"The layout {type(self).__module__}.{type(self).__qualname__} knows no folder: its constructor must call "
+                "`super().__init__(root)`. Correct it in the class."
+            )
         if is_address(self.given):
             raise DataError(
                 f"The data folder is an address, {masked(self.given)}, and folders elsewhere cannot be listed. Name the files in a "
