@@ -222,6 +222,16 @@ def test_neither_nodata_nor_what_a_mask_hides_bleeds(tmp_path, resolution):
     assert 0.55 < valid.mean() <= 0.65
 
 
+@pytest.mark.parametrize("alpha", [True, False])
+@pytest.mark.parametrize("resolution", [8, 15])
+def test_a_band_that_is_0_is_not_taken_for_no_data_when_it_is_warped(tmp_path, alpha, resolution):
+    stored = bands((4, 40, 40))
+    stored[2, 10:20, 10:20], stored[3] = 0, 255
+    path = save(tmp_path / "a.tif", stored if alpha else stored[:3], nodata=0, **({"ALPHA": "YES"} if alpha else {}))
+    _, valid = whole(GeoTiffSource([path], scene=Scene.of({"resolution": resolution})))
+    assert valid.all()
+
+
 @pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("float32", None), ("int16", None)])
 @pytest.mark.parametrize("resolution", [None, 20])
 def test_alpha_counts_where_gdals_own_masks_pass_it_over(tmp_path, dtype, nodata, resolution):

@@ -135,6 +135,14 @@ def test_tiles_with_their_bands_in_another_order_are_named(tmp_path):
         mosaic(paths, "s")
 
 
+def test_tiles_may_call_their_colours_otherwise(tmp_path):
+    paths = [
+        tile(tmp_path, f"t{number}", bands((3, 5, 6)), 0, number * 6, photometric=kind)
+        for number, kind in enumerate(["RGB", "MINISBLACK"])
+    ]
+    assert GeoTiffSource([mosaic(paths, "s")]).working.shape == (1, 5, 12)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

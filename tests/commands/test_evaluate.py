@@ -196,6 +196,7 @@ def test_training_and_validating_leave_the_labels_of_test_closed(scene_run: Run,
 
 WRONG = {
     "split=tset": (2, "'split=tset' cannot be evaluated; choose val or test"),
+    "model.width=8": (2, "no key 'model.width'. All keys: voxtile evaluate --cfg job"),
     "overlap=1": (2, "'overlap=1' is the share"),
     "overlap=much": (2, "'overlap=much' is the share"),
     "batch_size=0": (2, "'batch_size=0' must be a whole number from 1 up"),

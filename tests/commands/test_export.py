@@ -56,10 +56,12 @@ def test_a_bundle_needs_no_code_that_was_for_the_training_only(
     training = tmp_path / "code" / "lab_training.py"
     training.write_text(
         "from voxtile.cases.layouts import FolderLayout\nfrom voxtile.data.augment import Augment\n\n"
-        "class Scenes(FolderLayout):\n    pass\n\nclass More(Augment):\n    pass\n"
+        "from voxtile.training.losses import CrossEntropy\n\n"
+        "class Scenes(FolderLayout):\n    pass\n\nclass More(Augment):\n    pass\n\nclass Own(CrossEntropy):\n    pass\n"
     )
     trust = "trust=[lab_net,lab_training]"
     own = ["model._target_=lab_net.Own", "augment._target_=lab_training.More", "data.layout._target_=lab_training.Scenes", trust]
+    own += ["loss=ce", "loss._target_=lab_training.Own"]
     assert voxtile("train", *scene_run.words, *own, f"paths.runs={tmp_path / 'runs'}").code == 0
     (home,) = homes(tmp_path / "runs")
     said = voxtile("export", f"run={home}", "format=bundle", f"output={tmp_path / 'bundle'}", trust)

@@ -58,6 +58,11 @@ def test_a_run_is_found_by_its_recipe_under_another_name(home: RunFolder, tmp_pa
     assert RunFolder.of(tmp_path, "a-fcn8s-s0", RECIPE).path == home.path
     other = replace(RECIPE, data="other")
     assert RunFolder.of(tmp_path, "a-fcn8s-s0", other).path.name == f"a-fcn8s-s0-{other.identity[:8]}"
+    (home.path / "export.json").write_text("{}")  # a bundle is no run to go on with
+    assert RunFolder.of(tmp_path, "a-fcn8s-s0", RECIPE).path != home.path
+    (home.path / "export.json").unlink()
+    home.path.rename(tmp_path / f"old-{home.path.name}")  # as a user moves a run away
+    assert RunFolder.of(tmp_path, "a-unet-s0", RECIPE).path == home.path
 
 
 def test_a_living_process_keeps_its_run(home: RunFolder, other: subprocess.Popen) -> None:

@@ -163,7 +163,8 @@ class AlignedFile:
         self._check_place()
         for band, value in nodata.items():
             dtype = np.dtype(self._dtypes[band - 1])
-            fits = value is not None and rasterio.dtypes.in_dtype_range(value, dtype.name)
+            # Beside an alpha band, which says it all, GDAL would count that as one of the bands that must be empty.
+            fits = value is not None and rasterio.dtypes.in_dtype_range(value, dtype.name) and self._alpha is None
             # Outside of a file of floats is NaN, where it names no other value; whole numbers get a band that says where it is.
             self._nodata[band] = value if fits else math.nan if dtype.kind == "f" and not self.masked else None
         sentinels = [is_sentinel(value, np.dtype(self._dtypes[band - 1])) for band, value in nodata.items()]
@@ -302,7 +303,9 @@ class AlignedFile:
         if self.masked:
             # GDAL heeds a nodata value or a mask. Where both ways come to the same value, nothing of either is in it.
             pixels, masked = read(bands, resampling, nodata), read([*bands, 0], resampling, None)
-            return pixels, (masked[-1] > 0) & (pixels == masked[:-1]).all(axis=0)
+            # A value that came to nodata where there are data GDAL moves by the least that the type can tell.
+            same = np.isclose(pixels.astype(np.float64), masked[:-1], rtol=1e-6, atol=1.0 if pixels.dtype.kind in "ui" else 1e-30)
+            return pixels, (masked[-1] > 0) & same.all(axis=0)
         if math.isnan(nodata):
             return read(bands, resampling, nodata), None
         # Two files stacked are empty where all bands are, see `GeoTiffSource`; past one file's edge there is nothing either way.

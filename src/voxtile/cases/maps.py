@@ -385,7 +385,9 @@ def _beside(path: Path) -> Path:
 
 
 def _old(path: Path) -> Path:
-    return _beside(path.with_name(f"old.{path.name}"))
+    if _ALONE.get():
+        return path.with_name(f".replaced.{path.name}")
+    return path.with_name(f".{os.getpid()}-{threading.get_ident()}.replaced.{path.name}")
 
 
 def _publish(making: Path, path: Path, sync: bool = True) -> None:

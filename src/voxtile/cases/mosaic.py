@@ -71,7 +71,7 @@ class _Tile:
                 "coordinate reference system": dataset.crs,
                 "number of bands": dataset.count,
                 "order of bands": ", ".join(name or "unnamed" for name in names) if any(names) else "",
-                "colours of bands": ", ".join(color.name for color in dataset.colorinterp),
+                "alpha band": next((n for n, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha), "none"),
                 "data type": ", ".join(dict.fromkeys(dataset.dtypes)),
                 "nodata value": ", ".join(dict.fromkeys(map(str, nodata))),
                 "scale and offset": ", ".join(dict.fromkeys(map(str, zip(dataset.scales, dataset.offsets, strict=True)))),

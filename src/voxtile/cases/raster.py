@@ -86,7 +86,7 @@ def band_names(dataset: rasterio.DatasetReader, path: Path) -> list[str]:
     """
     stem = path.stem.split(".")[0]
     telling = len(stem) > 3 or (re.search(r"\d", stem) and re.search(r"[^\W\d_]", stem))
-    word = re.compile(rf"(?<![^\W_]){re.escape(stem)}(?![^\W_])")
+    word = re.compile(rf"(?<![^\W_]){re.escape(stem)}(?![^\W_])|^{re.escape(stem)}(?![a-z])")
     names = [(description or "").strip() for description in dataset.descriptions]
     return ["" if telling and word.search(name) and (len(names) == 1 or name != stem) else name for name in names]
 

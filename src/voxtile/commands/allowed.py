@@ -85,8 +85,12 @@ def target(name: str, where: str, trust: Sequence[str] = ()) -> Any:
     return found
 
 
-def check_trust(config: Mapping[str, Any]) -> None:
+def check_trust(config: Mapping[str, Any], unused: Sequence[str] = ()) -> None:
     """Refuses names that are not allowed, all of a configuration at once.
+
+    Args:
+        config: the configuration.
+        unused: its parts of which nothing is to be built.
 
     Raises:
         ConfigError: There are some.
@@ -95,23 +99,23 @@ def check_trust(config: Mapping[str, Any]) -> None:
     found = {
         where: name
         for part, allowed in ALLOWED.items()
-        for where, name in _targets(config.get(part), part)
-        if not below(name.rpartition(".")[0], (*trust, *allowed))
+        for where, name in targets_of(config.get(part), part)
+        if part not in unused and not below(name.rpartition(".")[0], (*trust, *allowed))
     }
     if found:
         raise _not_allowed(found, trust)
 
 
-def _targets(node: Any, where: str) -> Iterator[tuple[str, str]]:
+def targets_of(node: Any, where: str) -> Iterator[tuple[str, str]]:
     """Every name that is to be built at or below a node, with its path."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield where, str(node["_target_"])
         for key, value in node.items():
-            yield from _targets(value, f"{where}.{key}")
+            yield from targets_of(value, f"{where}.{key}")
     elif isinstance(node, list):
         for number, item in enumerate(node):
-            yield from _targets(item, f"{where}[{number}]")
+            yield from targets_of(item, f"{where}[{number}]")
 
 
 def _not_allowed(found: Mapping[str, str], trust: Sequence[str]) -> ConfigError:

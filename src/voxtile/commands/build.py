@@ -46,8 +46,12 @@ class Parts:
         return trust
 
 
-def parts(config: Mapping[str, Any]) -> Parts:
+def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
     """Builds what needs no data, so that a wrong configuration is found before any file is read.
+
+    Args:
+        config: the configuration.
+        trained: whether it is that of a run with weights, for which nothing is built that only training uses.
 
     Raises:
         ConfigError: A key is unknown, a value has the wrong type, or a class cannot be built.
@@ -58,7 +62,7 @@ def parts(config: Mapping[str, Any]) -> Parts:
     check_values(config)
     trust, data = config["trust"], config["data"]
     settings = settings_of(Settings, config["training"])
-    check_trust(config)
+    check_trust(config, ("loss", "logger") if trained else ())
     # What is slow to import comes after what can be seen without.
     for key in SECTIONS:
         check_types(config[key], key, trust)

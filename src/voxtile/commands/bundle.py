@@ -127,10 +127,9 @@ def write_bundle(trained: Trained, weights: str, folder: Path) -> None:
             shutil.copyfile(trained.home.path / found, folder / found)
     data = {key: value for key, value in trained.manifest["data"].items() if key in KEPT}
     code = segment(trained.manifest)["code"]
-    package = str(config["model"].get("_target_")).partition(".")[0]
     code = {
         "sources": code["sources"],
-        "trusted": {name: digest for name, digest in code.get("trusted", {}).items() if name == package},
+        "trusted": {name: digest for name, digest in code.get("trusted", {}).items() if name in trained.code},
     }
     contents: dict[str, Mapping[str, Any]] = {
         "recipe.json": {**{key: recipe[key] for key in ("version", "identity", "data", "split")}, "settings": settings},
@@ -151,6 +150,7 @@ def _impersonal(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["data"]["scene"] = _without_area(kept["data"].get("scene"))
     kept["split"] = {"_target_": "voxtile.data.splits.KFold"}
     # Of code that is not ours, predicting needs the network alone; that of the training need not be where the bundle is.
+    kept["loss"] = {"_target_": "voxtile.training.losses.CrossEntropy"}
     kept["augment"] = {"_target_": "voxtile.data.augment.Augment"}
     kept["scheduler"] = {"_target_": "voxtile.training.schedules.Constant"}
     kept["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.0}

@@ -473,7 +473,7 @@ def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)
-        if path.startswith("model."):
+        if path.startswith("model.") and any(key.startswith("model.") for key in known):
             raise ConfigError(_of_network(path, name, folders[1:])) from error
         if options := _options_with(path, name):
             raise ConfigError(

@@ -72,7 +72,8 @@ class Ensemble:
     def weights(self, name: str) -> str:
         """Digests of the weights called `name`, and of trusted code in which they are used."""
         weights = [content_hash(member.home.weights / f"{name}.safetensors") for member in self.members]
-        return " ".join([*weights, *(f"{module} {digest}" for module, digest in self.first.modules.items())])
+        code = {name: digest for member in self.members for name, digest in member.code.items()}
+        return " ".join([*weights, *(f"{name} {digest}" for name, digest in code.items())])
 
     def intensities(self, found: Survey) -> list[Intensity]:
         """How a case is normalised for each run."""

@@ -159,11 +159,12 @@ class Work:
         """Says where an image can hardly be one like those of the training; its map would look like any other."""
         from voxtile.cases.provenance import tags_of
         from voxtile.commands.results import MADE_FROM
+        from voxtile.data.normalise import FixedNormalisation
 
         first, said = self.outputs.runs.first, ""
         if MADE_FROM in tags_of(case.image.path, first.built.dataset.format):
             said = "it is a map that voxtile has made"
-        elif (known := first.intensity) is not None:
+        elif (known := first.intensity) is not None and not isinstance(first.built.normalisation, FixedNormalisation):
             for name, values, low, high in zip(case.channels, found.sample, *known.bounds, strict=True):
                 outside = float(((values < low) | (values > high)).mean()) if values.size else 0.0
                 if outside > STRANGE:

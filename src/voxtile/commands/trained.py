@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from voxtile.cases.windowing import AXES
-from voxtile.commands.allowed import build_network, without_weights
+from voxtile.commands.allowed import build_network, targets_of, without_weights
 from voxtile.commands.build import Parts, parts
 from voxtile.commands.crf import crf_of
 from voxtile.data.normalise import Intensity
@@ -47,6 +47,7 @@ class Trained:
         built: its parts, built anew from its configuration.
         manifest: what it was made from.
         network: with the weights asked for.
+        code: digests of the trusted packages that the network is of, as they were when it was opened.
         looks: numbers under which this command's looks at test cases were recorded.
     """
 
@@ -54,6 +55,7 @@ class Trained:
     built: Parts
     manifest: Mapping[str, Any]
     network: torch.nn.Module
+    code: Mapping[str, str | None]
     looks: list[int] = field(default_factory=list)
 
     @classmethod
@@ -103,7 +105,7 @@ class Trained:
                 config["paths"]["cache"] = cache
             if config["data"].get("spacing") == "median":
                 config["data"]["spacing"] = home.read("manifest.json", "data")["data"]["spacing"]
-            built = parts(config)
+            built = parts(config, trained=True)
         except (AttributeError, KeyError, TypeError) as error:
             raise RunError(
                 f"{home.path / 'config.yaml'} is no configuration of a run: {error!r}. The run folder is damaged; move it away and "
@@ -144,18 +146,14 @@ class Trained:
                 "file anew from where the run was trained, or train the run again."
             )
         load_weights(network, file)
-        return cls(home, built, manifest, network)
-
-    @property
-    def modules(self) -> dict[str, str | None]:
-        """Digests of the modules that it was trusted with now, see `voxtile.studies.manifest`."""
-        return trusted(self.built.trust)
+        packages = {name.partition(".")[0] for _, name in targets_of(config["model"], "model")}
+        return cls(home, built, manifest, network, trusted([each for each in trust if each.partition(".")[0] in packages]))
 
     @property
     def changed_modules(self) -> list[str]:
-        """Trusted modules that are others than those that it was trained with, so that its weights may be in another network."""
+        """Packages of the network that are others than when it was trained, so that its weights may be in another network."""
         known = segment(self.manifest).get("code", {}).get("trusted", {})
-        return [name for name, digest in known.items() if trusted([name]) != {name: digest}]
+        return [name for name, digest in self.code.items() if known.get(name, digest) != digest]
 
     def say_changed(self, out: Console) -> None:
         """Says which these are, before anything is made with them."""

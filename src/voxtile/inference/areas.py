@@ -126,7 +126,9 @@ class Places:
         for name, whole, shape in zip(self._names, self._areas.shapes, self._folded, strict=True):
             near = cells.near(shape)
             share = cells.share(shape, whole, near)
-            found.append(Place(name, round(1 - share, 6), partial(cells.inside, shape, near), cells.box(near) if share else None))
+            found.append(
+                Place(name, round(1 - share, 6), partial(cells.inside, shape, near), cells.box(shape, near) if share else None)
+            )
         if all(place.box is None for place in found):
             west, south, east, north = shapely.total_bounds(self._areas.shapes)
             left, bottom, right, top = grid.footprint

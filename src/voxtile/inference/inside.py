@@ -37,6 +37,8 @@ _POLE = 1 - 1e-11  # of the pole's latitude, which belongs to what ends there
 _EDGES = 256  # parts of a polygon's longest side, of which its ground is measured
 _PARTS = 4  # a side, of pixels that share of a polygon is measured by
 _FEW = 64  # blocks whose pixels are parted so; of more the pixels themselves do
+_NEAR = 6  # powers of ten of map units within which polygons are measured in one projection, which takes long to make
+_FEW = 4  # blocks of a polygon that is small beside them
 _AT_ONCE = 2048  # leaves whose pixels are looked at together
 
 Floats = NDArray[np.float64]
@@ -88,9 +90,18 @@ class SceneCells:
         """The blocks that a polygon, see `folded`, may share pixels with."""
         return np.sort(self._tree.query(shape, predicate="intersects"))
 
-    def box(self, near: NDArray[np.int64]) -> Window:
-        """The part of the scene that holds some blocks, at least one, by their numbers."""
-        (x, y), (right, bottom) = self.blocks[near, :2].min(axis=0).tolist(), self.blocks[near, 2:].max(axis=0).tolist()
+    def box(self, shape: Any, near: NDArray[np.int64]) -> Window:
+        """A part of the scene that holds all pixels of a polygon, see `folded`, which is near some blocks, by their numbers."""
+        blocks = self.blocks[near]
+        while len(near) <= _FEW and not (leaf := _is_leaf(blocks)).all():
+            parts = np.concatenate([blocks[leaf], _quartered(blocks[~leaf])])
+            bounds = self._bounds(parts)
+            plain = _known(bounds)
+            apart = plain & ~shapely.intersects(shape, shapely.box(*np.where(plain[:, None], bounds, 0).T))
+            if apart.all():
+                break
+            blocks = parts[~apart]
+        (x, y), (right, bottom) = blocks[:, :2].min(axis=0).tolist(), blocks[:, 2:].max(axis=0).tolist()
         return Window.of((0, y, x), (1, bottom - y, right - x))
 
     def inside(self, shape: Any, near: NDArray[np.int64], window: Window) -> NDArray[np.bool_]:
@@ -247,7 +258,7 @@ def _ground(shapes: list[Any], crs: CRS) -> list[float]:
     """
     left, bottom, right, top = shapely.bounds(shapes[0])
     fine = shapely.segmentize(np.array(shapes, dtype=object), max(right - left, top - bottom) / _EDGES)
-    to_area = _to_area(crs, (left + right) / 2, (bottom + top) / 2)
+    to_area = _to_area(crs, round((left + right) / 2, -_NEAR), round((bottom + top) / 2, -_NEAR))
     moved = shapely.transform(fine, lambda xy: np.stack(to_area.transform(*xy.T), axis=1))
     areas: list[float] = shapely.area(moved if np.isfinite(shapely.get_coordinates(moved)).all() else fine).tolist()
     return areas

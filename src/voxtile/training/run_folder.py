@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,12 @@ class RunFolder:
         """
         folder = cls(root / f"{name}-{recipe.identity[:8]}", recipe)
         if not (folder.path / "recipe.json").exists():
-            for other in sorted(root.glob(f"*-{recipe.identity[:8]}/recipe.json")):
-                if cls(other.parent).read("recipe.json", "identity")["identity"] == recipe.identity:
-                    folder = cls(other.parent, recipe)
+            # <data set>-<network>-s<seed>, of which the network may be called otherwise; a folder that was moved away is another's.
+            pattern = f"{name.partition('-')[0]}-*-{name.rpartition('-')[2]}-{recipe.identity[:8]}"
+            for other in map(cls, sorted(root.glob(pattern))):
+                with suppress(RunError):  # what is damaged is none
+                    if other.read("recipe.json", "identity")["identity"] == recipe.identity and not (other.path / EXPORT).exists():
+                        folder = cls(other.path, recipe)
         if (folder.path / "recipe.json").exists():
             folder.check()
             known = folder.read("recipe.json", "identity")["identity"]
