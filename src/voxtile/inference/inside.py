@@ -93,7 +93,7 @@ class SceneCells:
     def box(self, shape: Any, near: NDArray[np.int64]) -> Window:
         """A part of the scene that holds all pixels of a polygon, see `folded`, which is near some blocks, by their numbers."""
         blocks = self.blocks[near]
-        while len(near) <= _FEW and not (leaf := _is_leaf(blocks)).all():
+        while len(near) <= _FEW and not (leaf := _is_leaf(blocks, _CELL)).all():
             parts = np.concatenate([blocks[leaf], _quartered(blocks[~leaf])])
             bounds = self._bounds(parts)
             plain = _known(bounds)
@@ -284,8 +284,8 @@ def _tiled(window: Window, side: int) -> Blocks:
     return np.stack([x, y, right, bottom], axis=1).astype(np.int64)
 
 
-def _is_leaf(blocks: Blocks) -> NDArray[np.bool_]:
-    return np.asarray((blocks[:, 2:] - blocks[:, :2]).max(axis=1, initial=0) <= _LEAF)
+def _is_leaf(blocks: Blocks, side: int = _LEAF) -> NDArray[np.bool_]:
+    return np.asarray((blocks[:, 2:] - blocks[:, :2]).max(axis=1, initial=0) <= side)
 
 
 def _quartered(blocks: Blocks) -> Blocks:
