@@ -307,7 +307,7 @@ class SegmentationModule(lightning.LightningModule):
         seed = digest(self.seed, self.step, self.global_rank, "dropout")
         torch.manual_seed(seed >> 65)
         # Nothing of ours draws from these, but networks and losses of users may.
-        np.random.seed(seed >> 96)  # noqa: NPY002
+        np.random.seed(seed >> 96)  # noqa: NPY002  # it is this one that is drawn from
         random.seed(seed)
 
     def _set_rates(self, optimizer: Optimizer) -> float:
