@@ -7,7 +7,8 @@ decoding   the scene's blocks read once, with a thread for each processor
 encoding   what is done when all pixels are known: overviews, the Cloud-Optimized GeoTIFF, and reading it back
 voxtile    what `voxtile predict` does, as in bench/predicting.py, with as many windows in a forward pass as the passes alone have
 
-Networks: the one of bench/peers/network.py, and the default U-Net. Each way is taken twice, and the second time counts.
+Networks: the one of bench/peers/network.py, the default U-Net, and U-Net at the paper's width, of which the passes take longest. Each
+way is taken twice, and the second time counts.
 """
 
 import os
@@ -43,6 +44,7 @@ INTENSITY = Intensity((0.0,) * 4, (65535.0,) * 4, (MEAN,) * 4, (STD,) * 4)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "small": Small,
     "unet": lambda: UNet(in_channels=4, num_classes=CLASSES, width=0.25),
+    "wide": lambda: UNet(in_channels=4, num_classes=CLASSES, width=1.0),
 }
 
 

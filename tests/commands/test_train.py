@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -642,6 +644,45 @@ def test_measured_statistics_are_the_plain_means_over_the_streams_first_batches(
     assert voxtile("train", *words, "training.norm_statistics=3", f"trainer.precision={precision}", "augment=default").code == 0
     assert len(measured) == 2  # validations
     assert min(measured) > 1
+
+
+def test_training_passes_are_compiled_and_validations_are_not(
+    words: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        """Runs what was traced operation by operation, which changes no bit."""
+
+        def run(*given: torch.Tensor) -> object:
+            seen.append(torch.is_grad_enabled())
+            return graph.forward(*given)
+
+        return run
+
+    torch.compiler.reset()  # what was traced before may be of the same code
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    for name, words_of in (("plain", words), ("compiled", [*words, "training.compile=true"])):
+        assert voxtile("train", *words_of, "training.ema=0.9", f"paths.runs={tmp_path / name}").code == 0
+    assert seen == [True] * 6  # a pass for each step, none for validation
+    plain, compiled = (homes(tmp_path / name)[0] for name in ("plain", "compiled"))
+    assert plain.name != compiled.name
+    assert (plain / "metrics.csv").read_bytes() == (compiled / "metrics.csv").read_bytes()
+
+
+def test_a_network_that_cannot_be_compiled_is_one_paragraph(
+    short: list[str], voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        raise RuntimeError("no compiler was found\n\nSet TORCH_LOGS for more")
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    said = voxtile("train", *short, "training.compile=true")
+    assert said.code == 4
+    assert "(UNet) could not be compiled" in said.err
+    assert "no compiler was found. 'training.compile=true' needs a C++ compiler" in said.err
+    assert "TORCH_LOGS" not in said.err
 
 
 def test_patience_stops_when_the_score_stays(words: list[str], tmp_path: Path, voxtile: Command) -> None:

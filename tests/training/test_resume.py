@@ -13,6 +13,7 @@ from tests.testers.killing import MOMENTS
 from tests.testers.tiny import scene_words
 
 ROOT = Path(__file__).parents[2]
+slow = pytest.mark.slow
 
 
 def ends(starts: list[tuple[list[str], tuple[str, int] | None]]) -> list[int]:
@@ -33,9 +34,11 @@ def bits(runs: Path) -> dict[str, bytes]:
     return {name: (home / name).read_bytes() for name in names}
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_a_run_killed_at_ten_moments_ends_in_the_same_bits(tmp_path: Path, workers: int) -> None:
-    words = [*scene_words(tmp_path), f"workers={workers}", "augment=strong", "model.dropout=0.2"]
+@pytest.mark.parametrize(
+    ("workers", "compiled"), [pytest.param(0, False, marks=slow), (2, False), pytest.param(2, True, marks=slow)]
+)
+def test_a_run_killed_at_ten_moments_ends_in_the_same_bits(tmp_path: Path, workers: int, compiled: bool) -> None:
+    words = [*scene_words(tmp_path), f"workers={workers}", "augment=strong", "model.dropout=0.2", f"training.compile={compiled}"]
     words += ["training.steps=24", "training.ema=0.9", "model._target_=tests.testers.noisy.Noisy", "trust=[tests.testers.noisy]"]
     chance = random.Random(workers)
     moments = [(name, chance.randint(1, 2)) for name in MOMENTS]

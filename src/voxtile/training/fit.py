@@ -172,6 +172,8 @@ class Reporter(lightning.Callback):
         """Shows the bar."""
         assert isinstance(pl_module, SegmentationModule)
         self.task = self.bar.add_task("training", total=pl_module.settings.steps, completed=pl_module.step, loss="")
+        if pl_module.settings.compile:
+            self.console.print("compiling the network: the first step takes longer, often a minute", highlight=False)
         self.bar.start()
 
     def on_train_batch_end(

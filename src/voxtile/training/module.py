@@ -6,6 +6,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -24,6 +25,7 @@ from voxtile.errors import ConfigError, RunError, did_you_mean, listed
 from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import ScoreMap, logits_of, score_maps
 from voxtile.training import sharding
+from voxtile.training.compiling import compiled
 from voxtile.training.losses import Loss, surrogate
 from voxtile.training.schedules import Schedule
 from voxtile.training.scores import CaseConfusion, summarise
@@ -97,6 +99,8 @@ class SegmentationModule(lightning.LightningModule):
         self.channels_last = settings.channels_last and self.planar and all(p.ndim < 5 for p in network.parameters())
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        # Validation judges by the network as it is, like `evaluate`: kernels that are compiled round otherwise.
+        self.trained = compiled(network) if settings.compile else partial(logits_of, network)
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
         counted = ("missed/", "false_alarm/", "undefined/")  # of these, less is better
         scores = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background, self.regions)
@@ -246,7 +250,7 @@ class SegmentationModule(lightning.LightningModule):
         optimizer.zero_grad()
         total, done = self._first_look(parts), torch.zeros((), device=self.device)
         for part, target in parts:
-            maps = score_maps(logits_of(self.network, part))
+            maps = score_maps(self.trained(part))
             statistics = self._statistics(maps, target)
             done = done + statistics.detach()
             if total is None:
@@ -329,7 +333,7 @@ class SegmentationModule(lightning.LightningModule):
             for norm in norms:
                 norm.momentum = 0.0
             for part, target in parts:
-                total = total + self._statistics(score_maps(logits_of(self.network, part)), target)
+                total = total + self._statistics(score_maps(self.trained(part)), target)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self._seed_dropout()

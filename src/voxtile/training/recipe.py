@@ -55,6 +55,7 @@ CONTENTS: Mapping[str, str] = {"model": "weights", "data.scene": "area"}
 # field -> the value that stood for it before it existed
 ADDED: Mapping[str, Any] = {
     "training.norm_statistics": None,
+    "training.compile": False,
     "training.minutes": None,
     "trainer.sync_batchnorm": False,
     "data.scene": None,

@@ -23,6 +23,7 @@ class Settings:
         patience: validations without a better score after which training stops; None for never.
         monitor: name of the score that chooses the best weights; larger is better.
         channels_last: memory order of the network's inputs and weights (2D).
+        compile: whether training passes go through `torch.compile`.
         groups: learning rates of named parameters, see `parameter_groups`.
         norm_statistics: batches of the sample stream's beginning, without augmentation, over which batch normalisation's
             statistics are measured anew before each validation, as SegNet's authors do; None keeps the running averages.
@@ -39,6 +40,7 @@ class Settings:
     patience: int | None = None
     monitor: str = "dice"
     channels_last: bool = True
+    compile: bool = False
     groups: list[Any] = field(default_factory=list)
     norm_statistics: int | None = None
     minutes: float | None = None
