@@ -22,19 +22,23 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Any]:
     Raises:
         RunError: When it is called, where the network cannot be compiled.
     """
-    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes a second to import
 
+    # Else PyTorch would go on without kernels after eight of them, and in a new process count anew.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     passes = torch.compile(partial(logits_of, network), dynamic=False)
 
     def logits(image: Tensor) -> Any:
         try:
             return passes(image)
-        except TorchDynamoException as error:
-            what = str(error).partition("\n\n")[0]  # hints for those who work on PyTorch follow
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            what = reason(RuntimeError(str(error).partition("\n\n")[0]))  # hints for those who work on PyTorch follow
+            if isinstance(error, FailOnRecompileLimitHit):
+                what = "it asks for another kernel again and again, as networks do that draw numbers in Python"
             raise RunError(
-                f"The network ({type(network).__name__}) could not be compiled: {reason(RuntimeError(what))}. "
-                "'training.compile=true' needs a C++ compiler, such as g++, where the run trains, and a network that torch.compile "
-                "takes. Install one, or leave 'training.compile' out."
+                f"The network ({type(network).__name__}) could not be compiled: {what}. 'training.compile=true' needs a C++ "
+                "compiler, such as g++, where the run trains, and a network that torch.compile takes. Install one, or leave "
+                "'training.compile' out."
             ) from error
 
     return logits
