@@ -1,5 +1,6 @@
 """One pass over a case against brute force, what its digests depend on, and the cache of surveys."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -154,6 +155,32 @@ def test_the_sample_of_a_big_case_is_thinned_evenly(folder, monkeypatch):
     monkeypatch.setattr(module, "MOST_PIXELS", 1000)
     found = survey(open_case(folder), CLASSES)
     assert 500 < found.sample.shape[1] <= 1000
+
+
+@pytest.mark.parametrize("width", [63, 64, 65])
+def test_the_sample_shows_all_columns_however_long_rows_are(tmp_path, monkeypatch, width):
+    monkeypatch.setattr(module, "MOST_PIXELS", 64)
+    columns = np.broadcast_to(np.arange(width, dtype=np.int16), (64, width))  # about one pixel of each row is sampled
+    write(tmp_path / "a.tif", columns[None])
+    found = survey(Case("a", "a", GeoTiffSource([tmp_path / "a.tif"])), 1, label=False).sample[0]
+    assert len(found) in (63, 64, 65)
+    assert abs(found.mean() - (width - 1) / 2) < 5 * width / math.sqrt(12 * len(found))
+    assert len(set(found.tolist())) > 30
+
+
+def test_of_few_pixels_that_hold_data_some_are_sampled(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_PIXELS", 2)
+    pixels = np.zeros((1, 40, 40), dtype=np.int16)
+    pixels[0, 7, 9] = 5
+    write(tmp_path / "a.tif", pixels, nodata=0)
+    assert survey(Case("a", "a", GeoTiffSource([tmp_path / "a.tif"])), 1, label=False).sample.tolist() == [[5]]
+
+
+def test_a_case_whose_sample_lay_elsewhere_has_another_fingerprint(folder, monkeypatch):
+    case = open_case(folder, nodata=0)
+    before = fingerprint([case], {"a": survey(case, CLASSES)})
+    monkeypatch.setattr(module, "MOST_PIXELS", 100)
+    assert fingerprint([case], {"a": survey(case, CLASSES)}) != before
 
 
 def test_of_a_huge_case_only_some_blocks_of_the_image_are_read(folder, monkeypatch, label):

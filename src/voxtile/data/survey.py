@@ -27,7 +27,7 @@ from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import ReadAhead
 from voxtile.data.rng import digest, generator
 
-VERSION = 6  # part of the cache's key: raise it when what a survey holds or how it is made changes
+VERSION = 7  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
 MOST_LOCATIONS = 4096  # per class; more of large cases, see `most_locations`
@@ -50,7 +50,7 @@ class Survey:
         pixels: pixels in the case.
         valid: share of the sampled pixels that hold data.
         locations: per class, (z, y, x) of evenly drawn pixels of those that `counts` counts, int32 [m, 3]; all or `most_locations`.
-        sample: about 200000 evenly spaced pixels that hold data, in the case's data type [C, n].
+        sample: about 200000 pixels that hold data, evenly spread, in the case's data type [C, n].
     """
 
     image_digest: str
@@ -116,7 +116,7 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
             array, valid = pixels
             if not moved:
                 _add(image_hash, array, valid)
-            sample.append(array.reshape(len(array), -1)[:, np.flatnonzero(valid)[::every]])
+            sample.append(array.reshape(len(array), -1)[:, _spread(np.flatnonzero(valid), every, number)])
             seen, held = seen + part.pixels, held + int(valid.sum())
         if label:
             classes = case.read_label(part)
@@ -133,6 +133,15 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
 def _chosen(parts: Sequence[Window]) -> set[Window]:
     """The blocks in which an image is read."""
     return {parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_IMAGE_BLOCKS)).astype(int))}
+
+
+def _spread(places: NDArray[np.int64], every: int, number: int) -> NDArray[np.int64]:
+    """One of each `every` places, at random: at fixed steps all may lie in one column, where rows are as long as the steps."""
+    if every == 1:
+        return places
+    first = np.arange(0, len(places), every)
+    lengths = np.minimum(every, len(places) - first)
+    return places[first + generator(0, number, "sample").integers(lengths)]
 
 
 def _begun_hash(case: Case) -> hashlib._Hash:
@@ -287,7 +296,9 @@ def fingerprint(cases: Sequence[Case], surveys: Mapping[str, Survey]) -> str:
 
 
 def _row(case: Case, found: Survey) -> tuple[object, ...]:
-    row = (case.id, case.grid.spacing, case.grid.unit, found.image_digest, found.label_digest)
-    # Of large cases fewer places were kept once, and the same seed drew others among them.
-    most = most_locations(found.pixels)
-    return row if most == MOST_LOCATIONS else (*row, most)
+    row: tuple[object, ...] = (case.id, case.grid.spacing, case.grid.unit, found.image_digest, found.label_digest)
+    # Cases were surveyed otherwise once, and came to other numbers: of large ones fewer places were kept, and of all that are not
+    # small the intensity sample lay at fixed steps.
+    if (most := most_locations(found.pixels)) > MOST_LOCATIONS:
+        row = (*row, most)
+    return row if found.pixels <= MOST_PIXELS else (*row, "spread")
