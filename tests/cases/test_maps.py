@@ -5,24 +5,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from unittest.mock import Mock, patch
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from tests.testers.formats import file_size_limit
 from voxtile.cases import maps
-from voxtile.cases.maps import (
-    BusyError,
-    MapSpec,
-    MapWriter,
-    alone,
-    atomic_text,
-    atomic_write,
-    default_colors,
-    discard_half,
-    discard_probabilities,
-)
+from voxtile.cases.atomic import BusyError
+from voxtile.cases.maps import MapSpec, MapWriter, discard_probabilities
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -144,7 +135,8 @@ def test_a_map_that_is_being_written_is_nobody_elses(tmp_path):
         code = """
 import sys
 from pathlib import Path
-from voxtile.cases.maps import BusyError, MapSpec, MapWriter
+from voxtile.cases.atomic import BusyError
+from voxtile.cases.maps import MapSpec, MapWriter
 try:
     MapWriter(Path(sys.argv[1]) / "map.npy", (2, 6, 8), MapSpec(("a", "b"), key="one"), None)
 except BusyError:
@@ -268,24 +260,6 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
         opened(tmp_path / "file")
 
 
-def test_text_is_replaced_whole(tmp_path):
-    for text in ("first", "zweites"):
-        atomic_text(tmp_path / "new" / "a.txt", text)
-        assert (tmp_path / "new" / "a.txt").read_text() == text
-    with pytest.raises(OSError, match="too large"), file_size_limit(3):
-        atomic_text(tmp_path / "new" / "a.txt", "third text")
-    assert (tmp_path / "new" / "a.txt").read_text() == "zweites"
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
-
-
-@pytest.mark.parametrize("count", [1, 3, 10, 40])
-def test_default_colours_are_as_many_as_asked_for_and_distinct(count):
-    colors = default_colors(count)
-    assert len(set(colors)) == len(colors) == count
-    assert all(0 <= value < 256 for color in colors for value in color)
-    assert default_colors(50)[:count] == colors
-
-
 def test_what_a_killed_process_has_left_of_a_heatmap_is_taken_away_and_nothing_else(tmp_path):
     heat, heat8 = MapSpec(("a", "b"), heatmap=True), MapSpec(("a", "b"), heatmap=True, stored="uint8")
     for name, spec in {
@@ -308,29 +282,3 @@ def test_what_a_killed_process_has_left_of_a_heatmap_is_taken_away_and_nothing_e
     for name in names:
         discard_probabilities(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["map.tif.journal", "map.tif.part", "unknown.tif.part"]
-
-
-def test_who_is_alone_writes_under_one_name_and_takes_away_what_was_left(tmp_path):
-    path, made = tmp_path / "a_instances.tif", []
-
-    def killed(making):
-        made.append(making)
-        for name in (making.name, f"{making.name}-journal", f"{making.stem}.rows.tif"):
-            making.with_name(name).write_text("half")
-        raise KeyboardInterrupt
-
-    for _ in range(2):
-        with alone(), patch.object(maps, "_remove"), pytest.raises(KeyboardInterrupt):
-            atomic_write(path, killed)
-    with pytest.raises(KeyboardInterrupt):
-        atomic_write(path, killed)
-    assert [making.name == ".making.a_instances.tif" for making in made] == [True, True, False]
-    made[2].with_name(f"{made[2].name}-journal").unlink()
-    made[2].with_name(f"{made[2].stem}.rows.tif").unlink()
-    assert len(list(tmp_path.iterdir())) == 3
-    (tmp_path / "a_instances.tif.part").write_text("of a map with this name")
-    discard_half(path)
-    assert len(list(tmp_path.iterdir())) == 4
-    (tmp_path / "a_instances.tif.part").unlink()
-    discard_half(path)
-    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,8 @@ from PIL import Image
 from tests.testers.formats import FormatTester, few
 from voxtile.cases import pictures
 from voxtile.cases.case import Case, Labels
-from voxtile.cases.maps import MapSpec, default_colors
+from voxtile.cases.colors import default_colors
+from voxtile.cases.maps import MapSpec
 from voxtile.cases.pictures import PictureSource, natural_key
 from voxtile.cases.window import Window
 from voxtile.errors import DataError

@@ -587,7 +587,7 @@ def test_a_full_disk_while_a_map_is_finished(scene_run: Run, tmp_path, voxtile, 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("voxtile.cases.maps._publish", full)
+    monkeypatch.setattr("voxtile.cases.maps.publish", full)
     source = images(scene_run.folder) / "s0.tif"
     refused(
         voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}"), 3, "No space left on device"

@@ -23,7 +23,7 @@ from tests.commands.conftest import Command, Run
 from tests.testers.composing import ROOT
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
-from voxtile.cases import maps, vector_files
+from voxtile.cases import atomic, maps, vector_files
 from voxtile.commands import results
 from voxtile.training.objects import object_scores, summarise_objects
 
@@ -341,8 +341,8 @@ def test_nothing_is_left_of_results_that_a_killed_command_was_making(
 ) -> None:
     words = [*finished, "instances=true", "polygons=gpkg"]
     with monkeypatch.context() as patch:  # as where it is killed
-        patch.setattr(maps, "_publish", Mock(side_effect=KeyboardInterrupt))
-        patch.setattr(maps, "_remove", lambda path: None)
+        patch.setattr(atomic, "publish", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(atomic, "remove", lambda path: None)
         assert voxtile(*words).code == 130
     left = [path.name for path in (tmp_path / "maps").glob(".*")]
     assert len(left) == 1

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.maps import HALF, atomic_text, atomic_write
+from voxtile.cases.atomic import HIDDEN_NAME, atomic_text, atomic_write
 from voxtile.errors import ConfigError, DataError, reason, size
 
 CODE_VERSION = 1  # raise it whenever a decoder's output changes
@@ -187,7 +187,7 @@ def trim(folder: Path, names: re.Pattern[str], keep: Path, most: int) -> bool:
 def _written(folder: Path, names: re.Pattern[str]) -> Iterator[tuple[Path, os.stat_result]]:
     """Files in `folder`, which need not exist, whose whole names match, and half ones of such that a killed process has left."""
     for file in folder.glob("*"):
-        half = re.match(HALF, file.name)
+        half = re.match(HIDDEN_NAME, file.name)
         if names.fullmatch(file.name, half.end() if half else 0):
             with contextlib.suppress(FileNotFoundError):  # another process deletes it, or gives it its name, at the same time
                 status = file.stat()

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.case import IGNORE, Case, Labels, Source
+from voxtile.cases.colors import default_colors
 from voxtile.cases.groups import Grouping
 from voxtile.cases.layouts import CaseFiles, Layout
-from voxtile.cases.maps import default_colors
 from voxtile.cases.regions import regions_of
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxtile.cases.atomic import atomic_write, rows_of
 from voxtile.cases.case import Source
-from voxtile.cases.maps import atomic_write, rows_of
 from voxtile.cases.volume_files import is_itk
 from voxtile.cases.window import Window
 

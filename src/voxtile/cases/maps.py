@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import io
 import json
 import math
 import os
-import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxtile.cases.atomic import BusyError, claimed, hidden_name, publish, remove, replaced_name, side_file, stable_names
 from voxtile.cases.window import Size3, Window
 from voxtile.errors import DataError, reason
 
@@ -70,13 +66,7 @@ class MapSpec:
 Finish = Callable[[NDArray[Any], Path], None]
 _CHUNK = 2**20  # bytes that are filled at once
 SYNC = 0.25  # seconds for which windows may wait for the disk
-HALF = r"\.([0-9]+)-[0-9]+\."  # how the name of a file that is being made begins, with its process; see `_beside`
-_ALONE: ContextVar[bool] = ContextVar("alone", default=False)  # see `alone`
 STEPS = 254  # of a probability that is stored in 8 bits; 255 stands where nothing was judged
-
-
-class BusyError(DataError):
-    """Another process is writing the map."""
 
 
 class MapWriter:
@@ -100,8 +90,8 @@ class MapWriter:
         self._synced = -math.inf  # when they last had
         self._part = side_file(path)
         self._journal = _journal_of(path)
-        with alone():
-            self._making, self._old = _beside(path), _old(path)
+        with stable_names():
+            self._making, self._old = hidden_name(path), replaced_name(path)
         self._changed = path.with_name(f".changed.{path.name}")
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
         try:
@@ -218,8 +208,8 @@ class MapWriter:
         Raises:
             DataError: It could not be written; the side files stay.
         """
-        _remove(self._making)
-        _remove(self._old)
+        remove(self._making)
+        remove(self._old)
         try:
             self._sync()
             side = self._mapped(self._part)
@@ -228,12 +218,12 @@ class MapWriter:
                 side = self._mapped(self._changed)
             self._finish(side, self._making)
         except BaseException as error:
-            _remove(self._making)
+            remove(self._making)
             if isinstance(error, OSError):
                 raise self._failed(error) from error
             raise
         finally:
-            _remove(self._changed)
+            remove(self._changed)
         self._made = True
 
     def _mapped(self, file: Path) -> NDArray[Any]:
@@ -251,8 +241,8 @@ class MapWriter:
         if not self._made:
             self.make()
         try:
-            with alone():
-                _publish(self._making, self.path)
+            with stable_names():
+                publish(self._making, self.path)
         except OSError as error:
             raise self._failed(error) from error
         self.discard()
@@ -260,7 +250,7 @@ class MapWriter:
 
     def discard(self) -> None:
         """Ends without a map; nothing is left of it."""
-        _remove(self._making)
+        remove(self._making)
         self._journal.unlink()
         self._part.unlink()  # last, and with it the lock: from now on what lies there may be another process's
         self._release()
@@ -276,7 +266,7 @@ class MapWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._file.closed:
-            _remove(self._making)
+            remove(self._making)
             with suppress(OSError):  # what is not in the journal is made again
                 self._sync()
         self._release()
@@ -284,34 +274,6 @@ class MapWriter:
     def _release(self) -> None:
         self._log.close()
         self._file.close()
-
-
-def claimed(side: Path, path: Path) -> io.FileIO:
-    """A side file of `path`, made where it is not there, open and locked; the system forgets the lock of a process that died.
-
-    Raises:
-        BusyError: Another process holds it.
-    """
-    while True:
-        file = io.FileIO(os.open(side, os.O_RDWR | os.O_CREAT, 0o666), "r+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), side.stat()):
-                return file
-        except FileNotFoundError:  # the other process has just finished and taken its side file away
-            pass
-        except BlockingIOError as error:
-            file.close()
-            raise BusyError(
-                f"{path} is being written by another process. Wait for it; or let several processes share a folder's work "
-                "with 'share=true'."
-            ) from error
-        file.close()
-
-
-def side_file(path: Path) -> Path:
-    """Where the pixels of a map lie until it is finished."""
-    return path.with_name(path.name + ".part")
 
 
 def _journal_of(path: Path) -> Path:
@@ -330,11 +292,11 @@ def discard_probabilities(path: Path) -> None:
         with claimed(side, path), journal.open(encoding="utf-8") as lines:
             head = json.loads(lines.readline())
             if head["shape"][0] > 1 or np.dtype(head["dtype"]).kind == "f":
-                with alone():
-                    making = _beside(path)
+                with stable_names():
+                    making = hidden_name(path)
                 # What GDAL reads a scene's map from lies beside it.
                 for each in (making, *(making.with_name(f"{making.stem}.{kind}") for kind in ("work", "vrt"))):
-                    _remove(each)
+                    remove(each)
                 journal.unlink()
                 side.unlink()
     except (BusyError, OSError, ValueError, KeyError, TypeError):  # in use, or nobody knows what it is
@@ -346,108 +308,3 @@ def write_at(file: int, data: bytes, at: int) -> None:
     while data:
         written = os.pwrite(file, data, at)
         data, at = data[written:], at + written
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Has hidden names be the same in every process, for who holds a lock and takes away what a killed one has left."""
-    token = _ALONE.set(True)
-    try:
-        yield
-    finally:
-        _ALONE.reset(token)
-
-
-def discard_half(path: Path) -> None:
-    """Takes away what a process that was killed while it was `alone` has left of a file, and what SQLite puts beside it.
-
-    Where a map of this name is unfinished, the hidden file is the map's, and may be in use.
-    """
-    if side_file(path).exists():
-        return
-    with alone():
-        making = _beside(path)
-    beside = (making.with_name(f"{making.name}-{kind}") for kind in ("journal", "wal", "shm"))
-    for each in (making, *beside, rows_of(making)):
-        _remove(each)
-
-
-def rows_of(making: Path) -> Path:
-    """Where the rows of a scene's object numbers lie until `making` is made of them."""
-    return making.with_name(f"{making.stem}.rows.tif")
-
-
-def _beside(path: Path) -> Path:
-    """A hidden name beside `path` for what is being made; the suffix stays last, since libraries choose the format by it."""
-    if _ALONE.get():
-        return path.with_name(f".making.{path.name}")
-    return path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
-
-
-def _old(path: Path) -> Path:
-    if _ALONE.get():
-        return path.with_name(f".replaced.{path.name}")
-    return path.with_name(f".{os.getpid()}-{threading.get_ident()}.replaced.{path.name}")
-
-
-def _publish(making: Path, path: Path, sync: bool = True) -> None:
-    """Moves a finished file or folder, synced if asked for, under its name, where it takes the place of an older one."""
-    if sync:
-        for file in making.iterdir() if making.is_dir() else (making,):
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-    if making.is_dir() and path.is_dir():  # a folder can only take the place of an empty one
-        old = _old(path)
-        path.replace(old)
-        making.replace(path)
-        _remove(old)
-    else:
-        making.replace(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Gives an error of the operating system the file that it is about: a disk that is full does not say what it was for."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def atomic_write(path: Path, write: Callable[[Path], object], sync: bool = True) -> None:
-    """Lets `write` make a file beside `path`, syncs it and moves it under its name; on failure nothing is left.
-
-    Without `sync`, which is for files that can be made again and are seen to be damaged, a machine that stops may leave a half one.
-    """
-    making = _beside(path)
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(making)
-            _publish(making, path, sync)
-        finally:
-            _remove(making)
-
-
-def atomic_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` so that a kill leaves either the old file or the new one."""
-    atomic_write(path, lambda making: making.write_text(text, encoding="utf-8"))
-
-
-def default_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """`count` distinguishable colours; the first is near black so that a background class recedes."""
-    base = (
-        (32, 32, 32), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
-        (0, 114, 178), (213, 94, 0), (204, 121, 167), (153, 153, 153), (120, 80, 40),
-    )  # fmt: skip  # Okabe and Ito's palette, which colour-blind readers can tell apart
-    more = [np.random.default_rng(seed).integers(40, 256, 3) for seed in range(count - len(base))]
-    return (*base[:count], *((int(red), int(green), int(blue)) for red, green, blue in more))

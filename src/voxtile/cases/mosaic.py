@@ -16,8 +16,8 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
+from voxtile.cases.atomic import atomic_text
 from voxtile.cases.cache import cache_folder
-from voxtile.cases.maps import atomic_text
 from voxtile.cases.raster import band_names, open_raster
 from voxtile.errors import DataError, reason
 

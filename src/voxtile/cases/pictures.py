@@ -20,8 +20,9 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from voxtile.cases.cache import cached_array
 from voxtile.cases.case import IGNORE, Source
+from voxtile.cases.colors import default_colors
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, plain_affine
-from voxtile.cases.maps import MapSpec, MapWriter, default_colors
+from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Size3, Window
 from voxtile.errors import DataError, listed, reason
 

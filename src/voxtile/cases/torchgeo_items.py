@@ -15,11 +15,11 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
+from voxtile.cases.atomic import atomic_write
 from voxtile.cases.cache import cache_folder
 from voxtile.cases.case import Source
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.layouts import CaseFiles
-from voxtile.cases.maps import atomic_write
 from voxtile.errors import DataError, listed, reason
 
 

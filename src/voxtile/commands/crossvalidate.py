@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voxtile.cases.maps import atomic_text
+from voxtile.cases.atomic import atomic_text
 from voxtile.commands.evaluate import (
     asks_for_search,
     cases_of,

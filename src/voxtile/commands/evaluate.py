@@ -70,7 +70,7 @@ def refuse_shared_search(config: Mapping[str, Any], processes: int) -> None:
 def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     from dataclasses import asdict
 
-    from voxtile.cases.maps import atomic_text
+    from voxtile.cases.atomic import atomic_text
     from voxtile.commands.crf import search_crf, search_of
     from voxtile.commands.measures import measures_of
     from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
@@ -275,7 +275,7 @@ def write_scores(
 
     import numpy as np
 
-    from voxtile.cases.maps import atomic_text
+    from voxtile.cases.atomic import atomic_text
     from voxtile.cases.regions import structures_of
     from voxtile.commands.tables import print_scores, print_volumes
     from voxtile.errors import counted, listed

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def export(config: Mapping[str, Any]) -> int:
     """Exports the run that the configuration names."""
-    from voxtile.cases.maps import atomic_text
+    from voxtile.cases.atomic import atomic_text
     from voxtile.commands.bundle import describe
     from voxtile.commands.console import console
     from voxtile.commands.evaluate import prepared_for

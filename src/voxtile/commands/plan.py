@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
 def make_plan(config: Mapping[str, Any]) -> int:
     """Writes an experiment for the data set that the configuration names."""
-    from voxtile.cases.maps import atomic_text
+    from voxtile.cases.atomic import atomic_text
     from voxtile.cases.windowing import Windowing
     from voxtile.commands.assemble import prepare_data
     from voxtile.commands.build import parts

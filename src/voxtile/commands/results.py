@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.cases.maps import alone, claimed, discard_half
+from voxtile.cases.atomic import claimed, discard_half, stable_names
 from voxtile.cases.provenance import tags_of
 from voxtile.commands.words import quoted, word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
@@ -252,7 +252,7 @@ class Results:
             return []
         file = lacking[0]
         try:
-            with _noted(path) as note, alone():
+            with _noted(path) as note, stable_names():
                 for each in self._files(path).values():
                     discard_half(each)
                 missing = {kind: each for kind, each in wanted.items() if not each.exists()}
@@ -309,7 +309,7 @@ class Results:
                 found, case, making, self.dataset.colors, self.rgb, self.dataset.background
             )
         if "itksnap" in missing:
-            from voxtile.cases.maps import atomic_text
+            from voxtile.cases.atomic import atomic_text
 
             makers["itksnap"] = lambda making: atomic_text(making, label_descriptions(self.dataset))
         return {kind: make for kind, make in makers.items() if kind in missing}

@@ -544,7 +544,7 @@ def _write_best(trial: FrozenTrial, name: str, fixed: Sequence[str], place: Path
     """Writes a trial's settings as an experiment's configuration."""
     from omegaconf import OmegaConf
 
-    from voxtile.cases.maps import atomic_text
+    from voxtile.cases.atomic import atomic_text
 
     groups = [path for path in trial.params if path in compose.groups_of("train")]
     settings = OmegaConf.create({})

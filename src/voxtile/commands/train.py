@@ -225,7 +225,7 @@ def _train(
 ) -> None:  # fmt: skip
     from omegaconf import OmegaConf
 
-    from voxtile.cases.maps import atomic_text
+    from voxtile.cases.atomic import atomic_text
     from voxtile.commands.parents import learned_from
     from voxtile.commands.ranks import train_in_processes
     from voxtile.errors import RunError, counted

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.cases.maps import atomic_text
+from voxtile.cases.atomic import atomic_text
 from voxtile.commands.children import order_of
 from voxtile.commands.compose import STOPPED
 from voxtile.commands.own import blaming

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from voxtile.cases.atomic import atomic_write
 from voxtile.cases.case import IGNORE, Case
-from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import ReadAhead
 from voxtile.data.rng import digest, generator

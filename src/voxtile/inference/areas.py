@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.area import exchanged_shapes
+from voxtile.cases.atomic import atomic_write
 from voxtile.cases.grid import Grid
-from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 from voxtile.inference.finished import FinishedMap

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from voxtile.cases.atomic import side_file
 from voxtile.cases.case import Case
-from voxtile.cases.maps import MapSpec, side_file
+from voxtile.cases.maps import MapSpec
 from voxtile.cases.raster import BLOCK_CACHE
 from voxtile.cases.window import Size3
 from voxtile.data.normalise import Intensity

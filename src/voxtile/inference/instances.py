@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.maps import atomic_write
+from voxtile.cases.atomic import atomic_write
 from voxtile.cases.window import Window
 from voxtile.inference.components import Components
 from voxtile.inference.finished import FinishedMap

@@ -21,8 +21,8 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
+from voxtile.cases.atomic import atomic_write
 from voxtile.cases.grid import Grid
-from voxtile.cases.maps import atomic_write
 from voxtile.errors import reason
 from voxtile.inference.degrees import Degrees
 from voxtile.inference.finished import FinishedMap

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from voxtile.cases.atomic import atomic_write
 from voxtile.cases.case import IGNORE, Case
 from voxtile.cases.grid import Grid
-from voxtile.cases.maps import atomic_write
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
 from voxtile.inference.colours import as_rgb, painted, visible

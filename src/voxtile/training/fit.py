@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from voxtile.cases.maps import atomic_write
+from voxtile.cases.atomic import atomic_write
 from voxtile.cases.tiling import Tile, tiles
 from voxtile.data.batches import collate
 from voxtile.data.datamodule import VoxtileData

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from voxtile.cases.maps import naming
+from voxtile.cases.atomic import naming
 from voxtile.errors import RunError
 
 HEADER = "step,name,value\n"

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from voxtile.cases.maps import HALF, atomic_text
+from voxtile.cases.atomic import HIDDEN_NAME, atomic_text
 from voxtile.errors import RunError, listed, reason
 from voxtile.training.recipe import VERSION, Recipe
 
@@ -232,7 +232,7 @@ class RunFolder:
     def _clear(self) -> None:
         """Takes away what killed processes were writing, but not evaluations, which need no lease and may come from elsewhere."""
         for half in self.path.rglob(".*-*.*"):
-            known = re.match(HALF, half.name)
+            known = re.match(HIDDEN_NAME, half.name)
             if known is None or half.is_relative_to(self.path / "evaluations") or not half.is_file():
                 continue
             # This process is only about to train: a half file with its number is an earlier one's, as in a container begun anew.

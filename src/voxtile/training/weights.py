@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from voxtile.cases.maps import atomic_write
+from voxtile.cases.atomic import atomic_write
 from voxtile.errors import RunError, reason
 from voxtile.models.network import second_names
 
