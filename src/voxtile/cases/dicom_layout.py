@@ -13,7 +13,8 @@ from voxtile.cases.case import Source
 from voxtile.cases.dicom import DicomSource, files_at
 from voxtile.cases.dicom_headers import Header, headers
 from voxtile.cases.layouts import CaseFiles, FolderLayout, Layout
-from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed
+from voxtile.errors import ConfigError, DataError, counted, listed
+from voxtile.values import refuse_unknown
 
 SEGMENTATION = "seg"
 _RULE = ("modality", "description")
@@ -71,11 +72,7 @@ class DicomLayout(Layout):
         self.series = {str(name): dict(rule or {}) for name, rule in (series or {"image": {}}).items()}
         self.case, self.labels, self.unlabelled = case, labels, unlabelled
         for name, rule in self.series.items():
-            if unknown := [key for key in rule if key not in _RULE]:
-                raise ConfigError(
-                    f"'data.layout.series.{name}' takes no '{unknown[0]}'.{did_you_mean(unknown[0], _RULE)} It takes "
-                    f"{listed(_RULE)}."
-                )
+            refuse_unknown(f"data.layout.series.{name}", rule, _RULE)
             try:
                 re.compile(str(rule.get("description", "")))
             except re.error as error:

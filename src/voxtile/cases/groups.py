@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv as csvfile
-import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from voxtile.cases.formula import NEGATIVE, Expression, Grammar, Operand
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason, typed
+from voxtile.values import is_number, refuse_unknown
 
 Rule = Callable[[str, Mapping[str, str]], str]  # (case id, fields of its name) -> group
 
@@ -50,16 +50,14 @@ class Grouping:
             ConfigError: A setting is unknown or wrong, or several rules are given.
         """
         known = ("pattern", "expression", "csv", "key", "column", "delimiter", "place")
-        if unknown:
-            name = next(iter(unknown))
-            raise ConfigError(f"'data.group.{name}' is unknown; a group rule takes {listed(known)}.{did_you_mean(name, known)}")
+        refuse_unknown("data.group", unknown, known)
         given = {"pattern": pattern, "expression": expression, "csv": csv}
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) > 1:
             raise ConfigError(f"'data.group' gives {' and '.join(chosen)}, and a group follows from one rule. Keep one of them.")
         if len(delimiter) != 1:
             raise ConfigError(f"'data.group.delimiter={delimiter}' must be one character, such as ',' or ';'.")
-        if place is not None and (isinstance(place, bool) or not isinstance(place, int | float) or not 0 <= place < math.inf):
+        if place is not None and not is_number(place, 0):
             raise ConfigError(
                 f"'data.group.place={place}' must be a distance in metres: scenes less than so far apart are one group, at 0 those "
                 "that overlap. Type, for example, 'data.group.place=500'."

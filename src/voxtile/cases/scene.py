@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from voxtile.cases.bands import PRESETS, Derived, Mask
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+from voxtile.values import is_number, is_whole, refuse_unknown
 
 RESAMPLINGS = ("bilinear", "cubic", "nearest")
 Bounds = tuple[float, float, float, float]
@@ -58,11 +58,7 @@ class Scene:
             ConfigError: A key is unknown or a value wrong.
         """
         given = {key: value for key, value in (settings or {}).items() if value is not None}
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in given if key not in known]:
-            raise ConfigError(
-                f"'data.scene' takes no '{unknown[0]}'.{did_you_mean(str(unknown[0]), known)} It takes {listed(known, 20)}."
-            )
+        refuse_unknown("data.scene", given, [field.name for field in fields(cls)])
         parsers: Mapping[str, Callable[[Any], Any]] = {
             "resolution": _resolution, "resampling": _resampling, "decibel": _names, "derived": _derived, "masks": _masks,
             "scale": lambda value: _by_band("scale", value), "offset": lambda value: _by_band("offset", value), "area": _area,
@@ -92,12 +88,8 @@ def _wrong(key: str, value: object, expected: str) -> ConfigError:
     return ConfigError(f"'data.scene.{key}={value}' must be {expected}.")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _resolution(value: Any) -> float:
-    if not _is_number(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise _wrong("resolution", value, "a number of metres above 0, for example 20")
     return float(value)
 
@@ -110,7 +102,7 @@ def _resampling(value: Any) -> str:
 
 def _by_band(key: str, value: Any) -> tuple[tuple[str, float], ...]:
     pairs = dict(value) if isinstance(value, Mapping) else {"": value}
-    if not pairs or not all(_is_number(number) for number in pairs.values()) or (key == "scale" and 0 in pairs.values()):
+    if not pairs or not all(is_number(number) for number in pairs.values()) or (key == "scale" and 0 in pairs.values()):
         what = "a number other than 0" if key == "scale" else "a number"
         raise _wrong(key, value, f"{what}, or one for each band as in {{B04: {'0.0001' if key == 'scale' else '-1000'}}}")
     return tuple((str(band), float(number)) for band, number in pairs.items())
@@ -147,7 +139,7 @@ def _mask(each: Mapping[str, Any], example: str) -> Mask:
         return Mask(str(each["band"]), **PRESETS[each["preset"]])
     kind = "values" if "values" in each else "bits"
     numbers = each[kind]
-    whole = isinstance(numbers, Sequence) and bool(numbers) and all(type(number) is int for number in numbers)
+    whole = isinstance(numbers, Sequence) and bool(numbers) and all(map(is_whole, numbers))
     if not whole or (kind == "bits" and not all(0 <= number < 32 for number in numbers)):
         raise _wrong(f"masks.{kind}", numbers, "a list of whole numbers" + (" from 0 to 31" if kind == "bits" else ""))
     return Mask(str(each["band"]), **{kind: tuple(numbers)})
@@ -156,7 +148,7 @@ def _mask(each: Mapping[str, Any], example: str) -> Mask:
 def _area(value: Any) -> str | Bounds:
     if isinstance(value, str):
         return value
-    if isinstance(value, list | tuple) and len(value) == 4 and all(_is_number(number) for number in value):
+    if isinstance(value, list | tuple) and len(value) == 4 and all(is_number(number) for number in value):
         left, bottom, right, top = (float(number) for number in value)
         if -180 <= left <= 180 and -180 <= right <= 180 and left != right and -90 <= bottom < top <= 90:
             return left, bottom, right, top

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from voxtile.errors import ConfigError, did_you_mean, listed
+from voxtile.errors import ConfigError, listed
+from voxtile.values import is_number, is_whole, refuse_unknown
 
 VECTOR_SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".parquet")
 REST = "*"  # as an attribute value: every other one, and none at all
@@ -50,10 +51,7 @@ class VectorSettings:
         Raises:
             ConfigError: A key is unknown, or a value is of the wrong kind.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in given if key not in known]:
-            hint = did_you_mean(str(unknown[0]), known)
-            raise ConfigError(f"'data.vectors' takes no '{unknown[0]}'.{hint} It takes {listed(known, 20)}.")
+        refuse_unknown("data.vectors", given, [field.name for field in fields(cls)])
         parsers = {"values": _values, "outside": _stored, "priority": _priority, "buffer": _length, "border": _length}
         switches = ("all_touched", "repair", "empty")
         parsed: dict[str, Any] = {
@@ -69,7 +67,7 @@ class VectorSettings:
         """Refuses stored values that `data.labels`, which maps `named`, does not know.
 
         Raises:
-            ConfigError: There is one.
+            ConfigError: A stored value is not in `data.labels`.
         """
         uses = {"outside": [self.outside], "priority": list(self.priority), "values": [stored for _, stored in self.values]}
         for key, used in uses.items():
@@ -111,7 +109,7 @@ def _switch(key: str, value: Any) -> bool:
 
 
 def _length(key: str, value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e7:
+    if is_number(value, 0) and value < 1e7:
         return float(value)
     unit = "metres" if key == "buffer" else "pixels"
     raise ConfigError(f"'data.vectors.{key}={value}' must be a number of {unit}, 0 or more.")
@@ -120,7 +118,7 @@ def _length(key: str, value: Any) -> float:
 def _stored(key: str, value: Any) -> Stored:
     if value == "ignore":
         return None
-    if isinstance(value, int) and not isinstance(value, bool):
+    if is_whole(value):
         return value
     raise ConfigError(f"'data.vectors.{key}' holds '{value}'. Expected stored label values: whole numbers, or 'ignore'.")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from voxtile.cases.window import Size3
 from voxtile.errors import ConfigError, listed
+from voxtile.values import is_whole
 
 AXES = ("z", "y", "x")
 # Axis of slices -> where each axis (z, y, x) of arrays turned along it comes from.
@@ -36,13 +37,13 @@ class Windowing:
         Raises:
             ConfigError: A value is out of range, or boxes were given what only slices have.
         """
-        if not isinstance(size, list) or len(size) not in (2, 3) or not all(_is_count(side, 1) for side in size):
+        if not isinstance(size, list) or len(size) not in (2, 3) or not all(is_whole(side, 1) for side in size):
             raise ConfigError(
                 f"'data.window={size}' must be [height, width] or [depth, height, width] in pixels, for example [96,96]."
             )
         if axis not in AXES:
             raise ConfigError(f"'data.axis={axis}' is no axis of a volume; choose from {listed(AXES)}.")
-        if not _is_count(neighbours, 0) or neighbours > MOST_NEIGHBOURS:
+        if not is_whole(neighbours, 0) or neighbours > MOST_NEIGHBOURS:
             raise ConfigError(
                 f"'data.neighbours={neighbours}' must be a whole number from 0 to {MOST_NEIGHBOURS}: slices on each side."
             )
@@ -62,7 +63,3 @@ class Windowing:
     def axis_of(self, name: str) -> str:
         """What an axis of the volume, "z", "y" or "x", is called in windows, where slices lie across the first one."""
         return AXES[ORDERS[self.axis].index(AXES.index(name))]
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
