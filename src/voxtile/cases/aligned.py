@@ -22,11 +22,12 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
+from voxtile.cases.cache import stamp_of
 from voxtile.cases.cells import CELLS, put_together
 from voxtile.cases.copying import Copies, Pixels
 from voxtile.cases.grid import Grid, StoredGrid, WorkingGrid
 from voxtile.cases.longitudes import TURN, TURNS, east_end
-from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid, stamp
+from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid
 from voxtile.cases.remote import raise_failed_request
 from voxtile.cases.window import Window
 from voxtile.errors import DamagedError, DataError, counted, reason
@@ -144,7 +145,7 @@ class AlignedFile:
             DataError: The file does not overlap the grid, or has no CRS by which it could be placed.
         """
         self._path, self._onto, self._label = path, onto, label
-        self._key = str(path), stamp(path)
+        self._key = str(path), stamp_of(path)  # no open handle of a file that was replaced since is used
         flagged = any(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
         # Beside a nodata value, and in other types than GDAL expects of it, GDAL's own masks pass over an alpha band.
         alpha = [number for number, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from voxtile.cases.cache import Stamp, stamp_of
 from voxtile.cases.grid import Grid
 from voxtile.cases.scene import Bounds
 from voxtile.cases.window import Window
@@ -120,7 +121,7 @@ def _of_bounds(bounds: Bounds) -> Areas:
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, stamp: int) -> Areas:
+def _read(path: Path, stamp: Stamp) -> Areas:
     from voxtile.cases.vector_files import read_areas
 
     try:
@@ -135,4 +136,4 @@ def _of_file(path: Path) -> Areas:
             f"The area {path.absolute()} (data.scene.area) does not exist. Name a vector file, by its whole path or from the "
             "folder in which the command is given, or [left, bottom, right, top]."
         )
-    return _read(path, path.stat().st_mtime_ns)
+    return _read(path, stamp_of(path))

@@ -32,10 +32,11 @@ _MUCH = 1_000_000_000  # bytes from which on it is said how many they are
 _MOST_OPEN = 64  # a memory map keeps its file descriptor
 _ARRAYS = re.compile(r"[0-9a-f]{64}\..+\.v[0-9]+\.npy")  # what `cached_array` calls its files, of all versions
 _ABANDONED = 86_400.0  # seconds in which nothing was written to a half file, after which nobody will
-_HASHES: dict[tuple[Path, int, int, int], str] = {}
+_HASHES: dict[tuple[Path, Stamp], str] = {}
 _FRESH = 1.0  # seconds after which it is asked again whether one of several files has changed
 _MAPPED: OrderedDict[Path, NDArray[Any]] = OrderedDict()
 _LOCK = threading.Lock()
+Stamp = tuple[int, int, int]  # see `stamp_of`
 Known = dict[tuple[Path, ...], tuple[float, str]]  # files -> when they were looked at, and the hash of what they held
 
 
@@ -43,6 +44,15 @@ def cache_folder() -> Path:
     """The cache folder: `VOXTILE_CACHE` of the environment, else ~/.cache/voxtile."""
     given = os.environ.get("VOXTILE_CACHE")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "voxtile"
+
+
+def stamp_of(path: Path) -> Stamp:
+    """A file's size in bytes and when its content and its inode changed: they change when the file does.
+
+    The second time notices a file put in place with an old modification time, as `cp -p` does.
+    """
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def content_hash(path: Path, folder: Path | None = None) -> str:
@@ -57,12 +67,10 @@ def content_hash(path: Path, folder: Path | None = None) -> str:
     """
     path = path.absolute()
     try:
-        status = path.stat()
-        # The change time notices a file put in place with an old modification time, as `cp -p` does.
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        key = (path, stamp[0], stamp[1], stamp[2])
+        stamp = stamp_of(path)
+        key = (path, stamp)
         if key not in _HASHES:
-            _HASHES[key] = _remembered(path, stamp, (folder or cache_folder()) / "hashes")
+            _HASHES[key] = _remembered(path, list(stamp), (folder or cache_folder()) / "hashes")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}.") from error
     return _HASHES[key]

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from pydicom import Dataset, config, dcmread
 from pydicom.uid import UID
 
+from voxtile.cases.cache import Stamp, stamp_of
 from voxtile.errors import DataError, counted, listed, reason
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # bits or fractions; a number a pixel
@@ -160,15 +161,14 @@ def read_header(path: Path) -> Header | None:
         DataError: See `headers`.
     """
     try:
-        status = path.stat()
+        stamp = stamp_of(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}.") from error
-    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return _read_header(path, stamp, os.environ.get("VOXTILE_DICOM_KEY"))
 
 
 @lru_cache(maxsize=100_000)
-def _read_header(path: Path, stamp: tuple[int, int, int], key: str | None) -> Header | None:
+def _read_header(path: Path, stamp: Stamp, key: str | None) -> Header | None:
     try:
         with path.open("rb") as file:
             file.seek(128)

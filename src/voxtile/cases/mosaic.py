@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
 from voxtile.cases.atomic import atomic_text
-from voxtile.cases.cache import cache_folder
+from voxtile.cases.cache import cache_folder, stamp_of
 from voxtile.cases.raster import band_names, open_raster
 from voxtile.errors import DataError, reason
 
@@ -104,7 +104,7 @@ def mosaic(paths: Sequence[Path], name: str) -> Path:
     tiles = [_Tile.of(path) for path in paths]
     places = _places(tiles)
     text = ElementTree.tostring(_vrt(tiles, places), encoding="unicode")
-    stamps = [(status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in (tile.path.stat() for tile in tiles)]
+    stamps = [stamp_of(tile.path) for tile in tiles]
     key = hashlib.sha256(f"{text}{stamps}".encode()).hexdigest()[:16]
     words = [tile.path.name.split(".")[0].split("_") for tile in tiles]
     shared = [word for word in dict.fromkeys(words[0]) if all(word in each for each in words)]

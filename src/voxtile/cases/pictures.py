@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
-from voxtile.cases.cache import cached_array
+from voxtile.cases.cache import Stamp, cached_array, stamp_of
 from voxtile.cases.case import IGNORE, Source
 from voxtile.cases.colors import default_colors
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, plain_affine
@@ -44,7 +44,7 @@ class _Slice:
 
     path: Path
     page: int
-    stamp: int  # the file's modification time: a replaced file is not taken for the one decoded before
+    stamp: Stamp  # a replaced file is not taken for the one decoded before
 
     def __str__(self) -> str:
         return f"{self.path} (page {self.page + 1})" if self.page else str(self.path)
@@ -110,7 +110,7 @@ class PictureSource(Source):
             if image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 self._notes.append(f"{path} asks viewers to turn it (EXIF orientation); its pixels are read as they are stored.")
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            stamp = path.stat().st_mtime_ns
+            stamp = stamp_of(path)
             return [(_Slice(path, page, stamp), _kind(image, path, page, self._label)) for page in range(pages)]
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

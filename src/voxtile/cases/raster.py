@@ -72,12 +72,6 @@ def plain_allowed() -> Iterator[None]:
         yield
 
 
-def stamp(path: Path) -> int:
-    """Changes when the file does: no open handle of a file that was replaced since is used."""
-    status = path.stat()
-    return hash((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-
-
 def band_names(dataset: rasterio.DatasetReader, path: Path) -> list[str]:
     """The descriptions of a file's bands, "" where there is none, or one that holds the file's name, as some writers have it.
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from voxtile.cases.cache import cache_folder
+from voxtile.cases.cache import Stamp, cache_folder, stamp_of
 from voxtile.errors import DataError, reason
 
 MOST_BANDS = 2000
@@ -62,12 +62,11 @@ def check_files(path: Path) -> None:
         for each in (path, *sources):
             _check_beside(each)
         for each in sources:
-            status = each.stat()
-            _check_source(each, status.st_size, status.st_mtime_ns)
+            _check_source(each, stamp_of(each))
 
 
 @cache
-def _check_source(path: Path, size: int, changed: int) -> None:
+def _check_source(path: Path, stamp: Stamp) -> None:
     """Looks at the header of a file that a VRT names, once: GDAL opens it by itself, when it is read from."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

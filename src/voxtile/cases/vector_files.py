@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pyproj import CRS
 from pyproj.exceptions import CRSError
 
+from voxtile.cases.cache import Stamp, stamp_of
 from voxtile.cases.shared import Shared
 from voxtile.cases.vector_settings import REST, Stored, VectorSettings, as_text
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, reason
@@ -36,7 +37,7 @@ _KINDS = {
     ".parquet": (b"PAR1", "Parquet"),
 }
 _SIDE_FILES = (".shx", ".dbf", ".prj", ".cpg")  # of a Shapefile
-Stamps = tuple[tuple[Path, int, int], ...]
+Stamps = tuple[tuple[Path, Stamp], ...]
 _TYPABLE = re.compile(r"[\w/+.%@?|*-]+(?: +[\w/+.%@?|*-]+)*", re.ASCII)  # keys that Hydra's grammar has: quoted ones it has not
 _NAMED = 3  # shapes that a note or an error names
 _MOST_POINTS = 20_000_000  # vertices of the files kept in memory; a million small polygons have 7 million and take 0.7 GB
@@ -113,7 +114,7 @@ def stamps_of(path: Path) -> Stamps:
         DataError: It is not there.
     """
     try:
-        return tuple((each, each.stat().st_mtime_ns, each.stat().st_size) for each in files_of(path))
+        return tuple((each, stamp_of(each)) for each in files_of(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}. Expected a vector file there.") from error
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from voxtile.cases.atomic import atomic_write
+from voxtile.cases.cache import stamp_of
 from voxtile.cases.case import IGNORE, Case
 from voxtile.cases.window import Size3, Window
 from voxtile.data.batches import ReadAhead
@@ -221,16 +222,11 @@ class _Locations:
 def _key(case: Case, num_classes: int, label: bool) -> str:
     """Changes whenever the survey could: the files by size and time of change, the channels, the label's meaning."""
     files = [*case.image.files, *(case.labels.source.files if case.labels and label else ())]
-    stamps = [(str(path.resolve()), path.stat().st_size, *_times(path)) for path in files]
+    stamps = [(str(path.resolve()), *stamp_of(path)) for path in files]
     meaning = sorted(case.labels.values.items()) if case.labels and label else ()
     settings = (case.image.key, case.labels.source.key if case.labels and label else "")
     text = digest(VERSION, stamps, case.channels, tuple(case.box), meaning, num_classes, settings)
     return f"{text:032x}"
-
-
-def _times(path: Path) -> tuple[int, int]:
-    """When content and inode changed; copying tools can set the first back, but not the second."""
-    return path.stat().st_mtime_ns, path.stat().st_ctime_ns
 
 
 def _save(found: Survey, path: Path) -> None:
