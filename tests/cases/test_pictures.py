@@ -4,16 +4,16 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from tests.testers.formats import FormatTester, few
+from tests.testers.formats import FormatTester
 from voxtile.cases import pictures
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.colors import default_colors
 from voxtile.cases.maps import MapSpec
-from voxtile.cases.pictures import PictureSource, natural_key
+from voxtile.cases.names import natural_key
+from voxtile.cases.pictures import PictureSource
+from voxtile.cases.shared import Shared
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -96,17 +96,6 @@ class TestPictureTooBigForMemory(PictureTester):
         source.read(Window(0, 0, 0, 1, 2, 2), (0,))
         monkeypatch.setattr(pictures, "_pixels", None)
         source.read(Window(0, 5, 5, 1, 2, 2), (0,))
-
-
-@few
-@given(st.lists(st.integers(0, 300), min_size=2, max_size=8, unique=True), st.booleans())
-def test_names_are_ordered_by_their_numbers(numbers, padded):
-    names = [f"Slice_{number:03d}_mask.png" if padded else f"Slice_{number}_mask.png" for number in numbers]
-    assert sorted(names, key=natural_key) == [name for _, name in sorted(zip(numbers, names, strict=True))]
-
-
-def test_names_that_begin_with_numbers_and_differ_in_case_can_be_compared():
-    assert sorted(["b", "10", "2a", "A2", "a10", "", "2"], key=natural_key) == ["", "2", "2a", "10", "A2", "a10", "b"]
 
 
 def test_jpeg_reads_as_pillow_decodes_it(tmp_path):
@@ -250,7 +239,7 @@ class TestVolumes:
         assert opened == ["s3.png", "s4.png"]
 
     def test_decoded_slices_are_kept_up_to_a_bound(self, tmp_path, opened, monkeypatch):
-        monkeypatch.setattr(pictures, "_SLICES", pictures._SliceCache(most_bytes=2 * 42))
+        monkeypatch.setattr(pictures, "_SLICES", Shared(2 * 42, lambda planes: planes.nbytes))
         source = PictureSource([save(tmp_path / f"s{z}.png", noise((7, 6), seed=z)) for z in range(3)])
         opened.clear()
         for z in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1, and 1 that of 2
@@ -258,7 +247,7 @@ class TestVolumes:
         assert opened == ["s0.png", "s1.png", "s2.png", "s1.png"]
 
     def test_a_slice_larger_than_the_bound_is_kept_alone(self, tmp_path, opened, monkeypatch):
-        monkeypatch.setattr(pictures, "_SLICES", pictures._SliceCache(most_bytes=1))
+        monkeypatch.setattr(pictures, "_SLICES", Shared(1, lambda planes: planes.nbytes))
         source = PictureSource([save(tmp_path / f"s{z}.png", noise((7, 6), seed=z)) for z in range(2)])
         opened.clear()
         for z in (0, 0, 1, 1, 0):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import struct
-import threading
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from voxtile.cases.case import IGNORE, Source
 from voxtile.cases.colors import default_colors
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, plain_affine
 from voxtile.cases.maps import MapSpec, MapWriter
+from voxtile.cases.shared import Shared
 from voxtile.cases.window import Size3, Window
 from voxtile.errors import DataError, listed, reason
 
@@ -30,12 +29,6 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _BIG = 64_000_000  # bytes of a decoded file above which it goes through the disk cache, not the memory of each process
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
-def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
-    """A sorting key by which numbers inside names count as numbers: "a_2" comes before "a_10"."""
-    words = re.split("([0-9]+)", name)
-    return tuple(int(word) if odd % 2 else word.lower() for odd, word in enumerate(words)), name
 
 
 @dataclass(frozen=True)
@@ -194,31 +187,7 @@ class PictureSource(Source):
         return list(self._notes)
 
 
-class _SliceCache:
-    """Keeps the decoded slices used last, up to `most_bytes` in all, for all threads of a process."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._left = most_bytes
-        self._slices: OrderedDict[object, NDArray[Any]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: object, decode: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The slice under `key`, decoded where it is not kept."""
-        with self._lock:
-            if key in self._slices:
-                self._slices.move_to_end(key)
-                return self._slices[key]
-        made = decode()
-        with self._lock:
-            if key not in self._slices:
-                self._slices[key] = made
-                self._left -= made.nbytes
-            while self._left < 0 and len(self._slices) > 1:
-                self._left += self._slices.popitem(last=False)[1].nbytes
-        return made
-
-
-_SLICES = _SliceCache(most_bytes=128_000_000)
+_SLICES: Shared[NDArray[Any]] = Shared(128_000_000, lambda planes: planes.nbytes)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class Shared(Generic[Value]):
         self._lock = threading.Lock()
         self._making: dict[Hashable, threading.Lock] = {}
         self._kept: OrderedDict[Hashable, Value] = OrderedDict()
+        self._total = 0  # units of what is kept
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Returns the value under `key`, calling `make` where there is none; an error of `make` is passed on."""
@@ -41,8 +42,11 @@ class Shared(Generic[Value]):
                     return self._kept[key]
             value = make()
             with self._lock:
+                if key in self._kept:  # given up meanwhile, and made by another thread, too
+                    self._total -= self._size(self._kept[key])
                 self._kept[key] = value
+                self._total += self._size(value)
                 self._making.pop(key, None)
-                while len(self._kept) > 1 and sum(map(self._size, self._kept.values())) > self.most:
-                    self._kept.popitem(last=False)
+                while len(self._kept) > 1 and self._total > self.most:
+                    self._total -= self._size(self._kept.popitem(last=False)[1])
         return value

@@ -41,7 +41,7 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
     """
     from voxtile.cases.dataset import SUFFIXES
     from voxtile.cases.layouts import CaseFiles
-    from voxtile.cases.pictures import natural_key
+    from voxtile.cases.names import natural_key
 
     suffixes = SUFFIXES[dataset.format]
     layout = dataset.layout

@@ -324,7 +324,8 @@ class Results:
             probable = SegmentationSource(heat, case.image, heat=True) if heat else None
             return FinishedMap(SegmentationSource(path, case.image, own=True), self.dataset.classes, probable)
         if self.dataset.format == "picture":
-            from voxtile.cases.pictures import PictureSource, natural_key
+            from voxtile.cases.names import natural_key
+            from voxtile.cases.pictures import PictureSource
 
             files = sorted(path.iterdir(), key=lambda file: natural_key(file.name)) if path.is_dir() else [path]
             return FinishedMap(PictureSource(files, label=True), self.dataset.classes)

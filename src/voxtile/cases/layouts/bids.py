@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxtile.cases.layouts.layout import CaseFiles, Layout
-from voxtile.cases.pictures import natural_key
+from voxtile.cases.names import natural_key
 from voxtile.errors import ConfigError, DataError, listed
 
 _ENDINGS = (".nii.gz", ".nii")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from voxtile.cases.layouts.layout import SPLITS, CaseFiles, Layout
-from voxtile.cases.pictures import natural_key
+from voxtile.cases.names import natural_key
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES
 from voxtile.errors import ConfigError, DataError, counted, listed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from voxtile.cases.layouts.layout import CaseFiles, Declared, Layout
-from voxtile.cases.pictures import natural_key
+from voxtile.cases.names import natural_key
 from voxtile.errors import DataError, counted, listed
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
