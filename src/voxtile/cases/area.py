@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from voxtile.cases.vector_files import Areas
 
 WORLD = "EPSG:4326"
-SNAP = 256  # parts of a pixel that corners are moved to: they are then exact in any window, and every window is cut from one whole
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def area_on(area: str | Bounds, grid: Grid) -> Area | None:
     import shapely
     from pyproj.exceptions import ProjError
 
-    from voxtile.cases.burn import Placed
+    from voxtile.cases.burn import UNIT, Placed
     from voxtile.cases.vector_grid import SceneGrid, unplaced
 
     assert grid.crs is not None
@@ -76,7 +75,8 @@ def area_on(area: str | Bounds, grid: Grid) -> Area | None:
         ) from error
     if not len(shapes):
         return None
-    shapes = shapely.transform(shapes, lambda points: np.round(points * SNAP) / SNAP)
+    # Corners are moved to where they are burnt: they are then exact in any window, and every window is cut from one whole.
+    shapes = shapely.transform(shapes, lambda points: np.round(points * UNIT) / UNIT)
     corners = shapely.total_bounds(shapes)
     size = grid.shape[:0:-1]
     low, high = (np.clip(edge, 0, size).astype(int) for edge in (np.floor(corners[:2]), np.ceil(corners[2:])))

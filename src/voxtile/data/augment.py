@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxtile.cases.window import Size3
+from voxtile.cases.windowing import AXES
 from voxtile.data.contrast import Contrast
 from voxtile.data.operation import Operation, Spacing
 from voxtile.data.rng import digest, generator
 from voxtile.data.warp import Affine, Elastic, resample, sampling_grid
 from voxtile.errors import ConfigError, did_you_mean
 
-AXES = ("z", "y", "x")
 # Quarter turns in (y, x) are flips of these axes, followed by a transposition for odd ones.
 _FLIPS_OF_TURNS: tuple[set[int], ...] = (set(), {2}, {1, 2}, {1})
 # What a data set without symmetry draws.

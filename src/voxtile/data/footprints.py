@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxtile.cases.area import WORLD
 from voxtile.cases.case import Case
 from voxtile.cases.grid import METRES_PER_DEGREE
 from voxtile.cases.longitudes import TURNS, beside
 
-WORLD = "EPSG:4326"
 _CORNERS = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=np.float64)  # in turn around the grid, in widths and heights
 _STEPS = 4  # points on each edge of an outline that is brought to another system, where straight edges become curves
 _POLAR = 75.0  # degrees of latitude beyond which longitudes tell little
