@@ -17,10 +17,10 @@ OPERATIONS = {
 
 
 def value(text, **names):
-    def leaf(found, variable):
-        return names[found] if variable else int(found)
+    def apply(name, parts):
+        return OPERATIONS[name](*(part.value for part in parts))
 
-    return Expression(text, "data.x", GRAMMAR).value(leaf, lambda name, parts: OPERATIONS[name](*(part.value for part in parts)))
+    return Expression(text, "data.x", GRAMMAR).value(int, lambda name: names[name], apply)
 
 
 @pytest.mark.parametrize("text", ["1 + 2 * b - -3", "twice(a) / (b - 1)", "least(a, 5, b) * 2", "(a < b) + 4", "a"])

@@ -73,14 +73,14 @@ class Derived:
     def __call__(self, layers: Mapping[str, Layer]) -> NDArray[np.float32]:
         """The formula's value of each pixel [h, w]; not finite where it has none, as after a division by zero."""
 
-        def leaf(found: object, variable: bool) -> Layer:
-            if variable or isinstance(found, str):
-                return layers[str(found)].astype(np.float32, copy=False)
-            assert isinstance(found, int | float)  # the grammar has no others
-            return np.float32(found)  # type: ignore[return-value]  # NumPy calculates with either
+        def band(name: str) -> Layer:
+            return layers[name].astype(np.float32, copy=False)
+
+        def literal(given: str | float) -> Layer:
+            return band(given) if isinstance(given, str) else np.float32(given)  # type: ignore[return-value]  # NumPy takes either
 
         with np.errstate(all="ignore"):
-            return np.asarray(_parsed(self.name, self.text).value(leaf, _apply), dtype=np.float32)
+            return np.asarray(_parsed(self.name, self.text).value(literal, band, _apply), dtype=np.float32)
 
 
 @cache

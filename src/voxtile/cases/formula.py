@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from voxtile.errors import ConfigError
 
@@ -97,23 +97,25 @@ class Expression(Generic[Value]):
 
     def value(
         self,
-        leaf: Callable[[object, bool], Value],
+        literal: Callable[[Any], Value],
+        variable: Callable[[str], Value],
         apply: Callable[[str, Sequence[Operand[Value]]], Value],
         node: ast.expr | None = None,
     ) -> Value:
         """What the expression comes to.
 
         Args:
-            leaf: takes a literal, or a variable's name where the second argument is true.
+            literal: takes a literal of a kind that the grammar has.
+            variable: takes a variable's name.
             apply: takes a sign, `NEGATIVE` or the name of a function, and its operands.
             node: a part of the expression; the whole of it where None.
         """
         node = self._tree if node is None else node
         match node:
-            case ast.Constant(value=literal):
-                return leaf(literal, False)
+            case ast.Constant(value=given):
+                return literal(given)
             case ast.Name(id=name):
-                return leaf(name, True)
+                return variable(name)
             case ast.Call(func=ast.Name(id=name), args=parts):
                 operation = name
             case ast.UnaryOp(operand=operand):
@@ -124,7 +126,7 @@ class Expression(Generic[Value]):
                 operation, parts = SIGNS[type(compared)], [left, right]
             case _:
                 raise AssertionError(f"{type(node).__name__} passed the allow-list")
-        return apply(operation, [Operand(self._written(part), self.value(leaf, apply, part)) for part in parts])
+        return apply(operation, [Operand(self._written(part), self.value(literal, variable, apply, part)) for part in parts])
 
     def error(self, what: str, hint: str = "") -> ConfigError:
         """The paragraph about this expression."""

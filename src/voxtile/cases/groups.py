@@ -130,12 +130,8 @@ class _Expression:
         if numbers:
             names["number"] = int(numbers[-1])
 
-        def leaf(found: object, variable: bool) -> int | str:
-            assert isinstance(found, int | str)  # the grammar has no others
-            return self._variable(str(found), names) if variable else found
-
         try:
-            return str(self._expression.value(leaf, self._apply))
+            return str(self._expression.value(lambda given: given, lambda name: self._variable(name, names), self._apply))
         except (ValueError, ZeroDivisionError) as error:
             raise DataError(
                 f"'data.group.expression={self._expression.text}' gives no group for case '{case_id}' with {names}: "

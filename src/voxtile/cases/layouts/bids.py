@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from voxtile.cases.layouts.layout import CaseFiles, Layout
@@ -90,9 +90,7 @@ class BidsLayout(Layout):
             if len(found) > 1:
                 raise self._several(files.id, found, f"mask: label-lesion_{wanted.suffix}")
             if found:
-                cases.append(
-                    CaseFiles(files.id, files.images, (found[0],), "", files.fields, (), None, files.channels, files.group)
-                )
+                cases.append(replace(files, labels=(found[0],)))
             else:
                 lacking.append(f"{files.id} (the mask '{self.mask}' in {self.derivative})")
         if lacking and not self.incomplete:

@@ -26,12 +26,11 @@ class CaseFiles:
         id: the case's name.
         images: one file; or the files whose bands or slices are stacked, in order.
         labels: the label's files, empty where there is none.
-        tiles: the files that the mosaics in `images` are put together of, empty where they are none.
         split: "train", "val", "test", or "" where the data set gives none.
         fields: what the patterns found in the names, for grouping.
-        sources: opens image and label where another library reads the files, or the image alone where the label is in `labels`,
-            from a nodata value that overrides theirs; None
-            where the data set's format says how to open them.
+        tiles: the files that the mosaics in `images` are put together of, empty where they are none.
+        sources: opens image and label (or the image alone, where `labels` holds the label) given a nodata value that overrides
+            the files'; None where `data.format` says how.
         channels: their names, where the data set gives them; else the files do.
         group: what must never be on both sides of a split, where the layout knows it and `data.group` has no rule.
     """
