@@ -26,7 +26,7 @@ WORLD = "EPSG:4326"
 
 
 @dataclass(frozen=True)
-class Area:
+class SceneArea:
     """Shapes on the grid of a scene.
 
     Attributes:
@@ -44,7 +44,7 @@ class Area:
         return np.asarray(self.shapes.burnt(window, all_touched=False) > 0)
 
 
-def area_on(area: str | Bounds, grid: Grid) -> Area | None:
+def area_on(area: str | Bounds, grid: Grid) -> SceneArea | None:
     """Lays an area over a scene.
 
     Args:
@@ -87,7 +87,7 @@ def area_on(area: str | Bounds, grid: Grid) -> Area | None:
         return None
     shapes = shapely.transform(shapes, lambda points: points - low)
     placed = Placed.of(shapes, np.ones(len(shapes), dtype=np.uint16), np.arange(len(shapes)))
-    return Area(Window.of((0, *low[::-1]), (1, *(high - low)[::-1])), placed, areas.notes)
+    return SceneArea(Window.of((0, *low[::-1]), (1, *(high - low)[::-1])), placed, areas.notes)
 
 
 def exchanged(area: str | Bounds, grid: Grid) -> str:

@@ -13,17 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 
-from voxtile.cases.dicom_headers import Frame, Pixels, headers, passed_over, read_header
-from voxtile.cases.dicom_headers import Header as FileHeader
+from voxtile.cases.dicom_headers import PIXEL_KEYWORDS, FileHeader, Frame, PixelFormat, headers, passed_over, read_header
 from voxtile.cases.grid import StoredGrid
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.volumes import TOLERANCE, Header, VolumeSource, stored_grid
+from voxtile.cases.volumes import LPS_TO_RAS, TOLERANCE, Header, VolumeSource, stored_grid, undecodable
 from voxtile.errors import DataError, counted, listed, reason
 
 _SAME_DIRECTION = 1e-3  # of a unit vector's component: scanners round them
 _SAME_PLACE = 0.01  # mm
 _TILTED = 0.1  # degrees
-TO_RAS = np.array([-1.0, -1.0, 1.0])  # DICOM's axes point left, posterior and superior
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Series:
     slices: tuple[tuple[int, int], ...]
     scales: tuple[tuple[float, float], ...]
     grid: StoredGrid
-    pixels: Pixels
+    pixels: PixelFormat
     notes: tuple[str, ...]
 
     @property
@@ -250,8 +248,9 @@ def _place(frames: Sequence[Frame], thickness: float, where: Path) -> tuple[NDAr
         _check_places([frames[index] for index in order], along, where)
         step = (positions[-1] - positions[0]) / (len(frames) - 1)
         notes += _check_line(positions, step, normal, max(frames[0].spacing), where)
+    columns = [row * frames[0].spacing[1], column * frames[0].spacing[0], step, positions[0]]
     affine = np.eye(4)
-    affine[:3] = np.stack([row * frames[0].spacing[1], column * frames[0].spacing[0], step, positions[0]], axis=1) * TO_RAS[:, None]
+    affine[:3] = np.stack(columns, axis=1) * LPS_TO_RAS[:, None]
     return affine, order, notes
 
 
@@ -323,19 +322,13 @@ def _check_line(
     return notes
 
 
-def _planes(path: Path, pixels: Pixels) -> NDArray[Any]:
+def _planes(path: Path, pixels: PixelFormat) -> NDArray[Any]:
     """The stored values of a file's frames [frame, row, column], without what other bits than the stored ones hold."""
-    keywords = (
-        "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
-        "PixelRepresentation", "NumberOfFrames", "PixelData", "PlanarConfiguration",
-    )  # fmt: skip
+    keywords = [*PIXEL_KEYWORDS, "PixelData", "PlanarConfiguration"]
     try:
-        planes: NDArray[Any] = dcmread(path, specific_tags=list(keywords)).pixel_array
+        planes: NDArray[Any] = dcmread(path, specific_tags=keywords).pixel_array
     except Exception as error:  # each decoder has errors of its own
-        raise DataError(
-            f"{path} could not be decoded: {reason(error)}. The file is probably cut off or damaged; fetch it again, or leave it "
-            "out (of a training by 'data.exclude=[…]')."
-        ) from error
+        raise undecodable(path, reason(error)) from error
     planes = planes.reshape(-1, *planes.shape[-2:])
     if planes.shape[1:] != (pixels.rows, pixels.columns):
         raise DataError(

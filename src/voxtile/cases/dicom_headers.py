@@ -26,7 +26,7 @@ _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
 _SEGMENTATION = "Segmentation Storage"
 _DIRECTORY = "1.2.840.10008.1.3.10"  # of a DICOMDIR
 _IDENTIFIERS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")  # leave this module as hashes only
-_PIXELS = (
+PIXEL_KEYWORDS = (
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "NumberOfFrames",
 )  # fmt: skip
@@ -40,7 +40,7 @@ _GEOMETRY = (
     "RescaleIntercept", "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 _READ = (
-    *_IDENTIFIERS, *_PIXELS, *_REPEATS, *_GEOMETRY, "SOPClassUID", "Modality", "SeriesDescription", "BurnedInAnnotation",
+    *_IDENTIFIERS, *PIXEL_KEYWORDS, *_REPEATS, *_GEOMETRY, "SOPClassUID", "Modality", "SeriesDescription", "BurnedInAnnotation",
     "ReferencedSeriesSequence",
 )  # fmt: skip
 # What brings a decoder for what pydicom cannot decode by itself.
@@ -73,7 +73,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelFormat:
     """How pixels are stored; the same in all slices of a volume."""
 
     rows: int
@@ -89,7 +89,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Header:
+class FileHeader:
     """What is kept of one file's header.
 
     Attributes:
@@ -120,7 +120,7 @@ class Header:
     kind: str
     unfit: str
     broken: str
-    pixels: Pixels | None
+    pixels: PixelFormat | None
     frames: tuple[Frame, ...]
     thickness: float
     burned: bool
@@ -138,7 +138,7 @@ def pseudonym(text: str) -> str:
     return hashlib.blake2b(text.encode(), key=hashlib.sha256(key).digest(), digest_size=6).hexdigest()
 
 
-def headers(paths: Iterable[Path]) -> tuple[list[Header], list[Path]]:
+def headers(paths: Iterable[Path]) -> tuple[list[FileHeader], list[Path]]:
     """The headers of DICOM files, and the files that are none, DICOMDIRs among them.
 
     Raises:
@@ -154,7 +154,7 @@ def headers(paths: Iterable[Path]) -> tuple[list[Header], list[Path]]:
     return found, others
 
 
-def read_header(path: Path) -> Header | None:
+def read_header(path: Path) -> FileHeader | None:
     """The header of a file, remembered until it changes; None where it is no DICOM.
 
     Raises:
@@ -168,7 +168,7 @@ def read_header(path: Path) -> Header | None:
 
 
 @lru_cache(maxsize=100_000)
-def _read_header(path: Path, stamp: Stamp, key: str | None) -> Header | None:
+def _read_header(path: Path, stamp: Stamp, key: str | None) -> FileHeader | None:
     try:
         with path.open("rb") as file:
             file.seek(128)
@@ -216,7 +216,7 @@ def in_silence() -> Iterator[None]:
             config.logger.removeFilter(refuse)
 
 
-def _header(path: Path, dataset: Dataset, left: int) -> Header:
+def _header(path: Path, dataset: Dataset, left: int) -> FileHeader:
     missing = [each for each in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID") if not dataset.get(each)]
     if missing:
         raise DataError(
@@ -237,7 +237,7 @@ def _header(path: Path, dataset: Dataset, left: int) -> Header:
             broken = str(error)
     study = pseudonym(dataset.StudyInstanceUID)
     references = [each for each in dataset.get("ReferencedSeriesSequence") or [] if "SeriesInstanceUID" in each]
-    return Header(
+    return FileHeader(
         path=path,
         instance=pseudonym(dataset.SOPInstanceUID),
         series=pseudonym(dataset.SeriesInstanceUID),
@@ -294,7 +294,7 @@ def _image_type(dataset: Dataset) -> list[str]:
     return [found] if isinstance(found, str) else [str(word) for word in found]
 
 
-def _pixels(path: Path, dataset: Dataset, left: int) -> Pixels:
+def _pixels(path: Path, dataset: Dataset, left: int) -> PixelFormat:
     """How the pixels are stored, of which `left` bytes lie in the file."""
     syntax, photometric = UID(dataset.file_meta.TransferSyntaxUID), str(dataset.PhotometricInterpretation)
     if "ModalityLUTSequence" in dataset:
@@ -303,7 +303,7 @@ def _pixels(path: Path, dataset: Dataset, left: int) -> Pixels:
         )
     try:
         allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-        pixels = Pixels(dataset.Rows, dataset.Columns, allocated, stored, dataset.PixelRepresentation == 1, photometric)
+        pixels = PixelFormat(dataset.Rows, dataset.Columns, allocated, stored, dataset.PixelRepresentation == 1, photometric)
     except AttributeError as error:
         raise DataError(
             f"{path} lacks {error.name}, without which pixels cannot be decoded. The file is probably damaged; fetch it again."
@@ -347,7 +347,7 @@ def _check_syntax(path: Path, syntax: UID) -> None:
 
 def _frames(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
     """The slices of an image, by its own header or by its functional groups."""
-    groups: Sequence[Dataset] = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    groups = functional_groups(dataset)
     if not groups:
         repeat = tuple((key, str(dataset[key].value)) for key in _REPEATS if key in dataset)
         slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
@@ -356,18 +356,26 @@ def _frames(path: Path, dataset: Dataset) -> tuple[Frame, ...]:
         raise DataError(
             f"{path} has {dataset.get('NumberOfFrames')} frames and describes {len(groups)} of them. It is damaged; fetch it again."
         )
+    return tuple(_grouped(path, number, its) for number, its in enumerate(groups))
+
+
+def functional_groups(dataset: Dataset) -> list[list[Dataset]]:
+    """The functional groups of each frame of an enhanced object: its own before those that all frames share."""
     shared: Sequence[Dataset] = dataset.get("SharedFunctionalGroupsSequence") or []
-    return tuple(_grouped(path, number, [group, *shared]) for number, group in enumerate(groups))
+    return [[own, *shared] for own in dataset.get("PerFrameFunctionalGroupsSequence") or []]
+
+
+def group_item(groups: Sequence[Dataset], sequence: str) -> Dataset | None:
+    """The item of a sequence in the first of a frame's functional groups that has one."""
+    found = (group[sequence] for group in groups if sequence in group)
+    return next((element.value[0] for element in found if element.VR == "SQ" and element.value), None)
 
 
 def _grouped(path: Path, number: int, groups: Sequence[Dataset]) -> Frame:
-    """One frame of an enhanced object by its functional groups, its own before those that all frames share."""
-    items = {
-        element.keyword: element.value[0] for group in reversed(groups) for element in group if element.VR == "SQ" and element.value
-    }
+    """One frame of an enhanced object by its functional groups."""
 
     def found(sequence: str, keyword: str) -> Any:
-        return items.get(sequence, Dataset()).get(keyword)
+        return (group_item(groups, sequence) or Dataset()).get(keyword)
 
     frame_type = found("CTImageFrameTypeSequence", "FrameType") or found("MRImageFrameTypeSequence", "FrameType") or []
     if "LOCALIZER" in frame_type:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from voxtile.cases.case import Source
 from voxtile.cases.dicom import DicomSource, files_at
-from voxtile.cases.dicom_headers import Header, headers
+from voxtile.cases.dicom_headers import FileHeader, headers
 from voxtile.cases.layouts import CaseFiles, FolderLayout, Layout
 from voxtile.errors import ConfigError, DataError, counted, listed
 from voxtile.values import refuse_unknown
@@ -21,10 +21,10 @@ _RULE = ("modality", "description")
 
 
 @dataclass(frozen=True)
-class _Series:
+class _FoundSeries:
     """The files of one series that hold slices of a volume, or are meant to."""
 
-    headers: tuple[Header, ...]
+    headers: tuple[FileHeader, ...]
 
     @property
     def uid(self) -> str:
@@ -90,7 +90,7 @@ class DicomLayout(Layout):
 
     def _find(self) -> list[CaseFiles]:
         found, others = headers(sorted(path for path in self.root.rglob("*") if path.is_file()))
-        studies: dict[str, list[Header]] = {}
+        studies: dict[str, list[FileHeader]] = {}
         for header in found:
             studies.setdefault(header.study, []).append(header)
         cases, missing = [], []
@@ -115,12 +115,12 @@ class DicomLayout(Layout):
                 )
         return sorted(cases, key=lambda case: case.id)
 
-    def _case(self, its: Sequence[Header], others: Sequence[Path]) -> CaseFiles | None:
+    def _case(self, its: Sequence[FileHeader], others: Sequence[Path]) -> CaseFiles | None:
         """The case of a study; None where it holds no volume. `others` are files that are no DICOM, which are noted."""
-        grouped: dict[str, list[Header]] = {}
+        grouped: dict[str, list[FileHeader]] = {}
         for header in its:
             grouped.setdefault(header.series, []).append(header)
-        volumes = [_Series(tuple(each)) for each in grouped.values() if not all(header.unfit for header in each)]
+        volumes = [_FoundSeries(tuple(each)) for each in grouped.values() if not all(header.unfit for header in each)]
         if not volumes:
             return None
         chosen = [self._chosen(name, rule, volumes) for name, rule in self.series.items()]
@@ -140,7 +140,7 @@ class DicomLayout(Layout):
         opener = partial(_opened, [files[0] + beside, *files[1:]], tuple(self.series))
         return CaseFiles(name, paths, label, fields=fields, sources=opener)
 
-    def _chosen(self, name: str, rule: Mapping[str, str], volumes: Sequence[_Series]) -> _Series:
+    def _chosen(self, name: str, rule: Mapping[str, str], volumes: Sequence[_FoundSeries]) -> _FoundSeries:
         """The series of a study that a rule means.
 
         Raises:
@@ -184,7 +184,7 @@ class DicomLayout(Layout):
             )
         return min(names)
 
-    def _label(self, its: Sequence[Header], chosen: set[str], name: str, folder: str) -> tuple[Path, ...]:
+    def _label(self, its: Sequence[FileHeader], chosen: set[str], name: str, folder: str) -> tuple[Path, ...]:
         """The label of a case, or nothing where there is none.
 
         Raises:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from pydicom import DataElement, Dataset, config, dcmread
 from pydicom.datadict import dictionary_VR
@@ -25,10 +24,10 @@ from pydicom.uid import generate_uid
 
 from voxtile import __version__
 from voxtile.cases.case import IGNORE, Source
-from voxtile.cases.dicom import TO_RAS, Series
-from voxtile.cases.dicom_headers import in_silence
+from voxtile.cases.dicom import Series
+from voxtile.cases.dicom_headers import PIXEL_KEYWORDS, functional_groups, group_item, in_silence
 from voxtile.cases.maps import STEPS, MapSpec, MapWriter
-from voxtile.cases.volumes import TOLERANCE, Header, VolumeSource
+from voxtile.cases.volumes import LPS_TO_RAS, TOLERANCE, Header, VolumeSource, to_stored, undecodable
 from voxtile.cases.window import Size3
 from voxtile.errors import DataError, reason
 
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
     import highdicom
 
 _READ = (
-    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "NumberOfFrames", "SegmentationType", "MaximumFractionalValue", "SharedFunctionalGroupsSequence",
+    *PIXEL_KEYWORDS, "SegmentationType", "MaximumFractionalValue", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 # Under these the map is filed: the patient's and the study's attributes that the standard asks for.
@@ -89,9 +87,7 @@ class SegmentationSource(VolumeSource):
         try:
             planes: NDArray[Any] = dataset.pixel_array if self._frames else np.empty(0)
         except Exception as error:  # each decoder has errors of its own
-            raise DataError(
-                f"{path} could not be decoded: {reason(error)}. The file is probably cut off or damaged; fetch it again."
-            ) from error
+            raise undecodable(path, reason(error)) from error
         planes = planes.reshape(len(self._frames), *self._image.shape[1:])
         kind, most = str(dataset.SegmentationType), int(dataset.get("MaximumFractionalValue") or 1)
         if self._heat:
@@ -166,7 +162,7 @@ def _placed(path: Path, dataset: Dataset, matrix: NDArray[np.float64], shape: Si
     corners = np.array([(x, y) for x in (0, width - 1) for y in (0, height - 1)], dtype=np.float64)
     inverse = np.linalg.inv(matrix)
     frames = []
-    for number, groups in enumerate(_groups(dataset)):
+    for number, groups in enumerate(functional_groups(dataset)):
         affine = _affine(path, groups)
         world = np.c_[corners, np.zeros(4), np.ones(4)] @ affine.T
         index = (np.c_[world, np.ones(4)] @ inverse.T)[:, :3]
@@ -178,25 +174,14 @@ def _placed(path: Path, dataset: Dataset, matrix: NDArray[np.float64], shape: Si
                 "voxels away at a corner. Expected a segmentation on the grid of its image; check that they belong together, or "
                 "resample one of them."
             )
-        identified = _item(groups, "SegmentIdentificationSequence")
+        identified = group_item(groups, "SegmentIdentificationSequence")
         frames.append((int(identified.ReferencedSegmentNumber) if identified else 1, z))
     return tuple(frames)
 
 
-def _groups(dataset: Dataset) -> Iterator[list[Dataset]]:
-    """The functional groups of each frame: its own, then those that all share."""
-    shared: Sequence[Dataset] = dataset.get("SharedFunctionalGroupsSequence") or []
-    for own in dataset.get("PerFrameFunctionalGroupsSequence") or []:
-        yield [own, *shared]
-
-
-def _item(groups: Sequence[Dataset], keyword: str) -> Dataset | None:
-    return next((group[keyword][0] for group in groups if group.get(keyword)), None)
-
-
 def _affine(path: Path, groups: Sequence[Dataset]) -> NDArray[np.float64]:
     """From (column, row, 0, 1) of a frame to mm towards right, anterior and superior [3, 4]."""
-    items = [_item(groups, f"{name}Sequence") or Dataset() for name in ("PlanePosition", "PlaneOrientation", "PixelMeasures")]
+    items = [group_item(groups, f"{name}Sequence") or Dataset() for name in ("PlanePosition", "PlaneOrientation", "PixelMeasures")]
     try:
         origin = np.array(items[0].ImagePositionPatient, dtype=np.float64)
         directions = np.array(items[1].ImageOrientationPatient, dtype=np.float64)
@@ -204,7 +189,7 @@ def _affine(path: Path, groups: Sequence[Dataset]) -> NDArray[np.float64]:
     except AttributeError as error:
         raise DataError(f"{path} does not say where its frames lie in the patient. Expected a segmentation of a volume.") from error
     affine = np.stack([directions[:3] * columns, directions[3:] * rows, np.zeros(3), origin], axis=1)
-    return np.asarray(affine * TO_RAS[:, None])
+    return np.asarray(affine * LPS_TO_RAS[:, None])
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -263,10 +248,9 @@ def open_segmentation(path: Path, spec: MapSpec, series: Series, shape: Size3, t
         spec = replace(spec, stored="uint8")  # which is how the file stores them
     with _refused(series):  # now, and not when all is predicted
         _empty_heat(replace(spec, classes=spec.classes[:1]), series, "")
-    back = ornt_transform(axcodes2ornt("RAS"), turn)
 
     def finish(array: NDArray[Any], making: Path) -> None:
-        stored = apply_orientation(array.transpose(3, 2, 1, 0), back).transpose(3, 2, 1, 0)  # (channel, z, y, x)
+        stored = to_stored(array, turn).transpose(3, 2, 1, 0)  # (channel, z, y, x)
         write = _write_heat if spec.heatmap else _write_classes
         with _refused(series):
             write(stored, making, spec, series)
@@ -321,11 +305,11 @@ def _write_heat(stored: NDArray[Any], making: Path, spec: MapSpec, series: Serie
     segmentation.Rows, segmentation.Columns = stored.shape[2:]
     inverse = np.linalg.inv(series.grid.matrix)
     with tempfile.TemporaryFile(dir=making.parent) as file:
-        for groups in _groups(segmentation):
-            segment, position = (_item(groups, f"{name}Sequence") for name in ("SegmentIdentification", "PlanePosition"))
+        for groups in functional_groups(segmentation):
+            segment, position = (group_item(groups, f"{name}Sequence") for name in ("SegmentIdentification", "PlanePosition"))
             assert segment is not None  # highdicom writes both
             assert position is not None
-            z = int(np.rint(inverse[2, :3] @ (TO_RAS * np.array(position.ImagePositionPatient, dtype=float)) + inverse[2, 3]))
+            z = int(np.rint(inverse[2, :3] @ (LPS_TO_RAS * np.array(position.ImagePositionPatient, dtype=float)) + inverse[2, 3]))
             plane = stored[segment.ReferencedSegmentNumber - 1, z]
             file.write(np.where(plane == IGNORE, 0, plane).astype(np.uint8).tobytes())
         if file.tell() % 2:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
 from voxtile.cases.aligned import AlignedFile, OnTarget, Target, is_sentinel
-from voxtile.cases.area import Area, area_on, exchanged
+from voxtile.cases.area import SceneArea, area_on, exchanged
 from voxtile.cases.bands import Derived, Layer, decibel
 from voxtile.cases.case import Source, distinct_names, everywhere
 from voxtile.cases.cog import write_cog
@@ -169,7 +169,7 @@ class GeoTiffSource(Source):
         """See `Source.files`; a VRT is made of others."""
         return (*self.paths, *(each for path in self.paths if path.suffix.lower() == ".vrt" for each in sources_of(path)))
 
-    def _worked_out(self, dataset: rasterio.DatasetReader) -> tuple[Target, Area | None]:
+    def _worked_out(self, dataset: rasterio.DatasetReader) -> tuple[Target, SceneArea | None]:
         """The working grid, and the area on it."""
         target = Target.of(self.path, dataset, self.scene.resolution)
         if self.scene.area is None:

@@ -83,9 +83,10 @@ def _scene(slabs: Slabs, source: Source, making: Path) -> None:
 
 def _volume(slabs: Slabs, source: Source, making: Path) -> None:
     import nibabel as nib
-    from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+    from nibabel.orientations import io_orientation
 
     from voxtile.cases.dicom_seg import SegmentationSource
+    from voxtile.cases.volumes import to_stored
 
     whole = _whole(slabs, source, np.uint32)
     if is_itk(source.path):
@@ -101,12 +102,11 @@ def _volume(slabs: Slabs, source: Source, making: Path) -> None:
     else:
         image = nib.load(source.path)
         affine = image.affine
-    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(affine))
     header = image.header.copy()
     header.set_data_dtype(np.uint32)
     header.extensions[:] = []  # they name classes
     header["descrip"] = b"voxtile objects; 0 is none"
-    nib.save(type(image)(apply_orientation(whole.transpose(2, 1, 0), back), affine, header), making)
+    nib.save(type(image)(to_stored(whole[None], io_orientation(affine))[..., 0], affine, header), making)
 
 
 def _pages(slabs: Slabs, source: Source, making: Path) -> None:

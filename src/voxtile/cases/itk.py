@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  # as its own documentation calls it
-from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 
 from voxtile.cases.itk_header import read_header
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.volumes import Header, VolumeSource, check_gzip, stored_grid
+from voxtile.cases.volumes import LPS_TO_RAS, Header, VolumeSource, check_gzip, stored_grid, to_stored, undecodable
 from voxtile.errors import DataError, reason
 
 ABOUT = "voxtile"  # the metadata key of what a map says of itself
@@ -32,7 +31,6 @@ _DTYPES = {
     }.items()
 }  # fmt: skip
 _NUMPY = {getattr(sitk, name): np.dtype(dtype) for name, dtype in _DTYPES.items()}
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point left, posterior and superior
 
 
 class ItkSource(VolumeSource):
@@ -71,9 +69,9 @@ class ItkSource(VolumeSource):
                 f"{text.data or path} could not be decoded: it holds {text.stored:,} bytes of voxels, and {wanted:,} are "
                 "announced. The file is cut off; fetch it again, or leave it out (of a training by 'data.exclude=[…]')."
             )
-        matrix = np.eye(4)
-        matrix[:3, :3] = _LPS_TO_RAS @ np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
-        matrix[:3, 3] = _LPS_TO_RAS @ reader.GetOrigin()
+        matrix, facing = np.eye(4), np.diag(LPS_TO_RAS)
+        matrix[:3, :3] = facing @ np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
+        matrix[:3, 3] = facing @ reader.GetOrigin()
         notes = (
             () if text.placed else (f"{path} does not say which way its axes point: where left and right are is taken on trust.",)
         )
@@ -84,10 +82,7 @@ class ItkSource(VolumeSource):
             _check_whole(path)
             image = _opened(path).Execute()
         except (RuntimeError, MemoryError, OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path} could not be decoded: {_why(error)}. The file is probably cut off or damaged; fetch it again, or leave "
-                "it out (of a training by 'data.exclude=[…]')."
-            ) from error
+            raise undecodable(path, _why(error)) from error
         voxels = sitk.GetArrayFromImage(image)
         return voxels.transpose(2, 1, 0, *range(3, voxels.ndim))
 
@@ -115,8 +110,7 @@ class ItkSource(VolumeSource):
         Raises:
             OSError: It cannot be written.
         """
-        back = ornt_transform(axcodes2ornt("RAS"), self._turn)
-        voxels = np.ascontiguousarray(apply_orientation(array.transpose(3, 2, 1, 0), back).transpose(2, 1, 0, 3))
+        voxels = np.ascontiguousarray(to_stored(array, self._turn).transpose(2, 1, 0, 3))
         several = voxels.shape[3] > 1
         image = sitk.GetImageFromArray(voxels if several else voxels[..., 0], isVector=several)
         header = _opened(self.path)

@@ -12,13 +12,12 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Extension
-from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from voxtile.cases.grid import StoredGrid
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.volumes import TOLERANCE, Header, VolumeSource, check_gzip, nested, stored_grid
+from voxtile.cases.volumes import TOLERANCE, Header, VolumeSource, check_gzip, nested, stored_grid, to_stored, undecodable
 from voxtile.errors import DataError, reason
 
 _UNITS = {1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micrometre", 0.001)}  # NIfTI-1's codes; millimetres in one of them
@@ -44,10 +43,7 @@ class NiftiSource(VolumeSource):
             else:
                 voxels = image.dataobj.get_unscaled()
         except _UNREADABLE as error:
-            raise DataError(
-                f"{path} could not be decoded: {reason(error)}. The file is probably cut off or damaged; fetch it again, or leave "
-                "it out (of a training by 'data.exclude=[…]')."
-            ) from error
+            raise undecodable(path, reason(error)) from error
         return voxels
 
     def map_name(self, stem: str, spec: MapSpec) -> str:
@@ -122,10 +118,9 @@ def _notes(image: Any, path: Path) -> list[str]:
 def _finisher(header: Any, turn: NDArray[np.float64], spec: MapSpec) -> Callable[[NDArray[Any], Path], None]:
     """Returns what turns a finished array [channels, D, H, W] back to the stored orientation and saves it under `header`."""
     kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    back = ornt_transform(axcodes2ornt("RAS"), turn)
 
     def finish(array: NDArray[Any], making: Path) -> None:
-        voxels = apply_orientation(array.transpose(3, 2, 1, 0), back)
+        voxels = to_stored(array, turn)
         image = kind(voxels if spec.heatmap else voxels[..., 0], header.get_best_affine(), header)
         own = image.header
         own.set_data_dtype(spec.dtype)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from voxtile.cases.cache import Known, cached_array
@@ -21,6 +21,7 @@ from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
 _DECODING = threading.BoundedSemaphore(4)
+LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])  # axes of DICOM and ITK point left, posterior and superior
 TOLERANCE = 0.1  # of a voxel, at the corner that lies farthest apart
 
 
@@ -136,6 +137,14 @@ class VolumeSource(Source):
         return list(self._notes)
 
 
+def to_stored(array: NDArray[Any], turn: NDArray[np.float64]) -> NDArray[Any]:
+    """An array [C, D, H, W] in canonical orientation as a file stores it, [x, y, z, channel].
+
+    `turn` says how the canonical orientation follows from the stored one, as nibabel's orientations.
+    """
+    return np.asarray(apply_orientation(array.transpose(3, 2, 1, 0), ornt_transform(axcodes2ornt("RAS"), turn)))
+
+
 def on_image(label: VolumeSource, image: Source) -> VolumeSource:
     """A label volume, which must lie on the grid of its image; it may be stored in another orientation or format.
 
@@ -181,6 +190,14 @@ def stored_grid(matrix: NDArray[np.float64], shape: Sequence[int], path: Path, r
         )
     width, height, depth = shape
     return StoredGrid((depth, height, width), nested(matrix), "mm")
+
+
+def undecodable(path: Path, why: str) -> DataError:
+    """The error for a file whose header is right and whose voxels cannot be decoded."""
+    return DataError(
+        f"{path} could not be decoded: {why}. The file is probably cut off or damaged; fetch it again, or leave it out (of a "
+        "training by 'data.exclude=[…]')."
+    )
 
 
 def check_gzip(file: BinaryIO) -> None:
