@@ -3,7 +3,7 @@ import pytest
 from affine import Affine
 
 from voxtile.cases.grid import StoredGrid
-from voxtile.cases.longitudes import beside, east_end
+from voxtile.cases.longitudes import beside, east_end, unrolled
 from voxtile.cases.raster import grid_at
 
 
@@ -14,6 +14,14 @@ def test_longitudes_are_named_by_the_turn_around_a_middle():
         assert ((middle - 180 <= found) & (found < middle + 180)).all()
         np.testing.assert_allclose((found - longitudes) % 360, 0)
     assert beside(np.array([190.0]), -170.0) == -170.0
+
+
+def test_rings_go_on_past_the_antimeridian_and_those_around_a_pole_are_told():
+    across, around, plain = [170, -170, -175, 170], [0, 120, -120, 0], [10, 20, 10]
+    longitudes, turns = unrolled(np.array([*across, *around, *plain], dtype=float), np.array([4, 4, 3]))
+    assert longitudes.tolist() == [170, 190, 185, 170, 0, 120, 240, 360, 10, 20, 10]
+    assert turns.tolist() == [0, 1, 0]
+    assert [len(each) for each in unrolled(np.empty(0), np.empty(0, dtype=np.int64))] == [0, 0]
 
 
 @pytest.mark.parametrize(("left", "right", "end"), [(170, -170, 190), (10, 20, 20), (-180, 180, 180)])

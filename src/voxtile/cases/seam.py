@@ -11,7 +11,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 
-from voxtile.cases.longitudes import TURN, beside
+from voxtile.cases.longitudes import TURN, beside, unrolled
 from voxtile.cases.vector_files import simple_parts
 
 _BESIDE = 1e-10  # degrees from the meridian, 10 micrometres, that each side of it ends at: on the meridian PROJ may take either
@@ -149,18 +149,14 @@ def _unrolled(parts: Geometries) -> tuple[Geometries, NDArray[np.bool_]]:
     """
     _, points, (rings, starts) = shapely.to_ragged_array(parts)
     rings, starts = np.asarray(rings, dtype=np.int64), np.asarray(starts, dtype=np.int64)
-    first, last, sizes, counts = rings[:-1], rings[1:] - 1, np.diff(rings), np.diff(starts)
+    first, sizes, counts = rings[:-1], np.diff(rings), np.diff(starts)
     if not len(parts):
         return parts, np.empty(0, dtype=np.bool_)
-    turns = -np.round(np.diff(points[:, 0], prepend=0.0) / TURN)
-    turns[first] = 0
-    turns = np.cumsum(turns)
-    turns -= np.repeat(turns[first], sizes)
-    longitude = points[:, 0] + TURN * turns
+    longitude, around = unrolled(points[:, 0], sizes)
     low = np.minimum.reduceat(longitude, first)
     outer = np.repeat(low[starts[:-1]], counts)
     longitude += np.repeat(TURN * np.ceil((outer - low) / TURN - 1e-9), sizes)  # holes to where their polygon is
-    closed = np.maximum.reduceat(np.abs(turns[last]), starts[:-1]) == 0
+    closed = np.maximum.reduceat(np.abs(around), starts[:-1]) == 0
     of_rings = np.repeat(closed, counts)
     points = np.stack([longitude, points[:, 1]], axis=1)[np.repeat(of_rings, sizes)]
     offsets = tuple(np.concatenate([[0], np.cumsum(each)]) for each in (sizes[of_rings], counts[closed]))

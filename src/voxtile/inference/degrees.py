@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 
 from voxtile.cases.grid import Grid
-from voxtile.cases.longitudes import TURN, beside
+from voxtile.cases.longitudes import TURN, beside, unrolled
 from voxtile.cases.pixel_area import map_edge, quarter_turn
 
 _OFF = 1 / 64  # of a pixel, that a straight edge in degrees may be off
@@ -261,15 +261,6 @@ def _closed(rings: _Rings, odd: NDArray[np.bool_]) -> _Rings:
 
 def _unrolled(rings: _Rings, count: int) -> tuple[Floats, Ints]:
     """Longitudes [n] that go on where they would jump, and how often each of the rings goes around a pole, eastward [count]."""
-    winding = np.zeros(count, dtype=np.int64)
-    if not len(rings.ring):
-        return np.empty(0), winding
-    first = np.append(True, rings.ring[1:] != rings.ring[:-1])
-    last = np.append(first[1:], True)
-    longitudes = rings.degrees[:, 0]
-    turns = np.round(np.diff(longitudes, prepend=longitudes[0]) / TURN)
-    turns[first] = 0
-    turns = np.cumsum(turns)
-    turns -= np.repeat(turns[first], np.diff(np.append(np.flatnonzero(first), len(first))))
-    winding[rings.ring[first]] = -turns[last].astype(np.int64)
-    return longitudes - turns * TURN, winding
+    sizes, winding = np.bincount(rings.ring, minlength=count), np.zeros(count, dtype=np.int64)
+    longitudes, winding[sizes > 0] = unrolled(rings.degrees[:, 0], sizes[sizes > 0])
+    return longitudes, winding
