@@ -137,7 +137,7 @@ def masked(url: str) -> str:
     """An address without what lets its holder in.
 
     Raises:
-        DataError: It is none.
+        DataError: `url` is no valid address.
     """
     scheme, _, rest = url.partition("://")
     if scheme.lower() == "s3":  # anything may be in a key, "?" too

@@ -396,9 +396,9 @@ class AlignedFile:
 
 
 def is_sentinel(nodata: float | None, dtype: np.dtype[Any]) -> bool:
-    """Whether a nodata value is none that a pixel with data may have, so that one band that has it tells that there is no data.
+    """Whether a nodata value cannot be a measurement, so that one band that holds it marks the pixel as empty.
 
-    0 is measured, too, and so is white, the largest whole number.
+    0 can be measured, and so can any value of an unsigned type.
     """
     return nodata is not None and nodata != 0 and not math.isnan(nodata) and dtype.kind != "u"
 

@@ -239,7 +239,7 @@ def most_bytes() -> int:
     """How much each part of the cache may hold: `VOXTILE_CACHE_BYTES` of the environment, else 20 GB.
 
     Raises:
-        ConfigError: That is no number.
+        ConfigError: The variable holds no number.
     """
     given = os.environ.get("VOXTILE_CACHE_BYTES", "")
     try:

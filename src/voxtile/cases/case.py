@@ -275,7 +275,7 @@ class Case:
         """The case on the grid of its file, on which maps are written and volumes are judged.
 
         Raises:
-            DataError: It is a part of a case on another grid.
+            DataError: The case is a part of another, whose place is known on one grid only.
         """
         if self.image.native is self.image:
             return replace(self, neighbours=0)
@@ -287,7 +287,7 @@ class Case:
         """Refuses a part of a case, whose place is known on one grid only.
 
         Raises:
-            DataError: It is one.
+            DataError: The case is a part of another.
         """
         if self.region is not None:
             raise DataError(

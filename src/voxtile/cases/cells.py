@@ -15,12 +15,12 @@ from rasterio.env import get_gdal_config, set_gdal_config
 from voxtile.cases.copying import Copies, Pixels
 from voxtile.cases.window import Window
 
-# GDAL keeps one of so many parts of what decoded blocks may take: those from which cells are made; where some files are read
-# without cells, theirs as well.
+# Of the memory for decoded blocks GDAL keeps one part in 8 where all files are read through cells, and one in 2 where some are not.
 GDALS_PART, GDALS_PART_OF_ALL = 8, 2
-TRIED = 1024  # cells that are read while others have to go for them, after which it is asked whether keeping them is worth it
-WORTH = 1 / 3  # of those, how many others must have been found: making one takes a sixth longer than decoding what is wanted of it
-MOST = 16  # cells of which a window is put together: of larger ones little is read again
+TRIED = 1024  # cells that took the place of others, after which it is asked whether keeping cells is worth while
+# It is where for each of those at least so many were found: making a cell costs a sixth more than decoding what is wanted of it.
+WORTH = 1 / 3
+MOST = 16  # cells of which a window is put together: of larger windows little is read again
 
 
 Key = tuple[int, int, int]  # number of what is read, row and column of the cell

@@ -162,7 +162,7 @@ class Dataset:
 
         Args:
             name: short name, used for run folders.
-            format: "geotiff", "volume" (also called "nifti", as long as there was no other), "dicom" or "picture".
+            format: "geotiff", "volume" ("nifti" in older configurations), "dicom" or "picture".
             layout: which files make a case.
             labels: class name by stored label value; "ignore" for values that are not to be judged.
             background: the class that is left out of means over foreground classes, or None.
@@ -334,7 +334,7 @@ class Dataset:
         """The case on the working grid.
 
         Raises:
-            DataError: It is a part of a case, which was cut on another grid.
+            DataError: The case is a part of another, which was cut on another grid.
         """
         if self.spacing == "median" or (self.spacing is None and self.windowing.axis == "z"):
             return case

@@ -121,7 +121,7 @@ def files_at(path: Path) -> list[Path]:
     """The files of one series: of a folder all, of a file those in its folder that belong to its series.
 
     Raises:
-        DataError: There is no DICOM file.
+        DataError: `path` is a file that is no DICOM.
     """
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
@@ -142,7 +142,7 @@ def read_series(paths: Sequence[Path]) -> Series:
     """Sorts the slices of one series.
 
     Raises:
-        DataError: They are no volume; the message says why.
+        DataError: The slices make no volume; the message says why.
     """
     found, others = headers(paths)
     where = paths[0].parent

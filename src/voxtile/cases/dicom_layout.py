@@ -144,7 +144,7 @@ class DicomLayout(Layout):
         """The series of a study that a rule means.
 
         Raises:
-            DataError: It is none, or several.
+            DataError: No series of the study fits the rule, or several do.
         """
         wanted, description = rule.get("modality"), str(rule.get("description", ""))
         matching = [
@@ -229,7 +229,7 @@ def new_cases(source: Path, layout: Layout) -> list[CaseFiles]:
         layout: that of a run's data, whose rules apply where it is one of DICOM.
 
     Raises:
-        DataError: There is none, or series cannot be told apart.
+        DataError: The folder holds no case, or series cannot be told apart.
     """
     if source.is_file():
         files = files_at(source)

@@ -197,7 +197,7 @@ def about(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is no such map.
+        ValueError: The file is no map made here.
     """
     dataset = dcmread(path, stop_before_pixels=True, specific_tags=[Tag(_GROUP, 0x10), Tag(_GROUP, 0x1000 + _ABOUT)])
     found: dict[str, Any] = json.loads(dataset.private_block(_GROUP, _CREATOR)[_ABOUT].value)

@@ -59,7 +59,7 @@ class Band:
 
     @property
     def sentinel(self) -> bool:
-        """Whether the nodata value is none that a pixel with data may have."""
+        """Whether the nodata value cannot be a measurement."""
         return is_sentinel(self.nodata, self.dtype)
 
     def value(self, stored: Layer) -> Layer:
@@ -93,11 +93,10 @@ class Picked:
 class GeoTiffSource(Source):
     """One GeoTIFF, or several whose bands are stacked in the order given, on the grid of the first.
 
-    A pixel holds data where no band of it is NaN or has a nodata value that cannot be measured (-9999), where not all bands whose
-    nodata value can be (0; Sentinel-2's cirrus band may well be 0 in a valid pixel) equal it, where mask and alpha bands say so,
-    where all files lie, and where the masks and the area of the scene's settings let it. Alpha bands are no channels, nor bands
-    that are only masks. Where a band carries a scale or offset tag, or settings take their place, they are applied and the data
-    type is float32.
+    A pixel is empty where a band is NaN; where a band has a nodata value that cannot be a measurement (-9999); where all bands that
+    have another nodata value (0) equal it, since one alone may be 0 in a valid pixel, as Sentinel-2's cirrus band; where a mask or
+    alpha band says so; outside any of the files; and outside the masks and the area of the scene's settings. Alpha and mask bands
+    are not channels. Bands with scale or offset, of the file or the settings, become float32.
     """
 
     def __init__(

@@ -111,7 +111,7 @@ def stamps_of(path: Path) -> Stamps:
     """Which files belong to it, and when and how large they were written.
 
     Raises:
-        DataError: It is not there.
+        DataError: The file is not there.
     """
     try:
         return tuple((each, stamp_of(each)) for each in files_of(path))

@@ -228,7 +228,7 @@ def _checked(setting: str, pattern: Any) -> str:
     """A pattern that was typed for `setting`.
 
     Raises:
-        ConfigError: It is none, or does not lead below the root.
+        ConfigError: `pattern` names no file, or does not lead below the root.
     """
     if not isinstance(pattern, str):
         fault = "is not one text"

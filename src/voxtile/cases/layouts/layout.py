@@ -157,7 +157,7 @@ class Layout(ABC):
         """A case with tuples of paths, also where a layout names its files by texts or in a list.
 
         Raises:
-            ConfigError: It is no case, or what it holds are no paths.
+            ConfigError: `case` is no `CaseFiles`, or what it holds are no paths.
         """
         kind = f"{type(self).__module__}.{type(self).__qualname__}"
         if not isinstance(case, CaseFiles):
