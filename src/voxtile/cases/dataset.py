@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections import Counter
@@ -20,6 +19,7 @@ from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 from voxtile.cases.windowing import Windowing
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, typed
+from voxtile.values import is_number
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from voxtile.cases.working import Kernel
@@ -129,7 +129,7 @@ def _spacing(given: Sequence[float | None] | str | None) -> tuple[float | None, 
     if given is None or given == "median":
         return given if given is None else "median"
     fit = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 3
-    if not fit or not all(side is None or (isinstance(side, int | float) and 0 < side < math.inf) for side in given):
+    if not fit or not all(side is None or (is_number(side) and side > 0) for side in given):
         raise ConfigError(
             f"'data.spacing={given}' must be 'median' or three lengths in mm along (z, y, x), null where the file's own is kept, "
             "for example 'data.spacing=[3.0,1.0,1.0]'."
