@@ -13,8 +13,8 @@ from tests.testers import dicom as made
 from voxtile.cases.case import IGNORE, Case, Labels
 from voxtile.cases.dicom import DicomSource
 from voxtile.cases.dicom_seg import SegmentationSource
+from voxtile.cases.formats import tags_of
 from voxtile.cases.maps import MapSpec
-from voxtile.cases.provenance import tags_of
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 

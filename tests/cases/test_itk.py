@@ -317,7 +317,7 @@ def test_the_same_voxels_are_the_same_in_any_kind_of_file(tmp_path):
 
 
 def test_tags_of_a_map_are_read_back_by_its_ending(tmp_path):
-    from voxtile.cases.provenance import tags_of
+    from voxtile.cases.formats import tags_of
 
     nib.save(nib.Nifti1Image(numbered((5, 4, 3)), np.eye(4)), tmp_path / "a.nii.gz")
     for name in ("a.mha", "a.nrrd", "a.nii.gz"):

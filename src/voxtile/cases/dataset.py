@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.case import IGNORE, Case, Labels, Source
 from voxtile.cases.colors import default_colors
+from voxtile.cases.formats import SUFFIXES, open_image, open_label
 from voxtile.cases.groups import Grouping
 from voxtile.cases.layouts import CaseFiles, Layout
 from voxtile.cases.regions import regions_of
@@ -23,58 +24,6 @@ from voxtile.values import is_number
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from voxtile.cases.working import Kernel
-
-
-def _open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: Scene, asked: Collection[str]) -> Source:
-    # Each format's library is imported only where the format is used.
-    if kind == "geotiff":
-        from voxtile.cases.geotiff import GeoTiffSource
-
-        return GeoTiffSource(paths, nodata, scene, asked)
-    if kind == "volume":
-        from voxtile.cases.volume_files import open_volume
-
-        return open_volume(paths)
-    if kind == "dicom":
-        from voxtile.cases.dicom import DicomSource
-
-        return DicomSource.at(paths)
-    from voxtile.cases.pictures import PictureSource
-
-    return PictureSource(paths)
-
-
-def _open_label(kind: str, paths: Sequence[Path], image: Source, named: Collection[int], vectors: VectorSettings) -> Source:
-    if kind == "geotiff" and paths[0].suffix.lower() in VECTOR_SUFFIXES:
-        from voxtile.cases.vectors import VectorLabel
-
-        return VectorLabel(paths[0], image, vectors, named)
-    if kind == "geotiff":
-        from voxtile.cases.aligned import OnTarget
-        from voxtile.cases.geotiff import label_source
-
-        assert isinstance(image, OnTarget)
-        return label_source(paths[0], image, named)
-    if kind == "dicom" and not paths[0].name.lower().endswith(SUFFIXES["volume"]):
-        from voxtile.cases.dicom_seg import SegmentationSource
-
-        return SegmentationSource(paths[0], image)
-    if kind in ("volume", "dicom"):
-        from voxtile.cases.volume_files import open_volume
-        from voxtile.cases.volumes import on_image
-
-        return on_image(open_volume(paths), image)
-    from voxtile.cases.pictures import PictureSource
-
-    return PictureSource(paths, label=True)
-
-
-SUFFIXES = {
-    "geotiff": (".tif", ".tiff", ".vrt", ".jp2"),
-    "volume": (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr"),
-    "dicom": (".dcm",),
-    "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
-}
 
 
 @dataclass(frozen=True)
@@ -294,7 +243,7 @@ class Dataset:
             image, source = files.sources(self.nodata)
         else:
             scene = self.scene if in_area else replace(self.scene, area=None)
-            image = _open_image(self.format, files.images, self.nodata, scene, () if files.channels else self.channels or ())
+            image = open_image(self.format, files.images, self.nodata, scene, () if files.channels else self.channels or ())
         if files.channels:
             if len(files.channels) != len(image.channels):
                 raise DataError(
@@ -319,7 +268,7 @@ class Dataset:
                     f"Case '{files.id}' has {len(files.labels)} label files: {listed(files.labels)}. Only pictures are stacked as "
                     f"slices; expected one label for format '{self.format}'. Make the ids unique ('data.layout.case=…')."
                 )
-            source = _open_label(self.format, files.labels, image, self.label_map.values, self.vectors)
+            source = open_label(self.format, files.labels, image, self.label_map.values, self.vectors)
         if source is not None:
             if source.working.shape != image.working.shape:
                 raise DataError(
@@ -365,7 +314,7 @@ class Dataset:
         """
         if path.suffix.lower() in VECTOR_SUFFIXES:
             raise DataError(f"{path} is a vector file. Expected a raster; make one, for example with 'gdal_rasterize'.")
-        source = self._on_grid(_open_label(self.format, [path], case.image.native, (), self.vectors), "linear")
+        source = self._on_grid(open_label(self.format, [path], case.image.native, (), self.vectors), "linear")
         if source.working.shape != case.image.working.shape:
             raise DataError(
                 f"{path} has shape {source.working.shape} (D, H, W) and {case.image.path} {case.image.working.shape}. Expected "

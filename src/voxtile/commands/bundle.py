@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from voxtile import __version__
 from voxtile.cases.atomic import atomic_text
-from voxtile.cases.dataset import SUFFIXES
+from voxtile.cases.formats import SUFFIXES
 from voxtile.cases.windowing import AXES, ORDERS
 from voxtile.commands.allowed import below, without_weights
 from voxtile.commands.checks import SECTIONS

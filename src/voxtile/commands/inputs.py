@@ -39,7 +39,7 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
     Raises:
         DataError: There is nothing to predict.
     """
-    from voxtile.cases.dataset import SUFFIXES
+    from voxtile.cases.formats import SUFFIXES
     from voxtile.cases.layouts import CaseFiles
     from voxtile.cases.names import natural_key
 
@@ -112,8 +112,8 @@ def _dicom_folders(source: Path) -> list[Path]:
 
 def _holds_dicom(source: Path, dataset: Dataset) -> bool:
     """Whether the input is DICOM, which a run on other volumes takes where none of its own format is there."""
-    from voxtile.cases.dataset import SUFFIXES
     from voxtile.cases.dicom_layout import is_dicom
+    from voxtile.cases.formats import SUFFIXES
 
     if dataset.format == "dicom":
         return True

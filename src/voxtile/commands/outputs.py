@@ -141,7 +141,7 @@ class Outputs:
         Raises:
             DataError: A file is neither such a map, nor a result that a command with the same settings has made of it.
         """
-        from voxtile.cases.provenance import tags_of
+        from voxtile.cases.formats import tags_of
         from voxtile.commands.results import MADE_FROM, notes_of
         from voxtile.errors import DataError
 
@@ -162,7 +162,7 @@ class Outputs:
         Each of many processes asks this of every case. So the image is not read: maps are compared by their stamps, and those
         without one, of an earlier version, later by what they were made from.
         """
-        from voxtile.cases.provenance import tags_of
+        from voxtile.cases.formats import tags_of
         from voxtile.commands.results import MADE_FROM
 
         known = True
@@ -182,7 +182,7 @@ class Outputs:
 
     def is_same(self, path: Path, spec: MapSpec) -> bool:
         """Whether a finished map was made of the same image by the same runs with the same settings."""
-        from voxtile.cases.provenance import tags_of
+        from voxtile.cases.formats import tags_of
         from voxtile.commands.results import MADE_FROM
 
         return tags_of(path, self.runs.first.built.dataset.format).get(MADE_FROM) == dict(spec.tags)[MADE_FROM]

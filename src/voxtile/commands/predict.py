@@ -25,7 +25,7 @@ def predict(config: Mapping[str, Any]) -> int:
     """Applies the run, or the runs, that the configuration names to its input."""
     from voxtile.cases.address import path_of
     from voxtile.cases.atomic import BusyError
-    from voxtile.cases.dataset import SUFFIXES
+    from voxtile.cases.formats import SUFFIXES
     from voxtile.commands.console import console, progress
     from voxtile.commands.ensemble import Ensemble
     from voxtile.commands.inputs import channels_as_cases, find_inputs

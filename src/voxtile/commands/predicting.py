@@ -157,7 +157,7 @@ class Work:
 
     def _warn_of_strange(self, case: Case, found: Survey) -> None:
         """Says where an image can hardly be one like those of the training; its map would look like any other."""
-        from voxtile.cases.provenance import tags_of
+        from voxtile.cases.formats import tags_of
         from voxtile.commands.results import MADE_FROM
         from voxtile.data.normalise import FixedNormalisation
 

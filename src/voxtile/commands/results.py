@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.atomic import claimed, discard_half, stable_names
-from voxtile.cases.provenance import tags_of
+from voxtile.cases.formats import open_map, tags_of
 from voxtile.commands.words import quoted, word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 
@@ -315,25 +315,11 @@ class Results:
         return {kind: make for kind, make in makers.items() if kind in missing}
 
     def _reopened(self, path: Path, heat: Path | None, case: Case) -> FinishedMap:
-        """The map through a source of its format; the heatmaps of pictures, whose pages are classes, are not used."""
+        """The map through a source of its format."""
         from voxtile.inference.finished import FinishedMap
 
-        if path.name.endswith(".dcm"):
-            from voxtile.cases.dicom_seg import SegmentationSource
-
-            probable = SegmentationSource(heat, case.image, heat=True) if heat else None
-            return FinishedMap(SegmentationSource(path, case.image, own=True), self.dataset.classes, probable)
-        if self.dataset.format == "picture":
-            from voxtile.cases.names import natural_key
-            from voxtile.cases.pictures import PictureSource
-
-            files = sorted(path.iterdir(), key=lambda file: natural_key(file.name)) if path.is_dir() else [path]
-            return FinishedMap(PictureSource(files, label=True), self.dataset.classes)
-        from voxtile.cases.geotiff import GeoTiffSource
-        from voxtile.cases.volume_files import open_volume
-
-        kind = GeoTiffSource if self.dataset.format == "geotiff" else open_volume
-        return FinishedMap(kind([path]), self.dataset.classes, kind([heat]) if heat else None)
+        source, probable = open_map(self.dataset.format, path, heat, case.image)
+        return FinishedMap(source, self.dataset.classes, probable)
 
 
 def label_descriptions(dataset: Dataset) -> str:
