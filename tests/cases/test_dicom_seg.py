@@ -10,12 +10,12 @@ import pytest
 from pydicom.sr.coding import Code
 
 from tests.testers import dicom as made
-from voxtile.cases.case import IGNORE, Case, Labels
+from voxtile.cases.case import Case, Labels
 from voxtile.cases.dicom import DicomSource
 from voxtile.cases.dicom_seg import SegmentationSource
 from voxtile.cases.formats import tags_of
 from voxtile.cases.maps import MapSpec
-from voxtile.cases.window import Window
+from voxtile.cases.window import IGNORE, Window
 from voxtile.errors import DataError
 
 SPEC = MapSpec(("ground", "liver", "tumour"), colors=((0, 0, 0), (200, 100, 0), (0, 0, 250)), tags=(("run", "7"),), background=0)

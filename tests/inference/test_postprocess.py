@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from tests.testers.memory import memory_case
-from voxtile.cases.case import IGNORE
-from voxtile.cases.window import Window
+from voxtile.cases.window import IGNORE, Window
 from voxtile.errors import DataError
 from voxtile.inference import postprocess
 from voxtile.inference.postprocess import KeptMap, Postprocess, Search, check_size, pixel_size

@@ -9,7 +9,7 @@ from torch.nn import functional
 from tests.models.test_resnet import specification as resnet
 from tests.testers.networks import NetworkTester, by_formula, configured, counted, described, noise, varied
 from tests.testers.sequence import executed
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError
 from voxtile.models.deeplab import DeepLabV1, DeepLabV1MSc, DeepLabV2, DeepLabV2VGG16
 from voxtile.models.network import Output

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 from voxtile.training.losses import Loss, surrogate
 
 CLASSES = 3

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 from voxtile.training import border_weights as module
 from voxtile.training.border_weights import border_weights
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.testers.losses import CLASSES, COUNTS, DEALS, LossTester, batch, dealt_gradient, gradients, network, whole_gradient
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError
 from voxtile.training.border_weights import border_weights
 from voxtile.training.class_weights import class_weight_table

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 from voxtile.training.scores import CaseConfusion, case_rows, class_scores, confusion_matrix, summarise
 
 CLASSES = ["background", "lake", "road"]

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from voxtile.cases.copying import Copies
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, WorkingGrid
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.errors import DataError, listed
 
-IGNORE = 255  # ignore index: unlabelled, invalid or padded pixels
 MOST_COMPARED = 32  # label values that are looked for one after the other
 Pad = Literal["constant", "reflect", "repeat"]
 

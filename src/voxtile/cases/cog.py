@@ -20,9 +20,9 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
-from voxtile.cases.case import IGNORE
 from voxtile.cases.maps import STEPS, MapSpec, write_at
 from voxtile.cases.raster import plain_allowed
+from voxtile.cases.window import IGNORE
 
 TILE = 512  # side of the finished file's tiles in pixels
 THREADS = 4  # each of which holds a chunk several times

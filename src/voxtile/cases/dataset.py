@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.cases.case import IGNORE, Case, Labels, Source
+from voxtile.cases.case import Case, Labels, Source
 from voxtile.cases.colors import default_colors
 from voxtile.cases.formats import SUFFIXES, open_image, open_label
 from voxtile.cases.groups import Grouping
@@ -18,6 +18,7 @@ from voxtile.cases.layouts import CaseFiles, Layout
 from voxtile.cases.regions import regions_of
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
+from voxtile.cases.window import IGNORE
 from voxtile.cases.windowing import Windowing
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, typed
 from voxtile.values import is_number

@@ -23,12 +23,12 @@ from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 
 from voxtile import __version__
-from voxtile.cases.case import IGNORE, Source
+from voxtile.cases.case import Source
 from voxtile.cases.dicom import Series
 from voxtile.cases.dicom_headers import PIXEL_KEYWORDS, functional_groups, group_item, in_silence
 from voxtile.cases.maps import STEPS, MapSpec, MapWriter
 from voxtile.cases.volumes import LPS_TO_RAS, TOLERANCE, Header, VolumeSource, to_stored, undecodable
-from voxtile.cases.window import Size3
+from voxtile.cases.window import IGNORE, Size3
 from voxtile.errors import DataError, reason
 
 if TYPE_CHECKING:

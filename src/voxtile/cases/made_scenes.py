@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 from scipy import ndimage
 
-from voxtile.cases.case import IGNORE
 from voxtile.cases.made import make_once, visits
+from voxtile.cases.window import IGNORE
 
 VERSION = 1  # to be raised when the files of a seed change
 BANDS = ("blue", "green", "red", "nir")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.atomic import BusyError, claimed, hidden_name, publish, remove, replaced_name, side_file, stable_names
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.errors import DataError, reason
 
 
@@ -53,7 +53,7 @@ class MapSpec:
     @property
     def nodata(self) -> float:
         """What stands where nothing was judged."""
-        return math.nan if self.dtype.kind == "f" else 255
+        return math.nan if self.dtype.kind == "f" else IGNORE
 
     def encoded(self, values: NDArray[Any]) -> NDArray[Any]:
         """Classes or probabilities as they stand in the side file."""

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from voxtile.cases.cache import Stamp, cached_array, stamp_of
-from voxtile.cases.case import IGNORE, Source
+from voxtile.cases.case import Source
 from voxtile.cases.colors import default_colors
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, plain_affine
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.shared import Shared
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.errors import DataError, listed, reason
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")

@@ -1,10 +1,11 @@
-"""The box through which every case is read and written."""
+"""The box through which every case is read and written, and the ignore index of its pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+IGNORE = 255  # ignore index: unlabelled, invalid or padded pixels
 Size3 = tuple[int, int, int]
 
 

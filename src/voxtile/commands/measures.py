@@ -47,7 +47,7 @@ class OfRegions:
         """
         import numpy as np
 
-        from voxtile.cases.case import IGNORE
+        from voxtile.cases.window import IGNORE
 
         self._parts: list[tuple[NDArray[np.uint8], Collector]] = []
         for name, members in regions.items():

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxtile.cases.case import IGNORE, Case
-from voxtile.cases.window import Window
+from voxtile.cases.case import Case
+from voxtile.cases.window import IGNORE, Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.commands.console import progress
 from voxtile.commands.measures import Collector, Measure

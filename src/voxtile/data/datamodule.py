@@ -10,9 +10,8 @@ import lightning
 import numpy as np
 import torch
 
-from voxtile.cases.case import IGNORE
 from voxtile.cases.tiling import Tile, tiles
-from voxtile.cases.window import Size3
+from voxtile.cases.window import IGNORE, Size3
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, ReadAhead, collate
 from voxtile.data.prepared import Prepared

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from voxtile.cases.case import IGNORE
-from voxtile.cases.window import Size3
+from voxtile.cases.window import IGNORE, Size3
 
 Sample = tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.uint8]]
 

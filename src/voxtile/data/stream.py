@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxtile.cases.case import IGNORE, Case, Pad, is_everywhere
+from voxtile.cases.case import Case, Pad, is_everywhere
 from voxtile.cases.copying import Copies
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, collate
 from voxtile.data.normalise import Intensity

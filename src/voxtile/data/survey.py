@@ -23,8 +23,8 @@ from safetensors.numpy import load, save
 
 from voxtile.cases.atomic import atomic_write
 from voxtile.cases.cache import stamp_of
-from voxtile.cases.case import IGNORE, Case
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.case import Case
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.data.batches import ReadAhead
 from voxtile.data.rng import digest, generator
 
@@ -142,7 +142,8 @@ def _spread(places: NDArray[np.int64], every: int, number: int) -> NDArray[np.in
         return places
     first = np.arange(0, len(places), every)
     lengths = np.minimum(every, len(places) - first)
-    return places[first + generator(0, number, "sample").integers(lengths)]
+    chosen: NDArray[np.int64] = places[first + generator(0, number, "sample").integers(lengths)]
+    return chosen
 
 
 def _begun_hash(case: Case) -> hashlib._Hash:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.case import IGNORE
 from voxtile.cases.compiled import compiled
+from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError, did_you_mean, listed
 from voxtile.inference.permutohedral import Floats, Indices, Lattice
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from voxtile.cases.case import IGNORE, Case
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.case import Case
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError

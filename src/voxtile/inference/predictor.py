@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from voxtile.cases.case import Case
 from voxtile.cases.tiling import Tile
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.data.batches import ReadAhead
 from voxtile.data.normalise import Intensity, exact
 from voxtile.inference.buffers import Buffers
@@ -57,7 +57,7 @@ class Band:
             probabilities = self.probabilities.cpu().numpy()
             best = class_in_regions(probabilities, self.regions) if self.regions else best_class(probabilities)
         if not self.valid.all():
-            best[~self.valid] = 255
+            best[~self.valid] = IGNORE
         return best
 
 

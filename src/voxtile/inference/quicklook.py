@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from voxtile.cases.atomic import atomic_write
-from voxtile.cases.case import IGNORE, Case
+from voxtile.cases.case import Case
 from voxtile.cases.grid import Grid
-from voxtile.cases.window import Window
+from voxtile.cases.window import IGNORE, Window
 from voxtile.data.footprints import to_world
 from voxtile.inference.colours import as_rgb, painted, visible
 from voxtile.inference.finished import FinishedMap

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError
 
 

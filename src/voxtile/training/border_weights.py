@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 
 
 def border_weights(

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError, listed
 from voxtile.training.border_weights import border_weights
 from voxtile.training.class_weights import WeightRule, class_weight_table

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from voxtile.cases.case import IGNORE
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.inference.components import Components, slab_axis
 from voxtile.training.scores import mean_of
 

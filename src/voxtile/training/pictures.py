@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from voxtile.cases.atomic import atomic_write
-from voxtile.cases.case import IGNORE
 from voxtile.cases.grid import Grid
+from voxtile.cases.window import IGNORE
 from voxtile.inference.colours import UNJUDGED, Color, as_rgb, painted
 from voxtile.inference.marks import drawn, edge_marks, marked
 

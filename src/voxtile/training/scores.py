@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 
 _BYTE = 256  # class indices and the ignore index are below
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from voxtile.cases.case import IGNORE
-from voxtile.cases.window import Size3, Window
+from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.training.scores import mean_of
 
 PERCENTILE = 95
