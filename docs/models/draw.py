@@ -27,7 +27,8 @@ OPTIONS = {
 SIMPLER = {"deeplab_v2": {"depth": 50, "scales": [1.0]}}  # else the picture would be as wide as a wall
 COLORS = {
     "conv": (70, 110, 180), "maxpool": (200, 80, 60), "avgpool": (200, 140, 60), "deconv": (60, 150, 90), "scatter": (60, 150, 90),
-    "gru": (140, 80, 170), "concat": (120, 120, 120), "add": (120, 120, 120), "dropout": (230, 190, 60), "mm": (60, 150, 90),
+    "gru": (140, 80, 170), "concat": (120, 120, 120), "add": (120, 120, 120), "dropout": (230, 190, 60),
+    "upsample": (60, 150, 90),
 }  # fmt: skip
 QUIET = ("relu", "bn", "crop", "mul", "sub", "div")  # part of what comes before
 
@@ -50,8 +51,8 @@ def draw(option: str, side: int) -> Image.Image:
             continue
         place[str(number)] = len(bars)
         channels, size = shape[1], shape[-1]
-        if len(shape) == 3:  # un-pooling works on flat maps, interpolation on rows, recurrent sweeps on sequences
-            flat = {"scatter": (shape[1], math.isqrt(shape[2])), "mm": (5, shape[2]), "concat": (shape[2], side // 4)}
+        if len(shape) == 3:  # un-pooling works on flat maps, recurrent sweeps on sequences
+            flat = {"scatter": (shape[1], math.isqrt(shape[2])), "concat": (shape[2], side // 4)}
             known, (channels, size) = ("gru" if known == "concat" else known), flat.get(known, (channels, size))
         bars.append((known, size, channels, came))
     changed = "".join(f" {key}={value}" for key, value in SIMPLER.get(option, {}).items())

@@ -48,10 +48,14 @@ def test_the_reach_is_that_of_theory(name):
         ("unet", {"depth": 2}, 0),
         ("unet", {"depth": 4}, 0),
         ("fcn32s", {}, 32),
-    ],  # FCN's last step mixes coarse scores 32 pixels apart
+        ("deeplab_v1", {"width": 1 / 64}, 8),
+        ("deeplab_v1_4x4", {"width": 1 / 64}, 8),
+        ("deeplab_v1_msc", {"width": 1 / 64}, 8),
+        ("deeplab_v2_vgg16", {"width": 1 / 64}, 8),
+    ],  # the last step mixes coarse scores, FCN's 32 pixels apart, DeepLab's 8
 )
 def test_the_projects_networks_reach_half_the_field_that_their_operators_have(option, changes, mixed):
-    network = configured(option, 3, 5, width=1 / 16, **changes).eval()
+    network = configured(option, 3, 5, **{"width": 1 / 16} | changes).eval()
     half = receptive_field(executed(network, torch.empty(1, 3, 224, 224)), 5) // 2
     assert half <= reach_of(network, 3) < half + mixed + network.stride
 

@@ -7,11 +7,12 @@ from torch import nn
 from torch.nn import functional
 
 from tests.models.test_resnet import specification as resnet
-from tests.testers.networks import NetworkTester, by_formula, configured, counted, described, noise, varied
+from tests.testers.networks import NetworkTester, by_formula, configured, counted, described, noise, perturbed, varied
 from tests.testers.sequence import executed
 from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError
 from voxtile.models.deeplab import DeepLabV1, DeepLabV1MSc, DeepLabV2, DeepLabV2VGG16
+from voxtile.models.layers import resize_bilinear
 from voxtile.models.network import Output
 
 OPTIONS = ["deeplab_v1", "deeplab_v1_4x4", "deeplab_v1_7x7", "deeplab_v1_msc", "deeplab_v2_vgg16", "deeplab_v2"]
@@ -204,8 +205,8 @@ def test_v1_executes_its_specification(option, changes, pool5a, fc):
     network = described(option, **changes)
     assert in_training(network) == lines
     assert network.dropout.p == 0.5
-    lines = [line for line in executed(network.eval(), blank(321)) if not line.startswith("mm")]
-    assert [line.split()[0] for line in lines[-2:]] == ["conv", "bmm"]  # the scores are interpolated, nothing else
+    lines = executed(network.eval(), blank(321))
+    assert [line.split()[0] for line in lines[-2:]] == ["conv", "upsample_bilinear2d"]  # the scores are interpolated, nothing else
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -219,8 +220,8 @@ def test_msc_executes_its_specification(training):
     lines.then("avgpool k3 s1 p1", pools[4])
     fc8 = lines.then(dense(3, 12, 12, 1024) if training else dense(3, 12, 12, 1024).replace("dropout / ", ""))
     parts = [*sides, fc8]
-    if not training:  # rows and columns of everything that has not the image's size
-        parts[1:] = [(lines.then("bmm", part), lines.then("mm"))[1] for part in parts[1:]]
+    if not training:  # everything that has not the image's size
+        parts[1:] = [lines.then("upsample_bilinear2d", part) for part in parts[1:]]
     added = parts[0]
     for part in parts[1:]:
         added = lines.then("add", added, part)
@@ -258,14 +259,14 @@ def test_v2_executes_its_specification():
     lines, maps = Lines(), []
     for scale in (1, 0.75, 0.5):
         start = len(lines)
-        first = "image" if scale == 1 else (lines.then("bmm", "image"), lines.then("mm"))[1]
+        first = "image" if scale == 1 else lines.then("upsample_bilinear2d", "image")
         shift = len(lines)
         for line in trunk:
             text, _, before = line.partition(" <- ")
             lines.then(text, *(first if number == "image" else int(number) + shift for number in before.split(", ")))
-        assert len(lines) - start == len(trunk) + 2 * (scale != 1)
+        assert len(lines) - start == len(trunk) + (scale != 1)
         maps.append(pyramid(lines, len(lines)))
-    same = [(lines.then("bmm", part), lines.then("mm"))[1] for part in maps[1:]]
+    same = [lines.then("upsample_bilinear2d", part) for part in maps[1:]]
     lines.then("maximum", maps[0], same[0])
     lines.then("maximum", len(lines), same[1])
     # With the paper's frozen normalisation, since one that learns counts its batches in between; half as deep takes half the time.
@@ -358,6 +359,46 @@ def test_a_loss_at_full_size_judges_what_evaluation_gives():
     image = noise(1, 3, 20, 37)
     with torch.inference_mode():
         assert torch.equal(network.train()(image), network.eval()(image))
+
+
+# --- interpolation
+
+
+@pytest.mark.parametrize(("before", "after"), [((3, 5), (17, 33)), ((4, 9), (4, 7)), ((1, 6), (5, 1))])
+def test_interpolation_is_the_same_where_a_gradient_is_wanted(before, after):
+    image = noise(2, 3, *before).double().requires_grad_()
+    resized = resize_bilinear(image, after)
+    with torch.no_grad():
+        torch.testing.assert_close(resize_bilinear(image, after), resized.detach())
+    reference = noise(2, 3, *before).double().requires_grad_()
+    weights = noise(2, 3, *after).double()
+    (resized * weights).sum().backward()
+    (enlarged(reference, after) * weights).sum().backward()
+    torch.testing.assert_close(image.grad, reference.grad)
+
+
+def test_a_pixel_that_is_no_number_spoils_what_sees_it_only():
+    network = perturbed(DeepLabV1(3, 2, width=1 / 64, rate=2)).eval()
+    image = noise(1, 3, 257, 257)
+    with torch.inference_mode():
+        expected = network(image)
+        image[..., 3, 5] = torch.nan
+        logits = network(image)
+    spoilt = logits.isnan()
+    assert spoilt[..., 3, 5].all()
+    assert not spoilt[..., 160:, :].any()
+    assert not spoilt[..., 160:].any()
+    assert torch.equal(logits[~spoilt], expected[~spoilt])
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_interpolation_keeps_its_digits_under_autocast(precision, learning):
+    scores = noise(1, 3, 21, 21).to(precision).requires_grad_(learning)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resize_bilinear(scores, (161, 161))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, enlarged(scores.float(), (161, 161)))
 
 
 # --- against plain builds of the specification

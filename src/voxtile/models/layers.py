@@ -48,9 +48,17 @@ class BilinearUpsample(nn.Module):
 def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
     """Interpolates [B, C, h, w] linearly to `size` (H, W), corners onto corners, as Caffe's Interp layer does.
 
-    The same as `interpolate(…, mode="bilinear", align_corners=True)`, whose gradient has no deterministic form on CUDA: two
-    products with the interpolation matrices of the axes.
+    PyTorch's own, but where a gradient is wanted, which has no deterministic form on CUDA: there two products with the matrices of
+    the axes give the same. They are no way to evaluate, since a pixel that is not a number would spoil all others.
+
+    Under autocast it is computed in float32, and so is the result: a place between two scores has more digits than they have.
     """
+    kind = image.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return resize_bilinear(image.to(torch.promote_types(image.dtype, torch.float32)), size)
+    if not (torch.is_grad_enabled() and image.requires_grad):
+        return functional.interpolate(image, tuple(size), mode="bilinear", align_corners=True)
     rows, columns = (_interpolation(a, b, image) for a, b in zip(image.shape[2:], size, strict=True))
     return rows @ image @ columns.T
 
