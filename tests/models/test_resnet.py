@@ -32,7 +32,7 @@ def with_statistics(network, seed=0):
 
 
 def test_there_are_as_many_parameters_as_in_the_released_networks():
-    # The authors' ResNet-50 has 64 more: a bias in conv1, which the normalisation after it takes away.
+    # The authors' ResNet-50 has 64 more: a bias in conv1, which goes into the mean that is subtracted after it.
     assert {depth: counted(described(depth))[1] for depth in (50, 101, 152)} == {
         50: 23_508_096 - 64,
         101: 42_500_160,
@@ -131,6 +131,49 @@ def test_with_strides_on_the_3x3_and_their_weights_it_is_torchvisions_network(tm
             x = stage(x)
             expected.append(x)
         for found, wanted in zip(ours(image), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+def in_caffe(network, depth, factor):
+    """A ResNet's tensors as Caffe has them, numbered in each layer, and its oldest files shape them."""
+    state = {}
+    for name, layer in network.layers().items():
+        block, _, part = name.rpartition(".")
+        if block:
+            stage, number = block[3:].split("_")
+            # Of many blocks, those after the first are b1, b2, …
+            letters = f"b{number}" if depth > 50 and stage in "34" and number != "0" else "abcdef"[int(number)]
+            name = f"{stage}{letters}_branch{part[2:] if part.startswith('bn') else part[6:]}"
+        if isinstance(layer, nn.Conv2d):
+            state[f"res{name}.0" if block else "conv1.0"] = layer.weight
+        else:
+            name = name if block else "_conv1"
+            state[f"bn{name}.0"] = layer.running_mean * factor
+            state[f"bn{name}.1"] = layer.running_var * factor
+            state[f"bn{name}.2"] = torch.tensor([factor])
+            state[f"scale{name}.0"] = layer.weight.view(1, 1, 1, -1)
+            state[f"scale{name}.1"] = layer.bias.view(1, 1, 1, -1)
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_authors_networks_in_caffe_give_what_they_gave(depth, biased, tmp_path):
+    torch.manual_seed(0)
+    theirs = with_statistics(ResNet(3, depth, width=1 / 16)).eval()
+    state, bias = in_caffe(theirs, depth, 999.5), noise(4)
+    assert {"scale_conv1.1", "res2a_branch1.0", "bn5c_branch2b.2"} < set(state)
+    assert ("res4b22_branch2c.0" if depth == 101 else "res4f_branch2c.0") in state
+    if biased:
+        state["conv1.1"] = bias
+        theirs.conv1.bias = nn.Parameter(bias)
+    save_file(state, tmp_path / "caffe.safetensors")
+    ours = ResNet(3, depth, width=1 / 16, frozen_norm=True).eval()
+    transplant(ours.layers(), str(tmp_path / "caffe.safetensors"), f"resnet{depth}")
+    image = noise(1, 3, 65, 65)
+    with torch.inference_mode():
+        # Caffe's sees blue, green and red.
+        for found, wanted in zip(ours(image), theirs(image.flip(1)), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 

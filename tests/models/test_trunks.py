@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -176,6 +178,35 @@ def test_only_the_layer_that_sees_the_image_is_reversed(tmp_path):
         nn.init.zeros_(layer.weight)
     transplant(layers, str(path), "DeepLab")
     assert all(torch.equal(layer.weight, state[f"{name}.weight"]) for name, layer in layers.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "fits"),
+    [
+        ((4, 18), (4, 2, 3, 3), True),  # a fully connected layer's
+        ((1, 1, 4, 18), (4, 2, 3, 3), True),
+        ((1, 1, 1, 4), (4,), True),
+        ((4, 2), (4, 2, 1, 1), True),
+        ((1,), (), True),
+        ((3, 3, 2, 4), (4, 2, 3, 3), False),
+        ((4, 3, 3, 2), (4, 2, 3, 3), False),
+        ((2, 4), (4, 2, 1, 1), False),
+        ((18, 4), (4, 2, 3, 3), False),
+        ((72,), (4, 2, 3, 3), False),
+    ],
+)
+def test_weights_are_taken_in_the_order_that_convolutions_have_and_in_no_other(given, wanted, fits, tmp_path):
+    layer = nn.Module()
+    layer.register_buffer("weight", torch.zeros(wanted))
+    weights = noise(*given)
+    save_file({"fc6.weight": weights}, tmp_path / "file.safetensors")
+    if fits:
+        transplant({"fc6": layer}, str(tmp_path / "file.safetensors"), "DeepLab")
+        assert torch.equal(layer.weight, weights.view(wanted))
+    else:
+        shapes = ".*".join(re.escape(str(shape)) for shape in (given, wanted))
+        with pytest.raises(ConfigError, match=f"'fc6.weight' .*{shapes}.*filters, channels, height, width"):
+            transplant({"fc6": layer}, str(tmp_path / "file.safetensors"), "DeepLab")
 
 
 @pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf"), "wide"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ _VGG16 = dict(
         strict=True,
     )
 )
+_BLOCK = re.compile(r"(res|bn|scale)([2-5])([a-z])(\d*)_branch(1|2[abc])")  # the authors' layers of a ResNet's block
 
 
 def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str) -> None:
@@ -57,7 +60,7 @@ def transplant(layers: Mapping[str, nn.Module], weights: str | None, trunk: str)
         _fitted(layers, _shapes(trunk), weights, trunk)  # what cannot fit is not fetched
         source = _imagenet(trunk)
     else:
-        source = _read(Path(weights).expanduser())
+        source = _of_caffe(_read(Path(weights).expanduser()))
     for name, found in _fitted(layers, source, weights, trunk).items():
         layers[name].load_state_dict(found, strict=False)
 
@@ -81,18 +84,54 @@ def _fitted(
                     f"The weights '{weights}' hold no '{candidates[0]}' (nor '{candidates[1]}'); they hold {listed(source, 6)}. "
                     f"Expected the weights of {trunk} under its authors' names or torchvision's."
                 )
+            shape = tuple(given.shape)
             if name.partition("/")[0] in FIRST and key == "weight" and given.ndim == 4:
                 if given.shape[1] != value.shape[1]:
                     given = given.mean(dim=1, keepdim=True).expand(-1, value.shape[1], -1, -1) * (given.shape[1] / value.shape[1])
                 elif given.shape[1] == 3 and not torchvisions:
                     given = given.flip(1)
-            if given.numel() != value.numel():
+            if not _fits(given.shape, value.shape):
                 raise ConfigError(
-                    f"'{name}.{key}' of the weights '{weights}' has the shape {tuple(given.shape)}; the network's has "
-                    f"{tuple(value.shape)}. Trained weights need the paper's number of channels: type 'model.width=1'."
+                    f"'{name}.{key}' of the weights '{weights}' has the shape {shape}; the network's has {tuple(value.shape)}. "
+                    "Trained weights need the paper's number of channels (type 'model.width=1'), and their axes PyTorch's order: "
+                    "filters, channels, height, width."
                 )
             found[key] = given.reshape(value.shape).to(value.dtype)
     return fitted
+
+
+def _fits(given: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether a shape is the wanted one, or a fully connected layer's [out, in · h · w]; in Caffe's old files after ones."""
+
+    def stripped(shape: Sequence[int]) -> Sequence[int]:
+        return stripped(shape[1:]) if shape and shape[0] == 1 else tuple(shape)
+
+    return stripped(given) in (stripped(wanted), stripped((*wanted[:1], math.prod(wanted[1:]))))
+
+
+def _of_caffe(source: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a file under the names that they have here: weights and biases of Caffe's layers may be numbered, 0 and 1.
+
+    Caffe's ResNets number blocks by letters (res2a, res4b22), and normalise in two layers: bn… has a mean and a variance, both to
+    be divided by its third number, scale… the rest. A bias of conv1 (in ResNet-50) goes into the mean that is subtracted after it.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in source.items():
+        layer, _, blob = name.rpartition(".")
+        kind = layer.partition("_")[0]
+        if block := _BLOCK.fullmatch(layer):
+            kind, stage, letter, number, branch = block.groups()
+            layer = f"res{stage}_{number or ord(letter) - ord('a')}.{'branch' if kind == 'res' else 'bn'}{branch}"
+        elif layer == "scale_conv1":
+            layer = "bn_conv1"
+        if blob in ("0", "1"):
+            if kind == "bn":
+                value = value / source.get(f"{name[:-1]}2", 1.0)
+            blob = (("running_mean", "running_var") if kind == "bn" else ("weight", "bias"))[int(blob)]
+        found[f"{layer}.{blob}" if layer else blob] = value
+    if "conv1.bias" in found and "bn_conv1.running_mean" in found:
+        found["bn_conv1.running_mean"] = found["bn_conv1.running_mean"] - found.pop("conv1.bias")
+    return found
 
 
 def their_name(trunk: str, name: str) -> str:

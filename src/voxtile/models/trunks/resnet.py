@@ -79,8 +79,8 @@ class ResNet(nn.Module):
     """conv1, pool1 and the stages res2 to res5 of bottlenecks, as the authors released them.
 
     Two things differ from torchvision's: a halving stage strides in its first 1x1 convolution (`stride_on`), and pool1 rounds
-    its size up. The authors' ResNet-50 alone has a bias in conv1; the normalisation after it takes it away, so here (as in
-    torchvision's) it has none, and 64 parameters less.
+    its size up. The authors' ResNet-50 alone has a bias in conv1; here (as in torchvision's) it has none, and 64 parameters less,
+    since the mean that is subtracted after it can hold it.
 
     Attributes:
         widths: channels of the results of res2 to res5.
