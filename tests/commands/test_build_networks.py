@@ -233,6 +233,13 @@ def test_trusted_weights_are_asked_for(monkeypatch):
     assert ["mobilenet_v3_large" in url for url in asked] == [True]
 
 
+@pytest.mark.usefixtures("_nothing_runs")
+def test_trusted_or_not_a_librarys_defaults_load_nothing():
+    node = {"_target_": ADAPTED, "network": {"_target_": FCN, "_partial_": True}}
+    with torch.device("meta"):
+        assert build_network(node, ["torchvision.models.segmentation"], 4, 5).network.backbone.conv1.in_channels == 4
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "near"),
     [

@@ -233,10 +233,15 @@ def test_a_first_convolution_of_three_channels_stays_and_others_are_drawn_anew()
         assert first.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.15)  # He et al.'s, by outgoing nodes
 
 
+def pretrained(num_classes, weights_backbone="X"):
+    return colours(num_classes, weights_backbone)
+
+
+@pytest.mark.parametrize("network", [partial(colours, weights_backbone="X"), partial(pretrained)])
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_trained_first_weights_respond_to_alike_channels_as_before(channels):
+def test_trained_first_weights_respond_to_alike_channels_as_before(network, channels):
     torch.manual_seed(0)
-    first = Adapted(partial(colours, weights_backbone="X"), channels, 4).network[0][0]
+    first = Adapted(network, channels, 4).network[0][0]
     torch.manual_seed(0)
     trained, grey = colours(4)[0][0], noise(1, 1, 9, 9)
     with torch.inference_mode():

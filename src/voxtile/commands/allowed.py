@@ -192,7 +192,7 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
     accepted: Mapping[str, inspect.Parameter] = {}
     with contextlib.suppress(TypeError, ValueError):  # some classes written in C have no signature
         accepted = inspect.signature(maker).parameters
-    if where.split(".")[0] == "model" and not below(str(node["_target_"]).rpartition(".")[0], (*trust, "voxtile.models")):
+    if where.split(".")[0] == "model" and below(str(node["_target_"]), OTHERS):
         arguments = _nothing_loaded(str(node["_target_"]), where, arguments, accepted, trust)
     if accepted and not _takes_any(str(node["_target_"]), arguments, accepted):
         named = [key for key, parameter in accepted.items() if parameter.kind is not parameter.VAR_KEYWORD]
@@ -217,9 +217,9 @@ def _nothing_loaded(
     """The arguments of another library's network, with null for each by which it would load weights without being asked.
 
     Raises:
-        ConfigError: An argument would have a file loaded.
+        ConfigError: An argument would have a file loaded, and the module is not trusted.
     """
-    for key, value in _leaves(arguments):
+    for key, value in () if below(name.rpartition(".")[0], trust) else _leaves(arguments):
         asked = LOADING.search(key) and value is not None and not (value is False and "weights" not in key)
         if asked or (isinstance(value, str) and ADDRESS.search(value)):
             raise ConfigError(

@@ -180,7 +180,8 @@ def _built(network: functools.partial[nn.Module], in_channels: int, num_classes:
     if not isinstance(built, nn.Module):
         raise ValueError(f"{label} builds no network but {_described(built)}")
     if "in_channels" not in taken:
-        _take_channels(built, in_channels, trained=bool(given.get("weights") or given.get("weights_backbone")))
+        trained = any(given.get(name, _default(network, name, None)) for name in ("weights", "weights_backbone"))
+        _take_channels(built, in_channels, trained)
     return built
 
 
