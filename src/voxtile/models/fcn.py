@@ -2,7 +2,7 @@
 
 Layers and numbers are those of the authors' released networks (fcn.berkeleyvision.org). Their up-sampling layers hold a dense
 kernel of classes times classes that is zero off the diagonal and doesn't learn; here it is one kernel per class, which gives the
-same logits.
+same logits. Where it learns (`learn_upsampling`) it is dense here too.
 
 Where a score lies in the image follows from the layers before it (Caffe's rule of coordinates): cell i of a convolution or
 pooling with kernel k, stride s and padding p is centred on cell s·i + (k - 1)/2 - p of its input, and cell i of a transposed
@@ -72,8 +72,8 @@ class FCN(Network):
             stride: of the finest scores: 32, 16 (pool4's too) or 8 (pool3's too).
             scale4: what pool4 is multiplied by before it is scored: 0.01 in the net that is trained at once (PAMI 2017).
             scale3: likewise for pool3: 0.0001.
-            learn_upsampling: whether the up-samplings by 2, if there are any, learn, as the text of CVPR 2015 has it, each class
-                its own kernel; the release fixes them. The last one stays fixed.
+            learn_upsampling: whether the up-samplings by 2, if there are any, learn, as the text of CVPR 2015 has it, from each
+                class to each; the release fixes them. The last one stays fixed.
             width: factor on the paper's numbers of channels.
             weights: for the layers up to fc7, see `voxtile.models.weights.transplant`.
 

@@ -30,19 +30,21 @@ def bilinear_kernel(size: int) -> Tensor:
 
 
 class BilinearUpsample(nn.Module):
-    """A transposed convolution, one kernel per class, that starts as bilinear interpolation and stays so unless it learns.
+    """A transposed convolution that starts as bilinear interpolation of each class and stays so unless it learns.
 
-    With one kernel per class the result equals that of a dense K x K kernel that is zero off the diagonal.
+    A layer that learns has a kernel from each class to each class, zero off the diagonal at first. A fixed one has the diagonal
+    only, which gives the same.
     """
 
     def __init__(self, num_classes: int, kernel: int, stride: int, learn: bool = False) -> None:
         super().__init__()
-        self.num_classes, self.stride = num_classes, stride
-        self.weight = nn.Parameter(bilinear_kernel(kernel).repeat(num_classes, 1, 1, 1), requires_grad=learn)
+        self.stride, self.groups = stride, 1 if learn else num_classes
+        diagonal = torch.eye(num_classes)[:, :, None, None] if learn else torch.ones(num_classes, 1, 1, 1)
+        self.weight = nn.Parameter(diagonal * bilinear_kernel(kernel), requires_grad=learn)
 
     def forward(self, scores: Tensor) -> Tensor:
         """[B, K, h, w] to [B, K, (h - 1) · stride + kernel, (w - 1) · stride + kernel]."""
-        return functional.conv_transpose2d(scores, self.weight, stride=self.stride, groups=self.num_classes)
+        return functional.conv_transpose2d(scores, self.weight, stride=self.stride, groups=self.groups)
 
 
 def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
