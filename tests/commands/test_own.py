@@ -104,6 +104,12 @@ def test_what_a_network_returns_or_raises_is_told_with_the_line(name: str, said:
     assert "data.window" not in str(caught.value)
 
 
+def test_a_larger_stride_is_named_where_a_library_refuses_an_image_that_was_padded() -> None:
+    node = {"_target_": "monai.networks.nets.AHNet", "spatial_dims": 2}
+    with pytest.raises(ConfigError, match=r"image of shape \(1, 2, 64, 64\).*multiples of 32; .*type 'model\.stride=256'"):
+        check_fit(build_network(node, (), 2, 3), [64, 64], 2, 3, Settings(steps=1, batch_size=2))
+
+
 def test_a_network_that_is_none_or_cannot_be_built_is_told() -> None:
     with pytest.raises(ConfigError, match=rf"'model' builds {OWN}.NoModule, and expected is a subclass of torch.nn.Module"):
         build_network({"_target_": f"{OWN}.NoModule"}, [OWN], 2, 2)

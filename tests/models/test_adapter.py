@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from hydra.utils import instantiate
-from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, DynUNet, SegResNet, SegResNetDS, UNet
+from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, DynUNet, Quicknat, SegResNet, SegResNetDS, SegResNetVAE, UNet
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -200,7 +200,24 @@ def test_a_coarser_map_is_judged_by_the_pixels_at_the_middle_of_its_places(form)
         assert torch.equal(network.eval()(image), fine.logits)
 
 
-@pytest.mark.parametrize("form", [lambda a, b: (a, a.mean((2, 3))), lambda a, b: {"scores": a}, lambda a, b: None])
+def test_nothing_beside_the_scores_is_left_out():
+    network, image = Adapted(partial(Small, form=lambda fine, coarse: (fine, None)), 3, 4), noise(1, 3, 8, 8)
+    assert torch.equal(network(image), network.network.score(image))
+    variational = Adapted(partial(SegResNetVAE, spatial_dims=2, input_image_size=[32, 32]), 3, 4).eval()
+    with torch.inference_mode():
+        assert variational(noise(1, 3, 20, 30)).shape == (1, 4, 20, 30)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda a, b: (a, a.mean((2, 3))),
+        lambda a, b: (a, 1.0),
+        lambda a, b: (None, None),
+        lambda a, b: {"scores": a},
+        lambda a, b: None,
+    ],
+)
 def test_what_is_no_score_map_is_refused(form):
     with pytest.raises(ValueError, match="Small gives no score maps but a"):
         Adapted(partial(Small, form=form), 3, 4)(noise(1, 3, 8, 8))
@@ -212,6 +229,35 @@ def test_a_batch_too_small_to_learn_from_is_refused():
         network(noise(1, 3, 8, 8))
     assert network(noise(2, 3, 8, 8)).shape == (2, 4, 8, 8)
     assert network.eval()(noise(1, 3, 8, 8)).shape == (1, 4, 8, 8)
+
+
+class Pooling(nn.Module):
+    """Normalises what it pools of the whole image, as DeepLab v3 does."""
+
+    def __init__(self, num_channels, classes):
+        super().__init__()
+        self.score, self.norm = nn.Conv2d(num_channels, classes, 1), nn.BatchNorm2d(classes)
+
+    def forward(self, image):
+        scores = self.score(image)
+        return scores + self.norm(scores.mean((2, 3), keepdim=True))
+
+
+def test_a_batch_that_turns_out_too_small_to_learn_from_is_refused_alike():
+    network = Adapted(partial(Pooling), 3, 4)
+    with pytest.raises(ConfigError, match=r"Pooling normalises .* batch of 1\. Type 'training\.batch_size=2'"):
+        network(noise(1, 3, 8, 8))
+    assert network(noise(2, 3, 8, 8)).shape == (2, 4, 8, 8)
+    assert network.eval()(noise(1, 3, 8, 8)).shape == (1, 4, 8, 8)
+
+
+def broken(scores, coarse):
+    raise ValueError("something else")
+
+
+def test_other_errors_of_a_network_stay_as_they_are():
+    with pytest.raises(ValueError, match=r"^something else$"):
+        Adapted(partial(Small, form=broken), 3, 4)(noise(1, 3, 8, 8))
 
 
 # --- channels
@@ -231,6 +277,12 @@ def test_a_first_convolution_of_three_channels_stays_and_others_are_drawn_anew()
         first = Adapted(partial(colours), channels, 4).network[0][0]
         assert (first.weight.shape, first.stride, first.padding, first.bias) == ((64, channels, 3, 3), (2, 2), (1, 1), None)
         assert first.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.15)  # He et al.'s, by outgoing nodes
+
+
+@pytest.mark.parametrize("network", [partial(Pooling), partial(Quicknat, num_filters=8)])
+def test_the_images_channels_go_in_under_the_name_that_is_taken(network):
+    with torch.inference_mode():
+        assert Adapted(network, 5, 4).eval()(noise(1, 5, 20, 30)).shape == (1, 4, 20, 30)
 
 
 def pretrained(num_classes, weights_backbone="X"):

@@ -159,11 +159,23 @@ def refused_image(network: Any, size: Sequence[int], error: Exception) -> str:
     if not where:
         return (
             f"{shown} {reason(error)}. Choose another 'data.window' or other settings of 'model'; in evaluation a network must "
-            "take any size."
+            f"take any size.{_larger_stride(network)}"
         )
     return (
         f"{shown} {type(error).__name__}: {reason(error)}{where}. Correct it there. If only the size does not fit, pad the image "
         f"and crop the logits, or {ADAPTER}: a network must take any size."
+    )
+
+
+def _larger_stride(network: Any) -> str:
+    """What to try where an image is padded for a network of another library, whose coarsest map may be coarser than supposed."""
+    from voxtile.models.adapter import Adapted
+
+    if not isinstance(network, Adapted):
+        return ""
+    return (
+        f" Images are padded to multiples of {network.stride}; if this network needs larger ones, type "
+        f"'model.stride={8 * network.stride}'. One that takes a single size does not fit."
     )
 
 

@@ -17,6 +17,7 @@ from voxtile.models.network import Network, Output, ScoreMap, second_names
 from voxtile.models.sizes import crop_to
 
 CLASSES = ("num_classes", "out_channels", "classes")  # what libraries call the number of score maps: torchvision, MONAI, smp
+CHANNELS = ("in_channels", "num_channels", "in_chans")  # and that of the image's channels: most, MONAI's QuickNAT, timm
 HALVINGS = 32  # five, which is as many as the usual networks have
 
 
@@ -87,17 +88,25 @@ class Adapted(Network):
             ConfigError: The batch is smaller than the network can train on.
         """
         if self.training and len(image) < self.min_train_batch:
-            raise ConfigError(
-                f"{type(self.network).__name__} normalises one value per channel after pooling the whole image, and cannot learn "
-                f"from a batch of {len(image)}. Type 'training.batch_size={self.min_train_batch}' or more, with at least as many "
-                "in each part of 'training.accumulate'."
-            )
+            raise self._too_few(len(image), self.min_train_batch)
         padded = self._padded(image)
-        maps = self._maps(self.network(padded))
+        try:
+            maps = self._maps(self.network(padded))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # what PyTorch says of a batch without statistics
+                raise
+            raise self._too_few(len(image), len(image) + 1) from error
         if len(maps) == 1 or not self.training:
             return crop_to(maps[0], image.shape[2:])
         total = 2 - 2 ** (1 - len(maps))
         return Output([self._score_map(logits, image, padded, 2**-i / total) for i, logits in enumerate(maps)])
+
+    def _too_few(self, images: int, least: int) -> ConfigError:
+        return ConfigError(
+            f"{type(self.network).__name__} normalises one value per channel after pooling the whole image, and cannot learn "
+            f"from a batch of {images}. Type 'training.batch_size={least}' or more, with at least as many in each part of "
+            "'training.accumulate'."
+        )
 
     def _padded(self, image: Tensor) -> Tensor:
         sides = [-(-side // stride) * stride for side, stride in zip(image.shape[2:], self.strides, strict=True)]
@@ -112,12 +121,12 @@ class Adapted(Network):
             maps = [output["out"], *(output[key] for key in output if key != "out")] if "out" in output else []
         elif isinstance(output, Tensor):  # DynUNet stacks its maps along a second axis
             maps = [output] if output.ndim == self.dims + 2 else list(output.unbind(1))
-        else:
-            maps = list(output) if isinstance(output, Sequence) else []
-            if len(maps) > 1 and maps[-1].shape[2:] >= maps[0].shape[2:]:  # UNet++ gives its final map last
-                maps.reverse()
+        else:  # a variational encoder that learns nothing gives None beside the scores
+            maps = [each for each in output if each is not None] if isinstance(output, Sequence) else []
         if not maps or not all(isinstance(logits, Tensor) and logits.ndim == self.dims + 2 for logits in maps):
             raise ValueError(f"{type(self.network).__name__} gives no score maps but {_described(output)}")
+        if isinstance(output, Sequence) and len(maps) > 1 and maps[-1].shape[2:] >= maps[0].shape[2:]:
+            maps.reverse()  # UNet++ gives its final map last
         return maps
 
     def _score_map(self, logits: Tensor, image: Tensor, padded: Tensor, weight: float) -> ScoreMap:
@@ -160,7 +169,8 @@ def _built(network: functools.partial[nn.Module], in_channels: int, num_classes:
     classes = next((name for name in CLASSES if name in taken), None)
     if classes is None:
         raise ValueError(f"{label} takes the number of classes under none of the names {', '.join(CLASSES)}")
-    wanted = {classes: num_classes} | ({"in_channels": in_channels} if "in_channels" in taken else {})
+    channels = next((name for name in CHANNELS if name in taken), None)
+    wanted = {classes: num_classes} | ({channels: in_channels} if channels else {})
     for name, value in wanted.items():
         if given.get(name, value) != value:
             raise ValueError(f"'{name}={given[name]}' is said by the data, which has {value}: leave it out")
@@ -179,7 +189,7 @@ def _built(network: functools.partial[nn.Module], in_channels: int, num_classes:
         built = built.to("meta")
     if not isinstance(built, nn.Module):
         raise ValueError(f"{label} builds no network but {_described(built)}")
-    if "in_channels" not in taken:
+    if channels is None:
         trained = any(given.get(name, _default(network, name, None)) for name in ("weights", "weights_backbone"))
         _take_channels(built, in_channels, trained)
     return built
