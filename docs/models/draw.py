@@ -31,6 +31,7 @@ COLORS = {
     "upsample": (60, 150, 90),
 }  # fmt: skip
 QUIET = ("relu", "bn", "crop", "mul", "sub", "div")  # part of what comes before
+FLAT = ("avgpool k5x1", "add 1 ")  # likewise, of local response normalisation, which works on flat maps
 
 
 def draw(option: str, side: int) -> Image.Image:
@@ -46,7 +47,7 @@ def draw(option: str, side: int) -> Image.Image:
         kind, sources = line.split()[0], line.partition("<- ")[2].split(", ")
         came = sorted({place[source] for source in sources})
         known = kind if kind in COLORS else next((key for key in COLORS if key in kind), None)
-        if known is None or kind in QUIET or len(shape) < 3:
+        if known is None or kind in QUIET or line.startswith(FLAT) or len(shape) < 3:
             place[str(number)] = max(came)
             continue
         place[str(number)] = len(bars)

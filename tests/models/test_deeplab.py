@@ -586,7 +586,8 @@ def test_the_authors_layers_are_taken_from_a_file_as_they_are(tmp_path):
         assert name.startswith("fc8") or torch.equal(value, given[name]), name
 
 
-def test_vgg16s_fully_connected_layers_are_thinned_out(tmp_path):
+def whole_vgg16(path):
+    """A file of VGG16 as torchvision has it, whose fc6 and fc7 count; returns fc6's taps [512, 7, 7]."""
     # Repeated numbers take no room in the file: fc6 counts its taps [512, 7, 7], fc7 its inputs, the biases the filters.
     taps = torch.arange(512 * 49).float()
     state = {"classifier.0.weight": taps.expand(4096, -1), "classifier.0.bias": torch.arange(4096.0)}
@@ -598,10 +599,15 @@ def test_vgg16s_fully_connected_layers_are_thinned_out(tmp_path):
         state[f"features.{index}.weight"] = torch.full((1,), float(index)).expand(outputs, inputs, 3, 3)
         state[f"features.{index}.bias"] = torch.zeros(outputs)
         inputs = outputs
-    torch.save(state, tmp_path / "vgg16.pth")
+    torch.save(state, path)
+    return taps.view(512, 7, 7)
+
+
+def test_vgg16s_fully_connected_layers_are_thinned_out(tmp_path):
+    taps = whole_vgg16(tmp_path / "vgg16.pth")
     network = DeepLabV2VGG16(1, 2, rates=[6, 12], weights=str(tmp_path / "vgg16.pth"))
     assert network.trunk.conv5_3.weight.unique().tolist() == [28]
-    kept = taps.view(512, 7, 7)[:, ::3, ::3]
+    kept = taps[:, ::3, ::3]
     for number in range(2):
         filters = torch.arange(number, 4096, 4).float()
         fc6, fc7 = (network.get_submodule(f"fc{n}_{number + 1}") for n in (6, 7))
@@ -609,6 +615,12 @@ def test_vgg16s_fully_connected_layers_are_thinned_out(tmp_path):
         assert torch.equal(fc6.bias, filters)
         assert torch.equal(fc7.weight[:, :, 0, 0], filters.expand(1024, -1))
         assert torch.equal(fc7.bias, -filters)
+
+
+def test_of_fc6s_taps_a_single_one_is_the_middle(tmp_path):
+    taps = whole_vgg16(tmp_path / "vgg16.pth")
+    fc6 = DeepLabV1(1, 2, kernel=1, weights=str(tmp_path / "vgg16.pth")).fc6
+    assert torch.equal(fc6.weight[:, :, 0, 0], taps[:, 3, 3].expand(1024, -1))
 
 
 def test_torchvisions_resnets_need_strides_on_the_3x3():

@@ -161,11 +161,10 @@ def specified(text, in_channels, num_classes, bias=True, bayesian=False):
     for entry in text.split("\n")[1:-1]:
         name, *rest = entry.split()
         if name == "lrn":
-            add("mul", last, last)
-            add("constant_pad_nd", last)
-            add("avg_pool3d", last)
+            add("pow", last)
+            add("avgpool k5x1 s1 p2x0", last)
             add("mul 0.0001", last)
-            add("add 1.0", last)
+            add("add 1", last)
             add("pow", last)
             add("div", "image", last)
         elif name == "pool":
@@ -284,6 +283,15 @@ def test_weights_start_as_in_the_release():
 
 
 # --- logits
+
+
+def test_segnet_basic_takes_bfloat16_on_the_cpu():
+    network, image = SegNetBasic(3, 2, width=1 / 8).eval(), noise(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = network(image)
+        found = network.bfloat16()(image.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.mean((2, 3)).float(), expected.mean((2, 3)), rtol=0.1, atol=0.1 * expected.std().item())
 
 
 def plain(text, state, image, training):

@@ -82,8 +82,8 @@ def _transplant_vgg16(trunk: VGG16, branches: Mapping[str, tuple[nn.Conv2d, nn.C
 
     A file with these very layers (the authors' converted weights) is taken as it is. Where it holds VGG16's whole fc6
     (4096x512x7x7) and fc7, as ImageNet's weights do, they are thinned out: of fc6's 7x7 taps those at even distances are kept
-    (0, 3, 6 for 3x3), and of the 4096 filters every fourth for a layer of 1024. The paper draws a random subset; this one is
-    fixed. Of several branches, the second begins with the second filter, and so on.
+    (0, 3, 6 for 3x3, the middle one for 1x1), and of the 4096 filters every fourth for a layer of 1024. The paper draws a random
+    subset; this one is fixed. Of several branches, the second begins with the second filter, and so on.
 
     Args:
         trunk: the convolutions.
@@ -115,7 +115,8 @@ def _transplant_vgg16(trunk: VGG16, branches: Mapping[str, tuple[nn.Conv2d, nn.C
         for number, (fc6, fc7) in enumerate(branches.values()):
             step = 4096 // fc6.out_channels
             filters = torch.arange(fc6.out_channels) * step + number % step
-            taps = torch.linspace(0, 6, fc6.kernel_size[0]).round().long()
+            side = fc6.kernel_size[0]
+            taps = torch.linspace(0, 6, side).round().long() if side > 1 else torch.tensor([3])
             fc6.weight.copy_(whole6.weight[filters][:, :, taps][:, :, :, taps])
             fc7.weight.copy_(whole7.weight[filters][:, filters])
             for layer, whole in ((fc6, whole6), (fc7, whole7)):

@@ -192,7 +192,7 @@ class ReSeg(Network):
             wiring: "paper": both directions of a sweep read the same; "release": the backward one reads the forward one's states.
             patches: side of the patches that each ReNet layer reads, one entry per layer. The up-sampling has one transposed
                 convolution, with ReLU, per prime factor of `stride`: two 2x2 ones for patches of 1 as in the release.
-            vertical_first: sweep columns before rows; the release sweeps rows first.
+            vertical_first: sweep columns before rows, as in the paper; the release sweeps rows first.
             freeze_trunk: keep the trunk as it is, as the release does with ImageNet's weights. A trunk without trained weights
                 has to learn.
             weights: of the trunk: "imagenet", a file, or None (see `voxtile.models.weights.transplant`).

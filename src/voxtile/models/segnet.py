@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from voxtile.models.layers import channels, initialise, unpool
 from voxtile.models.network import Network
+from voxtile.models.trunks.alexnet import LocalResponseNorm
 from voxtile.models.trunks.vgg16 import BLOCKS
 from voxtile.models.weights import transplant
 
@@ -187,7 +188,7 @@ class SegNetBasic(_IndexUnpooling):
             self._down.append([self._convolve(f"conv{number}", inputs, outputs, 7, bias)])
         for number in range(4, 0, -1):
             self._up.insert(0, [self._convolve(f"conv_decode{number}", features, features, 7, bias)])
-        self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+        self.norm = LocalResponseNorm()
         self.conv_classifier = nn.Conv2d(features, num_classes, 1)
         self._finish()
         layers = {name: layer for name, layer in self.named_children() if name.startswith("conv") and name != "conv_classifier"}

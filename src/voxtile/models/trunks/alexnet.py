@@ -11,7 +11,8 @@ from voxtile.models.layers import channels
 class LocalResponseNorm(nn.Module):
     """Divides by (1 + 1e-4 / 5 · Σ x²)^0.75, the sum over five neighbouring channels (Krizhevsky et al., section 3.3, k = 1).
 
-    The same as `nn.LocalResponseNorm(5)`, whose averages over three axes have no deterministic gradient on CUDA.
+    The same as `nn.LocalResponseNorm(5)`, whose averages over three axes have no deterministic gradient on CUDA, and on the CPU no
+    bfloat16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
