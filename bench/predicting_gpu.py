@@ -7,8 +7,8 @@ decoding   the scene's blocks read once, with a thread for each processor
 encoding   what is done when all pixels are known: overviews, the Cloud-Optimized GeoTIFF, and reading it back
 voxtile    what `voxtile predict` does, as in bench/predicting.py, with as many windows in a forward pass as the passes alone have
 
-Networks: the one of bench/peers/network.py, the default U-Net, and U-Net at the paper's width, of which the passes take longest. Each
-way is taken twice, and the second time counts.
+Networks: the one of bench/peers/network.py, the default U-Net, and U-Net at the paper's width, of which the passes take longest.
+Each way is taken twice, and the second time counts.
 """
 
 import os
