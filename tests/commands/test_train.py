@@ -35,10 +35,10 @@ from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper
 from voxtile.studies.manifest import Devices, trusted
 from voxtile.training.border_weights import border_weights
-from voxtile.training.fit import StopRequest
 from voxtile.training.module import SegmentationModule
 from voxtile.training.pictures import HEADER
 from voxtile.training.run_folder import RunFolder
+from voxtile.training.stopping import StopRequest
 
 SCHEMA = jsonschema.Draft202012Validator(
     json.loads((Path(__file__).parents[2] / "docs" / "manifest.schema.json").read_text()),
@@ -620,8 +620,8 @@ def test_measured_statistics_are_the_plain_means_over_the_streams_first_batches(
     measured = []
 
     def measure(self: SegmentationModule, count: int) -> None:
-        norms = [m for m in self.judged.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        inputs = {m: [] for m in (self.judged, *norms)}
+        norms = [m for m in self.evaluated.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        inputs = {m: [] for m in (self.evaluated, *norms)}
         hooks = [m.register_forward_pre_hook(lambda m, given: inputs[m].append(given[0].clone())) for m in inputs]
         inner(self, count)
         for hook in hooks:
@@ -629,7 +629,7 @@ def test_measured_statistics_are_the_plain_means_over_the_streams_first_batches(
         stream = self.trainer.datamodule.stream
         first = collate([stream.sample(index) for index in range(2 * count)])  # two a batch
         plain = normalise(*(first[name] for name in ("image", "valid", *NUMBERS))).squeeze(2)
-        assert torch.equal(torch.cat(inputs[self.judged]), plain)
+        assert torch.equal(torch.cat(inputs[self.evaluated]), plain)
         for norm in norms:
             assert {given.dtype for given in inputs[norm]} == {dtype}
             means, variances = (
@@ -732,8 +732,8 @@ def test_minutes_go_on_counting_where_an_interrupted_run_stopped(
 ) -> None:
     timed = [*words, "training.steps=1000", "training.minutes=1", "training.save_every=1"]
     with monkeypatch.context() as patch:
-        patch.setattr("voxtile.training.fit.StopRequest.signal", 2, raising=False)
-        patch.setattr("voxtile.training.fit.StopRequest.__init__", lambda self, listens: setattr(self, "listens", listens))
+        patch.setattr("voxtile.training.stopping.StopRequest.signal", 2, raising=False)
+        patch.setattr("voxtile.training.stopping.StopRequest.__init__", lambda self, listens: setattr(self, "listens", listens))
         assert voxtile("train", *timed).code == 130
     assert "continuing at step 1 of 1000" in voxtile("train", *timed).text
     run = Run([], homes(tmp_path / "runs")[0], tmp_path, "")

@@ -10,6 +10,12 @@ from hypothesis import strategies as st
 from voxtile.training.metrics_file import HEADER, MetricsFile
 
 
+def started(path: Path, size: int = 0) -> MetricsFile:
+    metrics = MetricsFile(path)
+    metrics.start(size)
+    return metrics
+
+
 def rows(path: Path) -> list[tuple[int, str, float]]:
     lines = path.read_text().splitlines()
     assert lines[0] + "\n" == HEADER
@@ -19,7 +25,7 @@ def rows(path: Path) -> list[tuple[int, str, float]]:
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(st.floats(), max_size=10))
 def test_a_value_comes_back_with_the_same_bits(tmp_path: Path, values: list[float]) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics = started(tmp_path / "metrics.csv")
     for step, value in enumerate(values):
         metrics.add(step, {"train/loss": value})
     found = [value for _, _, value in rows(tmp_path / "metrics.csv")]
@@ -29,10 +35,10 @@ def test_a_value_comes_back_with_the_same_bits(tmp_path: Path, values: list[floa
 
 def test_it_is_cut_back_to_the_checkpoint_and_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     calm, rough = tmp_path / "calm.csv", tmp_path / "rough.csv"
-    metrics = MetricsFile(calm)
+    metrics = started(calm)
     for step in range(6):
         metrics.add(step, {"train/loss": 1 / (step + 3), "train/lr": 0.1})
-    metrics = MetricsFile(rough)
+    metrics = started(rough)
     for step in range(3):
         metrics.add(step, {"train/loss": 1 / (step + 3), "train/lr": 0.1})
     size = metrics.sync()
@@ -40,19 +46,19 @@ def test_it_is_cut_back_to_the_checkpoint_and_ends_like_an_undisturbed_one(tmp_p
     metrics.add(3, {"train/loss": 7.0})  # after the checkpoint, lost with the process
     with rough.open("a") as file:
         file.write("4,train/l")  # a row that was cut off
-    metrics = MetricsFile(rough, size)
+    metrics = started(rough, size)
     for step in range(3, 6):
         metrics.add(step, {"train/loss": 1 / (step + 3), "train/lr": 0.1})
     assert rough.read_bytes() == calm.read_bytes()
 
 
 def test_what_was_added_is_in_the_file_at_once(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.csv")
+    metrics = started(tmp_path / "metrics.csv")
     metrics.add(1, {"val/dice": 0.5, "val/iou": 0.25})
     assert rows(tmp_path / "metrics.csv") == [(1, "val/dice", 0.5), (1, "val/iou", 0.25)]
 
 
 def test_a_run_from_the_start_throws_an_older_file_away(tmp_path: Path) -> None:
-    MetricsFile(tmp_path / "metrics.csv").add(1, {"a": 1.0})
-    MetricsFile(tmp_path / "metrics.csv")
+    started(tmp_path / "metrics.csv").add(1, {"a": 1.0})
+    started(tmp_path / "metrics.csv")
     assert rows(tmp_path / "metrics.csv") == []

@@ -160,7 +160,7 @@ def _sharded() -> Any:
 
 def assembled(built: Parts, prepared: Prepared) -> tuple[SegmentationModule, VoxtileData]:
     """The LightningModule at its start and its data."""
-    module = make_module(built, prepared, lambda step, values: None)
+    module = make_module(built, prepared)
     data = make_data(built, prepared, module.network, lambda: range(module.step, built.settings.next_validation(module.step)))
     return module, data
 
@@ -183,7 +183,7 @@ def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Pre
     return prepared
 
 
-def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping[str, float]], None]) -> SegmentationModule:
+def make_module(built: Parts, prepared: Prepared) -> SegmentationModule:
     """Builds network, loss and LightningModule for prepared data.
 
     Raises:
@@ -212,7 +212,7 @@ def make_module(built: Parts, prepared: Prepared, record: Callable[[int, Mapping
     rate = float(config["optimizer"]["lr"])
     return SegmentationModule(
         network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes,
-        dataset.background, [case.id for case in prepared.split.train], [case.id for case in prepared.split.val], record,
+        dataset.background, [case.id for case in prepared.split.train], [case.id for case in prepared.split.val],
         lambda model: parameter_groups(model, built.settings.groups, rate), dataset.regions,
     )  # fmt: skip
 

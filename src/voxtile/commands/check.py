@@ -280,9 +280,9 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     from voxtile.commands.build import folder
     from voxtile.errors import counted
     from voxtile.studies.manifest import peak_memory
-    from voxtile.training.fit import StepTimes, bare_trainer
+    from voxtile.training.trainer import StepTimes, bare_trainer
 
-    module = make_module(built, prepared, lambda step, values: None)
+    module = make_module(built, prepared)
     data = make_data(built, prepared, module.network, lambda: range(STEPS))
     check_fit(
         module.network,

@@ -106,7 +106,7 @@ def _reason(
     first: int, failed: Sequence[int], ranks: Sequence[Child], logs: Path, heard: Sequence[int]
 ) -> VoxtileError:  # fmt: skip
     """Why a run failed, by the process that failed by itself: others then lose their connection to it."""
-    from voxtile.training.fit import InterruptedRunError
+    from voxtile.training.stopping import InterruptedRunError
 
     said = {rank: json.loads(file.read_text(encoding="utf-8")) for rank in failed if (file := logs / f"{rank}.json").exists()}
     killed = [rank for rank in failed if ranks[rank].returncode < 0]

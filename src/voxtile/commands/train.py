@@ -231,7 +231,7 @@ def _train(
     from voxtile.errors import RunError, counted
     from voxtile.studies.manifest import continued, manifest, segment
     from voxtile.studies.meter import Meter
-    from voxtile.training.fit import InterruptedRunError
+    from voxtile.training.stopping import InterruptedRunError
     from voxtile.training.weights import load_resume
 
     steps = module.settings.steps

@@ -18,28 +18,29 @@ class MetricsFile:
     Values are written so that reading them gives the same bits. There is no time in it: a resumed run ends with the same file.
     """
 
-    def __init__(self, path: Path, size: int = 0) -> None:
-        """Opens the file and cuts it back.
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def start(self, size: int = 0) -> None:
+        """Starts the file anew, or cuts it back to a checkpoint.
 
         Args:
-            path: the file.
             size: its length in bytes at the checkpoint that the run continues from; 0 starts it anew.
 
         Raises:
             RunError: The file is missing or shorter than that.
         """
-        self._path = path
         if size == 0:
-            with naming(path):
-                path.write_text(HEADER, encoding="utf-8")
+            with naming(self._path):
+                self._path.write_text(HEADER, encoding="utf-8")
             return
-        there = path.stat().st_size if path.is_file() else 0
+        there = self._path.stat().st_size if self._path.is_file() else 0
         if there < size:
             raise RunError(
-                f"{path} has {there} bytes, and the run had written {size} when it was saved. The run folder is damaged: put the "
-                "file back, or delete resume.pt to train the run from its start."
+                f"{self._path} has {there} bytes, and the run had written {size} when it was saved. The run folder is damaged: put "
+                "the file back, or delete resume.pt to train the run from its start."
             )
-        os.truncate(path, size)
+        os.truncate(self._path, size)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one row per value; no handle stays open, so that a run that stops anywhere leaves what it said."""

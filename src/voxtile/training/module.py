@@ -13,6 +13,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,6 +28,7 @@ from voxtile.models.network import ScoreMap, logits_of, score_maps
 from voxtile.training import sharding
 from voxtile.training.compiling import compiled
 from voxtile.training.losses import Loss, surrogate
+from voxtile.training.norms import batch_norms, momentum
 from voxtile.training.schedules import Schedule
 from voxtile.training.scores import CaseConfusion, summarise
 from voxtile.training.settings import Settings
@@ -49,6 +51,9 @@ class SegmentationModule(lightning.LightningModule):
 
     All that happens in step i follows from the weights before it and (seed, i): the samples, their augmentation, dropout.
     Counters are the module's own (`step`), not Lightning's, so that a run continued from `state` takes the same steps.
+
+    Attributes:
+        record: takes the run's numbers, (step, {name: value}); `fit` puts one here that keeps them.
     """
 
     def __init__(
@@ -64,7 +69,6 @@ class SegmentationModule(lightning.LightningModule):
         background: int | None,
         training: Sequence[str],
         validation: Sequence[str],
-        record: Callable[[int, Mapping[str, float]], None],
         parameters: Callable[[nn.Module], Iterable[Any]],
         regions: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
@@ -82,7 +86,6 @@ class SegmentationModule(lightning.LightningModule):
             background: class left out of means over foreground, or None.
             training: ids of the training cases, in the order of the sample stream.
             validation: ids of the validation cases.
-            record: takes the run's numbers, (step, {name: value}).
             parameters: cuts the network's parameters into groups for the optimizer.
             regions: class indices of each region, by its name.
         """
@@ -90,7 +93,7 @@ class SegmentationModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.network, self.loss, self.augment, self.schedule = network, loss, augment, schedule
         self.make_optimizer, self.settings, self.seed = make_optimizer, settings, seed
-        self.classes, self.background, self.record, self.groups_of = tuple(classes), background, record, parameters
+        self.classes, self.background, self.groups_of = tuple(classes), background, parameters
         self.regions = dict(regions or {})
         self.training_cases, self.validation_cases = tuple(training), tuple(validation)
         self.planar = getattr(network, "dims", 2) == 2
@@ -102,37 +105,43 @@ class SegmentationModule(lightning.LightningModule):
         # Validation judges by the network as it is, like `evaluate`: kernels that are compiled round otherwise.
         self.trained = compiled(network) if settings.compile else partial(logits_of, network)
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
-        counted = ("missed/", "false_alarm/", "undefined/")  # of these, less is better
-        scores = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background, self.regions)
-        known = [name for name in scores if not name.startswith(counted)]
-        if settings.monitor not in known:
-            raise ConfigError(
-                f"'training.monitor={settings.monitor}' is no score.{did_you_mean(settings.monitor, known)} Choose from "
-                f"{listed(known, 30)}."
-            )
-        self.whole: nn.Module | None = None  # of weights that are cut over devices, a copy as of the latest validation
+        self._check_monitor()
+        self.record: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
+        self.gathered: nn.Module | None = None  # of weights that are cut over devices, a copy as of the latest validation
         self.confusion = CaseConfusion(len(validation), len(classes))
         self.val_statistics = torch.zeros(loss.size, dtype=torch.float64)
+        # How far the run has come: what `state` returns.
         self.step = 0
+        self.pending = False  # whether the validation after `step` is still to come
         self.best: dict[str, Any] = {}  # {"score", "step", "scores"} of the best validation
         self.stale = 0  # validations since
         self.seconds = 0.0  # of training so far, validations not counted
-        self._clock = 0.0  # when the step under way began
-        self.pending = False  # whether the validation after `step` is still to come
-        self.scores: dict[str, float] = {}
-        self.counts: dict[str, Any] = {}  # confusion matrix by validation case, of the latest validation
         self.last_loss = math.nan
-        self._window: list[float] = []  # losses since the last logged row
-        self._batch: Batch = {}  # of the step under way
+        self._recent_losses: list[float] = []  # since the last logged row
         # As they were saved, until the optimizer and the loss scale exist.
         self._optimizer_state: dict[str, Any] | None = None
         self._scaler_state: dict[str, Any] | None = None
+        # Of the step under way, and of the latest validation.
+        self._clock = 0.0  # when the step began
+        self._batch: Batch = {}
+        self.scores: dict[str, float] = {}
+        self.counts: dict[str, Any] = {}  # confusion matrix by validation case
+
+    def _check_monitor(self) -> None:
+        """Refuses a monitor that is no score, or one of which less is better."""
+        count = len(self.classes)
+        scores = summarise(np.zeros((1, count, count), dtype=np.int64), self.classes, self.background, self.regions)
+        known = [name for name in scores if not name.startswith(("missed/", "false_alarm/", "undefined/"))]
+        if (monitor := self.settings.monitor) not in known:
+            raise ConfigError(
+                f"'training.monitor={monitor}' is no score.{did_you_mean(monitor, known)} Choose from {listed(known, 30)}."
+            )
 
     @property
-    def judged(self) -> nn.Module:
+    def evaluated(self) -> nn.Module:
         """The network that is validated and kept: the average of the weights where there is one."""
-        if self.whole is not None:
-            return self.whole
+        if self.gathered is not None:
+            return self.gathered
         return self.network if self.average is None else self.average
 
     def shard(self) -> None:
@@ -140,7 +149,7 @@ class SegmentationModule(lightning.LightningModule):
 
         Whole weights are gathered for validations only, for which devices have unequally many windows, and when the state is saved.
         """
-        self.whole = copy.deepcopy(self.judged).requires_grad_(False)
+        self.gathered = copy.deepcopy(self.evaluated).requires_grad_(False)
         for network in filter(None, (self.network, self.average)):
             sharding.shard(network)
 
@@ -170,22 +179,22 @@ class SegmentationModule(lightning.LightningModule):
             "best": self.best,
             "stale": self.stale,
             "seconds": self.seconds,
-            "losses": list(self._window),
+            "losses": list(self._recent_losses),
             "last_loss": self.last_loss,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": optimizer,
             "scaler": self._scaler_state,
         }
-        if self.whole is None:
+        if self.gathered is None:
             return state
-        gathered: dict[str, Any] = sharding.whole(state)
-        return gathered
+        together: dict[str, Any] = sharding.whole(state)
+        return together
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned; the optimizer's part when the optimizer is made."""
         self.step, self.pending, self.best, self.stale = state["step"], state["pending"], state["best"], state["stale"]
-        self._window, self.last_loss, self.seconds = list(state["losses"]), state["last_loss"], state["seconds"]
+        self._recent_losses, self.last_loss, self.seconds = list(state["losses"]), state["last_loss"], state["seconds"]
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -198,7 +207,7 @@ class SegmentationModule(lightning.LightningModule):
             group.setdefault("initial_lr", group["lr"])
         if self._optimizer_state is not None:
             state = self._optimizer_state
-            if self.whole is not None:
+            if self.gathered is not None:
                 state = sharding.cut(state, optimizer)
             optimizer.load_state_dict(state)
         return optimizer
@@ -239,72 +248,23 @@ class SegmentationModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Takes one optimizer step on this device's share of a batch."""
+        self._batch = batch
         self._seed_dropout()
         image, label = self.inputs(batch, augment=True, context=True)
         # Each device makes as many parts, however many samples are its share: all wait for one another in every part.
         count = self.settings.accumulate
         parts = list(zip(image.tensor_split(count), label.tensor_split(count), strict=True))
         optimizer = self.optimizers()
-        assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
+        assert isinstance(optimizer, LightningOptimizer)
         factor = self._set_rates(optimizer.optimizer)
         optimizer.zero_grad()
-        total, done = self._first_look(parts), torch.zeros((), device=self.device)
-        for part, target in parts:
-            maps = score_maps(self.trained(part))
-            statistics = self._statistics(maps, target)
-            done = done + statistics.detach()
-            if total is None:
-                total = self._summed(statistics.detach() if len(parts) == 1 else self._label_statistics(maps, parts))
-            shares = [surrogate(self.loss, own, all_) for own, all_ in zip(statistics, total, strict=True)]
-            share = torch.stack([each.weight * share for each, share in zip(maps, shares, strict=True)]).sum()
-            self.manual_backward(share * self.trainer.world_size)
-        value = float(sum(each.weight * self.loss.value(all_) for each, all_ in zip(maps, self._summed(done), strict=True)))
-        self._refuse_infinite("loss", value, batch)
-        self._batch = batch
+        loss = self._gradients(parts)
+        self._refuse_infinite("loss", loss)
         optimizer.step()
         self._follow()
         self.step += 1
-        self.last_loss = value
-        self._window.append(value)
-        now = monotonic()  # from one step's end to the next: waiting for a batch and saving are training too
-        self.seconds, self._clock = self.seconds + now - self._clock, now
-        if self.settings.minutes is not None:  # all devices end by the clock of the first
-            self.seconds = self.trainer.strategy.broadcast(self.seconds)
-        if self.step % self.settings.log_every == 0:
-            rate = optimizer.optimizer.defaults["lr"] * factor  # groups may have other ones
-            self.record(self.step, {"train/loss": sum(self._window) / len(self._window), "train/lr": rate})
-            self._window.clear()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips the gradient, which half precision has scaled back by now, and refuses one that is not finite."""
-        if self.settings.clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-        norm = sharding.whole(norm)  # of weights that are cut, it is a sum still to be made
-        # Half precision's scaler expects infinite gradients now and then, and leaves the step out itself.
-        if scaler_state(self.trainer) is None:
-            self._refuse_infinite("gradient", float(norm), self._batch)
-
-    def _refuse_infinite(self, what: str, value: float, batch: Batch) -> None:
-        if not math.isfinite(value):
-            raise NotFiniteError(
-                f"The {what} became {value} at step {self.step} of {self.settings.steps}, on samples of the cases "
-                f"{listed(self._case_ids_of_all(batch))}. The weights before this step are kept. Lower the learning rate "
-                "('optimizer.lr=…'), clip the gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
-            )
-
-    def case_ids(self, batch: Batch) -> list[str]:
-        """The ids of the cases a batch was drawn from."""
-        return sorted({self.training_cases[index] for index in batch["case"].tolist()})
-
-    def _case_ids_of_all(self, batch: Batch) -> list[str]:
-        """The cases that all devices together were given, all of which see the same loss and gradient."""
-        if self.trainer.world_size == 1:
-            return self.case_ids(batch)
-        each: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather_object(each, self.case_ids(batch))
-        return sorted({name for names in each for name in names})
+        self._count_time()
+        self._log_loss(loss, factor)
 
     def _seed_dropout(self) -> None:
         """From here on dropout and its like draw numbers that belong to this step and rank alone."""
@@ -315,42 +275,54 @@ class SegmentationModule(lightning.LightningModule):
         random.seed(seed)
 
     def _set_rates(self, optimizer: Optimizer) -> float:
-        """Sets each group's rate, and returns the schedule's factor."""
+        """Sets each group's rate for this step, and returns the schedule's factor."""
         factor = self.schedule.factor(self.step, self.settings.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         return factor
 
+    def _gradients(self, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
+        """Adds up this device's share of the gradient of the whole batch's loss, part by part, and returns that loss.
+
+        Each part's share follows from its own statistics and from those of the whole batch, see `surrogate`. Those are known
+        before the first backward: from a first look at all scores, from the labels alone, or as the only part's own.
+        """
+        loss, of_batch = self.loss, self._first_look(parts)
+        summed = torch.zeros((), device=self.device)
+        for image, label in parts:
+            maps = score_maps(self.trained(image))  # of every part with the same grids and weights
+            of_part = self._statistics(maps, label)
+            if of_batch is None:  # only now are the grids known
+                of_batch = self._summed(of_part.detach() if len(parts) == 1 else self._label_statistics(maps, parts))
+            shares = [each.weight * surrogate(loss, own, total) for each, own, total in zip(maps, of_part, of_batch, strict=True)]
+            self.manual_backward(torch.stack(shares).sum() * self.trainer.world_size)  # devices take the mean of their gradients
+            summed = summed + of_part.detach()
+        return float(sum(each.weight * loss.value(total) for each, total in zip(maps, self._summed(summed), strict=True)))
+
     def _first_look(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
-        """The statistics [M, S] of the whole batch's M score maps, where gradients need them before any part is differentiated."""
+        """The statistics [M, S] of the whole batch's M score maps, where gradients need all scores before any part's backward."""
         if not self.loss.needs_logits_first or len(parts) == 1:
             return None
-        # Without gradients, and dropout and batch normalisation must stand after it as before it.
-        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
         total = torch.zeros((), device=self.device)
-        with torch.no_grad():
-            for norm in norms:
-                norm.momentum = 0.0
-            for part, target in parts:
-                total = total + self._statistics(score_maps(self.trained(part)), target)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        # Batch normalisation's statistics, and dropout's numbers, must be after it what they were before.
+        with torch.no_grad(), momentum(batch_norms(self.network), 0.0):
+            for image, label in parts:
+                total = total + self._statistics(score_maps(self.trained(image)), label)
         self._seed_dropout()
         return self._summed(total)
 
-    def _statistics(self, maps: Sequence[ScoreMap], target: Tensor) -> Tensor:
+    def _statistics(self, maps: Sequence[ScoreMap], label: Tensor) -> Tensor:
         """The statistics [M, S] of a part's maps."""
-        return torch.stack([self.loss.statistics(each.logits, *self._judging(each, target)) for each in maps])
+        return torch.stack([self.loss.statistics(each.logits, *self._judging(each, label)) for each in maps])
 
     def _label_statistics(self, maps: Sequence[ScoreMap], parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The statistics [M, S] of the whole batch as far as its labels give them, on the grids of the first part's maps."""
-        each = [torch.stack([self.loss.label_statistics(*self._judging(grid, target)) for grid in maps]) for _, target in parts]
+        each = [torch.stack([self.loss.label_statistics(*self._judging(grid, label)) for grid in maps]) for _, label in parts]
         return torch.stack(each).sum(dim=0)
 
-    def _judging(self, grid: ScoreMap, target: Tensor) -> tuple[Tensor, int]:
+    def _judging(self, grid: ScoreMap, label: Tensor) -> tuple[Tensor, int]:
         """The label that judges a map, and by how much it is larger on each side: it keeps its context where the grids are one."""
-        return (target, self.margin) if grid.rows is None else (grid.label(self.inner(target)), 0)
+        return (label, self.margin) if grid.rows is None else (grid.label(self.inner(label)), 0)
 
     def _summed(self, statistics: Tensor) -> Tensor:
         """The sum of every rank's statistics."""
@@ -360,6 +332,35 @@ class SegmentationModule(lightning.LightningModule):
         gathered = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(gathered, own)
         return torch.stack(gathered).sum(dim=0)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips the gradient, which half precision has scaled back by now, and refuses one that is not finite."""
+        if self.settings.clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        norm = sharding.whole(norm)  # of weights that are cut, it is a sum still to be made
+        # Half precision's scaler expects infinite gradients now and then, and leaves the step out itself.
+        if scaler_state(self.trainer) is None:
+            self._refuse_infinite("gradient", float(norm))
+
+    def _refuse_infinite(self, what: str, value: float) -> None:
+        """Refuses a loss or gradient of the step under way that is no number."""
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"The {what} became {value} at step {self.step} of {self.settings.steps}, on samples of the cases "
+                f"{listed(self._case_ids())}. The weights before this step are kept. Lower the learning rate "
+                "('optimizer.lr=…'), clip the gradient ('training.clip=1'), or look at these cases with 'voxtile check'."
+            )
+
+    def _case_ids(self) -> list[str]:
+        """The cases that the batch was drawn from, on all devices: they see the same loss and gradient."""
+        own = sorted({self.training_cases[index] for index in self._batch["case"].tolist()})
+        if self.trainer.world_size == 1:
+            return own
+        each: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(each, own)
+        return sorted({name for names in each for name in names})
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -372,13 +373,30 @@ class SegmentationModule(lightning.LightningModule):
         for a, b in zip(self.average.buffers(), self.network.buffers(), strict=True):
             a.copy_(b)
 
+    def _count_time(self) -> None:
+        """Counts from one step's end to the next: waiting for a batch and saving are training too."""
+        now = monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        if self.settings.minutes is not None:  # all devices end by the clock of the first
+            self.seconds = self.trainer.strategy.broadcast(self.seconds)
+
+    def _log_loss(self, loss: float, factor: float) -> None:
+        """Keeps a step's loss; every `log_every` steps, records the mean since the last row, and the rate."""
+        self.last_loss = loss
+        self._recent_losses.append(loss)
+        if self.step % self.settings.log_every == 0:
+            mean = sum(self._recent_losses) / len(self._recent_losses)
+            rate = self.trainer.optimizers[0].defaults["lr"] * factor  # groups may have other ones
+            self.record(self.step, {"train/loss": mean, "train/lr": rate})
+            self._recent_losses.clear()
+
     def on_validation_epoch_start(self) -> None:
         """Starts counting anew, and measures batch normalisation's statistics where that is asked for."""
         self.confusion.reset()
         self.val_statistics.zero_()
         self._share_buffers()
-        if self.whole is not None:
-            sharding.gather(self.network if self.average is None else self.average, self.whole)
+        if self.gathered is not None:
+            sharding.gather(self.network if self.average is None else self.average, self.gathered)
         if self.settings.norm_statistics is not None:
             self._measure_norms(self.settings.norm_statistics)
 
@@ -395,25 +413,23 @@ class SegmentationModule(lightning.LightningModule):
 
         Training itself does not use them, so measuring them changes no later step.
         """
-        norms = [m for m in self.judged.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = [norm for norm in batch_norms(self.evaluated) if norm.track_running_stats]
         norms = [norm for norm in norms if norm.train().training]  # frozen ones stay as they are
-        momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over all batches
         data: VoxtileData = self.trainer.datamodule  # type: ignore[attr-defined]  # what `fit` gave the trainer
-        for batch in data.first_batches(count):
-            image, _ = self.inputs(data.transfer_batch_to_device(batch, self.device, 0), augment=False)
-            with self.trainer.precision_plugin.forward_context():  # Lightning enters it for its steps only
-                logits_of(self.judged, image)
-        for norm, momentum in zip(norms, momenta, strict=True):
+        with momentum(norms, None):
+            for batch in data.first_batches(count):
+                image, _ = self.inputs(data.transfer_batch_to_device(batch, self.device, 0), augment=False)
+                with self.trainer.precision_plugin.forward_context():  # Lightning enters it for its steps only
+                    logits_of(self.evaluated, image)
+        for norm in norms:
             norm.eval()
-            norm.momentum = momentum
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts one batch of windows; pixels that belong to another window's core carry the ignore index."""
         image, label = self.inputs(batch, augment=False)
-        logits = logits_of(self.judged, image)
+        logits = logits_of(self.evaluated, image)
         self.val_statistics += self.loss.statistics(logits, label).double().cpu()
         self.confusion.update(batch["case"].tolist(), classes_of_logits(logits, list(self.regions.values())), label)
 
