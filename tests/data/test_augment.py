@@ -385,7 +385,7 @@ def test_configurations_build_and_follow_the_data_sets_symmetry(name):
     ("make", "message"),
     [
         (lambda: Augment({"flips": ["w"]}), r"axis 'w'; expected 'z', 'y' or 'x'"),
-        (lambda: Augment({"flip": ["x"]}), r"has no 'flip'.*Did you mean 'flips'"),
+        (lambda: Augment({"flip": ["x"]}), r"takes no 'flip'.*Did you mean 'flips'"),
         (lambda: Augment({"swap": {"x": [1, 2]}}), r"swap=\{x: \[\[1, 2\]\]\}"),
         (lambda: Augment({"rot90": True}).draw(0, 0, (1, 20, 30), UNIT), r"20 x 30 pixels.*data.symmetry.rot90=false"),
         (lambda: Noise(1.5), r"Noise .* probability=1.5"),

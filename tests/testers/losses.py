@@ -12,7 +12,7 @@ from voxtile.cases.window import IGNORE
 from voxtile.training.losses import Loss, surrogate
 
 CLASSES = 3
-COUNTS = {"class_counts": [500, 300, 200], "present_counts": [1000, 800, 600], "background": 0}
+COUNTS = {"class_counts": [500, 300, 200], "present_counts": [1000, 800, 600]}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 SPACES = [(6, 5), (3, 4, 3)]
 # How four samples are dealt to ranks (outer) and their micro-batches (inner).

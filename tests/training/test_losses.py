@@ -38,7 +38,7 @@ class TestCrossEntropyDividedByImages(LossTester):
 
 class TestBorderCrossEntropy(LossTester):
     def make(self) -> Loss:
-        return BorderCrossEntropy(num_classes=CLASSES, **{**COUNTS, "background": 0}, class_weights="inverse")
+        return BorderCrossEntropy(num_classes=CLASSES, background=0, **COUNTS, class_weights="inverse")
 
 
 class TestFocal(LossTester):
@@ -48,42 +48,42 @@ class TestFocal(LossTester):
 
 class TestDice(LossTester):
     def make(self) -> Loss:
-        return Dice(num_classes=CLASSES, **COUNTS)
+        return Dice(num_classes=CLASSES, background=0)
 
 
 class TestDiceWithoutSmoothing(LossTester):
     def make(self) -> Loss:
-        return Dice(num_classes=CLASSES, **COUNTS, include_background=True, smooth=0.0)
+        return Dice(num_classes=CLASSES, background=0, include_background=True, smooth=0.0)
 
 
 class TestDicePerSample(LossTester):
     def make(self) -> Loss:
-        return Dice(num_classes=CLASSES, **COUNTS, batch=False)
+        return Dice(num_classes=CLASSES, background=0, batch=False)
 
 
 class TestDiceOfRegions(LossTester):
     def make(self) -> Loss:
-        return Dice(num_classes=CLASSES, **COUNTS, regions=REGIONS)
+        return Dice(num_classes=CLASSES, background=0, regions=REGIONS)
 
 
 class TestDiceOfRegionsPerSample(LossTester):
     def make(self) -> Loss:
-        return Dice(num_classes=CLASSES, **COUNTS, regions=REGIONS, batch=False)
+        return Dice(num_classes=CLASSES, background=0, regions=REGIONS, batch=False)
 
 
 class TestDiceOfRegionsAndCrossEntropy(LossTester):
     def make(self) -> Loss:
-        return DiceCrossEntropy(num_classes=CLASSES, **COUNTS, regions=REGIONS)
+        return DiceCrossEntropy(num_classes=CLASSES, background=0, **COUNTS, regions=REGIONS)
 
 
 class TestDiceCrossEntropy(LossTester):
     def make(self) -> Loss:
-        return DiceCrossEntropy(num_classes=CLASSES, **COUNTS, class_weights="inverse", dice_weight=0.5)
+        return DiceCrossEntropy(num_classes=CLASSES, background=0, **COUNTS, class_weights="inverse", dice_weight=0.5)
 
 
 class TestDicePerSampleAndCrossEntropy(LossTester):
     def make(self) -> Loss:
-        return DiceCrossEntropy(num_classes=CLASSES, **COUNTS, batch=False)
+        return DiceCrossEntropy(num_classes=CLASSES, background=0, **COUNTS, batch=False)
 
 
 @pytest.fixture(scope="module")

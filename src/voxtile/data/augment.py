@@ -17,7 +17,8 @@ from voxtile.data.contrast import Contrast
 from voxtile.data.operation import Operation, Spacing
 from voxtile.data.rng import digest, generator
 from voxtile.data.warp import Affine, Elastic, resample, sampling_grid
-from voxtile.errors import ConfigError, did_you_mean
+from voxtile.errors import ConfigError
+from voxtile.values import refuse_unknown
 
 # Quarter turns in (y, x) are flips of these axes, followed by a transposition for odd ones.
 _FLIPS_OF_TURNS: tuple[set[int], ...] = (set(), {2}, {1, 2}, {1})
@@ -62,10 +63,7 @@ class Symmetry:
         """
         if isinstance(values, Symmetry):
             return values
-        known = ("flips", "rot90", "swap")
-        for key in values or {}:
-            if key not in known:
-                raise ConfigError(f"data.symmetry has no '{key}'; it knows flips, rot90 and swap.{did_you_mean(key, known)}")
+        refuse_unknown("data.symmetry", values or {}, ("flips", "rot90", "swap"))
         return cls(**(values or {}))
 
     def draw(self, rng: np.random.Generator, size: Size3) -> dict[str, NDArray[Any]]:
@@ -107,12 +105,6 @@ class Augment:
     read. `apply` does the work for a whole batch on its device and uses no other randomness. What it makes of a sample does
     not depend on the rest of the batch: bitwise on a CPU, to float32 rounding on a GPU, where the samples that an operation was
     drawn for are done together.
-
-    Args:
-        symmetry: the data set's `Symmetry`, or the mapping that describes it; None for no mirroring.
-        affine: rotation, scale and shift, or None.
-        elastic: smooth deformation, or None; merged with `affine` into one resampling.
-        intensity: name -> change of intensity, made in this order; None leaves one out.
     """
 
     def __init__(
@@ -122,6 +114,14 @@ class Augment:
         elastic: Elastic | None = None,
         intensity: Mapping[str, Contrast | None] | None = None,
     ) -> None:
+        """Takes the operations.
+
+        Args:
+            symmetry: the data set's `Symmetry`, or the mapping that describes it; None for no mirroring.
+            affine: rotation, scale and shift, or None.
+            elastic: smooth deformation, or None; merged with `affine` into one resampling.
+            intensity: name -> change of intensity, made in this order; None leaves one out.
+        """
         self.symmetry = Symmetry.of(symmetry)
         self.affine = affine
         self.elastic = elastic

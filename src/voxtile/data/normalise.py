@@ -66,19 +66,7 @@ class Intensity:
 
 
 class Normalisation:
-    """Measures how intensities are normalised; built from the configuration.
-
-    Args:
-        per: "case" where the scale of intensities is each case's own (MRI), "dataset" where it means the same in all of them
-            (reflectances, CT).
-        clip: (lower, upper) percentiles of a channel to which its pixels are clipped first, or None.
-        nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0.
-        keep_zero: pixels that are 0 in every channel stay 0, as nnU-Net has it.
-        foreground: measure only pixels of the training cases that are labelled as other classes than the background (CT).
-
-    Raises:
-        ConfigError: `per` or `clip` is not one of these, or each case is to be measured on its foreground.
-    """
+    """Measures how intensities are normalised; built from the configuration."""
 
     def __init__(
         self,
@@ -88,6 +76,19 @@ class Normalisation:
         foreground: bool = False,
         keep_zero: bool = False,
     ) -> None:
+        """Takes the settings.
+
+        Args:
+            per: "case" where the scale of intensities is each case's own (MRI), "dataset" where it means the same in all of them
+                (reflectances, CT).
+            clip: (lower, upper) percentiles of a channel to which its pixels are clipped first, or None.
+            nonzero: measure only pixels in which some channel is not 0, for volumes whose background was set to 0.
+            keep_zero: pixels that are 0 in every channel stay 0, as nnU-Net has it.
+            foreground: measure only pixels of the training cases that are labelled as other classes than the background (CT).
+
+        Raises:
+            ConfigError: `per` or `clip` is not one of these, or each case is to be measured on its foreground.
+        """
         if per not in ("case", "dataset"):
             hint = did_you_mean(per, ("case", "dataset"))
             raise ConfigError(f"Normalisation per '{per}' does not exist; expected per=case or per=dataset.{hint}")
@@ -152,17 +153,18 @@ class Normalisation:
 
 
 class FixedNormalisation(Normalisation):
-    """Subtracts and divides by given numbers: what a network with trained weights was fed with, say.
-
-    Args:
-        mean: one number per channel.
-        std: likewise.
-
-    Raises:
-        ConfigError: The two have not equally many numbers, or a deviation is not positive.
-    """
+    """Subtracts and divides by given numbers: what a network with trained weights was fed with, say."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Takes the numbers.
+
+        Args:
+            mean: one number per channel.
+            std: likewise.
+
+        Raises:
+            ConfigError: The two have not equally many numbers, or a deviation is not positive.
+        """
         super().__init__(per="dataset", clip=None)
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise ConfigError(

@@ -18,6 +18,7 @@ from voxtile.cases.window import Size3
 from voxtile.data.survey import Survey
 from voxtile.data.weight_map import WeightMap
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+from voxtile.values import is_number, refuse_unknown
 
 STRATEGIES = ("pixels", "uniform", "class", "polygon", "weights")
 
@@ -67,7 +68,7 @@ class Sampling:
             )
         for name in ("jitter", "max_nodata"):
             value = getattr(self, name)
-            if not (value is None and name == "max_nodata") and not (_is_number(value) and 0 <= value <= 1):
+            if not (value is None and name == "max_nodata") and not is_number(value, 0, 1):
                 raise ConfigError(f"'data.sampling.{name}={value}' is a share: expected a number from 0 to 1, for example 0.5.")
         self._parse_scales()
         self._parse_class_weights()
@@ -76,7 +77,7 @@ class Sampling:
         if self.scales is None:
             return
         pair = self.scales if isinstance(self.scales, Sequence) else ()
-        if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 < pair[0] <= pair[1] < math.inf:
+        if len(pair) != 2 or not all(map(is_number, pair)) or not 0 < pair[0] <= pair[1]:
             raise ConfigError(
                 f"'data.sampling.scales={self.scales}' must be two rising numbers above 0, the smallest and the largest ground "
                 "resolution in multiples of the case's own: type 'data.sampling.scales=[0.5,2.0]'."
@@ -88,7 +89,7 @@ class Sampling:
         if given is None:
             return
         values = list(given.values()) if isinstance(given, Mapping) else []
-        if not isinstance(given, Mapping) or not all(_is_number(value) and 0 <= value < math.inf for value in values):
+        if not isinstance(given, Mapping) or not all(is_number(value, 0) for value in values):
             raise ConfigError(
                 f"'data.sampling.class_weights={given}' must hold a number, 0 or more, for each class that it names: type "
                 "'data.sampling.class_weights={water: 2}', say."
@@ -102,11 +103,7 @@ class Sampling:
         Raises:
             ConfigError: A key is unknown, or a value is wrong.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := [key for key in values or {} if key not in known]:
-            raise ConfigError(
-                f"'data.sampling' takes no '{unknown[0]}'.{did_you_mean(str(unknown[0]), known)} It takes {listed(known)}."
-            )
+        refuse_unknown("data.sampling", values or {}, [field.name for field in fields(cls)])
         return cls(**(values or {}))
 
     def weights_of(self, classes: Sequence[str]) -> list[float]:
@@ -125,10 +122,6 @@ class Sampling:
         if not any(found):
             raise ConfigError("'data.sampling.class_weights' is 0 for every class. Give a class that is to be drawn more than 0.")
         return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Strategy(ABC):

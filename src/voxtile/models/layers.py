@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from voxtile.values import is_number
+
 
 def channels(paper: int, width: float) -> int:
     """How many channels stand for the paper's number at `width` (1 = the paper's), at least one.
@@ -16,7 +18,7 @@ def channels(paper: int, width: float) -> int:
     Raises:
         ValueError: `width` is no number above 0.
     """
-    if not isinstance(width, int | float) or not 0 < width < math.inf:
+    if not is_number(width) or width <= 0:
         raise ValueError(f"width is a factor on the paper's numbers of channels: a number above 0, not {width}")
     return max(1, round(paper * width))
 

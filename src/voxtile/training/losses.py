@@ -32,9 +32,9 @@ class Loss(nn.Module, ABC):
     All computation is in float32 (float64 for float64 scores), also under autocast, and made of operations that are
     deterministic on every device. What the scores are at ignored pixels, infinite and NaN included, has no influence.
 
-    Every constructor takes the keywords `num_classes`, `class_counts`, `present_counts`, `background` and `regions`, used or not,
-    so that one call builds any loss; see `class_weight_table` for the counts. `background` is the index of the background
-    class, `regions` the class indices of each region of the data set, None without regions.
+    A constructor names, of the keywords `num_classes`, `class_counts`, `present_counts`, `background` and `regions`, those that it
+    needs; see `class_weight_table` for the counts. `background` is the index of the background class, None without one, `regions`
+    the class indices of each region of the data set, None without regions.
 
     Attributes:
         size: S, how many statistics there are.
@@ -50,8 +50,8 @@ class Loss(nn.Module, ABC):
 
         Args:
             logits: the scores.
-            target: the label, which may be larger than the scores, on each side of each axis by
-            margin: pixels. They are not judged, but a pixel's weight may depend on them.
+            target: the label, on each side of each spatial axis larger than the scores by `margin`.
+            margin: pixels of label around the scores. They are not judged, but a pixel's weight may depend on them.
         """
         judged = _inside(target, margin)
         if logits.shape[2:] != judged.shape[1:] or len(logits) != len(judged):
@@ -117,8 +117,6 @@ class PixelLoss(Loss):
         num_classes: int,
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
-        background: int | None = None,
-        regions: Sequence[Sequence[int]] | None = None,
         class_weights: WeightRule = None,
         divide_by: DivideBy = "weights",
     ) -> None:
@@ -175,8 +173,6 @@ class CrossEntropy(PixelLoss):
         num_classes: int,
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
-        background: int | None = None,
-        regions: Sequence[Sequence[int]] | None = None,
         class_weights: WeightRule = None,
         divide_by: DivideBy = "weights",
         label_smoothing: float = 0.0,
@@ -215,8 +211,6 @@ class Focal(PixelLoss):
         num_classes: int,
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
-        background: int | None = None,
-        regions: Sequence[Sequence[int]] | None = None,
         class_weights: WeightRule = None,
         divide_by: DivideBy = "weights",
         gamma: float = 2.0,
@@ -258,7 +252,6 @@ class BorderCrossEntropy(PixelLoss):
         class_counts: Sequence[int] | None = None,
         present_counts: Sequence[int] | None = None,
         background: int | None = None,
-        regions: Sequence[Sequence[int]] | None = None,
         class_weights: WeightRule = None,
         divide_by: DivideBy = "pixels",
         w0: float = 10.0,
@@ -310,8 +303,6 @@ class Dice(Loss):
         self,
         *,
         num_classes: int,
-        class_counts: Sequence[int] | None = None,
-        present_counts: Sequence[int] | None = None,
         background: int | None = None,
         regions: Sequence[Sequence[int]] | None = None,
         include_background: bool = False,

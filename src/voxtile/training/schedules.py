@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from voxtile.errors import ConfigError, did_you_mean, listed, reason
+from voxtile.values import refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +141,7 @@ def parameter_groups(model: nn.Module, groups: Iterable[Mapping[str, Any]], lr: 
 
 
 def _parsed(fields: Mapping[str, Any]) -> Group:
-    known = tuple(Group.__dataclass_fields__)
-    for name in fields:
-        if name not in known:
-            raise ConfigError(
-                f"A group of `training.groups` has the field '{name}'.{did_you_mean(name, known)} The fields are {listed(known)}."
-            )
+    refuse_unknown("training.groups", fields, tuple(Group.__dataclass_fields__))
     if "pattern" not in fields:
         raise ConfigError(f"A group of `training.groups`, {dict(fields)}, has no 'pattern': give one, for example 'bias$'.")
     group = Group(**fields)

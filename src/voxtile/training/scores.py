@@ -55,17 +55,18 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
 
 
 class CaseConfusion(Metric):
-    """One confusion matrix per case, counted over any number of ranks: int64, summed, so the same integers on each number.
-
-    Args:
-        num_cases: N, on all ranks together.
-        num_classes: K.
-    """
+    """One confusion matrix per case, counted over any number of ranks: int64, summed, so the same integers on each number."""
 
     full_state_update = False
     matrices: Tensor
 
     def __init__(self, num_cases: int, num_classes: int) -> None:
+        """Starts at 0.
+
+        Args:
+            num_cases: N, on all ranks together.
+            num_classes: K.
+        """
         super().__init__()
         self.num_classes = num_classes
         zeros = torch.zeros(num_cases, num_classes, num_classes, dtype=torch.int64)
