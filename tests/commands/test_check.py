@@ -157,7 +157,7 @@ def test_of_a_huge_scene_it_is_said_that_nodata_is_not_known_everywhere(tmp_path
     pixels[:, 30:] = 0
     write(tmp_path / "a.tif", pixels, nodata=0)
     write(tmp_path / "a_label.tif", np.ones((1, 60, 60), dtype=np.uint8))
-    monkeypatch.setattr(survey, "BLOCK", 10)
+    monkeypatch.setattr(survey, "BLOCK_SIDE", 10)
 
     def looked() -> tuple[int, list[str]]:
         case = open_case(tmp_path)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812  # the name everybody knows it by
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy import ndimage
+from torch.nn import functional
 
 from voxtile.commands.allowed import build
 from voxtile.data import augment as module
@@ -196,7 +196,7 @@ def test_elastic_resampling_agrees_with_torch_upsampling_and_scipy(dims):
     image = torch.from_numpy(rng.random((1, 1, *size)).astype(np.float32))
     label, valid = (image[:, 0] * 4).to(torch.uint8), torch.ones(1, *size, dtype=torch.bool)
     out, seen, _ = resample(image, valid, label, sampling_grid(torch.eye(3)[None], torch.zeros(1, 3), field, size))
-    planes = F.interpolate(field[0], size=size[-2:], mode="bicubic", align_corners=True).numpy()
+    planes = functional.interpolate(field[0], size=size[-2:], mode="bicubic", align_corners=True).numpy()
     where = np.indices(size) + (planes[1:, 0] if dims == 2 else planes)
     expected = ndimage.map_coordinates(image[0, 0].double().numpy(), where, order=1, mode="nearest")
     inside = seen[0].numpy()
@@ -208,7 +208,7 @@ def test_smooth_fields_are_cubic_along_every_axis():
     field = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 4, 5)))
     dense = smooth(field, (9, 10, 17))
     np.testing.assert_allclose(dense[:, ::4, ::3, ::4], field, atol=1e-12)
-    in_plane = F.interpolate(field, size=(10, 17), mode="bicubic", align_corners=True)
+    in_plane = functional.interpolate(field, size=(10, 17), mode="bicubic", align_corners=True)
     np.testing.assert_allclose(dense[:, 4], in_plane[:, 1], atol=1e-12)
 
 

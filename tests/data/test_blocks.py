@@ -245,7 +245,7 @@ def test_every_block_is_validated_once_and_the_buffer_is_kept_in_every_fold(fold
     case = scene("s", size=40)
     given = {f"s#r{r}c{c}": [100, 7 * r + c] for r, c in itertools.product(range(4), repeat=2)}
     schemes = [BlockKFold((4, 4), 20.0, folds, fold, test, seed, stratify=stratify) for fold in range(folds)]
-    assert all(scheme.needs_shares == stratify for scheme in schemes)
+    assert all(scheme.needs_counts == stratify for scheme in schemes)
     shares = {block.id: given[block.id] for block in schemes[0].readable([case])}  # the labels of test stay closed
     splits = [scheme([case], shares) for scheme in schemes]
     locked = {block.id for block in splits[0].test}

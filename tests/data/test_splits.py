@@ -138,8 +138,8 @@ def test_stratified_folds_are_of_one_size():
 
 
 def test_strata_need_the_labels():
-    assert GroupSplit(stratify=True).needs_shares
-    assert not GroupSplit().needs_shares
+    assert GroupSplit(stratify=True).needs_counts
+    assert not GroupSplit().needs_counts
     with pytest.raises(ConfigError, match=r"s000.*split\.stratify=false"):
         GroupSplit(stratify=True)(scans(9))
 

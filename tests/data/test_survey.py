@@ -64,7 +64,7 @@ def rewritten(folder, image, label):
 
 @pytest.fixture(params=[1024, 16], ids=["one block", "many blocks"])
 def _block(request, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", request.param)
+    monkeypatch.setattr(module, "BLOCK_SIDE", request.param)
 
 
 def equal(a, b):
@@ -115,7 +115,7 @@ def test_the_digest_knows_an_image_under_another_name(tmp_path):
 
 
 def test_a_draw_of_locations_is_even(folder, image, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 16)
+    monkeypatch.setattr(module, "BLOCK_SIDE", 16)
     monkeypatch.setattr(module, "MOST_LOCATIONS", 400)
     rewritten(folder, image, np.zeros((50, 70), np.uint8))
     places = survey(open_case(folder), CLASSES).locations[0]
@@ -128,7 +128,7 @@ def test_a_draw_of_locations_is_even(folder, image, monkeypatch):
 def test_large_cases_keep_more_places_the_same_whichever_block_fills_up(folder, image, monkeypatch):
     rewritten(folder, image, np.zeros((50, 70), np.uint8))
     monkeypatch.setattr(module, "MOST_LOCATIONS", 100)
-    monkeypatch.setattr(module, "BLOCK", 16)
+    monkeypatch.setattr(module, "BLOCK_SIDE", 16)
     monkeypatch.setattr(module, "PIXELS_PER_LOCATION", 10)
     found = survey(open_case(folder), CLASSES)
     assert len(found.locations[0]) == 350
@@ -184,7 +184,7 @@ def test_a_case_whose_sample_lay_elsewhere_has_another_fingerprint(folder, monke
 
 
 def test_of_a_huge_case_only_some_blocks_of_the_image_are_read(folder, monkeypatch, label):
-    monkeypatch.setattr(module, "BLOCK", 10)
+    monkeypatch.setattr(module, "BLOCK_SIDE", 10)
     monkeypatch.setattr(module, "MOST_IMAGE_BLOCKS", 7)
     case, read = open_case(folder), []
     monkeypatch.setattr(Case, "read", lambda self, window, original=Case.read: read.append(window) or original(self, window))

@@ -132,8 +132,8 @@ def test_missing_rasters_are_named(root):
 def test_the_weights_of_training_cases_are_part_of_the_fingerprint(root):
     def fingerprint(weights):
         scheme = GroupSplit(val=0.3, test=0)
-        found = prepare(dataset(root), scheme, Normalisation("dataset"), root / "cache", weights=weights)
-        assert set(found.weights) == ({case.id for case in found.split.train} if weights else set())
+        found = prepare(dataset(root), scheme, Normalisation("dataset"), root / "cache", weight_pattern=weights)
+        assert set(found.weight_maps) == ({case.id for case in found.split.train} if weights else set())
         return found.fingerprint
 
     without, before = fingerprint(None), fingerprint("weights/{id}.tif")

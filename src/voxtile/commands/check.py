@@ -81,8 +81,7 @@ def print_split(out: Console, prepared: Prepared) -> None:
     table = Table(
         "split", "cases", "groups", "pixels", "judged", *names, title=f"data set {prepared.dataset.name}", title_justify="left"
     )
-    for side in ("train", "val", "test"):
-        cases = getattr(prepared.split, side)
+    for side, cases in prepared.split.sides.items():
         groups = str(len({case.group for case in cases}))
         if side == "test":
             table.add_row(side, str(len(cases)), groups, *["locked"] * (2 + len(names)))

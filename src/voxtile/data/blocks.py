@@ -9,7 +9,7 @@ from voxtile.cases.case import Case
 from voxtile.data.block_grids import Block, Index, case_blocks, ground_blocks, margins
 from voxtile.data.ground import pairs_within
 from voxtile.data.places import EDGE
-from voxtile.data.splits import GroupSplit, KFold, Shares, SplitScheme
+from voxtile.data.splits import ClassCounts, GroupSplit, KFold, SplitScheme
 from voxtile.errors import ConfigError, DataError, did_you_mean
 
 GRIDS = ("case", "ground")
@@ -47,18 +47,18 @@ class _Blocks(SplitScheme):
             )
         if grid == "ground" and side is None:
             raise ConfigError("'split.grid=ground' needs the side of a block in metres. Type, for example, 'split.side=5000'.")
-        self.scheme, self.blocks, self.side, self.grid, self.buffer = scheme, list(blocks), side, grid, float(buffer)
-        self.needs_shares = scheme.needs_shares
+        self.scheme, self.blocks, self.length, self.grid, self.buffer = scheme, list(blocks), side, grid, float(buffer)
+        self.needs_counts = scheme.needs_counts
         self.remedy = "Cut into more blocks, keep a smaller 'split.buffer', or try another 'split.seed'."
 
     def _cut(self, cases: Sequence[Case]) -> list[Block]:
-        if self.grid == "ground" and self.side is not None:
-            return list(ground_blocks(cases, self.side, self.buffer))
-        return list(case_blocks(cases, self.blocks, self.side, self.buffer))
+        if self.grid == "ground" and self.length is not None:
+            return list(ground_blocks(cases, self.length, self.buffer))
+        return list(case_blocks(cases, self.blocks, self.length, self.buffer))
 
-    def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
+    def _sides(self, cases: Sequence[Case], counts: ClassCounts | None) -> tuple[dict[str, list[Case]], list[str]]:
         blocks = self._cut(cases)
-        dealt, left_out = self.scheme._sides([block.case for block in blocks], shares)
+        dealt, left_out = self.scheme._sides([block.case for block in blocks], counts)
         side_of = {case.id: side for side, part in dealt.items() for case in part}
         lattices: dict[str, dict[Index, str]] = {}
         for block in blocks:
@@ -78,7 +78,7 @@ class _Blocks(SplitScheme):
         """Looks whether the buffer is kept between scenes, too: blocks of each case know nothing of those of others.
 
         Raises:
-            DataError: It is not.
+            DataError: Blocks of two scenes lie closer than the buffer.
         """
         for side, other in (("val", "train"), ("test", "train"), ("test", "val")):
             first, second = sides[side], sides[other]

@@ -67,7 +67,7 @@ class VoxtileData(lightning.LightningDataModule):
         self._intensities = [prepared.intensity_of(case) for case in prepared.split.val]
         cases = prepared.split.train
         surveys = [prepared.surveys[case.id] for case in cases]
-        maps = [prepared.weights[case.id] for case in cases if prepared.weights]
+        maps = [prepared.weight_maps[case.id] for case in cases if prepared.weight_maps]
         balanced = [c for c in range(len(prepared.dataset.classes)) if c != prepared.dataset.background]
         strategy = strategy_of(sampling, cases, surveys, prepared.dataset.classes, balanced, maps)
         self.stream = SampleStream(

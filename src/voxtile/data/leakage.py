@@ -22,7 +22,7 @@ MOST_VALUES = 512  # kept of a case's distinct grey values
 LEAST_VALUES = 16  # fewer tell nothing
 ROWS = 512  # cases that are compared with all others at once
 ALIKE = 0.5  # share of grey values in common that is suspicious; parts of one scan measured 0.81 to 1, others below 0.01
-TOGETHER = "Give what belongs together one group, with 'data.group.pattern=…', 'data.group.expression=…' or 'data.group.csv=…'."
+REGROUP = "Give what belongs together one group, with 'data.group.pattern=…', 'data.group.expression=…' or 'data.group.csv=…'."
 Pairs = Iterable[tuple[int, int]]
 
 
@@ -109,7 +109,7 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str
         names = [f'"{name}"' for name in dict.fromkeys(leak.case for leak in left)]
         waive = ",".join(names[:8] + ["…"] * (len(names) > 8))
         raise DataError(
-            f"Leaks between the sides of the split ({len(left)}) would make its scores too good: {listed(left)}. {TOGETHER} Or "
+            f"Leaks between the sides of the split ({len(left)}) would make its scores too good: {listed(left)}. {REGROUP} Or "
             "leave cases out ('data.exclude=[…]'), or split by group ('split=groups'). To accept the leaks, which every report "
             f"will then say, type 'data.waive=[{waive}]'."
         )
@@ -129,12 +129,12 @@ def suspicions(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> l
     touching = [(i, j) for i, j in near_pairs(cases, cases, 1.0) if i < j and _unrelated(cases[i], cases[j])]
     if touching:
         names = listed(f"{cases[i].id} and {cases[j].id}" for i, j in touching)
-        sentences.append(f"Cases in different groups touch or overlap on the ground ({len(touching)} pairs): {names}. {TOGETHER}")
+        sentences.append(f"Cases in different groups touch or overlap on the ground ({len(touching)} pairs): {names}. {REGROUP}")
     alike = [(i, j, share) for i, j, share in alike_pairs(cases, distinct) if _unrelated(cases[i], cases[j])]
     if alike:
         names = listed(f"{cases[i].id} and {cases[j].id} ({share:.0%})" for i, j, share in alike)
         what = "share most of their grey values, as parts of one scan do"
-        sentences.append(f"Cases in different groups {what} ({len(alike)} pairs): {names}. {TOGETHER}")
+        sentences.append(f"Cases in different groups {what} ({len(alike)} pairs): {names}. {REGROUP}")
     return sentences
 
 

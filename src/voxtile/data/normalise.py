@@ -46,7 +46,10 @@ class Intensity:
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Between what most pixels of the images that were measured lie: where nothing is clipped, ten deviations to each side."""
+        """Per channel, the lowest and highest value of most measured pixels.
+
+        The bounds of clipping, or mean ± 10 std where nothing is clipped.
+        """
         spans = list(zip(self.mean, self.std, strict=True))
         low = (own if math.isfinite(own) else mean - 10 * std for own, (mean, std) in zip(self.low, spans, strict=True))
         high = (own if math.isfinite(own) else mean + 10 * std for own, (mean, std) in zip(self.high, spans, strict=True))
@@ -190,7 +193,10 @@ class FixedNormalisation(Normalisation):
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:
-    """Of which floats, 32 or 64 bits, `normalise` makes of pixels: those that hold all their values, or as coarse as they are."""
+    """The float type that `normalise` computes in.
+
+    float32 where it holds every value of `dtype`, or `dtype` is a float of at most 32 bits; else float64.
+    """
     return torch.float32 if dtype in _NARROW else torch.float64
 
 

@@ -45,7 +45,7 @@ def check_placed(cases: Sequence[Case], why: str) -> None:
     """Refuses cases whose place on Earth is unknown.
 
     Raises:
-        DataError: There are some; the message begins with `why` a place is needed.
+        DataError: There are such cases; the message begins with `why` a place is needed.
     """
     lost = [case for case in cases if case.grid.crs is None or to_world(case.grid.crs) is None]
     if lost:

@@ -19,7 +19,7 @@ from voxtile.cases.windowing import AXES, ORDERS
 from voxtile.data.survey import Survey
 from voxtile.errors import ConfigError, size
 
-ANISOTROPIC = 3.0  # times the finest spacing, from which on an axis is coarse
+COARSE = 3.0  # times the finest spacing, from which on an axis is coarse
 FINER = 10  # percentile of the spacings along a coarse axis, so that few cases lose slices
 SAME = 0.01  # share by which spacings may differ and still be the same
 BOTTOM = 4  # pixels of the smallest side of the lowest level
@@ -141,7 +141,7 @@ def _spacing(facts: Facts, made: Plan) -> NDArray[np.float64]:
         return middle
     reason = f"median of the training cases, {_mm(facts.spacings.min(axis=0))} to {_mm(facts.spacings.max(axis=0))}"
     coarse = int(middle.argmax())
-    if middle[coarse] > ANISOTROPIC * middle.min():
+    if middle[coarse] > COARSE * middle.min():
         middle[coarse] = np.percentile(facts.spacings[:, coarse], FINER)
         reason += f"; along {AXES[coarse]}, which is coarse, the {FINER}th percentile"
     made.set("data.spacing", [round(float(side), 4) for side in middle], reason)

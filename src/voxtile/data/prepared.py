@@ -43,7 +43,7 @@ class Prepared:
         waived: sentences about leaks that the user has accepted.
         normalisation: how intensities are brought to one scale.
         intensity: what that is for the training set as a whole; None where each case is by itself.
-        weights: by id of training cases, where windows are drawn by a raster of weights.
+        weight_maps: by id of training cases, where windows are drawn by a raster of weights.
     """
 
     dataset: Dataset
@@ -54,13 +54,13 @@ class Prepared:
     waived: tuple[str, ...]
     normalisation: Normalisation
     intensity: Intensity | None
-    weights: Mapping[str, WeightMap] = field(default_factory=dict)
+    weight_maps: Mapping[str, WeightMap] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """Of the training and validation data, and of the rasters of weights where windows are drawn by them."""
         own = fingerprint([*self.split.train, *self.split.val], self.surveys)
-        weighed = [f"{name} {found.digest}" for name, found in self.weights.items()]
+        weighed = [f"{name} {found.digest}" for name, found in self.weight_maps.items()]
         return fingerprint_of([own, *weighed]) if weighed else own
 
     @property
@@ -107,7 +107,7 @@ def prepare(
     waive: Sequence[str] = (),
     limit: int | None = None,
     progress: Progress = silent,
-    weights: str | None = None,
+    weight_pattern: str | None = None,
     window: Sequence[int] | None = None,
     say: Callable[[str], object] | None = None,
 ) -> Prepared:
@@ -121,7 +121,7 @@ def prepare(
         waive: ids of cases whose leaks are accepted.
         limit: most training and most validation cases that are used; None for all.
         progress: shows how far reading has come.
-        weights: pattern of the rasters by which training windows are drawn, see `Sampling`.
+        weight_pattern: of the names of the rasters by which training windows are drawn, see `Sampling`.
         window: size of a training window, checked before the cases are read; None where none is drawn.
         say: takes a sentence about the disk that decoded data take, where that is much.
 
@@ -131,13 +131,13 @@ def prepare(
     """
     cases = by_place(dataset.cases(), dataset.grouping.place)
     classes = len(dataset.classes)
-    shares = None
-    if scheme.needs_shares:
+    counts = None
+    if scheme.needs_counts:
         readable = scheme.readable(cases)
         found = survey_all(readable, classes, cache, tick=progress(len(readable), "reading labels"))
         first = dataset.background or 0
-        shares = {name: [survey.counts[first], *np.delete(survey.counts, first)] for name, survey in found.items()}
-    split = scheme(cases, shares)
+        counts = {name: [survey.counts[first], *np.delete(survey.counts, first)] for name, survey in found.items()}
+    split = scheme(cases, counts)
     dataset.fix_spacing(split.train)
     train, val, test = (tuple(map(dataset.placed, side)) for side in (split.train, split.val, split.test))
     split = replace(split, train=train, val=val, test=test)
@@ -159,7 +159,7 @@ def prepare(
     waived = gate(find_leaks(split, images), waive, (*images, *(case.id for case in cases)))
     intensity = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
-    maps = open_weights(dataset, weights, split.train, cases) if weights else {}
+    maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
     ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all

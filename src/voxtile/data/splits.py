@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.case import Case
+from voxtile.cases.layouts import SPLITS
 from voxtile.data.rng import digest
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, reason
 
-SIDES = ("train", "val", "test")
 MOST_STRATA = 5
-Shares = Mapping[str, Sequence[int] | NDArray[np.int64]]  # case id -> judged pixels of each class, the background first
+ClassCounts = Mapping[str, Sequence[int] | NDArray[np.int64]]  # case id -> judged pixels of each class, the background first
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Split:
     @property
     def digest(self) -> str:
         """Changes with the ids and regions of any side, in no other way."""
-        sides = {side: part for side, part in self.as_dict().items() if side in SIDES}
+        sides = {side: part for side, part in self.as_dict().items() if side in SPLITS}
         return f"{digest(json.dumps(sides, sort_keys=True)):032x}"
 
 
@@ -63,29 +63,29 @@ class SplitScheme(ABC):
     """Decides which case is where. A new scheme is one subclass and a file in `conf/split`.
 
     Attributes:
-        needs_shares: whether the class counts of the cases that are not for test are needed.
+        needs_counts: whether the class counts of the cases that are not for test are needed.
         remedy: what to type where a side comes out empty.
     """
 
-    needs_shares: bool = False
+    needs_counts: bool = False
     remedy: str = ""
 
-    def __call__(self, cases: Sequence[Case], shares: Shares | None = None) -> Split:
+    def __call__(self, cases: Sequence[Case], counts: ClassCounts | None = None) -> Split:
         """Splits `cases`.
 
         Args:
             cases: cases with unique ids, in any order.
-            shares: judged pixels of each class by id of the `readable` cases; needed where `needs_shares`.
+            counts: judged pixels of each class by id of the `readable` cases; needed where `needs_counts`.
 
         Raises:
             ConfigError: The scheme does not fit the number of groups.
             DataError: Training or validation would be empty, or what the data set says about its split is wrong.
         """
-        sides, left_out = self._sides(cases, shares)
+        sides, left_out = self._sides(cases, counts)
         for side in ("train", "val"):
             if not sides.get(side):
                 groups = {case.group for case in cases}
-                found = listed(f"{len(sides.get(name, ()))} {name}" for name in SIDES)
+                found = listed(f"{len(sides.get(name, ()))} {name}" for name in SPLITS)
                 raise DataError(
                     f"The split leaves nothing for '{side}': {counted(len(cases), 'case')} in {counted(len(groups), 'group')} "
                     f"became {found}. {self.remedy}"
@@ -98,7 +98,7 @@ class SplitScheme(ABC):
         return list(cases)
 
     @abstractmethod
-    def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
+    def _sides(self, cases: Sequence[Case], counts: ClassCounts | None) -> tuple[dict[str, list[Case]], list[str]]:
         """Cases by side, and the ids of those on none."""
 
 
@@ -120,20 +120,20 @@ class GivenSplit(SplitScheme):
             else "Choose another scheme, for example 'split=groups'."
         )
 
-    def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
+    def _sides(self, cases: Sequence[Case], counts: ClassCounts | None) -> tuple[dict[str, list[Case]], list[str]]:
         without = [case.id for case in cases if not case.split]
         if without:
             raise DataError(
                 f"The data set gives no split for {len(without)} of {len(cases)} cases: {listed(without)}. Let one be made with "
                 "'split=groups' or 'split=kfold', or read one with 'split=file split.file=…'."
             )
-        unknown = sorted({case.split for case in cases} - set(SIDES))
+        unknown = sorted({case.split for case in cases} - set(SPLITS))
         if unknown:
             raise DataError(
-                f"The data set calls splits {listed(unknown)}; expected {listed(SIDES)}.{did_you_mean(unknown[0], SIDES)} Say what "
-                "they mean with 'data.layout.splits={…: train, …}'."
+                f"The data set calls splits {listed(unknown)}; expected {listed(SPLITS)}.{did_you_mean(unknown[0], SPLITS)} Say "
+                "what they mean with 'data.layout.splits={…: train, …}'."
             )
-        sides = {side: [case for case in cases if case.split == side] for side in SIDES}
+        sides = {side: [case for case in cases if case.split == side] for side in SPLITS}
         if self.val is None:
             return sides, []
         if sides["val"]:
@@ -149,7 +149,7 @@ class GivenSplit(SplitScheme):
 
 
 class GroupSplit(SplitScheme):
-    """Shares of the groups, cut as contiguous blocks of an order that is a hash of seed and group.
+    """ClassCounts of the groups, cut as contiguous blocks of an order that is a hash of seed and group.
 
     The first block is test, the second validation, the rest training. An added group moves at most one other group over
     each boundary, and the test groups do not change with `val`. Stratified, this holds for validation within strata only,
@@ -171,15 +171,15 @@ class GroupSplit(SplitScheme):
             ConfigError: The shares leave nothing for training.
         """
         self.parts = shares_of(val, test)
-        self.seed, self.needs_shares = seed, stratify
+        self.seed, self.needs_counts = seed, stratify
 
-    def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
+    def _sides(self, cases: Sequence[Case], counts: ClassCounts | None) -> tuple[dict[str, list[Case]], list[str]]:
         side_of = sides_of(ranked(cases, self.seed), self.parts)
-        if self.needs_shares:
+        if self.needs_counts:
             rest = [case for case in cases if side_of[case.group] != "test"]
             part = self.parts[-1] / (1 - sum(self.parts[:-1]))
             dealt: dict[str, str] = {}
-            for stratum in _strata(rest, shares, self.seed, math.ceil(1 / min(part, 1 - part))):
+            for stratum in _strata(rest, counts, self.seed, math.ceil(1 / min(part, 1 - part))):
                 dealt |= sides_of(stratum, [part], dealt)
             side_of |= dealt
         return deal(cases, side_of), []
@@ -213,10 +213,10 @@ class KFold(SplitScheme):
         if folds < 2 or not 0 <= fold < folds:
             many = f"expected one from 0 to {folds - 1}" if folds >= 2 else "expected 2 folds or more"
             raise ConfigError(f"'fold={fold}' of 'split.folds={folds}' does not exist; {many}.")
-        self.folds, self.fold, self.seed, self.needs_shares = folds, fold, seed, stratify
+        self.folds, self.fold, self.seed, self.needs_counts = folds, fold, seed, stratify
         self.parts = [share("test", test)] if test else []
 
-    def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
+    def _sides(self, cases: Sequence[Case], counts: ClassCounts | None) -> tuple[dict[str, list[Case]], list[str]]:
         test, rest = self._cut(cases)
         if len(rest) < self.folds:
             raise ConfigError(
@@ -225,8 +225,8 @@ class KFold(SplitScheme):
                 f"'split.folds={max(2, len(rest))}', or make more groups ('data.group') or blocks ('split.blocks', 'split.side')."
             )
         strata = [rest]
-        if self.needs_shares:
-            strata = _strata([case for case in cases if case.group not in test], shares, self.seed, self.folds)
+        if self.needs_counts:
+            strata = _strata([case for case in cases if case.group not in test], counts, self.seed, self.folds)
         side_of = dict.fromkeys(test, "test")
         for number, stratum in enumerate(strata):
             # strata start with different folds, so that the larger blocks do not all fall to the same one
@@ -262,7 +262,7 @@ class FileSplit(SplitScheme):
         self.file, self.fold = Path(file).expanduser(), fold
         self.remedy = f"Correct {self.file}, or choose another fold with 'fold=…'."
 
-    def _sides(self, cases: Sequence[Case], shares: Shares | None) -> tuple[dict[str, list[Case]], list[str]]:
+    def _sides(self, cases: Sequence[Case], counts: ClassCounts | None) -> tuple[dict[str, list[Case]], list[str]]:
         by_id = {case.id: case for case in cases}
         names = self._read()
         unknown = [name for part in names.values() for name in part if name not in by_id]
@@ -291,7 +291,7 @@ class FileSplit(SplitScheme):
             if not 0 <= self.fold < len(document):
                 raise ConfigError(f"'fold={self.fold}' does not exist: {self.file} holds {len(document)} folds, counted from 0.")
             document = document[self.fold]
-        fits = isinstance(document, dict) and {"train", "val"} <= document.keys() <= set(SIDES)
+        fits = isinstance(document, dict) and {"train", "val"} <= document.keys() <= set(SPLITS)
         if not fits or not all(
             isinstance(part, list) and all(isinstance(name, str) for name in part) for part in document.values()
         ):
@@ -306,7 +306,7 @@ def share(name: str, value: float) -> float:
     """Returns `value`, checked to lie between 0 and 1.
 
     Raises:
-        ConfigError: It does not; the message calls the setting `split.<name>`.
+        ConfigError: It lies elsewhere; the message calls the setting `split.<name>`.
     """
     if not 0 < value < 1:
         raise ConfigError(f"'split.{name}={value}' must lie between 0 and 1: it is a share of the groups, for example 0.2.")
@@ -317,7 +317,7 @@ def shares_of(val: float, test: float) -> list[float]:
     """The shares [test, val], or [val] where `test` is 0, checked to leave something for training.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: A share lies outside (0, 1), or their sum is 1 or more.
     """
     parts = [*([share("test", test)] if test else []), share("val", val)]
     if sum(parts) >= 1:
@@ -362,7 +362,7 @@ def sides_of(groups: Sequence[str], parts: Sequence[float], before: Mapping[str,
 
 def deal(cases: Iterable[Case], side_of: Mapping[str, str]) -> dict[str, list[Case]]:
     """Cases by side, given the side of each group."""
-    sides: dict[str, list[Case]] = {side: [] for side in SIDES}
+    sides: dict[str, list[Case]] = {side: [] for side in SPLITS}
     for case in cases:
         sides[side_of[case.group]].append(case)
     return sides
@@ -372,19 +372,19 @@ def _half_up(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def _strata(cases: Sequence[Case], shares: Shares | None, seed: int, least: int) -> list[list[str]]:
+def _strata(cases: Sequence[Case], counts: ClassCounts | None, seed: int, least: int) -> list[list[str]]:
     """Groups cut by quantiles of their foreground share into strata of `least` groups or more, each ranked."""
-    missing = [case.id for case in cases if shares is None or case.id not in shares]
-    if shares is None or missing:
+    missing = [case.id for case in cases if counts is None or case.id not in counts]
+    if counts is None or missing:
         raise ConfigError(
             f"'split.stratify=true' needs the labels of all cases; {listed(missing)} have none. Type 'split.stratify=false'."
         )
     foreground: dict[str, int] = {}
     judged: dict[str, int] = {}
     for case in cases:
-        counts = [int(count) for count in shares[case.id]]
-        foreground[case.group] = foreground.get(case.group, 0) + sum(counts[1:])
-        judged[case.group] = judged.get(case.group, 0) + sum(counts)
+        own = [int(count) for count in counts[case.id]]
+        foreground[case.group] = foreground.get(case.group, 0) + sum(own[1:])
+        judged[case.group] = judged.get(case.group, 0) + sum(own)
     place = {group: number for number, group in enumerate(ranked(cases, seed))}
     order = sorted(place, key=lambda group: (foreground[group] / max(judged[group], 1), place[group]))
     count = min(MOST_STRATA, max(1, len(order) // least))

@@ -26,8 +26,8 @@ from voxtile.errors import DataError, counted, listed, typed
 
 # Part of a run's identity: raise it when the same (seed, i) gives another sample, or validation shows a case otherwise.
 STREAM_VERSION = 2
-AHEAD = 256  # samples that are drawn at once
-TOGETHER = 4  # samples that are copied at once: more leave the processor's cache
+SAMPLES_AHEAD = 256  # samples that are drawn at once
+COPIED_TOGETHER = 4  # samples that are copied at once: more leave the processor's cache
 TRIES = 10  # draws of a window with too little data, after which the best of them is taken
 
 
@@ -158,8 +158,8 @@ class SampleStream:
             image [C, d, h, w] in the case's data type, valid [d, h, w], label uint8 [d, h, w] (255 where not valid), low, high,
             mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
         """
-        for first in range(0, len(indices), TOGETHER):
-            for spec, pixels, augmentation in self._read_all(indices[first : first + TOGETHER]):
+        for first in range(0, len(indices), COPIED_TOGETHER):
+            for spec, pixels, augmentation in self._read_all(indices[first : first + COPIED_TOGETHER]):
                 numbers = {name: rows[spec.case] for name, rows in self._numbers.items()}
                 yield pixels | {"index": spec.index, "case": spec.case, **numbers, "augment": augmentation}
 
@@ -206,7 +206,7 @@ class SampleStream:
             return [self._draw(index) for index in indices]
         with self._drawing:
             if any(index not in self._ahead for index in indices):
-                more = range(indices.start, indices.start + indices.step * max(AHEAD, len(indices)), indices.step)
+                more = range(indices.start, indices.start + indices.step * max(SAMPLES_AHEAD, len(indices)), indices.step)
                 self._ahead = {index: self._draw(index) for index in more}
             return [self._ahead[index] for index in indices]
 

@@ -29,7 +29,7 @@ from voxtile.data.batches import ReadAhead
 from voxtile.data.rng import digest, generator
 
 VERSION = 7  # part of the cache's key: raise it when what a survey holds or how it is made changes
-BLOCK = 1024  # side of a block in pixels
+BLOCK_SIDE = 1024  # side of a block in pixels
 MOST_IMAGE_BLOCKS = 256
 MOST_LOCATIONS = 4096  # per class; more of large cases, see `most_locations`
 PIXELS_PER_LOCATION = 64 * 64
@@ -77,10 +77,10 @@ def most_locations(pixels: int) -> int:
     return max(MOST_LOCATIONS, pixels // PIXELS_PER_LOCATION)
 
 
-def blocks(shape: Size3, pixels: int = BLOCK * BLOCK) -> Iterator[Window]:
+def blocks(shape: Size3, pixels: int = BLOCK_SIDE * BLOCK_SIDE) -> Iterator[Window]:
     """Cuts a case of `shape` (D, H, W) into windows of at most about `pixels` pixels, in reading order."""
     depth, height, width = shape
-    h, w = min(height, BLOCK), min(width, BLOCK)
+    h, w = min(height, BLOCK_SIDE), min(width, BLOCK_SIDE)
     d = max(1, min(depth, pixels // (h * w)))
     for z in range(0, depth, d):
         for y in range(0, height, h):

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # the name everybody knows it by
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from voxtile.cases.window import Size3
 from voxtile.data.operation import Operation, Spacing, checked_range, control_points, cubic_weights, log_uniform
@@ -134,7 +134,7 @@ def sampling_grid(matrix: Tensor, shift: Tensor, field: Tensor, size: Sequence[i
         size: (D, H, W), or (H, W) for 2D.
 
     Returns:
-        Coordinates [n, (D,) H, W, 3 or 2] in the order (x, y, z) and the unit that `F.grid_sample` takes without `align_corners`.
+        Coordinates [n, (D,) H, W, 3 or 2] in the order (x, y, z) and the unit that `grid_sample` takes without `align_corners`.
     """
     dims, device = len(size), matrix.device
     full = (1,) * (3 - dims) + tuple(size)
@@ -159,7 +159,7 @@ def resample(image: Tensor, valid: Tensor, label: Tensor, grid: Tensor) -> tuple
     """
     # One number carries label and valid, and leaves 0 for outside.
     code = label.float().add_(valid, alpha=256).add_(1)[:, None]
-    code = F.grid_sample(code, grid, mode="nearest", padding_mode="zeros", align_corners=False).int()
+    code = functional.grid_sample(code, grid, mode="nearest", padding_mode="zeros", align_corners=False).int()
     inside = code > 256
     weight = inside.to(image.dtype)
     if not valid.all():
@@ -169,4 +169,4 @@ def resample(image: Tensor, valid: Tensor, label: Tensor, grid: Tensor) -> tuple
 
 
 def _linear(image: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)

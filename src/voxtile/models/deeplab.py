@@ -198,7 +198,7 @@ class DeepLabV1(DeepLab):
 
 
 # What the side branches stand on, and its stride in pixels of the image.
-SIDES = (("data", 1), ("pool1", 2), ("pool2", 4), ("pool3", 8), ("pool4", 8))
+BRANCHES = (("data", 1), ("pool1", 2), ("pool2", 4), ("pool3", 8), ("pool4", 8))
 
 
 class DeepLabV1MSc(DeepLabV1):
@@ -252,7 +252,7 @@ class DeepLabV1MSc(DeepLabV1):
             for old in (self.trunk, self.fc6, self.fc7):
                 old.requires_grad_(False)
         hidden = channels(128, width)
-        for (name, stride), inputs in zip(SIDES, (in_channels, *self.trunk.widths), strict=False):
+        for (name, stride), inputs in zip(BRANCHES, (in_channels, *self.trunk.widths), strict=False):
             conv = nn.Conv2d(inputs, hidden, 3, STRIDE // stride, padding=1)
             fc, ms = nn.Conv2d(hidden, hidden, 1), nn.Conv2d(hidden, num_classes, 1)
             for part, layer in (("conv", conv), ("fc", fc), ("ms", ms)):
@@ -274,13 +274,13 @@ class DeepLabV1MSc(DeepLabV1):
     def scores(self, image: Tensor) -> list[tuple[Tensor, float]]:
         """The one map, the sum of all branches."""
         pooled = self.trunk(image)
-        sides = [self._side(name, x, STRIDE // stride) for (name, stride), x in zip(SIDES, (image, *pooled), strict=False)]
+        sides = [self._side(name, x, STRIDE // stride) for (name, stride), x in zip(BRANCHES, (image, *pooled), strict=False)]
         return [(reduce(torch.add, [*sides, self.classified(pooled[-1])]), STRIDE)]
 
     def logits(self, image: Tensor) -> Tensor:
         """The sum of all branches' scores at the size of a padded image, each computed at every place of what it stands on."""
         pooled = self.trunk(image)
-        sides = [self._side(name, x, 1) for (name, _), x in zip(SIDES, (image, *pooled), strict=False)]
+        sides = [self._side(name, x, 1) for (name, _), x in zip(BRANCHES, (image, *pooled), strict=False)]
         found = [resize_bilinear(x, image.shape[2:]) for x in (*sides[1:], self.classified(pooled[-1]))]
         return reduce(torch.add, [sides[0], *found])
 

@@ -69,7 +69,8 @@ class FCN(Network):
         Args:
             in_channels: channels of the image.
             num_classes: score maps.
-            stride: of the finest scores: 32, 16 (pool4's too) or 8 (pool3's too).
+            stride: of the finest scores: 32, 16 (pool4's too) or 8 (pool3's too). The attribute `stride` is another one: of the
+                coarsest feature map, always 32.
             scale4: what pool4 is multiplied by before it is scored: 0.01 in the net that is trained at once (PAMI 2017).
             scale3: likewise for pool3: 0.0001.
             learn_upsampling: whether the up-samplings by 2, if there are any, learn, as the text of CVPR 2015 has it, from each

@@ -12,7 +12,7 @@ from voxtile.studies.manifest import segment
 from voxtile.training.run_folder import RunFolder
 
 WEIGHTS = ("best", "last")
-MOST = 8  # scores that are listed
+MOST_SCORES = 8  # scores that are listed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def compare(first: RunFolder, second: RunFolder) -> Comparison:
     lines += [f"  weights {name}: {text}" for name, text in weights.items() if text]
     scores, found = (run.read("status.json", "best")["best"]["scores"] for run in (first, second))
     changed = [name for name in scores if scores[name] != found.get(name)]
-    lines += [f"  {name}: {_moved(scores[name], found.get(name))}" for name in changed[:MOST]]
+    lines += [f"  {name}: {_moved(scores[name], found.get(name))}" for name in changed[:MOST_SCORES]]
     lines.append(_causes(first, second))
     lines.append(_spread(first, scores["dice"], found["dice"]))
     return Comparison(False, lines)

@@ -1,1 +1,1 @@
-"""Everything below to a trained run: losses, scores, the Lightning module, run identity."""
+"""Losses, scores, schedules, the LightningModule, recipe and run folder."""

@@ -251,7 +251,7 @@ class RunFolder:
         """Refuses to write into a run that another machine has taken over.
 
         Raises:
-            RunError: It has.
+            RunError: Another machine has taken it over.
         """
         if self.lost.is_set():
             raise RunError(
@@ -261,7 +261,7 @@ class RunFolder:
 
 
 def finite(value: Any) -> Any:
-    """What JSON can say of numbers, also in lists and by name: it has no NaN and no infinity, and None stands for them."""
+    """A copy, of lists and mappings too, in which None stands for NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from voxtile.cases.case import Case
 from voxtile.cases.grid import degree_metres
+from voxtile.cases.layouts import SPLITS
 from voxtile.cases.longitudes import TURN, beside
 from voxtile.cases.thumbnails import thumbnail
 from voxtile.data.footprints import to_world, world_outlines
 from voxtile.data.ground import pairs_within
 from voxtile.data.places import components
-from voxtile.data.splits import SIDES, Split
+from voxtile.data.splits import Split
 from voxtile.errors import counted
 from voxtile.inference.colours import UNJUDGED, Color, as_rgb
 
@@ -72,7 +73,7 @@ def draw_split(split: Split) -> Image.Image | None:
     One place is one map. Of several, up to twelve have small maps of their own, below an overview of them all. None where
     no case has a place on Earth.
     """
-    cases = [(case, side) for side in SIDES for case in split.sides[side]]
+    cases = [(case, side) for side in SPLITS for case in split.sides[side]]
     outlines = world_outlines([case for case, _ in cases])
     placed = np.flatnonzero(np.isfinite(outlines).all(axis=(1, 2)))
     if not len(placed):
@@ -179,7 +180,7 @@ def _overview(sides: Sequence[str], outlines: NDArray[np.float64]) -> Image.Imag
             draw.line([(place, 0), (place, height)] if axis == 0 else [(0, place), (WIDE, place)], fill=(215, 215, 215))
             label = _degree(number * step, "EW" if axis == 0 else "NS")
             draw.text((place + 2, height - 14) if axis == 0 else (2, place + 1), label, fill=(110, 110, 110), font=font)
-    for name in SIDES:
+    for name in SPLITS:
         for x, y in ((middles[[side == name for side in sides]] - corner) * scale).tolist():
             draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=COLORS[name], outline="white")
     return picture
@@ -188,7 +189,7 @@ def _overview(sides: Sequence[str], outlines: NDArray[np.float64]) -> Image.Imag
 def _legend(split: Split) -> Image.Image:
     picture = Image.new("RGB", (WIDE, 24), "white")
     draw, font, x = ImageDraw.Draw(picture), _font(13), 4.0
-    for side in (side for side in SIDES if split.sides[side]):
+    for side in (side for side in SPLITS if split.sides[side]):
         groups = len({case.group for case in split.sides[side]})
         text = f"{NAMES[side]}: {counted(len(split.sides[side]), 'case')} in {counted(groups, 'group')}"
         draw.rectangle((x, 5, x + 13, 18), fill=COLORS[side])
