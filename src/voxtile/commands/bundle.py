@@ -20,6 +20,7 @@ from voxtile.commands.checks import SECTIONS
 from voxtile.commands.crf import FILE as CRF
 from voxtile.commands.postprocess import FILE as POSTPROCESS
 from voxtile.data.normalise import FixedNormalisation, Normalisation
+from voxtile.models.network import margin_of
 from voxtile.studies.manifest import segment
 from voxtile.training.weights import digests
 
@@ -56,7 +57,7 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
     data, config, windowing = trained.manifest["data"], trained.built.config, trained.built.windowing
     axes = [AXES[axis] for axis in ORDERS[windowing.axis]][-len(windowing.size) :]
     channels = data.get("inputs", data["channels"])  # older manifests know no neighbours
-    margin = int(getattr(trained.network, "margin", 0))
+    *_, margin = margin_of(trained.network)
     normalisation = trained.built.normalisation
     return {
         "version": VERSION,
@@ -103,7 +104,7 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
 
 def window_shape(trained: Trained) -> tuple[int, ...]:
     """The sides of what the network is shown, (D,) H, W: the training's window, and the network's margin around it."""
-    margin = int(getattr(trained.network, "margin", 0))
+    *_, margin = margin_of(trained.network)
     return tuple(side + 2 * margin for side in trained.built.windowing.size)
 
 

@@ -14,6 +14,7 @@ from voxtile.data.normalise import Intensity
 from voxtile.data.survey import Survey
 from voxtile.errors import ConfigError, RunError, listed
 from voxtile.inference.predictor import Predictor
+from voxtile.models.network import dims_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +86,7 @@ class Ensemble:
         Raises:
             ConfigError: A setting is out of range, or some runs see slices and others volumes.
         """
-        dims = {getattr(member.network, "dims", 2) for member in self.members}
+        dims = {dims_of(member.network) for member in self.members}
         if len(dims) > 1:
             kinds = {True: "boxes", False: "slices"}
             found = [f"{m.home.path} {kinds[getattr(m.network, 'dims', 2) == 3]}" for m in self.members]

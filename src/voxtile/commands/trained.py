@@ -22,6 +22,7 @@ from voxtile.errors import ConfigError, DataError, RunError, did_you_mean, liste
 from voxtile.inference.field import reach_of
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
+from voxtile.models.network import dims_of
 from voxtile.studies.manifest import segment, trusted
 from voxtile.training.run_folder import RunFolder
 from voxtile.training.weights import file_digest, load_weights
@@ -207,7 +208,7 @@ class Trained:
                 f"'samples={config['samples']}' asks for Monte-Carlo dropout, and this network is not made for it. Type "
                 "'samples=0', or train one that is: 'model=bayesian_segnet'."
             )
-        if config["rotations"] > 1 and getattr(self.network, "dims", 2) != 2:
+        if config["rotations"] > 1 and dims_of(self.network) != 2:
             raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
         crf = crf_of(config["crf"], self.home, self.manifest["data"]["channels"])
         procedure = Procedure(
@@ -230,7 +231,7 @@ class Trained:
 
     def _mirrors(self, axes: Any) -> tuple[str, ...]:
         windowing = self.built.windowing
-        known = [axis for axis in AXES if getattr(self.network, "dims", 2) == 3 or axis != windowing.axis]
+        known = [axis for axis in AXES if dims_of(self.network) == 3 or axis != windowing.axis]
         if not isinstance(axes, list) or not set(axes) <= set(known) or len(set(axes)) < len(axes):
             given = f"[{','.join(map(str, axes))}]" if isinstance(axes, list) else axes
             raise ConfigError(

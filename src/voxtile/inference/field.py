@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from voxtile.errors import ConfigError
-from voxtile.models.network import logits_of, margin_of, stride_of
+from voxtile.models.network import dims_of, logits_of, margin_of, stride_of
 
 LARGEST = 2048  # pixels of the side of an image on which it is tried
 
@@ -25,7 +25,7 @@ def reach_of(network: nn.Module, channels: int) -> int:
     Raises:
         ConfigError: The network sees volumes, or more than fits into an image of 2048 pixels: all of it, perhaps.
     """
-    if getattr(network, "dims", 2) != 2:
+    if dims_of(network) != 2:
         raise ConfigError("'halo=field' measures networks that see slices, and this one sees volumes. Give the halo in pixels.")
     stride, margin = stride_of(network), margin_of(network)[2]
     side = max(256, 4 * stride)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from voxtile.cases.window import Size3
 from voxtile.data.normalise import Intensity, normalise
-from voxtile.inference.procedure import Procedure, centre, mirrored_mean, monte_carlo, rotated_mean
-from voxtile.models.network import logits_of, margin_of
+from voxtile.inference.procedure import Procedure, mirrored_mean, monte_carlo, rotated_mean
+from voxtile.models.network import dims_of, logits_of, margin_of
+from voxtile.models.sizes import centre
 
 
 class Judge:
@@ -40,7 +41,7 @@ class Judge:
         """
         self.networks = [network.to(device).eval() for network in networks]
         self.device, self.precision, self.procedure = torch.device(device), precision, procedure
-        dims = {getattr(network, "dims", 2) for network in networks}
+        dims = {dims_of(network) for network in networks}
         if len(dims) > 1:
             raise ValueError("networks that see slices and networks that see boxes have no windows in common")
         self.planar = dims == {2}

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from voxtile.cases.window import Size3
 from voxtile.data.rng import digest
+from voxtile.models.sizes import centre
 
 if TYPE_CHECKING:
     from voxtile.data.normalise import Intensity
@@ -126,13 +127,6 @@ def mirrored_mean(softmax: Softmax, images: Tensor, axes: Sequence[str]) -> Tens
         if flips := [-1 - "xyz".index(axis) for axis, mirrored in zip(axes, kept, strict=True) if mirrored]:
             total = total + softmax(images.flip(flips)).flip(flips)
     return total / 2 ** len(axes) if axes else total
-
-
-def centre(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """The middle of `maps` [B, K, …], of `size`."""
-    for axis, side in enumerate(size, 2):
-        maps = maps.narrow(axis, (maps.shape[axis] - side) // 2, side)
-    return maps
 
 
 def _rotated(image: Tensor, angle: float) -> Tensor:

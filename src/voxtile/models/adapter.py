@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from voxtile.errors import ConfigError, reason
 from voxtile.models.network import Network, Output, ScoreMap, second_names
-from voxtile.models.sizes import crop_to
+from voxtile.models.sizes import crop_to, pad_to
 
 CLASSES = ("num_classes", "out_channels", "classes")  # what libraries call the number of score maps: torchvision, MONAI, smp
 CHANNELS = ("in_channels", "num_channels", "in_chans")  # and that of the image's channels: most, MONAI's QuickNAT, timm
@@ -112,8 +111,7 @@ class Adapted(Network):
         sides = [-(-side // stride) * stride for side, stride in zip(image.shape[2:], self.strides, strict=True)]
         if sides == list(self.strides):
             sides[-1] *= 2
-        pads = [value for after, before in zip(sides[::-1], image.shape[:1:-1], strict=True) for value in (0, after - before)]
-        return functional.pad(image, pads, mode="replicate") if any(pads) else image
+        return pad_to(image, sides)
 
     def _maps(self, output: Any) -> list[Tensor]:
         """Score maps [B, K, …], the final one first."""

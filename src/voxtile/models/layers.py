@@ -23,6 +23,20 @@ def channels(paper: int, width: float) -> int:
     return max(1, round(paper * width))
 
 
+def gaussian(network: nn.Module) -> None:
+    """Gives convolutions Gaussian weights of deviation sqrt(2 / N), N incoming nodes of one neuron, and zero biases.
+
+    He et al. 2015, *Delving deep into rectifiers*; U-Net's paper, section 3.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            # One pixel of each channel reaches a pixel that an up-convolution by 2 makes: its 2x2 kernels do not overlap.
+            incoming = layer.in_channels if layer.transposed else layer.weight[0].numel()
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / incoming))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def bilinear_kernel(size: int) -> Tensor:
     """The 2D kernel [size, size] with which a transposed convolution interpolates linearly (Long et al. 2015, section 3.3)."""
     factor = (size + 1) // 2

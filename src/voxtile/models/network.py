@@ -106,14 +106,19 @@ def score_maps(output: Tensor | Output) -> Sequence[ScoreMap]:
 
 def logits_of(network: nn.Module, image: Tensor) -> Any:
     """What the network makes of `image`, which was read with the network's margin: logits of the part inside it, or an `Output`."""
-    margin = int(getattr(network, "margin", 0))
+    *_, margin = margin_of(network)
     return network(image, context=margin) if margin else network(image)
 
 
+def dims_of(network: nn.Module) -> int:
+    """2 for a network of images, as one is that says nothing; 3 for one of boxes."""
+    return int(getattr(network, "dims", 2))
+
+
 def margin_of(network: nn.Module) -> tuple[int, int, int]:
-    """The network's margin along (z, y, x): none along z for one that sees slices."""
+    """The network's margin along (z, y, x), 0 where it says nothing: none along z for one that sees slices."""
     margin = int(getattr(network, "margin", 0))
-    return (margin if getattr(network, "dims", 2) == 3 else 0, margin, margin)
+    return (margin if dims_of(network) == 3 else 0, margin, margin)
 
 
 def stride_of(network: nn.Module) -> int:

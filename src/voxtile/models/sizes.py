@@ -13,7 +13,12 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
     Padding lies at the end of each axis, so that pixel (0, 0) keeps its place in the network's strides.
     """
-    missing = [-side % multiple for side in image.shape[2:]]
+    return pad_to(image, [side + -side % multiple for side in image.shape[2:]])
+
+
+def pad_to(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeats the last pixels of each axis of [B, C, *size], up to `size`."""
+    missing = [after - before for after, before in zip(size, image.shape[2:], strict=True)]
     if not any(missing):
         return image
     pads = [value for side in reversed(missing) for value in (0, side)]
@@ -24,4 +29,11 @@ def crop_to(image: Tensor, size: Sequence[int]) -> Tensor:
     """The first `size` pixels of each axis of [B, C, *size]."""
     for axis, side in enumerate(size, start=2):
         image = image.narrow(axis, 0, side)
+    return image
+
+
+def centre(image: Tensor, size: Sequence[int]) -> Tensor:
+    """The middle `size` pixels of each axis of [B, C, *size]."""
+    for axis, side in enumerate(size, start=2):
+        image = image.narrow(axis, (image.shape[axis] - side) // 2, side)
     return image

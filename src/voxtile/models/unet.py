@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from voxtile.models.layers import channels
+from voxtile.models.layers import channels, gaussian
 from voxtile.models.network import Network
 from voxtile.models.sizes import crop_to, pad_to_multiple
 
@@ -123,17 +123,7 @@ class UNet(Network):
         self.up = nn.ModuleList(transposed(below, here, 2, stride=2) for below, here in pairs)
         self.decoder = nn.ModuleList(Stage(2 * here, here, dims, norm, 0.0) for _, here in pairs)
         self.score = (nn.Conv3d if dims == 3 else nn.Conv2d)(widths[0], num_classes, 1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Gaussian weights with standard deviation sqrt(2 / N), N incoming nodes, and zero biases (section 3 of the paper)."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-                # With stride 2 and a 2x2 kernel, one input pixel of each channel reaches an output pixel of the up-convolution.
-                incoming = layer.in_channels if layer.transposed else layer.weight[0].numel()
-                nn.init.normal_(layer.weight, std=math.sqrt(2 / incoming))
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        gaussian(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps an image [B, C, H, W] ([B, C, D, H, W] if `dims` is 3) to logits [B, num_classes, …] of the same size."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from voxtile.models.layers import channels
+from voxtile.models.layers import channels, gaussian
 from voxtile.models.network import Network
-from voxtile.models.sizes import crop_to
+from voxtile.models.sizes import centre, crop_to
 
 LEVELS = 5
 
@@ -61,17 +59,7 @@ class UNetPaper(Network):
             self.add_module(f"conv_u{level}b_c", nn.Conv2d(risen + here, here, 3))
             self.add_module(f"conv_u{level}c_d", nn.Conv2d(here, here, 3))
         self.conv_u0d_score = nn.Conv2d(widths[0], num_classes, 1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Gaussian weights of deviation sqrt(2 / N), N incoming nodes of one neuron, and zero biases (the paper's section 3)."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                # One pixel of each channel reaches a pixel that an up-convolution makes: its kernels do not overlap.
-                incoming = layer.in_channels if layer.transposed else layer.weight[0].numel()
-                nn.init.normal_(layer.weight, std=math.sqrt(2 / incoming))
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        gaussian(self)
 
     def forward(self, image: Tensor, context: int = 0) -> Tensor:
         """Scores every pixel of an image, or all but a border of it.
@@ -116,7 +104,7 @@ class UNetPaper(Network):
             x = self._layer(f"upconv_u{level}a", x)
             if self.release:
                 x = x.relu()
-            x = torch.cat([x, _centre(skips.pop(), x.shape[2:])], dim=1)
+            x = torch.cat([x, centre(skips.pop(), x.shape[2:])], dim=1)
             x = self._layer(f"conv_u{level}b_c", x).relu()
             x = self._layer(f"conv_u{level}c_d", x).relu()
         return self._layer("conv_u0d_score", x)
@@ -129,7 +117,8 @@ class UNetPaper(Network):
 def _mirrored(image: Tensor, axis: int, before: int, after: int) -> Tensor:
     """The image with `before` and `after` pixels more along an axis, mirrored as often as needed without repeating the edge.
 
-    A side of one pixel is repeated. PyTorch's own reflection takes no more pixels than the image has.
+    A side of one pixel is repeated. PyTorch's own reflection takes no more pixels than the image has. What readers mirror past a
+    case's border (`voxtile.cases.case`) is the same, in NumPy.
     """
     if not before and not after:
         return image
@@ -137,10 +126,3 @@ def _mirrored(image: Tensor, axis: int, before: int, after: int) -> Tensor:
     period = max(2 * (side - 1), 1)  # 0 1 2 3 2 1 | 0 1 2 …
     folded = torch.arange(-before, side + after, device=image.device) % period
     return image.index_select(axis, torch.minimum(folded, period - folded))
-
-
-def _centre(image: Tensor, size: torch.Size) -> Tensor:
-    """The middle `size` (H, W) of [B, C, H', W']."""
-    for axis, side in enumerate(size, start=2):
-        image = image.narrow(axis, (image.shape[axis] - side) // 2, side)
-    return image

@@ -24,7 +24,7 @@ from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.data.rng import digest
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed
 from voxtile.inference.decoding import classes_of_logits
-from voxtile.models.network import ScoreMap, logits_of, score_maps
+from voxtile.models.network import ScoreMap, dims_of, logits_of, margin_of, score_maps
 from voxtile.training import sharding
 from voxtile.training.compiling import compiled
 from voxtile.training.losses import Loss, surrogate
@@ -96,8 +96,8 @@ class SegmentationModule(lightning.LightningModule):
         self.classes, self.background, self.groups_of = tuple(classes), background, parameters
         self.regions = dict(regions or {})
         self.training_cases, self.validation_cases = tuple(training), tuple(validation)
-        self.planar = getattr(network, "dims", 2) == 2
-        self.margin = int(getattr(network, "margin", 0))
+        self.planar = dims_of(network) == 2
+        *_, self.margin = margin_of(network)
         # PyTorch has no such order for the weights of 3D convolutions, which a network of slices may hold.
         self.channels_last = settings.channels_last and self.planar and all(p.ndim < 5 for p in network.parameters())
         if self.channels_last:
