@@ -103,7 +103,7 @@ def test_a_crf_is_tried_on_what_it_refines_at_once_and_the_bands_that_it_holds_a
         return probabilities
 
     network, case = nn.Conv2d(3, 4, 1), large(2048, 2048)
-    with patch.object(DenseCRF, "refine", watching), patch("voxtile.inference.budget._resident", return_value=0):
+    with patch.object(DenseCRF, "refine", watching), patch("voxtile.inference.budget.most_resident", return_value=0):
         plain = memory_of(Predictor(network, (1, 128, 128), 0.0), case, 4, PLAIN)
         assert sizes == []
         with_crf = memory_of(Predictor(network, (1, 128, 128), 0.0, procedure=Procedure(crf=crf)), case, 4, PLAIN)
@@ -114,7 +114,7 @@ def test_a_crf_is_tried_on_what_it_refines_at_once_and_the_bands_that_it_holds_a
 
 def test_what_was_judged_and_not_yet_joined_and_the_end_of_the_process_are_counted():
     predictor = Predictor(nn.Conv2d(3, 4, 1), (1, 256, 256), 0.0, batch_size=2)
-    with patch("voxtile.inference.budget._resident", return_value=0), predictor.judge.threads() as threads:
+    with patch("voxtile.inference.budget.most_resident", return_value=0), predictor.judge.threads() as threads:
         memory = memory_of(predictor, large(512, 512), 4, PLAIN)
     slabs, sums = 4 * 512 * 256 * 7, 2 * 512 * 256 * 17
     assert memory - slabs - sums == (2 * threads + 1) * 2 * 256 * 256 * 17 + 24 * 2**20 + ENDING

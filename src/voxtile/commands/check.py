@@ -278,7 +278,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     from voxtile.commands.assemble import check_fit, make_data, make_module, trainer_options, world_of
     from voxtile.commands.build import folder
     from voxtile.errors import counted
-    from voxtile.studies.manifest import peak_memory
+    from voxtile.studies.meter import peak_memory
     from voxtile.training.trainer import StepTimes, bare_trainer
 
     module = make_module(built, prepared)

@@ -449,10 +449,11 @@ class _Search:
 
 def validations(home: Path, score: str) -> list[tuple[int, float]]:
     """(step, score) of each validation that a run has logged."""
+    from voxtile.training import metrics_file
+
     file = home / "metrics.csv"
-    lines = file.read_text(encoding="utf-8").split("\n")[1:-1] if file.exists() else []  # the last line may be half written
-    rows = (line.split(",") for line in lines)
-    return [(int(row[0]), float(row[2])) for row in rows if len(row) == 3 and row[1] == f"val/{score}"]
+    rows = metrics_file.read(file) if file.exists() else []
+    return [(step, float(value)) for step, name, value in rows if name == f"val/{score}"]
 
 
 def _values(home: Path, objectives: Mapping[str, str]) -> dict[str, float | None]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from voxtile.commands.compose import STOPPED
 from voxtile.errors import counted
 from voxtile.studies.manifest import segment
+from voxtile.training import metrics_file
 from voxtile.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -179,8 +180,7 @@ def _step(home: RunFolder, status: Mapping[str, Any]) -> int:
     """The step that a run has reached; of one that is running, or was killed, the last that it has logged."""
     step = int(status.get("step", 0))
     if status["state"] in ("running", "interrupted") and home.metrics.exists():
-        *_, last = home.metrics.read_text(encoding="utf-8").rpartition("\n")[0].split("\n")  # the last line may be half written
-        step = max(step, int(last.partition(",")[0])) if last[:1].isdigit() else step
+        step = max([step, *(logged for logged, _, _ in metrics_file.read(home.metrics)[-1:])])
     return step
 
 

@@ -301,7 +301,7 @@ def _fit_here(
 
     from voxtile.commands.assemble import trainer_options
     from voxtile.commands.loggers import finish, make_loggers
-    from voxtile.studies.manifest import forget_peak_memory, peak_memory
+    from voxtile.studies.meter import forget_peak_memory, peak_memory
     from voxtile.training.fit import fit
 
     options = trainer_options(config["trainer"], 1)

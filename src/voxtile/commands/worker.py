@@ -72,7 +72,7 @@ def work(order: Mapping[str, Any], leads: bool, held: RunFolder | None = None) -
     from voxtile.commands.heap import keep_heap
     from voxtile.commands.loggers import finish, make_loggers
     from voxtile.commands.parents import Parent
-    from voxtile.studies.manifest import peak_memory
+    from voxtile.studies.meter import peak_memory
     from voxtile.training.fit import fit
     from voxtile.training.run_folder import RunFolder
 

@@ -20,6 +20,7 @@ from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError, size
 from voxtile.inference.predictor import AHEAD, Band, Predictor
 from voxtile.inference.refining import reach, refined
+from voxtile.inference.resident import most_resident
 
 ENDING = 140 * 10**6  # bytes of its libraries' files that a process maps when it ends, PyTorch's for the CPU most of all
 PYRAMID = 4 / 3  # pixels of an image with all its overviews, over those of the image
@@ -46,7 +47,7 @@ def memory_of(predictor: Predictor, case: Case, classes: int, intensity: Intensi
     threads = _try(predictor, case.inputs, shown.size, count)
     judged = (AHEAD * threads + 1) * count * shown.pixels * (classes * 4 + 1)  # waiting to be joined
     _try_crf(predictor, case, classes, intensity)
-    return _resident() + slabs + sums + judged + BLOCK_CACHE * 2**20 + ENDING
+    return most_resident() + slabs + sums + judged + BLOCK_CACHE * 2**20 + ENDING
 
 
 def _held(predictor: Predictor, case: Case) -> int:
@@ -86,15 +87,6 @@ def _try(predictor: Predictor, channels: int, size: Size3, count: int) -> int:
 
         list(pool.map(judge, range(2 * threads)))
     return threads
-
-
-def _resident() -> int:
-    """Bytes of memory that this process has had at most; 0 where the system does not tell."""
-    try:
-        text = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def check_room(paths: Sequence[Path], shape: Size3, specs: Sequence[MapSpec]) -> tuple[int, int]:

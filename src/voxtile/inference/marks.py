@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
@@ -49,3 +51,9 @@ def marked(panel: NDArray[np.uint8], marks: Marks | None) -> NDArray[np.uint8]:
     for letter, (x, y, anchor) in zip(marks, places, strict=True):
         draw.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=1, stroke_fill="black")
     return np.asarray(picture)
+
+
+def round_length(most: float) -> float:
+    """The largest 1, 2 or 5 times a power of ten that is not more; what only rounding makes more counts as well."""
+    power = 10.0 ** math.floor(math.log10(most))
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= most * (1 + 1e-9))

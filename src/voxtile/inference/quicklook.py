@@ -19,7 +19,7 @@ from voxtile.cases.window import IGNORE, Window
 from voxtile.data.footprints import to_world
 from voxtile.inference.colours import as_rgb, painted, visible
 from voxtile.inference.finished import FinishedMap
-from voxtile.inference.marks import drawn, edge_marks, marked
+from voxtile.inference.marks import drawn, edge_marks, marked, round_length
 
 MOST = 2048  # pixels of image and map together along the longer side
 _GAP, _TEXT = 8, 16  # pixels between panels; height of the letters
@@ -97,9 +97,7 @@ def _bar(grid: Grid, step: float) -> _Bar | None:
     if grid.unit == "px":
         return None
     one = _ground_width(grid) * step
-    most = 150 * one
-    power = 10.0 ** math.floor(math.log10(most))
-    length = next(factor * power for factor in (5, 2, 1) if factor * power <= most)
+    length = round_length(150 * one)
     unit, size = ("km", 1000.0) if grid.unit == "m" and length >= 1000 else (grid.unit, 1.0)
     return _Bar(f"{length / size:g} {unit}", round(length / one))
 

@@ -166,36 +166,6 @@ def cpu() -> str:
     return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def forget_peak_memory() -> None:
-    """Has `peak_memory` start again from what is held now, where the system can: several runs may share a process."""
-    import ctypes
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError, AttributeError):  # of the C library that Linux mostly has
-        ctypes.CDLL(None).malloc_trim(0)  # else what an earlier run gave back would still be held
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # see proc(5)
-
-
-def peak_memory() -> float:
-    """The most memory that this process has held, in GiB; of the GPU where one was used."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**30
-    with contextlib.suppress(OSError):  # Linux; elsewhere what getrusage says, which is never forgotten
-        if found := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE):
-            return int(found[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def code() -> dict[str, str]:
     """A digest of voxtile's source files; where it runs from a checkout, also its commit and uncommitted changes."""
     package = Path(voxtile.__file__).parent

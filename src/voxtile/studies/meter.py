@@ -1,4 +1,4 @@
-"""What a piece of work costs beside time: processor seconds, and joules where the system counts them."""
+"""What a piece of work costs beside time: processor seconds, memory, and joules where the system counts them."""
 
 from __future__ import annotations
 
@@ -64,3 +64,33 @@ class Meter:
 def _processor_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def forget_peak_memory() -> None:
+    """Has `peak_memory` start again from what is held now, where the system can: several runs may share a process."""
+    import ctypes
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError, AttributeError):  # of the C library that Linux mostly has
+        ctypes.CDLL(None).malloc_trim(0)  # else what an earlier run gave back would still be held
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # see proc(5)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in GiB; of the GPU where one was used."""
+    import resource
+
+    import torch
+
+    from voxtile.inference.resident import most_resident
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Where the system does not tell, what getrusage says, which is never forgotten.
+    return (most_resident() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30

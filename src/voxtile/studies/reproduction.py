@@ -9,6 +9,7 @@ from typing import Any
 
 from voxtile.errors import VoxtileError, counted, listed
 from voxtile.studies.manifest import segment
+from voxtile.training import metrics_file
 from voxtile.training.run_folder import RunFolder
 
 WEIGHTS = ("best", "last")
@@ -72,12 +73,7 @@ def _moved(before: Any, now: Any) -> str:
 
 def _metrics(run: RunFolder) -> dict[tuple[int, str], str]:
     """Every number of a run's metrics file as it is written, by step and name."""
-    lines = (run.path / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
-    found = {}
-    for line in lines:
-        step, name, value = line.split(",")
-        found[int(step), name] = value
-    return found
+    return {(step, name): value for step, name, value in metrics_file.read(run.metrics)}
 
 
 def _weights(first: RunFolder, second: RunFolder, name: str) -> str:

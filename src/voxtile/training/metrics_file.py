@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from voxtile.cases.atomic import naming
 from voxtile.errors import RunError
 
 HEADER = "step,name,value\n"
+
+
+def read(path: Path) -> list[tuple[int, str, str]]:
+    """The rows (step, name, value as it is written) of a metrics file; a last one that is only half written is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[1:-1]
+    rows = (re.fullmatch(r"(\d+),(.*),(.*)", line) for line in lines)  # a class may have a comma in its name
+    return [(int(row[1]), row[2], row[3]) for row in rows if row]
 
 
 class MetricsFile:

@@ -22,6 +22,7 @@ from voxtile.data.places import components
 from voxtile.data.splits import Split
 from voxtile.errors import counted
 from voxtile.inference.colours import UNJUDGED, Color, as_rgb
+from voxtile.inference.marks import round_length
 
 # Of the palette of Okabe and Ito (2008), whose colours people with any kind of colour vision can tell apart.
 COLORS: dict[str, Color] = {"train": (0, 114, 178), "val": (230, 159, 0), "test": (204, 121, 167)}
@@ -172,7 +173,7 @@ def _overview(sides: Sequence[str], outlines: NDArray[np.float64]) -> Image.Imag
     draw, font = ImageDraw.Draw(picture), _font(11)
     corner = middle + np.array((-span[0] / 2, span[1] / 2))
     scale = np.array((WIDE / span[0], -height / span[1]))
-    step = _round_down(float(max(span[0] / 4, span[1] / 2)))
+    step = round_length(float(max(span[0] / 4, span[1] / 2)))
     for axis in range(2):
         ends = sorted((corner[axis], corner[axis] + (span[0], -span[1])[axis]))
         for number in range(math.ceil(ends[0] / step), math.floor(ends[1] / step) + 1):
@@ -200,7 +201,7 @@ def _legend(split: Split) -> Image.Image:
 
 def _draw_scale(draw: ImageDraw.ImageDraw, frame: _Frame) -> None:
     """A bar of a round length, at most a third of the width, and an arrow to the north."""
-    length = _round_down(frame.metres * frame.size[0] / 3)
+    length = round_length(frame.metres * frame.size[0] / 3)
     label = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     width, bottom, font = length / frame.metres, frame.size[1] - 8, _font(12)
     plate = max(width, draw.textlength(label, font=font)) + 16
@@ -246,12 +247,6 @@ def _titled(part: Image.Image | None, title: str) -> Image.Image:
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _round_down(length: float) -> float:
-    """The largest 1, 2 or 5 times a power of ten that is not more."""
-    power = 10.0 ** math.floor(math.log10(length))
-    return max(step * power for step in (1, 2, 5) if step * power <= length * (1 + 1e-9))
 
 
 def _degree(value: float, letters: str) -> str:
