@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from voxtile.errors import RunError, reason
 from voxtile.models.network import logits_of
 
+KERNELS = 64  # of one function of a network at most; layers of one class that are not traced together need one each
+
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Any]:
     """`logits_of` the network as `torch.compile` has it: compiled at the first call, and again for each other shape.
@@ -24,8 +26,9 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Any]:
     """
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes a second to import
 
-    # Else PyTorch would go on without kernels after eight of them, and in a new process count anew.
+    # Else PyTorch would go on without kernels after so many of one function, and in a new process count anew.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.recompile_limit = KERNELS
     passes = torch.compile(partial(logits_of, network), dynamic=False)
 
     def logits(image: Tensor) -> Any:
@@ -34,7 +37,7 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Any]:
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             what = reason(RuntimeError(str(error).partition("\n\n")[0]))  # hints for those who work on PyTorch follow
             if isinstance(error, FailOnRecompileLimitHit):
-                what = "it asks for another kernel again and again, as networks do that draw numbers in Python"
+                what = f"it asks for more than {KERNELS} kernels of one function, as networks do that draw numbers in Python"
             raise RunError(
                 f"The network ({type(network).__name__}) could not be compiled: {what}. 'training.compile=true' needs a C++ "
                 "compiler, such as g++, where the run trains, and a network that torch.compile takes. Install one, or leave "

@@ -78,7 +78,8 @@ class Keeper(lightning.Callback):
         assert isinstance(pl_module, SegmentationModule)
         self.folder.check_held()
         if self.leads and pl_module.best["step"] == pl_module.step:
-            self.folder.write("validation.json", {"step": pl_module.step, "cases": pl_module.counts}, indent=None)
+            counts = dict(zip(pl_module.validation_cases, pl_module.counts.tolist(), strict=True))
+            self.folder.write("validation.json", {"step": pl_module.step, "cases": counts}, indent=None)
             save_weights(pl_module.evaluated, self.folder.weights / "best.safetensors", pl_module.step)
         self.save(pl_module)
         if self.leads:

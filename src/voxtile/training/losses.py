@@ -40,10 +40,12 @@ class Loss(nn.Module, ABC):
         size: S, how many statistics there are.
         needs_logits_first: False where the gradient's factors follow from the labels alone, so that each micro-batch can be
             differentiated as soon as it is computed; True where the scores of the whole batch must be known before.
+        by_distance: whether a pixel's weight follows from distances in the image, which maps of a coarser grid do not show.
     """
 
     size: int
     needs_logits_first: bool
+    by_distance: bool = False
 
     def statistics(self, logits: Tensor, target: Tensor, margin: int = 0) -> Tensor:
         """Sums [S] over pixels and samples, differentiable; those of a batch are the sum of those of its parts.
@@ -244,6 +246,8 @@ class BorderCrossEntropy(PixelLoss):
         w0: the weight where two objects all but touch.
         sigma: how fast it falls, in pixels.
     """
+
+    by_distance = True
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from voxtile.models.network import ScoreMap, dims_of, logits_of, margin_of, scor
 from voxtile.training import sharding
 from voxtile.training.compiling import compiled
 from voxtile.training.losses import Loss, surrogate
-from voxtile.training.norms import batch_norms, momentum
+from voxtile.training.norms import averaging, batch_norms, unmoved
 from voxtile.training.schedules import Schedule
 from voxtile.training.scores import CaseConfusion, summarise
 from voxtile.training.settings import Settings
@@ -125,7 +125,7 @@ class SegmentationModule(lightning.LightningModule):
         self._clock = 0.0  # when the step began
         self._batch: Batch = {}
         self.scores: dict[str, float] = {}
-        self.counts: dict[str, Any] = {}  # confusion matrix by validation case
+        self.counts = np.zeros((len(validation), len(classes), len(classes)), dtype=np.int64)  # confusion matrix of each case
 
     def _check_monitor(self) -> None:
         """Refuses a monitor that is no score, or one of which less is better."""
@@ -304,8 +304,8 @@ class SegmentationModule(lightning.LightningModule):
         if not self.loss.needs_logits_first or len(parts) == 1:
             return None
         total = torch.zeros((), device=self.device)
-        # Batch normalisation's statistics, and dropout's numbers, must be after it what they were before.
-        with torch.no_grad(), momentum(batch_norms(self.network), 0.0):
+        # Running statistics, and dropout's numbers, must be after it what they were before.
+        with torch.no_grad(), unmoved(self.network):
             for image, label in parts:
                 total = total + self._statistics(score_maps(self.trained(image)), label)
         self._seed_dropout()
@@ -322,6 +322,12 @@ class SegmentationModule(lightning.LightningModule):
 
     def _judging(self, grid: ScoreMap, label: Tensor) -> tuple[Tensor, int]:
         """The label that judges a map, and by how much it is larger on each side: it keeps its context where the grids are one."""
+        if grid.rows is not None and self.loss.by_distance:
+            raise ConfigError(
+                f"This loss ({type(self.loss).__name__}) weighs pixels by their distances in the image, and this network is "
+                "trained on coarser score maps, which hold one pixel of many. Choose another loss ('loss=ce'), or a network "
+                "whose scores have the image's size ('model=unet')."
+            )
         return (label, self.margin) if grid.rows is None else (grid.label(self.inner(label)), 0)
 
     def _summed(self, statistics: Tensor) -> Tensor:
@@ -418,7 +424,7 @@ class SegmentationModule(lightning.LightningModule):
         for norm in norms:
             norm.reset_running_stats()
         data: VoxtileData = self.trainer.datamodule  # type: ignore[attr-defined]  # what `fit` gave the trainer
-        with momentum(norms, None):
+        with averaging(norms):
             for batch in data.first_batches(count):
                 image, _ = self.inputs(data.transfer_batch_to_device(batch, self.device, 0), augment=False)
                 with self.trainer.precision_plugin.forward_context():  # Lightning enters it for its steps only
@@ -435,9 +441,8 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turns the counts into scores and remembers whether they are the best."""
-        matrices = self.confusion.compute().cpu().numpy()
-        self.counts = dict(zip(self.validation_cases, matrices.tolist(), strict=True))
-        self.scores = summarise(matrices, self.classes, self.background, self.regions)
+        self.counts = self.confusion.compute().cpu().numpy()
+        self.scores = summarise(self.counts, self.classes, self.background, self.regions)
         self.scores["loss"] = float(self.loss.value(self._summed(self.val_statistics)))
         score = self.scores[self.settings.monitor]
         self.record(self.step, {f"val/{name}": value for name, value in self.scores.items()})

@@ -1,12 +1,13 @@
-"""The batch normalisations of a network, whose running statistics must not move, or must be measured anew."""
+"""The normalisations of a network, whose running statistics must not move, or must be measured anew."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
@@ -15,16 +16,24 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def momentum(norms: Sequence[_BatchNorm], value: float | None) -> Iterator[None]:
-    """Lets running statistics follow the batches otherwise for a while.
+def unmoved(network: nn.Module) -> Iterator[None]:
+    """Has all running statistics of a network afterwards as they were before."""
+    buffers = [buffer for module in network.modules() if isinstance(module, _NormBase) for buffer in module.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, own in zip(buffers, before, strict=True):
+                buffer.copy_(own)
 
-    Args:
-        norms: whose statistics.
-        value: weight of the latest batch: 0 keeps the statistics as they are, None makes them the plain mean over all batches.
-    """
+
+@contextmanager
+def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Has running statistics become the plain mean over all batches that come meanwhile."""
     before = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = value
+        norm.momentum = None
     try:
         yield
     finally:
