@@ -283,3 +283,13 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not [room for room in rooms if ROOMS.index(room) > ROOMS.index(path.parent.name)]
     if path.parent.name != "commands":
         assert not [name for name in modules if name.split(".")[0] == "hydra"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_module_gives_one_name_two_values(path: Path) -> None:
+    """Of two constants of the same name the second would silently stand for the first."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    names = [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    assert not {name for name in names if names.count(name) > 1}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
 
-VERSION = 2  # of how results are made of maps: raise it when the same map comes to others
+VERSION = 3  # of how results are made of maps: raise it when results of the same map change
 MADE_FROM = "made_from"  # the tag of a map, and the key of a result's note, that says so by a digest
 EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate takes for one run
     "weights": "best", "window": None, "overlap": 0.25, "crf": None, "postprocess": None, "rotations": 1, "mirrors": [], "halo": 0,

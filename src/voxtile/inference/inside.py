@@ -36,9 +36,9 @@ _TIE = 1e-6  # pixels to the right and down: a centre on the border of two polyg
 _POLE = 1 - 1e-11  # of the pole's latitude, which belongs to what ends there
 _EDGES = 256  # parts of a polygon's longest side, of which its ground is measured
 _PARTS = 4  # a side, of pixels that share of a polygon is measured by
-_FEW = 64  # blocks whose pixels are parted so; of more the pixels themselves do
+_FEW_PARTED = 64  # blocks whose pixels are parted so; of more the pixels themselves do
 _NEAR = 6  # powers of ten of map units within which polygons are measured in one projection, which takes long to make
-_FEW = 4  # blocks of a polygon that is small beside them
+_FEW_NEAR = 4  # blocks of a polygon that is small beside them
 _AT_ONCE = 2048  # leaves whose pixels are looked at together
 
 Floats = NDArray[np.float64]
@@ -93,7 +93,7 @@ class SceneCells:
     def box(self, shape: Any, near: NDArray[np.int64]) -> Window:
         """A part of the scene that holds all pixels of a polygon, see `folded`, which is near some blocks, by their numbers."""
         blocks = self.blocks[near]
-        while len(near) <= _FEW and not (leaf := _is_leaf(blocks, _CELL)).all():
+        while len(near) <= _FEW_NEAR and not (leaf := _is_leaf(blocks, _CELL)).all():
             parts = np.concatenate([blocks[leaf], _quartered(blocks[~leaf])])
             bounds = self._bounds(parts)
             plain = _known(bounds)
@@ -147,7 +147,7 @@ class SceneCells:
             return 0.0
         ground, on_scene = _ground([whole, shapely.intersection(whole, self._footprint)], self._crs)
         odd = self.blocks[near[~self.plain[near]]]
-        parts = _PARTS if len(odd) <= _FEW else 1
+        parts = _PARTS if len(odd) <= _FEW_PARTED else 1
         for x, y, right, bottom in odd.tolist():
             columns, rows = np.meshgrid(
                 *(np.arange(start, end, 1 / parts) + 0.5 / parts for start, end in ((x, right), (y, bottom)))
