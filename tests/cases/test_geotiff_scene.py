@@ -23,7 +23,7 @@ from voxtile.cases.layouts import FolderLayout
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.window import Window
 from voxtile.commands.check import look_at_files
-from voxtile.commands.evaluate import grid_note
+from voxtile.commands.score_table import grid_note
 from voxtile.data.footprints import near_pairs
 from voxtile.data.survey import survey
 from voxtile.errors import ConfigError, DataError

@@ -19,12 +19,12 @@ from voxtile.commands.evaluate import (
     refuse_shared_search,
     say_look,
     say_search,
-    write_scores,
 )
 from voxtile.commands.folders import differences, folder_of_several
 from voxtile.commands.measures import measures_of
 from voxtile.commands.parents import Learned, learned_by
 from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
+from voxtile.commands.score_table import score_table, write_scores
 from voxtile.commands.scoring import Job, Scored, Scorer, mean_dice
 from voxtile.commands.sharing import count_of, score_all
 from voxtile.commands.tables import print_folds
@@ -316,7 +316,8 @@ class _Together:
 
     def _write(self, scored: Sequence[Scored], predictor: Predictor, post: object, facts: Mapping[str, Any]) -> None:
         name = folder_name(self.config["split"], self.config, predictor, post)
-        write_scores(self.home / name, self.config, predictor, scored, self.data, post, facts, self.scorer.measures, self.out)
+        table = score_table(scored, self.data, self.scorer.measures)
+        write_scores(self.home / name, table, self.config, predictor, post, facts, self.out)
 
 
 def _plan(members: Sequence[Member]) -> tuple[list[Job], list[str]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from voxtile.cases.case import Case
-    from voxtile.commands.measures import Measure
-    from voxtile.commands.scoring import Scored
     from voxtile.commands.trained import Trained
     from voxtile.data.prepared import Prepared
     from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.predictor import Predictor
-
-FEW = 10  # groups, of which bootstrap intervals are too narrow
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,6 +68,7 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     from voxtile.commands.crf import search_crf, search_of
     from voxtile.commands.measures import measures_of
     from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
+    from voxtile.commands.score_table import score_table, write_scores
     from voxtile.commands.scoring import Job, Scorer, mean_dice
     from voxtile.commands.sharing import count_of, score_all
     from voxtile.commands.trained import Trained
@@ -126,7 +121,7 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor, as_typed(post, data["classes"]))
     facts = {"waived": list(data["waived"]), "run": trained.home.read("recipe.json")["identity"]}
     facts |= {"changed_modules": changed} if (changed := trained.changed_modules) else {}
-    write_scores(folder, config, predictor, scored, data, as_typed(post, data["classes"]), facts, measures, out)
+    write_scores(folder, score_table(scored, data, measures), config, predictor, as_typed(post, data["classes"]), facts, out)
     return 0
 
 
@@ -227,118 +222,3 @@ def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor, pos
 
     crf = predictor.procedure.crf
     return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None, post)}"
-
-
-def grid_note(cases: Sequence[Case]) -> str:
-    """On which pixels scores are counted: those of the files, or of what they were resampled to."""
-    resampled = [case for case in cases if case.image.working.spacing != case.image.canonical.spacing]
-    if not resampled:
-        return "stored"
-    sizes = sorted({f"{side:.4g} {case.grid.unit}" for case in resampled for side in case.grid.spacing[1:]})
-    return f"resampled to {', '.join(sizes)}"
-
-
-def _measured_before(folder: Path, notes: Collection[str]) -> list[str]:
-    """What an earlier evaluation in a folder measured, and this one does not."""
-    try:
-        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [name for name in ("surface", "lesions", "objects") if name in before and name not in notes]
-
-
-def write_scores(
-    folder: Path,
-    config: Mapping[str, Any],
-    predictor: Predictor,
-    scored: Sequence[Scored],
-    data: Mapping[str, Any],
-    post: object,
-    facts: Mapping[str, Any],
-    measures: Sequence[Measure],
-    out: Console,
-) -> None:
-    """Writes cases.csv and summary.json and prints the scores per class.
-
-    Args:
-        folder: where they go.
-        config: of the command.
-        predictor: what the maps were made with.
-        scored: the cases.
-        data: the manifest's `classes`, `background` and, of data with regions, `regions`.
-        post: settings of the post-processing, None for none.
-        facts: what else is in summary.json; `waived` is printed, too.
-        measures: what was measured.
-        out: where it prints.
-    """
-    from dataclasses import asdict
-
-    import numpy as np
-
-    from voxtile.cases.atomic import atomic_text
-    from voxtile.cases.regions import structures_of
-    from voxtile.commands.tables import print_scores, print_volumes
-    from voxtile.errors import counted, listed
-    from voxtile.training.intervals import spreads
-    from voxtile.training.run_folder import finite
-    from voxtile.training.scores import case_rows, summarise
-    from voxtile.training.volumes import summarise_volumes, volume_columns
-
-    classes, cases = data["classes"], [each.case for each in scored]
-    regions = data.get("regions") or {}
-    stack = np.stack([each.matrix for each in scored])
-    scores = summarise(stack, classes, data["background"], regions)
-    rows = case_rows(stack, [case.id for case in cases], classes, regions)
-    spread = spreads(rows, stack, [case.group for case in cases], classes, data["background"], regions)
-    rows = [{"case": each.case.id, "group": each.case.group, **each.columns} | row for each, row in zip(scored, rows, strict=True)]
-    structures = structures_of(classes, data["background"], regions)
-    volumes = all(case.grid.unit == "mm" for case in cases)
-    if volumes:
-        sizes = [float(np.prod(case.grid.spacing)) / 1000 for case in cases]
-        columns = [volume_columns(each.matrix, structures, ml) for each, ml in zip(scored, sizes, strict=True)]
-        scores |= summarise_volumes(columns, list(structures))
-        rows = [row | own for row, own in zip(rows, columns, strict=True)]
-    notes: dict[str, Any] = {}
-    for number, measure in enumerate(measures):
-        measure.rows = [dict(each.measured[number]) for each in scored]
-        scores |= measure.scores()
-        rows = [row | own for row, own in zip(rows, measure.rows, strict=True)]
-        notes |= measure.note()
-    crf = asdict(predictor.procedure.crf) if predictor.procedure.crf else None
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    if lost := _measured_before(folder, notes):
-        words = listed(f"{name}=true" for name in lost)
-        out.print(
-            f"the earlier evaluation in {folder} also held {listed(lost)}, and this one takes its place: type {words}, too, to "
-            "have that again",
-            soft_wrap=True,
-        )
-    atomic_text(folder / "cases.csv", text.getvalue())
-    summary = {
-        "split": config["split"], "weights": config["weights"], "cases": len(cases), "overlap": config["overlap"],
-        "scores": finite(scores),
-        "spread": {name: each.as_dict() for name, each in spread.items()},
-        "procedure": {"window": list(predictor.size), "crf": crf, "postprocess": post} | {
-            name: config[name] for name in ("rotations", "mirrors", "halo", "samples", "precision")
-        },
-        "confusion": stack.sum(axis=0).tolist(), "classes": classes, "regions": regions, "grid": grid_note(cases), **facts,
-        "definitions": "docs/scores.md",
-    }  # fmt: skip
-    atomic_text(folder / "summary.json", json.dumps(summary | notes, indent=1) + "\n")
-    title = f"{config['split']}: {counted(len(cases), 'whole case')}, {config['weights']} weights"
-    print_scores(out, title, scores, classes, list(regions), spread)
-    if volumes:
-        print_volumes(out, scores, list(structures))
-    for measure in measures:
-        measure.show(out, scores)
-    if summary["grid"] != "stored":
-        out.print(f"pixels are {summary['grid']}: scores on another grid are other scores")
-    groups = len({case.group for case in cases})
-    if groups < FEW:
-        out.print(f"intervals rest on {counted(groups, 'group')}: so few say little of how far the scores would move with others")
-    for sentence in facts["waived"]:
-        out.print(f"waived: {sentence}")
-    out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)

@@ -70,7 +70,6 @@ class Measure(ABC):
 
     Attributes:
         names: of these.
-        rows: the columns of `cases.csv` of each case so far.
     """
 
     def __init__(self, classes: Mapping[int, str], regions: Mapping[str, Sequence[int]]) -> None:
@@ -82,7 +81,6 @@ class Measure(ABC):
         """
         self.classes, self.regions = classes, regions
         self.names = list(regions or classes.values())
-        self.rows: list[dict[str, float]] = []
 
     def check(self, cases: Sequence[Case]) -> None:  # noqa: B027  # most measures take any case
         """Refuses cases that cannot be measured.
@@ -102,8 +100,12 @@ class Measure(ABC):
         """What is to be given the bands of a case whose map has these classes, names by index."""
 
     @abstractmethod
-    def scores(self) -> dict[str, float]:
-        """Scores of the split, by name, from the rows."""
+    def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Scores of the split, by name.
+
+        Args:
+            rows: what the collector of each case measured, see `Collector.columns`.
+        """
 
     @abstractmethod
     def note(self) -> dict[str, Any]:
@@ -131,11 +133,11 @@ class ObjectMeasure(Measure):
 
         return ObjectCounter(case.shape, classes, self.threshold)
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Pooled over all cases."""
         from voxtile.training.objects import summarise_objects
 
-        return summarise_objects(self.rows, self.names)
+        return summarise_objects(rows, self.names)
 
     def note(self) -> dict[str, Any]:
         """Threshold and connectivity."""
@@ -178,11 +180,11 @@ class LesionMeasure(Measure):
         least = self.least / size * (1 - 1e-5)  # headers hold spacings in single precision
         return LesionCounter(case.shape, classes, self.corners, least, self.overlap)
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Means over cases, and counts."""
         from voxtile.training.lesions import summarise_lesions
 
-        return summarise_lesions(self.rows, self.names)
+        return summarise_lesions(rows, self.names)
 
     def note(self) -> dict[str, Any]:
         """All settings."""
@@ -226,11 +228,11 @@ class SurfaceMeasure(Measure):
 
         return SurfaceMeter(case.shape, classes, case.grid.spacing, self.tolerances)
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Means and medians over cases."""
         from voxtile.training.surfaces import summarise_surfaces
 
-        return summarise_surfaces(self.rows, self.names)
+        return summarise_surfaces(rows, self.names)
 
     def note(self) -> dict[str, Any]:
         """Tolerances, unit, and what a percentile is taken of."""

@@ -1,0 +1,170 @@
+"""The scores of a split, per case and over all: computed, written as `cases.csv` and `summary.json`, and shown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from voxtile.cases.case import Case
+from voxtile.cases.maps import atomic_text
+from voxtile.cases.regions import structures_of
+from voxtile.commands.measures import Measure
+from voxtile.commands.scoring import Scored
+from voxtile.commands.tables import print_scores, print_volumes
+from voxtile.errors import counted, listed
+from voxtile.inference.predictor import Predictor
+from voxtile.training.intervals import Spread, spreads
+from voxtile.training.run_folder import finite
+from voxtile.training.scores import case_rows, summarise
+from voxtile.training.volumes import summarise_volumes, volume_columns
+
+FEW = 10  # groups, of which bootstrap intervals are too narrow
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """The scores of a split.
+
+    Attributes:
+        cases: the cases.
+        classes: names of the classes.
+        regions: class indices by name of region; empty where there are none.
+        measures: what was measured beside confusion matrices.
+        rows: of `cases.csv`, one per case.
+        scores: of all cases together, by name.
+        spread: medians and intervals over groups, by the names of scores.
+        confusion: int64 [K, K] of all cases: rows are label classes, columns predicted ones.
+        volumes: names of the structures whose volumes are among the scores; none where cases are not in millimetres.
+    """
+
+    cases: Sequence[Case]
+    classes: Sequence[str]
+    regions: Mapping[str, Sequence[int]]
+    measures: Sequence[Measure]
+    rows: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, float]
+    spread: Mapping[str, Spread]
+    confusion: NDArray[np.int64]
+    volumes: Sequence[str]
+
+
+def score_table(scored: Sequence[Scored], data: Mapping[str, Any], measures: Sequence[Measure]) -> ScoreTable:
+    """The scores of what was counted on some cases.
+
+    Args:
+        scored: the cases.
+        data: the manifest's `classes`, `background` and, of data with regions, `regions`.
+        measures: what was measured of each.
+    """
+    classes, background, regions = data["classes"], data["background"], data.get("regions") or {}
+    cases = [each.case for each in scored]
+    stack = np.stack([each.matrix for each in scored])
+    scores = summarise(stack, classes, background, regions)
+    columns = case_rows(stack, [case.id for case in cases], classes, regions)
+    spread = spreads(columns, stack, [case.group for case in cases], classes, background, regions)
+    rows = [
+        {"case": each.case.id, "group": each.case.group, **each.columns, **row} for each, row in zip(scored, columns, strict=True)
+    ]
+    structures = structures_of(classes, background, regions) if all(case.grid.unit == "mm" for case in cases) else {}
+    if structures:
+        sizes = [float(np.prod(case.grid.spacing)) / 1000 for case in cases]
+        volumes = [volume_columns(each.matrix, structures, ml) for each, ml in zip(scored, sizes, strict=True)]
+        scores |= summarise_volumes(volumes, list(structures))
+        rows = [{**row, **own} for row, own in zip(rows, volumes, strict=True)]
+    for number, measure in enumerate(measures):
+        measured = [each.measured[number] for each in scored]
+        scores |= measure.scores(measured)
+        rows = [{**row, **own} for row, own in zip(rows, measured, strict=True)]
+    return ScoreTable(cases, classes, regions, measures, rows, scores, spread, stack.sum(axis=0), list(structures))
+
+
+def write_scores(
+    folder: Path,
+    table: ScoreTable,
+    config: Mapping[str, Any],
+    predictor: Predictor,
+    post: object,
+    facts: Mapping[str, Any],
+    out: Console,
+) -> None:
+    """Writes cases.csv and summary.json, and prints the scores per class.
+
+    Args:
+        folder: where they go.
+        table: the scores.
+        config: of the command.
+        predictor: what the maps were made with.
+        post: settings of the post-processing, None for none.
+        facts: what else is in summary.json; `waived` is printed, too.
+        out: where it prints.
+    """
+    notes = {name: note for measure in table.measures for name, note in measure.note().items()}
+    if lost := _measured_before(folder, notes):
+        words = listed(f"{name}=true" for name in lost)
+        out.print(
+            f"the earlier evaluation in {folder} also held {listed(lost)}, and this one takes its place: type {words}, too, to "
+            "have that again",
+            soft_wrap=True,
+        )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table.rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table.rows)
+    atomic_text(folder / "cases.csv", text.getvalue())
+    summary = {
+        "split": config["split"], "weights": config["weights"], "cases": len(table.cases), "overlap": config["overlap"],
+        "scores": finite(table.scores),
+        "spread": {name: each.as_dict() for name, each in table.spread.items()},
+        "procedure": {
+            "window": list(predictor.size), "crf": asdict(predictor.procedure.crf) if predictor.procedure.crf else None,
+            "postprocess": post, **{name: config[name] for name in ("rotations", "mirrors", "halo", "samples", "precision")},
+        },
+        "confusion": table.confusion.tolist(), "classes": table.classes, "regions": table.regions,
+        "grid": grid_note(table.cases), **facts, "definitions": "docs/scores.md", **notes,
+    }  # fmt: skip
+    atomic_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    _show(table, f"{config['split']}: {counted(len(table.cases), 'whole case')}, {config['weights']} weights", out)
+    for sentence in facts["waived"]:
+        out.print(f"waived: {sentence}")
+    out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)
+
+
+def _measured_before(folder: Path, notes: Collection[str]) -> list[str]:
+    """What an earlier evaluation in a folder measured, and this one does not."""
+    try:
+        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [name for name in ("surface", "lesions", "objects") if name in before and name not in notes]
+
+
+def _show(table: ScoreTable, title: str, out: Console) -> None:
+    """Prints the scores, and what to think of them."""
+    print_scores(out, title, table.scores, table.classes, list(table.regions), table.spread)
+    if table.volumes:
+        print_volumes(out, table.scores, table.volumes)
+    for measure in table.measures:
+        measure.show(out, table.scores)
+    if (grid := grid_note(table.cases)) != "stored":
+        out.print(f"pixels are {grid}: scores on another grid are other scores")
+    groups = len({case.group for case in table.cases})
+    if groups < FEW:
+        out.print(f"intervals rest on {counted(groups, 'group')}: so few say little of how far the scores would move with others")
+
+
+def grid_note(cases: Sequence[Case]) -> str:
+    """On which pixels scores are counted: those of the files, or of what they were resampled to."""
+    resampled = [case for case in cases if case.image.working.spacing != case.image.canonical.spacing]
+    if not resampled:
+        return "stored"
+    sizes = sorted({f"{side:.4g} {case.grid.unit}" for case in resampled for side in case.grid.spacing[1:]})
+    return f"resampled to {', '.join(sizes)}"
