@@ -17,8 +17,8 @@ from optuna.trial import TrialState
 from tests.commands.conftest import Command, homes
 from tests.testers.tiny import configured, scene_words
 from voxtile.commands import search as searching
-from voxtile.commands.compose import STOPPED
 from voxtile.commands.console import console
+from voxtile.commands.guard import STOPPED
 from voxtile.commands.sweep import Job
 
 ROOT = Path(__file__).parents[2]

@@ -1,8 +1,7 @@
-"""Hydra, kept in one place: composing a configuration, checking it, and saying what is wrong with it in one paragraph."""
+"""Hydra, kept in one place: composing a configuration, and running a task on it, or on each of a multirun."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import sys
@@ -11,24 +10,24 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
-from traceback import print_exception
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import voxtile
+from voxtile.commands.guard import STOPPED, StoppedError, guarded
 from voxtile.commands.heap import keep_heap
 from voxtile.commands.own import blaming
 from voxtile.commands.words import check_whole, quoted, readable
-from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
+from voxtile.errors import ConfigError, VoxtileError, did_you_mean, reason
 
 
 def conf_dir() -> Path:
@@ -48,11 +47,6 @@ def folder_of(name: str) -> Path:
     return own if (own / f"{name}.yaml").exists() else conf_dir()
 
 
-OPEN = (  # what a data set's file may extend
-    "data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.", "data.sampling.class_weights.",
-    "data.vectors.values.", "data.scene.", "data.regions.",
-)  # fmt: skip
-STOPPED = 130  # exit code of a command that was asked to stop
 # Hydra's flags that take a word of their own, by their long names, and those that are answered here.
 _LONG = {
     "-h": "--help",
@@ -81,10 +75,6 @@ def current_words() -> list[str]:
     return _CURRENT.get()[1]
 
 
-class StoppedError(BaseException):
-    """Ends a multirun whose job was asked to stop; not an Exception, since Hydra keeps those of a job and goes on."""
-
-
 def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], about: str = "") -> int:
     """Composes the configuration `name` with the overrides in `argv` and calls `task` on it, once per job of a multirun.
 
@@ -110,7 +100,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
             _CURRENT.set((name, overrides, folders))
         keep_heap()
         with cache_at(OmegaConf.select(config, "paths.cache")):
-            codes.append(guarded(lambda: _told_of_merging(task, config), OmegaConf.select(config, "debug_errors", default=False)))
+            codes.append(guarded(lambda: _called(task, config), OmegaConf.select(config, "debug_errors", default=False)))
         if codes[-1] == STOPPED:
             raise StoppedError
 
@@ -129,7 +119,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
                 with _arguments(_searching(words, folders)):
                     hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
                 return max(codes)
-            config = _composed(name, overrides, folders)
+            config = composed(name, overrides, folders)
             if "--help" in flags:
                 print(_help(config, name, about))
             elif "--cfg" in flags:
@@ -147,71 +137,21 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
         if "Config group override must be a string" not in str(error):
             raise
         problem = ConfigError(f"An option is chosen by its name: {reason(error)}. Look at the group with 'voxtile {name} --help'.")
-    return guarded(lambda: _explain(problem, name, _config_dirs(argv)))
+    from voxtile.commands.explain import explain
+
+    return guarded(lambda: explain(problem, name, _config_dirs(argv)))
 
 
-def _told_of_merging(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
-    """Calls the task; an error about a mapping says where what was typed was added to entries that the user may not think of."""
+def _called(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
+    """Calls the task with a job's configuration."""
     try:
         with blaming(OmegaConf.to_object(trust) if isinstance(trust := config.get("trust"), ListConfig) else ()):
             return task(plain(config))
     except VoxtileError as error:
-        for key, added, others in _merged(config, _CURRENT.get()[1]):
-            if key in str(error):
-                error.args = (
-                    f"{error} What was typed for '{key}' was added to the entries that it had, {listed(others)}: type '~{key}' and "
-                    f"'+{key}={added}' to have it instead of them.",
-                )
+        from voxtile.commands.explain import tell_of_merging
+
+        tell_of_merging(error, config)
         raise
-
-
-def _merged(config: DictConfig, overrides: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Of each mapping that was typed for a key which had entries: the key, the mapping, and the entries that it had beside."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        typed, path = override.value(), override.key_or_group
-        found = OmegaConf.select(config, path)
-        if isinstance(typed, Mapping) and isinstance(found, DictConfig):
-            others = [str(key) for key in found if str(key) not in {str(key) for key in typed}]
-            if others:
-                yield path, str(override.input_line).partition("=")[2], others
-
-
-def guarded(task: Callable[[], int], traceback: bool = False) -> int:
-    """Calls `task`; an error that the user can mend is printed as its paragraph and becomes an exit code."""
-    try:
-        return task()
-    except KeyboardInterrupt:
-        print("Stopped. Give the same command again: it goes on from what was saved, or begins anew.", file=sys.stderr)
-        return STOPPED
-    except VoxtileError as error:
-        problem: VoxtileError = error
-    except OSError as error:
-        if not error.filename:  # not about a file
-            raise
-        problem = RunError(
-            f"{error.filename} cannot be read or written: {error.strerror}. Expected a folder that this user may write to, with "
-            "room; choose where results go with 'paths.runs=…' and 'paths.cache=…'."
-        )
-        problem.__cause__ = error
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for this
-            raise
-        problem = RunError(
-            f"The GPU's memory is full: {reason(error)}. Type a smaller 'batch_size=…' of evaluate and predict, a larger "
-            "'training.accumulate=…' of train, or smaller windows; see with 'nvidia-smi' who else uses the GPU."
-        )
-        problem.__cause__ = error
-    if traceback:
-        print_exception(problem)
-    from rich.console import Console
-
-    from voxtile.commands.console import print_any_name
-
-    print_any_name(sys.stderr)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]{problem.label}:[/] ", end="")
-    console.print(str(problem), markup=False)
-    return problem.exit_code
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -280,12 +220,12 @@ def _parsed(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     return flags, overrides
 
 
-def _composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+def composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     """One configuration, Hydra's own part included. Composed here, once: Hydra's command line does it twice, and more for help."""
     GlobalHydra.instance().clear()
     search = [_searchpath(folders)] if folders else []
     with initialize_config_dir(str(folder_of(name)), version_base="1.3"):
-        return compose(name, [*search, *overrides], return_hydra_config=True)
+        return hydra_compose(name, [*search, *overrides], return_hydra_config=True)
 
 
 def _searchpath(folders: Sequence[Path]) -> str:
@@ -316,18 +256,20 @@ def again(changes: Mapping[str, Any]) -> dict[str, Any]:
         changes: value by key or group; they take the place of what was given for the same key. What was given for an argument of
             `model` that the network has not after these changes is left out.
     """
+    from voxtile.commands.explain import known_keys
+
     name, overrides, folders = _CURRENT.get()
-    kept = [word for word in overrides if _key(word) not in changes]
+    kept = [word for word in overrides if key_of(word) not in changes]
     added = [f"{key}={as_typed(value)}" for key, value in changes.items()]
     before = GlobalHydra.instance().hydra
     try:
         while True:
             try:
-                config = _composed(name, without_nulls([*kept, *added], groups_of(name)), folders)
+                config = composed(name, without_nulls([*kept, *added], groups_of(name)), folders)
                 return job_config(config)
             except (HydraException, OmegaConfBaseException) as error:
                 unknown = re.search(r"Could not override '(model\.[^']+)'", str(error))
-                fitting = [word for word in kept if unknown is None or _key(word) != unknown[1]]
+                fitting = [word for word in kept if unknown is None or key_of(word) != unknown[1]]
                 if fitting == kept:
                     known = re.search(r"Could not override '([^']+)'", str(error))
                     what = f"there is no '{known[1]}'.{did_you_mean(known[1], known_keys(name))}" if known else reason(error)
@@ -337,7 +279,7 @@ def again(changes: Mapping[str, Any]) -> dict[str, Any]:
         GlobalHydra.instance().hydra = before  # a multirun goes on with its own
 
 
-def _key(word: str) -> str:
+def key_of(word: str) -> str:
     """What an override sets."""
     return word.partition("=")[0].lstrip("+")
 
@@ -383,39 +325,6 @@ def _config_dirs(argv: Sequence[str]) -> list[Path]:
     return [conf_dir(), *added]
 
 
-def known_keys(name: str) -> list[str]:
-    """Every path that the configuration `name` or an option of its groups sets, and its groups."""
-    folder = folder_of(name)
-    files = [("", folder / f"{name}.yaml")]
-    files += [(f"{group}.", file) for group in groups_of(name) for file in sorted((folder / group).rglob("*.yaml"))]
-    keys = dict.fromkeys(key for package, file in files for key in _keys_of(file, package))
-    return [*(key for key in keys if key.split(".")[-1] != "defaults"), *groups_of(name)]
-
-
-def _keys_of(file: Path, package: str) -> list[str]:
-    """Every path that a file sets, where it lies below `package` unless it says otherwise."""
-    keys: list[str] = []
-
-    def walk(node: Any, path: str) -> None:
-        for key, value in node.items() if isinstance(node, dict) else ():
-            keys.append(f"{path}{key}")
-            walk(value, f"{path}{key}.")
-
-    # Read as they are: composing once more takes a third of a second, and knows no key of an option that is not chosen.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = file.read_text(encoding="utf-8")
-    walk(yaml.load(text, loader), "" if "# @package _global_" in text else package)  # noqa: S506  # both loaders are safe
-    return keys
-
-
-def _options_with(path: str, name: str) -> list[str]:
-    """The options of groups that have a path, as they are typed."""
-    folder = folder_of(name)
-    groups = [group for group in groups_of(name) if group not in ("data", "experiment", "debug")]  # whose files set what they like
-    options = [(group, option) for group in groups for option in options_of(folder, group)]
-    return [f"{group}={each}" for group, each in options if path in _keys_of(folder / group / f"{each}.yaml", f"{group}.")]
-
-
 def groups_of(name: str) -> list[str]:
     """The groups of the configuration `name`."""
     folder = folder_of(name)
@@ -440,87 +349,3 @@ def without_nulls(words: Sequence[str], groups: Sequence[str]) -> list[str]:
         if group in groups and value == "null" and group not in ("debug", "experiment"):
             raise ConfigError(f"'{word}': a run needs a '{group}'. Type '{group}=<option>'; conf/{group} holds the options.")
     return [word for word in words if word not in ("debug=null", "experiment=null")]
-
-
-def _explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
-    """Turns Hydra's error into a paragraph of ours; its advice to add '+' would hide a misspelt key."""
-    if isinstance(error, VoxtileError):
-        raise error
-    if isinstance(error, yaml.YAMLError):
-        raise ConfigError(f"A configuration file is no YAML: {' '.join(str(error).split())}. Correct it there.") from error
-    text = str(error) or str(error.__cause__)
-    if missing := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
-        group, _, option = missing[1].partition("/")
-        if not group or not any((folder / group).is_dir() for folder in folders):
-            raise ConfigError(f"There is no configuration '{missing[1]}'.{did_you_mean(missing[1], known_keys(name))}") from error
-        options = sorted({option for folder in folders for option in options_of(folder, group)}) or ["none"]
-        own = "" if len(folders) > 1 else " An option in a folder of your own needs '--config-dir <folder>'."
-        raise ConfigError(
-            f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: "
-            f"{listed(options, 30)}.{own}"
-        ) from error
-    if "missing EQUAL" in text:
-        raise ConfigError(f"A word is no 'key=value': {' '.join(text.split()).partition(' See https')[0]}.") from error
-    if merged := re.search(r"Error merging override ([^\s=]+)=(.*)", text):
-        named = not merged[2].startswith("{")
-        holds, example = ("settings by name", "{<name>: <value>}") if named else ("a list", "[<value>, <value>]")
-        raise ConfigError(
-            f"'{merged[1]}={merged[2]}' does not fit there: '{merged[1]}' holds {holds}. Type it so, in quotes: "
-            f"'{merged[1]}={example}'."
-        ) from error
-    if "Ambiguous value" in text:
-        raise ConfigError(f"Several values are for several runs: type '-m' too. {text.partition(chr(10))[0]}") from error
-    if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
-        path = key[1].split("@")[0]
-        known = known_keys(name)
-        if path.startswith("model.") and any(key.startswith("model.") for key in known):
-            raise ConfigError(_of_network(path, name, folders[1:])) from error
-        if options := _options_with(path, name):
-            raise ConfigError(
-                f"'{path}' is a setting of {listed(options, 20)}, and something else was chosen. Type '{options[-1]}' too, or take "
-                "the setting out."
-            ) from error
-        if typed := re.search(r"use \+[^\s={]+=(\{.*\})", text):
-            raise ConfigError(
-                f"'{path}={typed[1]}' would be added to the entries that '{path}' has, and names new ones. Type "
-                f"'+{path}={typed[1]}' to have them beside the others, or '~{path}' before it to have them instead of the others."
-            ) from error
-        if path in known or path.startswith(OPEN):
-            raise ConfigError(
-                f"What was chosen has no '{path}' to set. Add it with '+{path}=…', and take what it should replace out with '~…'."
-            ) from error
-        hint = did_you_mean(path, known) or did_you_mean(path, [k.split(".")[-1] for k in known])
-        raise ConfigError(f"The configuration has no key '{path}'.{hint} All keys: voxtile {name} --cfg job") from error
-    raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error
-
-
-def _of_network(path: str, name: str, folders: Sequence[Path]) -> str:
-    """What to say of a setting below `model` that the configuration of the chosen network does not have.
-
-    Raises:
-        ConfigError: The network may not be built.
-    """
-    from voxtile.commands.allowed import OTHERS, below, target
-
-    words, (parent, _, key) = current_words(), path.rpartition(".")
-    try:
-        config = _composed(name, [word for word in words if not _key(word).startswith("model.") or "_target_" in word], folders)
-        maker, trust = OmegaConf.select(config, f"{parent}._target_"), config.trust
-    except (HydraException, OmegaConfBaseException):
-        maker = None
-    if maker is None:  # several networks, or a part of one that builds nothing
-        return (
-            f"A network that was chosen has no '{path}' to set: arguments differ from network to network, and those of other "
-            "libraries have names of their own. Leave it out, or put the networks that have it into a sweep of their own."
-        )
-    accepted = inspect.signature(target(maker, parent, list(trust) if isinstance(trust, ListConfig) else ())).parameters
-    value = next((word.partition("=")[2] for word in words if _key(word) == path), "…")
-    if key in accepted:
-        return f"'{path}' is an argument of {maker} that its configuration does not name. Add it: '+{path}={value}'."
-    if not below(maker, OTHERS) and any(each.kind is each.VAR_KEYWORD for each in accepted.values()):
-        return f"{maker} takes arguments of any name, and its configuration names no '{key}'. Add it: '+{path}={value}'."
-    named = [
-        each for each, how in accepted.items() if each not in ("in_channels", "num_classes") and how.kind is not how.VAR_KEYWORD
-    ]
-    takes = f" It takes {listed(named, 20)}." if named else ""
-    return f"The network {maker} takes no '{key}'.{did_you_mean(key, named)}{takes} Leave it out, or type one of its own."

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from voxtile.commands import compose
 from voxtile.commands.children import Child, child, forwarding
-from voxtile.commands.compose import STOPPED
+from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, check_jobs, collected, finished_before, order_of_job, place_of
 from voxtile.errors import ConfigError, reason
 
@@ -126,7 +125,7 @@ def launch_by(
     for outcome in outcomes:
         collected(outcome)
     if heard:
-        raise compose.StoppedError
+        raise StoppedError
     return outcomes
 
 

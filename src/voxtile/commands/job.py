@@ -12,9 +12,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from voxtile.cases.atomic import atomic_text
-from voxtile.commands import compose
+from voxtile.cases.maps import atomic_text
 from voxtile.commands.children import order_of
+from voxtile.commands.guard import guarded
 from voxtile.commands.sweep import Outcome, collecting, report_of
 from voxtile.commands.train import train_all, train_one
 
@@ -36,7 +36,7 @@ def main() -> int:
         whole = order.get("config")
         patient = order.get("patient", False)
         try:
-            code = train_all(words, leave, patient) if whole is None else compose.guarded(lambda: train_one(whole, leave))
+            code = train_all(words, leave, patient) if whole is None else guarded(lambda: train_one(whole, leave))
         except Exception:  # which the outcome says, too
             traceback.print_exc()
             code = 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import voxtile
+from voxtile.commands.guard import is_out_of_memory
 from voxtile.errors import ConfigError, RunError, VoxtileError, listed, reason
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def blaming(trust: Any) -> Iterator[None]:
         raise
     except Exception as error:
         modules = tuple(map(str, trust)) if isinstance(trust, list | tuple) else ()
-        # The one that guards all commands says of a full memory what can be done.
-        if type(error).__name__ == "OutOfMemoryError" or not (where := _within(error, modules)):
+        # `guarded` says of a full memory what can be done.
+        if is_out_of_memory(error) or not (where := _within(error, modules)):
             raise
         raise RunError(
             f"{type(error).__name__} at {where}: {reason(error)}. This was raised in code that is not voxtile's: correct it there, "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from voxtile.commands import compose
+from voxtile.commands.guard import StoppedError
 from voxtile.commands.words import word
 from voxtile.errors import ConfigError, RunError, counted, reason
 
@@ -98,7 +99,7 @@ def _trained_again(
         with tempfile.TemporaryDirectory(prefix="voxtile-") as place:
             stopped = run_jobs(lambda: waiting.pop() if waiting else None, Slots(1), Path(place), lambda job: None)
     if stopped:
-        raise compose.StoppedError
+        raise StoppedError
     if job.outcome.code:
         raise RunError(f"The run could not be trained again: {job.outcome.reason}")
     return job.outcome.home

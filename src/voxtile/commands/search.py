@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from voxtile.commands import compose
-from voxtile.commands.compose import STOPPED
+from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
 
@@ -124,7 +124,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
         collected(job.outcome)
     if stopped:
         out.print(f"Stopped. The same command continues the search: {command_line()}", soft_wrap=True)
-        raise compose.StoppedError
+        raise StoppedError
     return [job.outcome for job in found.jobs]
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxtile.commands import compose
 from voxtile.commands.children import Child, child, forwarding
-from voxtile.commands.compose import STOPPED
+from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.errors import ConfigError
 
 POLL = 0.1  # seconds between looks at the jobs
@@ -327,7 +327,7 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
     if slots.jobs == 1 or not any(outcome.code for outcome in outcomes):
         shutil.rmtree(place)
     if stopped:
-        raise compose.StoppedError
+        raise StoppedError
     return outcomes
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from voxtile.commands.compose import STOPPED
+from voxtile.commands.guard import STOPPED
 from voxtile.errors import counted
 from voxtile.studies.manifest import segment
 from voxtile.training import metrics_file

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose, elastic
+from voxtile.commands.guard import guarded
 from voxtile.commands.own import blaming
 from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, collecting
 from voxtile.commands.words import word
@@ -32,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     if elastic.follows():
         return elastic.follow()
     with collecting() as outcomes:
-        code = compose.guarded(lambda: _led(argv))
+        code = guarded(lambda: _led(argv))
     if len(outcomes) > 1 and not any(outcome.told for outcome in outcomes):
-        code = max(code, compose.guarded(lambda: _table(outcomes)))
+        code = max(code, guarded(lambda: _table(outcomes)))
     return max(code, *(outcome.code for outcome in outcomes), 0)
 
 

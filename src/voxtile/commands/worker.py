@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.atomic import atomic_text
 from voxtile.commands.children import order_of
-from voxtile.commands.compose import STOPPED
+from voxtile.commands.guard import STOPPED
 from voxtile.commands.own import blaming
 from voxtile.errors import VoxtileError, reason
 
