@@ -305,7 +305,7 @@ def test_a_scene_has_surfaces_in_metres_and_lesions_in_squares_of_them(copied_ru
         ("surface={disk: 1}", "one for each foreground class or region, by name: disc"),
         ("surface=wide", "'surface=wide' must be"),
         ("lesions=5", "'lesions=5' is no such setting"),
-        ("lesions={lest: 5}", "no setting 'lest'; it has least, overlap, connectivity. Did you mean 'least'?"),
+        ("lesions={lest: 5}", "takes no 'lest'. Did you mean 'least'? It takes least, overlap, connectivity."),
         ("lesions={overlap: 2}", "'overlap' a share from 0 to 1"),
         ("lesions={connectivity: 18}", "'connectivity' 26 or 6"),
     ],

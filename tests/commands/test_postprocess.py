@@ -148,6 +148,7 @@ def test_a_command_that_was_killed_post_processes_once(rough_run: Path, images: 
         ("postprocess={largest: [ground]}", "names 'ground'"),
         ("postprocess={smallest: [disc]}", "Type, for example, 'smallest: {disc: 30}'"),
         ("postprocess={smallest: {disc: 0}}", "'postprocess.smallest.disc=0' must be a size above 0: mm³"),
+        ("postprocess={smallest: {disc: inf}}", "'postprocess.smallest.disc=inf' must be a size above 0: mm³"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(scene_run: Run, tmp_path: Path, voxtile: Command, word: str, message: str) -> None:
@@ -170,7 +171,7 @@ def test_a_search_on_test_cases_and_one_without_a_background_are_refused(copied_
 def test_a_scene_too_large_to_be_looked_at_as_a_whole_is_refused(
     scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("voxtile.inference.postprocess.MOST", 1000)
+    monkeypatch.setattr("voxtile.inference.postprocess.MOST_PIXELS", 1000)
     words = [f"run={scene_run.home}", f"input={scene_run.folder}/scenes/images/s1.tif", f"output={tmp_path / 'out'}"]
     said = voxtile("predict", *words, ONE, f"paths.runs={tmp_path}")
     assert (said.code, "s1 has 1,440 pixels" in said.text) == (3, True), said.text

@@ -418,6 +418,7 @@ def test_a_full_disk_names_the_result_and_keeps_the_map(scene_run: Run, tmp_path
 WRONG = {
     "polygons=shp": "'polygons=shp' is no vector format; choose from gpkg, geojson",
     "simplify=-1": "'simplify=-1' must be metres above 0",
+    "simplify=inf": "'simplify=inf' must be metres above 0",
     "simplify=5": "'simplify=5' is of no effect without 'polygons=gpkg'",
     "area_name=district": "is of no effect without 'areas=<vector file>'",
     "instances=yes please": "'instances=yes please' must be true or false",

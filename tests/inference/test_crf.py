@@ -8,7 +8,8 @@ import pytest
 from scipy import ndimage
 
 from voxtile.errors import ConfigError
-from voxtile.inference.crf import DenseCRF, search
+from voxtile.inference.crf import DenseCRF
+from voxtile.inference.crf_search import search
 from voxtile.inference.permutohedral import Lattice
 
 SETTINGS = DenseCRF(bilateral_weight=4, bilateral_position=6, bilateral_value=25, smooth_weight=2, smooth_position=2, iterations=5)

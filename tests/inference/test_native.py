@@ -122,7 +122,7 @@ def test_scenes_and_volumes_on_their_own_grid_keep_their_bands(tmp_path):
 
 
 def test_only_post_processing_limits_the_size_of_maps_whose_slices_lie_across_another_axis(tmp_path, monkeypatch):
-    monkeypatch.setattr(postprocess, "MOST", 100)
+    monkeypatch.setattr(postprocess, "MOST_PIXELS", 100)
     case, predictor = case_of(tmp_path / "a.nii", axis="x"), Predictor(Bright(), (1, 8, 8))
     ((window, classes),) = class_bands(predictor, case, PLAIN)
     assert window.size == classes.shape == case.native.shape

@@ -14,7 +14,8 @@ from tests.testers.memory import memory_case
 from voxtile.cases.window import IGNORE, Window
 from voxtile.errors import DataError
 from voxtile.inference import postprocess
-from voxtile.inference.postprocess import KeptMap, Postprocess, Search, check_size, pixel_size
+from voxtile.inference.postprocess import Postprocess, check_size, pixel_size
+from voxtile.inference.postprocess_search import REMOVALS, KeptMap, Search
 
 CLASSES = 3
 
@@ -94,7 +95,7 @@ def test_sizes_are_millimetres_of_volumes_and_pixels_of_scenes():
 
 
 def test_a_case_that_is_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(postprocess, "MOST", 100)
+    monkeypatch.setattr(postprocess, "MOST_PIXELS", 100)
     check_size(memory_case("small", (1, 10, 10)))
     with pytest.raises(DataError, match="large has 110 pixels"):
         check_size(memory_case("large", (1, 10, 11)))
@@ -148,7 +149,7 @@ def test_options_are_judged_as_they_act_on_maps():
     for trial in tried:
         if trial.option == "holes":
             continue
-        largest, least = postprocess.REMOVALS[trial.option]
+        largest, least = REMOVALS[trial.option]
         own = Postprocess(0, (trial.index,) if largest else (), {trial.index: least} if least else {})
         dice = []
         for number in (1, 3):

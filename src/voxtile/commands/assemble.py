@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from voxtile.values import is_whole
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -39,7 +41,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             "is said by 'training'."
         )
     devices, strategy = options["devices"], str(options["strategy"])
-    if devices != "all" and (not isinstance(devices, int) or isinstance(devices, bool) or devices < 1):
+    if devices != "all" and not is_whole(devices, 1):
         raise ConfigError(f"'trainer.devices={devices}' must be a whole number from 1 up, or all for every GPU of this machine.")
     if strategy not in STRATEGIES:
         raise ConfigError(

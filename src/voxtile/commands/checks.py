@@ -15,6 +15,7 @@ from voxtile.cases.windowing import Windowing
 from voxtile.commands.allowed import below, target
 from voxtile.commands.typed import check_arguments
 from voxtile.errors import ConfigError, did_you_mean, listed, reason
+from voxtile.values import refuse_unknown
 
 DATA_KEYS = (
     "name",
@@ -84,8 +85,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     if strange := [key for key in config if key not in TOP_KEYS]:
         inner = f" Put it under 'data:' in the data set's file ({strange[0]} is a key of 'data')." if strange[0] in known else ""
         raise ConfigError(f"The configuration takes no '{strange[0]}'.{inner or did_you_mean(strange[0], TOP_KEYS)}")
-    if unknown := [key for key in data if key not in known]:
-        raise ConfigError(f"'data' takes no '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
+    refuse_unknown("data", data, known)
     if config.get("fold") not in (None, 0, config["split"].get("fold")):
         raise ConfigError(
             f"'fold={config['fold']}' and 'split.fold={config['split'].get('fold')}' are one setting with two values. Type one of "
@@ -146,10 +146,7 @@ def check_values(config: Mapping[str, Any]) -> None:
 
 def settings_of(kind: type[Any], values: Mapping[str, Any]) -> Any:
     """The training settings, with their types checked by OmegaConf."""
-    names = [field.name for field in fields(kind)]
-    unknown = [key for key in values if key not in names]
-    if unknown:
-        raise ConfigError(f"'training' takes no '{unknown[0]}'.{did_you_mean(unknown[0], names)} It takes {listed(names, 20)}.")
+    refuse_unknown("training", values, [field.name for field in fields(kind)])
     try:
         typed = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(dict(values)))
         settings = kind(**OmegaConf.to_container(typed, throw_on_missing=True))  # type: ignore[arg-type]  # gives a dict

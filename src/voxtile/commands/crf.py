@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from voxtile.errors import ConfigError, RunError, counted, did_you_mean, listed
+from voxtile.errors import ConfigError, RunError, counted, listed
+from voxtile.values import refuse_unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.commands.trained import Trained
     from voxtile.data.prepared import Prepared
-    from voxtile.inference.crf import DenseCRF, Judged
+    from voxtile.inference.crf import DenseCRF
+    from voxtile.inference.crf_search import Judged
     from voxtile.inference.predictor import Predictor
     from voxtile.training.run_folder import RunFolder
 
@@ -62,9 +64,7 @@ def crf_of(value: Any, home: RunFolder, channels: Sequence[str]) -> DenseCRF | N
 def _settings(given: Mapping[str, Any], channels: Sequence[str]) -> DenseCRF:
     from voxtile.inference.crf import DenseCRF
 
-    names = [field.name for field in fields(DenseCRF)]
-    if unknown := [name for name in given if name not in names]:
-        raise ConfigError(f"'crf' takes no '{unknown[0]}'.{did_you_mean(unknown[0], names)} It takes {listed(names)}.")
+    refuse_unknown("crf", given, [field.name for field in fields(DenseCRF)])
     made = dict(given)
     if isinstance(made.get("channels"), Sequence) and not isinstance(made["channels"], str):
         known: dict[object, int] = {name: number for number, name in enumerate(channels)}
@@ -90,7 +90,7 @@ def search_of(value: Any, channels: Sequence[str]) -> tuple[DenseCRF, Mapping[st
     Raises:
         ConfigError: A setting is none, or what stands under `search` no values by setting.
     """
-    from voxtile.inference.crf import GRID
+    from voxtile.inference.crf_search import GRID
 
     given = dict(value) if isinstance(value, Mapping) else {"search": True}
     grid = given.pop("search")
@@ -108,7 +108,7 @@ def search_of(value: Any, channels: Sequence[str]) -> tuple[DenseCRF, Mapping[st
 def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, out: Console) -> DenseCRF | None:
     """Searches the CRF's settings on pieces of the validation cases and keeps them in the run folder; None where none helps."""
     from voxtile.commands.console import progress
-    from voxtile.inference.crf import search
+    from voxtile.inference.crf_search import search
 
     start, grid = search_of(config["crf"], trained.manifest["data"]["channels"])
     predictor = trained.predictor(dict(config) | {"crf": None})

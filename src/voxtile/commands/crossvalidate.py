@@ -31,7 +31,8 @@ from voxtile.commands.tables import print_folds
 from voxtile.commands.trained import Trained
 from voxtile.data.prepared import Prepared
 from voxtile.errors import ConfigError, RunError, counted, listed
-from voxtile.inference.postprocess import Postprocess, Search
+from voxtile.inference.postprocess import Postprocess
+from voxtile.inference.postprocess_search import Search
 from voxtile.training.recipe import ADDED
 from voxtile.training.run_folder import finite
 from voxtile.training.scores import summarise

@@ -72,7 +72,7 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     from voxtile.commands.scoring import Job, Scorer, mean_dice
     from voxtile.commands.sharing import count_of, score_all
     from voxtile.commands.trained import Trained
-    from voxtile.inference.postprocess import Search
+    from voxtile.inference.postprocess_search import Search
 
     trained = Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"])
     trained.say_changed(out)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
 from voxtile.commands.allowed import below
+from voxtile.values import is_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +128,7 @@ def _check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"Say in which format: type 'format=…' with one of {listed(FORMATS)}.")
     if (kind := str(config["format"])) not in FORMATS:
         raise ConfigError(f"'format={kind}' is none of {listed(FORMATS)}.{did_you_mean(kind, FORMATS)}")
-    if isinstance(config["windows"], bool) or not isinstance(config["windows"], int) or config["windows"] < 1:
+    if not is_whole(config["windows"], 1):
         raise ConfigError(f"'windows={config['windows']}' must be a whole number from 1 up.")
 
 

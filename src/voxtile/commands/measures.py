@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol
 
 from voxtile.commands.tables import print_lesions, print_objects, print_surfaces
-from voxtile.errors import ConfigError, did_you_mean, listed
+from voxtile.errors import ConfigError, listed
+from voxtile.values import is_number, refuse_unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -272,7 +273,7 @@ def _threshold(setting: object) -> float | None:
     """The least IoU of matched objects; None where objects are not scored."""
     if isinstance(setting, bool) or setting is None:
         return 0.5 if setting else None
-    if not _is_number(setting, 0, 1) or setting == 0:
+    if not is_number(setting, 0, 1) or setting == 0:
         raise ConfigError(f"'objects={setting}' must be true, false, or the least IoU of matched objects, above 0 and up to 1.")
     return float(setting)
 
@@ -284,11 +285,9 @@ def _lesions(setting: object) -> Mapping[str, Any] | None:
     wanted = "'lesions' must be true, false, or settings such as 'lesions={least: 3, overlap: 0.1, connectivity: 26}'"
     if not isinstance(setting, dict):
         raise ConfigError(f"'lesions={setting}' is no such setting: {wanted}.")
-    for name in setting:
-        if name not in LESIONS:
-            raise ConfigError(f"'lesions' has no setting '{name}'; it has {listed(LESIONS)}.{did_you_mean(name, LESIONS)}")
+    refuse_unknown("lesions", setting, LESIONS)
     full = {**LESIONS, **setting}
-    if not (_is_number(full["least"], 0) and _is_number(full["overlap"], 0, 1) and full["connectivity"] in CORNERS):
+    if not (is_number(full["least"], 0) and is_number(full["overlap"], 0, 1) and full["connectivity"] in CORNERS):
         raise ConfigError(
             f"'lesions={setting}' is out of range: {wanted}. 'least' is a volume in mm³ from 0 up (in planes an area), 'overlap' a "
             "share from 0 to 1, 'connectivity' 26 or 6 (in planes 8 or 4)."
@@ -303,16 +302,12 @@ def _tolerances(setting: object, names: Sequence[str]) -> dict[str, float] | Non
     if isinstance(setting, dict) and list(setting) == ["tolerance"]:
         setting = setting["tolerance"]
     each: dict[str, Any] = setting if isinstance(setting, dict) else dict.fromkeys(names, TOLERANCE if setting is True else setting)
-    if set(each) != set(names) or not all(_is_number(value, 0) for value in each.values()):
+    if set(each) != set(names) or not all(is_number(value, 0) for value in each.values()):
         raise ConfigError(
             f"'surface={setting}' must be true, false, a tolerance in mm from 0 up (of scenes in metres, of pictures in pixels), "
             f"or one for each foreground class or region, by name: {listed(names)}."
         )
     return {name: float(each[name]) for name in names}
-
-
-def _is_number(value: object, low: float, high: float = math.inf) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
 
 
 def _unit(cases: Sequence[Case], setting: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
+from voxtile.values import is_number
 
 if TYPE_CHECKING:
     from voxtile.data.planning import Facts, Plan
@@ -81,7 +82,7 @@ def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if given["dims"] not in (2, 3):
         raise ConfigError(f"'plan.dims={given['dims']}' must be 2 for slices or 3 for boxes.")
     memory = given["memory"]
-    if isinstance(memory, bool) or not isinstance(memory, int | float) or not memory > 0:
+    if not (is_number(memory) and memory > 0):
         raise ConfigError(f"'plan.memory={memory}' must be the gigabytes that a training step may take, for example 8.")
     if not isinstance(given["overwrite"], bool):
         raise ConfigError(f"'plan.overwrite={given['overwrite']}' must be true or false.")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
+from voxtile.values import is_number, refuse_unknown
 
 if TYPE_CHECKING:
-    from voxtile.inference.postprocess import Postprocess, Trial
+    from voxtile.inference.postprocess import Postprocess
+    from voxtile.inference.postprocess_search import Trial
     from voxtile.inference.predictor import Predictor
 
 FILE = "postprocess.json"
@@ -117,8 +119,7 @@ def _found(folder: Path, made: Mapping[str, Any]) -> Any:
 def _settings(given: Mapping[str, Any], data: Mapping[str, Any]) -> Postprocess:
     from voxtile.inference.postprocess import Postprocess
 
-    if unknown := [key for key in given if key not in KEYS]:
-        raise ConfigError(f"'postprocess' takes no '{unknown[0]}'.{did_you_mean(str(unknown[0]), KEYS)} It takes {listed(KEYS)}.")
+    refuse_unknown("postprocess", given, KEYS)
     background = background_of(data)
     known = {str(name): index for index, name in enumerate(data["classes"]) if index != background}
     kinds = {"largest": list, "smallest": Mapping, "holes": list}
@@ -133,7 +134,7 @@ def _settings(given: Mapping[str, Any], data: Mapping[str, Any]) -> Postprocess:
             )
     sizes = {known[str(name)]: size for name, size in given.get("smallest", {}).items()}
     for name, size in given.get("smallest", {}).items():
-        if isinstance(size, bool) or not isinstance(size, int | float) or not size > 0:
+        if not (is_number(size) and size > 0):
             raise ConfigError(
                 f"'postprocess.smallest.{name}={size}' must be a size above 0: mm³ in volumes, pixels in scenes and pictures."
             )

@@ -217,7 +217,7 @@ class Work:
         """
         from voxtile.errors import listed, size
         from voxtile.inference.budget import check_room, memory_of
-        from voxtile.inference.postprocess import MEMORY
+        from voxtile.inference.postprocess import BYTES_PER_PIXEL
 
         windows = sum(len(row.tiles) for strip in self.outputs.predictor.plan(case) for row in strip)
         if windows <= SMALL:
@@ -228,7 +228,7 @@ class Work:
             "with a CRF the more the wider the image is" if self.outputs.predictor.procedure.crf else "however large the image"
         )
         if self.outputs.post is not None:
-            memory, however = memory + MEMORY * math.prod(case.native.shape), "as post-processing needs for the whole map"
+            memory, however = memory + BYTES_PER_PIXEL * math.prod(case.native.shape), "as post-processing needs for the whole map"
         made = listed(
             self.outputs.results.paths(paths[0])
         )  # what they take depends on the map, of polygons on each of their corners

@@ -17,6 +17,7 @@ from voxtile.cases.atomic import claimed, discard_half, stable_names
 from voxtile.cases.formats import open_map, tags_of
 from voxtile.commands.words import quoted, word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
+from voxtile.values import is_number, is_whole
 
 if TYPE_CHECKING:
     from voxtile.cases.case import Case
@@ -84,14 +85,14 @@ class Results:
         polygons, simplify = config["polygons"], config["simplify"]
         if polygons not in (None, *POLYGONS):
             raise ConfigError(f"'polygons={polygons}' is no vector format; choose from {listed(POLYGONS)}, or null for none.")
-        if simplify is not None and (isinstance(simplify, bool) or not isinstance(simplify, int | float) or not simplify > 0):
+        if simplify is not None and not (is_number(simplify) and simplify > 0):
             raise ConfigError(f"'simplify={simplify}' must be metres above 0, or null for polygons that follow the pixels.")
         if config["connectivity"] not in (4, 8):
             raise ConfigError(
                 f"'connectivity={config['connectivity']}' must be 4 (pixels that share sides; 6 neighbours in a "
                 "volume) or 8 (also corners; 26 in a volume)."
             )
-        if isinstance(config["min_pixels"], bool) or not isinstance(config["min_pixels"], int) or config["min_pixels"] < 1:
+        if not is_whole(config["min_pixels"], 1):
             raise ConfigError(f"'min_pixels={config['min_pixels']}' must be a whole number from 1 up.")
         areas = config["areas"]
         wanted = areas not in (None, False, "false")

@@ -19,7 +19,8 @@ from voxtile.commands.trained import Trained
 from voxtile.data.prepared import Prepared
 from voxtile.data.survey import survey
 from voxtile.errors import RunError, listed
-from voxtile.inference.postprocess import KeptMap, Postprocess, class_bands
+from voxtile.inference.postprocess import Postprocess, class_bands
+from voxtile.inference.postprocess_search import KeptMap
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.rows import Row
 from voxtile.training.scores import confusion_matrix, summarise

@@ -27,6 +27,7 @@ from voxtile.commands import compose
 from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
+from voxtile.values import is_whole
 
 if TYPE_CHECKING:
     import optuna
@@ -84,7 +85,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     name = str(settings["name"] or "study-" + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8])
     place = folder(str(config.paths.runs)) / "studies" / name
     trials = settings["trials"]
-    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
+    if not is_whole(trials, 1):
         raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")
     first = _words({path: getattr(each, "choices", [getattr(each, "low", None)])[0] for path, each in space.items()})
     if not all("." in path for path in space):  # of an option that is chosen, another one may have what is searched

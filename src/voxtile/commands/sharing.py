@@ -30,6 +30,7 @@ from voxtile.commands.postprocess import as_typed, postprocess_of
 from voxtile.commands.scoring import Job, Scored, Scorer
 from voxtile.commands.trained import Trained, device
 from voxtile.errors import ConfigError, DataError, RunError, VoxtileError, counted, reason
+from voxtile.values import is_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +58,7 @@ def count_of(config: Mapping[str, Any]) -> int:
         ConfigError: There are not as many devices, or it is no number.
     """
     devices, kind = config["devices"], device(config["device"])
-    if devices != "all" and (not isinstance(devices, int) or isinstance(devices, bool) or devices < 1):
+    if devices != "all" and not is_whole(devices, 1):
         raise ConfigError(
             f"'devices={devices}' is no number of processes. Type a whole one from 1 up, or all for every GPU of this machine."
         )

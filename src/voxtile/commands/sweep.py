@@ -22,6 +22,7 @@ from voxtile.commands import compose
 from voxtile.commands.children import Child, child, forwarding
 from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.errors import ConfigError
+from voxtile.values import is_whole
 
 POLL = 0.1  # seconds between looks at the jobs
 SAVING = 60.0  # seconds that jobs have to save their state where something else is wrong
@@ -87,9 +88,9 @@ class Slots:
         Raises:
             ConfigError: They are no numbers, or ask for more GPUs than there are.
         """
-        if gpus != "auto" and (not isinstance(gpus, int) or isinstance(gpus, bool) or gpus < 0):
+        if gpus != "auto" and not is_whole(gpus, 0):
             raise ConfigError(f"'{settings}.gpus={gpus}' must be auto or a whole number, 0 or more: how many each job has.")
-        if jobs != "auto" and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+        if jobs != "auto" and not is_whole(jobs, 1):
             raise ConfigError(f"'{settings}.jobs={jobs}' must be auto or a whole number from 1 up: how many run at once.")
         names = _gpus() if gpus or jobs == "auto" else []
         each = min(1, len(names)) if gpus == "auto" else int(str(gpus))

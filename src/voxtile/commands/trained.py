@@ -26,6 +26,7 @@ from voxtile.models.network import dims_of
 from voxtile.studies.manifest import segment, trusted
 from voxtile.training.run_folder import RunFolder
 from voxtile.training.weights import file_digest, load_weights
+from voxtile.values import is_number, is_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,12 +197,12 @@ class Trained:
         if config["precision"] not in PRECISIONS:
             raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
         overlap = config["overlap"]
-        if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap < 1:
+        if not is_number(overlap, 0, 1) or overlap == 1:
             raise ConfigError(f"'overlap={config['overlap']}' is the share of a window's side; give 0 or more and less than 1.")
         for name, least in (("workers", 0), ("samples", 0), ("rotations", 1)):
-            if not _is_whole(config[name], least):
+            if not is_whole(config[name], least):
                 raise ConfigError(f"'{name}={config[name]}' must be a whole number from {least} up.")
-        if config["batch_size"] is not None and not _is_whole(config["batch_size"], 1):
+        if config["batch_size"] is not None and not is_whole(config["batch_size"], 1):
             raise ConfigError(f"'batch_size={config['batch_size']}' must be a whole number from 1 up, or null.")
         if config["samples"] and not all(getattr(network, "stochastic", False) for network in networks):
             raise ConfigError(
@@ -216,7 +217,7 @@ class Trained:
         )
         own = list(self.built.windowing.size)
         window = own if config["window"] is None else config["window"]
-        if not isinstance(window, list) or len(window) != len(own) or not all(_is_whole(side, 1) for side in window):
+        if not isinstance(window, list) or len(window) != len(own) or not all(is_whole(side, 1) for side in window):
             raise ConfigError(
                 f"'window={window}' must be {len(own)} whole numbers of pixels from 1 up, like that of the training, {own}."
             )
@@ -243,16 +244,11 @@ class Trained:
         if halo == "field":
             inputs = len(self.manifest["data"]["channels"]) * (1 + 2 * self.built.windowing.neighbours)
             return max(reach_of(network.eval(), inputs) for network in networks)
-        if not _is_whole(halo, 0):
+        if not is_whole(halo, 0):
             raise ConfigError(
                 f"'halo={halo}' must be a number of pixels from 0 up, or 'field' for half the network's receptive field."
             )
         return int(halo)
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    """Whether a value is a whole number from `least` up; true and false are none, though Python counts with them."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _check_seen(window: Sequence[int], halo: int) -> None:

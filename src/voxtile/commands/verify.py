@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxtile.commands import compose
+from voxtile.values import is_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def verify(config: Mapping[str, Any]) -> int:
     from voxtile.studies.manifest import Devices, changes
 
     out, wanted = console(), config["cases"]
-    if wanted != "all" and (not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1):
+    if wanted != "all" and not is_whole(wanted, 1):
         raise ConfigError(f"'cases={wanted}' must be all or a whole number from 1 up.")
     trained = Trained.open(config["run"], "best", config["trust"], config["root"], config["paths"]["cache"], changed=True)
     home = trained.home

@@ -9,30 +9,20 @@ K classes, C channels, n pixels that hold data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
-from functools import partial
-from itertools import product
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.compiled import compiled
-from voxtile.cases.window import IGNORE
-from voxtile.errors import ConfigError, did_you_mean, listed
+from voxtile.errors import ConfigError, listed
 from voxtile.inference.permutohedral import Floats, Indices, Lattice
+from voxtile.values import is_number, is_whole
 
 Mask = NDArray[np.bool_]
-Judged = tuple[Floats, NDArray[Any], NDArray[Any], Mask | None]
-
-# DeepLab v1 searches 5..10, 50..100 and 3..10.
-GRID: Mapping[str, Sequence[float]] = {
-    "bilateral_weight": (5.0, 7.5, 10.0),
-    "bilateral_position": (50.0, 75.0, 100.0),
-    "bilateral_value": (3.0, 6.5, 10.0),
-}
 
 
 @dataclass(frozen=True)
@@ -73,15 +63,15 @@ class DenseCRF:
 
     def __post_init__(self) -> None:
         for name in ("bilateral_weight", "smooth_weight"):
-            self._check(name, _is_number(value := getattr(self, name)) and value >= 0, "a number from 0 up")
+            self._check(name, is_number(getattr(self, name), 0), "a number from 0 up")
         for name in ("bilateral_position", "bilateral_value", "smooth_position"):
-            self._check(name, _is_number(value := getattr(self, name)) and value > 0, "a number above 0")
-        self._check("iterations", _is_index(self.iterations) and self.iterations >= 1, "a whole number from 1 up")
+            self._check(name, is_number(value := getattr(self, name)) and value > 0, "a number above 0")
+        self._check("iterations", is_whole(self.iterations, 1), "a whole number from 1 up")
         self._check("normalisation", self.normalisation in ("after", "symmetric"), "'after' or 'symmetric'")
         if self.channels is None:
             return
         few = isinstance(self.channels, Sequence) and len(self.channels) > 0
-        good = few and all(_is_index(channel) and channel >= 0 for channel in self.channels)
+        good = few and all(is_whole(channel, 0) for channel in self.channels)
         self._check("channels", good, "null for all, or a list of channels counted from 0, for example [0,1,2]")
         object.__setattr__(self, "channels", tuple(self.channels))
 
@@ -157,14 +147,6 @@ class DenseCRF:
             kernels.append((self.smooth_weight, Lattice(place / np.float32(self.smooth_position))))
         if kernels:
             refined[:, valid] = _mean_field(prior, kernels, self.normalisation == "symmetric", self.iterations).T
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _mean_field(prior: Floats, kernels: Sequence[tuple[float, Lattice]], symmetric: bool, iterations: int) -> Floats:
@@ -258,118 +240,3 @@ def _exp(x: np.float32) -> np.float32:
     y = y * r + np.float32(1)
     power = np.int32((np.int32(m) + np.int32(127)) << np.int32(23)).view(np.float32)
     return y * power if x > np.float32(-80) else np.float32(0)  # no numbers so small that the processor slows down
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What one setting of the search reached.
-
-    Attributes:
-        settings: the CRF; None for the network's own classes, without a CRF.
-        mean_iu: mean over the classes that occur in the labels, of one confusion matrix summed over all cases (see
-            `docs/scores.md`).
-        stage: 0 for no CRF, 1 for the grid, 2 and up for the finer ones.
-    """
-
-    settings: DenseCRF | None
-    mean_iu: float
-    stage: int
-
-
-def search(
-    cases: Callable[[], Iterable[Judged]],
-    start: DenseCRF | None = None,
-    grid: Mapping[str, Sequence[float]] = GRID,
-    stages: int = 2,
-    threads: int = 1,
-) -> tuple[DenseCRF, list[Trial]]:
-    """Looks for the best settings on validation cases, from coarse to fine, as DeepLab's authors do.
-
-    The first stage tries every combination of the grid. Each later one tries every combination of the best settings so far and,
-    per setting, the middles between its value and the next ones tried on either side. Of equals, the first tried is taken.
-
-    Args:
-        cases: called once per stage; yields (probabilities, image, label, valid) of each case as `DenseCRF.refine` takes them, with
-            class indices in `label`, 255 where nothing is judged. Pixels that hold no data are not judged either.
-        start: settings that are not searched.
-        grid: values to try by name of a setting, for example {"bilateral_value": (3, 6, 9)}.
-        stages: how many; 1 is the grid alone.
-        threads: settings to try at once.
-
-    Returns:
-        The best settings, and all that was tried, in order; the first entry is the network without a CRF.
-
-    Raises:
-        ConfigError: The grid names no numeric setting, or holds impossible values.
-        ValueError: There is no case, no label or no pixel to judge.
-    """
-    start = start or DenseCRF()
-    known = [field.name for field in fields(DenseCRF) if field.name not in ("iterations", "normalisation", "channels")]
-    for name, values in grid.items():
-        if name not in known or not len(values):
-            hint = "" if name in known else did_you_mean(name, known)
-            raise ConfigError(f"The search was given {name}={list(values)}; expected values for one of {listed(known)}.{hint}")
-    if stages < 1:
-        raise ConfigError(f"The search was given stages={stages}; expected 1 or more.")
-    tried: dict[DenseCRF, float] = {}
-    table: list[Trial] = []
-    axes = {name: sorted(set(values)) for name, values in grid.items()}
-    for stage in range(1, stages + 1):
-        combinations = [_with(start, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
-        new: list[DenseCRF | None] = [settings for settings in combinations if settings not in tried]
-        if stage == 1:
-            new.insert(0, None)
-        if not new:  # no setting had a neighbour to look towards
-            break
-        for settings, score in zip(new, _mean_ius(cases(), new, threads), strict=True):
-            table.append(Trial(settings, score, stage if settings else 0))
-            if settings:
-                tried[settings] = score
-        best = max(tried, key=lambda settings: tried[settings])
-        axes = {name: _finer(getattr(best, name), values) for name, values in axes.items()}
-    return best, table
-
-
-def _with(settings: DenseCRF, values: Mapping[str, Any]) -> DenseCRF:
-    return replace(settings, **values)
-
-
-def _finer(value: float, values: Sequence[float]) -> list[float]:
-    """The value and the middles towards its neighbours in a sorted list."""
-    at = values.index(value)
-    return sorted({(value + other) / 2 for other in values[max(at - 1, 0) : at + 2]})
-
-
-def _mean_ius(cases: Iterable[Judged], trials: Sequence[DenseCRF | None], threads: int) -> list[float]:
-    """The mean IU of each trial over all cases, each of which is taken up once."""
-    matrices: NDArray[np.int64] | None = None
-    with ThreadPoolExecutor(threads) as pool:
-        for case in cases:
-            found = np.stack(list(pool.map(partial(_confusion, case), trials)))
-            if matrices is not None and found.shape != matrices.shape:
-                raise ValueError(f"a case of {found.shape[1]} classes follows others of {matrices.shape[1]}")
-            matrices = found if matrices is None else matrices + found
-    if matrices is None or not matrices.any():
-        raise ValueError("the search needs labelled cases with pixels to judge, and was given none")
-    return [_mean_iu(matrix) for matrix in matrices]
-
-
-def _confusion(case: Judged, trial: DenseCRF | None) -> NDArray[np.int64]:
-    """The confusion matrix [K, K] of a case with some settings, rows by label."""
-    probabilities, image, label, valid = case
-    classes, label = len(probabilities), np.asarray(label)
-    judged = label != IGNORE if valid is None else (label != IGNORE) & valid
-    if label.shape != probabilities.shape[1:] or label[judged].max(initial=0) >= classes:
-        raise ValueError(
-            f"a label of shape {list(label.shape)} with classes up to {label[judged].max(initial=0)} does not fit "
-            f"probabilities {list(probabilities.shape)}"
-        )
-    refined = trial.refine(probabilities, image, valid) if trial else probabilities
-    pairs = label[judged].astype(np.int64) * classes + refined.argmax(axis=0)[judged]
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def _mean_iu(matrix: NDArray[np.int64]) -> float:
-    hit, label, predicted = np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    there = label > 0
-    return float(np.mean(hit[there] / (label + predicted - hit)[there]))

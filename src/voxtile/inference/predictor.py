@@ -24,7 +24,7 @@ from voxtile.inference.refining import reach, refined
 from voxtile.inference.rows import WIDEST, Row, needed, strips
 
 if TYPE_CHECKING:  # numba takes half a second to import
-    from voxtile.inference.crf import Judged
+    from voxtile.inference.crf_search import Judged
 
 
 AHEAD = 2  # batches for each thread that are judged before they are joined
