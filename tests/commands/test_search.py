@@ -156,9 +156,10 @@ def test_settings_of_the_best_trials_replace_earlier_ones_and_no_file_of_the_use
     (tmp_path / "experiment").mkdir()
     for name in ("best", "best_7", "best_with_my_edits", "best_1_old", "bestiary"):
         (tmp_path / "experiment" / f"{name}.yaml").write_text("")
-    assert searching.report(study, {"dice": "maximize", "iou": "maximize"}, [], tmp_path, console())
+    searching.report(study, {"dice": "maximize", "iou": "maximize"}, [], tmp_path, console())
     left = sorted(path.stem for path in (tmp_path / "experiment").iterdir())
     assert left == ["best_0", "best_1", "best_1_old", "best_with_my_edits", "bestiary"]
+    assert "# Trial 1 of the study in this folder: 0.0000, 1.0000.\n" in (tmp_path / "experiment" / "best_1.yaml").read_text()
 
 
 def test_a_grid_is_gone_through_once(words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable) -> None:

@@ -333,7 +333,7 @@ def test_a_job_says_what_it_did_not_expect(short: list[str], tmp_path: Path, mon
 
     report = tmp_path / "report.json"
     monkeypatch.setattr(job, "order_of", lambda: {"words": short, "report": str(report)})
-    monkeypatch.setattr("voxtile.commands.train.trained", failing)
+    monkeypatch.setattr("voxtile.commands.train.train_to_end", failing)
     assert job.main() == 1
     found = json.loads(report.read_text())
     assert (found["code"], found["reason"]) == (1, "no room for 9 GB")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from voxtile.commands.own import check_is, place
+from voxtile.commands.own import check_is, raised_at
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed, reason
 
 # For each part of the configuration, the modules below which its `_target_` may name classes. Each holds networks, optimizers or
@@ -160,7 +160,7 @@ def _imported(module_name: str, name: str, where: str, trusted: bool) -> Any:
             ) from error
         raise ConfigError(
             f"'{where}' wants to build '{name}', and the module '{module_name}' cannot be imported: {type(error).__name__}: "
-            f"{reason(error)}{place(error)}. Correct it there, or install what is missing."
+            f"{reason(error)}{raised_at(error)}. Correct it there, or install what is missing."
         ) from error
 
 
@@ -297,7 +297,7 @@ def called(maker: Callable[..., Any], where: str, args: Sequence[Any], arguments
     except VoxtileError:
         raise
     except Exception as error:  # other people's constructors refuse their arguments in any way
-        spot = place(error)  # in what the user wrote
+        spot = raised_at(error)  # in what the user wrote
         what = f"{type(error).__name__}: {reason(error)}{spot}. Correct it there." if spot else f"{reason(error)}."
         example = "" if spot else f" See conf/{where.split('.')[0]} for examples."
         raise ConfigError(f"'{where}' cannot be built with {_shown(arguments)}: {what}{example}") from error

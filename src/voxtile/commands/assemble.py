@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
     from torch import nn
 
@@ -169,12 +168,11 @@ def assembled(built: Parts, prepared: Prepared) -> tuple[SegmentationModule, Vox
 
 def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Prepared:
     """Opens, splits and surveys the data, with a progress bar; surveys are kept in the cache, or in the folder that is named."""
-    from voxtile.commands.build import folder
     from voxtile.commands.console import progress
     from voxtile.data.prepared import prepare
 
     with progress(out) as tick:
-        data, kept = built.config["data"], surveys or folder(built.config["paths"]["cache"])
+        data, kept = built.config["data"], surveys or Path(built.config["paths"]["cache"]).expanduser()
         prepared = prepare(
             built.dataset, built.scheme, built.normalisation, kept, data["waive"] or (),
             data["limit"], tick, built.sampling.weights, built.windowing.size,

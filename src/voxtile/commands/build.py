@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.windowing import Windowing
@@ -106,8 +105,3 @@ def _turned(augment: Mapping[str, Any], windowing: Windowing) -> Mapping[str, An
         "swap": {windowing.axis_of(axis): pairs for axis, pairs in (symmetry.get("swap") or {}).items()},
     }
     return {**augment, "symmetry": {**symmetry, **turned}}
-
-
-def folder(path: str) -> Path:
-    """A path from the configuration, with ~ expanded."""
-    return Path(path).expanduser()

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 def check(config: Mapping[str, Any]) -> int:
     """Looks at a training configuration, its data, and one real step."""
     from voxtile.commands.assemble import check_trainer, prepare_data
-    from voxtile.commands.build import folder, parts
+    from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.train import command_line
     from voxtile.errors import counted
@@ -56,7 +56,7 @@ def check(config: Mapping[str, Any]) -> int:
     print_split(out, prepared)
     print_regions(out, prepared.dataset)
     print_distances(out, prepared.split)
-    path = draw_map(prepared.split, folder(config["paths"]["runs"]) / "check" / prepared.dataset.name / "split.png")
+    path = draw_map(prepared.split, Path(config["paths"]["runs"]).expanduser() / "check" / prepared.dataset.name / "split.png")
     if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
@@ -276,7 +276,6 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     import torch
 
     from voxtile.commands.assemble import check_fit, make_data, make_module, trainer_options, world_of
-    from voxtile.commands.build import folder
     from voxtile.errors import counted
     from voxtile.studies.meter import peak_memory
     from voxtile.training.trainer import StepTimes, bare_trainer
@@ -309,7 +308,9 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
         f"memory {peak_memory():.1f} GiB; disk {(weights * (kept + 1) + state) / 2**20:.0f} MiB, of which "
         f"{(weights * (kept - 1) + state) / 2**20:.0f} MiB (the resume state) go when the run is finished",
     )  # fmt: skip
-    path = draw_samples(module.cpu(), data, prepared, folder(config["paths"]["runs"]) / "check" / f"{prepared.dataset.name}.png")
+    path = draw_samples(
+        module.cpu(), data, prepared, Path(config["paths"]["runs"]).expanduser() / "check" / f"{prepared.dataset.name}.png"
+    )
     out.print(f"samples as the network sees them: {path}", soft_wrap=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 
 from voxtile.commands.children import Child, child, forwarding
 from voxtile.commands.guard import STOPPED, StoppedError
-from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, check_jobs, collected, finished_before, order_of_job, place_of
+from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, check_jobs, collected, finished_before, make_job_folder, order_of_job
 from voxtile.errors import ConfigError, reason
 
 POLL = 0.2  # seconds between looks at the process of a job
@@ -87,7 +86,7 @@ def launch_by(
     check_jobs(jobs)
     out = console()
     outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
-    place = place_of(folder, outcomes)
+    place = make_job_folder(folder, outcomes)
     names = titles([outcome.words for outcome in outcomes])
     more = {"group": sweep_name([outcome.words for outcome in outcomes]), "kind": "sweep"}
     made = [Job(name, outcome, config, more=more) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
@@ -120,7 +119,7 @@ def launch_by(
                 time.sleep(poll if waiting else 0)
     for number in waiting:  # cancelled
         if reports[number].is_file():
-            vars(outcomes[number]).update(json.loads(reports[number].read_text(encoding="utf-8")))
+            outcomes[number].read(reports[number])
             outcomes[number].code = STOPPED
     for outcome in outcomes:
         collected(outcome)
@@ -135,7 +134,7 @@ def _hear(outcome: Outcome, report: Path, job: Submitted) -> None:
     while not report.is_file() and time.monotonic() < until:
         time.sleep(POLL)
     if report.is_file():
-        vars(outcome).update(json.loads(report.read_text(encoding="utf-8")))
+        outcome.read(report)
         report.unlink()
     else:
         outcome.code = UNDER_WAY

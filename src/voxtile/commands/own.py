@@ -69,7 +69,7 @@ def _within(error: BaseException, modules: Sequence[str]) -> str:
     return f"{frame.f_code.co_filename}, line {line} ({frame.f_code.co_name})"
 
 
-def place(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
     """Where in code that is neither voxtile's nor a library's an error was raised, as " (file, line)"; empty where nowhere."""
     if isinstance(error, SyntaxError) and error.filename:
         return ""  # its text says so
@@ -154,7 +154,7 @@ def _other_sides(network: Any, window: Sequence[int]) -> str:
 
 def refused_image(network: Any, size: Sequence[int], error: Exception) -> str:
     """What to say of a network that raised an error when it was given an image of zeros, of shape `size`."""
-    where, shown = place(error), f"The network cannot take an image of shape {tuple(size)} [B, C, size]:"
+    where, shown = raised_at(error), f"The network cannot take an image of shape {tuple(size)} [B, C, size]:"
     if remedy := for_boxes(network):
         return f"{shown} {reason(error)}{where}. {remedy}"
     if not where:
@@ -280,8 +280,8 @@ def check_loss(loss: Loss, classes: int, window: Sequence[int]) -> None:
     except Exception as error:  # other people's losses fail in any way
         raise ConfigError(
             f"The loss {name} failed on scores of zeros {tuple(logits.shape)} and a label of zeros {tuple(target.shape)}: "
-            f"{type(error).__name__}: {reason(error)}{place(error)}. Correct it there, or type 'debug_errors=true' for the whole "
-            "traceback."
+            f"{type(error).__name__}: {reason(error)}{raised_at(error)}. Correct it there, or type 'debug_errors=true' for the "
+            "whole traceback."
         ) from error
 
 

@@ -67,7 +67,6 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    from voxtile.commands.build import folder
     from voxtile.commands.console import console
     from voxtile.commands.train import command_line
     from voxtile.training.run_folder import exclusive
@@ -83,7 +82,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     kept = sorted(word for word in fixed if not word.lstrip("+~").startswith(NO_MATTER))
     about = {"fixed": kept, "space": {path: repr(each) for path, each in space.items()}, "objectives": wanted}
     name = str(settings["name"] or "study-" + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8])
-    place = folder(str(config.paths.runs)) / "studies" / name
+    place = Path(config.paths.runs).expanduser() / "studies" / name
     trials = settings["trials"]
     if not is_whole(trials, 1):
         raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")
@@ -500,8 +499,8 @@ def _lives(trial: FrozenTrial) -> bool:
     return run is None or RunFolder(Path(run)).status["state"] != "interrupted"
 
 
-def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[str], place: Path, out: Console) -> bool:
-    """Prints a study's trials, and writes the best settings as a configuration; False where no trial has come to its end."""
+def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[str], place: Path, out: Console) -> None:
+    """Prints a study's trials, and writes the best settings as a configuration where a trial has come to its end."""
     from optuna.trial import TrialState
     from rich.table import Table
 
@@ -521,7 +520,7 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
             out.print(f"trial {trial.number}: {trial.user_attrs.get(REASON, 'no reason is known')}", style="red", soft_wrap=True)
     best = study.best_trials
     if not best:
-        return False
+        return
     names = ["best" if len(objectives) == 1 else f"best_{trial.number}" for trial in best]
     for old in (place / "experiment").glob("best*.yaml"):
         if re.fullmatch(r"best(_[0-9]+)?", old.stem) and old.stem not in names:  # others are the user's
@@ -532,7 +531,6 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
     out.print(f"{title}: {listed(f'trial {trial.number}' for trial in best)}", soft_wrap=True)
     out.print(f"train it     {_command(fixed, place, name)}", soft_wrap=True)
     out.print(f"look at all  optuna-dashboard sqlite:///{place / 'study.db'}", soft_wrap=True)
-    return True
 
 
 def _command(fixed: Sequence[str], place: Path, name: str) -> str:

@@ -48,6 +48,10 @@ class Outcome:
     reason: str = ""
     told: bool = False
 
+    def read(self, report: Path) -> None:
+        """Takes over what the job's process has left in a file, see `report_of`."""
+        vars(self).update(json.loads(report.read_text(encoding="utf-8")))
+
 
 _OUTCOMES: ContextVar[list[Outcome]] = ContextVar("outcomes")
 
@@ -183,7 +187,7 @@ class Job:
 
     def _hear(self) -> None:
         if self._report.is_file():
-            vars(self.outcome).update(json.loads(self._report.read_text(encoding="utf-8")))
+            self.outcome.read(self._report)
         elif self.process is not None:
             self.outcome.code = UNDER_WAY
 
@@ -241,7 +245,8 @@ def run_jobs(
                         break
                     gpus = slots.take()
                     log = place / f"{number}.log" if slots.jobs > 1 else None
-                    say(job, f"begins{f' on GPU {chr(44).join(gpus)}' if gpus else ''}{f', see {log}' if log else ''}")
+                    on = f" on GPU {','.join(gpus)}" if gpus else ""
+                    say(job, f"begins{on}{f', see {log}' if log else ''}")
                     job.begin(gpus, place / f"{number}.json", log)
                     running.append(job)
                     for signalled in heard:  # since then
@@ -272,7 +277,7 @@ def run_jobs(
     return bool(heard)
 
 
-def place_of(folder: Path, outcomes: Sequence[Outcome]) -> Path:
+def make_job_folder(folder: Path, outcomes: Sequence[Outcome]) -> Path:
     """The folder below `folder` in which this command's jobs leave what becomes of them; another command has another one."""
     digest = hashlib.sha256(json.dumps([outcome.words for outcome in outcomes]).encode()).hexdigest()[:8]
     place = folder / f"{digest}-{socket.gethostname()}-{os.getpid()}"
@@ -318,7 +323,7 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
     check_jobs(jobs)
 
     outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
-    place = place_of(folder, outcomes)
+    place = make_job_folder(folder, outcomes)
     names = titles([outcome.words for outcome in outcomes])
     more = {"group": sweep_name([outcome.words for outcome in outcomes]), "kind": "sweep"}
     waiting = [Job(name, outcome, config, more=more) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]

@@ -76,7 +76,7 @@ def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object], pat
 
     try:
         with blaming(config["trust"]):
-            trained(config, console(), begun=here, patient=patient)
+            train_to_end(config, console(), begun=here, patient=patient)
         outcome.code = 0
     except Exception as error:
         outcome.code = error.exit_code if isinstance(error, VoxtileError) else 1
@@ -109,7 +109,6 @@ def finished_run(config: Mapping[str, Any]) -> tuple[RunFolder, str] | None:
 
 def _home(config: Mapping[str, Any], prepared: Prepared, parent: Parent | None) -> RunFolder:
     """The folder of a configuration's run."""
-    from voxtile.commands.build import folder
     from voxtile.data.stream import STREAM_VERSION
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
@@ -117,13 +116,13 @@ def _home(config: Mapping[str, Any], prepared: Prepared, parent: Parent | None) 
     recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION, parent.digest if parent else "")
     chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
     name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
-    return RunFolder.of(folder(config["paths"]["runs"]), name, recipe)
+    return RunFolder.of(Path(config["paths"]["runs"]).expanduser(), name, recipe)
 
 
-def trained(
+def train_to_end(
     config: Mapping[str, Any],
     out: Console,
-    child: Callable[[Sequence[Learned]], object] | None = None,
+    check_successor: Callable[[Sequence[Learned]], object] | None = None,
     begun: Callable[[RunFolder], object] | None = None,
     patient: bool = False,
 ) -> RunFolder:
@@ -132,9 +131,8 @@ def trained(
     Args:
         config: resolved.
         out: where progress is shown.
-        child: given where another run is to start from this one: checks that run, before this one is trained, knowing what this
-            one learns from. A run that another process trains is then waited for, rather than refused: several runs of a sweep
-            may start from the same one.
+        check_successor: given where another run starts from this one; called with what this one learns from, before it is trained.
+            A run that another process is training is then waited for, since several runs of a sweep may start from the same one.
         begun: given the run's folder, once it is known.
         patient: also then a run that another process trains is waited for.
     """
@@ -157,12 +155,12 @@ def trained(
         return module, data
 
     def check(learned: Sequence[Learned]) -> None:
-        if child is not None:
-            child(learned)
+        if check_successor is not None:
+            check_successor(learned)
         check_leaks(learned, read(), waive)
         fitting()
 
-    parent = parent_of(config, lambda changed: trained(changed, out, check))
+    parent = parent_of(config, lambda changed: train_to_end(changed, out, check))
     prepared = read()
     if parent is not None:
         prepared = replace(prepared, waived=(*prepared.waived, *check_leaks(parent.learned, prepared, waive)))
@@ -173,10 +171,10 @@ def trained(
         out.print(f"This run is finished; nothing was trained.{changed_since(home, devices)}", highlight=False)
         report(home, prepared, built.trust, out)
         return home
-    if child is not None:
-        child(learned_from(prepared, parent))
+    if check_successor is not None:
+        check_successor(learned_from(prepared, parent))
     module, data = fitting()  # what does not fit together shows here, before there is a run folder
-    with home.lease((lambda sentence: out.print(sentence, highlight=False)) if child or patient else None):
+    with home.lease((lambda sentence: out.print(sentence, highlight=False)) if check_successor or patient else None):
         # Another process may have trained it, or failed, since the first look.
         if not is_finished(home, config, devices, held=True):
             if parent is not None:
