@@ -157,8 +157,10 @@ def check_leaks(learned: Iterable[Learned], prepared: Prepared, waive: Sequence[
     Raises:
         DataError: A case of validation or test is not independent of what was learned, or that cannot be told.
     """
+    from voxtile.data.leakage import waived_leaks
+
     leaks = _leaks(learned, prepared)
-    waived = [leak for leak in leaks if leak.case in waive or set(leak.others) <= set(waive)]
+    waived = waived_leaks(leaks, waive)
     if left := [leak for leak in leaks if leak not in waived]:
         last = {leak.case: leak for leak in left}  # one for each case says enough
         names = [f'"{name}"' for name in last]
@@ -172,7 +174,7 @@ def check_leaks(learned: Iterable[Learned], prepared: Prepared, waive: Sequence[
 
 
 def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
-    from voxtile.data.leakage import Leak, find_leaks
+    from voxtile.data.leakage import Leak, find_leaks, of_one_file
     from voxtile.data.places import by_place
     from voxtile.data.splits import Split
 
@@ -195,16 +197,13 @@ def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
     gone = [other for other in others if other not in here and other.data == dataset.name]
     for side in ("val", "test"):
         for case in split.sides[side]:
-            alike = [other for other in others if other.image == prepared.images[case.id] and not _one_file(here.get(other), case)]
+            same = [other for other in others if other.image == prepared.images[case.id]]
+            # Views of one file are compared by their regions only.
+            alike = [other for other in same if other not in here or not of_one_file(here[other], case)]
             related = [other for other in gone if other.group == case.group]
             for why, found in (("has the same image as", alike), ("is of the same group as", related)):
                 leaks += [Leak(case.id, side, tuple(other.id for other in found), "train", why)] if found else []
     return [replace(leak, other_side="the parent's training") for leak in leaks]
-
-
-def _one_file(first: Case | None, second: Case) -> bool:
-    """Whether two cases are views of one file, which are compared by their regions only."""
-    return first is not None and not set(first.image.paths).isdisjoint(second.image.paths)
 
 
 def _opened(dataset: Dataset, learned: Sequence[Learned]) -> dict[Learned, Case]:

@@ -68,9 +68,9 @@ def find_leaks(split: Split, contents: Mapping[str, str]) -> list[Leak]:
                 *_equal(first, second, _within, lambda case: [case.group]),
             },
             "shares pixels of one file with": _overlapping(first, second),
-            "has the same image as": [(i, j) for i, j in alike if not _of_one_file(first[i], second[j])],
+            "has the same image as": [(i, j) for i, j in alike if not of_one_file(first[i], second[j])],
             "shows the same ground as": [
-                (i, j) for i, j in near_pairs(first, second, -EDGE) if not _of_one_file(first[i], second[j])
+                (i, j) for i, j in near_pairs(first, second, -EDGE) if not of_one_file(first[i], second[j])
             ],
         }
         for why, pairs in found.items():
@@ -103,7 +103,7 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str
             f"'data.waive' names {listed(strange)}, and no case is called so.{did_you_mean(strange[0], cases)} The cases that leak "
             f"are {listed(leaky) or 'none'}. Take the name out."
         )
-    waived = [leak for leak in leaks if leak.case in waivers or set(leak.others) <= set(waivers)]
+    waived = waived_leaks(leaks, waivers)
     left = [leak for leak in leaks if leak not in waived]
     if left:
         names = [f'"{name}"' for name in dict.fromkeys(leak.case for leak in left)]
@@ -114,6 +114,11 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str
             f"will then say, type 'data.waive=[{waive}]'."
         )
     return [f"Leak waived by the user: {leak}." for leak in waived]
+
+
+def waived_leaks(leaks: Iterable[Leak], waivers: Sequence[str]) -> list[Leak]:
+    """The leaks that are waived: by their case, or by all of its others."""
+    return [leak for leak in leaks if leak.case in waivers or set(leak.others) <= set(waivers)]
 
 
 def suspicions(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> list[str]:
@@ -242,10 +247,11 @@ def _within(case: Case) -> list[str]:
 def _unrelated(a: Case, b: Case) -> bool:
     """Whether two cases have neither a group, a file nor a grid of blocks in common: that blocks lie side by side is meant."""
     of_one_grid = a.region is not None and b.region is not None and a.group.rpartition("#")[0] == b.group.rpartition("#")[0]
-    return a.group != b.group and not of_one_grid and not _of_one_file(a, b)
+    return a.group != b.group and not of_one_grid and not of_one_file(a, b)
 
 
-def _of_one_file(a: Case, b: Case) -> bool:
+def of_one_file(a: Case, b: Case) -> bool:
+    """Whether two cases are views of one file."""
     return not set(a.image.paths).isdisjoint(b.image.paths)
 
 
