@@ -93,7 +93,7 @@ def check_trust(config: Mapping[str, Any], unused: Sequence[str] = ()) -> None:
         unused: its parts of which nothing is to be built.
 
     Raises:
-        ConfigError: There are some.
+        ConfigError: A name is not allowed.
     """
     trust = config["trust"]
     found = {
@@ -142,7 +142,7 @@ def _imported(module_name: str, name: str, where: str, trusted: bool) -> Any:
     """The module that `name` lies in.
 
     Raises:
-        ConfigError: There is none, or it cannot be imported.
+        ConfigError: There is no such module, or it cannot be imported.
     """
     try:
         return importlib.import_module(module_name)
@@ -290,7 +290,7 @@ def called(maker: Callable[..., Any], where: str, args: Sequence[Any], arguments
     """What a class or function makes of its arguments.
 
     Raises:
-        ConfigError: It does not take them.
+        ConfigError: The class or function does not take them.
     """
     try:
         return maker(*args, **arguments)

@@ -171,11 +171,11 @@ def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Pre
     from voxtile.commands.console import progress
     from voxtile.data.prepared import prepare
 
-    with progress(out) as tick:
+    with progress(out) as start:
         data, kept = built.config["data"], surveys or Path(built.config["paths"]["cache"]).expanduser()
         prepared = prepare(
             built.dataset, built.scheme, built.normalisation, kept, data["waive"] or (),
-            data["limit"], tick, built.sampling.weights, built.windowing.size,
+            data["limit"], start, built.sampling.weights, built.windowing.size,
             lambda sentence: out.print(sentence, soft_wrap=True),
         )  # fmt: skip
     for sentence in built.dataset.left_out:

@@ -179,7 +179,7 @@ def check_types(node: Any, where: str, trust: Sequence[str]) -> None:
     Only of our classes and of optimizers: annotations elsewhere need not be what a class takes, and it says so when it is built.
 
     Raises:
-        ConfigError: There is one, or a class is not allowed.
+        ConfigError: An argument has the wrong type, or a class is not allowed.
     """
     if not isinstance(node, Mapping):
         return

@@ -110,19 +110,19 @@ def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, 
     from voxtile.commands.console import progress
     from voxtile.inference.crf_search import search
 
-    start, grid = search_of(config["crf"], trained.manifest["data"]["channels"])
+    fixed, grid = search_of(config["crf"], trained.manifest["data"]["channels"])
     predictor = trained.predictor(dict(config) | {"crf": None})
     pieces = [(case, piece) for case, pieces in _pieces(prepared.split.val, predictor) for piece in pieces]
 
-    with progress(out) as bar:
-        tick = bar(STAGES * len(pieces), f"searching the CRF's settings in {STAGES} stages", "look")
+    with progress(out) as start:
+        tick = start(STAGES * len(pieces), f"searching the CRF's settings in {STAGES} stages", "look")
 
         def judged() -> Iterator[Judged]:
             for case, piece in pieces:
                 yield predictor.whole(piece, prepared.intensity_of(case))
                 tick()
 
-        best, tried = search(judged, start, grid, STAGES, max(1, config["workers"]))
+        best, tried = search(judged, fixed, grid, STAGES, max(1, config["workers"]))
     table = [{"settings": asdict(t.settings) if t.settings else None, "mean_iu": t.mean_iu, "stage": t.stage} for t in tried]
     made = {name: config[name] for name in ("weights", "window", "overlap", "rotations", "samples")}
     reached = {trial.settings: trial.mean_iu for trial in tried}

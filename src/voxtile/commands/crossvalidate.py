@@ -142,7 +142,7 @@ def _refuse_chosen(config: Mapping[str, Any]) -> None:
     """Refuses what was, or would be, chosen on the folds that are scored.
 
     Raises:
-        ConfigError: There is such a setting.
+        ConfigError: A setting was, or would be, chosen so.
     """
     if config["crf"] == "best" or asks_for_search(config["crf"]):
         raise ConfigError(
@@ -160,7 +160,7 @@ def _refuse_other_recipes(runs: Sequence[Trained]) -> None:
     """Refuses runs that differ in more than fold and seed: the table is about one recipe.
 
     Raises:
-        RunError: Two differ in their recipes.
+        RunError: Two recipes differ in more.
     """
     first = runs[0]
     for other in runs[1:]:

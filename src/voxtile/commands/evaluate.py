@@ -53,7 +53,7 @@ def refuse_shared_search(config: Mapping[str, Any], processes: int) -> None:
     """Refuses to share what looks at all maps at once.
 
     Raises:
-        ConfigError: It is asked for.
+        ConfigError: A search of the CRF or of post-processing is asked for, and several processes.
     """
     from voxtile.errors import ConfigError
 
@@ -135,7 +135,7 @@ def prepared_for(trained: Trained, split: str, out: Console, surveys: Path | Non
         surveys: a folder to keep what is found out of each file, instead of the cache, by which files are known by their dates.
 
     Raises:
-        DataError: They are not, or cannot be read.
+        DataError: They are other data, or cannot be read.
     """
     from voxtile.commands.assemble import prepare_data
     from voxtile.errors import DataError
@@ -166,7 +166,7 @@ def cases_of(trained: Trained, prepared: Prepared, split: str) -> tuple[Case, ..
     """The cases of a side of a run's split.
 
     Raises:
-        DataError: There is none.
+        DataError: The split has no cases on that side.
     """
     from voxtile.errors import DataError
 

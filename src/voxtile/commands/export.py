@@ -93,7 +93,7 @@ def compared(trained: Trained, forward: Callable[[Tensor], Tensor], images: Sequ
     """How far what was exported is from the network, as plain types.
 
     Raises:
-        RunError: Further than rounding takes it.
+        RunError: They are further apart than rounding takes them.
     """
     import torch
 

@@ -104,7 +104,7 @@ def _refuse_unfit(folders: list[Path]) -> None:
     """Refuses folders that are no finished runs, and copies of one run.
 
     Raises:
-        RunError: There is one.
+        RunError: A folder is no finished run, or two hold the same run.
     """
     known: dict[str, Path] = {}
     for folder in folders:

@@ -127,7 +127,7 @@ def _check_whole(found: Sequence[CaseFiles], source: Path, dataset: Dataset, cha
     """Refuses files that the name patterns of a run whose cases have several do not find, unless one has all channels.
 
     Raises:
-        DataError: None has.
+        DataError: None of the files has all channels.
     """
     patterns = dataset.layout.patterns(channels)
     if len(patterns) < 2:

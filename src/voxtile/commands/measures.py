@@ -87,7 +87,7 @@ class Measure(ABC):
         """Refuses cases that cannot be measured.
 
         Raises:
-            ConfigError: There are some.
+            ConfigError: Their lengths have several units, or one for which no tolerance is known.
         """
 
     def collector(self, case: Case) -> Collector:

@@ -40,7 +40,7 @@ def blaming(trust: Any) -> Iterator[None]:
     """Turns what trusted code raises into a paragraph that says where it did.
 
     Raises:
-        RunError: It raised something.
+        RunError: Trusted code raised something else than an error of ours, and the GPU's memory is not full.
     """
     try:
         yield
@@ -195,7 +195,7 @@ def logits_in(network: Any, output: Any) -> Tensor:
     """The logits that a network returned in evaluation.
 
     Raises:
-        ConfigError: It returned something else.
+        ConfigError: It returned something else than logits.
     """
     import torch
 
@@ -224,7 +224,7 @@ def check_is(value: Any, kind: type[Any], where: str, path: str) -> None:
         path: of `kind`, as it is imported.
 
     Raises:
-        ConfigError: It is of another.
+        ConfigError: It is no subclass of `kind`, or no instance of one.
     """
     if not issubclass(value if inspect.isclass(value) else type(value), kind):
         raise ConfigError(
@@ -237,7 +237,7 @@ def check_optimizer(kind: Any) -> None:
     """Refuses an optimizer that asks for the loss again and again within a step, before anything is read.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: Its `step` needs a closure.
     """
     with suppress(TypeError, ValueError, AttributeError):  # a function that builds one, or code without a signature
         closure = inspect.signature(kind.step).parameters.get("closure")

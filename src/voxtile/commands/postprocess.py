@@ -52,7 +52,7 @@ def background_of(data: Mapping[str, Any]) -> int:
     """The index of the background class.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: The data set names no background.
     """
     if data["background"] is None:
         raise ConfigError(

@@ -110,7 +110,7 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
     """The folder of the source code that made a run, for PYTHONPATH; None for the present one.
 
     Raises:
-        RunError: It is not to be had.
+        RunError: The code that made the run cannot be had, or runs only with 'patch=true'.
     """
     import voxtile
     from voxtile.studies.manifest import code, sources

@@ -55,7 +55,7 @@ class Results:
         place_name: its attribute that names them, or None.
         quicklook: whether a picture is wanted.
         itksnap: whether names and colours of the classes are wanted as a file of label descriptions.
-        rgb: names of the channels shown in it, or None.
+        rgb: names of the channels shown in the quick-look, or None.
     """
 
     dataset: Dataset

@@ -228,7 +228,7 @@ def _check_objectives(wanted: Mapping[str, str], config: DictConfig) -> None:
     """Refuses objectives that no run will have.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: An objective is no score of such a run.
     """
     import numpy as np
 

@@ -1,7 +1,7 @@
 """The cases of `voxtile evaluate` scored by several processes, one on each device.
 
 The rows of windows of all cases, in order, are cut into parts of as many windows for each process, so that a big case is shared
-and a small one is not. What each counts are integers, whose sums do not depend on how many count. This process counts the first
+and a small one is not. Each counts integers, so sums do not depend on the number of processes. This process counts the first
 part; others are started as `python -m voxtile.commands.sharing`, each told the runs, the settings and its part.
 """
 
@@ -164,7 +164,7 @@ class _Others:
         """Shows how far they are, and returns whether all have ended.
 
         Raises:
-            VoxtileError: One has failed.
+            VoxtileError: A process has failed.
         """
         self._looked = time.monotonic()
         codes = [each.process.poll() for each in self._processes]  # before what they have said is read

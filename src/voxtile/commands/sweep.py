@@ -295,7 +295,7 @@ def check_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
     """Refuses a sweep with a value that no job could be trained with, before the first one begins.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: A job's configuration is invalid.
     """
     from voxtile.commands.build import parts
     from voxtile.commands.tables import titles

@@ -255,7 +255,7 @@ def _check_seen(window: Sequence[int], halo: int) -> None:
     """Refuses a halo with which a single window would take gigabytes.
 
     Raises:
-        ConfigError: It is that wide.
+        ConfigError: A window with this halo has more than `MOST_SEEN` pixels.
     """
 
     def seen(halo: int) -> int:

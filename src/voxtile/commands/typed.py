@@ -25,7 +25,7 @@ def check_arguments(maker: Any, arguments: Mapping[str, Any], where: str) -> Non
         where: their path in the configuration.
 
     Raises:
-        ConfigError: One has another type.
+        ConfigError: An argument has another type.
     """
     hints: Mapping[str, Any] = {}
     with contextlib.suppress(TypeError, NameError):  # none are given, or they name what is imported for type checkers only
@@ -39,7 +39,7 @@ def _check_type(path: str, value: Any, hint: Any) -> None:
     """Refuses a value of another type than `hint`.
 
     Raises:
-        ConfigError: It has one.
+        ConfigError: The value has another type.
     """
     if not _fits(value, hint):
         choices = [str(choice) for part in _members(hint) if get_origin(part) is Literal for choice in get_args(part)]

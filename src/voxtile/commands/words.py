@@ -35,7 +35,7 @@ def check_whole(argv: Sequence[str]) -> None:
     """Refuses a word that the shell has cut at a space inside its brackets.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: A word has an opening bracket and no closing one.
     """
     for number, given in enumerate(argv):
         key, _, value = given.partition("=")

@@ -38,7 +38,7 @@ def check_packages() -> None:
     """Looks whether what ONNX needs is installed.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: A package is missing.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ConfigError(

@@ -70,7 +70,7 @@ def check_size(case: Case) -> None:
     """Refuses a case whose map is too large to be worked on as a whole.
 
     Raises:
-        DataError: It is.
+        DataError: The map has more than `MOST_PIXELS` pixels.
     """
     if (pixels := math.prod(case.shape)) > MOST_PIXELS:
         raise DataError(
