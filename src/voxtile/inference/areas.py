@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.area import exchanged_shapes
-from voxtile.cases.atomic import atomic_write
+from voxtile.cases.csv_table import atomic_csv
 from voxtile.cases.grid import Grid
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
@@ -207,13 +206,7 @@ def write_areas(found: FinishedMap, path: Path, places: Sequence[Place] = (), co
             row["adjusted_by"] = f"{confusion['source']}, as if its pixels were a stratified random sample of this map"
         rows.append(row)
 
-    def write(making: Path) -> None:
-        with making.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    atomic_write(path, write)
+    atomic_csv(path, list(rows[0]), rows)
 
 
 def _known(value: float) -> str:

@@ -5,7 +5,6 @@ Two passes over the map: the first finds which pixels belong together and measur
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.atomic import atomic_write
+from voxtile.cases.csv_table import atomic_csv
 from voxtile.cases.window import Window
 from voxtile.inference.components import Components
 from voxtile.inference.finished import FinishedMap
@@ -143,17 +142,12 @@ def write_table(instances: Instances, found: FinishedMap, path: Path) -> None:
     ]  # fmt: skip
     columns = [world(instances.centre), placed.min(axis=0), placed.max(axis=0)]
 
-    def rows() -> Iterator[list[object]]:
+    def rows() -> Iterator[dict[str, object]]:
         for n in range(len(instances.index)):
             row: list[object] = [n + 1, found.classes[instances.index[n]], int(instances.pixels[n])]
             row += [] if instances.size is None else [f"{instances.size[n]:.9g}"]
             row += [f"{value:.12g}" for column in columns for value in column[n]]
-            yield row + ([] if instances.probability is None else [f"{instances.probability[n]:.6g}"])
+            row += [] if instances.probability is None else [f"{instances.probability[n]:.6g}"]
+            yield dict(zip(names, row, strict=True))
 
-    def write(making: Path) -> None:
-        with making.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(names)
-            writer.writerows(rows())
-
-    atomic_write(path, write)
+    atomic_csv(path, names, rows())
