@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
 STRANGE = 0.99  # share of a channel beyond what training images hold; of a volume, most may be air, which was not measured
-SMALL = 64  # windows up to which nothing is said of memory and disk
+FEW_WINDOWS = 64  # up to which nothing is said of memory and disk
 
 
-@dataclass(frozen=True)
 class Work:
     """From an input to its maps and what is made of them.
 
-    Attributes:
+    Args:
         outputs: which maps, by which runs and settings.
     """
 
-    outputs: Outputs
+    def __init__(self, outputs: Outputs) -> None:
+        self.outputs, self.config, self.out = outputs, outputs.config, outputs.out
+        self.runs, self.predictor, self.post, self.results = outputs.runs, outputs.predictor, outputs.post, outputs.results
 
     def check_names(self, found: Sequence[CaseFiles]) -> None:
         """Refuses inputs of which one's map would have the name of another one's heatmap or result.
@@ -66,7 +67,7 @@ class Work:
             paths = self.outputs.named(case, files.id, self.outputs.specs(case))
         except (VoxtileError, OSError, UnicodeError):
             return set()
-        return {*paths, *self.outputs.results.paths(paths[0]).values()}
+        return {*paths, *self.results.paths(paths[0]).values()}
 
     def predict(self, files: CaseFiles, start: Start) -> list[Path]:
         """Writes one case's map, its heatmaps where they are asked for, and what is wanted to be made of them.
@@ -89,40 +90,40 @@ class Work:
         from voxtile.inference.postprocess import check_size
 
         case = self._open(files)
-        tolerated = self.outputs.config["damaged"] == "nodata"
+        tolerated = self.config["damaged"] == "nodata"
         if tolerated and case.image.native is case.image:  # what is resampled is decoded as a whole
             case = replace(case, image=Tolerant(case.image))
         unread = self.outputs.specs(case)  # what can be said without the pixels: names, and stamps
         paths = self.outputs.paths_of(case, files.id, unread)
-        if self.outputs.config["share"] and self.outputs.is_left(paths, unread):
+        if self.config["share"] and self.outputs.is_left(paths, unread):
             return []
-        if self.outputs.post is not None:
+        if self.post is not None:
             check_size(case.native)
-        places = self.outputs.results.check(case.native)
-        on_cpu = self.outputs.predictor.judge.device.type == "cpu"  # where the networks need the processors
+        places = self.results.check(case.native)
+        on_cpu = self.predictor.judge.device.type == "cpu"  # where the networks need the processors
         with block_cache(1 if on_cpu else min(16, os.cpu_count() or 1)):
-            found = survey(case, len(self.outputs.runs.first.built.dataset.classes), label=False)
+            found = survey(case, len(self.runs.first.built.dataset.classes), label=False)
             specs = self.outputs.specs(case, found.image_digest)
-            if self.outputs.config["share"] and paths[0].exists() and not self.outputs.is_same(paths[0], specs[0]):
+            if self.config["share"] and paths[0].exists() and not self.outputs.is_same(paths[0], specs[0]):
                 self.outputs.pass_over(paths[0])
                 return []
             kept = self.outputs.are_kept(paths, specs)
             self._warn_of_strange(case, found)
             self._record_look(files, found)
-            if kept and self.outputs.config["share"]:  # another process has made them since this one looked
+            if kept and self.config["share"]:  # another process has made them since this one looked
                 return self._results(case, paths, places)
             if kept:
                 said = "is finished and was made by the same runs with the same settings: it is kept"
-                self.outputs.out.print(f"{paths[0]} {said}", soft_wrap=True)
+                self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
             if not found.valid:
                 said = "no pixel that was sampled holds data: they are nodata, masked or NaN, and so will be the map where all are"
-                self.outputs.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)
+                self.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)
             self._announce(case, found, specs, paths)
             made = self._write_maps(case, found, specs, paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
             (first, why), number = min(case.image.lost.items()), len(case.image.lost)
-            self.outputs.out.print(
+            self.out.print(
                 f"{files.id}: {counted(number, 'square')} of {LEAST}x{LEAST} pixels could not be read and are nodata, the "
                 f"first at x {first.x}, y {first.y}: {why}", style="yellow", soft_wrap=True,
             )  # fmt: skip
@@ -135,7 +136,7 @@ class Work:
         """
         from voxtile.errors import DataError, counted, listed
 
-        first = self.outputs.runs.first
+        first = self.runs.first
         case: Case = first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area)
         channels = first.manifest["data"]["channels"]
         if len(case.channels) != len(channels):
@@ -161,7 +162,7 @@ class Work:
         from voxtile.commands.results import MADE_FROM
         from voxtile.data.normalise import FixedNormalisation
 
-        first, said = self.outputs.runs.first, ""
+        first, said = self.runs.first, ""
         if MADE_FROM in tags_of(case.image.path, first.built.dataset.format):
             said = "it is a map that voxtile has made"
         elif (known := first.intensity) is not None and not isinstance(first.built.normalisation, FixedNormalisation):
@@ -176,7 +177,7 @@ class Work:
                     break
         if said:
             said = f"{case.image.path}: {said}, so this map may mean nothing. See whether the image has their kind, unit and scale."
-            self.outputs.out.print(said, style="yellow", soft_wrap=True)
+            self.out.print(said, style="yellow", soft_wrap=True)
 
     def _record_look(self, files: CaseFiles, found: Survey) -> None:
         """Records a look at a test split where the case is of one; one command is one look for each run."""
@@ -187,25 +188,25 @@ class Work:
         from voxtile.training.ledger import record_look
 
         known_by = {found.image_digest}
-        if self.outputs.runs.first.built.dataset.format == "picture":  # slices of a stack are told by their files
+        if self.runs.first.built.dataset.format == "picture":  # slices of a stack are told by their files
             known_by |= {content_hash(path) for path in files.images}
-        if self.outputs.runs.first.built.dataset.scene.area is not None:  # of which the data set knows a part of each scene
+        if self.runs.first.built.dataset.scene.area is not None:  # of which the data set knows a part of each scene
             try:
-                part = survey(self._open(files, in_area=True), len(self.outputs.runs.first.built.dataset.classes), label=False)
+                part = survey(self._open(files, in_area=True), len(self.runs.first.built.dataset.classes), label=False)
                 known_by.add(part.image_digest)
             except OutsideAreaError:
                 pass
             except DataError as error:  # such as an area whose file is not on this machine
                 said = f"{files.id} could not be compared with the run's test cases, which lie in an area of interest: {error}"
-                self.outputs.out.print(said, style="yellow", soft_wrap=True)
-        for run in self.outputs.runs.members:
+                self.out.print(said, style="yellow", soft_wrap=True)
+        for run in self.runs.members:
             data = run.manifest["data"]
             if not known_by & set(data["test_files"]):
                 continue
             if not run.looks:
                 identity = run.home.read("recipe.json")["identity"]
-                run.looks.append(record_look(run.ledger(self.outputs.config), data["test_fingerprint"], identity, "predict"))
-            self.outputs.out.print(
+                run.looks.append(record_look(run.ledger(self.config), data["test_fingerprint"], identity, "predict"))
+            self.out.print(
                 f"{files.id} is a test case of this run, or a part of one: look number {run.looks[0]} at this test split, recorded"
             )
 
@@ -219,21 +220,17 @@ class Work:
         from voxtile.inference.budget import check_room, memory_of
         from voxtile.inference.postprocess import BYTES_PER_PIXEL
 
-        windows = sum(len(row.tiles) for strip in self.outputs.predictor.plan(case) for row in strip)
-        if windows <= SMALL:
+        windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
+        if windows <= FEW_WINDOWS:
             return
         disk, free = check_room(paths, case.image.native.working.shape, specs)
-        memory = memory_of(self.outputs.predictor, case, len(specs[0].classes), self.outputs.runs.intensities(found)[0])
-        however = (
-            "with a CRF the more the wider the image is" if self.outputs.predictor.procedure.crf else "however large the image"
-        )
-        if self.outputs.post is not None:
+        memory = memory_of(self.predictor, case, len(specs[0].classes), self.runs.intensities(found)[0])
+        however = "with a CRF the more the wider the image is" if self.predictor.procedure.crf else "however large the image"
+        if self.post is not None:
             memory, however = memory + BYTES_PER_PIXEL * math.prod(case.native.shape), "as post-processing needs for the whole map"
-        made = listed(
-            self.outputs.results.paths(paths[0])
-        )  # what they take depends on the map, of polygons on each of their corners
+        made = listed(self.results.paths(paths[0]))  # what they take depends on the map, of polygons on each of their corners
         more = f"; what is made of the finished map ({made}) comes on top of both" if made else ""
-        self.outputs.out.print(
+        self.out.print(
             f"{case.id}: {windows:,} windows; about {memory / 1e6:,.0f} MB of memory, {however}, and up to "
             f"{size(disk)} of disk while it works ({size(free)} are free){more}", soft_wrap=True,
         )  # fmt: skip
@@ -252,31 +249,31 @@ class Work:
 
         with ExitStack() as stack:
             writers = [stack.enter_context(case.open_map(path, spec)) for path, spec in zip(paths, specs, strict=True)]
-            if self.outputs.config["share"] and all(path.exists() for path in paths):
+            if self.config["share"] and all(path.exists() for path in paths):
                 # Another process has made them since this one looked.
                 for writer in writers:
                     writer.discard()
                 return []
             # What a killed command of the same kind has brought to the disk is not computed again.
             done = set.intersection(*(set(writer.finished) for writer in writers))
-            rows = len(native_windows(self.outputs.predictor, case))
+            rows = len(native_windows(self.predictor, case))
             if done:
-                self.outputs.out.print(f"{case.id}: continuing, {len(done)} of {counted(rows, 'part')} are done")
-            tick = start(rows - len(done)) if rows > SMALL else lambda: None
-            for band in native_bands(self.outputs.predictor, case, self.outputs.runs.intensities(found), done):
+                self.out.print(f"{case.id}: continuing, {len(done)} of {counted(rows, 'part')} are done")
+            tick = start(rows - len(done)) if rows > FEW_WINDOWS else lambda: None
+            for band in native_bands(self.predictor, case, self.runs.intensities(found), done):
                 writers[0].write(band.window, band.classes())
-                if self.outputs.config["heatmaps"]:
+                if self.config["heatmaps"]:
                     writers[1].write(band.window, band.probabilities.cpu().numpy())
-                if band.variance is not None and self.outputs.config["uncertainty"]:
+                if band.variance is not None and self.config["uncertainty"]:
                     writers[-1].write(band.window, band.variance[None].cpu().numpy())
                 del band  # its memory is wanted for the next one
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
-            writers[0].make(None if self.outputs.post is None else partial(self._processed, case))
+            writers[0].make(None if self.post is None else partial(self._processed, case))
             for writer in writers[1:]:
                 writer.make()
-            if self.outputs.config["overwrite"]:
-                self.outputs.results.forget(paths[0])
+            if self.config["overwrite"]:
+                self.results.forget(paths[0])
             for other in self.outputs.beside(case, case.id, specs[0]):  # of a command that was killed, and wanted more
                 if other not in paths:
                     discard_probabilities(other)
@@ -288,11 +285,11 @@ class Work:
         """The classes [1, D, H, W] of a side file, post-processed; what is continued after a kill is the side file as it was."""
         from voxtile.inference.postprocess import pixel_size
 
-        assert self.outputs.post is not None
+        assert self.post is not None
         made = np.array(side)
-        self.outputs.post.apply(made[0], pixel_size(case.native))
+        self.post.apply(made[0], pixel_size(case.native))
         return made
 
     def _results(self, case: Case, paths: Sequence[Path], places: list[Place]) -> list[Path]:
-        heat = paths[1] if self.outputs.config["heatmaps"] else None
-        return self.outputs.results.write(case.native, paths[0], heat, places, self.outputs.confusion)
+        heat = paths[1] if self.config["heatmaps"] else None
+        return self.results.write(case.native, paths[0], heat, places, self.outputs.confusion)
