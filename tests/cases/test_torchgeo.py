@@ -21,7 +21,7 @@ from voxtile.cases.torchgeo import TorchGeoLayout
 from voxtile.cases.window import Window
 from voxtile.commands.allowed import build
 from voxtile.commands.main import main
-from voxtile.data.survey import _key
+from voxtile.data.survey import survey_key
 from voxtile.errors import ConfigError, DataError
 
 CLASSES = {0: "ground", 1: "disc"}
@@ -138,7 +138,7 @@ def test_how_it_is_read_is_part_of_what_a_survey_is_kept_under(tmp_path):
             IntersectionDataset, dataset1=partial(Images, paths="images", **arguments), dataset2=partial(Masks, paths="masks")
         )
         (case,) = opened(TorchGeoLayout(str(tmp_path), dataset), nodata=nodata)
-        return _key(case, 2, label=True)
+        return survey_key(case, 2, label=True)
 
     assert key() == key()
     assert len({key(), key(nodata=7), key(cache=False)}) == 3

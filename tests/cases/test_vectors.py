@@ -24,7 +24,7 @@ from voxtile.cases.scene import Scene
 from voxtile.cases.vector_settings import VectorSettings
 from voxtile.cases.vectors import VectorLabel
 from voxtile.cases.window import Window
-from voxtile.data.survey import _key
+from voxtile.data.survey import survey_key
 from voxtile.errors import ConfigError, DataError
 
 UTM = "EPSG:32633"
@@ -330,11 +330,11 @@ class TestDataset:
     def test_settings_are_part_of_what_a_survey_is_kept_under(self, tmp_path, scene):
         save(tmp_path / "l.gpkg")
         given = ({}, {"border": 2}, {"all_touched": True}, {"attribute": "kind"})
-        keys = [_key(self.dataset(tmp_path, vectors=each).cases()[0], 4, label=True) for each in given]
+        keys = [survey_key(self.dataset(tmp_path, vectors=each).cases()[0], 4, label=True) for each in given]
         assert len(set(keys)) == len(keys)
         again = self.dataset(tmp_path, vectors={"border": 2.0}).cases()[0]
-        assert _key(again, 4, label=True) == keys[1]
-        locked = [_key(self.dataset(tmp_path, vectors=each).cases()[0], 4, label=False) for each in given]
+        assert survey_key(again, 4, label=True) == keys[1]
+        locked = [survey_key(self.dataset(tmp_path, vectors=each).cases()[0], 4, label=False) for each in given]
         assert len(set(locked)) == 1  # of a label that is not read
 
     def test_settings_for_other_formats_are_refused(self, tmp_path):

@@ -24,6 +24,7 @@ from rasterio.transform import from_origin
 
 from tests.commands.conftest import Command, Run, homes
 from tests.testers.maps import written
+from tests.testers.predicting import nothing_is_predicted
 from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.maps import MapSpec
@@ -135,8 +136,7 @@ def test_a_folder_of_slices_becomes_a_folder_of_maps(slice_run: Run, tmp_path: P
             assert found.size == (20, 24)
             assert set(np.unique(np.asarray(found))) <= {0, 1}
             np.testing.assert_array_equal(np.asarray(found), np.asarray(same))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
+    with nothing_is_predicted():
         said = voxtile(
             "predict", *common, f"input={slice_run.folder / 'set' / 'b'}", f"output={tmp_path / 'one'}", "quicklook=true"
         )
@@ -626,8 +626,7 @@ def test_a_command_that_was_killed_ends_in_the_same_bytes(scene_run: Run, wide: 
         f"{name}.tif.{kind}" for name in ("wide", "wide_heatmap") for kind in ("part", "journal")
     )
     assert len(set((out / "wide.tif.journal").read_text().splitlines())) == 1 + 16
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)  # everything is judged
+    with nothing_is_predicted():  # everything is judged
         said = voxtile(*common, f"output={out}")
     assert said.code == 0
     assert "wide: continuing, 16 of 16 parts are done" in said.text
@@ -637,7 +636,7 @@ def test_a_command_that_was_killed_ends_in_the_same_bytes(scene_run: Run, wide: 
 
 
 def test_results_of_a_command_that_was_killed_are_made_by_the_same_command(
-    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+    scene_run: Run, tmp_path: Path, voxtile: Command
 ) -> None:
     images, out, log = scene_run.folder / "scenes" / "images", tmp_path / "out", tmp_path / "said.txt"
     words = ["predict", f"run={scene_run.home}", f"input={images / 's1.tif'}", f"output={out}", "instances=true", "areas=true"]
@@ -649,8 +648,8 @@ def test_results_of_a_command_that_was_killed_are_made_by_the_same_command(
     assert said.code == 3
     assert "s1_instances" in said.text
     assert sorted(path.name for path in out.iterdir()) == half
-    monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
-    assert voxtile(*words).code == 0
+    with nothing_is_predicted():
+        assert voxtile(*words).code == 0
     assert sorted(path.name for path in out.iterdir()) == sorted([*half, "s1_areas.csv"])
     assert (out / "s1_instances.csv").stat() == before
 

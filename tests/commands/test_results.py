@@ -23,7 +23,8 @@ from tests.commands.conftest import Command, Run
 from tests.testers.composing import ROOT
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
-from voxtile.cases import atomic, maps, vector_files
+from tests.testers.predicting import nothing_is_predicted
+from voxtile.cases import maps, vector_files
 from voxtile.commands import results
 from voxtile.training.objects import object_scores, summarise_objects
 
@@ -184,13 +185,10 @@ def finished(scene_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> 
     return where
 
 
-def test_results_are_added_to_a_finished_map(
-    finished: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_are_added_to_a_finished_map(finished: list[str], tmp_path: Path, voxtile: Command) -> None:
     once = [*finished[:-1], f"output={tmp_path / 'once'}", "heatmaps=true", *ALL]
     assert voxtile(*once).code == 0
-    with monkeypatch.context() as patch:
-        patch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
+    with nothing_is_predicted():
         for word in ALL:
             said = voxtile(*finished, "heatmaps=true", word)
             assert said.code == 0, said
@@ -211,16 +209,12 @@ def test_results_are_added_to_a_finished_map(
     assert voxtile(*finished, "areas=true", "simplify=null").code == 0  # neither heatmaps nor corners change hectares
 
 
-def test_a_command_whose_map_is_finished_has_nothing_to_do(
-    finished: list[str], voxtile: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
-    assert voxtile(*finished).code == 0
+def test_a_command_whose_map_is_finished_has_nothing_to_do(finished: list[str], voxtile: Command) -> None:
+    with nothing_is_predicted():
+        assert voxtile(*finished).code == 0
 
 
-def test_the_same_command_makes_only_what_a_folder_lacks(
-    scene_run: Run, source: Path, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_command_makes_only_what_a_folder_lacks(scene_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
     (tmp_path / "in").mkdir()
     for number in range(3):
         shutil.copy2(source.with_name(f"s{number}.tif"), tmp_path / "in")
@@ -240,13 +234,13 @@ def test_the_same_command_makes_only_what_a_folder_lacks(
     assert {path: path.stat().st_mtime_ns for path in before if path.name != "s1.tif.results"} == {
         path: at for path, at in before.items() if path.name != "s1.tif.results"
     }
-    monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
-    assert voxtile(*words).code == 0
-    (out / "s0_areas.csv").unlink()
-    assert voxtile(*words).code == 0
-    assert voxtile(*words).code == 0  # the line after the torn one is read
-    (out / "s0.tif.results").unlink()  # the results may now be anybody's
-    said = voxtile(*words)
+    with nothing_is_predicted():
+        assert voxtile(*words).code == 0
+        (out / "s0_areas.csv").unlink()
+        assert voxtile(*words).code == 0
+        assert voxtile(*words).code == 0  # the line after the torn one is read
+        (out / "s0.tif.results").unlink()  # the results may now be anybody's
+        said = voxtile(*words)
     assert (said.code, "skipped s0" in said.text, "skipped s1" in said.text) == (5, True, False)
     assert "s0_polygons.gpkg exists already, and s0.tif.results beside it does not say" in said.text
 
@@ -313,14 +307,12 @@ def test_probabilities_are_not_made_of_a_map(finished: list[str], tmp_path: Path
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["s1.tif"]
 
 
-def test_results_are_added_to_the_map_of_a_volume(
-    volume_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_are_added_to_the_map_of_a_volume(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
     source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
     where = ["predict", f"run={volume_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
     assert voxtile(*where, "heatmaps=true").code == 0
-    monkeypatch.setattr("voxtile.inference.predictor.Predictor._judged_part", None)
-    assert voxtile(*where, "heatmaps=true", "instances=true").code == 0
+    with nothing_is_predicted():
+        assert voxtile(*where, "heatmaps=true", "instances=true").code == 0
     assert (tmp_path / "maps" / "v1_instances.csv").exists()
 
 

@@ -65,7 +65,7 @@ def test_a_changed_score_is_told(copied_run: Run, voxtile: Command) -> None:
 def test_data_are_read_anew_however_old_they_look(
     copied_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("voxtile.data.survey._key", lambda case, *_: case.id)  # as though no date had changed
+    monkeypatch.setattr("voxtile.data.survey.survey_key", lambda case, *_: case.id)  # as though no date had changed
     words = [f"run={copied_run.home}", f"paths.cache={tmp_path / 'cache'}"]
     assert voxtile("evaluate", *words).code == 0
     with other_label(copied_run, "val") as case:

@@ -12,14 +12,8 @@ from pyproj import Geod, Transformer
 
 from tests.testers.maps import CLASSES, UTM, patches, scene_map
 from voxtile.errors import DataError
-from voxtile.inference import finished
 from voxtile.inference.areas import Places, adjusted, area_of, write_areas
 from voxtile.inference.finished import FinishedMap
-
-
-@pytest.fixture(autouse=True)
-def _small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finished, "_PIXELS", 500)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -28,9 +22,8 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32633", "EPSG:3857"])
-def test_every_reference_system_gives_the_ground_s_hectares(tmp_path: Path, crs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_reference_system_gives_the_ground_s_hectares(tmp_path: Path, crs: str) -> None:
     """The same square kilometre at 60° north, mapped in each system, has the area that geodesics around it have."""
-    monkeypatch.setattr(finished, "_PIXELS", 100_000)
     lon, lat = [15.2, 15.218, 15.218, 15.2], [60.0, 60.0, 60.009, 60.009]
     expected = abs(Geod(ellps="WGS84").polygon_area_perimeter(lon, lat)[0]) / 1e4
     square = shapely.Polygon(np.stack(Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat), axis=1))
@@ -41,7 +34,7 @@ def test_every_reference_system_gives_the_ground_s_hectares(tmp_path: Path, crs:
     indices[:, 370:] = 2
     path = tmp_path / "square.geojson"
     geopandas.GeoDataFrame(geometry=[shapely.Polygon(list(zip(lon, lat, strict=True)))], crs="EPSG:4326").to_file(path)
-    found = scene_map(tmp_path, indices, crs=crs, transform=transform)
+    found = scene_map(tmp_path, indices, crs=crs, transform=transform, slab_pixels=100_000)
     (place,) = Places(path).on(found.grid)
     area = area_of(found, place)
     assert area.size.sum() == pytest.approx(expected, rel=2e-3)  # pixel centres along the outline

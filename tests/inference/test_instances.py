@@ -15,14 +15,12 @@ from tests.testers.maps import CLASSES, UTM, patches, scene_map
 from voxtile.cases.id_maps import id_map_name, write_id_map
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.pictures import PictureSource
-from voxtile.inference import finished
 from voxtile.inference.finished import FinishedMap
 from voxtile.inference.instances import find_instances, write_table
 
 
 @pytest.fixture(autouse=True)
-def _small_slabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finished, "_PIXELS", 300)  # many slabs, and objects that cross them
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOXTILE_CACHE", str(tmp_path / "cache"))
 
 
@@ -76,7 +74,7 @@ def test_a_volume_s_objects_keep_its_orientation(tmp_path: Path, corners: bool) 
     stored = np.where(rng.random((9, 8, 10)) < 0.35, rng.integers(1, 3, (9, 8, 10)), 0).astype(np.uint8)  # (x, y, z)
     affine = np.array([[0, 0, -1.5, 4], [-2, 0, 0, 5], [0, 3, 0, 6], [0, 0, 0, 1.0]])
     nibabel.save(nibabel.Nifti1Image(stored, affine), tmp_path / "map.nii.gz")
-    found = FinishedMap(NiftiSource([tmp_path / "map.nii.gz"]), CLASSES)
+    found = FinishedMap(NiftiSource([tmp_path / "map.nii.gz"]), CLASSES, slab_pixels=300)
     objects = find_instances(found, [1, 2], corners)
     name = id_map_name("ids", tmp_path / "m.nii.gz")
     write_id_map(objects.ids(found), found.source, "volume", tmp_path / name)
@@ -104,7 +102,7 @@ def test_a_volume_s_objects_keep_its_orientation(tmp_path: Path, corners: bool) 
 def test_a_picture_s_objects_are_a_tiff_in_pixels(tmp_path: Path) -> None:
     indices = patches(3, 30, 25, side=3)
     Image.fromarray(indices).save(tmp_path / "map.png")
-    found = FinishedMap(PictureSource([tmp_path / "map.png"], label=True), CLASSES)
+    found = FinishedMap(PictureSource([tmp_path / "map.png"], label=True), CLASSES, slab_pixels=300)
     objects = find_instances(found, [1, 2], True)
     write_id_map(objects.ids(found), found.source, "picture", tmp_path / id_map_name("ids", tmp_path / "m.png"))
     write_table(objects, found, tmp_path / "ids.csv")

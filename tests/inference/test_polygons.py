@@ -17,15 +17,14 @@ from rasterio.transform import from_origin
 
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import CLASSES, UTM, patches, scene_map
-from voxtile.inference import finished, polygons
+from voxtile.inference import polygons
 from voxtile.inference.finished import FinishedMap
 from voxtile.inference.instances import find_instances
 from voxtile.inference.polygons import write_polygons
 
 
 @pytest.fixture(autouse=True)
-def _small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finished, "_PIXELS", 200)  # many slabs, and polygons that cross them
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polygons, "_CHUNK", 150)
 
 
@@ -53,12 +52,9 @@ def test_burnt_again_they_are_the_map(tmp_path: Path, ending: str, side: int) ->
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 30), st.integers(20, 400))
-def test_each_object_is_one_polygon_without_seams(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, height: int, width: int, slab: int
-) -> None:
+def test_each_object_is_one_polygon_without_seams(tmp_path: Path, seed: int, height: int, width: int, slab: int) -> None:
     indices = patches(seed, height, width)
-    found = scene_map(tmp_path, indices)
-    monkeypatch.setattr(finished, "_PIXELS", slab)
+    found = scene_map(tmp_path, indices, slab_pixels=slab)
     pieces = dict(polygons.traced(found, find_instances(found, [1, 2], False)))
     traced_whole = rasterio.features.shapes(indices, mask=(indices == 1) | (indices == 2), connectivity=4)
     expected = sorted(shapely.normalize(shapely.geometry.shape(shape)).wkt for shape, _ in traced_whole)
@@ -190,17 +186,17 @@ def test_a_polygon_around_a_pole_is_closed_over_it(tmp_path: Path, pole: int) ->
     np.testing.assert_allclose(around.area / 1e4, table["area_ha"], rtol=1e-2)  # a 64th of a pixel all around
 
 
-def test_neighbours_hardly_overlap_and_files_hardly_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_hardly_overlap_and_files_hardly_grow(tmp_path: Path) -> None:
     """Long borders of large pixels are curves in degrees; ordinary scenes need no more corners."""
-    monkeypatch.setattr(finished, "_PIXELS", 1_000_000)
     indices = np.ones((700, 700))
     indices[:350, 100:] = 2
     indices[500:, :400] = 0
-    found = scene_map(tmp_path, indices, crs="EPSG:3035", transform=Affine(1000, 0, 4.1e6, 0, -1000, 4.5e6))
+    found = scene_map(tmp_path, indices, crs="EPSG:3035", transform=Affine(1000, 0, 4.1e6, 0, -1000, 4.5e6), slab_pixels=10**6)
     table = vectors(found, tmp_path / "map.geojson").to_crs("+proj=cea")
     assert table.geometry[0].intersection(table.geometry[1]).area < 1e-6 * table.area.sum()
     assert shapely.get_num_coordinates(table.geometry).sum() < 600
-    near = scene_map(tmp_path / "near", patches(0, 300, 400, 30), transform=Affine(10, 0, 300_000, 0, -10, 7_000_000))
+    north = Affine(10, 0, 300_000, 0, -10, 7_000_000)
+    near = scene_map(tmp_path / "near", patches(0, 300, 400, 30), transform=north, slab_pixels=10**6)
     plain, degrees = (vectors(near, tmp_path / f"near.{ending}").geometry for ending in ("gpkg", "geojson"))
     assert shapely.get_num_coordinates(degrees).sum() == shapely.get_num_coordinates(plain).sum()
 

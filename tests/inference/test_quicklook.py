@@ -60,7 +60,7 @@ def test_named_channels_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_big_scene_is_decimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quicklook, "MOST", 128)
+    monkeypatch.setattr(quicklook, "MOST_SIDE", 128)
     indices = patches(0, 400, 300, 10)
     shown = pictured(scene_map(tmp_path, indices), scene_case(tmp_path, 400, 300), tmp_path / "q.png")
     step = 5  # 300 / 64
@@ -72,7 +72,7 @@ def test_a_big_scene_is_decimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("crs", "metres"), [("EPSG:32633", 10), ("EPSG:3857", 10 * np.cos(np.radians(40.9)))])
 def test_the_scale_bar_is_as_long_as_it_says(tmp_path: Path, crs: str, metres: float) -> None:
     found = scene_map(tmp_path, patches(0, 300, 260), crs=crs, transform=UTM)
-    bar = quicklook._bar(found.grid, 1)
+    bar = quicklook.scale_bar(found.grid, 1)
     assert bar is not None
     assert bar.label == "1 km"
     assert bar.pixels == pytest.approx(1000 / metres, abs=1.5)

@@ -59,7 +59,7 @@ def joined(bands, shape):
 def in_blocks(monkeypatch):
     """Small slices count as large ones."""
     monkeypatch.setattr(refining, "WHOLE", 100)
-    monkeypatch.setattr(refining, "BLOCK", 12)
+    monkeypatch.setattr(refining, "BLOCK_SIDE", 12)
 
 
 @pytest.mark.parametrize(("dims", "size"), [(2, (1, 16, 16)), (3, (2, 16, 16))])

@@ -27,12 +27,17 @@ def written(path: Path, bands: np.ndarray, crs: str | None = "EPSG:32633", trans
 
 
 def scene_map(
-    folder: Path, indices: np.ndarray, heat: np.ndarray | None = None, crs: str | None = "EPSG:32633", transform: Affine = UTM
+    folder: Path,
+    indices: np.ndarray,
+    heat: np.ndarray | None = None,
+    crs: str | None = "EPSG:32633",
+    transform: Affine = UTM,
+    slab_pixels: int = 300,
 ) -> FinishedMap:
-    """A map [H, W] of `CLASSES`, with a heatmap [K, H, W]."""
+    """A map [H, W] of `CLASSES`, with a heatmap [K, H, W]; in many slabs, which objects and polygons cross."""
     source = GeoTiffSource([written(folder / "map.tif", indices[None].astype(np.uint8), crs, transform, 255)])
     hot = None if heat is None else GeoTiffSource([written(folder / "heat.tif", heat.astype(np.float32), crs, transform, np.nan)])
-    return FinishedMap(source, CLASSES, hot)
+    return FinishedMap(source, CLASSES, hot, slab_pixels)
 
 
 def patches(seed: int, height: int, width: int, side: int = 1, unjudged: float = 0.05) -> np.ndarray:

@@ -78,7 +78,7 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
             "around_small_cases": "mirrored" if margin else "zeros",
             "spacing_mm": data.get("spacing"),
             "nodata": config["data"].get("nodata"),
-            "scene": _without_area(config["data"].get("scene")),
+            "scene": without_area(config["data"].get("scene")),
         },
         "normalisation": {
             "per": normalisation.per,
@@ -148,7 +148,7 @@ def _impersonal(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["paths"] = {"data": "data", "runs": "runs", "cache": "~/.cache/voxtile"}
     kept["data"] |= {"exclude": [], "waive": [], "group": None, "sampling": None}
     kept["data"]["layout"] = _without_paths(kept["data"]["layout"]) | {"root": "data"}
-    kept["data"]["scene"] = _without_area(kept["data"].get("scene"))
+    kept["data"]["scene"] = without_area(kept["data"].get("scene"))
     kept["split"] = {"_target_": "voxtile.data.splits.KFold"}
     # Of code that is not ours, predicting needs the network alone; that of the training need not be where the bundle is.
     kept["loss"] = {"_target_": "voxtile.training.losses.CrossEntropy"}
@@ -162,7 +162,7 @@ def _impersonal(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"logger": {}, "seed": config["seed"], "trust": []}
 
 
-def _without_area(scene: Any) -> Any:
+def without_area(scene: Any) -> Any:
     """How scenes are read, but not where: new files are read whole."""
     return {key: value for key, value in scene.items() if key != "area"} if scene else scene
 

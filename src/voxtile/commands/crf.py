@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from voxtile.training.run_folder import RunFolder
 
 MOST_PIECES = 100  # searched on; DeepLab's authors take 100 validation images
-SIDE = 512  # pixels of a piece's longest side, about that of the authors' images
+PIECE_SIDE = 512  # pixels of a piece's longest side, about that of the authors' images
 STAGES = 2
 LEAST_VALUE = 0.1  # of `bilateral_value`: images have values from 0 to 255
 FILE = "crf.json"
@@ -138,7 +138,7 @@ def search_crf(trained: Trained, config: Mapping[str, Any], prepared: Prepared, 
 
 
 def _pieces(cases: Sequence[Case], predictor: Predictor) -> list[tuple[Case, list[Case]]]:
-    """Up to `MOST_PIECES` parts of `SIDE` rows and columns, spread over all cases and each of them.
+    """Up to `MOST_PIECES` parts of `PIECE_SIDE` rows and columns, spread over all cases and each of them.
 
     They are no smaller than the windows of the training, up to which a piece would be filled and its case would not.
     """
@@ -146,7 +146,9 @@ def _pieces(cases: Sequence[Case], predictor: Predictor) -> list[tuple[Case, lis
 
     cases = cases[:: -(-len(cases) // MOST_PIECES)]
     found = []
-    depth, height, width = (max(a, b) for a, b in zip((predictor.size[0], SIDE, SIDE), predictor.trained_on, strict=True))
+    depth, height, width = (
+        max(a, b) for a, b in zip((predictor.size[0], PIECE_SIDE, PIECE_SIDE), predictor.trained_on, strict=True)
+    )
     for case in cases:
         cover = [tile.window for tile in tiles(case.shape, (depth, height, width))]
         found.append((case, [case.view(window) for window in cover[:: -(-len(cover) // (MOST_PIECES // len(cases)))]]))

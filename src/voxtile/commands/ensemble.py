@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.cache import content_hash
+from voxtile.commands.bundle import without_area
 from voxtile.commands.folders import differences, folder_of_several, run_folders
 from voxtile.commands.trained import Trained
 from voxtile.data.normalise import Intensity
@@ -105,7 +106,6 @@ def _kind(run: Trained) -> tuple[Any, Any, Any, Any]:
     data = run.manifest["data"]
     own = run.built.config["data"]
     reading = {name: own.get(name, plain) for name, plain in KIND.items()}
-    if reading["scene"]:  # new scenes are read whole
-        reading["scene"] = {name: value for name, value in reading["scene"].items() if name != "area"}
+    reading["scene"] = without_area(reading["scene"])
     # A format has had two names.
     return data["classes"], data["channels"], {"format": run.built.dataset.format, **reading}, run.built.dataset.regions

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from voxtile.training.lesions import LesionCounter
     from voxtile.training.objects import ObjectCounter
 
-TOLERANCE = 1.0  # mm, where the user names none
+TOLERANCE_MM = 1.0  # mm, where the user names none
 LESIONS: Mapping[str, Any] = {"least": 0.0, "overlap": 0.0, "connectivity": 26}
 CORNERS = {4: False, 6: False, 8: True, 26: True}  # by connectivity
 
@@ -219,8 +219,8 @@ class SurfaceMeasure(Measure):
         self.unit = _unit(cases, "surface")
         if self.unit != "mm" and not self.chosen:
             raise ConfigError(
-                f"'surface=true' means a tolerance of {TOLERANCE:g} mm, and distances in these data are in {self.unit}. Name the "
-                f"tolerance, in {self.unit}: for example 'surface=10'."
+                f"'surface=true' means a tolerance of {TOLERANCE_MM:g} mm, and distances in these data are in {self.unit}. Name "
+                f"the tolerance, in {self.unit}: for example 'surface=10'."
             )
 
     def collector_of(self, case: Case, classes: Mapping[int, str]) -> Collector:
@@ -301,7 +301,9 @@ def _tolerances(setting: object, names: Sequence[str]) -> dict[str, float] | Non
         return None
     if isinstance(setting, dict) and list(setting) == ["tolerance"]:
         setting = setting["tolerance"]
-    each: dict[str, Any] = setting if isinstance(setting, dict) else dict.fromkeys(names, TOLERANCE if setting is True else setting)
+    each: dict[str, Any] = (
+        setting if isinstance(setting, dict) else dict.fromkeys(names, TOLERANCE_MM if setting is True else setting)
+    )
     if set(each) != set(names) or not all(is_number(value, 0) for value in each.values()):
         raise ConfigError(
             f"'surface={setting}' must be true, false, a tolerance in mm from 0 up (of scenes in metres, of pictures in pixels), "

@@ -28,7 +28,7 @@ PUBLISHED: Mapping[str, tuple[int, str]] = {
     "min_train_size": (1, "the smallest image side that it can train on, as one whole number"),
     "min_train_batch": (1, "the fewest images in a batch that it can train on, as one whole number"),
 }
-SMALL = 16  # most pixels of a side of what a loss is tried on
+TRIED_SIDE = 16  # most pixels of a side of what a loss is tried on
 ADAPTER = (
     "have voxtile's adapter do so ('_target_: voxtile.models.adapter.Adapted', and under 'network' the '_target_' of the class and "
     "'_partial_: true')"
@@ -265,7 +265,7 @@ def check_loss(loss: Loss, classes: int, window: Sequence[int]) -> None:
             f"The loss {name} must have the attributes `size`, how many statistics it sums up, and `needs_logits_first`, True or "
             "False. Give them to the class; docs/extending.md has an example."
         )
-    sides = [min(side, SMALL) for side in window]
+    sides = [min(side, TRIED_SIDE) for side in window]
     logits = torch.zeros(1, classes, *sides, requires_grad=True)
     target = torch.zeros(1, *sides, dtype=torch.uint8)
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from voxtile.cases.case import Case
+from voxtile.cases.csv_table import atomic_csv
 from voxtile.cases.maps import atomic_text
 from voxtile.cases.regions import structures_of
 from voxtile.commands.measures import Measure
@@ -27,7 +26,7 @@ from voxtile.training.run_folder import finite
 from voxtile.training.scores import case_rows, summarise
 from voxtile.training.volumes import summarise_volumes, volume_columns
 
-FEW = 10  # groups, of which bootstrap intervals are too narrow
+FEW_GROUPS = 10  # below which bootstrap intervals are too narrow
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,7 @@ def write_scores(
             "have that again",
             soft_wrap=True,
         )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table.rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table.rows)
-    atomic_text(folder / "cases.csv", text.getvalue())
+    atomic_csv(folder / "cases.csv", list(table.rows[0]), table.rows)
     summary = {
         "split": config["split"], "weights": config["weights"], "cases": len(table.cases), "overlap": config["overlap"],
         "scores": finite(table.scores),
@@ -157,7 +152,7 @@ def _show(table: ScoreTable, title: str, out: Console) -> None:
     if (grid := grid_note(table.cases)) != "stored":
         out.print(f"pixels are {grid}: scores on another grid are other scores")
     groups = len({case.group for case in table.cases})
-    if groups < FEW:
+    if groups < FEW_GROUPS:
         out.print(f"intervals rest on {counted(groups, 'group')}: so few say little of how far the scores would move with others")
 
 

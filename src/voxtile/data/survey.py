@@ -220,7 +220,7 @@ class _Locations:
         return tuple(self._sort(index) for index in range(len(self.parts)))
 
 
-def _key(case: Case, num_classes: int, label: bool) -> str:
+def survey_key(case: Case, num_classes: int, label: bool) -> str:
     """Changes whenever the survey could: the files by size and time of change, the channels, the label's meaning."""
     files = [*case.image.files, *(case.labels.source.files if case.labels and label else ())]
     stamps = [(str(path.resolve()), *stamp_of(path)) for path in files]
@@ -272,7 +272,7 @@ def survey_all(
     """
 
     def one(case: Case) -> Survey:
-        path = folder / "surveys" / f"{_key(case, num_classes, label)}.survey"
+        path = folder / "surveys" / f"{survey_key(case, num_classes, label)}.survey"
         try:
             found = _load(path)
         except (OSError, ValueError, KeyError, SafetensorError):  # not there, or damaged

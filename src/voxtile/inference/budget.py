@@ -18,7 +18,7 @@ from voxtile.cases.raster import BLOCK_CACHE
 from voxtile.cases.window import Size3
 from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError, size
-from voxtile.inference.predictor import AHEAD, Band, Predictor
+from voxtile.inference.predictor import BATCHES_AHEAD, Band, Predictor
 from voxtile.inference.refining import reach, refined
 from voxtile.inference.resident import most_resident
 
@@ -45,7 +45,7 @@ def memory_of(predictor: Predictor, case: Case, classes: int, intensity: Intensi
     count = min(predictor.at_once(case, widest), max(len(row.tiles) for row in rows))
     shown = predictor.shown(case, widest.tiles)[0]
     threads = _try(predictor, case.inputs, shown.size, count)
-    judged = (AHEAD * threads + 1) * count * shown.pixels * (classes * 4 + 1)  # waiting to be joined
+    judged = (BATCHES_AHEAD * threads + 1) * count * shown.pixels * (classes * 4 + 1)  # waiting to be joined
     _try_crf(predictor, case, classes, intensity)
     return most_resident() + slabs + sums + judged + BLOCK_CACHE * 2**20 + ENDING
 

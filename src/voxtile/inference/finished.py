@@ -14,7 +14,7 @@ from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
 from voxtile.inference.components import slab_axis
 
-_PIXELS = 2_000_000  # of a slab; what is made of a slab takes some 100 bytes a pixel
+SLAB_PIXELS = 2_000_000  # of a slab; what is made of a slab takes some 100 bytes a pixel
 
 
 class FinishedMap:
@@ -24,10 +24,13 @@ class FinishedMap:
         source: class indices, 255 where nothing was judged.
         heat: one channel of probability per class on the same grid, or None.
         classes: names in the order of their indices.
+        slab_pixels: most pixels of a slab, unless one row has more.
     """
 
-    def __init__(self, source: Source, classes: tuple[str, ...], heat: Source | None = None) -> None:
-        self.source, self.classes, self.heat = source, classes, heat
+    def __init__(
+        self, source: Source, classes: tuple[str, ...], heat: Source | None = None, slab_pixels: int = SLAB_PIXELS
+    ) -> None:
+        self.source, self.classes, self.heat, self.slab_pixels = source, classes, heat, slab_pixels
         self.grid = source.canonical
         self.axis = slab_axis(self.grid.shape)
 
@@ -35,7 +38,7 @@ class FinishedMap:
         """Windows that partition the map, or a box of it, whole along two axes and thin along the third, in reading order."""
         box = box or Window.whole(self.grid.shape)
         length = box.size[self.axis]
-        thick = max(1, _PIXELS * length // box.pixels)
+        thick = max(1, self.slab_pixels * length // box.pixels)
         for start in range(0, length, thick):
             first, size = list(box.start), list(box.size)
             first[self.axis] += start

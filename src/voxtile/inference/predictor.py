@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # numba takes half a second to import
     from voxtile.inference.crf_search import Judged
 
 
-AHEAD = 2  # batches for each thread that are judged before they are joined
-VERSION = 3  # of how a case is judged: raise it when the same networks and settings say something else
+BATCHES_AHEAD = 2  # batches for each thread that are judged before they are joined
+VERSION = 2  # of how a case is judged: raise it when the same networks and settings say something else
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,9 @@ class Predictor:
         with self.judge.threads() as threads:
             if self.judge.classes is None and (first := next(batches, None)):  # it tells how many classes there are
                 yield from self._judged_part(case, intensities, *first)
-            for results in ReadAhead(lambda: batches, lambda batch: self._judged_part(case, intensities, *batch), threads, AHEAD):
+            for results in ReadAhead(
+                lambda: batches, lambda batch: self._judged_part(case, intensities, *batch), threads, BATCHES_AHEAD
+            ):
                 yield from results
 
     def at_once(self, case: Case, row: Row) -> int:

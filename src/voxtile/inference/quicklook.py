@@ -21,7 +21,7 @@ from voxtile.inference.colours import as_rgb, painted, visible
 from voxtile.inference.finished import FinishedMap
 from voxtile.inference.marks import drawn, edge_marks, marked, round_length
 
-MOST = 2048  # pixels of image and map together along the longer side
+MOST_SIDE = 2048  # pixels of image and map together along the longer side
 _GAP, _TEXT = 8, 16  # pixels between panels; height of the letters
 
 
@@ -45,8 +45,8 @@ def write_quicklook(
     names = tuple(channels or (case.channels[place] for place in visible(case.channels)))
     _, height, width = case.shape
     wide = width > height
-    room = MOST // 2
-    step = max(1, math.ceil(max(height / (room if wide else MOST), width / (MOST if wide else room))))
+    room = MOST_SIDE // 2
+    step = max(1, math.ceil(max(height / (room if wide else MOST_SIDE), width / (MOST_SIDE if wide else room))))
     z, counts = _fullest(found, background) if found.grid.shape[0] > 1 else (0, None)
     image = as_rgb(*_every(case, z, step, names))
     indices = _map_rows(found, z, step)
@@ -58,7 +58,7 @@ def write_quicklook(
     shares = counts / max(1, int(counts[:IGNORE].sum()))
     legend = [(f"{name} {shares[index]:.1%}", colors[index]) for index, name in enumerate(found.classes)]
     note = f"slice {z} of {found.grid.shape[0]}, shares of all" if found.grid.shape[0] > 1 else ""
-    picture = _composed(panels, wide, legend, _bar(found.grid, step * image.shape[1] / panels[0].shape[1]), note)
+    picture = _composed(panels, wide, legend, scale_bar(found.grid, step * image.shape[1] / panels[0].shape[1]), note)
     atomic_write(path, lambda making: picture.save(making, format="PNG"))
 
 
@@ -85,21 +85,21 @@ def _map_rows(found: FinishedMap, z: int, step: int) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class _Bar:
+class ScaleBar:
     """A length on the ground or in the patient that is a round number, and its length in the picture."""
 
     label: str
     pixels: int
 
 
-def _bar(grid: Grid, step: float) -> _Bar | None:
+def scale_bar(grid: Grid, step: float) -> ScaleBar | None:
     """A scale bar of 1, 2 or 5 times a power of ten, about 150 pixels long; None where pixels have no size."""
     if grid.unit == "px":
         return None
     one = _ground_width(grid) * step
     length = round_length(150 * one)
     unit, size = ("km", 1000.0) if grid.unit == "m" and length >= 1000 else (grid.unit, 1.0)
-    return _Bar(f"{length / size:g} {unit}", round(length / one))
+    return ScaleBar(f"{length / size:g} {unit}", round(length / one))
 
 
 def _ground_width(grid: Grid) -> float:
@@ -120,7 +120,11 @@ def _ground_width(grid: Grid) -> float:
 
 
 def _composed(
-    panels: Sequence[NDArray[np.uint8]], wide: bool, legend: Sequence[tuple[str, tuple[int, int, int]]], bar: _Bar | None, note: str
+    panels: Sequence[NDArray[np.uint8]],
+    wide: bool,
+    legend: Sequence[tuple[str, tuple[int, int, int]]],
+    bar: ScaleBar | None,
+    note: str,
 ) -> Image.Image:
     """Panels, and below them the legend, the note and the scale bar."""
     height, width = panels[0].shape[:2]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from voxtile.inference.predictor import Band
 
 WHOLE = 2**20  # pixels of the largest slice that is refined in one piece
-BLOCK = 1024  # side of a block of a larger one, without what is seen around it
+BLOCK_SIDE = 1024  # side of a block of a larger one, without what is seen around it
 
 
 def reach(crf: DenseCRF, shape: Size3) -> int:
@@ -77,7 +77,7 @@ class _Refiner:
     def __init__(self, crf: DenseCRF, case: Case, intensity: Intensity, far: int, threads: int) -> None:
         self.crf, self.case, self.intensity, self.far, self.threads = crf, case, intensity, far, threads
         self.whole = far >= max(case.shape[1:])
-        self.side = far if self.whole else BLOCK
+        self.side = far if self.whole else BLOCK_SIDE
 
     def finish(self, waiting: Sequence[Band], held: Sequence[Band]) -> Iterator[Band]:
         """The last bands of a slice. Where each sees all of it, it is refined once; else each is refined as it always is."""
