@@ -24,7 +24,7 @@ from tests.testers.composing import ROOT
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
 from tests.testers.predicting import nothing_is_predicted
-from voxtile.cases import maps, vector_files
+from voxtile.cases import atomic, maps, vector_files
 from voxtile.commands import results
 from voxtile.training.objects import object_scores, summarise_objects
 

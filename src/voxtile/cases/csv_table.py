@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from voxtile.cases.maps import atomic_write
+from voxtile.cases.atomic import atomic_write
 
 
 def atomic_csv(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:

@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from voxtile.cases.maps import atomic_text
+from voxtile.cases.atomic import atomic_text
 from voxtile.commands.children import order_of
 from voxtile.commands.guard import guarded
 from voxtile.commands.sweep import Outcome, collecting, report_of

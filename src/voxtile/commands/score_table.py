@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from voxtile.cases.atomic import atomic_text
 from voxtile.cases.case import Case
 from voxtile.cases.csv_table import atomic_csv
-from voxtile.cases.maps import atomic_text
 from voxtile.cases.regions import structures_of
 from voxtile.commands.measures import Measure
 from voxtile.commands.scoring import Scored

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.case import IGNORE
+from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError, did_you_mean, listed
 from voxtile.inference.crf import DenseCRF, Mask
 from voxtile.inference.permutohedral import Floats

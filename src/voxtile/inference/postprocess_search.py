@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.case import IGNORE, Case
-from voxtile.cases.window import Window
+from voxtile.cases.case import Case
+from voxtile.cases.window import IGNORE, Window
 from voxtile.inference.postprocess import Postprocess, check_size, components_of, joined, pixel_size, pixels_by_id, which_stay
 
 SIZES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # least sizes that a search tries, in mm³ of volumes and pixels of others

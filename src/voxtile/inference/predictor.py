@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # numba takes half a second to import
 
 
 BATCHES_AHEAD = 2  # batches for each thread that are judged before they are joined
-VERSION = 2  # of how a case is judged: raise it when the same networks and settings say something else
+VERSION = 3  # of how a case is judged: raise it when the same networks and settings say something else
 
 
 @dataclass(frozen=True)
