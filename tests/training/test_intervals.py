@@ -1,11 +1,13 @@
 """Intervals over groups, against SciPy's bootstrap and by what they must not depend on."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from voxtile.training import intervals as module
 from voxtile.training.intervals import RESAMPLES, Resamples, spreads
 from voxtile.training.scores import case_rows, summarise
 
@@ -93,12 +95,31 @@ def test_undefined_cases_are_counted_out_and_one_group_has_no_interval():
     assert single.as_dict() == {"mean": found.mean, "median": found.median, "low": None, "high": None, "cases": 3}
 
 
+def test_draws_are_the_same_however_many_are_made_at_a_time(monkeypatch):
+    values, groups = np.arange(20), [f"g{number // 2}" for number in range(20)]
+    (expected,) = Resamples(groups).sums(values)
+    monkeypatch.setattr(module, "AT_ONCE", 999)
+    np.testing.assert_array_equal(Resamples(groups).sums(values)[0], expected)
+    assert len(np.unique(expected)) > 20
+
+
+def test_many_groups_and_many_classes_take_little_memory():
+    groups, classes = [f"g{number}" for number in range(1000)], [f"k{number}" for number in range(40)]
+    matrices = np.random.default_rng(0).integers(0, 9, (1000, 40, 40))
+    rows = [{"dice/k0": 0.5} | {f"dice/{name}": 0.25 for name in classes}] * 1000
+    tracemalloc.start()
+    spreads(rows, matrices, groups, classes, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8e7  # all draws take 1.6e8 bytes, and as many matrices 1.3e8
+
+
 @pytest.mark.parametrize("count", [40, pytest.param(100, marks=pytest.mark.slow)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(count):
     rng, held = np.random.default_rng(3), 0
     for _ in range(150):
         values = np.clip(1 - rng.gamma(2.0, 0.05, count), 0, 1)  # skewed, as Dice is
         resamples = Resamples([str(number) for number in range(count)])
-        low, high = resamples.interval(resamples.means(values[:, None])[:, 0])
+        low, high = resamples.interval(resamples.sums(values)[0] / count)
         held += low <= 0.9 <= high  # clipping at 0 moves the mean by less than 1e-7
     assert 0.90 <= held / 150 <= 0.98

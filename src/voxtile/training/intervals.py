@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.training.scores import averaged_over, class_scores, mean_of
+from voxtile.training.scores import Counts, averaged_over, class_scores, counts, mean_of, scores_of
 
 RESAMPLES = 10_000
+AT_ONCE = 500
 SEED = 0
 LEVEL = 95  # per cent
 CASE_SCORES = ("dice", "case_iou", "precision", "recall")  # columns of cases.csv that have a mean over cases
@@ -45,30 +46,31 @@ class Spread(NamedTuple):
 
 
 class Resamples:
-    """How often each group is drawn in each of `RESAMPLES` draws of as many groups as there are, with replacement."""
+    """`RESAMPLES` draws of as many groups as there are, with replacement."""
 
     def __init__(self, groups: Sequence[str]) -> None:
-        """Draws; the same groups give the same draws, in whatever order they come.
+        """Remembers the groups; the same ones give the same draws, in whatever order they come.
 
         Args:
             groups: the group of each of the N cases.
         """
         names, self._group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
         self.count = len(names)
-        drawn = np.random.default_rng(SEED).multinomial(self.count, np.full(self.count, 1 / self.count), size=RESAMPLES)
-        self._drawn = drawn.astype(np.float64)  # [RESAMPLES, G]
 
-    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """The sum over the drawn cases of values [N, ...], for each draw: [RESAMPLES, ...]."""
-        of_groups = np.zeros((self.count, math.prod(values.shape[1:])))
-        np.add.at(of_groups, self._group_of, values.reshape(len(values), -1))
-        return (self._drawn @ of_groups).reshape(RESAMPLES, *values.shape[1:])
-
-    def means(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The mean of what is defined of values [N, S] over the drawn cases: [RESAMPLES, S], NaN where nothing is."""
-        defined = ~np.isnan(values)
-        total, number = self.sums(np.where(defined, values, 0)), self.sums(defined)
-        return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+    def sums(self, *values: NDArray[Any]) -> list[NDArray[np.float64]]:
+        """The sums over the drawn cases of each of the `values` [N, ...], for each draw: [RESAMPLES, ...]."""
+        of_groups = [np.zeros((self.count, math.prod(each.shape[1:]))) for each in values]
+        for own, each in zip(of_groups, values, strict=True):
+            np.add.at(own, self._group_of, each.reshape(len(each), -1))
+        out = [np.empty((RESAMPLES, *each.shape[1:])) for each in values]
+        rng, chances = np.random.default_rng(SEED), np.full(self.count, 1 / self.count)
+        # Some at a time: of ten thousands of groups all draws together take gigabytes.
+        for first in range(0, RESAMPLES, AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            drawn = rng.multinomial(self.count, chances, size=len(out[0][part])).astype(np.float64)  # [AT_ONCE, G]
+            for sums, own in zip(out, of_groups, strict=True):
+                sums[part] = (drawn @ own).reshape(sums[part].shape)
+        return out
 
     def interval(self, drawn: NDArray[np.float64]) -> tuple[float, float]:
         """The percentile interval of one score's value in each draw, without the draws in which it is undefined."""
@@ -104,15 +106,18 @@ def spreads(
     names, members = (*classes, *regions), list(regions.values())
     columns = [name for name in rows[0] if name.partition("/")[0] in CASE_SCORES]
     values = np.array([[row[name] for name in columns] for row in rows], dtype=np.float64)
-    drawn = resamples.means(values)
+    defined = ~np.isnan(values)
+    # Of the pixels that pooled scores are made of, not of matrices: of many classes these would be gigabytes.
+    total, number, *pixels = resamples.sums(np.where(defined, values, 0), defined, *counts(matrices, members))
+    drawn = np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
     found = {name: _spread(values[:, place], resamples.interval(drawn[:, place])) for place, name in enumerate(columns)}
     foreground = averaged_over(classes, background, regions)
     dice = [columns.index(f"dice/{names[index]}") for index in foreground]
     found["dice"] = Spread(
         mean_of(np.array([found[columns[place]].mean for place in dice])), None,
-        *resamples.interval(_row_means(drawn[:, dice])), int((~np.isnan(values[:, dice])).any(axis=1).sum()),
+        *resamples.interval(_row_means(drawn[:, dice])), int(defined[:, dice].any(axis=1).sum()),
     )  # fmt: skip
-    pooled, redrawn = class_scores(matrices.sum(axis=0), members), class_scores(resamples.sums(matrices), members)
+    pooled, redrawn = class_scores(matrices.sum(axis=0), members), scores_of(Counts(*pixels))
     for name, kind in (("iou", "iou"), ("pooled_dice", "dice")):
         one, many = getattr(pooled, kind), getattr(redrawn, kind)
         for index, of in enumerate(names):

@@ -126,12 +126,17 @@ class ClassScores(NamedTuple):
 
 
 def class_scores(matrix: NDArray[np.int64] | NDArray[np.float64], regions: Sequence[Sequence[int]] = ()) -> ClassScores:
-    """Scores of each class and region from confusion matrices [..., K, K], or from weighted sums of some.
+    """Scores of each class and region from confusion matrices [..., K, K]; see `scores_of`."""
+    return scores_of(counts(matrix, regions))
+
+
+def scores_of(pixels: Counts) -> ClassScores:
+    """Scores of each class and region from its pixels, or from weighted sums of those of several matrices.
 
     With tp, fp and fn the pixels of a class that are hit, false alarms and misses: iou = tp / (tp + fp + fn),
     dice = 2·tp / (2·tp + fp + fn), precision = tp / (tp + fp), recall = tp / (tp + fn).
     """
-    hit, label, predicted = counts(matrix, regions)
+    hit, label, predicted = pixels
     return ClassScores(
         iou=_ratio(hit, label + predicted - hit),
         dice=_ratio(2 * hit, label + predicted),
