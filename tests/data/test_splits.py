@@ -131,10 +131,19 @@ def test_stratified_folds_cover_every_group_once_and_share_the_foreground():
     assert full == [2, 2, 2, 2]
 
 
-def test_stratified_folds_are_of_one_size():
-    cases = scans(30, 1)
+@pytest.mark.parametrize(("count", "folds", "test"), [(30, 5, 0.0), (29, 10, 0.0), (60, 6, 0.3), (23, 3, 0.0), (11, 7, 0.0)])
+def test_stratified_folds_differ_by_one_group_at_most(count, folds, test):
+    cases = scans(count, 1)
     shares = {case.id: [100, int(case.id[1:])] for case in cases}
-    assert [len(KFold(5, fold, stratify=True)(cases, shares).val) for fold in range(5)] == [6] * 5
+    splits = [KFold(folds, fold, test=test, stratify=True)(cases, shares) for fold in range(folds)]
+    sizes = [len(split.val) for split in splits]
+    assert max(sizes) - min(sizes) <= 1
+    rest = sorted(ids([*splits[0].train, *splits[0].val]))  # by their foreground
+    strata = min(5, len(rest) // folds)
+    for edge in range(strata):
+        stratum = set(rest[edge * len(rest) // strata : (edge + 1) * len(rest) // strata])
+        shared = [len(stratum & set(ids(split.val))) for split in splits]
+        assert max(shared) - min(shared) <= 1
 
 
 def test_strata_need_the_labels():

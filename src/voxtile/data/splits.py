@@ -194,7 +194,8 @@ class KFold(SplitScheme):
     """One fold of a cross-validation: contiguous blocks of the same order of groups as `GroupSplit`.
 
     Every group that is not held out for test is in validation in exactly one fold. The test groups are those of a
-    `GroupSplit` with the same share and seed. Stratified, each stratum of the others is cut into folds.
+    `GroupSplit` with the same share and seed. Stratified, each stratum of the others is cut into folds, whose sizes differ by one
+    at most.
     """
 
     def __init__(self, folds: int = 5, fold: int = 0, seed: int = 0, test: float = 0.0, stratify: bool = False) -> None:
@@ -224,21 +225,31 @@ class KFold(SplitScheme):
                 f"{counted(len(test) + len(rest), 'group')} leave {len(rest)} (test aside). Type "
                 f"'split.folds={max(2, len(rest))}', or make more groups ('data.group') or blocks ('split.blocks', 'split.side')."
             )
-        strata = [rest]
+        start, stop = (_half_up(edge * len(rest) / self.folds) for edge in (self.fold, self.fold + 1))
+        val = set(rest[start:stop])
         if self.needs_counts:
             strata = _strata([case for case in cases if case.group not in test], counts, self.seed, self.folds)
-        side_of = dict.fromkeys(test, "test")
-        for number, stratum in enumerate(strata):
-            # strata start with different folds, so that the larger blocks do not all fall to the same one
-            block = (self.fold + number) % self.folds
-            start, stop = (_half_up(edge * len(stratum) / self.folds) for edge in (block, block + 1))
-            side_of |= {group: "val" if start <= place < stop else "train" for place, group in enumerate(stratum)}
+            val = set(self._part(strata))
+        side_of = {group: "val" if group in val else "train" for group in rest} | dict.fromkeys(test, "test")
         return deal(cases, side_of), []
 
     def readable(self, cases: Sequence[Case]) -> list[Case]:
         """All but the test cases."""
         test, _ = self._cut(cases)
         return [case for case in cases if case.group not in test]
+
+    def _part(self, strata: Sequence[Sequence[str]]) -> list[str]:
+        """This fold's block of each stratum; of one stratum, and of all together, the folds' sizes differ by one at most."""
+        part: list[str] = []
+        before = 0  # groups in earlier strata
+        for stratum in strata:
+            # As if all strata together were dealt out in turn, like cards: that many of this one come to each fold.
+            turns = [(number - before) % self.folds for number in range(self.folds)]
+            sizes = [math.ceil((len(stratum) - turn) / self.folds) for turn in turns]
+            start = sum(sizes[: self.fold])
+            part += stratum[start : start + sizes[self.fold]]
+            before += len(stratum)
+        return part
 
     def _cut(self, cases: Sequence[Case]) -> tuple[list[str], list[str]]:
         """The groups that are test in every fold, and the others, ranked."""
