@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voxtile.data import normalise as module
 from voxtile.data.normalise import Intensity, Normalisation, normalise
 from voxtile.errors import ConfigError, DataError
 
@@ -50,6 +51,15 @@ def test_a_weight_counts_like_pixels_repeated_as_often():
     repeated = Normalisation(clip=(10, 90)).of_case(np.concatenate([few, few, few, many], axis=1))
     for name, values in repeated.arrays().items():
         np.testing.assert_allclose(weighted.arrays()[name], values, err_msg=name)
+
+
+def test_of_many_pixels_a_part_is_measured_in_all_columns(monkeypatch):
+    rows = [np.arange(64, dtype=np.int16)[None]] * 500  # as wide as the steps
+    monkeypatch.setattr(module, "MOST_PIXELS", 500)
+    assert Normalisation("dataset").thinning(rows) == 64
+    found = Normalisation("dataset", clip=None).of_dataset(rows)
+    assert found.mean[0] == pytest.approx(31.5, abs=5 * 18.5 / np.sqrt(500))
+    assert found.std[0] == pytest.approx(18.5, rel=0.1)
 
 
 def test_statistics_can_leave_out_pixels_that_are_zero_in_every_channel():

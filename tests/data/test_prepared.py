@@ -10,10 +10,11 @@ from tests.testers.memory import memory_case
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import FolderLayout
+from voxtile.data import normalise
 from voxtile.data.augment import Augment
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.datamodule import Steps, VoxtileData
-from voxtile.data.normalise import Normalisation
+from voxtile.data.normalise import FixedNormalisation, Normalisation
 from voxtile.data.prepared import Prepared, prepare, window_size
 from voxtile.data.sampling import Positions, Sampling
 from voxtile.data.splits import GivenSplit, GroupSplit, KFold, Split
@@ -87,6 +88,14 @@ def test_intensities_come_from_training_cases_only_or_from_each_case(root):
     own = ready(root, per="case")
     assert own.intensity is None
     assert len({own.intensity_of(case) for case in own.split.val}) == 2
+
+
+def test_a_data_set_that_is_measured_on_a_part_of_its_pixels_has_another_fingerprint(root, monkeypatch):
+    given = FixedNormalisation([1, 2], [3, 4])
+    before = [ready(root), ready(root, per="case"), prepare(dataset(root), GivenSplit(), given, root.parent / "cache")]
+    monkeypatch.setattr(normalise, "MOST_PIXELS", 100)
+    after = [ready(root), ready(root, per="case"), prepare(dataset(root), GivenSplit(), given, root.parent / "cache")]
+    assert [one.fingerprint == other.fingerprint for one, other in zip(before, after, strict=True)] == [False, True, True]
 
 
 def test_a_limit_keeps_the_first_cases_of_each_side(root):

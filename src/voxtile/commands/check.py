@@ -124,9 +124,12 @@ def print_intensities(out: Console, prepared: Prepared) -> None:
     import numpy as np
     from rich.table import Table
 
+    from voxtile.data.rng import one_of_each
+
     found = [prepared.surveys[case.id].sample for case in prepared.split.train]
     every = 1 + sum(sample.shape[1] for sample in found) // MOST_PIXELS
-    samples = np.concatenate([sample[:, ::every] for sample in found], axis=1).astype(np.float64)
+    parts = [sample[:, one_of_each(every, sample.shape[1], number)] for number, sample in enumerate(found)]
+    samples = np.concatenate(parts, axis=1).astype(np.float64)
     table = Table(
         "channel", "0.5 %", "median", "99.5 %", "mean", "std", title="intensities of the training cases", title_justify="left"
     )

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxtile.data.rng import one_of_each
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean
 
 ROWS = ("low", "high", "mean", "std")
@@ -130,14 +131,19 @@ class Normalisation:
         """
         if not samples:
             raise DataError("No case to measure intensities on: the training split is empty. Check `split` in the configuration.")
-        every = max(1, sum(sample.shape[1] for sample in samples) // MOST_PIXELS)
-        parts = [sample[:, ::every] for sample in samples]
+        every = self.thinning(samples)
+        parts = [sample[:, one_of_each(every, sample.shape[1], number)] for number, sample in enumerate(samples)]
         if self.nonzero:
             parts = [part[:, (part != 0).any(axis=0)] for part in parts]
         each = np.repeat(np.ones(len(parts)) if weights is None else weights, [part.shape[1] for part in parts])
         channels = (np.concatenate([part[c] for part in parts]).astype(np.float64) for c in range(len(parts[0])))
         low, high, mean, std = zip(*(self._measure(values, each) for values in channels), strict=True)
         return Intensity(low, high, mean, std, self.keep_zero)
+
+    def thinning(self, samples: Sequence[NDArray[Any]]) -> int:
+        """Of how many pixels of the samples [C, n] of a data set one is measured."""
+        pixels: int = sum(sample.shape[1] for sample in samples)
+        return max(1, pixels // MOST_PIXELS)
 
     def _measure(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float, float]:
         """Low, high, mean and std of one channel [n]."""
@@ -190,6 +196,10 @@ class FixedNormalisation(Normalisation):
                 "'normalise=dataset'."
             )
         return Intensity((-math.inf,) * count, (math.inf,) * count, self.mean, self.std)
+
+    def thinning(self, samples: Sequence[NDArray[Any]]) -> int:
+        """Always 1: nothing is measured."""
+        return 1
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:

@@ -43,7 +43,8 @@ class Prepared:
         waived: sentences about leaks that the user has accepted.
         normalisation: how intensities are brought to one scale.
         intensity: what that is for the training set as a whole; None where each case is by itself.
-        weight_maps: by id of training cases, where windows are drawn by a raster of weights.
+        weights: by id of training cases, where windows are drawn by a raster of weights.
+        thinned: whether that was measured on a part of the sampled pixels, as there are many.
     """
 
     dataset: Dataset
@@ -54,14 +55,17 @@ class Prepared:
     waived: tuple[str, ...]
     normalisation: Normalisation
     intensity: Intensity | None
-    weight_maps: Mapping[str, WeightMap] = field(default_factory=dict)
+    weights: Mapping[str, WeightMap] = field(default_factory=dict)
+    thinned: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Of the training and validation data, and of the rasters of weights where windows are drawn by them."""
         own = fingerprint([*self.split.train, *self.split.val], self.surveys)
-        weighed = [f"{name} {found.digest}" for name, found in self.weight_maps.items()]
-        return fingerprint_of([own, *weighed]) if weighed else own
+        more = [f"{name} {found.digest}" for name, found in self.weights.items()]
+        if self.thinned:  # at fixed steps once, which came to other numbers
+            more.append("spread")
+        return fingerprint_of([own, *more]) if more else own
 
     @property
     def test_fingerprint(self) -> str:
@@ -157,10 +161,10 @@ def prepare(
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
     split = _judgeable(split, surveys)
     waived = gate(find_leaks(split, images), waive, (*images, *(case.id for case in cases)))
-    intensity = _intensity(normalisation, split.train, surveys, dataset.background)
+    intensity, thinned = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
-    maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
-    ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps)
+    maps = open_weights(dataset, weights, split.train, cases) if weights else {}
+    ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps, thinned)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all
         raise DataError(
@@ -203,10 +207,10 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
 
 def _intensity(
     normalisation: Normalisation, cases: Sequence[Case], surveys: Mapping[str, Survey], background: int | None
-) -> Intensity | None:
-    """How the training set is normalised as a whole; None where each case is by itself."""
+) -> tuple[Intensity | None, bool]:
+    """How the training set is normalised as a whole, None where each case is by itself; whether it was measured on a part of it."""
     if normalisation.per == "case":
-        return None
+        return None, False
     found = [surveys[case.id] for case in cases]
     if normalisation.foreground:
         if background is None:
@@ -220,7 +224,7 @@ def _intensity(
         samples, pixels = [each.sample for each in found], [each.pixels * each.valid for each in found]
     # A sampled pixel stands for as many as its case has for each pixel in the sample.
     weights = [count / max(1, sample.shape[1]) for count, sample in zip(pixels, samples, strict=True)]
-    return normalisation.of_dataset(samples, weights)
+    return normalisation.of_dataset(samples, weights), normalisation.thinning(samples) > 1
 
 
 def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:

@@ -33,3 +33,18 @@ def generator(seed: int, index: int, operation: str) -> np.random.Generator:
     """
     key: Any = _Key(digest(seed, index, operation))  # NumPy's types know SeedSequence only, its documentation any ISeedSequence
     return np.random.Generator(np.random.Philox(key))
+
+
+def one_of_each(every: int, count: int, number: int) -> NDArray[np.int64]:
+    """Of each `every` of `count` places one, at random: at fixed steps all may lie in one column, where rows are as long as a step.
+
+    Args:
+        every: how many follow one another from which one is drawn; all are taken where it is 1.
+        count: how many there are.
+        number: of what they are places of, for draws of its own.
+    """
+    first = np.arange(0, count, every)
+    if every == 1:
+        return first
+    within: NDArray[np.int64] = generator(0, number, "sample").integers(np.minimum(every, count - first))
+    return first + within

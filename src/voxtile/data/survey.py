@@ -26,7 +26,7 @@ from voxtile.cases.cache import stamp_of
 from voxtile.cases.case import Case
 from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.data.batches import ReadAhead
-from voxtile.data.rng import digest, generator
+from voxtile.data.rng import digest, generator, one_of_each
 
 VERSION = 7  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK_SIDE = 1024  # side of a block in pixels
@@ -117,7 +117,8 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
             array, valid = pixels
             if not moved:
                 _add(image_hash, array, valid)
-            sample.append(array.reshape(len(array), -1)[:, _spread(np.flatnonzero(valid), every, number)])
+            places = np.flatnonzero(valid)
+            sample.append(array.reshape(len(array), -1)[:, places[one_of_each(every, len(places), number)]])
             seen, held = seen + part.pixels, held + int(valid.sum())
         if label:
             classes = case.read_label(part)
@@ -134,16 +135,6 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
 def _chosen(parts: Sequence[Window]) -> set[Window]:
     """The blocks in which an image is read."""
     return {parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_IMAGE_BLOCKS)).astype(int))}
-
-
-def _spread(places: NDArray[np.int64], every: int, number: int) -> NDArray[np.int64]:
-    """One of each `every` places, at random: at fixed steps all may lie in one column, where rows are as long as the steps."""
-    if every == 1:
-        return places
-    first = np.arange(0, len(places), every)
-    lengths = np.minimum(every, len(places) - first)
-    chosen: NDArray[np.int64] = places[first + generator(0, number, "sample").integers(lengths)]
-    return chosen
 
 
 def _begun_hash(case: Case) -> hashlib._Hash:
