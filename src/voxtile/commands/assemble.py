@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -191,9 +190,9 @@ def make_module(built: Parts, prepared: Prepared) -> SegmentationModule:
     """
     import lightning
 
-    from voxtile.commands.allowed import build, build_network, target
-    from voxtile.commands.own import check_is, check_loss, check_network
-    from voxtile.training.losses import Loss
+    from voxtile.commands.allowed import build_network
+    from voxtile.commands.build import build_loss
+    from voxtile.commands.own import check_loss, check_network
     from voxtile.training.module import SegmentationModule
     from voxtile.training.schedules import parameter_groups
 
@@ -201,13 +200,7 @@ def make_module(built: Parts, prepared: Prepared) -> SegmentationModule:
     lightning.seed_everything(config["seed"], verbose=False)
     network = build_network(config["model"], built.trust, prepared.channels, len(dataset.classes))
     check_network(network, built.windowing.size)
-    if inspect.isclass(maker := target(str(config["loss"].get("_target_")), "loss", built.trust)):  # takes what others do not
-        check_is(maker, Loss, "loss", "voxtile.training.losses.Loss")
-    loss = build(
-        config["loss"], "loss", built.trust, class_counts=prepared.class_counts, present_counts=prepared.present_counts,
-        background=dataset.background, num_classes=len(dataset.classes), regions=tuple(dataset.regions.values()) or None,
-    )  # fmt: skip
-    check_is(loss, Loss, "loss", "voxtile.training.losses.Loss")
+    loss = build_loss(config, dataset, prepared.class_counts, prepared.present_counts)
     check_loss(loss, len(dataset.classes), built.windowing.size)
     rate = float(config["optimizer"]["lr"])
     return SegmentationModule(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.windowing import Windowing
-from voxtile.commands.allowed import build, called, check_trust, target
+from voxtile.commands.allowed import below, build, called, check_trust, target
 from voxtile.commands.checks import DATA_KEYS, SECTIONS, check_keys, check_types, check_values, settings_of, windowing_of
 from voxtile.commands.own import check_is, check_optimizer
 from voxtile.commands.typed import check_arguments
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # slow to import
     from voxtile.data.normalise import Normalisation
     from voxtile.data.sampling import Sampling
     from voxtile.data.splits import SplitScheme
+    from voxtile.training.losses import Loss
     from voxtile.training.module import MakeOptimizer
     from voxtile.training.schedules import Schedule
     from voxtile.training.settings import Settings
@@ -66,6 +68,9 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
     for key in SECTIONS:
         check_types(config[key], key, trust)
     check_optimizer(target(str(config["optimizer"].get("_target_")), "optimizer", trust))
+    import torch
+    from torch import nn
+
     from voxtile.cases.dataset import Dataset
     from voxtile.cases.layouts import Layout
     from voxtile.data.augment import Augment
@@ -81,6 +86,11 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
     sampling.weights_of(dataset.classes)
     augment = build(_turned(config["augment"], windowing), "augment", trust)
     check_is(augment, Augment, "augment", "voxtile.data.augment.Augment")
+    make_optimizer = build(config["optimizer"], "optimizer", trust)
+    if not trained:
+        if below(str(config["optimizer"]["_target_"]), ("torch.optim",)):  # which looks at its settings only once it is built
+            make_optimizer([nn.Parameter(torch.zeros(1, 1))])
+        build_loss(config, dataset, [1] * len(dataset.classes), [1] * len(dataset.classes))  # as if all classes occurred
     return Parts(
         config,
         dataset,
@@ -89,10 +99,29 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
         augment,
         settings,
         build(config["scheduler"], "scheduler", trust),
-        build(config["optimizer"], "optimizer", trust),
+        make_optimizer,
         sampling,
         windowing,
     )
+
+
+def build_loss(config: Mapping[str, Any], dataset: Dataset, class_counts: Sequence[int], present_counts: Sequence[int]) -> Loss:
+    """Builds the loss; for the counts see `voxtile.training.class_weights`.
+
+    Raises:
+        ConfigError: It cannot be built, or is none.
+    """
+    from voxtile.training.losses import Loss
+
+    trust = config["trust"]
+    if inspect.isclass(maker := target(str(config["loss"].get("_target_")), "loss", trust)):  # takes what others do not
+        check_is(maker, Loss, "loss", "voxtile.training.losses.Loss")
+    loss: Loss = build(
+        config["loss"], "loss", trust, class_counts=class_counts, present_counts=present_counts, background=dataset.background,
+        num_classes=len(dataset.classes), regions=tuple(dataset.regions.values()) or None,
+    )  # fmt: skip
+    check_is(loss, Loss, "loss", "voxtile.training.losses.Loss")
+    return loss
 
 
 def _turned(augment: Mapping[str, Any], windowing: Windowing) -> Mapping[str, Any]:
