@@ -1,5 +1,6 @@
 """Augmentation: what is exact is exact, what moves moves together, and nothing depends on anything but (seed, index, operation)."""
 
+import math
 import random
 from pathlib import Path
 
@@ -392,6 +393,19 @@ def test_configurations_build_and_follow_the_data_sets_symmetry(name):
         (lambda: Affine(1, scale=(1.2, 0.8)), r"Affine .* scale=\[1.2, 0.8\]"),
         (lambda: Gamma(1, exponent=(0, 2)), r"Gamma .* exponent"),
         (lambda: Elastic(1, unit="mm"), r"unit=length or unit=px"),
+        (lambda: Elastic(1, std=math.nan), r"Elastic .* std=nan"),
+        (lambda: Elastic(1, control=math.nan), r"Elastic .* control=nan"),
+        (lambda: Affine(1, scale=(0.8, math.inf)), r"Affine .* scale=\[0.8, inf\]"),
+        (lambda: Affine(1, rotation=-10), r"Affine .* rotation=-10; expected a number from 0 to 360"),
+        (lambda: Affine(1, rotation=math.nan), r"Affine .* rotation=nan"),
+        (lambda: Affine(1, translation=-0.1), r"Affine .* translation=-0.1; expected a number from 0 to 1"),
+        (lambda: Affine(1, translation=1.5), r"Affine .* translation=1.5"),
+        (lambda: Bias(1, std=-1), r"Bias .* std=-1; expected a number from 0 up"),
+        (lambda: Bias(1, control=0), r"Bias .* control=0; expected a number from 1 up"),
+        (lambda: Blur(1, sigma=(1, 1e30)), r"Blur .* sigma=\[1.0, 1e\+30\]; expected two numbers .* at most 1000"),
+        (lambda: Noise(1, std=-1), r"Noise .* std=-1"),
+        (lambda: Noise(1, std=math.nan), r"Noise .* std=nan"),
+        (lambda: Gain(1, offset=-1), r"Gain .* offset=-1; expected a number from 0 up, for example offset=0.2"),
         (
             lambda: Augment(elastic=Elastic(1, std=10, unit="length")).draw(0, 0, FLAT, (1, 0.1, 0.1)),
             r"tears.*augment.elastic.unit=px",

@@ -279,6 +279,8 @@ def test_folds_of_blocks_are_those_of_groups():
     [
         ({"folds": 17}, r"'split.folds=17' .* 16 groups leave 16 .*'split.folds=16'.*'split.blocks', 'split.side'"),
         ({"folds": 4, "fold": 4}, r"'fold=4' of 'split.folds=4' does not exist"),
+        ({"buffer": -1.0}, r"'split.buffer=-1.0' must be a number from 0 up"),
+        ({"buffer": np.nan}, r"'split.buffer=nan' must be a number from 0 up"),
         ({"side": 100, "buffer": 80.0}, r"'split.side=100' leaves nothing .*'split.buffer=80'.*1.42 times.*'split.buffer=25'"),
         ({"side": -1}, r"'split.side=-1' is the length"),
         ({"grid": "ground"}, r"'split.grid=ground' needs the side.*'split.side=5000'"),

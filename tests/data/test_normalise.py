@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxtile.data import normalise as module
-from voxtile.data.normalise import Intensity, Normalisation, normalise
+from voxtile.data.normalise import FixedNormalisation, Intensity, Normalisation, normalise
 from voxtile.errors import ConfigError, DataError
 
 UNCLIPPED = {"low": (-np.inf,), "high": (np.inf,)}
@@ -146,6 +146,9 @@ def test_wrong_settings_are_named():
         Normalisation(per="cases")
     with pytest.raises(ConfigError, match=r"clip=\[99, 1\].*clip=null"):
         Normalisation(clip=(99, 1))
+    for mean, std in (([np.nan], [1.0]), ([0.0], [np.inf]), ([0.0], [0.0]), ([0.0], [1.0, 1.0])):
+        with pytest.raises(ConfigError, match=r"expected one number each per channel, the second above 0"):
+            FixedNormalisation(mean, std)
     with pytest.raises(DataError, match="training split is empty"):
         Normalisation().of_dataset([])
 

@@ -331,6 +331,8 @@ def test_batch_of_weight_zero_has_loss_zero() -> None:
         ({"class_weights": "median-frequency"}, "Did you mean 'median_frequency'"),
         ({"class_weights": [1.0, 2.0]}, "3 numbers"),
         ({"class_weights": [1.0, -1.0, 2.0]}, "at least 0"),
+        ({"class_weights": [1.0, math.nan, 2.0]}, "at least 0"),
+        ({"class_weights": [0.0, 0.0, 0.0]}, "not all 0"),
         ({"class_weights": "inverse"}, "needs `class_counts`"),
         ({"class_weights": "median_frequency", "class_counts": [1, 1, 1]}, "needs `present_counts`"),
         ({"divide_by": "pixel"}, "choose from weights, pixels, images"),
@@ -342,6 +344,24 @@ def test_options_that_make_no_sense_are_refused(options: dict, message: str) -> 
         CrossEntropy(num_classes=CLASSES, **options)
 
 
-def test_negative_gamma_is_refused() -> None:
-    with pytest.raises(ConfigError, match="gamma"):
-        Focal(num_classes=CLASSES, gamma=-1)
+@pytest.mark.parametrize(
+    ("make", "name", "wrong"),
+    [
+        (Focal, "gamma", -1),
+        (Dice, "smooth", -1),
+        (DiceCrossEntropy, "smooth", -1),
+        (DiceCrossEntropy, "dice_weight", -1),
+        (DiceCrossEntropy, "cross_entropy_weight", -1),
+        (BorderCrossEntropy, "w0", -1),
+        (BorderCrossEntropy, "sigma", 0),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(make: type[Loss], name: str, wrong: float) -> None:
+    for value in (wrong, math.nan, math.inf):
+        with pytest.raises(ConfigError, match=rf"`loss\.{name}` .*{value}"):
+            make(num_classes=CLASSES, background=0, **{name: value})
+
+
+def test_a_sum_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one of them more"):
+        DiceCrossEntropy(num_classes=CLASSES, dice_weight=0, cross_entropy_weight=0)

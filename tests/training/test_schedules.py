@@ -1,4 +1,7 @@
+import math
 import re
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -80,6 +83,20 @@ def test_counts_of_steps_that_make_no_sense_are_refused(make, options: dict) -> 
         make(**options)
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "wrong"),
+    [
+        (Poly, "power", (-1, math.nan, math.inf)),
+        (Cosine, "floor", (-0.1, 1.1, math.nan)),
+        (partial(Step, every=2), "gamma", (-1, 2, math.nan)),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(make: Callable[..., Schedule], name: str, wrong: Sequence[float]) -> None:
+    for value in wrong:
+        with pytest.raises(ConfigError, match=rf"`scheduler\.{name}` is {value}; give a number"):
+            make(**{name: value})
+
+
 def network() -> nn.Module:
     return nn.ModuleDict({"encoder": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "head": nn.Conv2d(4, 2, 1)})
 
@@ -129,6 +146,9 @@ def test_parameters_that_do_not_learn_are_in_no_group() -> None:
         ([{"pattern": "head("}], "no regular expression"),
         ([{"pattern": "head", "lr_scal": 10}], re.escape("Did you mean 'lr_scale'?")),
         ([{"lr_scale": 10}], "has no 'pattern'"),
+        ([{"pattern": "head", "lr_scale": -1}], "The group 'head' of `training.groups` has lr_scale=-1"),
+        ([{"pattern": "head", "lr_scale": math.nan}], "lr_scale=nan"),
+        ([{"pattern": "head", "weight_decay": -1}], "weight_decay=-1"),
     ],
 )
 def test_groups_that_make_no_sense_are_refused(groups: list[dict], message: str) -> None:

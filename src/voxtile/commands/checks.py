@@ -160,13 +160,13 @@ def settings_of(kind: type[Any], values: Mapping[str, Any]) -> Any:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"'training.{name}={value}' must be 1 or more.")
-    if settings.minutes is not None and settings.minutes <= 0:
+    if settings.minutes is not None and not 0 < settings.minutes < math.inf:
         raise ConfigError(f"'training.minutes={settings.minutes}' must be more than 0; type 'training.minutes=null' for no limit.")
     if settings.batch_size > MOST_SAMPLES:
         raise ConfigError(f"'training.batch_size={settings.batch_size}' is more than {MOST_SAMPLES:,}, which no machine holds.")
     if settings.ema is not None and not 0 <= settings.ema < 1:
         raise ConfigError(f"'training.ema={settings.ema}' is a decay: give 0 or more and less than 1, for example 0.99, or null.")
-    if settings.clip is not None and settings.clip <= 0:
+    if settings.clip is not None and not 0 < settings.clip < math.inf:
         raise ConfigError(f"'training.clip={settings.clip}' must be more than 0; type 'training.clip=null' for no limit.")
     if not all(isinstance(group, Mapping) for group in settings.groups):
         raise ConfigError(f"'training.groups={settings.groups}' must hold entries like {{pattern: '^score', lr_scale: 10}}.")

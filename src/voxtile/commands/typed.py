@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from voxtile.errors import ConfigError, did_you_mean, listed, typed
+from voxtile.values import is_number
 
 _PLAIN: Mapping[Any, str] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"
@@ -68,8 +69,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, member) for member in members)
     (hint,) = members
     kind, parts = get_origin(hint), get_args(hint)
+    if hint is float:
+        return is_number(value)
     if hint in _PLAIN:
-        return isinstance(value, int | float if hint is float else hint) and (hint is bool or not isinstance(value, bool))
+        return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
     if kind is Literal:
         return value in parts
     if kind in _LISTS:

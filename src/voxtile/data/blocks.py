@@ -11,6 +11,7 @@ from voxtile.data.ground import pairs_within
 from voxtile.data.places import EDGE
 from voxtile.data.splits import ClassCounts, GroupSplit, KFold, SplitScheme
 from voxtile.errors import ConfigError, DataError, did_you_mean
+from voxtile.values import is_number
 
 GRIDS = ("case", "ground")
 
@@ -33,8 +34,10 @@ class _Blocks(SplitScheme):
                 f"'split.blocks={list(blocks)}' must be [rows, columns] or [slabs, rows, columns], with more than one block along "
                 "one or two axes, for example 'split.blocks=[4,4]' for a scene or 'split.blocks=[6,1,1]' for a stack."
             )
-        if buffer < 0:
-            raise ConfigError(f"'split.buffer={buffer}' must not be negative: it is a distance in the unit of the case's grid.")
+        if not is_number(buffer, 0):
+            raise ConfigError(
+                f"'split.buffer={buffer}' must be a number from 0 up: it is a distance in the unit of the case's grid."
+            )
         if grid not in GRIDS:
             raise ConfigError(f"'split.grid={grid}' is unknown; choose case or ground.{did_you_mean(str(grid), GRIDS)}")
         if side is not None and not 0 < side < math.inf:

@@ -50,6 +50,7 @@ class Gain(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "factor", checked_range("Gain", "factor", self.factor))
+        self._check_number("offset")
 
     def draw(self, rng: np.random.Generator, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """Draws the `seed` [] of the channels' factors and offsets, as how many there are is not known here."""
@@ -99,6 +100,10 @@ class Noise(Contrast):
     """
 
     std: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_number("std")
 
     def draw(self, rng: np.random.Generator, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """Draws `std` [1] and the `seed` [] of the noise field."""
@@ -151,6 +156,11 @@ class Bias(Contrast):
 
     std: float = 0.15
     control: float = 128.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_number("std")
+        self._check_number("control", low=1)
 
     def draw(self, rng: np.random.Generator, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """Draws `field` [gz, gy, gx]: the gain's logarithm at the control points."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from voxtile.data.rng import one_of_each
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean
+from voxtile.values import is_number
 
 ROWS = ("low", "high", "mean", "std")
 NUMBERS = (*ROWS, "masked")  # what `normalise` takes of a batch
@@ -175,7 +176,7 @@ class FixedNormalisation(Normalisation):
             ConfigError: The two have not equally many numbers, or a deviation is not positive.
         """
         super().__init__(per="dataset", clip=None)
-        if len(mean) != len(std) or not all(value > 0 for value in std):
+        if len(mean) != len(std) or not all(map(is_number, (*mean, *std))) or min(std, default=1) <= 0:
             raise ConfigError(
                 f"Normalisation was given mean={list(mean)} and std={list(std)}; expected one number each per channel, the second "
                 "above 0."

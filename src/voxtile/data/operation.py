@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from voxtile.cases.window import Size3
 from voxtile.errors import ConfigError
+from voxtile.values import is_number
 
+MOST = 1000  # of factors and widths in pixels: kernels and images of much larger ones fit no memory and no float32
 Spacing = tuple[float, float, float]  # distance between neighbouring pixels along (z, y, x) in the case's unit of length
 
 
@@ -38,6 +40,20 @@ class Operation(ABC):
                 "to 1 (always)."
             )
 
+    def _check_number(self, name: str, low: float = 0.0, high: float = math.inf) -> None:
+        """Refuses an attribute that is no number from `low` to `high`.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        value = getattr(self, name)
+        if not is_number(value, low, high):
+            most = f"to {high:g}" if high < math.inf else "up"
+            raise ConfigError(
+                f"{type(self).__name__} of the augmentation has {name}={value}; expected a number from {low:g} {most}, for example "
+                f"{name}={getattr(type(self), name)}."
+            )
+
     @abstractmethod
     def draw(self, rng: np.random.Generator, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """Draws the parameters of one sample.
@@ -53,16 +69,16 @@ class Operation(ABC):
 
 
 def checked_range(owner: str, name: str, values: Sequence[float], low: float = 0.0) -> tuple[float, float]:
-    """`values` as a pair (smallest, largest) of numbers above `low`.
+    """`values` as a pair (smallest, largest) of numbers above `low`, `MOST` at most.
 
     Raises:
         ConfigError: They are not two such numbers in this order.
     """
     pair = tuple(float(value) for value in values)
-    if len(pair) != 2 or not low < pair[0] <= pair[1]:
+    if len(pair) != 2 or not low < pair[0] <= pair[1] <= MOST:
         raise ConfigError(
-            f"{owner} of the augmentation has {name}={list(pair)}; expected two numbers [smallest, largest] above {low:g}, for "
-            f"example {name}=[0.8, 1.25]."
+            f"{owner} of the augmentation has {name}={list(pair)}; expected two numbers [smallest, largest] above {low:g} and at "
+            f"most {MOST}, for example {name}=[0.8, 1.25]."
         )
     return pair[0], pair[1]
 

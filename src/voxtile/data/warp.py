@@ -19,6 +19,7 @@ from torch.nn import functional
 from voxtile.cases.window import Size3
 from voxtile.data.operation import Operation, Spacing, checked_range, control_points, cubic_weights, log_uniform
 from voxtile.errors import ConfigError
+from voxtile.values import is_number
 
 ANISOTROPIC = 3.0  # volumes whose spacings differ by more are deformed within their slices only, as nnU-Net does
 
@@ -52,6 +53,8 @@ class Affine(Operation):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "scale", checked_range("Affine", "scale", self.scale))
+        self._check_number("rotation", high=360)
+        self._check_number("translation", high=1)  # further, nothing of the window would be left
 
     def draw(self, rng: np.random.Generator, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """Draws `matrix` [3, 3] and `shift` [3]: the result's pixel p (from the centre) shows the source's matrix @ p + shift."""
@@ -96,7 +99,7 @@ class Elastic(Operation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.unit not in ("length", "px") or self.control < 2 or self.std < 0:
+        if self.unit not in ("length", "px") or not is_number(self.control, 2) or not is_number(self.std, 0):
             raise ConfigError(
                 f"Elastic of the augmentation has unit={self.unit}, control={self.control}, std={self.std}; expected unit=length "
                 "or unit=px, at least 2 pixels between control points and a standard deviation that is not negative."

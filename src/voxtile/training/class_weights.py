@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.errors import ConfigError, did_you_mean
+from voxtile.values import is_number
 
 WeightRule = str | Sequence[float] | None
 RULES = ("inverse", "median_frequency")
@@ -31,16 +32,16 @@ def class_weight_table(
         present_counts: pixels of the training cases in which class c occurs, K numbers; needed by "median_frequency".
 
     Raises:
-        ConfigError: The rule is unknown, lacks its counts, or a list does not have K weights that are at least 0.
+        ConfigError: The rule is unknown, lacks its counts, or a list does not have K weights that are at least 0, one of them more.
     """
     if rule is None:
         return [1.0] * num_classes
     if not isinstance(rule, str):
         weights = [float(weight) for weight in rule]
-        if len(weights) != num_classes or min(weights) < 0:
+        if len(weights) != num_classes or not all(is_number(weight, 0) for weight in weights) or not any(weights):
             raise ConfigError(
-                f"`class_weights` is {weights}, but {num_classes} numbers that are at least 0 are needed, one for each class in "
-                "the order of the data set's classes."
+                f"`class_weights` is {weights}, but {num_classes} numbers that are at least 0, and not all 0, are needed, one for "
+                "each class in the order of the data set's classes."
             )
         return weights
     if rule not in RULES:

@@ -22,6 +22,7 @@ from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError, listed
 from voxtile.training.border_weights import border_weights
 from voxtile.training.class_weights import WeightRule, class_weight_table
+from voxtile.values import is_number
 
 DivideBy = Literal["weights", "pixels", "images"]
 
@@ -224,7 +225,7 @@ class Focal(PixelLoss):
             class_weights=class_weights,
             divide_by=divide_by,
         )
-        if gamma < 0:
+        if not is_number(gamma, 0):
             raise ConfigError(f"`loss.gamma` is {gamma}; give a number that is at least 0.")
         self.gamma = gamma
 
@@ -273,7 +274,7 @@ class BorderCrossEntropy(PixelLoss):
                 "`loss=border_ce` weighs the background between objects, and this data set names none. Say which class it is with "
                 "'data.background=<class>'."
             )
-        if w0 < 0 or sigma <= 0:
+        if not (is_number(w0, 0) and is_number(sigma, 0) and sigma > 0):
             raise ConfigError(f"`loss.w0` is {w0} and `loss.sigma` {sigma}; give 0 or more, and more than 0 pixels.")
         self.background, self.w0, self.sigma = background, w0, sigma
 
@@ -319,6 +320,8 @@ class Dice(Loss):
                 "'loss.include_background=true' is about the mean over classes, and with 'data.regions' Dice is a mean over "
                 "regions. Type 'loss.include_background=false', or 'data.regions=null'."
             )
+        if not is_number(smooth, 0):
+            raise ConfigError(f"`loss.smooth` is {smooth}; give a number of pixels that is at least 0.")
         self.num_classes, self.regions = num_classes, [tuple(members) for members in regions or ()]
         averaged = torch.tensor([True] * len(self.regions) or [include_background or k != background for k in range(num_classes)])
         self.register_buffer("averaged", averaged, persistent=False)
@@ -418,6 +421,11 @@ class DiceCrossEntropy(Sum):
         dice_weight: float = 1.0,
         cross_entropy_weight: float = 1.0,
     ) -> None:
+        if not (is_number(dice_weight, 0) and is_number(cross_entropy_weight, 0) and dice_weight + cross_entropy_weight > 0):
+            raise ConfigError(
+                f"`loss.dice_weight` is {dice_weight} and `loss.cross_entropy_weight` {cross_entropy_weight}; give numbers that "
+                "are at least 0, one of them more."
+            )
         dice = Dice(
             num_classes=num_classes, background=background, regions=regions, include_background=include_background, smooth=smooth,
             batch=batch,

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from voxtile.errors import ConfigError, did_you_mean, listed, reason
-from voxtile.values import refuse_unknown
+from voxtile.values import is_number, is_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Schedule(ABC):
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
+        if not is_whole(self.warmup, 0):
             raise ConfigError(f"`scheduler.warmup` is {self.warmup}, but it is a number of optimizer steps: give 0 or more.")
 
     def factor(self, step: int, total: int) -> float:
@@ -57,6 +57,10 @@ class Poly(Schedule):
 
     power: float = 0.9
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("power", self.power)
+
     def after_warmup(self, step: int, total: int) -> float:
         """The polynomial."""
         return float((1 - _progress(step, total)) ** self.power)
@@ -67,6 +71,10 @@ class Cosine(Schedule):
     """Half a cosine from 1 to `floor` (Loshchilov and Hutter 2017, equation 5, without restarts)."""
 
     floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("floor", self.floor, 1)
 
     def after_warmup(self, step: int, total: int) -> float:
         """The half cosine."""
@@ -82,12 +90,18 @@ class Step(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every < 1:
+        if not is_whole(self.every, 1):
             raise ConfigError(f"`scheduler.every` is {self.every}, but it is a number of optimizer steps: give 1 or more.")
+        _check_number("gamma", self.gamma, 1)
 
     def after_warmup(self, step: int, total: int) -> float:
         """The stairs."""
         return float(self.gamma ** (step // self.every))
+
+
+def _check_number(name: str, value: float, high: float = math.inf) -> None:
+    if not is_number(value, 0, high):
+        raise ConfigError(f"`scheduler.{name}` is {value}; give a number {'from 0 to 1' if high == 1 else 'that is at least 0'}.")
 
 
 def _progress(step: int, total: int) -> float:
@@ -107,6 +121,12 @@ class Group:
     pattern: str
     lr_scale: float = 1.0
     weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lr_scale", "weight_decay"):
+            value = getattr(self, name)
+            if not is_number(value, 0) and not (value is None and name == "weight_decay"):
+                raise ConfigError(f"The group '{self.pattern}' of `training.groups` has {name}={value}: give a number from 0 up.")
 
 
 def parameter_groups(model: nn.Module, groups: Iterable[Mapping[str, Any]], lr: float) -> list[dict[str, Any]]:
