@@ -353,7 +353,7 @@ def test_a_volume_is_cut_into_slabs():
         ((2, 2, 2), 0, "one or two axes"),
         ((1, 1), 0, "one or two axes"),
         ((4,), 0, "one or two axes"),
-        ((2, 2), -1, "must not be negative"),
+        ((2, 2), -1, "must be a number from 0 up"),
         ((2, 3), 3, "too small to keep 'split.buffer=3'"),
         ((2, 2), 8, "too small"),
         ((9, 2), 0, "too small"),

@@ -43,7 +43,7 @@ class Prepared:
         waived: sentences about leaks that the user has accepted.
         normalisation: how intensities are brought to one scale.
         intensity: what that is for the training set as a whole; None where each case is by itself.
-        weights: by id of training cases, where windows are drawn by a raster of weights.
+        weight_maps: by id of training cases, where windows are drawn by a raster of weights.
         thinned: whether that was measured on a part of the sampled pixels, as there are many.
     """
 
@@ -55,14 +55,14 @@ class Prepared:
     waived: tuple[str, ...]
     normalisation: Normalisation
     intensity: Intensity | None
-    weights: Mapping[str, WeightMap] = field(default_factory=dict)
+    weight_maps: Mapping[str, WeightMap] = field(default_factory=dict)
     thinned: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Of the training and validation data, and of the rasters of weights where windows are drawn by them."""
         own = fingerprint([*self.split.train, *self.split.val], self.surveys)
-        more = [f"{name} {found.digest}" for name, found in self.weights.items()]
+        more = [f"{name} {found.digest}" for name, found in self.weight_maps.items()]
         if self.thinned:  # at fixed steps once, which came to other numbers
             more.append("spread")
         return fingerprint_of([own, *more]) if more else own
@@ -163,7 +163,7 @@ def prepare(
     waived = gate(find_leaks(split, images), waive, (*images, *(case.id for case in cases)))
     intensity, thinned = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
-    maps = open_weights(dataset, weights, split.train, cases) if weights else {}
+    maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
     ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps, thinned)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all

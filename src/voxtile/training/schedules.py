@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from voxtile.errors import ConfigError, did_you_mean, listed, reason
-from voxtile.values import is_number, is_whole
+from voxtile.values import is_number, is_whole, refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
