@@ -111,6 +111,7 @@ def test_every_command_is_shown() -> None:
         "plan",
         "check",
         "evaluate",
+        "compare",
         "predict",
         "status",
         "reproduce",

@@ -20,6 +20,7 @@ FILES = {
     "plan": "plan",
     "check": "train",
     "evaluate": "evaluate",
+    "compare": "compare",
     "predict": "predict",
     "status": "status",
     "reproduce": "reproduce",

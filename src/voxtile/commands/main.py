@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "propose settings for volumes from what the training cases look like",
     "check": "look at a configuration and its data before training",
     "evaluate": "score a run on whole cases of its validation or test split",
+    "compare": "look whether the scores of evaluations differ, case by case",
     "predict": "apply a run to new files",
     "export": "write a run's network for use elsewhere: a bundle, ONNX, torch.export",
     "verify": "look whether a run's weights, data and scores are what its folder says",

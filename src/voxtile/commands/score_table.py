@@ -23,7 +23,7 @@ from voxtile.errors import counted, listed
 from voxtile.inference.predictor import Predictor
 from voxtile.training.intervals import Spread, spreads
 from voxtile.training.run_folder import finite
-from voxtile.training.scores import case_rows, summarise
+from voxtile.training.scores import averaged_over, case_rows, summarise
 from voxtile.training.volumes import summarise_volumes, volume_columns
 
 FEW_GROUPS = 10  # below which bootstrap intervals are too narrow
@@ -37,6 +37,7 @@ class ScoreTable:
         cases: the cases.
         classes: names of the classes.
         regions: class indices by name of region; empty where there are none.
+        averaged: names of the classes or regions that means are over.
         measures: what was measured beside confusion matrices.
         rows: of `cases.csv`, one per case.
         scores: of all cases together, by name.
@@ -48,6 +49,7 @@ class ScoreTable:
     cases: Sequence[Case]
     classes: Sequence[str]
     regions: Mapping[str, Sequence[int]]
+    averaged: Sequence[str]
     measures: Sequence[Measure]
     rows: Sequence[Mapping[str, Any]]
     scores: Mapping[str, float]
@@ -83,7 +85,8 @@ def score_table(scored: Sequence[Scored], data: Mapping[str, Any], measures: Seq
         measured = [each.measured[number] for each in scored]
         scores |= measure.scores(measured)
         rows = [{**row, **own} for row, own in zip(rows, measured, strict=True)]
-    return ScoreTable(cases, classes, regions, measures, rows, scores, spread, stack.sum(axis=0), list(structures))
+    averaged = [(*classes, *regions)[index] for index in averaged_over(classes, background, regions)]
+    return ScoreTable(cases, classes, regions, averaged, measures, rows, scores, spread, stack.sum(axis=0), list(structures))
 
 
 def write_scores(
@@ -123,7 +126,7 @@ def write_scores(
             "window": list(predictor.size), "crf": asdict(predictor.procedure.crf) if predictor.procedure.crf else None,
             "postprocess": post, **{name: config[name] for name in ("rotations", "mirrors", "halo", "samples", "precision")},
         },
-        "confusion": table.confusion.tolist(), "classes": table.classes, "regions": table.regions,
+        "confusion": table.confusion.tolist(), "classes": table.classes, "regions": table.regions, "averaged": table.averaged,
         "grid": grid_note(table.cases), **facts, "definitions": "docs/scores.md", **notes,
     }  # fmt: skip
     atomic_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")

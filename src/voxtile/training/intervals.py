@@ -115,7 +115,7 @@ def spreads(
     dice = [columns.index(f"dice/{names[index]}") for index in foreground]
     found["dice"] = Spread(
         mean_of(np.array([found[columns[place]].mean for place in dice])), None,
-        *resamples.interval(_row_means(drawn[:, dice])), int(defined[:, dice].any(axis=1).sum()),
+        *resamples.interval(row_means(drawn[:, dice])), int(defined[:, dice].any(axis=1).sum()),
     )  # fmt: skip
     pooled, redrawn = class_scores(matrices.sum(axis=0), members), scores_of(Counts(*pixels))
     for name, kind in (("iou", "iou"), ("pooled_dice", "dice")):
@@ -123,7 +123,7 @@ def spreads(
         for index, of in enumerate(names):
             found[f"{name}/{of}"] = Spread(float(one[index]), None, *resamples.interval(many[:, index]), len(rows))
         if name == "iou":
-            found["iou"] = Spread(mean_of(one[foreground]), None, *resamples.interval(_row_means(many[:, foreground])), len(rows))
+            found["iou"] = Spread(mean_of(one[foreground]), None, *resamples.interval(row_means(many[:, foreground])), len(rows))
     return found
 
 
@@ -133,7 +133,7 @@ def _spread(values: NDArray[np.float64], interval: tuple[float, float]) -> Sprea
     return Spread(mean_of(values), median, *interval, int(defined.size))
 
 
-def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean of what is defined in each row, NaN where nothing is."""
     number = (~np.isnan(values)).sum(axis=1)
     means = np.full(len(values), np.nan)

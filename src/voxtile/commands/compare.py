@@ -1,0 +1,223 @@
+"""voxtile compare: whether the scores of evaluations differ, case by case."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxtile.commands import compose
+from voxtile.errors import ConfigError, RunError, counted, did_you_mean, listed, reason
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from voxtile.training.paired import Difference
+
+COLUMNS = ("evaluation", "compared_with", "score", "first", "other", "difference", "low", "high", "p", "p_holm", "cases", "groups")
+FEW_GROUPS = 6  # fewer come to no p below 0.05, whatever they differ by
+
+
+def main(argv: Sequence[str]) -> int:
+    """Composes and compares; see `voxtile compare --help`."""
+    return compose.run("compare", argv, compare)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `voxtile evaluate` has written.
+
+    Attributes:
+        folder: where it lies.
+        summary: its summary.json.
+        cases: the rows of its cases.csv by case.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any]
+    cases: Mapping[str, Mapping[str, str]]
+
+    @property
+    def name(self) -> str:
+        """That of its run, where it lies in one."""
+        return self.folder.parent.parent.name if self.folder.parent.name == "evaluations" else self.folder.name
+
+    def values(self, columns: Sequence[str], cases: Sequence[str]) -> NDArray[np.float64]:
+        """Columns of some cases [N, S], NaN where a score is undefined."""
+        import numpy as np
+
+        return np.array([[float(self.cases[case][name] or "nan") for name in columns] for case in cases])
+
+
+def compare(config: Mapping[str, Any]) -> int:
+    """Compares the evaluations that the configuration names with the first of them."""
+    from voxtile.cases.csv_table import atomic_csv
+    from voxtile.commands.console import console
+    from voxtile.training.paired import difference, holm
+
+    out = console()
+    first, *others = _named(config["evaluations"])
+    for other in others:
+        _check_same(first, other)
+    ids = list(first.cases)
+    groups = [first.cases[case]["group"] for case in ids]
+    found: dict[str, list[Difference]] = {}
+    for score, columns in _scores(config["scores"], [first, *others]).items():
+        found[score] = [difference(first.values(columns, ids), other.values(columns, ids), groups) for other in others]
+    adjusted = {score: holm([each.p for each in row]) for score, row in found.items()}
+    rows = []
+    for place, other in enumerate(others):
+        own = {score: (row[place], adjusted[score][place]) for score, row in found.items()}
+        _show(out, f"{other.name} compared with {first.name}", own, len(others))
+        for score, (each, p_holm) in own.items():
+            row = {"evaluation": other.folder, "compared_with": first.folder, "score": score, **each._asdict(), "p_holm": p_holm}
+            rows.append({name: "" if value != value else value for name, value in row.items()})
+    _say_limits(out, [first, *others], len(set(groups)))
+    if config["output"] is not None:
+        path = Path(config["output"]).expanduser()
+        atomic_csv(path, COLUMNS, rows)
+        out.print(f"written      {path}", soft_wrap=True)
+    return 0
+
+
+def _named(given: Any) -> list[Evaluation]:
+    """The evaluations that are named, in their order; those that a pattern finds in that of their names.
+
+    Raises:
+        ConfigError: There are fewer than two, or one comes twice.
+        RunError: A folder holds no evaluation, or several.
+    """
+    folders: list[Path] = []
+    for name in given if isinstance(given, list) else [given]:
+        path = Path(str(name)).expanduser()
+        found = sorted(glob.glob(str(path))) if glob.has_magic(str(name)) and not path.exists() else [path]  # noqa: PTH207  # takes patterns from /
+        folders += [_evaluation_in(Path(each)) for each in found]
+    if len(folders) < 2:
+        raise ConfigError(
+            f"'evaluations={given}' names {counted(len(folders), 'evaluation')}, and two or more are compared. Type "
+            "'evaluations=[runs/<one>/evaluations/val-best,runs/<other>/evaluations/val-best]', or a pattern."
+        )
+    if twice := next(
+        (folder for place, folder in enumerate(folders) if folder.resolve() in map(Path.resolve, folders[:place])), None
+    ):
+        raise ConfigError(f"'evaluations' names {twice} twice. Name each once.")
+    return [_read(folder) for folder in folders]
+
+
+def _evaluation_in(path: Path) -> Path:
+    """The folder of an evaluation: `path`, or the only one of the run there."""
+    if (path / "cases.csv").exists():
+        return path
+    found = sorted(file.parent for file in path.glob("evaluations/*/cases.csv"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RunError(f"{path} holds {counted(len(found), 'evaluation')}. Name one of them: {listed(found)}.")
+    raise RunError(f"{path} holds no evaluation (no cases.csv). Make one: voxtile evaluate run={path}")
+
+
+def _read(folder: Path) -> Evaluation:
+    """The evaluation in a folder.
+
+    Raises:
+        RunError: It cannot be read, or an older version has written less.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        with (folder / "cases.csv").open(encoding="utf-8", newline="") as file:
+            rows = {row["case"]: row for row in csv.DictReader(file)}
+        what = listed(sorted({"split", "weights", "classes", "regions", "grid", "averaged"} - summary.keys()))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        what = reason(error)
+    if what:
+        raise RunError(
+            f"The evaluation in {folder} is damaged, or an older version has written it: {what} is not there or cannot be read. "
+            "Make it again with 'voxtile evaluate'."
+        )
+    return Evaluation(folder, summary, rows)
+
+
+def _check_same(first: Evaluation, other: Evaluation) -> None:
+    """Refuses what was not counted on the same pixels.
+
+    Raises:
+        RunError: Split, classes, grid, cases, groups or numbers of judged pixels are not the same.
+    """
+    both = f"{first.folder} and {other.folder}"
+    for key in ("split", "classes", "regions", "grid", "averaged"):
+        mine, its = first.summary[key], other.summary[key]
+        if mine != its:
+            raise RunError(
+                f"{both} are not of the same data: '{key}' is {mine} and {its}. Compare evaluations of one split of one data set."
+            )
+    if apart := sorted(first.cases.keys() ^ other.cases.keys()):
+        raise RunError(
+            f"{both} do not hold the same cases: only one of them holds {listed(apart)}. Compare evaluations of one split (the "
+            "same 'split.seed' and 'fold'), or of whole cross-validations."
+        )
+    for case, row in first.cases.items():
+        for key, what in (("group", "groups"), ("pixels", "numbers of judged pixels")):
+            if row[key] != other.cases[case][key]:
+                raise RunError(
+                    f"{both} have other {what} for case {case}: {row[key]} and {other.cases[case][key]}. Labels, or 'data.group', "
+                    "have changed between the two; evaluate again."
+                )
+
+
+def _scores(wanted: Sequence[str] | str, evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
+    """The scores that are compared, and the columns of cases.csv that each is a mean over.
+
+    A kind of scores, such as "dice", stands for its mean over what means are over, and for each class and region.
+
+    Raises:
+        ConfigError: An evaluation has no such score.
+    """
+    summary = evaluations[0].summary
+    headers = [list(next(iter(each.cases.values()))) for each in evaluations]
+    columns = [name for name in headers[0] if "/" in name and all(name in header for header in headers)]
+    found = {}
+    for score in [wanted] if isinstance(wanted, str) else wanted:
+        own = [f"{score}/{name}" for name in (*summary["classes"], *summary["regions"]) if f"{score}/{name}" in columns]
+        averaged = [f"{score}/{name}" for name in summary["averaged"]]
+        if score not in columns and not own:
+            kinds = list(dict.fromkeys(name.partition("/")[0] for name in columns))
+            raise ConfigError(
+                f"'scores' names '{score}', which is not in the cases.csv of all of these evaluations."
+                f"{did_you_mean(score, [*kinds, *columns])} Choose from {listed(kinds, 20)}, or name single columns. Distances "
+                "between surfaces are there after 'voxtile evaluate … surface=true'."
+            )
+        if set(averaged) <= set(own):
+            found[score] = averaged
+        found |= {name: [name] for name in own or [score]}
+    return found
+
+
+def _show(out: Console, title: str, found: Mapping[str, tuple[Difference, float]], comparisons: int) -> None:
+    from rich.table import Table
+
+    from voxtile.commands.tables import number
+
+    further = ("p (Holm)",) if comparisons > 1 else ()
+    table = Table(
+        "score", "first", "other", "difference", "95 % interval", "p", *further, "cases", title=title, title_justify="left"
+    )
+    for score, (each, adjusted) in found.items():
+        interval = "undefined" if each.low != each.low else f"{each.low:+.4f} to {each.high:+.4f}"
+        apart = "undefined" if each.difference != each.difference else f"{each.difference:+.4f}"
+        probabilities = [number(each.p), *([number(adjusted)] if further else [])]
+        table.add_row(score, number(each.first), number(each.other), apart, interval, *probabilities, str(each.cases))
+    out.print(table)
+
+
+def _say_limits(out: Console, evaluations: Sequence[Evaluation], groups: int) -> None:
+    """Prints what keeps the comparison from saying much."""
+    if groups < FEW_GROUPS:
+        out.print(f"{counted(groups, 'group')} of cases: p cannot be below {min(1, 2 / 2**groups):.2g}, whatever the difference")
+    if any((each.summary["split"], each.summary["weights"]) == ("val", "best") for each in evaluations):
+        out.print("the best weights were chosen on the cases that are compared here, so scores are optimistic, and not all alike")

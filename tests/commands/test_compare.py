@@ -1,0 +1,138 @@
+"""voxtile compare: the table against evaluations' own files, and what cannot be compared."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.commands.conftest import Command, homes
+from tests.testers.tiny import scene_words, scenes
+from voxtile.commands.main import main
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two runs: the second is a copy of the first that is evaluated with mirrors."""
+    folder = tmp_path_factory.mktemp("compared")
+    words = scene_words(folder)
+    shutil.rmtree(folder / "scenes")
+    scenes(folder / "scenes", count=10)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def voxtile(*words: str) -> None:
+            patch.setattr("sys.argv", ["voxtile", *words])
+            assert main() == 0
+
+        voxtile("train", *words, "split.val=0.5", "training.steps=12", "optimizer.lr=0.01")
+        (home,) = homes(folder / "runs")
+        home = home.rename(folder / "runs" / "plain")
+        shutil.copytree(home, folder / "runs" / "mirrored")
+        voxtile("evaluate", f"run={home}")
+        voxtile("evaluate", f"run={folder / 'runs' / 'mirrored'}", "mirrors=[y,x]")
+    return folder / "runs"
+
+
+@pytest.fixture
+def pair(runs: Path) -> tuple[Path, Path]:
+    """The folders of two evaluations."""
+    first, other = (next((runs / name / "evaluations").iterdir()) for name in ("plain", "mirrored"))
+    return first, other
+
+
+def cases(folder: Path) -> list[dict[str, str]]:
+    with (folder / "cases.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_holds_the_differences_of_the_cases(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
+    first, other = pair
+    said = voxtile("compare", f"evaluations=[{first},{other}]", f"output={tmp_path / 'table.csv'}")
+    assert said.code == 0
+    with (tmp_path / "table.csv").open() as file:
+        rows = {row["score"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["dice", "dice/ground", "dice/disc"]
+    disc = [np.array([float(row["dice/disc"]) for row in cases(folder)]) for folder in pair]
+    assert float(rows["dice/disc"]["difference"]) == pytest.approx((disc[1] - disc[0]).mean())
+    assert rows["dice"]["difference"] == rows["dice/disc"]["difference"]  # the ground is in no mean
+    assert float(rows["dice/disc"]["other"]) == pytest.approx(json.loads((other / "summary.json").read_text())["scores"]["dice"])
+    assert float(rows["dice"]["low"]) <= float(rows["dice"]["difference"]) <= float(rows["dice"]["high"])
+    assert f"{float(rows['dice']['difference']):+.4f}" in said.out
+    assert "p cannot be below" in said.out  # few groups
+    assert "chosen on the cases that are compared" in said.out
+
+
+def test_runs_stand_for_their_only_evaluation_and_several_are_corrected_for(
+    pair: tuple[Path, Path], runs: Path, voxtile: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(pair[1], tmp_path / "third")
+    said = voxtile("compare", f"evaluations=[{runs / 'plain'},{runs / 'mirrored'},{tmp_path / 'third'}]", "scores=[case_iou]")
+    assert said.code == 0
+    assert "mirrored compared with plain" in said.out
+    assert "third compared with plain" in said.out
+    assert "p (Holm)" in said.out
+    assert "case_iou/disc" in said.out
+    assert "dice" not in said.out
+
+
+def test_a_pattern_finds_evaluations(pair: tuple[Path, Path], runs: Path, voxtile: Command) -> None:
+    assert "plain compared with mirrored" in voxtile("compare", f"evaluations={runs}/*/evaluations/*").out
+
+
+def changed(folder: Path, tmp_path: Path, change: str) -> Path:
+    """A copy of an evaluation of which something is otherwise."""
+    copy = tmp_path / "changed"
+    shutil.copytree(folder, copy)
+    rows, summary = cases(copy), json.loads((copy / "summary.json").read_text())
+    if change == "case":
+        rows[0]["case"] = "another"
+    elif change in rows[0]:
+        rows[0][change] = "7"
+    elif change == "older":
+        del summary["averaged"]
+    else:
+        summary[change] = "other"
+    (copy / "summary.json").write_text(json.dumps(summary))
+    with (copy / "cases.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("case", "do not hold the same cases: only one of them holds another"),
+        ("group", "have other groups for case"),
+        ("pixels", "have other numbers of judged pixels for case"),
+        ("split", "are not of the same data: 'split' is val and other"),
+        ("grid", "are not of the same data: 'grid' is stored and other"),
+        ("older", "an older version has written it: averaged is not there"),
+    ],
+)
+def test_what_was_counted_on_other_pixels_is_refused(
+    pair: tuple[Path, Path], tmp_path: Path, voxtile: Command, change: str, words: str
+) -> None:
+    said = voxtile("compare", f"evaluations=[{pair[0]},{changed(pair[1], tmp_path, change)}]")
+    assert said.code == 4
+    assert words in said.text
+
+
+def test_wrong_words_are_one_paragraph(pair: tuple[Path, Path], runs: Path, tmp_path: Path, voxtile: Command) -> None:
+    first, other = pair
+    both = f"evaluations=[{first},{other}]"
+    assert "names 1 evaluation, and two or more are compared" in voxtile("compare", f"evaluations={first}").err
+    assert "twice" in voxtile("compare", f"evaluations=[{first},{first}]").err
+    said = voxtile("compare", both, "scores=[dise]")
+    assert said.code == 2
+    assert "Did you mean 'dice'?" in said.err
+    assert "surface=true" in voxtile("compare", both, "scores=[hd95]").err
+    (tmp_path / "empty").mkdir()
+    assert f"voxtile evaluate run={tmp_path / 'empty'}" in voxtile("compare", f"evaluations=[{first},{tmp_path / 'empty'}]").err
+    shutil.copytree(runs / "plain", tmp_path / "two")
+    shutil.copytree(other, tmp_path / "two" / "evaluations" / "other")
+    assert "holds 2 evaluations. Name one of them" in voxtile("compare", f"evaluations=[{first},{tmp_path / 'two'}]").err
+    assert homes(runs)
