@@ -1,8 +1,10 @@
 """voxtile evaluate: whole cases, every pixel once, looks at the test split counted."""
 
 import csv
+import hashlib
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import rasterio
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
 from tests.commands.conftest import Command, Run, homes
@@ -119,9 +122,62 @@ def test_the_last_weights_have_scores_of_their_own(scene_run: Run, voxtile: Comm
 def test_measures_that_an_evaluation_takes_away_are_named(copied_run: Run, voxtile: Command) -> None:
     assert voxtile("evaluate", f"run={copied_run.home}", "objects=true").code == 0
     said = voxtile("evaluate", f"run={copied_run.home}")
-    assert "also held objects, and this one takes its place: type objects=true, too," in said.text
+    assert "also held objects, and this one has taken its place: type objects=true, too," in said.text
     assert "intervals rest on 1 group: so few say little" in said.text
-    assert "takes its place" not in voxtile("evaluate", f"run={copied_run.home}").text
+    assert "taken its place" not in voxtile("evaluate", f"run={copied_run.home}").text
+
+
+@pytest.mark.parametrize("word", ["surface=10", "lesions={least: 200, overlap: 0.1, connectivity: 4}", "objects=0.25"])
+def test_what_is_to_be_typed_for_measures_that_were_taken_away_measures_the_same(
+    copied_run: Run, voxtile: Command, word: str
+) -> None:
+    folder = copied_run.home / "evaluations" / "val-best"
+    assert voxtile("evaluate", f"run={copied_run.home}", word).code == 0
+    before = (folder / "summary.json").read_text()
+    said = voxtile("evaluate", f"run={copied_run.home}")
+    assert "val-best/summary.json the earlier evaluation in" in said.text  # below the table, where it is seen
+    (typed,) = shlex.split(said.text.partition("taken its place: type ")[2].partition(", too,")[0])
+    assert typed == word
+    assert voxtile("evaluate", f"run={copied_run.home}", typed).code == 0
+    assert (folder / "summary.json").read_text() == before
+
+
+def test_an_unfinished_run_is_said_to_be_one_and_spends_no_look_at_test_cases(
+    copied_run: Run, tmp_path: Path, voxtile: Command
+) -> None:
+    status, best = copied_run.home / "status.json", copied_run.home / "weights" / "best.safetensors"
+    folder = copied_run.home / "evaluations" / "val-best"
+    finished, final = status.read_text(), best.read_bytes()
+    save_file({name: value * 2 for name, value in load_file(best).items()}, best, metadata={"step": "3"})
+    status.write_text(json.dumps({"state": "running", "step": 3, "steps": 6, "best": json.loads(finished)["best"]}))  # killed
+    common = [f"run={copied_run.home}", f"paths.runs={tmp_path / 'elsewhere'}"]
+    said = voxtile("evaluate", *common, "split=test")
+    assert said.code == 4
+    assert f"{copied_run.home} is interrupted, at step 3: test cases are looked at with the weights" in said.text
+    assert "the command that began it (voxtile train --config-dir" in said.text
+    assert not (tmp_path / "elsewhere").exists()
+    image = copied_run.folder / "scenes" / "images" / f"{copied_run.read('manifest.json')['data']['split']['val'][0]['id']}.tif"
+    predicting = ["predict", *common, f"input={image}", "areas=true"]
+    for words in (["evaluate", *common], [*predicting, f"output={tmp_path / 'early'}"]):
+        said = voxtile(*words)
+        assert said.code == 0, said.text
+        assert f"{copied_run.home} is interrupted and stands at step 3 of 6: its weights may still change" in said.text
+    assert "adjusted hectares rest on evaluations/val-best" in said.text
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["weights_step"], summary["weights_sha256"]) == (3, hashlib.sha256(best.read_bytes()).hexdigest())
+
+    best.write_bytes(final)
+    status.write_text(finished)
+    assert "there is no evaluation with these runs, weights" in voxtile(*predicting, f"output={tmp_path / 'late'}").text
+    said = voxtile("verify", *common)
+    assert said.code == 4
+    assert "evaluations: of other weights than the run has now, so evaluate again: val-best (of step 3)" in said.text
+    said = voxtile("evaluate", *common)
+    step = json.loads(finished)["best"]["step"]
+    assert f"was of other weights (of steps 3 and {step}), and this one has taken its place" in said.text
+    assert "may still change" not in said.text
+    said = voxtile("verify", *common)
+    assert (said.code, "evaluations" in said.text) == (0, False), said.text
 
 
 def test_each_look_at_test_is_recorded(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

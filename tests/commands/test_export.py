@@ -300,4 +300,4 @@ def test_what_cannot_be_exported_is_said(copied_run: Run, voxtile: Command, monk
     assert said.code == 2
     assert "pip install 'voxtile[onnx]'" in said.text
     (copied_run.home / "status.json").write_text('{"state": "failed", "step": 2}')
-    assert "is failed; its weights are not" in voxtile("export", f"run={copied_run.home}", "format=bundle").text
+    assert "its weights are not those that it will end with" in voxtile("export", f"run={copied_run.home}", "format=bundle").text

@@ -119,7 +119,7 @@ def test_an_unfinished_run_and_changed_code_are_refused(copied_run: Run, voxtile
     (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 2}')
     said = voxtile("reproduce", f"run={copied_run.home}")
     assert said.code == 4
-    assert "is interrupted: there is nothing to compare with yet" in said.text
+    assert "is interrupted, at step 2: there is nothing to compare with yet. Train it to its end first: the command" in said.text
 
 
 def test_what_differs_is_said_with_its_likely_cause_and_the_spread_of_seeds(copied_run: Run, tmp_path: Path) -> None:

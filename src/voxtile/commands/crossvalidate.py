@@ -114,7 +114,7 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
     refuse_shared_search(config, processes)
     opened = [Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"]) for path in paths]
     for each in opened:
-        each.say_changed(out)
+        each.warn(out)
     data = opened[0].manifest["data"]
     if choosing:
         background_of(data)
@@ -127,7 +127,9 @@ def evaluate_several(paths: Sequence[str], config: Mapping[str, Any], out: Conso
     home = folder_of_several(config, [member.trained.home for member in members])
     facts: dict[str, Any] = {
         "waived": list(dict.fromkeys(sentence for member in members for sentence in member.trained.manifest["data"]["waived"])),
-        "runs": [{"run": m.trained.home.path.name, "identity": m.recipe["identity"], "fold": m.fold} for m in members],
+        "runs": [
+            {"run": m.trained.home.path.name, "identity": m.recipe["identity"], "fold": m.fold, **m.trained.file} for m in members
+        ],
     }
     scorer = Scorer([(member.trained, member.prepared) for member in members], config, measures)
     together = _Together(members, config, scorer, processes, home, out)

@@ -42,7 +42,7 @@ class Ensemble:
         folders = run_folders(config, out)
         members = tuple(Trained.open(folder, config["weights"], config["trust"], bundles=True) for folder in folders)
         for member in members:
-            member.say_changed(out)
+            member.warn(out)
         for other in members[1:]:
             for what, mine, its in zip(("classes", "channels", "reading", "regions"), _kind(members[0]), _kind(other), strict=True):
                 if mine != its:

@@ -75,7 +75,9 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
     from voxtile.inference.postprocess_search import Search
 
     trained = Trained.open(path, config["weights"], config["trust"], config["root"], config["paths"]["cache"])
-    trained.say_changed(out)
+    if config["split"] == "test":
+        trained.home.refuse_unfinished("test cases are looked at with the weights that a run ends with")
+    trained.warn(out)
     data = trained.manifest["data"]
     measures = measures_of(config, data)
     searching, choosing = asks_for_search(config["crf"]), asks_for_search(config["postprocess"])
@@ -119,7 +121,7 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
         say_search(out, mean_dice(plain, data), mean_dice(scored, data), as_typed(post, data["classes"]), file, how)
         scored = scored if helps else plain
     folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor, as_typed(post, data["classes"]))
-    facts = {"waived": list(data["waived"]), "run": trained.home.read("recipe.json")["identity"]}
+    facts = {"waived": list(data["waived"]), "run": trained.home.read("recipe.json")["identity"], **trained.file}
     facts |= {"changed_modules": changed} if (changed := trained.changed_modules) else {}
     write_scores(folder, score_table(scored, data, measures), config, predictor, as_typed(post, data["classes"]), facts, out)
     return 0

@@ -45,7 +45,6 @@ def export(config: Mapping[str, Any]) -> int:
     from voxtile.commands.evaluate import prepared_for
     from voxtile.commands.trained import Trained
     from voxtile.commands.words import word
-    from voxtile.errors import RunError
     from voxtile.inference.exporting import check_packages
     from voxtile.training.run_folder import EXPORT
 
@@ -54,10 +53,9 @@ def export(config: Mapping[str, Any]) -> int:
     if config["format"] == "onnx":
         check_packages()
     trained = Trained.open(config["run"], config["weights"], config["trust"], config["root"], config["paths"]["cache"])
-    trained.say_changed(out)
     home = trained.home
-    if (state := home.status["state"]) != "finished":
-        raise RunError(f"{home.path} is {state}; its weights are not those that it will end with. Train it to its end first.")
+    home.refuse_unfinished("its weights are not those that it will end with")
+    trained.warn(out)
     target = Path(str(config["output"])).expanduser() if config["output"] else home.path / "exports" / config["format"]
     images = window_images(trained, prepared_for(trained, "val", out), config["windows"])
     trained.network.eval()

@@ -109,11 +109,7 @@ def _refuse_unfit(folders: list[Path]) -> None:
     known: dict[str, Path] = {}
     for folder in folders:
         home = RunFolder.existing(folder, "runs", bundles=True)
-        if (status := home.status)["state"] != "finished":
-            raise RunError(
-                f"{folder} is {status['state']}, at step {status.get('step', 0)}: its weights are not those that it will end with. "
-                "Train it to its end first, or leave it out of 'runs'."
-            )
+        home.refuse_unfinished("its weights are not those that it will end with", ", or leave it out of 'runs'")
         identity = home.read("recipe.json", "identity")["identity"]
         if identity in known:
             raise RunError(

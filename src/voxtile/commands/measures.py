@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from voxtile.training.objects import ObjectCounter
 
 TOLERANCE_MM = 1.0  # mm, where the user names none
+LEAST_IOU = 0.5  # of matched objects, where the user names none
+MEASURES = ("surface", "lesions", "objects")  # as settings and notes are called
 LESIONS: Mapping[str, Any] = {"least": 0.0, "overlap": 0.0, "connectivity": 26}
 CORNERS = {4: False, 6: False, 8: True, 26: True}  # by connectivity
 
@@ -269,10 +272,27 @@ def measures_of(config: Mapping[str, Any], data: Mapping[str, Any]) -> list[Meas
     return out
 
 
+def as_typed(name: str, note: Mapping[str, Any]) -> str:
+    """The word of the command line that measures again what a note of `summary.json` says was measured.
+
+    Args:
+        name: of the measure.
+        note: see `Measure.note`.
+    """
+    if name == "objects":
+        value = "true" if note["least_iou"] == LEAST_IOU else f"{note['least_iou']:g}"
+    elif name == "surface" and len(set(note["tolerance"].values())) == 1:
+        value = f"{next(iter(note['tolerance'].values())):g}"
+    else:
+        settings = note["tolerance"] if name == "surface" else {key: note[key] for key in LESIONS}
+        value = f"{{{', '.join(f'{key}: {number:g}' for key, number in settings.items())}}}"
+    return shlex.quote(f"{name}={value}")
+
+
 def _threshold(setting: object) -> float | None:
     """The least IoU of matched objects; None where objects are not scored."""
     if isinstance(setting, bool) or setting is None:
-        return 0.5 if setting else None
+        return LEAST_IOU if setting else None
     if not is_number(setting, 0, 1) or setting == 0:
         raise ConfigError(f"'objects={setting}' must be true, false, or the least IoU of matched objects, above 0 and up to 1.")
     return float(setting)

@@ -42,8 +42,7 @@ def reproduce(config: Mapping[str, Any]) -> int:
     out, first = console(), RunFolder.existing(config["run"])
     if config["code"] not in ("same", "here"):
         raise ConfigError(f"'code={config['code']}' is unknown; choose from same, here.")
-    if (state := first.status["state"]) != "finished":
-        raise RunError(f"{first.path} is {state}: there is nothing to compare with yet. Train it to its end first.")
+    first.refuse_unfinished("there is nothing to compare with yet")
     manifest = first.read("manifest.json", "code", "hardware", "data")
     if manifest.get("segments"):
         out.print(

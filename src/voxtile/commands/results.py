@@ -436,6 +436,8 @@ def confusion_of(
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not evaluated
             continue
-        if summary["overlap"] == config["overlap"]:
+        of_these = {member.file["weights_sha256"] for member in runs.members}
+        said = (each.get("weights_sha256") for each in summary.get("runs", [summary]))  # an older evaluation does not say
+        if summary["overlap"] == config["overlap"] and {digest for digest in said if digest} <= of_these:
             return {"matrix": summary["confusion"], "source": f"{folder.parent.name}/{folder.name}"}
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from voxtile.cases.atomic import atomic_text
 from voxtile.cases.case import Case
 from voxtile.cases.csv_table import atomic_csv
 from voxtile.cases.regions import structures_of
-from voxtile.commands.measures import Measure
+from voxtile.commands.measures import MEASURES, Measure, as_typed
 from voxtile.commands.scoring import Scored
 from voxtile.commands.tables import print_scores, print_volumes
 from voxtile.errors import counted, listed
@@ -110,13 +110,7 @@ def write_scores(
         out: where it prints.
     """
     notes = {name: note for measure in table.measures for name, note in measure.note().items()}
-    if lost := _measured_before(folder, notes):
-        words = listed(f"{name}=true" for name in lost)
-        out.print(
-            f"the earlier evaluation in {folder} also held {listed(lost)}, and this one takes its place: type {words}, too, to "
-            "have that again",
-            soft_wrap=True,
-        )
+    before = summary_in(folder)
     atomic_csv(folder / "cases.csv", list(table.rows[0]), table.rows)
     summary = {
         "split": config["split"], "weights": config["weights"], "cases": len(table.cases), "overlap": config["overlap"],
@@ -134,15 +128,33 @@ def write_scores(
     for sentence in facts["waived"]:
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)
+    _say_replaced(before, summary, folder, out)
 
 
-def _measured_before(folder: Path, notes: Collection[str]) -> list[str]:
-    """What an earlier evaluation in a folder measured, and this one does not."""
+def summary_in(folder: Path) -> Mapping[str, Any]:
+    """The summary of the evaluation in a folder; empty where there is none."""
     try:
-        before = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    return [name for name in ("surface", "lesions", "objects") if name in before and name not in notes]
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _say_replaced(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, out: Console) -> None:
+    """Says what of an earlier evaluation in a folder is not in the one that has taken its place: last, where it is seen."""
+    if "weights_sha256" in before and before["weights_sha256"] != now.get("weights_sha256"):
+        steps = " and ".join(str(each.get("weights_step")) for each in (before, now))
+        out.print(
+            f"the earlier evaluation in {folder} was of other weights (of steps {steps}), and this one has taken its place",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+    if lost := [name for name in MEASURES if name in before and name not in now]:
+        words = " ".join(as_typed(name, before[name]) for name in lost)
+        out.print(
+            f"the earlier evaluation in {folder} also held {listed(lost)}, and this one has taken its place: type {words}, too, to "
+            "have that again",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
 
 
 def _show(table: ScoreTable, title: str, out: Console) -> None:

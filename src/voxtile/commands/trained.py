@@ -25,7 +25,7 @@ from voxtile.inference.procedure import Procedure
 from voxtile.models.network import dims_of
 from voxtile.studies.manifest import segment, trusted
 from voxtile.training.run_folder import RunFolder
-from voxtile.training.weights import file_digest, load_weights
+from voxtile.training.weights import file_digest, load_weights, saved_at
 from voxtile.values import is_number, is_whole
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Trained:
         built: its parts, built anew from its configuration.
         manifest: what it was made from.
         network: with the weights asked for.
+        file: what tells its weights from others: `weights_sha256`, and `weights_step`, at which they were saved (None: not known).
         code: digests of the trusted packages that the network is of, as they were when it was opened.
         looks: numbers under which this command's looks at test cases were recorded.
     """
@@ -57,6 +58,7 @@ class Trained:
     built: Parts
     manifest: Mapping[str, Any]
     network: torch.nn.Module
+    file: Mapping[str, Any]
     code: Mapping[str, str | None]
     looks: list[int] = field(default_factory=list)
 
@@ -141,15 +143,16 @@ class Trained:
                 else f" The run has not come to its first validation{failed}"
             )
             raise RunError(f"{home.path} holds no weights '{weights}'.{hint}")
-        recorded = (home.status.get("weights") or {}).get(weights)
-        if recorded and not changed and file_digest(file) != recorded:
+        recorded, digest = (home.status.get("weights") or {}).get(weights), file_digest(file)
+        if recorded and not changed and digest != recorded:
             raise RunError(
                 f"{file} has changed since the run was finished: its SHA-256 is not that in {home.path / 'status.json'}. Copy the "
                 "file anew from where the run was trained, or train the run again."
             )
         load_weights(network, file)
         packages = {name.partition(".")[0] for _, name in targets_of(config["model"], "model")}
-        return cls(home, built, manifest, network, trusted([each for each in trust if each.partition(".")[0] in packages]))
+        code = trusted([each for each in trust if each.partition(".")[0] in packages])
+        return cls(home, built, manifest, network, {"weights_sha256": digest, "weights_step": saved_at(file)}, code)
 
     @property
     def changed_modules(self) -> list[str]:
@@ -157,8 +160,16 @@ class Trained:
         known = segment(self.manifest).get("code", {}).get("trusted", {})
         return [name for name, digest in self.code.items() if known.get(name, digest) != digest]
 
-    def say_changed(self, out: Console) -> None:
-        """Says which these are, before anything is made with them."""
+    def warn(self, out: Console) -> None:
+        """Says what may make the weights others than those that are meant, before anything is made with them."""
+        status = self.home.status
+        if status["state"] != "finished":
+            step = f"step {max(status.get('step', 0), self.file['weights_step'] or 0)} of {self.built.settings.steps}"
+            out.print(
+                f"{self.home.path} is {status['state']} and stands at {step}: its weights may still change, and what is made with "
+                "them now is not of the finished run",
+                style="yellow", soft_wrap=True,
+            )  # fmt: skip
         if names := self.changed_modules:
             out.print(
                 f"{self.home.path} was trained before the trusted code of {listed(names)} changed: its weights may be in a network "

@@ -41,10 +41,12 @@ def verify(config: Mapping[str, Any]) -> int:
         raise ConfigError(f"'cases={wanted}' must be all or a whole number from 1 up.")
     trained = Trained.open(config["run"], "best", config["trust"], config["root"], config["paths"]["cache"], changed=True)
     home = trained.home
-    if (state := home.status["state"]) != "finished":
-        raise RunError(f"{home.path} is {state}; what it holds is not final. Train it to its end first.")
+    home.refuse_unfinished("what it holds is not final")
     wrong = check_weights(home)
     out.print(f"weights: {'; '.join(wrong) or 'as recorded when the run was finished'}", soft_wrap=True)
+    if stale := stale_evaluations(home):
+        wrong += stale
+        out.print(f"evaluations: of other weights than the run has now, so evaluate again: {listed(stale)}", soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="voxtile-") as fresh:  # for labels, and images' blocks, to be read anew
         prepared = prepared_for(trained, "val", out, Path(fresh))
     what = "labels, and sampled blocks of images, as in the training"
@@ -96,6 +98,19 @@ def check_weights(home: RunFolder) -> list[str]:
         return ["no digests of them are kept; the run was made by an older version"]
     found = digests(home.weights)
     return [f"{name} {'is gone' if name not in found else 'has changed'}" for name in recorded if found.get(name) != recorded[name]]
+
+
+def stale_evaluations(home: RunFolder) -> list[str]:
+    """The evaluations in a run's folder that are of other weights than those with which it was finished."""
+    from voxtile.commands.score_table import summary_in
+
+    recorded, found = home.read("status.json").get("weights") or {}, []
+    for folder in sorted((home.path / "evaluations").glob("*")):
+        summary = summary_in(folder)  # of an older version, which names no digest, nothing is known
+        name, digest = summary.get("weights"), summary.get("weights_sha256")
+        if digest is not None and digest != recorded.get(name, digest):
+            found.append(f"{folder.name} (of step {summary.get('weights_step')})")
+    return found
 
 
 def counted_again(trained: Trained, prepared: Prepared, chosen: Sequence[int], device_name: str) -> dict[int, NDArray[np.int64]]:

@@ -153,6 +153,31 @@ class RunFolder:
             return status | {"state": "interrupted"}
         return status
 
+    def refuse_unfinished(self, why: str, otherwise: str = "") -> None:
+        """Refuses a run that is not finished, and says how it is.
+
+        Args:
+            why: what is the matter with it, as a clause.
+            otherwise: what else can be done, to stand after "Train it to its end first".
+
+        Raises:
+            RunError: It is not finished.
+        """
+        status = self.status
+        if status["state"] == "finished":
+            return
+        command = ""
+        with suppress(RunError):  # one that has not begun has none
+            command = f" ({self.read('manifest.json', 'command')['command']})"
+        how = {
+            "running": "wait for the process that trains it",
+            "failed": f"the command that began it{command} does that, with 'retry=true'",
+        }.get(status["state"], f"the command that began it{command} continues it")
+        raise RunError(
+            f"{self.path} is {status['state']}, at step {status.get('step', 0)}: {why}. Train it to its end first{otherwise}: "
+            f"{how}."
+        )
+
     def set_status(self, state: str, **facts: Any) -> None:
         """Records the state with the facts that belong to it."""
         self.write("status.json", {"state": state, **facts})

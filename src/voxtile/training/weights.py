@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -54,6 +54,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise RunError(
             f"{path} does not hold the weights of this network: {reason(error)}. Move the run folder away and train the run again."
         ) from error
+
+
+def saved_at(path: Path) -> int | None:
+    """The step at which `save_weights` wrote a file; None of one that does not say."""
+    with safe_open(path, "pt") as file:
+        step = (file.metadata() or {}).get("step", "")
+    return int(step) if step.isdecimal() else None
 
 
 def file_digest(path: Path) -> str:
