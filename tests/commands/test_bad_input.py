@@ -1,6 +1,7 @@
 """Bad input: one clear paragraph that names the place and the remedy, no traceback, nothing half-written."""
 
 import errno
+import json
 import os
 import pickle
 import re
@@ -422,9 +423,33 @@ def test_a_run_folder_with_something_else_in_a_file(copied_run: Run, voxtile, na
 
 @pytest.mark.parametrize("state", [{}, {"step": 2}, [1, 2], "text"])
 def test_a_resume_state_that_is_none(copied_run: Run, voxtile, state) -> None:
-    (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 2}')
+    status = '{"state": "interrupted", "step": 2}'
+    (copied_run.home / "status.json").write_text(status)
     torch.save(state, copied_run.home / "resume.pt")
-    refused(voxtile("train", *copied_run.words), 4, copied_run.home / "resume.pt", "Delete it to train the run from its start")
+    what = "it lacks" if isinstance(state, dict) else "it holds a"
+    refused(voxtile("train", *copied_run.words), 4, copied_run.home / "resume.pt", what, "Type 'retry=true': the same command")
+    assert (copied_run.home / "status.json").read_text() == status
+
+
+def test_a_resume_state_that_is_cut_off(copied_run: Run, voxtile) -> None:
+    """What the message says to type trains the run, and until then its folder says how far it had come."""
+    status = copied_run.read("status.json")
+    unfinished = json.dumps({"state": "interrupted", "step": 3, "steps": 6, "best": status["best"]})
+    (copied_run.home / "status.json").write_text(unfinished)
+    metrics = (copied_run.home / "metrics.csv").read_bytes()
+    torch.save({"step": 3, "network": torch.zeros(5000)}, copied_run.home / "resume.pt")
+    os.truncate(copied_run.home / "resume.pt", 5000)
+    said = voxtile("train", *copied_run.words)
+    refused(said, 4, copied_run.home / "resume.pt", "damaged", "Type 'retry=true': the same command then")
+    assert "Errno" not in said.text
+    assert (copied_run.home / "status.json").read_text() == unfinished
+    said = voxtile("train", *copied_run.words, "retry=true")
+    assert said.code == 0, said.text
+    assert "resume.pt is damaged and now called resume.damaged: the run is trained from its start" in said.text
+    assert copied_run.read("status.json") == status
+    assert (copied_run.home / "metrics.csv").read_bytes() == metrics
+    assert (copied_run.home / "resume.damaged").stat().st_size == 5000
+    assert "segments" not in copied_run.read("manifest.json")
 
 
 def test_a_finished_run_whose_weights_are_gone(copied_run: Run, voxtile) -> None:
@@ -532,7 +557,7 @@ def test_a_planted_pickle_as_resume_state_is_not_run(copied_run: Run, tmp_path, 
     (copied_run.home / "status.json").write_text('{"state": "interrupted", "step": 2}')
     resume = copied_run.home / "resume.pt"
     resume.write_bytes(pickle.dumps(Planted(marker)))
-    refused(voxtile("train", *copied_run.words), 4, f"{resume} cannot be read", "Delete it")
+    refused(voxtile("train", *copied_run.words), 4, f"{resume} cannot be read", "Type 'retry=true'")
     assert not marker.exists()
     pickle.loads(resume.read_bytes())
     assert marker.exists()  # the pickle would have

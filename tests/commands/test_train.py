@@ -428,7 +428,10 @@ def test_a_failed_run_is_refused_until_told_to_retry(copied_run: Run, voxtile: C
     said = voxtile("train", *copied_run.words)
     assert said.code == 4
     assert "failed before, at step 4, and said: The cable was pulled." in said.text
-    assert "'retry=true'" in said.text
+    assert "train it again from its start, since no state of it is saved, with 'retry=true'" in said.text
+    (copied_run.home / "resume.pt").touch()
+    assert "train it again from its last saved state with 'retry=true'" in voxtile("train", *copied_run.words).text
+    (copied_run.home / "resume.pt").unlink()
     assert voxtile("train", *copied_run.words, "retry=true").code == 0
     assert copied_run.read("status.json")["state"] == "finished"
 

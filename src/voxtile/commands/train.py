@@ -202,9 +202,10 @@ def is_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, he
             )
         return True
     if status["state"] == "failed" and not config["retry"]:
+        where = "its last saved state" if home.resume.exists() else "its start, since no state of it is saved,"
         raise RunError(
             f"This run failed before, at step {status.get('step', '?')}, and said: {sentence(status.get('reason', 'nothing'))} Its "
-            f"folder is {home.path}. Change the configuration, or train it again from its last saved state with 'retry=true'."
+            f"folder is {home.path}. Change the configuration, or train it again from {where} with 'retry=true'."
         )
     # Who holds the lease finds "running" where a process was killed; without it, someone is at work.
     if (held or status["state"] != "running") and home.resume.exists() and not config["inexact"]:
@@ -234,6 +235,7 @@ def _train(
     from voxtile.training.weights import load_resume
 
     steps = module.settings.steps
+    _check_saved(home, config["retry"], out)
     facts = manifest(command_line(), prepared, devices, config["trust"])
     facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
     facts["parent"] = None if parent is None else {"run": str(parent.home.path.absolute()), "weights": parent.digest}
@@ -249,7 +251,8 @@ def _train(
         kept.model.weights = str(Path(file).expanduser().absolute())
     atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(kept))
     home.write("manifest.json", facts)
-    home.set_status("running", **({"step": 0, "steps": steps} | {k: v for k, v in home.status.items() if k in ("step", "best")}))
+    reached = {key: value for key, value in home.status.items() if key in ("step", "best")} if home.resume.exists() else {}
+    home.set_status("running", **({"step": 0, "steps": steps} | reached))
     for sentence in prepared.waived:
         out.print(f"waived: {sentence}", style="yellow")
     split = prepared.split
@@ -290,6 +293,24 @@ def _train(
         )
         with suppress(OSError, RunError):
             home.write("manifest.json", facts)
+
+
+def _check_saved(home: RunFolder, retry: bool, out: Console) -> None:
+    """Sees whether the state that a run goes on from can be read, before anything of the run is written.
+
+    Raises:
+        RunError: It cannot, and the user has not said to begin anew then.
+    """
+    from voxtile.training.weights import DamagedStateError, load_resume
+
+    try:
+        load_resume(home.resume)
+    except DamagedStateError:
+        if not retry:
+            raise
+        aside = home.resume.replace(home.path / "resume.damaged")
+        out.print(f"{home.resume} is damaged and now called {aside.name}: the run is trained from its start", style="yellow",
+                  soft_wrap=True)  # fmt: skip
 
 
 def _fit_here(

@@ -234,7 +234,8 @@ def _take_up(module: SegmentationModule, folder: RunFolder, console: Console) ->
         size = int(state["metrics"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise RunError(
-            f"{folder.resume} is no state of this run: {reason(error)}. Delete it to train the run from its start."
+            f"{folder.resume} is no state of this run: {reason(error)}. Delete it and type 'retry=true': the same command then "
+            "trains the run from its start."
         ) from error
     console.print(f"continuing at step {module.step} of {module.settings.steps}", highlight=False)
     return size

@@ -46,7 +46,7 @@ class MetricsFile:
         if there < size:
             raise RunError(
                 f"{self._path} has {there} bytes, and the run had written {size} when it was saved. The run folder is damaged: put "
-                "the file back, or delete resume.pt to train the run from its start."
+                "the file back, or delete resume.pt and type 'retry=true': the same command then trains the run from its start."
             )
         os.truncate(self._path, size)
 

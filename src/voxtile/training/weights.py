@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from voxtile.cases.atomic import atomic_write
-from voxtile.errors import RunError, reason
+from voxtile.errors import RunError, listed, reason
 from voxtile.models.network import second_names
+
+
+class DamagedStateError(RunError):
+    """The state that a run would go on from is damaged."""
 
 
 def save_weights(network: nn.Module, path: Path, step: int) -> None:
@@ -82,14 +87,23 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def load_resume(path: Path) -> dict[str, Any] | None:
-    """Reads the resume state, None where there is none; nothing in it is executed."""
+    """Reads the resume state, None where there is none; nothing in it is executed.
+
+    Raises:
+        RunError: It is damaged, or something else.
+    """
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or (missing := [key for key in ("step", "best", "network", "metrics") if key not in state]):
+            raise ValueError(f"it lacks {listed(missing)}" if isinstance(state, dict) else f"it holds a {type(state).__name__}")
         return state
+    except PermissionError as error:
+        raise RunError(f"{path} cannot be read: {reason(error)}. Give yourself the right to read it.") from error
     except Exception as error:  # torch raises many types for a damaged or a planted file
-        raise RunError(
-            f"{path} cannot be read: {reason(error)}. It is damaged, or not a file of this program. Delete it to train the run "
-            "from its start."
+        why = "" if isinstance(error, OSError) and error.errno == errno.EINVAL else f" ({reason(error)})"  # of one that is cut off
+        raise DamagedStateError(
+            f"{path} cannot be read: it is damaged, or not a file of this program{why}. Type 'retry=true': the same command then "
+            "trains the run from its start."
         ) from error
