@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,36 @@ def test_a_run_trained_again_is_identical(copied_run: Run, voxtile: Command, tmp
     (again,) = homes(next((tmp_path / "again").iterdir()))
     assert again.name == copied_run.home.name
     assert (again / "weights" / "last.safetensors").read_bytes() == (copied_run.home / "weights" / "last.safetensors").read_bytes()
+
+
+def test_what_a_run_lacks_is_told_before_anything_is_trained(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    (copied_run.home / "metrics.csv").unlink()
+    (copied_run.home / "weights" / "last.safetensors").unlink()
+    said = voxtile("reproduce", f"run={copied_run.home}", f"output={tmp_path / 'again'}", "code=here")
+    assert said.code == 4
+    assert f"{copied_run.home} cannot be compared with: metrics.csv, weights/last.safetensors are gone" in said.text
+    assert not (tmp_path / "again").exists()
+
+
+def test_numbers_and_weights_that_were_changed_later_are_not_blamed_on_the_hardware(copied_run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(copied_run.home, other)
+    first, second = RunFolder(copied_run.home), RunFolder(other)
+    kept = first.metrics.read_text()
+    first.metrics.write_text(re.sub(r"(?m)^3,val/dice,.*$", "3,val/dice,0.9", kept))
+    found = compare(first, second)
+    assert not found.identical
+    assert found.lines[0].startswith("not identical: 1 of ")
+    assert re.fullmatch(r"  step 3, val/dice: 0\.9, now 0\.\d+", found.lines[1])
+    assert found.lines[2:] == [
+        f"The weights are the same, bit for bit, so the training was: {first.metrics} seems to have changed since."
+    ]
+    first.metrics.write_text(kept)
+    best = first.weights / "best.safetensors"
+    save_file({name: value + 1 for name, value in load_file(best).items()}, best)
+    found = compare(first, second)
+    assert not found.identical
+    assert found.lines[-1].endswith("it was finished with, so that they cannot be the same: best has changed.")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Whether a run is what its folder says."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_a_changed_score_is_told(copied_run: Run, voxtile: Command) -> None:
     said = voxtile("verify", f"run={copied_run.home}")
     assert said.code == 4
     assert "in status.json are not those of the recorded counts: dice" in said.text
+
+
+def test_changed_numbers_are_told(copied_run: Run, voxtile: Command) -> None:
+    file, step = copied_run.home / "metrics.csv", copied_run.read("status.json")["best"]["step"]
+    rows = file.read_text()
+    file.write_text(re.sub(rf"(?m)^{step},val/dice,.*$", f"{step},val/dice,0.9375", rows))
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert said.code == 4
+    assert f"numbers: of the best validation, at step {step}: val/dice is 0.9375 in metrics.csv scores: 1 of 1" in said.text
+    file.write_text(re.sub(rf"(?m)^{step},val/dice,.*\n", "", rows))
+    assert "val/dice is not there in metrics.csv" in voxtile("verify", f"run={copied_run.home}").text
+    file.unlink()
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert (said.code, "metrics.csv is gone" in said.text) == (4, True)
 
 
 def test_data_are_read_anew_however_old_they_look(

@@ -36,13 +36,14 @@ def reproduce(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console
     from voxtile.commands.evaluate import prepared_for
     from voxtile.commands.trained import Trained
-    from voxtile.studies.reproduction import compare
+    from voxtile.studies.reproduction import check_evidence, compare
     from voxtile.training.run_folder import RunFolder
 
     out, first = console(), RunFolder.existing(config["run"])
     if config["code"] not in ("same", "here"):
         raise ConfigError(f"'code={config['code']}' is unknown; choose from same, here.")
     first.refuse_unfinished("there is nothing to compare with yet")
+    check_evidence(first)
     manifest = first.read("manifest.json", "code", "hardware", "data")
     if manifest.get("segments"):
         out.print(

@@ -35,6 +35,7 @@ def verify(config: Mapping[str, Any]) -> int:
     from voxtile.commands.trained import Trained, device
     from voxtile.errors import ConfigError, RunError, listed
     from voxtile.studies.manifest import Devices, changes
+    from voxtile.studies.reproduction import changed_weights
 
     out, wanted = console(), config["cases"]
     if wanted != "all" and not is_whole(wanted, 1):
@@ -42,7 +43,7 @@ def verify(config: Mapping[str, Any]) -> int:
     trained = Trained.open(config["run"], "best", config["trust"], config["root"], config["paths"]["cache"], changed=True)
     home = trained.home
     home.refuse_unfinished("what it holds is not final")
-    wrong = check_weights(home)
+    wrong = changed_weights(home)
     out.print(f"weights: {'; '.join(wrong) or 'as recorded when the run was finished'}", soft_wrap=True)
     if stale := stale_evaluations(home):
         wrong += stale
@@ -58,6 +59,9 @@ def verify(config: Mapping[str, Any]) -> int:
     if other := other_scores(trained, recorded, names):
         wrong.append(f"{listed(other)} in status.json")
         out.print(f"scores: in status.json are not those of the recorded counts: {listed(other)}", soft_wrap=True)
+    if other := other_metrics(home):
+        wrong += other
+        out.print(f"numbers: of the best validation, at step {home.status['best']['step']}: {listed(other)}", soft_wrap=True)
     count = len(names) if wanted == "all" else min(int(wanted), len(names))
     chosen = sorted({round(place) for place in np.linspace(0, len(names) - 1, count)})
     found = counted_again(trained, prepared, chosen, config["device"])
@@ -89,15 +93,17 @@ def other_scores(trained: Trained, recorded: Mapping[str, Any], names: Sequence[
     return [name for name, value in found.items() if said.get(name) != (value if math.isfinite(value) else None)]
 
 
-def check_weights(home: RunFolder) -> list[str]:
-    """What is not as it was recorded, one phrase each."""
-    from voxtile.training.weights import digests
+def other_metrics(home: RunFolder) -> list[str]:
+    """What metrics.csv says otherwise of the best validation than status.json, one phrase each."""
+    from voxtile.training import metrics_file
 
-    recorded = home.read("status.json").get("weights")
-    if recorded is None:
-        return ["no digests of them are kept; the run was made by an older version"]
-    found = digests(home.weights)
-    return [f"{name} {'is gone' if name not in found else 'has changed'}" for name in recorded if found.get(name) != recorded[name]]
+    if not home.metrics.is_file():
+        return ["metrics.csv is gone"]
+    best = home.status["best"]
+    rows = {name: value for step, name, value in metrics_file.read(home.metrics) if step == best["step"]}
+    names = {f"val/{name}": value for name, value in best["scores"].items()}
+    same = {name: ("nan", "inf", "-inf") if value is None else (repr(float(value)),) for name, value in names.items()}
+    return [f"{name} is {rows.get(name, 'not there')} in metrics.csv" for name in names if rows.get(name) not in same[name]]
 
 
 def stale_evaluations(home: RunFolder) -> list[str]:

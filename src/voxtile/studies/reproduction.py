@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from voxtile.errors import VoxtileError, counted, listed
+from voxtile.errors import RunError, VoxtileError, counted, listed
 from voxtile.studies.manifest import segment
 from voxtile.training import metrics_file
 from voxtile.training.run_folder import RunFolder
+from voxtile.training.weights import digests
 
 WEIGHTS = ("best", "last")
 MOST_SCORES = 8  # scores that are listed
@@ -44,9 +45,41 @@ def compare(first: RunFolder, second: RunFolder) -> Comparison:
     scores, found = (run.read("status.json", "best")["best"]["scores"] for run in (first, second))
     changed = [name for name in scores if scores[name] != found.get(name)]
     lines += [f"  {name}: {_moved(scores[name], found.get(name))}" for name in changed[:MOST_SCORES]]
+    if not any(weights.values()):
+        for step, name in differing[:MOST_SCORES]:
+            lines.append(f"  step {step}, {name}: {rows.get((step, name))}, now {others.get((step, name))}")
+        lines.append(f"The weights are the same, bit for bit, so the training was: {first.metrics} seems to have changed since.")
+        return Comparison(False, lines)
+    if first.read("status.json").get("weights") and (edited := changed_weights(first)):
+        lines.append(f"The first has other weights than it was finished with, so that they cannot be the same: {listed(edited)}.")
+        return Comparison(False, lines)
     lines.append(_causes(first, second))
     lines.append(_spread(first, scores["dice"], found["dice"]))
     return Comparison(False, lines)
+
+
+def check_evidence(run: RunFolder) -> None:
+    """Refuses a run that lacks what a reproduction of it is compared with, before anything is trained.
+
+    Raises:
+        RunError: Its numbers or weights are gone, or its best validation is not recorded.
+    """
+    names = ("metrics.csv", *(f"weights/{name}.safetensors" for name in WEIGHTS))
+    if gone := [name for name in names if not (run.path / name).is_file()]:
+        raise RunError(
+            f"{run.path} cannot be compared with: {listed(gone)} {'is' if len(gone) == 1 else 'are'} gone. Put back what the run "
+            "left, or train the run again."
+        )
+    run.read("status.json", "best")
+
+
+def changed_weights(run: RunFolder) -> list[str]:
+    """The weights that are not as they were recorded when the run was finished, one phrase each."""
+    recorded = run.read("status.json").get("weights")
+    if recorded is None:
+        return ["no digests of them are kept; the run was made by an older version"]
+    found = digests(run.weights)
+    return [f"{name} {'is gone' if name not in found else 'has changed'}" for name in recorded if found.get(name) != recorded[name]]
 
 
 def _other_recipe(first: RunFolder, second: RunFolder) -> list[str]:
