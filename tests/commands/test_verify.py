@@ -63,6 +63,33 @@ def test_a_changed_score_is_told(copied_run: Run, voxtile: Command) -> None:
     assert "in status.json are not those of the recorded counts: dice" in said.text
 
 
+CHANGED = {
+    "config.yaml": (r"lr: 0\.\d+", "lr: 0.1", "optimizer.lr (0.1 and 0.003) in config.yaml and recipe.json"),
+    "recipe.json": ('"seed": 0', '"seed": 1', "its settings make "),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_configuration_or_recipe_that_is_another_is_told(copied_run: Run, tmp_path: Path, voxtile: Command, name: str) -> None:
+    file, (pattern, other, told) = copied_run.home / name, CHANGED[name]
+    assert re.search(pattern, file.read_text())
+    file.write_text(re.sub(pattern, other, file.read_text(), count=1))
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert (said.code, told in said.text) == (4, True), said.text
+    said = voxtile("reproduce", f"run={copied_run.home}", f"output={tmp_path / 'again'}", "code=here")
+    assert said.code == 4
+    assert f"{copied_run.home} would be trained again as another run than it is: " in said.text
+    assert told in said.text
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_folder_with_the_name_of_another_run_is_told(copied_run: Run, voxtile: Command) -> None:
+    other = copied_run.home.rename(copied_run.home.with_name("discs-unet-s0-01234567"))
+    said = voxtile("verify", f"run={other}")
+    assert (said.code, "the folder is named after 01234567, and recipe.json says " in said.text) == (4, True)
+    assert voxtile("verify", f"run={other.rename(other.with_name('mine'))}").code == 0
+
+
 def test_changed_numbers_are_told(copied_run: Run, voxtile: Command) -> None:
     file, step = copied_run.home / "metrics.csv", copied_run.read("status.json")["best"]["step"]
     rows = file.read_text()

@@ -61,6 +61,21 @@ def test_a_recipe_read_back_has_the_same_identity() -> None:
     assert Recipe(stored["settings"], stored["data"], stored["split"], stored["stream"], stored["parent"]).identity == made.identity
 
 
+def test_a_recipe_is_made_again_from_the_configuration_also_where_a_file_is_gone(tmp_path: Path) -> None:
+    import json
+
+    weights = tmp_path / "weights.safetensors"
+    weights.write_text("1")
+    config = changed("model", {"_target_": "x", "weights": str(weights)})
+    made = Recipe.written(json.loads(json.dumps(Recipe.of(config, "data", "split", 1, "parent").as_dict())))
+    assert made.remade(config).identity == made.identity == Recipe.of(config, "data", "split", 1, "parent").identity
+    assert made.remade(config | {"seed": 1}).identity != made.identity
+    weights.write_text("2")
+    assert made.remade(config).identity != made.identity
+    weights.unlink()
+    assert made.remade(config).identity == made.identity
+
+
 def test_the_order_of_keys_does_not_count() -> None:
     assert identity(dict(reversed(CONFIG.items()))) == identity(CONFIG)
 

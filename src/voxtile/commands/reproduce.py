@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from voxtile.commands import compose
 from voxtile.commands.guard import StoppedError
 from voxtile.commands.words import word
-from voxtile.errors import ConfigError, RunError, counted, reason
+from voxtile.errors import ConfigError, RunError, counted, listed, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +36,7 @@ def reproduce(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console
     from voxtile.commands.evaluate import prepared_for
     from voxtile.commands.trained import Trained
+    from voxtile.commands.verify import other_identity
     from voxtile.studies.reproduction import check_evidence, compare
     from voxtile.training.run_folder import RunFolder
 
@@ -53,6 +54,11 @@ def reproduce(config: Mapping[str, Any]) -> int:
         )  # fmt: skip
     if not isinstance(config["patch"], bool):
         raise ConfigError(f"'patch={config['patch']}' must be true or false.")
+    if other := other_identity(first):
+        raise RunError(
+            f"{first.path} would be trained again as another run than it is: {listed(other)}. Put its files back as the training "
+            "left them."
+        )
     prepared_for(Trained.open(config["run"], "best", config["trust"], None, config["paths"]["cache"], changed=True), "val", out)
     target = Path(config["output"] or first.path.parent / "reproductions").expanduser() / _made_with(manifest, config)
     second = RunFolder.existing(_trained_again(first, manifest, target, config, out))

@@ -92,13 +92,7 @@ class Trained:
         if not isinstance(trust, list):
             raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
         home = RunFolder.existing(path, bundles=bundles)
-        try:
-            config: Any = OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
-        except (OSError, ValueError, YAMLError) as error:
-            raise RunError(
-                f"{home.path / 'config.yaml'} cannot be read: {reason(error)}. The run folder is damaged; "
-                "move it away and train the run again."
-            ) from error
+        config = configuration(home)
         try:
             config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
             if root is not None:
@@ -260,6 +254,21 @@ class Trained:
                 f"'halo={halo}' must be a number of pixels from 0 up, or 'field' for half the network's receptive field."
             )
         return int(halo)
+
+
+def configuration(home: RunFolder) -> Any:
+    """What a run's config.yaml holds, as it is written.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise RunError(
+            f"{home.path / 'config.yaml'} cannot be read: {reason(error)}. The run folder is damaged; "
+            "move it away and train the run again."
+        ) from error
 
 
 def _check_seen(window: Sequence[int], halo: int) -> None:

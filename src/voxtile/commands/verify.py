@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,8 +44,11 @@ def verify(config: Mapping[str, Any]) -> int:
     trained = Trained.open(config["run"], "best", config["trust"], config["root"], config["paths"]["cache"], changed=True)
     home = trained.home
     home.refuse_unfinished("what it holds is not final")
-    wrong = changed_weights(home)
-    out.print(f"weights: {'; '.join(wrong) or 'as recorded when the run was finished'}", soft_wrap=True)
+    wrong = other_identity(home)
+    out.print(f"identity: {listed(wrong) or 'as configuration and recipe make it'}", soft_wrap=True)
+    changed = changed_weights(home)
+    wrong += changed
+    out.print(f"weights: {'; '.join(changed) or 'as recorded when the run was finished'}", soft_wrap=True)
     if stale := stale_evaluations(home):
         wrong += stale
         out.print(f"evaluations: of other weights than the run has now, so evaluate again: {listed(stale)}", soft_wrap=True)
@@ -79,6 +83,25 @@ def verify(config: Mapping[str, Any]) -> int:
     else:
         out.print(f"scores: {of}; the same count of every pair of classes", soft_wrap=True)
     return RunError.exit_code if wrong or moved else 0
+
+
+def other_identity(home: RunFolder) -> list[str]:
+    """In what config.yaml, recipe.json and the name of a run's folder contradict each other, one phrase each."""
+    from voxtile.commands.folders import differences
+    from voxtile.commands.trained import configuration
+    from voxtile.training.recipe import Recipe
+
+    written = home.read("recipe.json", "identity", "settings", "data", "split", "stream")
+    recorded = Recipe.written(written)
+    made = recorded.remade(configuration(home))
+    found = [f"{each} in config.yaml and recipe.json" for each in differences(made.settings, recorded.settings)]
+    if not found and made.identity != recorded.identity:
+        found.append("the order of settings, or how numbers are written, in config.yaml and recipe.json")
+    if recorded.identity != written["identity"]:
+        found.append(f"recipe.json says {written['identity']}, and its settings make {recorded.identity}")
+    if (name := re.search("-([0-9a-f]{8})$", home.path.resolve().name)) and name[1] != written["identity"][:8]:
+        found.append(f"the folder is named after {name[1]}, and recipe.json says {written['identity']}")
+    return found
 
 
 def other_scores(trained: Trained, recorded: Mapping[str, Any], names: Sequence[str]) -> list[str]:

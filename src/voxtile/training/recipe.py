@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,22 @@ class Recipe:
     def of(cls, config: Mapping[str, Any], data: str, split: str, stream: int, parent: str = "") -> Recipe:
         """Takes the allow-listed values out of a resolved configuration (plain dicts and lists)."""
         return cls({path: _value(config, path) for path in (*FIELDS, *ADDED)}, data, split, stream, parent)
+
+    @classmethod
+    def written(cls, content: Mapping[str, Any]) -> Recipe:
+        """The recipe that a recipe.json holds."""
+        settings = {**ADDED, **content["settings"]}
+        return cls(settings, content["data"], content["split"], content["stream"], content.get("parent", ""))
+
+    def remade(self, config: Mapping[str, Any]) -> Recipe:
+        """The recipe of a run's configuration on the same data; what a file held that is gone is taken from this one."""
+        settings = dict(Recipe.of(config, self.data, self.split, self.stream, self.parent).settings)
+        for path, key in CONTENTS.items():
+            value, known = settings[path], self.settings[path]
+            file = Path(str(value.get(key))) if isinstance(value, Mapping) else Path()
+            if isinstance(known, Mapping) and file.is_absolute() and not file.exists():
+                settings[path] = {**value, key: known.get(key)}
+        return replace(self, settings=settings)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for recipe.json."""
