@@ -452,9 +452,25 @@ def test_a_resume_state_that_is_cut_off(copied_run: Run, voxtile) -> None:
     assert "segments" not in copied_run.read("manifest.json")
 
 
-def test_a_finished_run_whose_weights_are_gone(copied_run: Run, voxtile) -> None:
-    (copied_run.home / "weights" / "best.safetensors").unlink()
-    refused(voxtile("train", *copied_run.words), 4, "its weights (best) are gone", "Move the folder away")
+@pytest.mark.parametrize("name", ["weights/best.safetensors", "manifest.json", "recipe.json", "config.yaml"])
+def test_a_finished_run_that_lacks_a_file(copied_run: Run, voxtile, name) -> None:
+    (copied_run.home / name).unlink()
+    refused(voxtile("train", *copied_run.words), 4, f"its folder is damaged: {name} is gone. Put back", "or move the folder away")
+    refused(voxtile("evaluate", f"run={copied_run.home}"), 4, copied_run.home)
+
+
+def test_a_run_without_its_recipe_is_a_damaged_one(copied_run: Run, voxtile) -> None:
+    (copied_run.home / "recipe.json").unlink()
+    refused(voxtile("evaluate", f"run={copied_run.home}"), 4, f"{copied_run.home} is the folder of a run whose recipe.json is gone")
+
+
+@pytest.mark.parametrize("small", [2**26, 0])
+def test_a_finished_run_whose_weights_are_cut_off(copied_run: Run, voxtile, monkeypatch, small) -> None:
+    monkeypatch.setattr("voxtile.training.weights.SMALL", small)
+    assert voxtile("train", *copied_run.words).code == 0
+    file = copied_run.home / "weights" / "last.safetensors"
+    os.truncate(file, file.stat().st_size - 8)
+    refused(voxtile("train", *copied_run.words), 4, "damaged: weights/last.safetensors is cut off or has changed. Put back")
 
 
 def test_a_run_that_is_nowhere(copied_run: Run, voxtile, tmp_path) -> None:

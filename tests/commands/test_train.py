@@ -149,7 +149,7 @@ def test_a_finished_run_says_when_the_code_has_changed_since(
     scene_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("voxtile.studies.manifest.code", lambda: {"sources": "1" * 64})
-    assert "nothing was trained. the code has changed." in voxtile("train", *scene_run.words).text
+    assert "nothing was trained. Since then: the code has changed." in voxtile("train", *scene_run.words).text
 
 
 @pytest.mark.parametrize(

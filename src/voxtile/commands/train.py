@@ -168,7 +168,8 @@ def train_to_end(
     if begun is not None:
         begun(home)
     if is_finished(home, config, devices):
-        out.print(f"This run is finished; nothing was trained.{changed_since(home, devices)}", highlight=False)
+        changed = changed_since(home, devices)
+        out.print(f"This run is finished; nothing was trained.{changed and ' Since then:' + changed}", highlight=False)
         report(home, prepared, built.trust, out)
         return home
     if check_successor is not None:
@@ -189,17 +190,13 @@ def is_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, he
 
     Raises:
         RunError: The run failed before, or is interrupted and was made by other code, and the user has not said to go on; or it is
-            finished and its weights are gone.
+            finished and its folder is damaged.
     """
-    from voxtile.errors import RunError, listed, sentence
+    from voxtile.errors import RunError, sentence
 
     status = home.status
     if status["state"] == "finished":
-        if lost := [name for name in ("best", "last") if not (home.weights / f"{name}.safetensors").is_file()]:
-            raise RunError(
-                f"The run {home.path} is finished, and its weights ({listed(lost)}) are gone. Move the folder away; the same "
-                "command then trains the run again."
-            )
+        _check_whole(home)
         return True
     if status["state"] == "failed" and not config["retry"]:
         where = "its last saved state" if home.resume.exists() else "its start, since no state of it is saved,"
@@ -211,6 +208,31 @@ def is_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, he
     if (held or status["state"] != "running") and home.resume.exists() and not config["inexact"]:
         refuse_if_changed(home, devices)
     return False
+
+
+def _check_whole(home: RunFolder) -> None:
+    """Looks whether the folder of a finished run holds what evaluating and predicting need, as the training left it.
+
+    Raises:
+        RunError: A file is gone, or weights are not those with which the run was finished.
+    """
+    from voxtile.errors import RunError, listed
+    from voxtile.training.weights import is_whole_file
+
+    recorded = home.status.get("weights") or {}
+    weights = {name: home.weights / f"{name}.safetensors" for name in ("best", "last")}
+    files = [home.path / name for name in ("recipe.json", "manifest.json", "config.yaml")] + list(weights.values())
+    wrong = [f"{file.relative_to(home.path)} is gone" for file in files if not file.is_file()]
+    wrong += [
+        f"{file.relative_to(home.path)} is cut off or has changed"
+        for name, file in weights.items()
+        if file.is_file() and not is_whole_file(file, recorded.get(name))
+    ]
+    if wrong:
+        raise RunError(
+            f"The run {home.path} is finished, and its folder is damaged: {listed(wrong)}. Put back what the training left, or "
+            "move the folder away; the same command then trains the run again."
+        )
 
 
 def command_line() -> str:

@@ -88,6 +88,11 @@ class RunFolder:
             found = {each.resolve(): each.parent for place in places for each in sorted(place.glob("*/recipe.json"))}
             here = f" Runs are: {listed(map(str, found.values()))}." if found else ""
             why = "has no recipe.json" if folder.path.exists() else "does not exist"
+            if (folder.path / "status.json").is_file():
+                raise RunError(
+                    f"{folder.path} is the folder of a run whose recipe.json is gone. Copy it back from where the run was trained, "
+                    "or move the folder away and train the run again."
+                )
             raise RunError(f"{folder.path} is no run folder: it {why}. Name the folder of a run with '{key}=<folder>'.{here}")
         if not bundles and (folder.path / EXPORT).exists():
             raise RunError(

@@ -16,6 +16,8 @@ from voxtile.cases.atomic import atomic_write
 from voxtile.errors import RunError, listed, reason
 from voxtile.models.network import second_names
 
+SMALL = 2**26  # bytes of a file that is read whole only to see whether it has changed
+
 
 class DamagedStateError(RunError):
     """The state that a run would go on from is damaged."""
@@ -79,6 +81,22 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"{path} cannot be read: {reason(error)}. Give yourself the right to read it.") from error
+
+
+def is_whole_file(path: Path, digest: str | None) -> bool:
+    """Whether a file of weights is what was recorded: by its digest; a large one by its length, which its header tells.
+
+    Args:
+        path: the file.
+        digest: its SHA-256; None where none was recorded.
+    """
+    if digest is not None and path.stat().st_size <= SMALL:
+        return file_digest(path) == digest
+    try:
+        with safe_open(path, "pt"):  # which compares the header with the file's length
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def digests(folder: Path) -> dict[str, str]:
