@@ -124,7 +124,7 @@ class Recipe:
         """The recipe of a run's configuration on the same data; what a file held that is gone is taken from this one."""
         settings = dict(Recipe.of(config, self.data, self.split, self.stream, self.parent).settings)
         for path, key in CONTENTS.items():
-            value, known = settings[path], self.settings[path]
+            value, known = settings[path], self.settings.get(path)
             file = Path(str(value.get(key))) if isinstance(value, Mapping) else Path()
             if isinstance(known, Mapping) and file.is_absolute() and not file.exists():
                 settings[path] = {**value, key: known.get(key)}
