@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
+from hydra.errors import ConfigCompositionException
 from optuna.trial import TrialState
 
 from tests.commands.conftest import Command, homes
@@ -19,6 +21,7 @@ from tests.testers.tiny import configured, scene_words
 from voxtile.commands import search as searching
 from voxtile.commands.console import console
 from voxtile.commands.guard import STOPPED
+from voxtile.commands.space import TrialMaker
 from voxtile.commands.sweep import Job
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +189,69 @@ def test_of_few_combinations_each_is_tried_once(
     assert len(asked) == 4 + len(later)
 
 
+def test_what_an_option_has_not_is_left_out_of_its_trials(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable
+) -> None:
+    asked = pretended(lambda given: {"dice": 0.9 if given["model"] == "segnet" else 0.1})
+    space = [
+        "model=choice(unet,segnet)",
+        "model.depth=choice(2,3)",
+        "optimizer=choice(adamw,sgd)",
+        "optimizer.momentum=choice(0.5,0.9)",
+    ]
+    said = voxtile(*words, *space, "hydra.sweeper.trials=20")
+    assert said.code == 0
+    of_networks = [["model=unet", "model.depth=2"], ["model=unet", "model.depth=3"], ["model=segnet"]]
+    of_optimizers = [["optimizer=adamw"], ["optimizer=sgd", "optimizer.momentum=0.5"], ["optimizer=sgd", "optimizer.momentum=0.9"]]
+    keys = ("model", "optimizer")
+    found = [sorted(word for word in each if word.startswith(keys)) for each in asked]
+    expected = [sorted((*network, *optimizer)) for network in of_networks for optimizer in of_optimizers]
+    assert sorted(found) == sorted(expected)
+    assert all(trial.state == TrialState.COMPLETE for trial in study_of(tmp_path / "runs").trials)
+    (file, *_) = (tmp_path / "runs").glob("studies/*/experiment/best*.yaml")
+    assert voxtile(*file.read_text().splitlines()[1].removeprefix("# voxtile ").split(), "--cfg", "job").code == 0
+
+
+def test_without_few_combinations_too_an_option_is_not_asked_for_what_it_has_not(
+    words: list[str], voxtile: Command, pretended: Callable
+) -> None:
+    asked = pretended(lambda given: {"dice": 0.1})
+    space = ["model.depth=range(2,5)", "model=choice(unet,segnet)", "optimizer.lr=interval(0.1,0.2)"]
+    assert voxtile(*words, *space, "hydra.sweeper.trials=6", "hydra.sweeper.sampler=random").code == 0
+    assert {("model=unet" in each, any(word.startswith("model.depth=") for word in each)) for each in asked} == {
+        (True, True), (False, False),
+    }  # fmt: skip
+
+
+def test_settings_that_do_not_go_together_are_a_failed_trial_and_the_search_goes_on(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = pretended(lambda given: {"dice": 0.1})
+    composed = TrialMaker.composed
+
+    def at_odds(maker: TrialMaker, params: Mapping[str, Any]) -> Any:
+        if params.get("model") == "segnet" and params.get("optimizer") == "sgd":
+            raise ConfigCompositionException("they are at odds")
+        return composed(maker, params)
+
+    monkeypatch.setattr(TrialMaker, "composed", at_odds)
+    said = voxtile(*words, "model=choice(unet,segnet)", "optimizer=choice(adamw,sgd)", "hydra.sweeper.trials=4")
+    assert said.code == 0
+    assert len(asked) == 3
+    assert [trial.state for trial in study_of(tmp_path / "runs").trials].count(TrialState.FAIL) == 1
+    assert re.search(r"trial [0-3]: The configuration cannot be composed: they are at odds", said.text)
+    assert "best: trial" in said.text
+
+
+def test_an_error_that_ends_a_search_leaves_its_table(words: list[str], voxtile: Command, pretended: Callable) -> None:
+    ends = iter([{"dice": 0.4}, {"no": 0.1}])
+    pretended(lambda given: next(ends))
+    said = voxtile(*words, *SPACE, "hydra.sweeper.trials=3")
+    assert said.code == 2
+    assert "'hydra.sweeper.objectives' names 'dice', which is no score" in said.text
+    assert "best: trial 0" in said.text
+
+
 def test_bad_trials_are_pruned_by_their_validations(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voxtile: Command
 ) -> None:
@@ -261,6 +327,23 @@ def test_an_objective_that_is_no_score_is_said(words: list[str], voxtile: Comman
     said = voxtile(*words, *SPACE, "hydra.sweeper.objectives=[dise]", "hydra.sweeper.trials=1")
     assert said.code == 2
     assert "'dise', which is no score. Did you mean 'dice'?" in said.text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["model=choice(unet,unett)"], "'model=unett' does not exist. Did you mean 'unet'?"),
+        (["model=choice(unet,segnet)", "model.depht=choice(2,3)"], "has no 'model.depht'"),
+        (["model=choice(unet,segnet)", "model.depth=3"], "A network that was chosen has no 'model.depth'"),
+    ],
+)
+def test_options_of_a_group_are_looked_at_before_the_first_trial(
+    words: list[str], tmp_path: Path, voxtile: Command, more: list[str], message: str
+) -> None:
+    said = voxtile(*words, *more)
+    assert said.code == 2
+    assert message in said.text
+    assert not (tmp_path / "runs" / "studies").exists()
 
 
 @pytest.mark.slow

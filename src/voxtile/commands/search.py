@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -14,25 +13,22 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
-from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from voxtile.commands import compose
 from voxtile.commands.guard import STOPPED, StoppedError
+from voxtile.commands.space import NOT_COMPOSED, TrialMaker, parsed_words, space_of, typed_words
 from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
-from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
+from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
     import optuna
     from hydra.core.config_loader import ConfigLoader
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, Trial
     from rich.console import Console
 
@@ -46,7 +42,6 @@ PRUNERS = {
 }  # fmt: skip
 COSTS = ("seconds_per_step", "peak_memory_gib")  # objectives that no validation gives
 NO_MATTER = ("retry=", "inexact=", "workers=", "debug_errors=", "paths.", "logger", "trust=")  # to a trial's numbers
-SEARCHES = ("choice", "range", "interval", "tag")  # the words of Hydra's grammar by which several values are given
 LOOK = 1.0  # seconds between looks at the validations of a trial
 OWNER, REASON, RUN = "owner", "reason", "run"  # attributes of a trial
 
@@ -86,132 +81,45 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     trials = settings["trials"]
     if not is_whole(trials, 1):
         raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")
-    first = _words({path: getattr(each, "choices", [getattr(each, "low", None)])[0] for path, each in space.items()})
-    if not all("." in path for path in space):  # of an option that is chosen, another one may have what is searched
-        first = []
-    _check_objectives(wanted, loader.load_sweep_config(config, [*fixed, *first, "sweep=optuna"]))  # refuses what is misspelt
+    maker = TrialMaker(fixed, space, config, loader)
+    _check_objectives(wanted, maker.check())
     slots = Slots.of(settings["jobs"], settings["gpus"], "hydra.sweeper")
     place.mkdir(parents=True, exist_ok=True)
     try:
         with exclusive(place / ".lock"):
             study = _open(name, place, about, settings)
             # Optuna's own sampler for grids works in its own loop only; the others would try some of few combinations twice.
-            if settings["sampler"] == "grid" or _combinations(space) <= trials:
-                values = _grid(space)
-                combinations = [dict(zip(values, each, strict=True)) for each in islice(product(*values.values()), trials)]
-                trials = len(combinations)
-                for each in combinations:
+            combinations = maker.combinations(trials + 1, settings["sampler"] == "grid")
+            if settings["sampler"] == "grid" or 0 < len(combinations) <= trials:
+                trials = min(trials, len(combinations))
+                for each in combinations[:trials]:
                     study.enqueue_trial(each, skip_if_exists=True)
-            found = _Search(study, place, fixed, space, wanted, trials, config, loader, settings["pruner"] != "none")
+            found = _Search(study, place, maker, wanted, trials, settings["pruner"] != "none")
             out.print(f"study {name}: {len(study.trials)} of {trials} trials; {place / 'study.db'}", soft_wrap=True)
             found.adopt()
         own = place / "jobs" / f"{socket.gethostname()}-{os.getpid()}"  # another command may work on the study
         own.mkdir(parents=True, exist_ok=True)
-        stopped = run_jobs(found.take, slots, own, found.ended, found.look, trials)
-        if not any(own.iterdir()):
-            own.rmdir()
-        report(study, wanted, fixed, place, out)
+        try:
+            stopped = run_jobs(found.take, slots, own, found.ended, found.look, trials)
+        finally:
+            if not any(own.iterdir()):
+                own.rmdir()
+            report(study, wanted, fixed, place, out)
     except (SQLAlchemyError, StorageInternalError) as error:
         raise RunError(
             f"The study {place / 'study.db'} cannot be read or written: {reason(error)}. Look whether the disk is full or the file "
             "damaged; where it is, move it away: the same command then begins a new study, and finds the runs that are finished."
         ) from error
-    some = any(job.outcome.code == 0 for job in found.jobs)
-    for job in found.jobs:
-        job.outcome.told = True
-        if some and job.outcome.code != STOPPED:
-            job.outcome.code = 0  # that some settings cannot be trained with is what a search finds out
-        collected(job.outcome)
+    some = any(outcome.code == 0 for outcome in found.outcomes)
+    for outcome in found.outcomes:
+        outcome.told = True
+        if some and outcome.code != STOPPED:
+            outcome.code = 0  # that some settings cannot be trained with is what a search finds out
+        collected(outcome)
     if stopped:
         out.print(f"Stopped. The same command continues the search: {command_line()}", soft_wrap=True)
         raise StoppedError
-    return [job.outcome for job in found.jobs]
-
-
-def space_of(arguments: Sequence[str], written: Any) -> tuple[list[str], dict[str, BaseDistribution]]:
-    """What is the same in all trials, as typed, and what is searched, by its path.
-
-    Args:
-        arguments: the user's words; they take the place of what is written for the same path.
-        written: words of the configuration.
-
-    Raises:
-        ConfigError: Nothing is searched, or it is not clear among what.
-    """
-    from optuna.distributions import CategoricalDistribution
-
-    space: dict[str, BaseDistribution] = {}
-    for override in _parsed(written, "space"):
-        if not override.is_sweep_override():
-            raise ConfigError(
-                f"'hydra.sweeper.space' holds '{override.input_line}', which is one value. Expected words as they are typed, for "
-                "example 'optimizer.lr=tag(log, interval(1e-4, 1e-2))' or 'model.depth=choice(2,3)'."
-            )
-        space[override.get_key_element()] = _typed(override)
-    fixed: list[Override] = []
-    for override in OverridesParser.create().parse_overrides(list(arguments)):
-        space.pop(override.get_key_element(), None)
-        if override.is_sweep_override():
-            space[override.get_key_element()] = _typed(override)
-        else:
-            fixed.append(override)
-    if not space:
-        near = "".join(map(_misspelt, fixed))
-        raise ConfigError(
-            f"'sweep=optuna' searches nothing.{near} Say among what: type 'optimizer.lr=tag(log, interval(1e-4, 1e-2))' or "
-            "'model.width=choice(0.125,0.25)' in quotes, or write such words into 'hydra.sweeper.space'."
-        )
-    for path, each in space.items():
-        if isinstance(each, CategoricalDistribution) and len(each.choices) < 2:
-            raise ConfigError(f"'{path}' is to be searched among one value, {each.choices[0]}. Give it more, or set it.")
-    return [str(each.input_line) for each in fixed if each.get_key_element() not in ("sweep", *space)], space
-
-
-def _misspelt(override: Override) -> str:
-    """A sentence about a word with one value that seems to be meant as a search, such as a=chioce(1,2); empty about others."""
-    key, _, value = str(override.input_line).partition("=")
-    value = value.strip("'")  # what Hydra's grammar does not know was put in quotes
-    called = re.fullmatch(r"(\w+)(\(.*\))", value)
-    near = difflib.get_close_matches(called[1], SEARCHES, n=1, cutoff=0.6) if called else []
-    return f" '{key}={value}' is one value, a text: did you mean '{key}={near[0]}{called[2]}'?" if called and near else ""
-
-
-def _parsed(words: Any, name: str) -> list[Override]:
-    """The words of a list among the settings, as Hydra reads them."""
-    if isinstance(words, str) and re.fullmatch(r"\[.*=.*\]", words):  # Hydra takes [a=1,b=2] for text
-        words = [word.strip() for word in words[1:-1].split(",")]
-    if not isinstance(words, list) or not all(isinstance(word, str) and "=" in word for word in words):
-        raise ConfigError(f"'hydra.sweeper.{name}={words}' must be a list of words, each like '<name>=<value>'.")
-    try:
-        return OverridesParser.create().parse_overrides(words)
-    except HydraException as error:
-        raise ConfigError(f"'hydra.sweeper.{name}' cannot be read: {reason(error)}.") from error
-
-
-def _typed(override: Override) -> BaseDistribution:
-    """A distribution of a word, such as `optimizer.lr=interval(1e-4,1e-2)`."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    value = override.value()
-    log = "log" in getattr(value, "tags", ())
-    try:
-        if isinstance(value, IntervalSweep):
-            if value.start is None or value.end is None:
-                raise ValueError("an interval has two ends")
-            if isinstance(value.start, int) and isinstance(value.end, int):
-                return IntDistribution(value.start, value.end, log=log)
-            return FloatDistribution(float(value.start), float(value.end), log=log)
-        if isinstance(value, RangeSweep):
-            first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
-            count = max(1, math.ceil((last - first) / step - 1e-9))  # as Python's range, without its end
-            if all(isinstance(each, int) for each in (value.start, value.stop, value.step)):
-                return IntDistribution(int(first), int(first + (count - 1) * step), step=int(step))
-            return FloatDistribution(first, float(f"{first + (count - 1) * step:.12g}"), step=step)
-        if not isinstance(value, ChoiceSweep):
-            raise ValueError("expected choice(…), range(…) or interval(…)")
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"'{override.input_line}' cannot be searched: {reason(error)}.") from error
+    return found.outcomes
 
 
 def _objectives(given: Any) -> dict[str, str]:
@@ -286,7 +194,7 @@ def _open(
 def _made(kind: str, names: Mapping[str, str], module: Any, settings: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
     """Optuna's sampler or pruner."""
     name = settings[kind]
-    options = {each.get_key_element(): each.value() for each in _parsed(settings[f"{kind}_options"], f"{kind}_options")}
+    options = {each.get_key_element(): each.value() for each in parsed_words(settings[f"{kind}_options"], f"{kind}_options")}
     if name not in names:
         raise ConfigError(f"'hydra.sweeper.{kind}={name}' is unknown.{did_you_mean(str(name), names)} Choose from {listed(names)}.")
     try:
@@ -297,62 +205,17 @@ def _made(kind: str, names: Mapping[str, str], module: Any, settings: Mapping[st
         ) from error
 
 
-def _grid(space: Mapping[str, BaseDistribution]) -> dict[str, list[Any]]:
-    """The values of each setting that a grid has.
-
-    Raises:
-        ConfigError: One has no steps.
-    """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    found: dict[str, list[Any]] = {}
-    for path, each in space.items():
-        if isinstance(each, CategoricalDistribution):
-            found[path] = list(each.choices)
-        elif isinstance(each, IntDistribution) and not each.log:
-            found[path] = list(range(each.low, each.high + 1, each.step))
-        elif isinstance(each, FloatDistribution) and each.step:
-            count = round((each.high - each.low) / each.step) + 1
-            found[path] = [float(f"{each.low + number * each.step:.12g}") for number in range(count)]
-        else:
-            raise ConfigError(f"A grid needs steps, and '{path}' has none. Type '{path}=choice(…)' or '{path}=range(…)'.")
-    return found
-
-
-def _combinations(space: Mapping[str, BaseDistribution]) -> float:
-    """How many combinations of settings there are, infinitely many where one has no steps."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    count = 1.0
-    for each in space.values():
-        if isinstance(each, CategoricalDistribution):
-            count *= len(each.choices)
-        elif isinstance(each, IntDistribution | FloatDistribution) and each.step and not each.log:
-            count *= round((each.high - each.low) / each.step) + 1
-        else:
-            return math.inf
-    return count
-
-
-def _words(values: Mapping[str, Any]) -> list[str]:
-    """The words of settings that are searched."""
-    return [f"{path}={value if isinstance(value, str) else repr(value)}" for path, value in values.items()]
-
-
 @dataclass
 class _Search:
     """Asks a study for trials and tells it what became of them."""
 
     study: optuna.Study
     place: Path
-    fixed: Sequence[str]
-    space: dict[str, BaseDistribution]
+    maker: TrialMaker
     objectives: Mapping[str, str]
     trials: int
-    config: DictConfig
-    loader: ConfigLoader
     prunes: bool
-    jobs: list[Job] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     orphans: list[Trial] = field(default_factory=list)
     of: dict[int, Trial] = field(default_factory=dict)  # trial by the identity of its job
     pruned: set[int] = field(default_factory=set)
@@ -367,36 +230,56 @@ class _Search:
             if _lives(frozen):
                 continue
             trial = optuna.trial.Trial(self.study, frozen._trial_id)
-            if set(frozen.params) == set(self.space):
-                trial.set_user_attr(OWNER, _me())
-                self.orphans.append(trial)
-            else:
-                trial.set_user_attr(REASON, "its command was killed while it asked for settings")
-                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            trial.set_user_attr(OWNER, _me())
+            self.orphans.append(trial)
 
     def take(self) -> Job | None:
-        """The job of a trial that was left, or of a new one."""
+        """The job of the next trial that can be composed; one that cannot has failed."""
+        while (trial := self._next()) is not None:
+            if (job := self._job(trial)) is not None:
+                return job
+        return None
+
+    def _next(self) -> Trial | None:
+        """A trial that was left, or a new one."""
         if self.orphans:
-            return self._job(self.orphans.pop(0))
+            return self.orphans.pop(0)
         from voxtile.training.run_folder import exclusive
 
         with exclusive(self.place / ".lock"):  # in which a trial without an owner is one of a command that is gone
             known = self.study.get_trials(deepcopy=False)
             if len(known) >= self.trials and not any(trial.state.name == "WAITING" for trial in known):
                 return None
-            trial = self.study.ask(self.space)
+            trial = self.study.ask(self.maker.groups)
             trial.set_user_attr(OWNER, _me())
-        return self._job(trial)
+        return trial
 
-    def _job(self, trial: Trial) -> Job:
-        searched = _words(trial.params)
-        words = [*self.fixed, *searched]
-        outcome = Outcome(words, STOPPED, reason="not begun")
-        config = self.loader.load_sweep_config(self.config, [*words, "sweep=optuna"])  # to which `hydra.sweeper.…` belong
+    def _job(self, trial: Trial) -> Job | None:
+        """The job of a trial, once it has been asked for all settings that the chosen options have; None where it has failed."""
+        from optuna.trial import TrialState
+
+        from voxtile.commands.explain import explain
+
+        params: dict[str, Any] = {}
+        try:
+            params |= {group: trial._suggest(group, each) for group, each in self.maker.groups.items()}
+            params |= {path: trial._suggest(path, self.maker.space[path]) for path in self.maker.fitting(params)}
+            config = self.maker.composed(params)
+        except (*NOT_COMPOSED, VoxtileError) as error:
+            outcome = Outcome(self.maker.words(params), ConfigError.exit_code)
+            try:
+                explain(error, "train", [compose.conf_dir(), *compose.further_folders()])
+            except VoxtileError as explained:
+                outcome.reason = str(explained)
+            self.outcomes.append(outcome)
+            trial.set_user_attr(REASON, outcome.reason)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            return None
+        outcome = Outcome(self.maker.words(params), STOPPED, reason="not begun")
         # Two trials may ask for the same settings, which are one run: the later one waits for it.
         more = {"patient": True, "group": self.study.study_name, "kind": "search"}
-        job = Job(" ".join(searched), outcome, config, more=more)
-        self.jobs.append(job)
+        job = Job(" ".join(typed_words(params)), outcome, config, more=more)
+        self.outcomes.append(outcome)
         self.of[id(job)] = trial
         return job
 
@@ -542,8 +425,6 @@ def _command(fixed: Sequence[str], place: Path, name: str) -> str:
 
 def _write_best(trial: FrozenTrial, name: str, fixed: Sequence[str], place: Path) -> None:
     """Writes a trial's settings as an experiment's configuration."""
-    from omegaconf import OmegaConf
-
     from voxtile.cases.atomic import atomic_text
 
     groups = [path for path in trial.params if path in compose.groups_of("train")]
