@@ -22,7 +22,8 @@ def status(config: Mapping[str, Any]) -> int:
     from voxtile.training.run_folder import EXPORT, RunFolder
 
     out = console()
-    runs = [RunFolder.existing(folder, "runs", bundles=True) for folder in named_folders(config["runs"], out)]
+    folders = named_folders(config["runs"], out)
+    # One that is damaged is shown as such, beside the others; what is no run at all is refused.
+    runs = [RunFolder(each) if (each / "recipe.json").is_file() else RunFolder.existing(each, "runs") for each in folders]
     runs = [run for run in runs if not (run.path / EXPORT).exists()]  # what was exported has no state of its own
-    print_runs(out, runs)
-    return RunError.exit_code if any(run.status["state"] == "failed" for run in runs) else 0
+    return RunError.exit_code if print_runs(out, runs) else 0

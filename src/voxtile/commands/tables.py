@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from voxtile.commands.guard import STOPPED
-from voxtile.errors import counted
+from voxtile.errors import RunError, counted
 from voxtile.studies.manifest import segment
 from voxtile.training import metrics_file
 from voxtile.training.run_folder import RunFolder
@@ -131,42 +131,59 @@ def print_volumes(out: Console, scores: Mapping[str, float], classes: Sequence[s
 
 def print_jobs(out: Console, jobs: Sequence[Outcome]) -> None:
     """Prints what became of the jobs of a sweep: state and best validation of their runs, and what a step cost."""
-    table = _table_of_runs("job", title=f"{counted(len(jobs), 'job')}, best validation")
+    table, troubles = _table_of_runs("job", title=f"{counted(len(jobs), 'job')}, best validation"), list[str]()
     for job, title in zip(jobs, titles([job.words for job in jobs]), strict=True):
-        home = RunFolder(Path(job.home)) if job.home else None
-        table.add_row(title, *(_row(home) if home and home.path.exists() else ["", "queued" if job.code == STOPPED else "failed"]))
-    out.print(table)
-    for job, title in zip(jobs, titles([job.words for job in jobs]), strict=True):
+        home, trouble = RunFolder(Path(job.home)) if job.home else None, ""
+        row = ["", "queued" if job.code == STOPPED else "failed"]
+        if home and home.path.exists():
+            row, trouble = _row(home)
+        table.add_row(title, *row)
         if job.code:
-            out.print(f"{title}: {job.reason or 'stopped; the same command goes on'}", style="red", soft_wrap=True)
+            trouble = job.reason or "stopped; the same command goes on"
+        troubles += [f"{title}: {trouble}"] if trouble else []
+    out.print(table)
+    for trouble in troubles:
+        out.print(trouble, style="red", soft_wrap=True)
     folds = [word.startswith("fold=") for title in titles([job.words for job in jobs]) for word in title.split()]
     if len(folds) == len(jobs) and all(folds) and not any(job.code for job in jobs):
         named = shlex.quote(f"runs=[{','.join(job.home for job in jobs)}]")
         out.print(f"next         voxtile evaluate {named}", soft_wrap=True)
 
 
-def print_runs(out: Console, runs: Sequence[RunFolder]) -> None:
-    """Prints how far runs are: state, step, best validation, what a step cost, and why they failed."""
-    table = _table_of_runs(title=f"{counted(len(runs), 'run')}, best validation")
+def print_runs(out: Console, runs: Sequence[RunFolder]) -> bool:
+    """Prints how far runs are: state, step, best validation, what a step cost, and why they failed.
+
+    Returns:
+        Whether one has failed, or is damaged.
+    """
+    table, troubles = _table_of_runs(title=f"{counted(len(runs), 'run')}, best validation"), list[str]()
     for home in runs:
-        table.add_row(*_row(home))
+        row, trouble = _row(home)
+        table.add_row(*row)
+        troubles += [f"{home.path}: {trouble}"] if trouble else []
     out.print(table)
-    for home in runs:
-        if reason := home.status.get("reason"):
-            out.print(f"{home.path}: {reason}", style="red", soft_wrap=True)
+    for trouble in troubles:
+        out.print(trouble, style="red", soft_wrap=True)
+    return bool(troubles)
 
 
 def _table_of_runs(*first: str, title: str) -> Table:
     return Table(*first, "run", "state", "step", "Dice", "IoU", "s/step", "GiB", title=title, title_justify="left")
 
 
-def _row(home: RunFolder) -> list[str]:
-    status = home.status
-    made = segment(home.read("manifest.json")) if (home.path / "manifest.json").exists() else {}
+def _row(home: RunFolder) -> tuple[list[str], str]:
+    """A run's row in a table, and why it failed or what of it cannot be read; empty where all is well."""
+    try:
+        home.check()
+        status = home.status
+        made = segment(home.read("manifest.json")) if (home.path / "manifest.json").exists() else {}
+        step = _step(home, status)
+    except RunError as error:
+        return [home.path.name, "damaged"], str(error)
     scores = (status.get("best") or {}).get("scores", {})
-    step, seconds, memory = _step(home, status), made.get("training_seconds"), made.get("peak_memory_gib")
+    seconds, memory = made.get("training_seconds"), made.get("peak_memory_gib")
     of = "" if status["state"] == "finished" else f"/{status['steps']}" if "steps" in status else ""
-    return [
+    row = [
         home.path.name,
         status["state"],
         f"{step}{of}",
@@ -174,6 +191,7 @@ def _row(home: RunFolder) -> list[str]:
         f"{seconds / step:.3f}" if seconds and step else "",
         "" if memory is None else f"{memory:.2f}",
     ]
+    return row, str(status.get("reason") or ("it failed" if status["state"] == "failed" else ""))
 
 
 def _step(home: RunFolder, status: Mapping[str, Any]) -> int:
