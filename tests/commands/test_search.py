@@ -17,7 +17,7 @@ from hydra.errors import ConfigCompositionException
 from optuna.trial import TrialState
 
 from tests.commands.conftest import Command, homes
-from tests.testers.tiny import configured, scene_words
+from tests.testers.tiny import scene_words
 from voxtile.commands import search as searching
 from voxtile.commands.console import console
 from voxtile.commands.guard import STOPPED
@@ -35,7 +35,8 @@ def study_of(runs: Path) -> optuna.Study:
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    return ["train", "-m", "sweep=optuna", *configured(tmp_path, "none"), f"paths.runs={tmp_path}/runs"]
+    small = [word for word in scene_words(tmp_path) if not word.startswith("model.depth")]  # which not every network has
+    return ["train", "-m", "sweep=optuna", *small]
 
 
 @pytest.fixture
@@ -76,7 +77,8 @@ def test_trials_follow_the_typed_space_and_the_best_is_written_down(
     words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable
 ) -> None:
     asked = pretended(lambda given: {"dice": -abs(float(given["optimizer.lr"]) - 0.01) * int(given["training.batch_size"])})
-    said = voxtile(*words, *SPACE, "model=choice(unet,segnet)", "experiment=hippocampus_2d", "data=none", "seed=3",
+    words = [word for word in words if not word.startswith("training.")]  # which would be instead of the experiment's
+    said = voxtile(*words, *SPACE, "model=choice(unet,segnet)", "experiment=hippocampus_2d", "data.symmetry.rot90=false", "seed=3",
                    "hydra.sweeper.trials=12")  # fmt: skip
     assert said.code == 0
     assert len(asked) == 12
@@ -203,7 +205,7 @@ def test_what_an_option_has_not_is_left_out_of_its_trials(
     assert said.code == 0
     of_networks = [["model=unet", "model.depth=2"], ["model=unet", "model.depth=3"], ["model=segnet"]]
     of_optimizers = [["optimizer=adamw"], ["optimizer=sgd", "optimizer.momentum=0.5"], ["optimizer=sgd", "optimizer.momentum=0.9"]]
-    keys = ("model", "optimizer")
+    keys = ("model=", "model.depth=", "optimizer")
     found = [sorted(word for word in each if word.startswith(keys)) for each in asked]
     expected = [sorted((*network, *optimizer)) for network in of_networks for optimizer in of_optimizers]
     assert sorted(found) == sorted(expected)
@@ -301,6 +303,7 @@ def test_bad_trials_are_pruned_by_their_validations(
         ([*SPACE, "hydra.sweeper.trials=0"], "must be a whole number from 1 up"),
         ([*SPACE, "hydra.sweeper.objectives=dice"], "must be a list of scores"),
         (["optimizer.lr=range(1,4,0)"], "'optimizer.lr=range(1,4,0)' cannot be searched"),
+        (["training.batch_size=range(8,4)"], "'training.batch_size=range(8,4)' cannot be searched: the range is empty"),
         (["model=glob(u*)"], "'model=glob(u*)' cannot be searched: expected choice(…), range(…) or interval(…)"),
         ([*SPACE, "hydra.sweeper.jobs=0"], "'hydra.sweeper.jobs=0' must be auto or a whole number"),
         ([*SPACE, "hydra.sweeper.objectives=[dice,iou]", "hydra.sweeper.pruner=median"], "one objective only"),
@@ -327,6 +330,32 @@ def test_an_objective_that_is_no_score_is_said(words: list[str], voxtile: Comman
     said = voxtile(*words, *SPACE, "hydra.sweeper.objectives=[dise]", "hydra.sweeper.trials=1")
     assert said.code == 2
     assert "'dise', which is no score. Did you mean 'dice'?" in said.text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["optimizer.lr=interval(-1,-0.5)"], "'optimizer.lr=-1.0' must be"),
+        (["optimizer.lr=interval(-1,0.5)"], "This is of a trial with optimizer.lr=-1.0; none was begun."),
+        (["training.steps=interval(5,10)"], "An interval's values are not: type 'training.steps=range(5,11)'."),
+        (["seed=choice(0,1,abc)", "optimizer.lr=interval(0.1,0.2)"], "'seed=abc' must be a whole number"),
+        (["model=choice(segnet,unet)", "model.depth=choice(2,none)"], "This is of a trial with model=unet model.depth=none"),
+    ],
+)
+def test_what_no_trial_can_have_is_refused_before_the_first(
+    words: list[str], tmp_path: Path, voxtile: Command, more: list[str], message: str
+) -> None:
+    said = voxtile(*words, *more)
+    assert said.code == 2
+    assert message in said.text
+    assert not (tmp_path / "runs" / "studies").exists()
+
+
+@pytest.mark.parametrize("space", ["optimizer.lr=interval(1e-3,1e-3)", "training.batch_size=range(2,3)"])
+def test_a_single_combination_is_tried_once(words: list[str], voxtile: Command, pretended: Callable, space: str) -> None:
+    asked = pretended(lambda given: {"dice": 0.1})
+    assert voxtile(*words, space).code == 0
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

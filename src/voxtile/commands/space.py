@@ -103,7 +103,9 @@ def _typed(override: Override) -> BaseDistribution:
             return FloatDistribution(float(value.start), float(value.end), log=log)
         if isinstance(value, RangeSweep):
             first, last, step = (float(each or 0) for each in (value.start, value.stop, value.step))
-            count = max(1, math.ceil((last - first) / step - 1e-9))  # as Python's range, without its end
+            count = math.ceil((last - first) / step - 1e-9)  # as Python's range, without its end
+            if count < 1:
+                raise ValueError("the range is empty")
             if all(isinstance(each, int) for each in (value.start, value.stop, value.step)):
                 return IntDistribution(int(first), int(first + (count - 1) * step), step=int(step))
             return FloatDistribution(first, float(f"{first + (count - 1) * step:.12g}"), step=step)
@@ -181,22 +183,47 @@ class TrialMaker:
                 yield options | dict(zip(rest, each, strict=True))
 
     def check(self) -> DictConfig:
-        """Composes a trial with each option of each group, and refuses a setting that none of them has.
+        """Looks at a trial with each option, or the least and the largest value, of each setting, before there is a study.
 
         Returns:
             The configuration of a trial.
 
         Raises:
+            ConfigError: No run can have a value.
             HydraException: An option or a setting is misspelt.
         """
+        from voxtile.commands.build import parts
+
+        samples = self._samples()
+        configs = [self.composed(sample) for sample in samples]  # what is misspelt is found sooner than what does not fit
+        for sample, config in zip(samples, configs, strict=True):
+            try:
+                parts(compose.job_config(config))
+            except ConfigError as error:
+                told = f"{error}{self._whole_instead(error)}"
+                raise ConfigError(f"{told} This is of a trial with {' '.join(typed_words(sample))}; none was begun.") from error
+        return configs[0]
+
+    def _samples(self) -> list[dict[str, Any]]:
+        """Values of trials among which is each option, and the least and the largest value of each setting."""
         first = {path: _ends(each)[0] for path, each in self.space.items()}
         options = {group: first[group] for group in self.groups}
         bases = [options, *(options | {group: each} for group, which in self.groups.items() for each in _ends(which)[1:])]
-        known = {*self.groups, *(path for base in bases for path in self.fitting(base))}
         samples = [base | {path: first[path] for path in self.fitting(base)} for base in bases]
-        samples += [options | {path: first[path]} for path in self.space if path not in known]
-        composed = [self.composed(sample) for sample in samples]
-        return composed[0]
+        for path in (path for path in self.space if path not in self.groups):
+            # One that no option has is sampled all the same, and not composed.
+            with_it = next((sample for sample in samples if path in sample), options | {path: first[path]})
+            samples += [with_it | {path: each} for each in _ends(self.space[path]) if with_it | {path: each} not in samples]
+        return samples
+
+    def _whole_instead(self, error: ConfigError) -> str:
+        """What to type in the place of an interval of what must be whole, whose values are not; empty where that is not it."""
+        from optuna.distributions import FloatDistribution
+
+        for path, each in self.space.items():
+            if isinstance(each, FloatDistribution) and str(error).startswith(f"'{path}={each.low}' must be a whole number"):
+                return f" An interval's values are not: type '{path}=range({math.ceil(each.low)},{math.floor(each.high) + 1})'."
+        return ""
 
 
 def _has(config: DictConfig, path: str) -> bool:
@@ -222,12 +249,15 @@ def _steps(each: BaseDistribution, most: int) -> Sequence[Any]:
 
     if isinstance(each, CategoricalDistribution):
         return each.choices[:most]
-    if isinstance(each, IntDistribution) and not each.log:
+    assert isinstance(each, IntDistribution | FloatDistribution)
+    if each.single():
+        return [each.low]
+    if each.log or not each.step:
+        return ()
+    if isinstance(each, IntDistribution):
         return range(each.low, each.high + 1, each.step)[:most]
-    if isinstance(each, FloatDistribution) and each.step:
-        count = round((each.high - each.low) / each.step) + 1
-        return [float(f"{each.low + number * each.step:.12g}") for number in range(min(count, most))]
-    return ()
+    count = round((each.high - each.low) / each.step) + 1
+    return [float(f"{each.low + number * each.step:.12g}") for number in range(min(count, most))]
 
 
 def typed_words(values: Mapping[str, Any]) -> list[str]:
