@@ -15,10 +15,13 @@ import pytest
 
 from tests.commands.conftest import Command, homes
 from tests.testers.tiny import scene_words
+from voxtile.commands.build import check_without_data
+from voxtile.commands.compose import composed, job_config
 from voxtile.commands.sweep import Slots
 from voxtile.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
+OWN_NETWORKS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 RESULTS = ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "status.json")
 
 
@@ -163,15 +166,31 @@ def test_ctrl_c_saves_the_job_under_way_and_begins_no_other(words: list[str], tm
     assert len(homes(runs)) == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "message", "job"),
+    [
+        ("seed=0,abc", "'seed=abc' must be a whole number", "seed=abc"),
+        ("model.width=0.0625,0", "'model' cannot be built", "model.width=0"),
+        ("training.monitor=dice,dicee", "'training.monitor=dicee' is no score. Did you mean 'dice'?", "training.monitor=dicee"),
+    ],
+)
 def test_a_value_that_no_job_can_have_stops_the_sweep_before_its_first_job(
-    words: list[str], tmp_path: Path, voxtile: Command
-) -> None:  # fmt: skip
-    said = voxtile("train", *words[:-1], "seed=0,abc")
+    words: list[str], tmp_path: Path, voxtile: Command, values: str, message: str, job: str
+) -> None:
+    said = voxtile("train", *words[:-1], values)
     assert said.code == 2
-    assert "'seed=abc' must be a whole number" in said.text
-    assert "This is of the job seed=abc; none was begun." in said.text
+    assert message in said.text
+    assert f"This is of the job {job}; none was begun." in said.text
     assert "begins" not in said.text
     assert not homes(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", OWN_NETWORKS)
+def test_every_network_of_ours_can_be_looked_at_before_a_sweep(name: str) -> None:
+    config = job_config(composed("train", [f"model={name}", "data=satellite"], []))
+    check_without_data(config)
+    with pytest.raises(ConfigError, match="takes no 'surplus'"):
+        check_without_data({**config, "model": {**config["model"], "surplus": 1}})
 
 
 def test_gpus_are_dealt_out_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.windowing import Windowing
-from voxtile.commands.allowed import below, build, called, check_trust, target
+from voxtile.commands.allowed import below, build, build_network, called, check_trust, target, targets_of, without_weights
 from voxtile.commands.checks import DATA_KEYS, SECTIONS, check_keys, check_types, check_values, settings_of, windowing_of
 from voxtile.commands.own import check_is, check_optimizer
 from voxtile.commands.typed import check_arguments
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # slow to import
     from voxtile.training.module import MakeOptimizer
     from voxtile.training.schedules import Schedule
     from voxtile.training.settings import Settings
+
+IMAGINED_CHANNELS = 3  # of images that nobody has looked at
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,27 @@ def build_loss(config: Mapping[str, Any], dataset: Dataset, class_counts: Sequen
     )  # fmt: skip
     check_is(loss, Loss, "loss", "voxtile.training.losses.Loss")
     return loss
+
+
+def check_without_data(config: Mapping[str, Any]) -> None:
+    """Refuses a training as far as it can be told before its data are read, in no time and without memory for weights.
+
+    Networks of other libraries and of the user's own, which may load files, are not built; nor are losses, which weigh classes
+    by how often they are.
+
+    Raises:
+        ConfigError: See `parts`; or the network cannot be built, or there is no such score to choose weights by.
+    """
+    from voxtile.training.scores import check_monitor
+
+    built = parts(config)
+    dataset = built.dataset
+    check_monitor(built.settings.monitor, dataset.classes, dataset.background, dataset.regions)
+    if all(below(name, ("voxtile.models",)) for _, name in targets_of(config["model"], "model")):
+        import torch
+
+        with torch.device("meta"):
+            build_network(without_weights(config["model"]), built.trust, IMAGINED_CHANNELS, len(dataset.classes))
 
 
 def _turned(augment: Mapping[str, Any], windowing: Windowing) -> Mapping[str, Any]:

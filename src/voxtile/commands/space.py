@@ -192,13 +192,13 @@ class TrialMaker:
             ConfigError: No run can have a value.
             HydraException: An option or a setting is misspelt.
         """
-        from voxtile.commands.build import parts
+        from voxtile.commands.build import check_without_data
 
         samples = self._samples()
         configs = [self.composed(sample) for sample in samples]  # what is misspelt is found sooner than what does not fit
         for sample, config in zip(samples, configs, strict=True):
             try:
-                parts(compose.job_config(config))
+                check_without_data(compose.job_config(config))
             except ConfigError as error:
                 told = f"{error}{self._whole_instead(error)}"
                 raise ConfigError(f"{told} This is of a trial with {' '.join(typed_words(sample))}; none was begun.") from error

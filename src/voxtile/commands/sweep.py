@@ -297,12 +297,12 @@ def check_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
     Raises:
         ConfigError: A job's configuration is invalid.
     """
-    from voxtile.commands.build import parts
+    from voxtile.commands.build import check_without_data
     from voxtile.commands.tables import titles
 
     for (_, config), title in zip(jobs, titles([words for words, _ in jobs]), strict=True):
         try:
-            parts(compose.job_config(config))
+            check_without_data(compose.job_config(config))
         except ConfigError as error:
             raise ConfigError(f"{error} This is of the job {title or 'alone'}; none was begun.") from error
 

@@ -22,7 +22,7 @@ from voxtile.data.batches import Batch, flattened
 from voxtile.data.datamodule import VoxtileData
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.data.rng import digest
-from voxtile.errors import ConfigError, RunError, did_you_mean, listed
+from voxtile.errors import ConfigError, RunError, listed
 from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import ScoreMap, dims_of, logits_of, margin_of, score_maps
 from voxtile.training import sharding
@@ -30,7 +30,7 @@ from voxtile.training.compiling import compiled
 from voxtile.training.losses import Loss, surrogate
 from voxtile.training.norms import averaging, batch_norms, unmoved
 from voxtile.training.schedules import Schedule
-from voxtile.training.scores import CaseConfusion, summarise
+from voxtile.training.scores import CaseConfusion, check_monitor, summarise
 from voxtile.training.settings import Settings
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
@@ -105,7 +105,7 @@ class SegmentationModule(lightning.LightningModule):
         # Validation judges by the network as it is, like `evaluate`: kernels that are compiled round otherwise.
         self.trained = compiled(network) if settings.compile else partial(logits_of, network)
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
-        self._check_monitor()
+        check_monitor(settings.monitor, self.classes, background, self.regions)
         self.record: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
         self.gathered: nn.Module | None = None  # of weights that are cut over devices, a copy as of the latest validation
         self.confusion = CaseConfusion(len(validation), len(classes))
@@ -126,16 +126,6 @@ class SegmentationModule(lightning.LightningModule):
         self._batch: Batch = {}
         self.scores: dict[str, float] = {}
         self.counts = np.zeros((len(validation), len(classes), len(classes)), dtype=np.int64)  # confusion matrix of each case
-
-    def _check_monitor(self) -> None:
-        """Refuses a monitor that is no score, or one of which less is better."""
-        count = len(self.classes)
-        scores = summarise(np.zeros((1, count, count), dtype=np.int64), self.classes, self.background, self.regions)
-        known = [name for name in scores if not name.startswith(("missed/", "false_alarm/", "undefined/"))]
-        if (monitor := self.settings.monitor) not in known:
-            raise ConfigError(
-                f"'training.monitor={monitor}' is no score.{did_you_mean(monitor, known)} Choose from {listed(known, 30)}."
-            )
 
     @property
     def evaluated(self) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from voxtile.cases.window import IGNORE
+from voxtile.errors import ConfigError, did_you_mean, listed
 
 _BYTE = 256  # class indices and the ignore index are below
 
@@ -193,6 +194,20 @@ def summarise(
     for name, values in per_class.items():
         summary |= {f"{name}/{of}": float(value) for of, value in zip((*classes, *regions), values, strict=True)}
     return summary
+
+
+def check_monitor(monitor: str, classes: Sequence[str], background: int | None, regions: Mapping[str, Sequence[int]]) -> None:
+    """Refuses a monitor that is no score, or one of which less is better; the others as `summarise` takes them.
+
+    Raises:
+        ConfigError: The best weights cannot be chosen by it.
+    """
+    scores = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background, regions)
+    known = [name for name in scores if not name.startswith(("missed/", "false_alarm/", "undefined/"))]
+    if monitor not in known:
+        raise ConfigError(
+            f"'training.monitor={monitor}' is no score.{did_you_mean(monitor, known)} Choose from {listed(known, 30)}."
+        )
 
 
 def case_rows(
