@@ -46,7 +46,8 @@ class ProcessLauncher(Launcher):
         """Runs the jobs; a result is an outcome, also of a job that failed."""
         setup_globals()
         loader = self.context.config_loader
-        jobs = [(list(words), loader.load_sweep_config(self.config, list(words))) for words in job_overrides]
+        distinct = dict.fromkeys(map(tuple, job_overrides))  # of a value that was typed twice
+        jobs = [(list(words), loader.load_sweep_config(self.config, list(words))) for words in distinct]
         found = []
         for outcome in self._run(jobs, Path(self.config.hydra.sweep.dir).expanduser().absolute()):
             each = JobReturn(overrides=list(outcome.words), status=JobStatus.COMPLETED)

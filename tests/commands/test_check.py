@@ -46,6 +46,13 @@ def test_a_sound_data_set_ends_with_the_command_to_train(folder: Path, voxtile: 
     assert said.text.endswith(f"to train: voxtile train {' '.join(words)}")
 
 
+def test_a_warmup_that_is_never_over_is_said_before_and_in_training(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder), "training.steps=2", "training.val_every=2", "scheduler.warmup=2"]
+    for command in ("check", "train"):
+        assert "rises over 'scheduler.warmup=2' steps, and training ends after 2: it never" in voxtile(command, *words).text
+    assert "learning rate rises" not in voxtile("train", *words[:-1], "scheduler.warmup=1").text
+
+
 def test_the_command_it_ends_with_trains(folder: Path, voxtile: Command) -> None:
     said = voxtile("check", *scene_words(folder), "training.steps=2", "training.val_every=2")
     line = said.out.splitlines()[-1]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,11 @@ def test_each_command_explains_itself(name: str, capfd: pytest.CaptureFixture[st
     out = capfd.readouterr().out
     assert "voxtile" in out
     assert "==" in out
+
+
+def test_train_names_the_other_commands(voxtile: Command) -> None:
+    (line,) = (line for line in voxtile("train", "--help").out.splitlines() if line.startswith("Other commands:"))
+    assert set(re.findall(r"\w+", line.partition("voxtile")[2].partition(",")[0])) == COMMANDS.keys() - {"train"}
 
 
 def test_check_says_what_it_does(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,11 @@ def test_status_passes_bundles_over(copied_run: Run, voxtile: Command) -> None:
     said = voxtile("status", f"runs={copied_run.home.parent}/*")
     assert said.code == 0
     assert copied_run.home.name in said.text
-    assert " bundle " not in said.text
+    assert "1 run, best validation" in said.text
+    assert f"passed over, since they are bundles: {copied_run.home.parent / 'bundle'}" in said.text
+    said = voxtile("status", f"runs={copied_run.home.parent / 'bundle'}")
+    assert said.code == 4
+    assert "is a bundle, which is for 'voxtile predict'" in said.text
 
 
 @pytest.mark.parametrize("command", ["evaluate", "verify", "reproduce", "export"])

@@ -180,7 +180,9 @@ def test_of_few_combinations_each_is_tried_once(
 ) -> None:
     asked = pretended(lambda given: {"dice": 0.1})
     space = ["model.depth=choice(2,3)", "training.batch_size=range(1,4)", f"hydra.sweeper.sampler={sampler}"]
-    assert voxtile(*words, *space, "hydra.sweeper.trials=4").code == 0
+    said = voxtile(*words, *space, "hydra.sweeper.trials=4")
+    assert said.code == 0
+    assert ": 0 of 4 trials begun before; " in said.text
     assert len(asked) == 4
     assert voxtile(*words, *space, "hydra.sweeper.trials=20").code == 0
     first, later = {tuple(each) for each in asked[:4]}, {tuple(each) for each in asked[4:]}
@@ -295,6 +297,7 @@ def test_bad_trials_are_pruned_by_their_validations(
             ["model.width=chioce(0.1,0.2)"],
             "'model.width=chioce(0.1,0.2)' is one value, a text: did you mean 'model.width=choice(0.1,0.",
         ),
+        (["model.width=choice()"], "'model.width=choice()' cannot be read as several values: expected some in the brackets"),
         (["optimizer.lr=intervall(1e-4, 1)"], "did you mean 'optimizer.lr=interval(1e-4, 1)'? Say among what"),
         (["model.width=choice(0.5)"], "searched among one value, 0.5"),
         ([*SPACE, "hydra.sweeper.sampler=tpee"], "'hydra.sweeper.sampler=tpee' is unknown. Did you mean 'tpe'?"),

@@ -1,5 +1,6 @@
-"""The tables of runs: what they say of runs that are damaged."""
+"""The tables of runs: what tells runs apart, and what is said of those that are damaged."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from tests.commands.conftest import Command, Run
 from voxtile.commands.console import console
 from voxtile.commands.sweep import Outcome
-from voxtile.commands.tables import print_jobs
+from voxtile.commands.tables import print_jobs, titles
 
 
 @pytest.fixture
@@ -47,3 +48,24 @@ def test_a_sweep_s_table_shows_a_damaged_run_and_why_others_failed(
     assert ["seed=1", "other", "damaged"] in rows
     assert f"seed=1: {damaged / 'status.json'} cannot be read" in said
     assert "seed=2: no such data" in said
+
+
+def test_the_settings_in_which_runs_differ_are_shown(copied_run: Run, voxtile: Command) -> None:
+    kind, _, identity = copied_run.home.name.rsplit("-", 2)
+    for fold in (0, 1):
+        home = copied_run.home.with_name(f"{kind}-s0-{fold}{identity[1:]}")
+        shutil.copytree(copied_run.home, home)
+        recipe = copied_run.read("recipe.json")
+        recipe["settings"]["split"]["fold"] = fold
+        recipe["settings"]["optimizer"]["lr"] = 0.5 + fold
+        (home / "recipe.json").write_text(json.dumps(recipe))
+    alone = voxtile("status", f"runs={copied_run.home}").out
+    assert "settings" not in alone
+    rows = [line.replace("│", " ").split() for line in voxtile("status", f"runs={home.parent}/{kind}-s0-[01]*").out.splitlines()]
+    assert any(row[:2] == ["optimizer.lr=0.5", "fold=0"] for row in rows)
+    assert any(row[:2] == ["optimizer.lr=1.5", "fold=1"] for row in rows)
+
+
+def test_jobs_that_are_one_have_titles_all_the_same() -> None:
+    assert titles([["seed=0"], ["seed=0"]]) == ["seed=0", "seed=0"]
+    assert titles([["a=1", "seed=0"], ["a=1", "seed=1"]]) == ["seed=0", "seed=1"]

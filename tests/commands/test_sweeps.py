@@ -185,6 +185,13 @@ def test_a_value_that_no_job_can_have_stops_the_sweep_before_its_first_job(
     assert not homes(tmp_path / "runs")
 
 
+def test_a_value_that_is_typed_twice_is_one_job(words: list[str], voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr("voxtile.commands.sweep.run_jobs", lambda *_, count: begun.append(count))
+    voxtile("train", *words[:-1], "seed=0,0,1,0")
+    assert begun == [2]
+
+
 @pytest.mark.parametrize("name", OWN_NETWORKS)
 def test_every_network_of_ours_can_be_looked_at_before_a_sweep(name: str) -> None:
     config = job_config(composed("train", [f"model={name}", "data=satellite"], []))

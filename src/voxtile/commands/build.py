@@ -48,6 +48,17 @@ class Parts:
         trust: Sequence[str] = self.config.get("trust", ())
         return trust
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is allowed, and seldom meant."""
+        warmup, steps = getattr(self.schedule, "warmup", 0), self.settings.steps
+        if warmup < steps:
+            return []
+        return [
+            f"the learning rate rises over 'scheduler.warmup={warmup}' steps, and training ends after {steps}: it never reaches "
+            "'optimizer.lr'"
+        ]
+
 
 def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
     """Builds what needs no data, so that a wrong configuration is found before any file is read.

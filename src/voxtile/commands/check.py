@@ -60,7 +60,7 @@ def check(config: Mapping[str, Any]) -> int:
     if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
-    remarks = look_at_files(prepared) + look_at_values(prepared) + look_at_classes(prepared)
+    remarks = built.remarks + look_at_files(prepared) + look_at_values(prepared) + look_at_classes(prepared)
     remarks += look_at_window(prepared, built.windowing.box)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]
     try_a_step(out, config, built, prepared)

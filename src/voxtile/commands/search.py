@@ -95,7 +95,8 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
                 for each in combinations[:trials]:
                     study.enqueue_trial(each, skip_if_exists=True)
             found = _Search(study, place, maker, wanted, trials, settings["pruner"] != "none")
-            out.print(f"study {name}: {len(study.trials)} of {trials} trials; {place / 'study.db'}", soft_wrap=True)
+            begun = sum(trial.state.name != "WAITING" for trial in study.trials)
+            out.print(f"study {name}: {begun} of {trials} trials begun before; {place / 'study.db'}", soft_wrap=True)
             found.adopt()
         own = place / "jobs" / f"{socket.gethostname()}-{os.getpid()}"  # another command may work on the study
         own.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,11 @@ def _misspelt(override: Override) -> str:
     value = value.strip("'")  # what Hydra's grammar does not know was put in quotes
     called = re.fullmatch(r"(\w+)(\(.*\))", value)
     near = difflib.get_close_matches(called[1], SEARCHES, n=1, cutoff=0.6) if called else []
-    return f" '{key}={value}' is one value, a text: did you mean '{key}={near[0]}{called[2]}'?" if called and near else ""
+    if not called or not near:
+        return ""
+    if near[0] == called[1]:
+        return f" '{key}={value}' cannot be read as several values: expected some in the brackets, as in '{key}=choice(1,2)'."
+    return f" '{key}={value}' is one value, a text: did you mean '{key}={near[0]}{called[2]}'?"
 
 
 def parsed_words(words: Any, name: str) -> list[Override]:

@@ -18,12 +18,17 @@ def status(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console
     from voxtile.commands.folders import named_folders
     from voxtile.commands.tables import print_runs
-    from voxtile.errors import RunError
+    from voxtile.errors import RunError, listed
     from voxtile.training.run_folder import EXPORT, RunFolder
 
     out = console()
     folders = named_folders(config["runs"], out)
     # One that is damaged is shown as such, beside the others; what is no run at all is refused.
     runs = [RunFolder(each) if (each / "recipe.json").is_file() else RunFolder.existing(each, "runs") for each in folders]
-    runs = [run for run in runs if not (run.path / EXPORT).exists()]  # what was exported has no state of its own
+    bundles = [run.path for run in runs if (run.path / EXPORT).exists()]  # which have no state of their own
+    if bundles and len(bundles) == len(runs):
+        RunFolder.existing(bundles[0], "runs")  # says what a bundle is
+    if bundles:
+        out.print(f"passed over, since they are bundles: {listed(bundles)}", soft_wrap=True)
+    runs = [run for run in runs if run.path not in bundles]
     return RunError.exit_code if print_runs(out, runs) else 0

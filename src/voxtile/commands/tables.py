@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from voxtile.commands.compose import as_typed
 from voxtile.commands.guard import STOPPED
 from voxtile.errors import RunError, counted
 from voxtile.studies.manifest import segment
 from voxtile.training import metrics_file
 from voxtile.training.run_folder import RunFolder
+
+AS_TYPED = {"split.fold": "fold"}  # what a recipe calls otherwise
+MOST_WORDS = 6  # about a run in a table
 
 if TYPE_CHECKING:
     from voxtile.commands.sweep import Outcome
@@ -156,10 +161,12 @@ def print_runs(out: Console, runs: Sequence[RunFolder]) -> bool:
     Returns:
         Whether one has failed, or is damaged.
     """
-    table, troubles = _table_of_runs(title=f"{counted(len(runs), 'run')}, best validation"), list[str]()
-    for home in runs:
+    settings = _differences(runs)
+    first = ("settings",) if any(settings) else ()
+    table, troubles = _table_of_runs(*first, title=f"{counted(len(runs), 'run')}, best validation"), list[str]()
+    for home, differing in zip(runs, settings, strict=True):
         row, trouble = _row(home)
-        table.add_row(*row)
+        table.add_row(*([differing] if first else []), *row)
         troubles += [f"{home.path}: {trouble}"] if trouble else []
     out.print(table)
     for trouble in troubles:
@@ -194,6 +201,45 @@ def _row(home: RunFolder) -> tuple[list[str], str]:
     return row, str(status.get("reason") or ("it failed" if status["state"] == "failed" else ""))
 
 
+def _differences(runs: Sequence[RunFolder]) -> list[str]:
+    """What each run was told otherwise than the others of the same data and network; nothing of one that cannot be read."""
+    told: list[dict[str, Any]] = []
+    for home in runs:
+        told.append({})
+        with suppress(RunError):
+            settings = home.read("recipe.json", "settings")["settings"]
+            told[-1] |= {AS_TYPED.get(path, path): value for path, value in _leaves(settings)}
+    kinds = [home.path.name.rsplit("-", 2)[0] for home in runs]  # <data set>-<network>-s<seed>-<identity>
+    first: dict[tuple[str, str], Any] = {}
+    differing = {
+        (kind, path)
+        for mine, kind in zip(told, kinds, strict=True)
+        for path, value in mine.items()
+        if first.setdefault((kind, path), value) != value
+    }
+    found = []
+    for mine, kind in zip(told, kinds, strict=True):
+        words = [_word(path, value) for path, value in mine.items() if (kind, path) in differing]
+        found.append(" ".join(words[:MOST_WORDS]) + (" …" if len(words) > MOST_WORDS else ""))
+    return found
+
+
+def _word(path: str, value: Any) -> str:
+    """A setting in a table; of what is built, the name of its class."""
+    if path.endswith("._target_"):
+        return f"{path.removesuffix('._target_')}={str(value).rpartition('.')[2]}"
+    return f"{path}={as_typed(value)}"
+
+
+def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every path with its value."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
 def _step(home: RunFolder, status: Mapping[str, Any]) -> int:
     """The step that a run has reached; of one that is running, or was killed, the last that it has logged."""
     step = int(status.get("step", 0))
@@ -204,7 +250,7 @@ def _step(home: RunFolder, status: Mapping[str, Any]) -> int:
 
 def titles(jobs: Sequence[Sequence[str]]) -> list[str]:
     """The words of each job of a sweep that not all of them have."""
-    common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
+    common = set(jobs[0]).intersection(*jobs) if len(set(map(tuple, jobs))) > 1 else set()
     return [" ".join(word for word in words if word not in common) for words in jobs]
 
 

@@ -180,6 +180,8 @@ def train_to_end(
         if not is_finished(home, config, devices, held=True):
             if parent is not None:
                 parent.hand_down(module, out)
+            for sentence in built.remarks:
+                out.print(sentence, style="yellow", soft_wrap=True)
             _train(config, prepared, parent, module, data, home, devices, out)
     report(home, prepared, built.trust, out)
     return home
