@@ -78,8 +78,9 @@ def test_trials_follow_the_typed_space_and_the_best_is_written_down(
 ) -> None:
     asked = pretended(lambda given: {"dice": -abs(float(given["optimizer.lr"]) - 0.01) * int(given["training.batch_size"])})
     words = [word for word in words if not word.startswith("training.")]  # which would be instead of the experiment's
-    said = voxtile(*words, *SPACE, "model=choice(unet,segnet)", "experiment=hippocampus_2d", "data.symmetry.rot90=false", "seed=3",
-                   "hydra.sweeper.trials=12")  # fmt: skip
+    (tmp_path / "conf" / "experiment").mkdir()
+    (tmp_path / "conf" / "experiment" / "long.yaml").write_text("# @package _global_\ntraining: {steps: 2000}\n")
+    said = voxtile(*words, *SPACE, "model=choice(unet,segnet)", "experiment=long", "seed=3", "hydra.sweeper.trials=12")
     assert said.code == 0
     assert len(asked) == 12
     trials = study_of(tmp_path / "runs").trials

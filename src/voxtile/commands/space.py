@@ -140,7 +140,8 @@ class TrialMaker:
     @property
     def groups(self) -> dict[str, BaseDistribution]:
         """The groups of which an option is searched."""
-        return {path: each for path, each in self.space.items() if path in compose.groups_of("train")}
+        known = compose.groups_of("train")
+        return {path: each for path, each in self.space.items() if path in known}
 
     def words(self, params: Mapping[str, Any]) -> list[str]:
         """What is typed to train with the values of what is searched."""
