@@ -196,6 +196,9 @@ def test_a_value_that_is_typed_twice_is_one_job(words: list[str], voxtile: Comma
 def test_every_network_of_ours_can_be_looked_at_before_a_sweep(name: str) -> None:
     config = job_config(composed("train", [f"model={name}", "data=satellite"], []))
     check_without_data(config)
+    if "weights" in config["model"]:  # which are not looked for
+        wide = {"width": 1.0} if "width" in config["model"] else {}
+        check_without_data({**config, "model": {**config["model"], **wide, "weights": "missing.pth"}})
     with pytest.raises(ConfigError, match="takes no 'surplus'"):
         check_without_data({**config, "model": {**config["model"], "surplus": 1}})
 

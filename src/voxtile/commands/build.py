@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.windowing import Windowing
-from voxtile.commands.allowed import below, build, build_network, called, check_trust, target, targets_of, without_weights
+from voxtile.commands.allowed import below, build, build_network, called, check_trust, target, targets_of
 from voxtile.commands.checks import DATA_KEYS, SECTIONS, check_keys, check_types, check_values, settings_of, windowing_of
 from voxtile.commands.own import check_is, check_optimizer
 from voxtile.commands.typed import check_arguments
@@ -154,8 +154,8 @@ def check_without_data(config: Mapping[str, Any]) -> None:
     if all(below(name, ("voxtile.models",)) for _, name in targets_of(config["model"], "model")):
         import torch
 
-        with torch.device("meta"):
-            build_network(without_weights(config["model"]), built.trust, IMAGINED_CHANNELS, len(dataset.classes))
+        with torch.device("meta"):  # on which our networks load no weights
+            build_network(config["model"], built.trust, IMAGINED_CHANNELS, len(dataset.classes))
 
 
 def _turned(augment: Mapping[str, Any], windowing: Windowing) -> Mapping[str, Any]:
