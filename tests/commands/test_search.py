@@ -228,6 +228,23 @@ def test_without_few_combinations_too_an_option_is_not_asked_for_what_it_has_not
     }  # fmt: skip
 
 
+def test_a_trial_that_was_left_with_what_its_option_has_not_goes_on(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable
+) -> None:
+    asked = pretended(lambda given: {"dice": 0.1})
+    words += ["model=choice(unet,segnet)", "model.depth=choice(2,3)"]
+    assert voxtile(*words, "hydra.sweeper.trials=1", "hydra.sweeper.sampler=grid").code == 0
+    study, before = study_of(tmp_path / "runs"), len(asked)
+    for depth in ("2", "3"):
+        study.enqueue_trial({"model": "segnet", "model.depth": depth})
+    choices = optuna.distributions.CategoricalDistribution
+    study.ask({"model": choices(["unet", "segnet"]), "model.depth": choices(["2", "3"])})  # by a command that is gone
+    assert voxtile(*words, "hydra.sweeper.trials=3", "hydra.sweeper.sampler=random").code == 0
+    assert len(asked) > before
+    assert all(trial.state == TrialState.COMPLETE for trial in study_of(tmp_path / "runs").trials)
+    assert not any("model=segnet" in each and "model.depth=2" in each for each in asked)
+
+
 def test_settings_that_do_not_go_together_are_a_failed_trial_and_the_search_goes_on(
     words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
