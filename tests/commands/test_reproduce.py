@@ -1,5 +1,6 @@
 """A run trained again from its folder: the same bits, and what is said where it is not."""
 
+import importlib
 import json
 import os
 import re
@@ -117,6 +118,7 @@ def test_a_reproduction_with_other_trusted_code_is_another(
         return _made_with(manifest, {"code": "here", "trust": list(trust)})
 
     (tmp_path / "lab_of_tests.py").write_text("")
+    importlib.invalidate_caches()  # the folder was listed a moment ago, when the file was not there
     before = made("lab_of_tests")
     assert before == made("lab_of_tests") != made()
     (tmp_path / "lab_of_tests.py").write_text("1\n")

@@ -140,8 +140,7 @@ def build_loss(config: Mapping[str, Any], dataset: Dataset, class_counts: Sequen
 def check_without_data(config: Mapping[str, Any]) -> None:
     """Refuses a training as far as it can be told before its data are read, in no time and without memory for weights.
 
-    Networks of other libraries and of the user's own, which may load files, are not built; nor are losses, which weigh classes
-    by how often they are.
+    Networks of other libraries and of the user's own, which may load files, are not built.
 
     Raises:
         ConfigError: See `parts`; or the network cannot be built, or there is no such score to choose weights by.

@@ -356,7 +356,7 @@ def finished_before(job: Job) -> str:
         return ""
     home, changed = found
     job.outcome.code, job.outcome.home, job.outcome.reason = 0, str(home.path), ""
-    return f"finished before: {home.path}{changed and '.' + changed}"
+    return f"finished before: {home.path}{changed and '. Since then:' + changed}"
 
 
 def report_of(outcome: Outcome) -> str:
