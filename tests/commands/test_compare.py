@@ -92,6 +92,10 @@ def changed(folder: Path, tmp_path: Path, change: str) -> Path:
         rows[0][change] = "7"
     elif change == "older":
         del summary["averaged"]
+    elif change == "cut off":
+        rows.pop()
+    elif change in ("abc", "inf"):
+        rows[0]["dice/disc"] = change
     else:
         summary[change] = "other"
     (copy / "summary.json").write_text(json.dumps(summary))
@@ -110,7 +114,10 @@ def changed(folder: Path, tmp_path: Path, change: str) -> Path:
         ("pixels", "have other numbers of judged pixels for case"),
         ("split", "are not of the same data: 'split' is val and other"),
         ("grid", "are not of the same data: 'grid' is stored and other"),
-        ("older", "an older version has written it: averaged is not there"),
+        ("older", "an older version has written it: summary.json lacks averaged"),
+        ("cut off", "cases.csv holds 4 cases of 5"),
+        ("abc", "could not convert string to float: 'abc'"),
+        ("inf", "is inf"),
     ],
 )
 def test_what_was_counted_on_other_pixels_is_refused(
@@ -130,9 +137,10 @@ def test_wrong_words_are_one_paragraph(pair: tuple[Path, Path], runs: Path, tmp_
     assert said.code == 2
     assert "Did you mean 'dice'?" in said.err
     assert "surface=true" in voxtile("compare", both, "scores=[hd95]").err
+    for wrong in ("[]", "3", "[3]"):
+        assert "must be a list of scores" in voxtile("compare", both, f"scores={wrong}").err
     (tmp_path / "empty").mkdir()
     assert f"voxtile evaluate run={tmp_path / 'empty'}" in voxtile("compare", f"evaluations=[{first},{tmp_path / 'empty'}]").err
     shutil.copytree(runs / "plain", tmp_path / "two")
     shutil.copytree(other, tmp_path / "two" / "evaluations" / "other")
     assert "holds 2 evaluations. Name one of them" in voxtile("compare", f"evaluations=[{first},{tmp_path / 'two'}]").err
-    assert homes(runs)

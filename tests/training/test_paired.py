@@ -7,8 +7,13 @@ import pytest
 from scipy.stats import wilcoxon
 
 from voxtile.training.intervals import spreads
-from voxtile.training.paired import difference, holm
+from voxtile.training.paired import Difference, differences, holm
 from voxtile.training.scores import case_rows
+
+
+def difference(first: np.ndarray, other: np.ndarray, groups: list[str]) -> Difference:
+    (found,) = differences([(first, other)], groups)
+    return found
 
 
 @pytest.fixture
@@ -72,6 +77,14 @@ def test_one_group_has_neither_interval_nor_p_and_no_case_nothing() -> None:
     none = difference(np.array([[np.nan]]), np.array([[0.2]]), ["a"])
     assert math.isnan(none.difference)
     assert none.cases == 0
+
+
+def test_several_scores_at_once_are_those_one_by_one_and_undefined_groups_are_not_counted(scores) -> None:
+    first, other, groups = scores
+    rare = np.where(np.array([group in ("g1", "g2") for group in groups])[:, None], other, np.nan)
+    pairs = [(first, other), (first, rare), (first[:, :1], other[:, :1])]
+    assert differences(pairs, groups) == [difference(*pair, groups) for pair in pairs]
+    assert differences(pairs, groups)[1].groups == 2
 
 
 def test_means_are_those_of_evaluate_where_all_cases_are_defined() -> None:

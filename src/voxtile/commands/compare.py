@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def compare(config: Mapping[str, Any]) -> int:
     """Compares the evaluations that the configuration names with the first of them."""
     from voxtile.cases.csv_table import atomic_csv
     from voxtile.commands.console import console
-    from voxtile.training.paired import difference, holm
+    from voxtile.training.paired import differences, holm
 
     out = console()
     first, *others = _named(config["evaluations"])
@@ -67,9 +68,10 @@ def compare(config: Mapping[str, Any]) -> int:
         _check_same(first, other)
     ids = list(first.cases)
     groups = [first.cases[case]["group"] for case in ids]
-    found: dict[str, list[Difference]] = {}
-    for score, columns in _scores(config["scores"], [first, *others]).items():
-        found[score] = [difference(first.values(columns, ids), other.values(columns, ids), groups) for other in others]
+    columns = _scores(config["scores"], [first, *others])
+    pairs = [(first.values(own, ids), other.values(own, ids)) for own in columns.values() for other in others]
+    each_difference = iter(differences(pairs, groups))
+    found = {score: [next(each_difference) for _ in others] for score in columns}
     adjusted = {score: holm([each.p for each in row]) for score, row in found.items()}
     rows = []
     for place, other in enumerate(others):
@@ -78,7 +80,7 @@ def compare(config: Mapping[str, Any]) -> int:
         for score, (each, p_holm) in own.items():
             row = {"evaluation": other.folder, "compared_with": first.folder, "score": score, **each._asdict(), "p_holm": p_holm}
             rows.append({name: "" if value != value else value for name, value in row.items()})
-    _say_limits(out, [first, *others], len(set(groups)))
+    _say_limits(out, [first, *others], min(each.groups for row in found.values() for each in row))
     if config["output"] is not None:
         path = Path(config["output"]).expanduser()
         atomic_csv(path, COLUMNS, rows)
@@ -132,15 +134,30 @@ def _read(folder: Path) -> Evaluation:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         with (folder / "cases.csv").open(encoding="utf-8", newline="") as file:
             rows = {row["case"]: row for row in csv.DictReader(file)}
-        what = listed(sorted({"split", "weights", "classes", "regions", "grid", "averaged"} - summary.keys()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        what = reason(error)
-    if what:
+        wrong = _wrong(summary, rows)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        wrong = reason(error)
+    if wrong:
         raise RunError(
-            f"The evaluation in {folder} is damaged, or an older version has written it: {what} is not there or cannot be read. "
-            "Make it again with 'voxtile evaluate'."
+            f"The evaluation in {folder} is damaged, or an older version has written it: {wrong}. Make it again with 'voxtile "
+            "evaluate'."
         )
     return Evaluation(folder, summary, rows)
+
+
+def _wrong(summary: Mapping[str, Any], rows: Mapping[str, Mapping[str, str]]) -> str:
+    """What keeps an evaluation from being compared, "" where nothing does."""
+    if lacking := sorted({"split", "weights", "classes", "regions", "grid", "averaged"} - summary.keys()):
+        return f"summary.json lacks {listed(lacking)}"
+    if len(rows) != summary["cases"]:
+        return f"cases.csv holds {counted(len(rows), 'case')} of {summary['cases']}"
+    for case, row in rows.items():
+        if lacking := [name for name in ("group", "pixels") if name not in row]:
+            return f"cases.csv lacks {listed(lacking)}"
+        for name, value in row.items():
+            if "/" in name and value and math.isinf(float(value)):
+                return f"{name} of {case} is {value}"
+    return ""
 
 
 def _check_same(first: Evaluation, other: Evaluation) -> None:
@@ -170,19 +187,22 @@ def _check_same(first: Evaluation, other: Evaluation) -> None:
                 )
 
 
-def _scores(wanted: Sequence[str] | str, evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
+def _scores(wanted: Any, evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
     """The scores that are compared, and the columns of cases.csv that each is a mean over.
 
     A kind of scores, such as "dice", stands for its mean over what means are over, and for each class and region.
 
     Raises:
-        ConfigError: An evaluation has no such score.
+        ConfigError: An evaluation has no such score, or none is named.
     """
+    scores = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(scores, list) or not scores or not all(isinstance(score, str) for score in scores):
+        raise ConfigError(f"'scores={wanted}' must be a list of scores: type, for example, 'scores=[dice,case_iou]'.")
     summary = evaluations[0].summary
     headers = [list(next(iter(each.cases.values()))) for each in evaluations]
     columns = [name for name in headers[0] if "/" in name and all(name in header for header in headers)]
     found = {}
-    for score in [wanted] if isinstance(wanted, str) else wanted:
+    for score in scores:
         own = [f"{score}/{name}" for name in (*summary["classes"], *summary["regions"]) if f"{score}/{name}" in columns]
         averaged = [f"{score}/{name}" for name in summary["averaged"]]
         if score not in columns and not own:
@@ -204,20 +224,21 @@ def _show(out: Console, title: str, found: Mapping[str, tuple[Difference, float]
     from voxtile.commands.tables import number
 
     further = ("p (Holm)",) if comparisons > 1 else ()
-    table = Table(
-        "score", "first", "other", "difference", "95 % interval", "p", *further, "cases", title=title, title_justify="left"
-    )
+    columns = ("score", "first", "other", "difference", "95 % interval", "p", *further, "cases", "groups")
+    table = Table(*columns, title=title, title_justify="left")
     for score, (each, adjusted) in found.items():
         interval = "undefined" if each.low != each.low else f"{each.low:+.4f} to {each.high:+.4f}"
         apart = "undefined" if each.difference != each.difference else f"{each.difference:+.4f}"
-        probabilities = [number(each.p), *([number(adjusted)] if further else [])]
-        table.add_row(score, number(each.first), number(each.other), apart, interval, *probabilities, str(each.cases))
+        chances = [number(each.p), *([number(adjusted)] if further else [])]
+        counts = (str(each.cases), str(each.groups))
+        table.add_row(score, number(each.first), number(each.other), apart, interval, *chances, *counts)
     out.print(table)
 
 
-def _say_limits(out: Console, evaluations: Sequence[Evaluation], groups: int) -> None:
-    """Prints what keeps the comparison from saying much."""
-    if groups < FEW_GROUPS:
-        out.print(f"{counted(groups, 'group')} of cases: p cannot be below {min(1, 2 / 2**groups):.2g}, whatever the difference")
+def _say_limits(out: Console, evaluations: Sequence[Evaluation], fewest: int) -> None:
+    """Prints what keeps the comparison from saying much; `fewest` is the number of groups of the score that has fewest."""
+    if fewest < FEW_GROUPS:
+        least = f"{min(1.0, 2 / 2**fewest):.2g}"
+        out.print(f"with {counted(fewest, 'group')} of cases p cannot be below {least}, whatever the difference")
     if any((each.summary["split"], each.summary["weights"]) == ("val", "best") for each in evaluations):
         out.print("the best weights were chosen on the cases that are compared here, so scores are optimistic, and not all alike")

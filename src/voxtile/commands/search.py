@@ -207,6 +207,15 @@ def _made(kind: str, names: Mapping[str, str], module: Any, settings: Mapping[st
 
 
 @dataclass
+class _Begun:
+    """A trial whose job is not at its end."""
+
+    trial: Trial
+    pruned: bool = False
+    looked: float = -LOOK
+
+
+@dataclass
 class _Search:
     """Asks a study for trials and tells it what became of them."""
 
@@ -218,9 +227,7 @@ class _Search:
     prunes: bool
     outcomes: list[Outcome] = field(default_factory=list)
     orphans: list[Trial] = field(default_factory=list)
-    of: dict[int, Trial] = field(default_factory=dict)  # trial by the identity of its job
-    pruned: set[int] = field(default_factory=set)
-    looked: dict[int, float] = field(default_factory=dict)
+    begun: dict[Job, _Begun] = field(default_factory=dict)
 
     def adopt(self) -> None:
         """Takes over the trials of commands that are gone, while no other command asks; their runs go on where they were."""
@@ -281,24 +288,24 @@ class _Search:
         more = {"patient": True, "group": self.study.study_name, "kind": "search"}
         job = Job(" ".join(typed_words(params)), outcome, config, more=more)
         self.outcomes.append(outcome)
-        self.of[id(job)] = trial
+        self.begun[job] = _Begun(trial)
         return job
 
     def look(self, job: Job) -> None:
         """Reports the validations of a job under way, and stops it where they are too bad."""
-        if time.monotonic() - self.looked.get(id(job), -LOOK) < LOOK or id(job) in self.pruned or job.home is None:
+        begun = self.begun[job]
+        if time.monotonic() - begun.looked < LOOK or begun.pruned or job.home is None:
             return
-        self.looked[id(job)] = time.monotonic()
-        trial = self.of[id(job)]
-        if RUN not in trial.user_attrs:
-            trial.set_user_attr(RUN, str(job.home.absolute()))
-        if self.prunes and self._reported(job, job.home):
-            self.pruned.add(id(job))
+        begun.looked = time.monotonic()
+        if RUN not in begun.trial.user_attrs:
+            begun.trial.set_user_attr(RUN, str(job.home.absolute()))
+        if self.prunes and self._reported(begun.trial, job.home):
+            begun.pruned = True
             job.stop()
 
-    def _reported(self, job: Job, home: Path) -> bool:
+    def _reported(self, trial: Trial, home: Path) -> bool:
         """Tells the study a trial's validations, and returns whether it should be pruned by one of them."""
-        trial, (name,) = self.of[id(job)], self.objectives
+        (name,) = self.objectives
         frozen = self.study._storage.get_trial(trial._trial_id)
         for step, value in validations(home, name):
             if step not in frozen.intermediate_values:
@@ -311,11 +318,12 @@ class _Search:
         """Tells the study what became of a job. One that was stopped by the user stays as it is, and is taken up again."""
         from optuna.trial import TrialState
 
-        trial, outcome = self.of[id(job)], job.outcome
+        begun, outcome = self.begun.pop(job), job.outcome
+        trial = begun.trial
         if outcome.home:
             trial.set_user_attr(RUN, outcome.home)
         if outcome.code == 0 and len(self.objectives) == 1:
-            self._reported(job, Path(outcome.home))  # what came since the last look; too late to be pruned
+            self._reported(trial, Path(outcome.home))  # what came since the last look; too late to be pruned
         if outcome.code == 0:
             values = _values(Path(outcome.home), self.objectives)
             if missing := [name for name, value in values.items() if value is None or not math.isfinite(value)]:
@@ -323,7 +331,7 @@ class _Search:
             else:
                 self.study.tell(trial, [float(value or 0) for value in values.values()], skip_if_finished=True)
                 return
-        if id(job) in self.pruned and outcome.code == STOPPED:
+        if begun.pruned and outcome.code == STOPPED:
             outcome.code, outcome.reason = 0, ""
             self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         elif outcome.code != STOPPED:

@@ -118,7 +118,7 @@ def _gpus() -> list[str]:
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
-@dataclass
+@dataclass(eq=False)  # each is one of its own
 class Job:
     """A job of a sweep.
 

@@ -149,7 +149,7 @@ class GivenSplit(SplitScheme):
 
 
 class GroupSplit(SplitScheme):
-    """ClassCounts of the groups, cut as contiguous blocks of an order that is a hash of seed and group.
+    """Shares of the groups, cut as contiguous blocks of an order that is a hash of seed and group.
 
     The first block is test, the second validation, the rest training. An added group moves at most one other group over
     each boundary, and the test groups do not change with `val`. Stratified, this holds for validation within strata only,

@@ -15,6 +15,8 @@ from scipy.stats import wilcoxon
 
 from voxtile.training.intervals import Resamples, row_means
 
+Floats = NDArray[np.float64]
+
 
 class Difference(NamedTuple):
     """How a score differs over the cases in which both networks have it; NaN where there are none.
@@ -40,28 +42,29 @@ class Difference(NamedTuple):
     groups: int
 
 
-def difference(first: NDArray[np.float64], other: NDArray[np.float64], groups: Sequence[str]) -> Difference:
-    """The difference of a score that is a mean over structures of means over cases.
+def differences(pairs: Sequence[tuple[Floats, Floats]], groups: Sequence[str]) -> list[Difference]:
+    """The differences of scores that are means over structures of means over cases.
 
     Args:
-        first: of each case and structure [N, S], NaN where undefined.
-        other: likewise, of the same cases.
+        pairs: of each score the first's and the other's values of each case and structure [N, S], NaN where undefined.
         groups: of the N cases.
     """
-    apart = other - first
-    defined = ~np.isnan(apart)
-    kept = defined.any(axis=1)
-    apart, defined, groups = apart[kept], defined[kept], np.asarray(groups, dtype=str)[kept].tolist()
-    of_first, of_other = (_mean_of_means(np.where(defined, each[kept], np.nan)) for each in (first, other))
-    if not groups:
-        return Difference(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0)
-    resamples = Resamples(groups)
-    total, number = resamples.sums(np.where(defined, apart, 0), defined)
-    drawn = row_means(np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0))
-    of_cases = row_means(apart)
-    of_groups = np.array([of_cases[np.equal(groups, name)].mean() for name in sorted(set(groups))])
-    low, high = resamples.interval(drawn)
-    return Difference(of_first, of_other, of_other - of_first, low, high, _signed_rank(of_groups), len(groups), resamples.count)
+    apart = [other - first for first, other in pairs]
+    resamples = Resamples(groups)  # drawn once for all
+    sums = iter(resamples.sums(*(part for each in apart for part in (np.nan_to_num(each), ~np.isnan(each)))))
+    _, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    found = []
+    for (first, other), each in zip(pairs, apart, strict=True):
+        total, number = next(sums), next(sums)
+        kept = ~np.isnan(each).all(axis=1)
+        of_groups = _means(row_means(each[kept]), group_of[kept])
+        means = [_mean_of_means(np.where(np.isnan(each), np.nan, values)) for values in (first, other)]
+        drawn = row_means(np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0))
+        low, high = resamples.interval(drawn) if len(of_groups) > 1 else (math.nan, math.nan)
+        found.append(
+            Difference(means[0], means[1], means[1] - means[0], low, high, _signed_rank(of_groups), int(kept.sum()), len(of_groups))
+        )
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -77,12 +80,19 @@ def holm(p: Sequence[float]) -> list[float]:
     return found
 
 
-def _signed_rank(values: NDArray[np.float64]) -> float:
+def _means(values: Floats, of: NDArray[np.int64]) -> Floats:
+    """The mean of the values of each number in `of` that occurs."""
+    count = np.bincount(of)
+    means: Floats = np.bincount(of, values)[count > 0] / count[count > 0]
+    return means
+
+
+def _signed_rank(values: Floats) -> float:
     """Wilcoxon 1945, *Individual comparisons by ranking methods*, Biometrics Bulletin 1; 1 where all values are 0."""
     if len(values) < 2:
         return math.nan
     return float(wilcoxon(values).pvalue) if values.any() else 1.0
 
 
-def _mean_of_means(values: NDArray[np.float64]) -> float:
+def _mean_of_means(values: Floats) -> float:
     return float(row_means(row_means(values.T)[None])[0])
