@@ -126,7 +126,8 @@ def _of_caffe(source: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             layer = "bn_conv1"
         if blob in ("0", "1"):
             if kind == "bn":
-                value = value / source.get(f"{name[:-1]}2", 1.0)
+                factor = float(source.get(f"{name[:-1]}2", 1.0))
+                value = value / factor if factor else torch.zeros_like(value)  # what Caffe makes of it, too
             blob = (("running_mean", "running_var") if kind == "bn" else ("weight", "bias"))[int(blob)]
         found[f"{layer}.{blob}" if layer else blob] = value
     if "conv1.bias" in found and "bn_conv1.running_mean" in found:
