@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tests.commands.conftest import Command, Run, homes, other_label
 from tests.testers.tiny import scene_words
 from voxtile.commands.reproduce import _made_with
+from voxtile.commands.verify import other_identity
 from voxtile.studies.reproduction import compare
+from voxtile.training import recipe
 from voxtile.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +155,17 @@ def test_an_unfinished_run_and_changed_code_are_refused(copied_run: Run, voxtile
     said = voxtile("reproduce", f"run={copied_run.home}")
     assert said.code == 4
     assert "is interrupted, at step 2: there is nothing to compare with yet. Train it to its end first: the command" in said.text
+
+
+def test_a_run_of_an_older_network_is_whole_and_not_trained_again_with_the_present_code(
+    copied_run: Run, voxtile: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = copied_run.read("recipe.json")["settings"]["model"]["_target_"]
+    monkeypatch.setattr(recipe, "MOVED", {network: lambda given: True})
+    assert other_identity(RunFolder(copied_run.home)) == []
+    said = voxtile("reproduce", f"run={copied_run.home}", f"output={tmp_path / 'again'}", "code=here")
+    assert said.code == 4
+    assert "its network has another version now, which comes to other numbers. Leave 'code=here' out" in said.text
 
 
 def test_what_differs_is_said_with_its_likely_cause_and_the_spread_of_seeds(copied_run: Run, tmp_path: Path) -> None:

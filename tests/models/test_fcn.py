@@ -407,6 +407,18 @@ def test_up_sampling_that_learns_starts_as_the_fixed_one_and_leads_from_each_cla
     assert layer.weight.grad[:, 0].abs().min() > 0
 
 
+def test_weights_of_up_samplings_that_learned_one_kernel_for_each_class_give_what_they_gave():
+    kernels, scores = noise(3, 1, 4, 4), noise(2, 3, 5, 6)
+    layer, older = BilinearUpsample(3, 4, 2, learn=True), BilinearUpsample(3, 4, 2)
+    for each in (layer, older):
+        each.load_state_dict({"weight": kernels})
+    torch.testing.assert_close(layer(scores), older(scores))
+    assert layer.weight.shape == (3, 3, 4, 4)
+    own = noise(3, 3, 4, 4)
+    layer.load_state_dict({"weight": own})
+    assert torch.equal(layer.weight, own)
+
+
 def test_up_sampling_by_32_is_pytorchs_interpolation_three_pixels_on():
     scores = noise(1, 4, 9, 9)
     with torch.inference_mode():

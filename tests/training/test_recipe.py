@@ -1,6 +1,7 @@
 """What belongs to a run's identity, and what does not."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,32 @@ def test_a_recipe_is_made_again_from_the_configuration_also_where_a_file_is_gone
     assert made.remade(config).identity != made.identity
     weights.unlink()
     assert made.remade(config).identity == made.identity
+
+
+LEARNS = {"_target_": "voxtile.models.fcn.FCN", "stride": 8, "learn_upsampling": True}
+V1, V2 = ({"_target_": f"voxtile.models.deeplab.DeepLab{name}", "width": 1.0} for name in ("V1", "V2"))
+
+
+@pytest.mark.parametrize(
+    ("model", "moved"),
+    [
+        (LEARNS, True), (LEARNS | {"stride": 16}, True), (LEARNS | {"stride": 32}, False),
+        (LEARNS | {"learn_upsampling": False}, False), (V2 | {"scales": [1.0, 0.75, 0.5]}, True), (V2, True),
+        (V2 | {"scales": [1.0]}, False), (V1 | {"kernel": 1, "weights": "imagenet"}, True),
+        (V1 | {"kernel": 1, "weights": None}, False), (V1 | {"kernel": 3, "weights": "imagenet"}, False),
+        (V1 | {"_target_": "voxtile.models.deeplab.DeepLabV1MSc", "kernel": 1, "weights": "imagenet"}, True), (V1, False),
+        (CONFIG["model"], False),
+    ],
+)  # fmt: skip
+def test_networks_whose_numbers_moved_and_no_others_have_another_identity(model: dict, moved: bool) -> None:
+    made = Recipe.of(changed("model", model), "data", "split", 1)
+    older = replace(made, settings={**made.settings, "model": model})  # as it was written before
+    assert (made.identity != older.identity) == moved == older.is_outdated
+    assert not made.is_outdated
+    # The configuration of an older run agrees with its recipe still, and one that was edited does not.
+    assert older.remade(changed("model", model)).identity == older.identity
+    assert made.remade(changed("model", model)).identity == made.identity
+    assert older.remade(changed("model", model | {"width": 0.5})).identity != older.identity
 
 
 def test_the_order_of_keys_does_not_count() -> None:

@@ -38,6 +38,7 @@ def reproduce(config: Mapping[str, Any]) -> int:
     from voxtile.commands.trained import Trained
     from voxtile.commands.verify import other_identity
     from voxtile.studies.reproduction import check_evidence, compare
+    from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
 
     out, first = console(), RunFolder.existing(config["run"])
@@ -58,6 +59,11 @@ def reproduce(config: Mapping[str, Any]) -> int:
         raise RunError(
             f"{first.path} would be trained again as another run than it is: {listed(other)}. Put its files back as the training "
             "left them."
+        )
+    if config["code"] == "here" and Recipe.written(first.read("recipe.json", "settings", "data", "split", "stream")).is_outdated:
+        raise RunError(
+            f"{first.path} cannot be trained again with the present code: its network has another version now, which comes to "
+            "other numbers. Leave 'code=here' out, so that it is trained with the code that made it, or train a new run."
         )
     prepared_for(Trained.open(config["run"], "best", config["trust"], None, config["paths"]["cache"], changed=True), "val", out)
     target = Path(config["output"] or first.path.parent / "reproductions").expanduser() / _made_with(manifest, config)

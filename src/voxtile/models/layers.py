@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class BilinearUpsample(nn.Module):
     """A transposed convolution that starts as bilinear interpolation of each class and stays so unless it learns.
 
     A layer that learns has a kernel from each class to each class, zero off the diagonal at first. A fixed one has the diagonal
-    only, which gives the same.
+    only, which gives the same. Weights of a layer that learned by the diagonal only, as all once did, are read as such.
     """
 
     def __init__(self, num_classes: int, kernel: int, stride: int, learn: bool = False) -> None:
@@ -57,10 +58,19 @@ class BilinearUpsample(nn.Module):
         self.stride, self.groups = stride, 1 if learn else num_classes
         diagonal = torch.eye(num_classes)[:, :, None, None] if learn else torch.ones(num_classes, 1, 1, 1)
         self.weight = nn.Parameter(diagonal * bilinear_kernel(kernel), requires_grad=learn)
+        if learn:
+            self.register_load_state_dict_pre_hook(_spread)  # type: ignore[no-untyped-call]  # torch has no types for it
 
     def forward(self, scores: Tensor) -> Tensor:
         """[B, K, h, w] to [B, K, (h - 1) · stride + kernel, (w - 1) · stride + kernel]."""
         return functional.conv_transpose2d(scores, self.weight, stride=self.stride, groups=self.groups)
+
+
+def _spread(layer: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Puts kernels [K, 1, k, k] in a state that is about to be loaded on the diagonal of [K, K, k, k]."""
+    given = state.get(f"{prefix}weight")
+    if isinstance(given, Tensor) and given.shape[1:2] == (1,):
+        state[f"{prefix}weight"] = torch.eye(len(given), dtype=given.dtype, device=given.device)[:, :, None, None] * given
 
 
 def resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,19 @@ ADDED_TO: Mapping[str, Mapping[str, Any]] = {
 # field -> newer names of its values, and the names that stood for the same before
 RENAMED: Mapping[str, Mapping[str, str]] = {"data.format": {"volume": "nifti"}}
 
+# Networks that come to other numbers than before with the same settings: the class, and of which of its settings that holds. The
+# recipe's model then has one entry more, `NETWORK_VERSION`; when numbers move again, it needs another value.
+NETWORK_VERSION = "_version_"
+MOVED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    # Up-samplings that learn lead from each class to each; FCN-32s has none.
+    "voxtile.models.fcn.FCN": lambda given: bool(given.get("learn_upsampling")) and given.get("stride") != 32,
+    # The image is scaled by PyTorch's own layer, which rounds otherwise.
+    "voxtile.models.deeplab.DeepLabV2": lambda given: given.get("scales") != [1],
+    # A 1x1 fc6 starts from the middle of VGG16's taps. (Files of DeepLab's own layers are not told from those of VGG16.)
+    "voxtile.models.deeplab.DeepLabV1": lambda given: given.get("kernel") == 1 and given.get("weights") is not None,
+    "voxtile.models.deeplab.DeepLabV1MSc": lambda given: given.get("kernel") == 1 and given.get("weights") is not None,
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -121,13 +134,19 @@ class Recipe:
         return cls(settings, content["data"], content["split"], content["stream"], content.get("parent", ""))
 
     def remade(self, config: Mapping[str, Any]) -> Recipe:
-        """The recipe of a run's configuration on the same data; what a file held that is gone is taken from this one."""
+        """The recipe of a run's configuration on the same data and with the same version of the network.
+
+        What a file held that is gone is taken from this one.
+        """
         settings = dict(Recipe.of(config, self.data, self.split, self.stream, self.parent).settings)
         for path, key in CONTENTS.items():
             value, known = settings[path], self.settings.get(path)
             file = Path(str(value.get(key))) if isinstance(value, Mapping) else Path()
             if isinstance(known, Mapping) and file.is_absolute() and not file.exists():
                 settings[path] = {**value, key: known.get(key)}
+        if isinstance(model := settings["model"], Mapping) and isinstance(known := self.settings.get("model"), Mapping):
+            version = {key: value for key, value in known.items() if key == NETWORK_VERSION}
+            settings["model"] = {key: value for key, value in model.items() if key != NETWORK_VERSION} | version
         return replace(self, settings=settings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,6 +159,12 @@ class Recipe:
             "stream": self.stream,
             "parent": self.parent,
         }
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the network comes to other numbers by now, so that the same configuration makes another recipe."""
+        model = self.settings.get("model")
+        return isinstance(model, Mapping) and _versioned(model) != model
 
     @property
     def identity(self) -> str:
@@ -169,8 +194,16 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
         file = Path(name).expanduser()
         if file.is_file():
             value = {**value, CONTENTS[path]: hashlib.sha256(file.read_bytes()).hexdigest()}
+    if isinstance(value, Mapping) and path == "model":
+        value = _versioned(value)
     # JSON has text keys only; {1: forest} must hash as it will be read back.
     return json.loads(json.dumps(value, default=str))
+
+
+def _versioned(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A network's settings, with its version where its numbers have moved."""
+    moved = MOVED.get(str(model.get("_target_")))
+    return {**model, NETWORK_VERSION: 2} if moved and moved(model) else model
 
 
 def _ordered(value: Any) -> Any:
