@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.commands.conftest import Command, Run, other_label
+from voxtile.commands.build import parts
+from voxtile.errors import ConfigError
+from voxtile.training.recipe import Recipe
 
 
 def test_a_run_is_what_it_says(copied_run: Run, voxtile: Command) -> None:
@@ -19,6 +23,25 @@ def test_a_run_is_what_it_says(copied_run: Run, voxtile: Command) -> None:
     assert (
         "scores: 1 of 1 validation cases scored again with the best weights; the same count of every pair of classes" in said.text
     )
+
+
+def test_a_run_whose_training_would_be_refused_today_is_opened(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    config = yaml.safe_load((copied_run.home / "config.yaml").read_text())
+    config["augment"]["affine"] = {"_target_": "voxtile.data.warp.Affine", "translation": 1.5}
+    config["scheduler"] = {"_target_": "voxtile.training.schedules.Poly", "power": -1}
+    config["loss"] |= {"class_weights": "none that there is"}
+    with pytest.raises(ConfigError, match="translation"):
+        parts(config)
+    (copied_run.home / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    recipe = Recipe.written(copied_run.read("recipe.json")).remade(config)
+    (copied_run.home / "recipe.json").write_text(json.dumps(recipe.as_dict() | {"identity": recipe.identity}))
+    home = copied_run.home.rename(tmp_path / f"older-{recipe.identity[:8]}")
+    said = voxtile("verify", f"run={home}")
+    assert said.code == 0, said.text
+    assert "identity: as configuration and recipe make it" in said.text
+    assert voxtile("evaluate", f"run={home}").code == 0
+    source = next(copied_run.folder.rglob("s0.tif"))
+    assert voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'out'}").code == 0
 
 
 def test_the_counts_by_case_add_up_to_the_scores(scene_run: Run) -> None:

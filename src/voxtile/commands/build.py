@@ -24,6 +24,13 @@ if TYPE_CHECKING:  # slow to import
     from voxtile.training.schedules import Schedule
     from voxtile.training.settings import Settings
 
+# In place of what only training uses, for a run with weights. Dice takes regions, too.
+UNUSED: Mapping[str, Mapping[str, Any]] = {
+    "loss": {"_target_": "voxtile.training.losses.Dice"},
+    "augment": {"_target_": "voxtile.data.augment.Augment"},
+    "scheduler": {"_target_": "voxtile.training.schedules.Constant"},
+    "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.0},
+}
 IMAGINED_CHANNELS = 3  # of images that nobody has looked at
 
 
@@ -65,7 +72,8 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
 
     Args:
         config: the configuration.
-        trained: whether it is that of a run with weights, for which nothing is built that only training uses.
+        trained: whether it is that of a run with weights, for which nothing is built that only training uses: what was allowed
+            when it was trained need not be any more.
 
     Raises:
         ConfigError: A key is unknown, a value has the wrong type, or a class cannot be built.
@@ -77,6 +85,8 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
     trust, data = config["trust"], config["data"]
     settings = settings_of(Settings, config["training"])
     check_trust(config, ("loss", "logger") if trained else ())
+    if trained:
+        config = {**config, **UNUSED}
     # What is slow to import comes after what can be seen without.
     for key in SECTIONS:
         check_types(config[key], key, trust)
