@@ -10,7 +10,7 @@ from tests.testers.memory import memory_case
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import FolderLayout
-from voxtile.data import normalise
+from voxtile.data import normalise, survey
 from voxtile.data.augment import Augment
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.datamodule import Steps, VoxtileData
@@ -96,6 +96,29 @@ def test_a_data_set_that_is_measured_on_a_part_of_its_pixels_has_another_fingerp
     monkeypatch.setattr(normalise, "MOST_PIXELS", 100)
     after = [ready(root), ready(root, per="case"), prepare(dataset(root), GivenSplit(), given, root.parent / "cache")]
     assert [one.fingerprint == other.fingerprint for one, other in zip(before, after, strict=True)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "large", "moved"),
+    [
+        (Normalisation("case"), "d", True), (Normalisation("case"), "a", True), (Normalisation("dataset"), "a", True),
+        (Normalisation("dataset"), "d", False), (Normalisation("dataset", foreground=True), "a", False),
+        (FixedNormalisation([1, 2], [3, 4]), "a", False),
+    ],
+)  # fmt: skip
+def test_a_case_whose_sample_lay_elsewhere_has_another_fingerprint_where_it_is_measured(
+    root, monkeypatch, normalisation, large, moved
+):
+    side = next(side for side, names in SCENES.items() if large in names)
+    image, label = np.ones((2, 48, 40), np.int16), np.ones((48, 40), np.uint8)
+    scene(root, side, large, image=image, label=label)
+
+    def found():
+        return prepare(dataset(root, background="ground"), GivenSplit(), normalisation, root.parent / "cache").fingerprint
+
+    before = found()
+    monkeypatch.setattr(survey, "MOST_PIXELS", 24 * 40)
+    assert (found() != before) == moved
 
 
 def test_a_limit_keeps_the_first_cases_of_each_side(root):

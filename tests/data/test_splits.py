@@ -146,6 +146,14 @@ def test_stratified_folds_differ_by_one_group_at_most(count, folds, test):
         assert max(shared) - min(shared) <= 1
 
 
+@pytest.mark.parametrize(("count", "folds"), [(7, 4), (9, 5), (13, 7)])
+def test_folds_of_one_stratum_are_those_without_strata(count, folds):
+    cases = scans(count, 1)
+    shares = {case.id: [100, int(case.id[1:])] for case in cases}
+    for fold in range(folds):
+        assert KFold(folds, fold, stratify=True)(cases, shares) == KFold(folds, fold)(cases)
+
+
 def test_strata_need_the_labels():
     assert GroupSplit(stratify=True).needs_counts
     assert not GroupSplit().needs_counts

@@ -176,13 +176,6 @@ def test_of_few_pixels_that_hold_data_some_are_sampled(tmp_path, monkeypatch):
     assert survey(Case("a", "a", GeoTiffSource([tmp_path / "a.tif"])), 1, label=False).sample.tolist() == [[5]]
 
 
-def test_a_case_whose_sample_lay_elsewhere_has_another_fingerprint(folder, monkeypatch):
-    case = open_case(folder, nodata=0)
-    before = fingerprint([case], {"a": survey(case, CLASSES)})
-    monkeypatch.setattr(module, "MOST_PIXELS", 100)
-    assert fingerprint([case], {"a": survey(case, CLASSES)}) != before
-
-
 def test_of_a_huge_case_only_some_blocks_of_the_image_are_read(folder, monkeypatch, label):
     monkeypatch.setattr(module, "BLOCK_SIDE", 10)
     monkeypatch.setattr(module, "MOST_IMAGE_BLOCKS", 7)

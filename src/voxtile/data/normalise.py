@@ -112,6 +112,11 @@ class Normalisation:
             )
         self.foreground = foreground
 
+    @property
+    def measures_samples(self) -> bool:
+        """Whether evenly spread pixels of cases are measured, and not labelled foreground, or nothing."""
+        return not self.foreground
+
     def of_case(self, sample: NDArray[Any]) -> Intensity:
         """Measures one case.
 
@@ -182,6 +187,11 @@ class FixedNormalisation(Normalisation):
                 "above 0."
             )
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+
+    @property
+    def measures_samples(self) -> bool:
+        """False: nothing is measured."""
+        return False
 
     def of_dataset(self, samples: Sequence[NDArray[Any]], weights: Sequence[float] | None = None) -> Intensity:
         """The given numbers, whatever the samples [C, n] hold.

@@ -63,9 +63,15 @@ class Prepared:
         """Of the training and validation data, and of the rasters of weights where windows are drawn by them."""
         own = fingerprint([*self.split.train, *self.split.val], self.surveys)
         more = [f"{name} {found.digest}" for name, found in self.weight_maps.items()]
-        if self.thinned:  # at fixed steps once, which came to other numbers
+        if self.thinned or self._measures_parts:  # at fixed steps once, which came to other numbers
             more.append("spread")
         return fingerprint_of([own, *more]) if more else own
+
+    @property
+    def _measures_parts(self) -> bool:
+        """Whether intensities are measured on the samples of cases of which only a part is in them."""
+        cases = self.split.train if self.intensity is not None else (*self.split.train, *self.split.val)
+        return self.normalisation.measures_samples and any(self.surveys[case.id].is_thinned for case in cases)
 
     @property
     def test_fingerprint(self) -> str:

@@ -229,7 +229,8 @@ class KFold(SplitScheme):
         val = set(rest[start:stop])
         if self.needs_counts:
             strata = _strata([case for case in cases if case.group not in test], counts, self.seed, self.folds)
-            val = set(self._part(strata))
+            if len(strata) > 1:
+                val = set(self._part(strata))
         side_of = {group: "val" if group in val else "train" for group in rest} | dict.fromkeys(test, "test")
         return deal(cases, side_of), []
 
@@ -239,7 +240,7 @@ class KFold(SplitScheme):
         return [case for case in cases if case.group not in test]
 
     def _part(self, strata: Sequence[Sequence[str]]) -> list[str]:
-        """This fold's block of each stratum; of one stratum, and of all together, the folds' sizes differ by one at most."""
+        """This fold's block of each of several strata; of each, and of all together, the folds' sizes differ by one at most."""
         part: list[str] = []
         before = 0  # groups in earlier strata
         for stratum in strata:

@@ -67,6 +67,11 @@ class Survey:
         """Pixels that are to be judged."""
         return int(self.counts.sum())
 
+    @property
+    def is_thinned(self) -> bool:
+        """Whether only a part of the pixels is in the sample."""
+        return self.pixels > MOST_PIXELS
+
 
 def most_locations(pixels: int) -> int:
     """How many places of a class are kept of a case.
@@ -285,8 +290,5 @@ def fingerprint(cases: Sequence[Case], surveys: Mapping[str, Survey]) -> str:
 
 def _row(case: Case, found: Survey) -> tuple[object, ...]:
     row: tuple[object, ...] = (case.id, case.grid.spacing, case.grid.unit, found.image_digest, found.label_digest)
-    # Cases were surveyed otherwise once, and came to other numbers: of large ones fewer places were kept, and of all that are not
-    # small the intensity sample lay at fixed steps.
-    if (most := most_locations(found.pixels)) > MOST_LOCATIONS:
-        row = (*row, most)
-    return row if found.pixels <= MOST_PIXELS else (*row, "spread")
+    most = most_locations(found.pixels)
+    return row if most == MOST_LOCATIONS else (*row, most)  # of larger cases fewer places were kept once
