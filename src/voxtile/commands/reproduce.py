@@ -46,6 +46,11 @@ def reproduce(config: Mapping[str, Any]) -> int:
         raise ConfigError(f"'code={config['code']}' is unknown; choose from same, here.")
     first.refuse_unfinished("there is nothing to compare with yet")
     check_evidence(first)
+    if config["code"] == "here" and Recipe.written(first.read("recipe.json", "settings", "data", "split", "stream")).is_outdated:
+        raise RunError(
+            f"{first.path} cannot be trained again with the present code: its network has another version now, which comes to "
+            "other numbers. Leave 'code=here' out, so that it is trained with the code that made it, or train a new run."
+        )
     manifest = first.read("manifest.json", "code", "hardware", "data")
     if manifest.get("segments"):
         out.print(
@@ -59,11 +64,6 @@ def reproduce(config: Mapping[str, Any]) -> int:
         raise RunError(
             f"{first.path} would be trained again as another run than it is: {listed(other)}. Put its files back as the training "
             "left them."
-        )
-    if config["code"] == "here" and Recipe.written(first.read("recipe.json", "settings", "data", "split", "stream")).is_outdated:
-        raise RunError(
-            f"{first.path} cannot be trained again with the present code: its network has another version now, which comes to "
-            "other numbers. Leave 'code=here' out, so that it is trained with the code that made it, or train a new run."
         )
     prepared_for(Trained.open(config["run"], "best", config["trust"], None, config["paths"]["cache"], changed=True), "val", out)
     target = Path(config["output"] or first.path.parent / "reproductions").expanduser() / _made_with(manifest, config)
