@@ -15,7 +15,7 @@ from voxtile.commands.assemble import check_fit
 from voxtile.commands.own import blaming, check_is, check_loss, check_network, check_optimizer
 from voxtile.errors import ConfigError, RunError
 from voxtile.inference.field import reach_of
-from voxtile.training.losses import Loss
+from voxtile.training.losses import BorderCrossEntropy, Loss
 from voxtile.training.settings import Settings
 
 OWN = "tests.testers.own"
@@ -154,6 +154,25 @@ def test_a_loss_whose_parts_do_not_fit_is_told_before_it_trains(name: str, said:
     check_loss(testers.Share(num_classes=2), 2, [16, 16])
     with pytest.raises(ConfigError, match=said):
         check_loss(getattr(testers, name)(num_classes=2), 2, [16, 16])
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_loss_by_distance_is_refused_before_there_is_a_run_where_training_judges_coarser_maps(
+    words: list[str], tmp_path: Path, voxtile: Command, command: str
+) -> None:
+    said = voxtile(command, *words, "model=deeplab_v1", "model.width=0.02", "loss=border_ce")
+    assert said.code == 2
+    assert "This loss (BorderCrossEntropy) weighs pixels by their distances in the image, and this network is trained" in said.text
+    assert not list(tmp_path.glob("runs/*/recipe.json"))
+
+
+def test_looking_at_what_a_network_is_trained_on_leaves_it_as_it_was() -> None:
+    network = build_network({"_target_": "voxtile.models.unet.UNet", "depth": 2, "width": 0.1, "norm": "batch"}, (), 2, 2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    loss = BorderCrossEntropy(num_classes=2, background=0)
+    check_fit(network, [16, 16], 2, 2, Settings(steps=1, batch_size=2), loss=loss)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_a_loss_of_another_kind_is_refused(words: list[str], tmp_path: Path, voxtile: Command) -> None:

@@ -293,6 +293,12 @@ def test_sum_weights_its_members() -> None:
     torch.testing.assert_close(both(*pair), 0.5 * parts[0](*pair) + 2 * parts[1](*pair))
 
 
+def test_a_sum_weighs_by_distance_where_a_member_does() -> None:
+    plain, border = CrossEntropy(num_classes=CLASSES), BorderCrossEntropy(num_classes=CLASSES, background=0)
+    assert Sum([plain, border], [1, 1]).by_distance
+    assert not Sum([plain, plain], [1, 1]).by_distance
+
+
 def test_inverse_weights_average_to_one_over_the_training_pixels() -> None:
     counts = [600, 300, 100]
     weights = class_weight_table("inverse", 3, counts)

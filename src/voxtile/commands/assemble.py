@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from voxtile.data.datamodule import VoxtileData
     from voxtile.data.prepared import Prepared
     from voxtile.studies.manifest import Devices
+    from voxtile.training.losses import Loss
     from voxtile.training.module import SegmentationModule
     from voxtile.training.settings import Settings
 
@@ -225,17 +227,19 @@ def make_data(built: Parts, prepared: Prepared, network: nn.Module, coming: Call
     )  # fmt: skip
 
 
-def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, settings: Settings, world: int = 1) -> None:
-    """Refuses a network, a window and a batch that do not fit each other, the data or the number of processes.
+def check_fit(
+    network: Any, window: Sequence[int], channels: int, classes: int, settings: Settings, world: int = 1, loss: Loss | None = None
+) -> None:  # fmt: skip
+    """Refuses a network, a window, a batch and a loss that do not fit each other, the data or the number of processes.
 
     Raises:
-        ConfigError: The window is too small for the network, a process has too few samples, or the network's logits have not the
-            image's size and one channel per class.
+        ConfigError: The window is too small for the network, a process has too few samples, the network's logits have not the
+            image's size and one channel per class, or the loss cannot judge what it returns in training.
     """
     import torch
 
-    from voxtile.commands.own import for_boxes, logits_in, refused_image
-    from voxtile.errors import ConfigError, VoxtileError, counted
+    from voxtile.commands.own import for_boxes, logits_in
+    from voxtile.errors import ConfigError, counted
 
     least = int(getattr(network, "min_train_size", 1))
     if min(window) < least:
@@ -253,13 +257,10 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, 
         )
     odd = [side - 1 if side > least else side for side in window]  # whole cases have sides of any length
     for size in (window, odd):
+        shape = (1, channels, *size)
         try:
-            with torch.inference_mode():
-                found = tuple(logits_in(network, network.eval()(torch.zeros(1, channels, *size))).shape)
-        except VoxtileError:
-            raise
-        except Exception as error:  # other people's networks refuse sizes in any way
-            raise ConfigError(refused_image(network, (1, channels, *size), error)) from error
+            with _taking(network, shape), torch.inference_mode():
+                found = tuple(logits_in(network, network.eval()(torch.zeros(shape))).shape)
         finally:
             network.train()
         if found != (1, classes, *size):
@@ -268,6 +269,56 @@ def check_fit(network: Any, window: Sequence[int], channels: int, classes: int, 
                 "crop what it cannot halve."
             )
             raise ConfigError(
-                f"The network gives logits of shape {found} for an image of {(1, channels, *size)}; expected "
+                f"The network gives logits of shape {found} for an image of {shape}; expected "
                 f"{(1, classes, *size)}, one channel per class and the image's size. {remedy}"
             )
+    if loss is not None and loss.by_distance:
+        _check_maps(network, (batch, channels, *window), loss)
+
+
+def _check_maps(network: nn.Module, shape: Sequence[int], loss: Loss) -> None:
+    """Refuses a network that is trained on maps of coarser grids, on which a loss by distances has no meaning.
+
+    Args:
+        network: in training.
+        shape: of its images without their margin, [B, C, (D,) H, W].
+        loss: one whose weights follow from distances.
+
+    Raises:
+        ConfigError: It is such a network.
+    """
+    import torch
+
+    from voxtile.errors import ConfigError
+    from voxtile.models.network import logits_of, margin_of, score_maps
+    from voxtile.training.norms import unmoved
+
+    batch, channels, *sides = shape
+    margins = margin_of(network)[-len(sides) :]
+    shape = (batch, channels, *(side + 2 * margin for side, margin in zip(sides, margins, strict=True)))
+    with _taking(network, shape), torch.no_grad(), unmoved(network):
+        maps = score_maps(logits_of(network, torch.zeros(shape)))
+    if any(each.rows is not None for each in maps):
+        raise ConfigError(
+            f"This loss ({type(loss).__name__}) weighs pixels by their distances in the image, and this network is trained on "
+            "coarser score maps, which hold one pixel of many. Choose another loss ('loss=ce'), or a network whose scores have the "
+            "image's size ('model=unet')."
+        )
+
+
+@contextmanager
+def _taking(network: nn.Module, shape: Sequence[int]) -> Iterator[None]:
+    """Turns what a network raises when it is given an image of zeros into a paragraph about the image's shape.
+
+    Raises:
+        ConfigError: It raised something else than an error of ours.
+    """
+    from voxtile.commands.own import refused_image
+    from voxtile.errors import ConfigError, VoxtileError
+
+    try:
+        yield
+    except VoxtileError:
+        raise
+    except Exception as error:  # other people's networks refuse sizes in any way
+        raise ConfigError(refused_image(network, shape, error)) from error

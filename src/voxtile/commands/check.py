@@ -292,6 +292,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
         len(prepared.dataset.classes),
         built.settings,
         world_of(config["trainer"]),
+        module.loss,
     )
     times = StepTimes()
     options = trainer_options({**config["trainer"], "profiler": None}, 1)

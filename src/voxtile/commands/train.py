@@ -150,7 +150,7 @@ def train_to_end(
         prepared = read()
         module, data = assembled(built, prepared)
         classes = len(prepared.dataset.classes)
-        check_fit(module.network, built.windowing.size, prepared.channels, classes, built.settings, devices.count)
+        check_fit(module.network, built.windowing.size, prepared.channels, classes, built.settings, devices.count, module.loss)
         module.configure_optimizers()
         return module, data
 

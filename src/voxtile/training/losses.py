@@ -386,6 +386,7 @@ class Sum(Loss):
         self.loss_weights = tuple(weights)
         self.size = sum(loss.size for loss in losses)
         self.needs_logits_first = any(loss.needs_logits_first for loss in losses)
+        self.by_distance = any(loss.by_distance for loss in losses)
 
     def from_log_probabilities(self, log_probabilities: Tensor, target: Tensor, margin: int = 0) -> Tensor:
         """The members' statistics, one after the other."""

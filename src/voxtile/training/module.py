@@ -22,7 +22,7 @@ from voxtile.data.batches import Batch, flattened
 from voxtile.data.datamodule import VoxtileData
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.data.rng import digest
-from voxtile.errors import ConfigError, RunError, listed
+from voxtile.errors import RunError, listed
 from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import ScoreMap, dims_of, logits_of, margin_of, score_maps
 from voxtile.training import sharding
@@ -312,12 +312,6 @@ class SegmentationModule(lightning.LightningModule):
 
     def _judging(self, grid: ScoreMap, label: Tensor) -> tuple[Tensor, int]:
         """The label that judges a map, and by how much it is larger on each side: it keeps its context where the grids are one."""
-        if grid.rows is not None and self.loss.by_distance:
-            raise ConfigError(
-                f"This loss ({type(self.loss).__name__}) weighs pixels by their distances in the image, and this network is "
-                "trained on coarser score maps, which hold one pixel of many. Choose another loss ('loss=ce'), or a network "
-                "whose scores have the image's size ('model=unet')."
-            )
         return (label, self.margin) if grid.rows is None else (grid.label(self.inner(label)), 0)
 
     def _summed(self, statistics: Tensor) -> Tensor:
