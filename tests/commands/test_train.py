@@ -679,6 +679,7 @@ def test_a_network_that_needs_another_kernel_at_every_step_is_not_compiled(
 ) -> None:
     torch.compiler.reset()
     monkeypatch.setattr("voxtile.training.compiling.KERNELS", 2)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)  # so that it is put back after the test
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     noisy = ["model._target_=tests.testers.noisy.Noisy", "trust=[tests.testers.noisy]"]
     said = voxtile("train", *words, *noisy, "training.steps=20", "training.compile=true")
