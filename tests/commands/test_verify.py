@@ -106,11 +106,15 @@ def test_a_configuration_or_recipe_that_is_another_is_told(copied_run: Run, tmp_
     assert not (tmp_path / "again").exists()
 
 
-def test_a_folder_with_the_name_of_another_run_is_told(copied_run: Run, voxtile: Command) -> None:
-    other = copied_run.home.rename(copied_run.home.with_name("discs-unet-s0-01234567"))
+def test_a_folder_with_the_name_of_another_run_is_told_and_no_fault(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    other, remark = copied_run.home.rename(copied_run.home.with_name("discs-unet-s0-01234567")), "name: the folder is named after "
     said = voxtile("verify", f"run={other}")
-    assert (said.code, "the folder is named after 01234567, and recipe.json says " in said.text) == (4, True)
-    assert voxtile("verify", f"run={other.rename(other.with_name('mine'))}").code == 0
+    assert (said.code, f"{remark}01234567, and recipe.json says " in said.text) == (0, True)
+    said = voxtile("reproduce", f"run={other}", f"output={tmp_path / 'again'}", "code=here")
+    assert (said.code, f"{remark}01234567, and recipe.json says " in said.text) == (0, True)
+    other = other.rename(other.with_name("my-run-20261127"))
+    said = voxtile("verify", f"run={other}")
+    assert (said.code, remark in said.text) == (0, False)
 
 
 def test_changed_numbers_are_told(copied_run: Run, voxtile: Command) -> None:

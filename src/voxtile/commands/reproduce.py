@@ -36,7 +36,7 @@ def reproduce(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console
     from voxtile.commands.evaluate import prepared_for
     from voxtile.commands.trained import Trained
-    from voxtile.commands.verify import other_identity
+    from voxtile.commands.verify import other_identity, other_name
     from voxtile.studies.reproduction import check_evidence, compare
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
@@ -65,6 +65,8 @@ def reproduce(config: Mapping[str, Any]) -> int:
             f"{first.path} would be trained again as another run than it is: {listed(other)}. Put its files back as the training "
             "left them."
         )
+    if remark := other_name(first):
+        out.print(f"name: {remark}", soft_wrap=True)
     prepared_for(Trained.open(config["run"], "best", config["trust"], None, config["paths"]["cache"], changed=True), "val", out)
     target = Path(config["output"] or first.path.parent / "reproductions").expanduser() / _made_with(manifest, config)
     second = RunFolder.existing(_trained_again(first, manifest, target, config, out))

@@ -46,6 +46,8 @@ def verify(config: Mapping[str, Any]) -> int:
     home.refuse_unfinished("what it holds is not final")
     wrong = other_identity(home)
     out.print(f"identity: {listed(wrong) or 'as configuration and recipe make it'}", soft_wrap=True)
+    if remark := other_name(home):
+        out.print(f"name: {remark}", soft_wrap=True)
     changed = changed_weights(home)
     wrong += changed
     out.print(f"weights: {'; '.join(changed) or 'as recorded when the run was finished'}", soft_wrap=True)
@@ -86,7 +88,7 @@ def verify(config: Mapping[str, Any]) -> int:
 
 
 def other_identity(home: RunFolder) -> list[str]:
-    """In what config.yaml, recipe.json and the name of a run's folder contradict each other, one phrase each."""
+    """In what config.yaml and recipe.json of a run contradict each other, one phrase each."""
     from voxtile.commands.folders import differences
     from voxtile.commands.trained import configuration
     from voxtile.training.recipe import Recipe
@@ -99,9 +101,16 @@ def other_identity(home: RunFolder) -> list[str]:
         found.append("the order of settings, or how numbers are written, in config.yaml and recipe.json")
     if recorded.identity != written["identity"]:
         found.append(f"recipe.json says {written['identity']}, and its settings make {recorded.identity}")
-    if (name := re.search("-([0-9a-f]{8})$", home.path.resolve().name)) and name[1] != written["identity"][:8]:
-        found.append(f"the folder is named after {name[1]}, and recipe.json says {written['identity']}")
     return found
+
+
+def other_name(home: RunFolder) -> str:
+    """What to say of a folder with the name of another run, as it may have been given when it was copied; else empty."""
+    identity = home.read("recipe.json", "identity")["identity"]
+    name = re.search("-s[0-9]+-([0-9a-f]{8})$", home.path.resolve().name)  # other names, as with a date, are the user's own
+    if name is None or name[1] == identity[:8]:
+        return ""
+    return f"the folder is named after {name[1]}, and recipe.json says {identity}"
 
 
 def other_scores(trained: Trained, recorded: Mapping[str, Any], names: Sequence[str]) -> list[str]:
