@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
@@ -20,6 +21,7 @@ from scipy import ndimage
 from tests.commands.conftest import Command, Run, homes
 from tests.testers.tiny import scene_words, volume_words
 from voxtile.commands.main import main
+from voxtile.commands.measures import as_typed
 from voxtile.training.surfaces import surface_scores
 
 CLASSES = ("ground", "disc")
@@ -127,7 +129,7 @@ def test_measures_that_an_evaluation_takes_away_are_named(copied_run: Run, voxti
     assert "taken its place" not in voxtile("evaluate", f"run={copied_run.home}").text
 
 
-@pytest.mark.parametrize("word", ["surface=10", "lesions={least: 200, overlap: 0.1, connectivity: 4}", "objects=0.25"])
+@pytest.mark.parametrize("word", ["surface=10.123456789", "lesions={least: 200, overlap: 0.1, connectivity: 4}", "objects=0.25"])
 def test_what_is_to_be_typed_for_measures_that_were_taken_away_measures_the_same(
     copied_run: Run, voxtile: Command, word: str
 ) -> None:
@@ -137,9 +139,14 @@ def test_what_is_to_be_typed_for_measures_that_were_taken_away_measures_the_same
     said = voxtile("evaluate", f"run={copied_run.home}")
     assert "val-best/summary.json the earlier evaluation in" in said.text  # below the table, where it is seen
     (typed,) = shlex.split(said.text.partition("taken its place: type ")[2].partition(", too,")[0])
-    assert typed == word
     assert voxtile("evaluate", f"run={copied_run.home}", typed).code == 0
     assert (folder / "summary.json").read_text() == before
+
+
+def test_tolerances_of_classes_with_odd_names_can_be_typed() -> None:
+    tolerances = {"a, b": 1.0, "c (d)": 0.123456789}
+    (typed,) = shlex.split(as_typed("surface", {"tolerance": tolerances}))
+    assert OverridesParser.create().parse_override(typed).value() == tolerances
 
 
 def test_an_unfinished_run_is_said_to_be_one_and_spends_no_look_at_test_cases(

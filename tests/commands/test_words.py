@@ -7,6 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voxtile.commands.compose import as_typed
 from voxtile.commands.words import quoted, readable, word
 
 PARSER = OverridesParser.create()
@@ -34,6 +35,11 @@ def test_any_text_comes_through(text: str) -> None:
 @given(st.sampled_from([text for text in ODD if text not in ("", "null")]))
 def test_what_stands_for_a_path_is_text_without_quotes(text: str) -> None:
     assert value(readable([f"input={text}"])[0]) == text
+
+
+@given(st.text(st.sampled_from("ab1 ,:=()[]{}\\\t-./"), min_size=1).map(lambda text: f"a{text}"))
+def test_a_key_of_a_mapping_comes_through(key: str) -> None:
+    assert value(f"surface={as_typed({key: 0.5, 'b': [1, 'c, d']})}") == {key: 0.5, "b": [1, "c, d"]}
 
 
 def test_only_what_needs_quotes_gets_them() -> None:

@@ -26,7 +26,7 @@ import voxtile
 from voxtile.commands.guard import STOPPED, StoppedError, guarded
 from voxtile.commands.heap import keep_heap
 from voxtile.commands.own import blaming
-from voxtile.commands.words import check_whole, quoted, readable
+from voxtile.commands.words import check_whole, escaped, quoted, readable
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, reason
 
 
@@ -287,7 +287,7 @@ def key_of(word: str) -> str:
 def as_typed(value: Any) -> str:
     """A value in the grammar of overrides."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{quoted(str(key))}:{as_typed(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{escaped(str(key))}:{as_typed(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(as_typed, value)) + "]"
     if isinstance(value, str):

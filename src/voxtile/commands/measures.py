@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from voxtile.commands import compose
 from voxtile.commands.tables import print_lesions, print_objects, print_surfaces
 from voxtile.errors import ConfigError, listed
 from voxtile.values import is_number, refuse_unknown
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from voxtile.training.lesions import LesionCounter
     from voxtile.training.objects import ObjectCounter
 
-TOLERANCE_MM = 1.0  # mm, where the user names none
+TOLERANCE_MM = 1.0  # where the user names none
 LEAST_IOU = 0.5  # of matched objects, where the user names none
 MEASURES = ("surface", "lesions", "objects")  # as settings and notes are called
 LESIONS: Mapping[str, Any] = {"least": 0.0, "overlap": 0.0, "connectivity": 26}
@@ -279,14 +280,15 @@ def as_typed(name: str, note: Mapping[str, Any]) -> str:
         name: of the measure.
         note: see `Measure.note`.
     """
+    value: Any
     if name == "objects":
-        value = "true" if note["least_iou"] == LEAST_IOU else f"{note['least_iou']:g}"
-    elif name == "surface" and len(set(note["tolerance"].values())) == 1:
-        value = f"{next(iter(note['tolerance'].values())):g}"
+        value = note["least_iou"] == LEAST_IOU or note["least_iou"]
+    elif name == "lesions":
+        value = {key: note[key] for key in LESIONS}
     else:
-        settings = note["tolerance"] if name == "surface" else {key: note[key] for key in LESIONS}
-        value = f"{{{', '.join(f'{key}: {number:g}' for key, number in settings.items())}}}"
-    return shlex.quote(f"{name}={value}")
+        tolerances = note["tolerance"]
+        value = tolerances if len(set(tolerances.values())) > 1 else next(iter(tolerances.values()))
+    return shlex.quote(f"{name}={compose.as_typed(value)}")
 
 
 def _threshold(setting: object) -> float | None:

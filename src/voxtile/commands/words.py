@@ -26,6 +26,11 @@ def quoted(text: str) -> str:
     return f"'{inner}'"
 
 
+def escaped(key: str) -> str:
+    """A key of a mapping as Hydra reads it back; its grammar knows no quotes there, and no letters with accents."""
+    return re.sub(r"([\\()\[\]{}:=,\s])", r"\\\1", key)
+
+
 def word(key: str, text: object) -> str:
     """`key=text` as it is typed in a shell."""
     return shlex.quote(f"{key}={quoted(str(text))}")
