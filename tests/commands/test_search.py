@@ -245,9 +245,12 @@ def test_a_trial_that_was_left_with_what_its_option_has_not_goes_on(
     assert not any("model=segnet" in each and "model.depth=2" in each for each in asked)
 
 
+@pytest.mark.parametrize("models", ["unet,segnet", "segnet,unet"])
+@pytest.mark.parametrize("optimizers", ["adamw,sgd", "sgd,adamw"])
 def test_settings_that_do_not_go_together_are_a_failed_trial_and_the_search_goes_on(
-    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable, monkeypatch: pytest.MonkeyPatch,
+    models: str, optimizers: str,
+) -> None:  # fmt: skip
     asked = pretended(lambda given: {"dice": 0.1})
     composed = TrialMaker.composed
 
@@ -257,12 +260,29 @@ def test_settings_that_do_not_go_together_are_a_failed_trial_and_the_search_goes
         return composed(maker, params)
 
     monkeypatch.setattr(TrialMaker, "composed", at_odds)
-    said = voxtile(*words, "model=choice(unet,segnet)", "optimizer=choice(adamw,sgd)", "hydra.sweeper.trials=4")
+    said = voxtile(*words, f"model=choice({models})", f"optimizer=choice({optimizers})", "hydra.sweeper.trials=4")
     assert said.code == 0
     assert len(asked) == 3
     assert [trial.state for trial in study_of(tmp_path / "runs").trials].count(TrialState.FAIL) == 1
     assert re.search(r"trial [0-3]: The configuration cannot be composed: they are at odds", said.text)
     assert "best: trial" in said.text
+
+
+def test_an_option_that_goes_with_no_other_is_told_before_there_is_a_study(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed = TrialMaker.composed
+
+    def at_odds(maker: TrialMaker, params: Mapping[str, Any]) -> Any:
+        if params.get("model") == "segnet":
+            raise ConfigCompositionException("segnet is at odds with all")
+        return composed(maker, params)
+
+    pretended(lambda given: {"dice": 0.1})
+    monkeypatch.setattr(TrialMaker, "composed", at_odds)
+    said = voxtile(*words, "model=choice(segnet,unet)", "optimizer=choice(adamw,sgd)", "hydra.sweeper.trials=4")
+    assert (said.code, "segnet is at odds with all" in said.text) == (2, True)
+    assert not (tmp_path / "runs" / "studies").exists()
 
 
 def test_an_error_that_ends_a_search_leaves_its_table(words: list[str], voxtile: Command, pretended: Callable) -> None:

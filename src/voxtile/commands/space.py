@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SEARCHES = ("choice", "range", "interval", "tag")  # the words of Hydra's grammar by which several values are given
 NOT_COMPOSED = (HydraException, OmegaConfBaseException)  # what Hydra raises
+TRIES = 64  # combinations of options among which one is looked for that goes together; each takes some 0.1 s
 
 
 def space_of(arguments: Sequence[str], written: Any) -> tuple[list[str], dict[str, BaseDistribution]]:
@@ -212,14 +213,27 @@ class TrialMaker:
     def _samples(self) -> list[dict[str, Any]]:
         """Values of trials among which is each option, and the least and the largest value of each setting."""
         first = {path: _ends(each)[0] for path, each in self.space.items()}
-        options = {group: first[group] for group in self.groups}
-        bases = [options, *(options | {group: each} for group, which in self.groups.items() for each in _ends(which)[1:])]
+        bases: list[dict[str, Any]] = [] if self.groups else [{}]
+        for group, which in self.groups.items():
+            for each in _ends(which):
+                if all(base[group] != each for base in bases):
+                    bases.append(self._base(group, each))
         samples = [base | {path: first[path] for path in self.fitting(base)} for base in bases]
         for path in (path for path in self.space if path not in self.groups):
             # One that no option has is sampled all the same, and not composed.
-            with_it = next((sample for sample in samples if path in sample), options | {path: first[path]})
+            with_it = next((sample for sample in samples if path in sample), bases[0] | {path: first[path]})
             samples += [with_it | {path: each} for each in _ends(self.space[path]) if with_it | {path: each} not in samples]
         return samples
+
+    def _base(self, group: str, option: str) -> dict[str, Any]:
+        """Options of all groups, one of them given, that go together; the first ones where none do, for them to say why."""
+        values = [[option] if each == group else _ends(which) for each, which in self.groups.items()]
+        bases = [dict(zip(self.groups, chosen, strict=True)) for chosen in islice(product(*values), TRIES)]
+        for base in bases:
+            with suppress(*NOT_COMPOSED):
+                self.fitting(base)
+                return base
+        return bases[0]
 
     def _whole_instead(self, error: ConfigError) -> str:
         """What to type in the place of an interval of what must be whole, whose values are not; empty where that is not it."""
