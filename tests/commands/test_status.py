@@ -32,6 +32,15 @@ def test_a_damaged_run_takes_no_other_out_of_the_table(damaged: Path, copied_run
     assert f"{damaged}: {damaged / name} cannot be read" in said.text
 
 
+def test_a_run_of_another_version_is_called_so(damaged: Path, voxtile: Command) -> None:
+    recipe = json.loads((damaged / "recipe.json").read_text())
+    (damaged / "recipe.json").write_text(json.dumps(recipe | {"version": 0}))
+    said = voxtile("status", f"runs={damaged.parent}/*")
+    assert said.code == 4
+    assert ["other", "other", "version"] in [line.replace("│", " ").split() for line in said.out.splitlines()]
+    assert f"{damaged}: {damaged} was written by version 0 of the run format" in said.text
+
+
 def test_a_sweep_s_table_shows_a_damaged_run_and_why_others_failed(
     damaged: Path, copied_run: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:

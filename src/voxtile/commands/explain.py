@@ -142,7 +142,7 @@ def _options_with(path: str, name: str) -> list[str]:
 
 
 def tell_of_merging(error: VoxtileError, config: DictConfig) -> None:
-    """Where an error is about a mapping, says what was typed was added to entries that the user may not think of."""
+    """Where an error is about a mapping, says that what was typed was added to entries that the user may not think of."""
     for key, added, others in _merged(config, current_words()):
         if key in str(error):
             error.args = (

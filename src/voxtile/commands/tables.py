@@ -16,7 +16,7 @@ from voxtile.commands.guard import STOPPED
 from voxtile.errors import RunError, counted
 from voxtile.studies.manifest import segment
 from voxtile.training import metrics_file
-from voxtile.training.run_folder import RunFolder
+from voxtile.training.run_folder import OtherVersionError, RunFolder
 
 AS_TYPED = {"split.fold": "fold"}  # what a recipe calls otherwise
 MOST_WORDS = 6  # about a run in a table
@@ -159,7 +159,7 @@ def print_runs(out: Console, runs: Sequence[RunFolder]) -> bool:
     """Prints how far runs are: state, step, best validation, what a step cost, and why they failed.
 
     Returns:
-        Whether one has failed, or is damaged.
+        Whether one has failed, is damaged, or is of another version.
     """
     settings = _differences(runs)
     first = ("settings",) if any(settings) else ()
@@ -186,7 +186,7 @@ def _row(home: RunFolder) -> tuple[list[str], str]:
         made = segment(home.read("manifest.json")) if (home.path / "manifest.json").exists() else {}
         step = _step(home, status)
     except RunError as error:
-        return [home.path.name, "damaged"], str(error)
+        return [home.path.name, "other version" if isinstance(error, OtherVersionError) else "damaged"], str(error)
     scores = (status.get("best") or {}).get("scores", {})
     seconds, memory = made.get("training_seconds"), made.get("peak_memory_gib")
     of = "" if status["state"] == "finished" else f"/{status['steps']}" if "steps" in status else ""

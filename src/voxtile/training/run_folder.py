@@ -26,6 +26,10 @@ EXPORT = "export.json"  # of what voxtile export has made; a run folder with one
 SILENCE = 120.0  # seconds without one after which a run on another machine counts as dead
 
 
+class OtherVersionError(RunError):
+    """A run folder was written by another version of the run format."""
+
+
 class RunFolder:
     """One run's folder.
 
@@ -106,11 +110,12 @@ class RunFolder:
         """Refuses a folder written by another version.
 
         Raises:
-            RunError: The version differs, or the recipe cannot be read.
+            OtherVersionError: The version differs.
+            RunError: The recipe cannot be read.
         """
         recipe = self.read("recipe.json", "version")
         if recipe.get("version") != VERSION:
-            raise RunError(
+            raise OtherVersionError(
                 f"{self.path} was written by version {recipe.get('version')} of the run format; this program reads version "
                 f"{VERSION}. Use the release that wrote it (manifest.json names it), or train the run again."
             )
