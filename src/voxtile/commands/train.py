@@ -259,7 +259,7 @@ def _train(
     from voxtile.training.weights import load_resume
 
     steps = module.settings.steps
-    _check_saved(home, config["retry"], out)
+    state = _saved(home, config["retry"], out)
     facts = manifest(command_line(), prepared, devices, config["trust"])
     facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
     facts["parent"] = None if parent is None else {"run": str(parent.home.path.absolute()), "weights": parent.digest}
@@ -290,9 +290,9 @@ def _train(
 
     measured: dict[str, float] = {}
     try:
-        state = load_resume(home.resume) if devices.count > 1 else None
-        if state is not None:
+        if devices.count > 1 and state is not None:
             module.load_state(state)
+        del state  # which may be large, and is not needed while training
         if devices.count > 1 and not module.done:  # what is trained to its end needs no others to say so
             began_from = None if parent is None else str(parent.home.path.absolute())
             order = {"config": config, "home": str(home.path), "parent": began_from, "command": command_line()}
@@ -319,22 +319,23 @@ def _train(
             home.write("manifest.json", facts)
 
 
-def _check_saved(home: RunFolder, retry: bool, out: Console) -> None:
-    """Sees whether the state that a run goes on from can be read, before anything of the run is written.
+def _saved(home: RunFolder, retry: bool, out: Console) -> dict[str, Any] | None:
+    """The state that a run goes on from, read before anything of the run is written; None where it begins.
 
     Raises:
-        RunError: It cannot, and the user has not said to begin anew then.
+        RunError: It cannot be read, and the user has not said to begin anew then.
     """
     from voxtile.training.weights import DamagedStateError, load_resume
 
     try:
-        load_resume(home.resume)
+        return load_resume(home.resume)
     except DamagedStateError:
         if not retry:
             raise
         aside = home.resume.replace(home.path / "resume.damaged")
         out.print(f"{home.resume} is damaged and now called {aside.name}: the run is trained from its start", style="yellow",
                   soft_wrap=True)  # fmt: skip
+        return None
 
 
 def _fit_here(
