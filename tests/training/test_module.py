@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, collate
 from voxtile.data.normalise import Intensity
-from voxtile.errors import ConfigError
 from voxtile.models.network import Output, ScoreMap
 from voxtile.training.losses import BorderCrossEntropy, Dice, Loss
 from voxtile.training.module import SegmentationModule
@@ -87,11 +86,6 @@ def test_a_step_goes_down_the_gradient_of_all_maps_each_judged_by_its_own_pixels
         torch.testing.assert_close(network.get_parameter(name).detach(), (weight - weight.grad).detach(), rtol=1e-4, atol=1e-6)
     cut = loss.value(loss.statistics(fine, inner))  # what judging without the margin would give
     assert isinstance(loss, Dice) or not torch.isclose(cut, loss.value(loss.statistics(fine, label, margin=MARGIN)), rtol=1e-3)
-
-
-def test_a_loss_that_measures_distances_in_the_image_judges_no_coarser_map() -> None:
-    with pytest.raises(ConfigError, match=r"\(BorderCrossEntropy\) weighs pixels by their distances .* Choose another loss"):
-        trained(Maps(2), BorderCrossEntropy(num_classes=2, background=0), batch(5, 14, 12))
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(2, momentum=None), nn.InstanceNorm2d(2, track_running_stats=True)])
