@@ -37,6 +37,7 @@ def verify(config: Mapping[str, Any]) -> int:
     from voxtile.errors import ConfigError, RunError, listed
     from voxtile.studies.manifest import Devices, changes
     from voxtile.studies.reproduction import changed_weights
+    from voxtile.training.recipe import Recipe
 
     out, wanted = console(), config["cases"]
     if wanted != "all" and not is_whole(wanted, 1):
@@ -48,6 +49,8 @@ def verify(config: Mapping[str, Any]) -> int:
     out.print(f"identity: {listed(wrong) or 'as configuration and recipe make it'}", soft_wrap=True)
     if remark := other_name(home):
         out.print(f"name: {remark}", soft_wrap=True)
+    if Recipe.written(home.read("recipe.json")).is_outdated:
+        out.print("network: of an older version; by now it comes to other numbers in training", soft_wrap=True)
     changed = changed_weights(home)
     wrong += changed
     out.print(f"weights: {'; '.join(changed) or 'as recorded when the run was finished'}", soft_wrap=True)
