@@ -70,7 +70,7 @@ def test_runs_stand_for_their_only_evaluation_and_several_are_corrected_for(
     shutil.copytree(pair[1], tmp_path / "third")
     said = voxtile("compare", f"evaluations=[{runs / 'plain'},{runs / 'mirrored'},{tmp_path / 'third'}]", "scores=[case_iou]")
     assert said.code == 0
-    assert "mirrored compared with plain" in said.out
+    assert "mirrored val-best-mirrorsyx compared with plain val-best" in said.out
     assert "third compared with plain" in said.out
     assert "p (Holm)" in said.out
     assert "case_iou/disc" in said.out
@@ -78,7 +78,34 @@ def test_runs_stand_for_their_only_evaluation_and_several_are_corrected_for(
 
 
 def test_a_pattern_finds_evaluations(pair: tuple[Path, Path], runs: Path, voxtile: Command) -> None:
-    assert "plain compared with mirrored" in voxtile("compare", f"evaluations={runs}/*/evaluations/*").out
+    assert (
+        "plain val-best compared with mirrored val-best-mirrorsyx" in voxtile("compare", f"evaluations={runs}/*/evaluations/*").out
+    )
+
+
+def test_several_runs_are_told_by_their_folder(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
+    for name, folder in zip(("s-2runs-a", "s-2runs-b"), pair, strict=True):
+        shutil.copytree(folder, tmp_path / "evaluations" / name / "val-last")
+    said = voxtile("compare", f"evaluations={tmp_path}/evaluations/*/val-last/cases.csv")
+    assert "s-2runs-b val-last compared with s-2runs-a val-last" in said.out
+
+
+def test_only_tables_of_its_own_are_written_over(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
+    both = f"evaluations=[{pair[0]},{pair[1]}]"
+    table = tmp_path / "table.csv"
+    for _ in range(2):
+        assert voxtile("compare", both, f"output={table}").code == 0
+    other = tmp_path / "script.py"
+    other.write_text("print('mine')\n")
+    for path in (other, pair[0] / "cases.csv", tmp_path):
+        before = path.read_bytes() if path.is_file() else None
+        said = voxtile("compare", both, f"output={path}")
+        assert said.code == 2
+        assert "is no table that compare has written" in said.err
+        assert before is None or path.read_bytes() == before
+    said = voxtile("compare", both, f"output={table / 'below.csv'}")
+    assert said.code == 3
+    assert "name another file with 'output=…'" in said.text
 
 
 def changed(folder: Path, tmp_path: Path, change: str) -> Path:
@@ -140,6 +167,8 @@ def test_wrong_words_are_one_paragraph(pair: tuple[Path, Path], runs: Path, tmp_
     for wrong in ("[]", "3", "[3]"):
         assert "must be a list of scores" in voxtile("compare", both, f"scores={wrong}").err
     (tmp_path / "empty").mkdir()
+    assert "is no run that could" in voxtile("compare", f"evaluations=[{first},{tmp_path / 'empty'}]").err
+    shutil.copy(runs / "plain" / "recipe.json", tmp_path / "empty")
     assert f"voxtile evaluate run={tmp_path / 'empty'}" in voxtile("compare", f"evaluations=[{first},{tmp_path / 'empty'}]").err
     shutil.copytree(runs / "plain", tmp_path / "two")
     shutil.copytree(other, tmp_path / "two" / "evaluations" / "other")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
-from voxtile.errors import ConfigError, RunError, counted, did_you_mean, listed, reason
+from voxtile.errors import ConfigError, DataError, RunError, counted, did_you_mean, listed, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,8 +46,11 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """That of its run, where it lies in one."""
-        return self.folder.parent.parent.name if self.folder.parent.name == "evaluations" else self.folder.name
+        """That of its run, or of the runs that were evaluated together, and its own."""
+        run, of_several = self.folder.parent.parent, self.folder.parent
+        if of_several.name == "evaluations":
+            return f"{run.name} {self.folder.name}"
+        return f"{of_several.name} {self.folder.name}" if run.name == "evaluations" else self.folder.name
 
     def values(self, columns: Sequence[str], cases: Sequence[str]) -> NDArray[np.float64]:
         """Columns of some cases [N, S], NaN where a score is undefined."""
@@ -63,7 +66,10 @@ def compare(config: Mapping[str, Any]) -> int:
     from voxtile.training.paired import differences, holm
 
     out = console()
+    path = None if config["output"] is None else Path(config["output"]).expanduser()
     first, *others = _named(config["evaluations"])
+    if path is not None:
+        _check_output(path)
     for other in others:
         _check_same(first, other)
     ids = list(first.cases)
@@ -81,11 +87,33 @@ def compare(config: Mapping[str, Any]) -> int:
             row = {"evaluation": other.folder, "compared_with": first.folder, "score": score, **each._asdict(), "p_holm": p_holm}
             rows.append({name: "" if value != value else value for name, value in row.items()})
     _say_limits(out, [first, *others], min(each.groups for row in found.values() for each in row))
-    if config["output"] is not None:
-        path = Path(config["output"]).expanduser()
-        atomic_csv(path, COLUMNS, rows)
+    if path is not None:
+        try:
+            atomic_csv(path, COLUMNS, rows)
+        except OSError as error:
+            raise DataError(
+                f"The table cannot be written to {path}: {reason(error)}. Expected a folder that may be written to, with room; "
+                "name another file with 'output=…'."
+            ) from error
         out.print(f"written      {path}", soft_wrap=True)
     return 0
+
+
+def _check_output(path: Path) -> None:
+    """Refuses to write over what is no table of comparisons.
+
+    Raises:
+        ConfigError: Something else is there.
+    """
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            ours = file.readline().rstrip("\n") == ",".join(COLUMNS)
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise ConfigError(f"'output={path}' is there already, and is no table that compare has written. Name another file.")
 
 
 def _named(given: Any) -> list[Evaluation]:
@@ -113,7 +141,9 @@ def _named(given: Any) -> list[Evaluation]:
 
 
 def _evaluation_in(path: Path) -> Path:
-    """The folder of an evaluation: `path`, or the only one of the run there."""
+    """The folder of an evaluation: `path`, that of its cases.csv, or the only one of the run there."""
+    if path.name == "cases.csv" and path.is_file():
+        return path.parent
     if (path / "cases.csv").exists():
         return path
     found = sorted(file.parent for file in path.glob("evaluations/*/cases.csv"))
@@ -121,7 +151,12 @@ def _evaluation_in(path: Path) -> Path:
         return found[0]
     if found:
         raise RunError(f"{path} holds {counted(len(found), 'evaluation')}. Name one of them: {listed(found)}.")
-    raise RunError(f"{path} holds no evaluation (no cases.csv). Make one: voxtile evaluate run={path}")
+    if (path / "recipe.json").exists():
+        raise RunError(f"{path} holds no evaluation (no cases.csv). Make one: voxtile evaluate run={path}")
+    raise RunError(
+        f"{path} holds no evaluation (no cases.csv), and is no run that could. Name a folder that 'voxtile evaluate' has written, "
+        "or a run that was evaluated."
+    )
 
 
 def _read(folder: Path) -> Evaluation:
