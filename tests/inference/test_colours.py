@@ -36,3 +36,15 @@ def test_each_channel_is_stretched_over_what_holds_data() -> None:
     assert (picture[~valid] == UNJUDGED).all()
     grey = as_rgb(image[:1], valid)
     assert (grey[valid][:, 0] == grey[valid][:, 2]).all()
+
+
+def test_grey_in_8_bits_stays_grey_and_bands_of_scenes_have_scales_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(100, 140, (1, 20, 20), dtype=np.uint8), 3, axis=0)
+    grey[1, :2] = 255  # a green line, which would take the green out of all the rest
+    held = np.ones((20, 20), dtype=bool)
+    shown = as_rgb(grey, held)[2:]
+    assert (shown[..., 0] == shown[..., 1]).all()
+    scaled = grey[:, 2:].astype(np.uint16) * np.array([1, 3, 2], dtype=np.uint16)[:, None, None]
+    shown = as_rgb(scaled, held[2:])
+    assert (shown.max(axis=(0, 1)) == 255).all()

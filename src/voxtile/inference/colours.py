@@ -28,7 +28,10 @@ def visible(channels: Sequence[str]) -> list[int]:
 
 
 def as_rgb(image: NDArray[Any], valid: NDArray[np.bool_], channels: Sequence[str] = ()) -> NDArray[np.uint8]:
-    """An image [C, h, w] as uint8 [h, w, 3], each channel stretched from its 2nd to its 98th percentile.
+    """An image [C, h, w] as uint8 [h, w, 3], stretched from the 2nd to the 98th percentile.
+
+    Each channel is stretched by itself, since bands of a scene have scales of their own; those of pictures in 8 bits, which have
+    one, together, or grey would get a colour.
 
     Args:
         image: the image.
@@ -37,9 +40,11 @@ def as_rgb(image: NDArray[Any], valid: NDArray[np.bool_], channels: Sequence[str
     """
     out = np.empty((*valid.shape, 3), dtype=np.uint8)
     shown = visible(channels or [str(number) for number in range(len(image))])
+    together = image.dtype == np.uint8
     for position, channel in enumerate(shown if len(shown) == 3 else shown * 3):
         band = image[channel].astype(np.float64)
-        low, high = np.percentile(band[valid], (2, 98)) if valid.any() else (0.0, 1.0)
+        measured = image[shown][:, valid] if together else band[valid]
+        low, high = np.percentile(measured, (2, 98)) if valid.any() else (0.0, 1.0)
         out[..., position] = np.round(np.clip((np.where(valid, band, low) - low) / max(high - low, 1e-12), 0, 1) * 255)
     out[~valid] = UNJUDGED
     return out
