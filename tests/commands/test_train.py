@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.commands.conftest import Command, Run, homes
+from tests.testers.formats import file_size_limit
 from tests.testers.tiny import SMALL, scene_words, volume_words
 from voxtile.commands import job
 from voxtile.commands.assemble import trainer_options
@@ -700,6 +701,16 @@ def test_a_network_that_cannot_be_compiled_is_one_paragraph(
     assert "(UNet) could not be compiled" in said.err
     assert "no compiler was found. 'training.compile=true' needs a C++ compiler" in said.err
     assert "TORCH_LOGS" not in said.err
+
+
+def test_a_state_that_does_not_fit_on_the_disk_is_one_paragraph(short: list[str], tmp_path: Path, voxtile: Command) -> None:
+    with file_size_limit(20_000):
+        said = voxtile("train", *short)
+    assert said.code == 4
+    assert "resume.pt: PyTorch could not write all of it; the disk is probably full. Nothing was saved before" in said.text
+    (home,) = homes(tmp_path / "runs")
+    assert not list(home.glob("*resume*"))
+    assert voxtile("train", *short, "retry=true").code == 0
 
 
 def test_patience_stops_when_the_score_stays(words: list[str], tmp_path: Path, voxtile: Command) -> None:

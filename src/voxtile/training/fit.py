@@ -99,10 +99,12 @@ class Keeper(lightning.Callback):
         state |= {"metrics": self.metrics.sync()}
         try:
             atomic_write(self.folder.resume, lambda making: torch.save(state, making))
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+        except (OSError, RuntimeError) as error:  # of a full disk torch says where in a file it stands
+            why = reason(error) if isinstance(error, OSError) else "PyTorch could not write all of it; the disk is probably full"
+            kept = "What was saved before is still there" if self.folder.resume.exists() else "Nothing was saved before"
             raise RunError(
-                f"The state of the run could not be saved to {self.folder.resume}: {reason(error)}. What was saved before is still "
-                "there. Free some disk space and give the same command again, with 'retry=true'."
+                f"The state of the run could not be saved to {self.folder.resume}: {why}. {kept}. Free some disk space and give "
+                "the same command again, with 'retry=true'."
             ) from error
 
     def _leave_if_asked(self, module: SegmentationModule, asked: int | None) -> None:
