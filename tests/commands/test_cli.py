@@ -77,6 +77,12 @@ LIGHT = {
     "train --help": (0, "== What can be chosen"),
     "train --cfg job": (0, "_target_: voxtile.models.unet.UNet"),
     "train training.stepz=1": (2, "Did you mean 'training.steps'?"),
+    "train lr=0.1": (2, "no key 'lr'. Did you mean 'optimizer.lr'?"),
+    "train steps=5": (2, "no key 'steps'. Did you mean 'training.steps'?"),
+    "train bach_size=5": (2, "no key 'bach_size'. Did you mean 'training.batch_size'?"),
+    "train trainer.max_epochs=5": (2, "Did you mean 'training.steps'? voxtile counts steps"),
+    "train learning_rate=1": (2, "no key 'learning_rate'. Did you mean 'optimizer.lr'?"),
+    "evaluate epochs=5": (2, "no key 'epochs'. All keys: voxtile evaluate"),
     "train model=unett": (2, "Did you mean 'unet'?"),
     "evaluate --help": (0, "voxtile evaluate run="),
     "predict inptu=x": (2, "Did you mean 'input'?"),
@@ -102,6 +108,23 @@ def test_help_and_configuration_errors_import_nothing_heavy() -> None:
     for _, words in LIGHT.values():
         assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"train", "check", "plan"}))
+def test_a_setting_that_is_added_to_a_command_is_refused(command: str, voxtile: Command) -> None:
+    said = voxtile(command, "+nonsense=3")
+    assert said.code == 2
+    assert f"'voxtile {command}' takes no 'nonsense'. It takes " in said.text
+
+
+def test_what_is_added_further_down_is_refused_and_an_own_setting_is_not(
+    voxtile: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where Hydra makes a folder for several jobs
+    assert "'voxtile evaluate' takes no 'data'." in voxtile("evaluate", "+data.labels={0: ground}").text
+    assert "'paths' takes no 'cahe'. Did you mean 'cache'?" in voxtile("evaluate", "+paths.cahe=a").text
+    assert "'voxtile evaluate' takes no 'a'." in voxtile("evaluate", "-m", "+a=1,2").text
+    assert "takes no" not in voxtile("evaluate", "++crf.bilateral_weight=4", "+surface=true").text
 
 
 def test_commands_work_from_any_folder(scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:

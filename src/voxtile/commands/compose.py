@@ -28,6 +28,7 @@ from voxtile.commands.heap import keep_heap
 from voxtile.commands.own import blaming
 from voxtile.commands.words import check_whole, escaped, quoted, readable
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, reason
+from voxtile.values import refuse_unknown
 
 
 def conf_dir() -> Path:
@@ -145,6 +146,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
 def _called(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
     """Calls the task with a job's configuration."""
     try:
+        _refuse_others(_CURRENT.get()[0], config)
         with blaming(OmegaConf.to_object(trust) if isinstance(trust := config.get("trust"), ListConfig) else ()):
             return task(plain(config))
     except VoxtileError as error:
@@ -152,6 +154,25 @@ def _called(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
 
         tell_of_merging(error, config)
         raise
+
+
+def _refuse_others(name: str, config: DictConfig) -> None:
+    """Refuses what was added with + to a command's own settings; those that a run is made of are looked at where it is built.
+
+    Raises:
+        ConfigError: A setting is none of the command's.
+    """
+    if (folder := folder_of(name)) == conf_dir():
+        return
+    known = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    given = OmegaConf.to_container(config)
+    assert isinstance(given, dict)
+    for where, own, added in (
+        (f"voxtile {name}", {key: known[key] for key in known if key not in ("defaults", "hydra")}, given),
+        ("paths", known.get("paths", {}), given.get("paths")),
+    ):
+        if isinstance(added, dict):
+            refuse_unknown(where, [key for key in added if key != "chosen"], own)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,11 @@ OPEN = (  # what a data set's file may extend
     "data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.", "data.sampling.class_weights.",
     "data.vectors.values.", "data.scene.", "data.regions.",
 )  # fmt: skip
+
+ELSEWHERE = {  # what other frameworks call it, and the key here
+    "epochs": "training.steps", "max_epochs": "training.steps", "num_epochs": "training.steps", "max_steps": "training.steps",
+    "learning_rate": "optimizer.lr", "val_interval": "training.val_every", "val_check_interval": "training.val_every",
+}  # fmt: skip
 
 
 def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
@@ -71,9 +77,25 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
             raise ConfigError(
                 f"What was chosen has no '{path}' to set. Add it with '+{path}=…', and take what it should replace out with '~…'."
             ) from error
-        hint = did_you_mean(path, known) or did_you_mean(path, [k.split(".")[-1] for k in known])
-        raise ConfigError(f"The configuration has no key '{path}'.{hint} All keys: voxtile {name} --cfg job") from error
+        raise ConfigError(
+            f"The configuration has no key '{path}'.{_meant(path, known)} All keys: voxtile {name} --cfg job"
+        ) from error
     raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error
+
+
+def _meant(path: str, known: Sequence[str]) -> str:
+    """A sentence with the key that a misspelt one, one without its section, or another framework's name for it may mean."""
+    shortest = sorted(known, key=lambda key: (key.startswith("hydra."), key.count(".")))  # own keys before those of parts of parts
+    by_end = {key.rpartition(".")[2]: key for key in reversed(shortest)}
+    if (key := ELSEWHERE.get(path.rpartition(".")[2])) in known:
+        steps = " voxtile counts steps, each a batch of windows, and no epochs." if "epoch" in path else ""
+        return f" Did you mean '{key}'?{steps}"
+    if path in by_end:
+        return f" Did you mean '{by_end[path]}'?"
+    if hint := did_you_mean(path, known):
+        return hint
+    close = difflib.get_close_matches(path, by_end, n=1)
+    return f" Did you mean '{by_end[close[0]]}'?" if close else ""
 
 
 def _of_network(path: str, name: str, folders: Sequence[Path]) -> str:
