@@ -353,10 +353,13 @@ def test_bad_trials_are_pruned_by_their_validations(
         ([*SPACE, "hydra.sweeper.sampler=grid"], "A grid needs steps, and 'optimizer.lr' has none"),
     ],
 )
-def test_what_cannot_be_searched_is_said(words: list[str], voxtile: Command, more: list[str], message: str) -> None:
+def test_what_cannot_be_searched_is_said_and_leaves_no_study(
+    words: list[str], tmp_path: Path, voxtile: Command, more: list[str], message: str
+) -> None:
     said = voxtile(*words, *more)
     assert said.code == 2
     assert message in said.text
+    assert not (tmp_path / "runs" / "studies").exists()
 
 
 def test_a_misspelt_search_leaves_no_study(words: list[str], tmp_path: Path, voxtile: Command) -> None:

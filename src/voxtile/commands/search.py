@@ -84,12 +84,13 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     maker = TrialMaker(fixed, space, config, loader)
     _check_objectives(wanted, maker.check())
     slots = Slots.of(settings["jobs"], settings["gpus"], "hydra.sweeper")
+    _check_made(wanted, settings)
+    # Optuna's own sampler for grids works in its own loop only; the others would try some of few combinations twice.
+    combinations = maker.combinations(trials + 1, settings["sampler"] == "grid")
     place.mkdir(parents=True, exist_ok=True)
     try:
         with exclusive(place / ".lock"):
             study = _open(name, place, about, settings)
-            # Optuna's own sampler for grids works in its own loop only; the others would try some of few combinations twice.
-            combinations = maker.combinations(trials + 1, settings["sampler"] == "grid")
             if settings["sampler"] == "grid" or 0 < len(combinations) <= trials:
                 trials = min(trials, len(combinations))
                 for each in combinations[:trials]:
@@ -158,6 +159,20 @@ def _check_objectives(wanted: Mapping[str, str], config: DictConfig) -> None:
         )
 
 
+def _check_made(wanted: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """Refuses a sampler or a pruner that cannot be made, before there is a study.
+
+    Raises:
+        ConfigError: One is unknown, its options do not fit it, or it does not go with several objectives.
+    """
+    import optuna
+
+    if settings["pruner"] != "none" and len(wanted) > 1:
+        raise ConfigError("A trial can be pruned by one objective only. Type 'hydra.sweeper.pruner=none', or leave one objective.")
+    _made("pruner", PRUNERS, optuna.pruners, settings, {})
+    _made("sampler", SAMPLERS, optuna.samplers, settings, {})
+
+
 def _open(
     name: str, place: Path, about: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> optuna.Study:  # fmt: skip
@@ -165,8 +180,6 @@ def _open(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if settings["pruner"] != "none" and len(about["objectives"]) > 1:
-        raise ConfigError("A trial can be pruned by one objective only. Type 'hydra.sweeper.pruner=none', or leave one objective.")
     pruner = _made("pruner", PRUNERS, optuna.pruners, settings, {})
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{place.absolute()}/study.db", engine_kwargs={"connect_args": {"timeout": 120}}
@@ -186,20 +199,22 @@ def _open(
     others = [trial.number for trial in study.trials if trial.state.name == "RUNNING" and _lives(trial)]
     mine = _me() if others else ""  # two commands at once must not ask for the same
     seed = int.from_bytes(hashlib.sha256(f"{settings['seed']} {len(study.trials)} {mine}".encode()).digest()[:4], "big")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = _made("sampler", SAMPLERS, optuna.samplers, settings, {"seed": seed})
+    study.sampler = _made("sampler", SAMPLERS, optuna.samplers, settings, {"seed": seed})
     return study
 
 
 def _made(kind: str, names: Mapping[str, str], module: Any, settings: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
     """Optuna's sampler or pruner."""
+    from optuna.exceptions import ExperimentalWarning
+
     name = settings[kind]
     options = {each.get_key_element(): each.value() for each in parsed_words(settings[f"{kind}_options"], f"{kind}_options")}
     if name not in names:
         raise ConfigError(f"'hydra.sweeper.{kind}={name}' is unknown.{did_you_mean(str(name), names)} Choose from {listed(names)}.")
     try:
-        return getattr(module, names[name])(**own, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return getattr(module, names[name])(**own, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"'hydra.sweeper.{kind}_options={settings[f'{kind}_options']}' do not fit Optuna's {names[name]}: {reason(error)}."
