@@ -514,14 +514,17 @@ def test_trusted_code_that_changed_since_the_training_is_told_and_makes_other_ma
     where = ["predict", *common, f"input={source}", f"output={tmp_path / 'maps'}"]
     assert "trusted code" not in voxtile(*where).text
     assert "it is kept" in voxtile(*where).text
+    assert voxtile("evaluate", *common).code == 0
+    evaluated = (home / "evaluations" / "val-best" / "summary.json").read_bytes()
     module.write_text(module.read_text() + "\n# another version\n")
     said = voxtile(*where)
     assert (said.code, "before the trusted code of lab_of_tests changed" in said.text) == (3, True)
     assert "by other runs or weights" in said.text
     said = voxtile("evaluate", *common)
     assert (said.code, "before the trusted code of lab_of_tests changed" in said.text) == (0, True)
-    summary = json.loads((home / "evaluations" / "val-best" / "summary.json").read_text())
+    summary = json.loads((home / "evaluations" / "val-best-changed" / "summary.json").read_text())
     assert summary["changed_modules"] == ["lab_of_tests"]
+    assert (home / "evaluations" / "val-best" / "summary.json").read_bytes() == evaluated
 
 
 def test_where_nothing_was_saved_there_is_nothing_to_continue(half_run: Run, voxtile: Command) -> None:

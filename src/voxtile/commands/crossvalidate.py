@@ -318,7 +318,7 @@ class _Together:
         return scored, {"chosen by the other folds": {fold: as_typed(each, classes) for fold, each in of_fold.items()}}
 
     def _write(self, scored: Sequence[Scored], predictor: Predictor, post: object, facts: Mapping[str, Any]) -> None:
-        name = folder_name(self.config["split"], self.config, predictor, post)
+        name = folder_name(self.config["split"], self.config, predictor, post, [member.trained for member in self.members])
         table = score_table(scored, self.data, self.scorer.measures)
         write_scores(self.home / name, table, self.config, predictor, post, facts, self.out)
 

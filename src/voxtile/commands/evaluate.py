@@ -120,7 +120,8 @@ def _evaluate_one(path: str, config: Mapping[str, Any], out: Console) -> int:
         how = " for these same cases, so its scores are optimistic"
         say_search(out, mean_dice(plain, data), mean_dice(scored, data), as_typed(post, data["classes"]), file, how)
         scored = scored if helps else plain
-    folder = trained.home.path / "evaluations" / folder_name(config["split"], config, predictor, as_typed(post, data["classes"]))
+    name = folder_name(config["split"], config, predictor, as_typed(post, data["classes"]), [trained])
+    folder = trained.home.path / "evaluations" / name
     facts = {"waived": list(data["waived"]), "run": trained.home.read("recipe.json")["identity"], **trained.file}
     facts |= {"changed_modules": changed} if (changed := trained.changed_modules) else {}
     write_scores(folder, score_table(scored, data, measures), config, predictor, as_typed(post, data["classes"]), facts, out)
@@ -211,7 +212,7 @@ def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None, pos
     return "".join(f"-{part}" for part in parts)
 
 
-def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor, post: object) -> str:
+def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor, post: object, runs: Sequence[Trained]) -> str:
     """The folder below `evaluations/` for a split scored with a command's weights and settings.
 
     Args:
@@ -219,8 +220,10 @@ def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor, pos
         config: of the command.
         predictor: with the CRF that was found for it.
         post: settings of the post-processing, None for none.
+        runs: those that are scored; where their networks' code has changed, the scores must not take the place of theirs.
     """
     from dataclasses import asdict
 
     crf = predictor.procedure.crf
-    return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None, post)}"
+    changed = "-changed" if any(run.changed_modules for run in runs) else ""
+    return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None, post)}{changed}"

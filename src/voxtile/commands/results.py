@@ -431,7 +431,7 @@ def confusion_of(
     classes = runs.first.manifest["data"]["classes"]
     for split in ("test", "val") if len(runs.members) == 1 else ("test",):
         beside = runs.home(config) / "evaluations" if len(runs.members) == 1 else runs.home(config)
-        folder = beside / folder_name(split, config, predictor, as_typed(post, classes))
+        folder = beside / folder_name(split, config, predictor, as_typed(post, classes), runs.members)
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not evaluated
