@@ -255,9 +255,11 @@ def test_a_value_out_of_its_range_is_named_with_what_is_expected(scene_run: Run,
 @pytest.mark.parametrize("name", ["fast", "overfit", "limit", "profile"])
 def test_ways_of_debugging_run(scene_run: Run, tmp_path: Path, voxtile: Command, name: str) -> None:
     own = [word for word in scene_run.words if word not in SMALL or word.startswith(("model", "trainer"))]
-    few = [] if name == "fast" else ["training.steps=2", "training.batch_size=2"]
+    few = ["training.steps=2", *([] if name == "fast" else ["training.batch_size=2"])]
     said = voxtile("train", *own, f"paths.runs={tmp_path}", f"debug={name}", *few)
     assert said.code == 0
+    assert ("'training.steps=2' takes the place of 'training.steps=" in said.out) == (name != "fast")
+    assert said.out.count("takes the place of") == (name != "fast")
     (home,) = homes(tmp_path)
     run = Run([], home, tmp_path, "")
     assert run.read("status.json")["step"] == 2

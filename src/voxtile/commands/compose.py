@@ -23,6 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import voxtile
+from voxtile.commands.console import console
 from voxtile.commands.guard import STOPPED, StoppedError, guarded
 from voxtile.commands.heap import keep_heap
 from voxtile.commands.own import blaming
@@ -147,6 +148,8 @@ def _called(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
     """Calls the task with a job's configuration."""
     try:
         _refuse_others(_CURRENT.get()[0], config)
+        for sentence in _overruled(config):
+            console().print(sentence, style="yellow", soft_wrap=True)
         with blaming(OmegaConf.to_object(trust) if isinstance(trust := config.get("trust"), ListConfig) else ()):
             return task(plain(config))
     except VoxtileError as error:
@@ -173,6 +176,18 @@ def _refuse_others(name: str, config: DictConfig) -> None:
     ):
         if isinstance(added, dict):
             refuse_unknown(where, [key for key in added if key != "chosen"], own)
+
+
+def _overruled(config: DictConfig) -> Iterator[str]:
+    """A sentence about each typed word that has another value than the chosen way of debugging sets."""
+    option = OmegaConf.select(config, "chosen.debug")
+    files = [folder / "debug" / f"{option}.yaml" for folder in (*further_folders(), conf_dir())]
+    for file in [file for file in files if file.is_file()][:1]:
+        set_there = OmegaConf.load(file)
+        for word in current_words():
+            value = OmegaConf.select(set_there, key_of(word))
+            if not isinstance(value, DictConfig | None) and value != OmegaConf.select(config, key_of(word)):
+                yield f"'{word}' takes the place of '{key_of(word)}={value}', which 'debug={option}' sets"
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
