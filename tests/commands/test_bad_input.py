@@ -255,6 +255,7 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("data.window=[16]", "'data.window=[16]' must be [height, width]"),
         ("data.window=[16,32]", "'data.symmetry.rot90=true' turns windows"),
         ("model.width=0", "a width above 0"),
+        ("model.width=0", "Of these settings, you typed 'model.width=0', 'model.depth=2'."),
         ("logger=wandb logger.wandb.mode=ofline", "Did you mean 'offline'?"),
         (
             "augment=default augment.affine.rotation=-10",
@@ -263,7 +264,7 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("augment=default augment.affine.scale=[.8,inf]", "'augment.affine.scale=[0.8, inf]' must be a list, each entry a number."),
         ("augment=default augment.elastic.std=nan", "'augment.elastic.std=nan' must be a number."),
         ("augment=default augment.intensity.bias.control=0", "control=0; expected a number from 1 up, for example control=128.0."),
-        ("loss=ce loss.class_weights=[0,0]", "`class_weights` is [0.0, 0.0]"),
+        ("loss=ce loss.class_weights=[0,0]", "'loss.class_weights=[0, 0]' must be 2 numbers"),
         ("loss=ce loss.class_weights=[nan,1]", "'loss.class_weights=[nan, 1]' must be"),
         ("loss=dice_ce +loss.smooth=-1", "`loss.smooth` is -1"),
         ("optimizer=sgd optimizer.momentum=nan", "'optimizer.momentum=nan' must be a number."),

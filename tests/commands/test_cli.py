@@ -83,6 +83,8 @@ LIGHT = {
     "train trainer.max_epochs=5": (2, "Did you mean 'training.steps'? voxtile counts steps"),
     "train learning_rate=1": (2, "no key 'learning_rate'. Did you mean 'optimizer.lr'?"),
     "evaluate epochs=5": (2, "no key 'epochs'. All keys: voxtile evaluate"),
+    "train seed=0,1": (2, "Several values are for several runs: type '-m' too."),
+    "train sweep=optuna optimizer.lr=interval(1e-3,1e-2)": (2, "type '-m' too. Sweep parameters 'optimizer.lr=interval("),
     "train model=unett": (2, "Did you mean 'unet'?"),
     "evaluate --help": (0, "voxtile evaluate run="),
     "predict inptu=x": (2, "Did you mean 'input'?"),

@@ -153,9 +153,10 @@ def _called(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
         with blaming(OmegaConf.to_object(trust) if isinstance(trust := config.get("trust"), ListConfig) else ()):
             return task(plain(config))
     except VoxtileError as error:
-        from voxtile.commands.explain import tell_of_merging
+        from voxtile.commands.explain import tell_of_merging, tell_of_typed
 
         tell_of_merging(error, config)
+        tell_of_typed(error)
         raise
 
 

@@ -55,7 +55,7 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
             f"'{merged[1]}={merged[2]}' does not fit there: '{merged[1]}' holds {holds}. Type it so, in quotes: "
             f"'{merged[1]}={example}'."
         ) from error
-    if "Ambiguous value" in text:
+    if "Ambiguous value" in text or "requires --multirun" in text:
         first_line = text.partition("\n")[0]
         raise ConfigError(f"Several values are for several runs: type '-m' too. {first_line}") from error
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
@@ -171,6 +171,14 @@ def tell_of_merging(error: VoxtileError, config: DictConfig) -> None:
                 f"{error} What was typed for '{key}' was added to the entries that it had, {listed(others)}: type '~{key}' and "
                 f"'+{key}={added}' to have it instead of them.",
             )
+
+
+def tell_of_typed(error: VoxtileError) -> None:
+    """Where something cannot be built with its settings, says which of them were typed."""
+    if part := re.match(r"'([\w.]+)' cannot be built with", str(error)):
+        last = {key_of(word): f"'{word}'" for word in current_words() if key_of(word).startswith(f"{part[1]}.")}
+        if last:
+            error.args = (f"{error} Of these settings, you typed {listed(last.values())}.",)
 
 
 def _merged(config: DictConfig, overrides: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:

@@ -40,14 +40,14 @@ def class_weight_table(
         weights = [float(weight) for weight in rule]
         if len(weights) != num_classes or not all(is_number(weight, 0) for weight in weights) or not any(weights):
             raise ConfigError(
-                f"`class_weights` is {weights}, but {num_classes} numbers that are at least 0, and not all 0, are needed, one for "
-                "each class in the order of the data set's classes."
+                f"'loss.class_weights={list(rule)}' must be {num_classes} numbers that are at least 0, and not all 0, one for each "
+                "class in the order of the data set's classes."
             )
         return weights
     if rule not in RULES:
         raise ConfigError(
-            f"`class_weights={rule}` is no rule.{did_you_mean(rule, RULES)} Give null, 'inverse', 'median_frequency', or a list of "
-            f"{num_classes} numbers."
+            f"'loss.class_weights={rule}' is no rule.{did_you_mean(rule, RULES)} Give null, 'inverse', 'median_frequency', or a "
+            f"list of {num_classes} numbers."
         )
     counts = _counts(rule, "class_counts", class_counts, num_classes)
     if rule == "inverse":
@@ -61,8 +61,8 @@ def class_weight_table(
 def _counts(rule: str, name: str, counts: Sequence[int] | None, num_classes: int) -> NDArray[np.float64]:
     if counts is None or len(counts) != num_classes:
         raise ConfigError(
-            f"`class_weights={rule}` needs `{name}`, {num_classes} numbers of pixels in the training set, and got {counts}. Give "
-            "the weights as a list where the training set is not counted."
+            f"'loss.class_weights={rule}' needs `{name}`, {num_classes} numbers of pixels in the training set, and got {counts}. "
+            "Give the weights as a list where the training set is not counted."
         )
     return np.asarray(counts, dtype=np.float64)
 
