@@ -92,7 +92,29 @@ def test_a_map_of_255_classes_is_possible():
 def test_scenes_with_another_number_of_channels_are_named(tmp_path, label):
     scene(tmp_path, "a", label)
     scene(tmp_path, "b", label, bands=3)
-    with pytest.raises(DataError, match=r"b\.tif has 3 channels \(band1, band2, band3\), but .*a\.tif has 2 "):
+    words = (
+        r"b\.tif has 3 channels \(band1, band2, band3\), and .*a\.tif has 2 .*: 1 of 2 cases have 2, and 1 not.*those that all have"
+    )
+    with pytest.raises(DataError, match=words + r" with 'data\.channels=\[\"band1\",\"band2\"\]'.*'data\.exclude=\[\"b\"\]'"):
+        dataset(tmp_path).cases()
+
+
+@pytest.mark.parametrize("odd", ["a", "c"])
+def test_of_scenes_with_unlike_channels_those_that_are_fewer_are_to_be_left_out(tmp_path, label, odd):
+    for name in "abcd":
+        names = ("grey",) if name == odd else ("red", "green")
+        scene(tmp_path, name, label, bands=len(names), names=names)
+    words = rf"{odd}\.tif has 1 channel \(grey\), and .*: 3 of 4 cases have 2, and 1 not\. All need the same; leave cases out with"
+    with pytest.raises(DataError, match=words + rf" 'data\.exclude=\[\"{odd}\"\]'"):
+        dataset(tmp_path).cases()
+    assert len(dataset(tmp_path, exclude=[odd]).cases()) == 3
+
+
+def test_of_scenes_with_channels_in_another_order_those_that_are_fewer_are_named(tmp_path, label):
+    for name in "abc":
+        scene(tmp_path, name, label, names=("green", "red") if name == "a" else ("red", "green"))
+    words = r"a\.tif has the channels green, red, .*2 of 3 cases: red, green.*'data\.channels=\[\"red\",\"green\"\]'"
+    with pytest.raises(DataError, match=words):
         dataset(tmp_path).cases()
 
 

@@ -542,12 +542,14 @@ class TestManyScenes:
             self.dataset(layout, scene={"derived": {"x": "B08 + 1"}}).cases()
         with pytest.raises(MissingBandError, match=r"Case '1': .*s1\.tif has no channel B08.*s0\.tif has B04, B08"):
             self.dataset(layout, channels=["B08"]).cases()
-        with pytest.raises(DataError, match=r"Only one of them has B08"):
+        with pytest.raises(
+            DataError, match=r"s1\.tif has 1 channel \(B04\), .*those that all have with 'data\.channels=\[\"B04\"\]'"
+        ):
             self.dataset(layout).cases()
 
     def test_bands_in_another_order_are_refused(self, tmp_path):
         layout = self.make(tmp_path, (2, ("B04", "B08"), "uint8", UTM), (2, ("B08", "B04"), "uint8", UTM))
-        with pytest.raises(DataError, match=r"in another order: B04, B08.*data\.channels=\[\"B04\",\"B08\"\]"):
+        with pytest.raises(DataError, match=r"in another order, .*: B04, B08.*data\.channels=\[\"B04\",\"B08\"\]"):
             self.dataset(layout).cases()
         assert len(self.dataset(layout, channels=["B04", "B08"]).cases()) == 2
 

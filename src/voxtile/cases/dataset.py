@@ -201,26 +201,33 @@ class Dataset:
                 ) from error
         if self.left_out and not cases:
             raise DataError(f"No scene touches the area of interest. {self.left_out[0]} Expected one that lies on the scenes.")
-        for case in cases[1:]:
-            self._check_alike(cases[0], case)
+        if cases:
+            self._check_alike(cases)
         return cases
 
-    def _check_alike(self, first: Case, case: Case) -> None:
-        """Raises an error where a case has not the channels of the first."""
-        ours, theirs = f"{case.image.path} has", f"{first.image.path} has"
-        if len(case.channels) != len(first.channels):
-            odd = [name for name in (*first.channels, *case.channels) if (name in first.channels) != (name in case.channels)]
+    def _check_alike(self, cases: Sequence[Case]) -> None:
+        """Raises an error where cases have not the channels that most have."""
+        most = Counter(len(case.channels) for case in cases).most_common(1)[0][0]
+        usual = [case for case in cases if len(case.channels) == most]
+        if odd := [case for case in cases if len(case.channels) != most]:
+            shared = [name for name in usual[0].channels if all(name in case.channels for case in cases)]
+            choose = f"choose those that all have with 'data.channels={typed(shared)}', or " if shared else ""
             raise DataError(
-                f"{ours} {counted(len(case.channels), 'channel')} ({listed(case.channels, 20)}), but "
-                f"{theirs} {len(first.channels)} ({listed(first.channels, 20)}). Only one of them has {listed(odd)}. All cases "
-                "need the same; choose common ones with 'data.channels=[…]' or leave the case out with "
-                f"'data.exclude={typed([case.id])}'."
+                f"{odd[0].image.path} has {counted(len(odd[0].channels), 'channel')} ({listed(odd[0].channels, 20)}), and "
+                f"{usual[0].image.path} has {most} ({listed(usual[0].channels, 20)}): {len(usual)} of {len(cases)} cases have "
+                f"{most}, and {len(odd)} not. All need the same; {choose}leave cases out with "
+                f"'data.exclude={typed([*self.exclude, *(case.id for case in odd)])}'."
             )
-        if case.channels != first.channels and sorted(case.channels) == sorted(first.channels):
-            raise DataError(
-                f"{ours} the channels {listed(case.channels, 20)}, and {theirs} them in another order: "
-                f"{listed(first.channels, 20)}. Say the order with 'data.channels={typed(first.channels)}'."
-            )
+        orders = Counter(case.channels for case in cases).most_common()
+        usual_order = {frozenset(names): (names, count) for names, count in reversed(orders)}
+        for case in cases:
+            names, count = usual_order[frozenset(case.channels)]
+            if case.channels != names:
+                path = next(each.image.path for each in cases if each.channels == names)
+                raise DataError(
+                    f"{case.image.path} has the channels {listed(case.channels, 20)}, and {path} has them in another order, as "
+                    f"have {count} of {len(cases)} cases: {listed(names, 20)}. Say the order with 'data.channels={typed(names)}'."
+                )
 
     def open(self, files: CaseFiles, grouped: bool = True, in_area: bool = True) -> Case:
         """Opens one case.
