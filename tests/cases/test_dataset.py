@@ -75,11 +75,31 @@ def test_an_unknown_label_value_is_an_error_that_lists_the_values_and_the_file(t
         ({0: "ground", 1: "ignore"}, r"names 1 class \("),
         ({0: "ground", 1: "a/b"}, r"other signs .* a/b"),
         ({value: f"class{value}" for value in range(256)}, r"256 classes; a map holds at most 255"),
+        ({0: "ground", 1: "red", 2.9: "blue"}, r"'2\.9: blue', and 2\.9 is no whole number"),
+        ({0: "ground", 1: "red", 2.5: "ignore"}, r"2\.5 is no whole number"),
+        ({"ground": 0, "red": 1}, r"'ground: 0', and ground is no whole number.*stored value: class name, as in \{0: ground"),
+        ({"0-1": "ground", 2: "red"}, r"0-1 is no whole number"),
+        ({True: "ground", False: "red"}, r"true is no whole number.*yes, no, on and off that are names need quotes"),
+        ({0: False, 1: True}, r"'0: false', and false is no text.*need quotes"),
+        ({0: 0, 1: 1}, r"'0: 0', and 0 is no text"),
+        ({0: "ground", 1: "red", 2: None}, r"'2: null', and null is no text"),
+        ({0: "ground", 1: "red", "2": None}, r"'2: null', and null is no text"),
+        ({0: "ground", 1: "red", 2: "red "}, r"begins or ends with a blank: 'red '"),
+        ({0: "ground", 1: "red", "1": "blue"}, r"names the stored value 1 twice"),
     ],
 )
 def test_labels_that_cannot_be_classes_are_refused(labels, message):
     with pytest.raises(ConfigError, match=message):
         LabelMap.of(labels)
+
+
+def test_a_stored_value_may_be_a_text_as_a_key_of_the_command_line_is():
+    assert LabelMap.of({0: "ground", "-1": "ignore", "7": "roof"}).values == {0: 0, -1: 255, 7: 1}
+
+
+def test_a_colour_of_no_class_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"'data\.colors' takes no 'watre'\. Did you mean 'water'\?"):
+        dataset(tmp_path, colors={"watre": (0, 0, 255)})
 
 
 def test_a_map_of_255_classes_is_possible():

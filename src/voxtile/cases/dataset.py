@@ -21,7 +21,7 @@ from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 from voxtile.cases.window import IGNORE
 from voxtile.cases.windowing import Windowing
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, typed
-from voxtile.values import is_number
+from voxtile.values import is_number, is_whole, refuse_unknown
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from voxtile.cases.working import Kernel
@@ -49,9 +49,16 @@ class LabelMap:
         """Builds the map from `{stored value: class name}`; the name "ignore" marks values that are not to be judged.
 
         Raises:
-            ConfigError: Fewer than two classes, or a class name that cannot stand in a score's name.
+            ConfigError: A stored value is no whole number, or is there twice; there are fewer than two classes; or a class name
+                cannot stand in a score's name.
         """
-        names = tuple(dict.fromkeys(str(name) for name in meaning.values() if name != "ignore"))
+        values = [_stored_value(value, name) for value, name in meaning.items()]
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            raise ConfigError(
+                f"'data.labels' names the stored value {twice[0]} twice. Expected one class for each value; to change what a "
+                "data set's file says, type '~data.labels' '+data.labels={…}'."
+            )
+        names = tuple(dict.fromkeys(name for name in meaning.values() if name != "ignore"))
         if len(names) < 2:
             found = f"{len(names)} class{'' if len(names) == 1 else 'es'} ({listed(names)})"
             raise ConfigError(f"'data.labels' names {found}; a segmentation needs two or more.")
@@ -64,7 +71,23 @@ class LabelMap:
             raise ConfigError(
                 f"'data.labels' holds class names with other signs than letters, digits and _ . ( ) + -: {listed(bad)}."
             )
-        return cls(names, {int(value): IGNORE if name == "ignore" else names.index(name) for value, name in meaning.items()})
+        if blank := [name for name in names if name != name.strip()]:
+            raise ConfigError(f"'data.labels' holds a class name that begins or ends with a blank: '{blank[0]}'. Take it out.")
+        indices = [IGNORE if name == "ignore" else names.index(name) for name in meaning.values()]
+        return cls(names, dict(zip(values, indices, strict=True)))
+
+
+def _stored_value(value: object, name: object) -> int:
+    """The stored value of an entry of `data.labels`; what is typed as a key of its own, '+data.labels.7=roof', is a text."""
+    whole = is_whole(value) or (isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value))
+    if whole and isinstance(name, str):
+        return int(str(value))
+    key, said = ("null" if each is None else str(each).lower() if isinstance(each, bool) else str(each) for each in (value, name))
+    wrong = f"{said} is no text" if whole else f"{key} is no whole number"
+    raise ConfigError(
+        f"'data.labels' holds '{key}: {said}', and {wrong}. Expected stored value: class name, as in {{0: ground, 1: building}}; "
+        "numbers, yes, no, on and off that are names need quotes."
+    )
 
 
 def _color(name: str, values: Sequence[int]) -> tuple[int, int, int]:
@@ -159,6 +182,7 @@ class Dataset:
         self.regions = regions_of(regions, self.classes, background)
         self.grouping = Grouping(**(group or {}))
         self.channels, self.nodata, self.exclude = channels, nodata, tuple(exclude)
+        refuse_unknown("data.colors", colors or {}, self.classes)
         default = default_colors(len(self.classes))
         self.colors = tuple(_color(name, (colors or {}).get(name, default[i])) for i, name in enumerate(self.classes))
 
