@@ -246,6 +246,9 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("trainer.deterministic=maybe", "'trainer.deterministic=maybe' must be true or false"),
         ("split.seed=abc", "'split.seed=abc' must be a whole number"),
         ("data.nodata=abc", "'data.nodata=abc' must be a number"),
+        ("+data.labels={2.9:red}", "'data.labels' holds '2.9: red', and 2.9 is no whole number"),
+        ("~data.labels +data.labels={ground:0,red:1}", "'data.labels' holds 'ground: 0', and ground is no whole number"),
+        ("data.colors={reed:[1,2,3]}", "'data.colors' takes no 'reed'"),
         ("data.vectors=3", "'data.vectors=3' is of the wrong kind"),
         ("data.vectors.bufer=3", "Did you mean 'data.vectors.buffer'?"),
         ("data.vectors.buffer=wide", "'data.vectors.buffer=wide' must be a number of metres"),
@@ -333,6 +336,11 @@ WRONG_FILES = {
     "no window": (
         "# @package _global_\ndata:\n  {name: m, format: geotiff, layout: {root: x}, labels: {0: a, 1: b}}\n",
         "lacks 'window'",
+    ),
+    "a text twice": ("# @package _global_\ndata:\n  name: m\n  name: n\n", "found duplicate key name"),
+    "a number twice": (
+        "# @package _global_\ndata:\n  labels:\n    0: ground\n    1: red\n    1: blue\n    2: blue\n",
+        "conf/data/mine.yaml, line 6, names the key 1 for the second time",
     ),
 }
 

@@ -6,8 +6,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -65,6 +67,39 @@ NUMBERS: Mapping[str, tuple[type[int] | type[float], float, float]] = {
     "data.nodata": (float, -math.inf, math.inf),
 }
 SWITCHES = ("retry", "inexact", "debug_errors", "trainer.deterministic", "data.symmetry.rot90")
+
+
+def check_files(chosen: Mapping[str, str | None], folders: Sequence[Path]) -> None:
+    """Refuses files of options that name a key of a mapping twice, of which the later one would count.
+
+    OmegaConf refuses that of keys that are texts, and passes over numbers, which the stored values of labels are.
+
+    Args:
+        chosen: option by group.
+        folders: of configurations, in the order in which Hydra looks into them.
+
+    Raises:
+        ConfigError: There is such a key.
+    """
+    for group, option in chosen.items():
+        paths = (folder / group / f"{option}.yaml" for folder in folders)
+        if path := next((path for path in paths if path.is_file()), None):
+            _refuse_twice(yaml.compose(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)), path)
+
+
+def _refuse_twice(node: yaml.Node | None, path: Path) -> None:
+    """Refuses keys that are twice in a mapping, in all nodes below this one."""
+    seen: set[tuple[str, str]] = set()
+    for entry in node.value if isinstance(node, yaml.CollectionNode) else ():
+        if isinstance(node, yaml.MappingNode):
+            key, entry = entry
+            if (key.tag, str(key.value)) in seen:
+                raise ConfigError(
+                    f"{path}, line {key.start_mark.line + 1}, names the key {key.value} for the second time, and only one of the "
+                    "two would count. Give each key once."
+                )
+            seen.add((key.tag, str(key.value)))
+        _refuse_twice(entry, path)
 
 
 def check_keys(config: Mapping[str, Any]) -> None:

@@ -150,6 +150,10 @@ def _called(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
         _refuse_others(_CURRENT.get()[0], config)
         for sentence in _overruled(config):
             console().print(sentence, style="yellow", soft_wrap=True)
+        if chosen := config.get("chosen"):
+            from voxtile.commands.checks import check_files
+
+            check_files(chosen, [conf_dir(), *further_folders()])
         with blaming(OmegaConf.to_object(trust) if isinstance(trust := config.get("trust"), ListConfig) else ()):
             return task(plain(config))
     except VoxtileError as error:
