@@ -18,7 +18,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, trained
 from tests.testers.tiny import scene_words, volume_words
 from voxtile.commands.main import main
 from voxtile.commands.measures import as_typed
@@ -203,6 +203,21 @@ def test_each_look_at_test_is_recorded(scene_run: Run, tmp_path: Path, voxtile: 
     looks = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [look["what"] for look in looks] == ["evaluate", "predict", "evaluate"]
     assert {look["run"] for look in looks} == {scene_run.read("recipe.json")["identity"]}
+
+
+def test_a_test_label_that_cannot_be_read_uses_up_no_look(tmp_path: Path, voxtile: Command) -> None:
+    run = trained(tmp_path, scene_words(tmp_path))
+    (case,) = run.read("manifest.json")["data"]["split"]["test"]
+    path = tmp_path / "scenes" / "labels" / f"{case['id']}.tif"
+    kept = path.read_bytes()
+    with rasterio.open(path, "r+") as label:
+        label.write(np.full((1, label.height, label.width), 9, np.uint8))
+    common = [f"run={run.home}", f"paths.runs={tmp_path / 'runs'}", "split=test"]
+    said = voxtile("evaluate", *common)
+    assert (said.code, "holds 9 as label value" in said.err, "look number" in said.text) == (3, True, False), said.text
+    assert not (tmp_path / "runs" / "test_ledger").exists()
+    path.write_bytes(kept)
+    assert "look number 1 at this test split" in voxtile("evaluate", *common).text
 
 
 def test_a_moved_run_works_from_any_folder_and_keeps_its_ledger_beside_it(

@@ -179,9 +179,17 @@ def cases_of(trained: Trained, prepared: Prepared, split: str) -> tuple[Case, ..
 
 
 def say_look(trained: Trained, config: Mapping[str, Any], prepared: Prepared, identity: str, out: Console) -> None:
-    """Records a look at test cases before they are scored, and says which one it is."""
+    """Records a look at test cases before they are scored, and says which one it is.
+
+    Raises:
+        DataError: A label cannot be read, which is found here for the first time and is to use up no look.
+    """
+    from voxtile.commands.console import progress
+    from voxtile.data.survey import check_labels
     from voxtile.training.ledger import record_look
 
+    with progress(out) as start:
+        check_labels(prepared.split.test, start(len(prepared.split.test), "reading test labels"))
     looks = record_look(trained.ledger(config), prepared.test_fingerprint, identity, "evaluate")
     out.print(f"look number {looks} at this test split, recorded")
 

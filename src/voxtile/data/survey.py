@@ -282,6 +282,26 @@ def survey_all(
         return dict(zip([case.id for case in cases], pool.map(one, cases), strict=True))
 
 
+def check_labels(cases: Sequence[Case], tick: Callable[[], object] = lambda: None) -> None:
+    """Reads the labels of cases, whole and on the grids of their files, and keeps nothing of them.
+
+    Args:
+        cases: the cases.
+        tick: called after each case, for a progress bar.
+
+    Raises:
+        DataError: One cannot be read, or holds an unknown value.
+    """
+
+    def one(case: Case) -> None:
+        for part in blocks(case.shape):
+            case.read_label(part)
+        tick()
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(one, [case.native for case in cases]))
+
+
 def fingerprint(cases: Sequence[Case], surveys: Mapping[str, Survey]) -> str:
     """The data's fingerprint: changes with ids, spacing, the labels' content and the images' sampled content, and nothing else."""
     rows = sorted(_row(case, surveys[case.id]) for case in cases)
