@@ -98,7 +98,7 @@ def test_a_stored_value_may_be_a_text_as_a_key_of_the_command_line_is():
 
 
 def test_a_colour_of_no_class_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"'data\.colors' takes no 'watre'\. Did you mean 'water'\?"):
+    with pytest.raises(ConfigError, match=r"'data\.colors' names 'watre', which is no class\. Did you mean 'water'\?"):
         dataset(tmp_path, colors={"watre": (0, 0, 255)})
 
 

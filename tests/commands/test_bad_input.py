@@ -248,7 +248,7 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("data.nodata=abc", "'data.nodata=abc' must be a number"),
         ("+data.labels={2.9:red}", "'data.labels' holds '2.9: red', and 2.9 is no whole number"),
         ("~data.labels +data.labels={ground:0,red:1}", "'data.labels' holds 'ground: 0', and ground is no whole number"),
-        ("data.colors={reed:[1,2,3]}", "'data.colors' takes no 'reed'"),
+        ("data.colors={reed:[1,2,3]}", "'data.colors' names 'reed', which is no class"),
         ("data.vectors=3", "'data.vectors=3' is of the wrong kind"),
         ("data.vectors.bufer=3", "Did you mean 'data.vectors.buffer'?"),
         ("data.vectors.buffer=wide", "'data.vectors.buffer=wide' must be a number of metres"),
@@ -352,6 +352,15 @@ def test_a_data_set_file_that_is_wrong(tmp_path, voxtile, kind) -> None:
     (tmp_path / "conf" / "data" / "mine.yaml").write_text(text)
     refused(voxtile("train", "--config-dir", tmp_path / "conf", "data=mine", f"paths.runs={tmp_path / 'runs'}"), 2, said)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_names_a_number_twice_is_refused_before_the_first_job_of_a_sweep(tmp_path, voxtile) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\ndata:\n  labels: {0: field, 0: water}\n")
+    words = ["--config-dir", tmp_path / "conf", "experiment=mine", f"paths.runs={tmp_path / 'runs'}"]
+    refused(
+        voxtile("train", "-m", *words, "seed=1,2"), 2, "mine.yaml, line 3, names the key 0 for the second time", "none was begun"
+    )
 
 
 def test_an_option_of_ones_own_without_its_folder(voxtile) -> None:

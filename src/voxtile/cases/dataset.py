@@ -21,7 +21,7 @@ from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 from voxtile.cases.window import IGNORE
 from voxtile.cases.windowing import Windowing
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, typed
-from voxtile.values import is_number, is_whole, refuse_unknown
+from voxtile.values import is_number, is_whole
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from voxtile.cases.working import Kernel
@@ -182,7 +182,11 @@ class Dataset:
         self.regions = regions_of(regions, self.classes, background)
         self.grouping = Grouping(**(group or {}))
         self.channels, self.nodata, self.exclude = channels, nodata, tuple(exclude)
-        refuse_unknown("data.colors", colors or {}, self.classes)
+        if strange := [name for name in colors or {} if name not in self.classes]:
+            raise ConfigError(
+                f"'data.colors' names '{strange[0]}', which is no class.{did_you_mean(str(strange[0]), self.classes)} The classes "
+                f"are {listed(self.classes, 30)}; '~data.colors' takes all colours out."
+            )
         default = default_colors(len(self.classes))
         self.colors = tuple(_color(name, (colors or {}).get(name, default[i])) for i, name in enumerate(self.classes))
 

@@ -150,10 +150,6 @@ def _called(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
         _refuse_others(_CURRENT.get()[0], config)
         for sentence in _overruled(config):
             console().print(sentence, style="yellow", soft_wrap=True)
-        if chosen := config.get("chosen"):
-            from voxtile.commands.checks import check_files
-
-            check_files(chosen, [conf_dir(), *further_folders()])
         with blaming(OmegaConf.to_object(trust) if isinstance(trust := config.get("trust"), ListConfig) else ()):
             return task(plain(config))
     except VoxtileError as error:
@@ -283,10 +279,17 @@ def _searching(words: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def _with_choices(config: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
-    """Notes which option of each group was chosen: run folders and tables are named by them."""
+    """Notes which option of each group was chosen: run folders and tables are named by them.
+
+    Raises:
+        ConfigError: An option's file names a key twice.
+    """
+    from voxtile.commands.checks import check_files
+
     kept = config.copy()
     with open_dict(kept):
         kept.chosen = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    check_files(kept.chosen, [conf_dir(), *further_folders()])
     return kept
 
 
