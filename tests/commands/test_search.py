@@ -384,6 +384,9 @@ def test_an_objective_that_is_no_score_is_said(words: list[str], voxtile: Comman
         (["training.steps=interval(5,10)"], "An interval's values are not: type 'training.steps=range(5,11)'."),
         (["seed=choice(0,1,abc)", "optimizer.lr=interval(0.1,0.2)"], "'seed=abc' must be a whole number"),
         (["model=choice(segnet,unet)", "model.depth=choice(2,none)"], "This is of a trial with model=unet model.depth=none"),
+        (["model=choice(unet,unett)"], "'model=unett' does not exist. Did you mean 'unet'?"),
+        (["model=choice(unet,segnet)", "model.depht=choice(2,3)"], "has no 'model.depht'"),
+        (["model=choice(unet,segnet)", "model.depth=3"], "A network that was chosen has no 'model.depth'"),
     ],
 )
 def test_what_no_trial_can_have_is_refused_before_the_first(
@@ -400,23 +403,6 @@ def test_a_single_combination_is_tried_once(words: list[str], voxtile: Command, 
     asked = pretended(lambda given: {"dice": 0.1})
     assert voxtile(*words, space).code == 0
     assert len(asked) == 1
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["model=choice(unet,unett)"], "'model=unett' does not exist. Did you mean 'unet'?"),
-        (["model=choice(unet,segnet)", "model.depht=choice(2,3)"], "has no 'model.depht'"),
-        (["model=choice(unet,segnet)", "model.depth=3"], "A network that was chosen has no 'model.depth'"),
-    ],
-)
-def test_options_of_a_group_are_looked_at_before_the_first_trial(
-    words: list[str], tmp_path: Path, voxtile: Command, more: list[str], message: str
-) -> None:
-    said = voxtile(*words, *more)
-    assert said.code == 2
-    assert message in said.text
-    assert not (tmp_path / "runs" / "studies").exists()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -32,6 +33,9 @@ def test_a_run_whose_training_would_be_refused_today_is_opened(copied_run: Run, 
     config["loss"] |= {"class_weights": "none that there is"}
     with pytest.raises(ConfigError, match="translation"):
         parts(config)
+    config["data"]["colors"] = {"disc": [9, 8, 7], "no class": [1, 2, 3]}
+    with pytest.raises(ConfigError, match="no class"):
+        parts(config)
     (copied_run.home / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     recipe = Recipe.written(copied_run.read("recipe.json")).remade(config)
     (copied_run.home / "recipe.json").write_text(json.dumps(recipe.as_dict() | {"identity": recipe.identity}))
@@ -42,6 +46,8 @@ def test_a_run_whose_training_would_be_refused_today_is_opened(copied_run: Run, 
     assert voxtile("evaluate", f"run={home}").code == 0
     source = next(copied_run.folder.rglob("s0.tif"))
     assert voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'out'}").code == 0
+    with rasterio.open(tmp_path / "out" / "s0.tif") as written:
+        assert written.colormap(1)[1] == (9, 8, 7, 255)
 
 
 def test_the_counts_by_case_add_up_to_the_scores(scene_run: Run) -> None:

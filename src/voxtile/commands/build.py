@@ -102,6 +102,8 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
     layout = build(data["layout"], "data.layout", trust)
     check_is(layout, Layout, "data.layout", "voxtile.cases.layouts.Layout")
     facts = {key: data[key] for key in DATA_KEYS if data.get(key) is not None}
+    if trained and "colors" in facts:  # runs were trained with colours of no class, too, which did not matter
+        facts["colors"] = {name: color for name, color in facts["colors"].items() if name in facts["labels"].values()}
     check_arguments(Dataset, {key: facts[key] for key in ("channels", "exclude") if key in facts}, "data")
     windowing = windowing_of(data)
     dataset = called(Dataset, "data", (), facts | {"layout": layout, "windowing": windowing})
