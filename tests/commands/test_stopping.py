@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM save first; the same command continues; a run that is under way belongs to one process."""
+"""Ctrl-C, SIGTERM and Slurm's warning save first; the same command continues; a run that is under way belongs to one process."""
 
 import os
 import signal
@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import Command, Run, homes
+from voxtile.training import run_folder
 from voxtile.training.module import SegmentationModule
 
 ROOT = Path(__file__).parents[2]
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+SLURM = {"SLURM_JOB_ID": "11", "SLURM_JOB_NAME": "train.sh", "SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
 
 
 @pytest.fixture
@@ -41,12 +43,19 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, signal.Signals,
 
 
 @pytest.mark.parametrize(
-    ("number", "method", "count", "step"), [(signal.SIGINT, "training_step", 4, 4), (signal.SIGTERM, "validation_step", 1, 3)]
+    ("number", "method", "count", "step", "environment"),
+    [
+        (signal.SIGINT, "training_step", 4, 4, {}),
+        (signal.SIGTERM, "validation_step", 1, 3, {}),
+        (signal.SIGUSR1, "training_step", 4, 4, SLURM),  # for which Lightning has signals, checkpoints and rules of its own
+    ],
 )
 def test_a_signal_saves_and_the_same_command_ends_in_the_same_bits(
     scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command, signalled: Callable, monkeypatch: pytest.MonkeyPatch,
-    number: signal.Signals, method: str, count: int, step: int,
+    number: signal.Signals, method: str, count: int, step: int, environment: dict[str, str],
 ) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     before = [signal.getsignal(n) for n in SIGNALS]
     signalled(method, number, count)
     said = voxtile("train", *words)
@@ -59,6 +68,7 @@ def test_a_signal_saves_and_the_same_command_ends_in_the_same_bits(
     assert (run.read("status.json")["state"], run.read("status.json")["step"]) == ("interrupted", step)
     assert (home / "resume.pt").exists()
     assert not (home / "lease.json").exists()
+    assert not list(home.glob("*.ckpt"))
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", ["voxtile"])
     said = voxtile("train", *words)
@@ -115,8 +125,10 @@ def test_a_running_process_keeps_its_run_and_stops_when_asked(words: list[str], 
 def test_a_process_that_died_leaves_its_run_to_the_next(copied_run: Run, voxtile: Command) -> None:
     """What a kill leaves: a lease and the state "running"; nothing has to be cleaned up by hand."""
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
-    gone.wait()
+    started = run_folder.start_time(gone.pid)
+    os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and keeps its number, since nobody has asked how
     (copied_run.home / "status.json").write_text('{"state": "running", "step": 2}')
-    (copied_run.home / "lease.json").write_text(f'{{"host": "{os.uname().nodename}", "pid": {gone.pid}, "started": "1"}}')
+    (copied_run.home / "lease.json").write_text(f'{{"host": "{os.uname().nodename}", "pid": {gone.pid}, "started": "{started}"}}')
     assert voxtile("train", *copied_run.words).code == 0
     assert copied_run.read("status.json")["state"] == "finished"
+    gone.wait()

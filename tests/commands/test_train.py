@@ -268,9 +268,13 @@ def test_ways_of_debugging_run(scene_run: Run, tmp_path: Path, voxtile: Command,
     assert ("optimizer_step" in said.out) == (name == "profile")
 
 
-def test_tensorboard_gets_scalars_and_pictures(short: list[str], tmp_path: Path, voxtile: Command) -> None:
+def test_tensorboard_gets_scalars_and_pictures(
+    short: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning takes it from Slurm's number of a task
     assert voxtile("train", *short, "logger=tensorboard").code == 0
     (home,) = homes(tmp_path / "runs")
     events = EventAccumulator(str(home / "tensorboard"))

@@ -227,7 +227,10 @@ def test_a_file_that_is_cut_off_is_named(home: RunFolder) -> None:
         _ = home.status
 
 
-@pytest.mark.parametrize("lease", ["{}", "[]", '{"host": "a", "pid": "b", "started": ""}'])
+HUGE = json.dumps({"host": os.uname().nodename, "pid": 10**30, "started": "1"})
+
+
+@pytest.mark.parametrize("lease", ["{}", "[]", '{"host": "a", "pid": "b", "started": ""}', HUGE])
 def test_a_lease_that_is_none_is_nobodys(home: RunFolder, lease: str) -> None:
     held_by(home, os.getpid(), run_folder.start_time(os.getpid()))
     (home.path / "lease.json").write_text(lease)

@@ -132,8 +132,8 @@ def trainer_options(options: Mapping[str, Any], world: int) -> dict[str, Any]:
     given = {name: options[name] for name in ("accelerator", "precision", "profiler") if name in options}
     # What has no deterministic form on CUDA, which some networks of other libraries use, is warned of instead of refused.
     given["deterministic"] = "warn" if options.get("deterministic") else False
-    if world == 1:
-        return given | {"devices": 1}
+    if world == 1:  # else Lightning takes its plugin for Slurm where it finds a job, with checkpoints and rules of its own
+        return given | {"devices": 1, "plugins": [LightningEnvironment()]}
     # Running statistics are shared before a validation: in a step each device normalises by its own samples anyway, and in
     # a validation, for which devices have unequally many batches, they would wait for one another.
     kind = _sharded() if options["strategy"] == "fsdp" else DDPStrategy

@@ -66,10 +66,18 @@ def order_of() -> dict[str, Any]:
 
 @contextmanager
 def forwarding(forward: Callable[[int], object]) -> Iterator[None]:
-    """While this is open, Ctrl-C and SIGTERM are handed to `forward` instead of ending this process."""
-    before = {number: signal.signal(number, lambda n, frame: forward(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    """While this is open, signals that ask to stop are handed to `forward` instead of ending this process.
+
+    Slurm's warning is handed on as SIGTERM, since children ignore it.
+    """
+    from voxtile.training.stopping import stop_signals
+
+    def handler(number: int, frame: object) -> None:
+        forward(signal.SIGTERM if number == signal.SIGUSR1 else number)
+
+    before = {number: signal.signal(number, handler) for number in stop_signals()}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

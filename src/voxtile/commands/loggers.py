@@ -6,12 +6,19 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from voxtile.commands.allowed import build
 from voxtile.training.run_folder import RunFolder
 
 
 def make_loggers(config: Mapping[str, Any], home: RunFolder) -> list[Any]:
-    """Builds the loggers of the configuration, under the run's identity; one that cannot start never stops a run."""
+    """Builds the loggers of the configuration, under the run's identity; one that cannot start never stops a run.
+
+    It is called by the one process of a run that logs, whatever number Slurm gave it among others with runs of their own:
+    Lightning's loggers write nothing where they take that number for one of theirs.
+    """
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]  # of a function
     loggers = []
     for name, node in config["logger"].items():
         if name == "tensorboard":

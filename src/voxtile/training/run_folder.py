@@ -271,7 +271,7 @@ class RunFolder:
             if known is None or half.is_relative_to(self.path / "evaluations") or not half.is_file():
                 continue
             # This process is only about to train: a half file with its number is an earlier one's, as in a container begun anew.
-            if (pid := int(known[1])) == os.getpid() or not _exists(pid):
+            if (pid := int(known[1])) == os.getpid() or not is_alive(pid):
                 half.unlink(missing_ok=True)
 
     @staticmethod
@@ -314,29 +314,27 @@ def exclusive(path: Path) -> Iterator[None]:
 
 def start_time(pid: int) -> str:
     """When a process started, in the system's ticks, so that a later process with the same number is told apart; "" if unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return ""
+    return _stat(pid)[19]
 
 
-def is_alive(pid: int, started: str) -> bool:
-    """Whether the process with this number that started then is still there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return start_time(pid) == started
+def is_alive(pid: int, started: str | None = None) -> bool:
+    """Whether a process of this machine has this number, and started then where that is given.
 
-
-def _exists(pid: int) -> bool:
-    """Whether a process of this machine has this number."""
+    One that has ended, and whose end nobody has asked for yet (a zombie), is not alive, though its number is still taken.
+    """
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):  # no number so large is one
         return False
     except PermissionError:
         return True
-    return True
+    stat = _stat(pid)
+    return stat[0] not in ("Z", "X") and started in (None, stat[19])
+
+
+def _stat(pid: int) -> list[str]:
+    """What Linux says of a process, from its state on (proc_pid_stat(5), field 3 and those behind it); empty texts if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return [""] * 20

@@ -16,8 +16,18 @@ class InterruptedRunError(VoxtileError):
     label = "Interrupted"
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask this process to stop.
+
+    By SIGUSR1 Slurm tells a job that its time is about to end (`sbatch --signal=USR1@90`), unless whoever started this process
+    acts on it, and has it ignored here.
+    """
+    warned = () if signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN else (signal.SIGUSR1,)
+    return signal.SIGINT, signal.SIGTERM, *warned
+
+
 class StopRequest:
-    """Remembers that Ctrl-C or SIGTERM came, so that the step under way can end and be saved; a second Ctrl-C ends at once.
+    """Remembers that a signal asked to stop, so that the step under way can end and be saved; a second Ctrl-C ends at once.
 
     Of several processes only the first `listens`: it saves and leaves, and the others are ended then.
     """
@@ -33,14 +43,14 @@ class StopRequest:
         self.signal = self.signal or number  # SIGTERM may come twice, once from whoever ends a group of processes
 
     def install(self) -> None:
-        """Takes over SIGINT and SIGTERM; again after Lightning has put its own handler there."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Takes over the signals; again after Lightning has put its own handlers there."""
+        for number in stop_signals():
             signal.signal(number, self if self.listens else signal.SIG_IGN)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handlers as they were, afterwards."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in stop_signals()}
         self.install()
         try:
             yield
