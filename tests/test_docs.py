@@ -25,11 +25,11 @@ from voxtile.commands.measures import LESIONS
 from voxtile.commands.own import PUBLISHED
 from voxtile.data.splits import GroupSplit, KFold
 from voxtile.models.network import logits_of
-from voxtile.training.lesions import LesionCounter, summarise_lesions
+from voxtile.scores.confusion import case_rows, summarise
+from voxtile.scores.lesions import LesionCounter, summarise_lesions
+from voxtile.scores.surfaces import SurfaceMeter, summarise_surfaces
+from voxtile.scores.volumes import summarise_volumes, volume_columns
 from voxtile.training.recipe import ADDED, FIELDS
-from voxtile.training.scores import case_rows, summarise
-from voxtile.training.surfaces import SurfaceMeter, summarise_surfaces
-from voxtile.training.volumes import summarise_volumes, volume_columns
 
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
@@ -42,7 +42,7 @@ COMMANDS = {
     for line in block.splitlines()
     if language != "text" and (words := command_words(line.strip()))
 }
-ROOMS = ("cases", "data", "models", "inference", "training", "studies", "commands")
+ROOMS = ("cases", "data", "models", "scores", "inference", "training", "studies", "commands")
 
 
 @pytest.fixture
@@ -269,8 +269,12 @@ def test_the_exit_codes_are_documented() -> None:
     assert codes | {0, 130} == {int(code) for code in documented}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "src/voxtile").glob("*/*.py")), ids=lambda path: f"{path.parent.name}/{path.name}")
+ROOMED = [path for path in sorted((ROOT / "src/voxtile").rglob("*.py")) if path.parent.name != "voxtile"]
+
+
+@pytest.mark.parametrize("path", ROOMED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_imports_point_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT / "src/voxtile").parts[0]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
@@ -280,9 +284,9 @@ def test_imports_point_one_way(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and node.module == "voxtile"
         for alias in node.names
     ]
-    rooms = {module.split(".")[1] for module in modules if module.startswith("voxtile.")} & set(ROOMS)
-    assert not [room for room in rooms if ROOMS.index(room) > ROOMS.index(path.parent.name)]
-    if path.parent.name != "commands":
+    others = {module.split(".")[1] for module in modules if module.startswith("voxtile.")} & set(ROOMS)
+    assert not [other for other in others if ROOMS.index(other) > ROOMS.index(room)]
+    if room != "commands":
         assert not [name for name in modules if name.split(".")[0] == "hydra"]
 
 

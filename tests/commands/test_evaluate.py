@@ -22,7 +22,7 @@ from tests.commands.conftest import Command, Run, homes, trained
 from tests.testers.tiny import scene_words, volume_words
 from voxtile.commands.main import main
 from voxtile.commands.measures import as_typed
-from voxtile.training.surfaces import surface_scores
+from voxtile.scores.surfaces import surface_scores
 
 CLASSES = ("ground", "disc")
 

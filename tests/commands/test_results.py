@@ -26,7 +26,7 @@ from tests.testers.maps import written
 from tests.testers.predicting import nothing_is_predicted
 from voxtile.cases import atomic, maps, vector_files
 from voxtile.commands import results
-from voxtile.training.objects import object_scores, summarise_objects
+from voxtile.scores.objects import object_scores, summarise_objects
 
 ALL = ["polygons=gpkg", "instances=true", "areas=true", "quicklook=true"]
 

@@ -157,7 +157,7 @@ def check_without_data(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: See `parts`; or the network cannot be built, or there is no such score to choose weights by.
     """
-    from voxtile.training.scores import check_monitor
+    from voxtile.scores.confusion import check_monitor
 
     built = parts(config)
     dataset = built.dataset

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from voxtile.training.paired import Difference
+    from voxtile.scores.paired import Difference
 
 COLUMNS = ("evaluation", "compared_with", "score", "first", "other", "difference", "low", "high", "p", "p_holm", "cases", "groups")
 FEW_GROUPS = 6  # fewer come to no p below 0.05, whatever they differ by
@@ -63,7 +63,7 @@ def compare(config: Mapping[str, Any]) -> int:
     """Compares the evaluations that the configuration names with the first of them."""
     from voxtile.cases.csv_table import atomic_csv
     from voxtile.commands.console import console
-    from voxtile.training.paired import differences, holm
+    from voxtile.scores.paired import differences, holm
 
     out = console()
     path = None if config["output"] is None else Path(config["output"]).expanduser()

@@ -33,9 +33,9 @@ from voxtile.data.prepared import Prepared
 from voxtile.errors import ConfigError, RunError, counted, listed
 from voxtile.inference.postprocess import Postprocess
 from voxtile.inference.postprocess_search import Search
+from voxtile.scores.confusion import summarise
 from voxtile.training.recipe import ADDED
 from voxtile.training.run_folder import finite
-from voxtile.training.scores import summarise
 
 if TYPE_CHECKING:
     from rich.console import Console

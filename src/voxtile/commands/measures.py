@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from voxtile.cases.case import Case
     from voxtile.cases.window import Window
-    from voxtile.training.lesions import LesionCounter
-    from voxtile.training.objects import ObjectCounter
+    from voxtile.scores.lesions import LesionCounter
+    from voxtile.scores.objects import ObjectCounter
 
 TOLERANCE_MM = 1.0  # where the user names none
 LEAST_IOU = 0.5  # of matched objects, where the user names none
@@ -134,13 +134,13 @@ class ObjectMeasure(Measure):
 
     def collector_of(self, case: Case, classes: Mapping[int, str]) -> ObjectCounter:
         """Counts the objects of a case."""
-        from voxtile.training.objects import ObjectCounter
+        from voxtile.scores.objects import ObjectCounter
 
         return ObjectCounter(case.shape, classes, self.threshold)
 
     def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Pooled over all cases."""
-        from voxtile.training.objects import summarise_objects
+        from voxtile.scores.objects import summarise_objects
 
         return summarise_objects(rows, self.names)
 
@@ -178,7 +178,7 @@ class LesionMeasure(Measure):
 
     def collector_of(self, case: Case, classes: Mapping[int, str]) -> LesionCounter:
         """Counts the lesions of a case."""
-        from voxtile.training.lesions import LesionCounter
+        from voxtile.scores.lesions import LesionCounter
 
         spacing = case.grid.spacing
         size = math.prod(spacing[1:] if case.shape[0] == 1 else spacing)
@@ -187,7 +187,7 @@ class LesionMeasure(Measure):
 
     def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Means over cases, and counts."""
-        from voxtile.training.lesions import summarise_lesions
+        from voxtile.scores.lesions import summarise_lesions
 
         return summarise_lesions(rows, self.names)
 
@@ -229,19 +229,19 @@ class SurfaceMeasure(Measure):
 
     def collector_of(self, case: Case, classes: Mapping[int, str]) -> Collector:
         """Measures the surfaces of a case."""
-        from voxtile.training.surfaces import SurfaceMeter
+        from voxtile.scores.surfaces import SurfaceMeter
 
         return SurfaceMeter(case.shape, classes, case.grid.spacing, self.tolerances)
 
     def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Means and medians over cases."""
-        from voxtile.training.surfaces import summarise_surfaces
+        from voxtile.scores.surfaces import summarise_surfaces
 
         return summarise_surfaces(rows, self.names)
 
     def note(self) -> dict[str, Any]:
         """Tolerances, unit, and what a percentile is taken of."""
-        from voxtile.training.surfaces import PERCENTILE
+        from voxtile.scores.surfaces import PERCENTILE
 
         about = "the larger of the two directed percentiles"
         return {"surface": {"tolerance": dict(self.tolerances), "unit": self.unit, "percentile": PERCENTILE, "hd95": about}}

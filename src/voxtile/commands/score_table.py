@@ -21,10 +21,10 @@ from voxtile.commands.scoring import Scored
 from voxtile.commands.tables import print_scores, print_volumes
 from voxtile.errors import counted, listed
 from voxtile.inference.predictor import Predictor
-from voxtile.training.intervals import Spread, spreads
+from voxtile.scores.confusion import averaged_over, case_rows, summarise
+from voxtile.scores.intervals import Spread, spreads
+from voxtile.scores.volumes import summarise_volumes, volume_columns
 from voxtile.training.run_folder import finite
-from voxtile.training.scores import averaged_over, case_rows, summarise
-from voxtile.training.volumes import summarise_volumes, volume_columns
 
 FEW_GROUPS = 10  # below which bootstrap intervals are too narrow
 

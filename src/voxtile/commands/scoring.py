@@ -23,7 +23,7 @@ from voxtile.inference.postprocess import Postprocess, class_bands
 from voxtile.inference.postprocess_search import KeptMap
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.rows import Row
-from voxtile.training.scores import confusion_matrix, summarise
+from voxtile.scores.confusion import confusion_matrix, summarise
 
 if TYPE_CHECKING:
     from rich.console import Console

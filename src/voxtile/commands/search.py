@@ -142,7 +142,7 @@ def _check_objectives(wanted: Mapping[str, str], config: DictConfig) -> None:
     """
     import numpy as np
 
-    from voxtile.training.scores import summarise
+    from voxtile.scores.confusion import summarise
 
     labels, regions = config.data.get("labels"), config.data.get("regions")
     if labels is None or "?" in map(str, labels.values()):

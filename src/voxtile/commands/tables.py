@@ -23,7 +23,7 @@ MOST_WORDS = 6  # about a run in a table
 
 if TYPE_CHECKING:
     from voxtile.commands.sweep import Outcome
-    from voxtile.training.intervals import Spread
+    from voxtile.scores.intervals import Spread
 
 
 def print_scores(

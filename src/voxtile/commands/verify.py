@@ -118,7 +118,7 @@ def other_name(home: RunFolder) -> str:
 
 def other_scores(trained: Trained, recorded: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The scores of the best validation that do not follow from the counts by case."""
-    from voxtile.training.scores import summarise
+    from voxtile.scores.confusion import summarise
 
     data = trained.manifest["data"]
     if not all(name in recorded for name in names):
@@ -162,7 +162,7 @@ def counted_again(trained: Trained, prepared: Prepared, chosen: Sequence[int], d
     from voxtile.commands.trained import PRECISIONS, device
     from voxtile.inference.decoding import classes_of_logits
     from voxtile.models.network import logits_of
-    from voxtile.training.scores import CaseConfusion
+    from voxtile.scores.confusion import CaseConfusion
 
     where = device(device_name)
     module, data = assembled(trained.bare, prepared)

@@ -12,7 +12,7 @@ from voxtile.cases.case import Source
 from voxtile.cases.pixel_area import HECTARE, PixelAreas
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
-from voxtile.inference.components import slab_axis
+from voxtile.scores.components import slab_axis
 
 SLAB_PIXELS = 2_000_000  # of a slab; what is made of a slab takes some 100 bytes a pixel
 

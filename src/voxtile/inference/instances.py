@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from voxtile.cases.csv_table import atomic_csv
 from voxtile.cases.window import Window
-from voxtile.inference.components import Components
 from voxtile.inference.finished import FinishedMap
+from voxtile.scores.components import Components
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Losses, scores, schedules, the LightningModule, recipe and run folder."""
+"""Losses, schedules, the LightningModule, recipe and run folder."""

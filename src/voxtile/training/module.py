@@ -25,12 +25,12 @@ from voxtile.data.rng import digest
 from voxtile.errors import RunError, listed
 from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import ScoreMap, dims_of, logits_of, margin_of, score_maps
+from voxtile.scores.confusion import CaseConfusion, check_monitor, summarise
 from voxtile.training import sharding
 from voxtile.training.compiling import compiled
 from voxtile.training.losses import Loss, surrogate
 from voxtile.training.norms import averaging, batch_norms, unmoved
 from voxtile.training.schedules import Schedule
-from voxtile.training.scores import CaseConfusion, check_monitor, summarise
 from voxtile.training.settings import Settings
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from voxtile.cases.window import Window
-from voxtile.training import objects
-from voxtile.training.objects import ObjectCounter, object_scores, summarise_objects
+from voxtile.scores import objects
+from voxtile.scores.objects import ObjectCounter, object_scores, summarise_objects
 
 
 def counted(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from voxtile.training.intervals import spreads
-from voxtile.training.paired import Difference, differences, holm
-from voxtile.training.scores import case_rows
+from voxtile.scores.confusion import case_rows
+from voxtile.scores.intervals import spreads
+from voxtile.scores.paired import Difference, differences, holm
 
 
 def difference(first: np.ndarray, other: np.ndarray, groups: list[str]) -> Difference:

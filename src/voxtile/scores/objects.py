@@ -17,8 +17,8 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from voxtile.cases.window import IGNORE, Size3, Window
-from voxtile.inference.components import Components, slab_axis
-from voxtile.training.scores import mean_of
+from voxtile.scores.components import Components, slab_axis
+from voxtile.scores.confusion import mean_of
 
 COUNTS = ("label_objects", "predicted_objects", "matched_objects")
 _PIXELS = 2_000_000  # that are looked at together; ids and what is made of them take some 100 bytes each

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import (
 )
 
 from voxtile.cases.window import IGNORE
-from voxtile.training.scores import CaseConfusion, case_rows, class_scores, confusion_matrix, summarise
+from voxtile.scores.confusion import CaseConfusion, case_rows, class_scores, confusion_matrix, summarise
 
 CLASSES = ["background", "lake", "road"]
 K = len(CLASSES)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from voxtile.inference.components import Components, slab_axis
+from voxtile.scores.components import Components, slab_axis
 
 
 def whole(array: np.ndarray, classes: tuple[int, ...], corners: bool) -> tuple[np.ndarray, list[int]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.training.scores import Counts, averaged_over, class_scores, counts, mean_of, scores_of
+from voxtile.scores.confusion import Counts, averaged_over, class_scores, counts, mean_of, scores_of
 
 RESAMPLES = 10_000
 AT_ONCE = 500

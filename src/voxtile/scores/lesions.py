@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from voxtile.cases.window import Size3
-from voxtile.training.objects import ObjectFinder, Objects
-from voxtile.training.scores import mean_of
+from voxtile.scores.confusion import mean_of
+from voxtile.scores.objects import ObjectFinder, Objects
 
 COUNTS = ("label_lesions", "found_lesions", "predicted_lesions", "false_lesions")
 SHARES = ("lesion_sensitivity", "lesion_f1")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.training.scores import mean_of
+from voxtile.scores.confusion import mean_of
 
 
 def volume_columns(matrix: NDArray[np.int64], structures: Mapping[str, Sequence[int]], millilitres: float) -> dict[str, float]:

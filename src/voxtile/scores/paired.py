@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from voxtile.training.intervals import Resamples, row_means
+from voxtile.scores.intervals import Resamples, row_means
 
 Floats = NDArray[np.float64]
 

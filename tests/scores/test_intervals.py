@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from voxtile.training import intervals as module
-from voxtile.training.intervals import RESAMPLES, Resamples, spreads
-from voxtile.training.scores import case_rows, summarise
+from voxtile.scores import intervals as module
+from voxtile.scores.confusion import case_rows, summarise
+from voxtile.scores.intervals import RESAMPLES, Resamples, spreads
 
 CLASSES = ("ground", "disc", "ring")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from voxtile.cases.window import Window
-from voxtile.training.lesions import COUNTS, LesionCounter, summarise_lesions
+from voxtile.scores.lesions import COUNTS, LesionCounter, summarise_lesions
 
 
 def counted(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from voxtile.cases.window import IGNORE, Size3, Window
-from voxtile.training.scores import mean_of
+from voxtile.scores.confusion import mean_of
 
 PERCENTILE = 95
 SURFACES = ("hd95", "assd", "nsd")

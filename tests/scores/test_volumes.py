@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from voxtile.training.volumes import summarise_volumes, volume_columns
+from voxtile.scores.volumes import summarise_volumes, volume_columns
 
 
 def test_errors_are_in_millilitres_and_what_is_nowhere_is_undefined() -> None:

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from tests.testers.composing import ROOT
 from voxtile.cases.window import Window
-from voxtile.training.surfaces import SurfaceMeter, summarise_surfaces, surface_scores
+from voxtile.scores.surfaces import SurfaceMeter, summarise_surfaces, surface_scores
 
 SPACINGS = [(1.0, 1.0, 1.0), (3.0, 0.8, 0.8), (0.5, 1.25, 2.0)]
 

@@ -1,0 +1,1 @@
+"""Labels and maps to numbers: confusion matrices, objects and lesions, surfaces, millilitres, intervals and paired differences."""
