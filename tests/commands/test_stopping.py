@@ -47,6 +47,7 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, signal.Signals,
     [
         (signal.SIGINT, "training_step", 4, 4, {}),
         (signal.SIGTERM, "validation_step", 1, 3, {}),
+        (signal.SIGTERM, "on_train_epoch_start", 1, 1, {}),  # before the first step, where Lightning would have handlers of its own
         (signal.SIGUSR1, "training_step", 4, 4, SLURM),  # for which Lightning has signals, checkpoints and rules of its own
     ],
 )

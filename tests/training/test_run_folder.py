@@ -73,6 +73,16 @@ def test_a_living_process_keeps_its_run(home: RunFolder, other: subprocess.Popen
     assert home.read("lease.json")["pid"] == other.pid
 
 
+def test_numbers_of_processes_say_nothing_of_another_container(home: RunFolder) -> None:
+    """One of the same host name, in which a living process may have a number that nobody has here."""
+    lease = home.path / "lease.json"
+    for age, lives in ((0, True), (2 * SILENCE, False)):
+        held_by(home, 10**9, "1", age=age)
+        lease.write_text(json.dumps(json.loads(lease.read_text()) | {"numbers": "pid:[1]"}))
+        os.utime(lease, (time.time() - age,) * 2)
+        assert home.status["state"] == ("running" if lives else "interrupted")
+
+
 def test_the_same_process_cannot_take_a_run_twice(home: RunFolder) -> None:
     with home.lease():
         with pytest.raises(RunError, match="is being trained"), home.lease():

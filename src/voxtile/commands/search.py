@@ -24,6 +24,7 @@ from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.commands.space import NOT_COMPOSED, TrialMaker, parsed_words, space_of, typed_words
 from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
+from voxtile.training.run_folder import RunFolder, exclusive, is_alive, is_here, this_process
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
 
     from voxtile.commands.console import console
     from voxtile.commands.train import command_line
-    from voxtile.training.run_folder import exclusive
 
     out = console()
     if (chosen := config.hydra.runtime.choices.get("launch", "turn")) != "turn":
@@ -197,7 +197,7 @@ def _open(
         )
     # Another seed for each number of trials, or a continued study would ask for its first trials once more.
     others = [trial.number for trial in study.trials if trial.state.name == "RUNNING" and _lives(trial)]
-    mine = _me() if others else ""  # two commands at once must not ask for the same
+    mine = this_process() if others else ""  # two commands at once must not ask for the same
     seed = int.from_bytes(hashlib.sha256(f"{settings['seed']} {len(study.trials)} {mine}".encode()).digest()[:4], "big")
     study.sampler = _made("sampler", SAMPLERS, optuna.samplers, settings, {"seed": seed})
     return study
@@ -253,7 +253,7 @@ class _Search:
             if _lives(frozen):
                 continue
             trial = optuna.trial.Trial(self.study, frozen._trial_id)
-            trial.set_user_attr(OWNER, _me())
+            trial.set_user_attr(OWNER, this_process())
             self.orphans.append(trial)
 
     def take(self) -> Job | None:
@@ -267,14 +267,13 @@ class _Search:
         """A trial that was left, or a new one."""
         if self.orphans:
             return self.orphans.pop(0)
-        from voxtile.training.run_folder import exclusive
 
         with exclusive(self.place / ".lock"):  # in which a trial without an owner is one of a command that is gone
             known = self.study.get_trials(deepcopy=False)
             if len(known) >= self.trials and not any(trial.state.name == "WAITING" for trial in known):
                 return None
             trial = self.study.ask(self.maker.groups)
-            trial.set_user_attr(OWNER, _me())
+            trial.set_user_attr(OWNER, this_process())
         return trial
 
     def _job(self, trial: Trial) -> Job | None:
@@ -370,7 +369,6 @@ def _values(home: Path, objectives: Mapping[str, str]) -> dict[str, float | None
         ConfigError: A run has no such score.
     """
     from voxtile.studies.manifest import segment
-    from voxtile.training.run_folder import RunFolder
 
     folder = RunFolder(home)
     status, made = folder.read("status.json", "best", "step"), segment(folder.read("manifest.json"))
@@ -385,23 +383,15 @@ def _values(home: Path, objectives: Mapping[str, str]) -> dict[str, float | None
     return {name: scores[name] for name in objectives}
 
 
-def _me() -> dict[str, Any]:
-    from voxtile.training.run_folder import start_time
-
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
-
-
 def _lives(trial: FrozenTrial) -> bool:
     """Whether the command that asked for a trial is still there.
 
     Of one on another machine that is not known, but that it is gone where nobody holds the trial's run any more.
     """
-    from voxtile.training.run_folder import RunFolder, is_alive
-
     owner, run = trial.user_attrs.get(OWNER), trial.user_attrs.get(RUN)
     if owner is None:
         return False
-    if owner["host"] == socket.gethostname():
+    if is_here(owner):
         return is_alive(owner["pid"], owner["started"])
     return run is None or RunFolder(Path(run)).status["state"] != "interrupted"
 
@@ -413,7 +403,7 @@ def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[s
 
     def is_anothers(trial: FrozenTrial) -> bool:
         """Whether another command is at a trial, which ours no longer is."""
-        return _lives(trial) and trial.user_attrs.get(OWNER) != _me()
+        return _lives(trial) and trial.user_attrs.get(OWNER) != this_process()
 
     table = Table("trial", "state", *objectives, "settings", "run", title=f"study {study.study_name}", title_justify="left")
     for trial in study.trials:

@@ -44,12 +44,6 @@ class Keeper(lightning.Callback):
         """
         self.folder, self.metrics, self.stop, self.command, self.leads = folder, metrics, stop, command, leads
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Puts our signal handlers before Lightning's."""
-        self.stop.install()
-
-    on_validation_start = on_train_start
-
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -81,13 +81,13 @@ ADDED: Mapping[str, Any] = {
     "data.vectors.empty": False,
 }
 
-# The same for arguments of classes that are listed as a whole: they are left out at these values.
 DICE: Mapping[str, Any] = {"include_background": False, "smooth": 1.0, "batch": True}
+CROSS_ENTROPY: Mapping[str, Any] = {"class_weights": None, "label_smoothing": 0.0}
+# The same for arguments of classes that are listed as a whole: they are left out at these values.
 ADDED_TO: Mapping[str, Mapping[str, Any]] = {
     "voxtile.data.normalise.Normalisation": {"keep_zero": False, "foreground": False},
     "voxtile.training.losses.Dice": DICE,
-    "voxtile.training.losses.DiceCrossEntropy": DICE
-    | {"class_weights": None, "label_smoothing": 0.0, "dice_weight": 1.0, "cross_entropy_weight": 1.0},
+    "voxtile.training.losses.DiceCrossEntropy": {**DICE, **CROSS_ENTROPY, "dice_weight": 1.0, "cross_entropy_weight": 1.0},
     "voxtile.training.schedules.Cosine": {"floor": 0.0},
     "voxtile.data.blocks.BlockSplit": {"side": None, "grid": "case", "stratify": False},
 }

@@ -198,12 +198,11 @@ class RunFolder:
         try:
             held: Any = json.loads(lease.read_text(encoding="utf-8"))
             age = time.time() - lease.stat().st_mtime
-            host, pid, started = held["host"], int(held["pid"]), held["started"]
+            here, pid, started = is_here(held), int(held["pid"]), held["started"]
         except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
             return None
-        if host == socket.gethostname():
-            return held if is_alive(pid, started) else None
-        return held if age < SILENCE else None
+        lives = is_alive(pid, started) if here else age < SILENCE
+        return held if lives else None
 
     def _make(self) -> None:
         if self._recipe is not None and not (self.path / "recipe.json").exists():
@@ -221,7 +220,7 @@ class RunFolder:
         """
         self._make()
         lease = self.path / "lease.json"
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
+        mine = this_process()
         told = False
         while (holder := self._take(lease, mine)) is not None:
             who = f"is being trained by process {holder['pid']} on {holder['host']}"
@@ -310,6 +309,26 @@ def exclusive(path: Path) -> Iterator[None]:
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def this_process() -> dict[str, Any]:
+    """By what others know this process: machine, number, start, and where such numbers count, since containers have their own."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": start_time(pid), "numbers": _numbers()}
+
+
+def is_here(process: Mapping[str, Any]) -> bool:
+    """Whether a process, as `this_process` has it, is of this machine and container, so that its number says whether it lives."""
+    numbers = _numbers()
+    return bool(process["host"] == socket.gethostname() and process.get("numbers", numbers) == numbers)
+
+
+def _numbers() -> str:
+    """Linux's name of the space in which numbers of processes count (pid_namespaces(7)); "" if unknown."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def start_time(pid: int) -> str:

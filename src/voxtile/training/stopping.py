@@ -42,18 +42,13 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = self.signal or number  # SIGTERM may come twice, once from whoever ends a group of processes
 
-    def install(self) -> None:
-        """Takes over the signals; again after Lightning has put its own handlers there."""
-        for number in stop_signals():
-            signal.signal(number, self if self.listens else signal.SIG_IGN)
-
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handlers as they were, afterwards."""
-        before = {number: signal.getsignal(number) for number in stop_signals()}
-        self.install()
+        """Takes over the signals; afterwards handlers are as they were."""
+        handler = self if self.listens else signal.SIG_IGN
+        before = {number: signal.signal(number, handler) for number in stop_signals()}
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, earlier in before.items():
+                signal.signal(number, earlier)

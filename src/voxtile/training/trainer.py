@@ -1,4 +1,4 @@
-"""Lightning's trainer with all of its own logging, saving and progress switched off, and what times its steps."""
+"""Lightning's trainer without its own logging, saving, progress and handling of signals, and what times its steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import lightning
 
 @contextmanager
 def bare_trainer(callbacks: Sequence[lightning.Callback], **options: Any) -> Iterator[lightning.Trainer]:
-    """A Lightning trainer that only loops, places and casts; logging, saving and progress are ours.
+    """A Lightning trainer that only loops, places and casts; logging, saving, progress and handling of signals are ours.
 
     Args:
         callbacks: its callbacks.
@@ -34,10 +34,14 @@ def bare_trainer(callbacks: Sequence[lightning.Callback], **options: Any) -> Ite
             ".*LeafSpec.* is deprecated.*",  # torch 2.14 of lightning 2.6
         ):
             warnings.filterwarnings("ignore", text)
-        yield lightning.Trainer(
+        trainer = lightning.Trainer(
             callbacks=list(callbacks), num_sanity_val_steps=0, use_distributed_sampler=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, **options,
         )  # fmt: skip
+        # Whoever trains has handlers of its own. Lightning's would take their place, and at SIGTERM wait for the other processes,
+        # which are not told.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        yield trainer
 
 
 class StepTimes(lightning.Callback):
