@@ -22,6 +22,7 @@ from voxtile.commands.allowed import build, build_network
 from voxtile.commands.build import Parts, parts
 from voxtile.data.normalise import FixedNormalisation
 from voxtile.data.prepared import prepare, window_size
+from voxtile.data.symmetry import Symmetry
 from voxtile.data.warp import Affine
 from voxtile.models.network import margin_of
 from voxtile.training.losses import BorderCrossEntropy, CrossEntropy
@@ -299,6 +300,17 @@ def test_a_recipe_with_mirrorings_of_its_own_takes_no_turns_and_swaps_from_the_d
     (config,) = composed("experiment=deeplab_v2", "data=satellite", "+data.symmetry.swap.x=[[1,2]]")
     assert config["data"]["symmetry"] == {"flips": ["y", "x"], "rot90": True, "swap": {"x": [[1, 2]]}}
     assert vars(parts(config).augment.symmetry) == {"flips": ("x",), "rot90": False, "swap": {}}
+
+
+@pytest.mark.parametrize("pair", ["[1,0]", "[water,field]"])
+@pytest.mark.parametrize("augment", ["default", "none"])
+def test_classes_that_change_places_are_known_after_training_too(pair: str, augment: str) -> None:
+    words = ("data=satellite", f"augment={augment}", "data.symmetry.rot90=false", f"+data.symmetry.swap.x=[{pair}]")
+    (config,) = composed(*words)
+    built, trained = parts(config), parts(config, trained=True)
+    assert built.augment.symmetry.swap == ({"x": ((1, 0),)} if augment == "default" else {})
+    assert built.symmetry == trained.symmetry == Symmetry(("y", "x"), swap={"x": [[1, 0]]})
+    assert trained.augment.symmetry == Symmetry()
 
 
 real = pytest.mark.skipif(not Path(DATA).is_dir() or not DATA, reason="VOXTILE_DATA names no folder of real data sets")

@@ -221,6 +221,7 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("training=5", "'training=5' takes the place of all settings of 'training'"),
         ("data.name=a/b", "'data.name=a/b' names run folders"),
         ("data.symmetry=3", "'data.symmetry=3' is of the wrong kind"),
+        ("+data.symmetry.swap.x=[[disc,disk]]", "holds the class disk, and there is none of this name or index"),
         ("data.sampling=uniform", "'data.sampling={by: uniform}'"),
         ("data.sampling.by=unifrom", "'data.sampling.by=unifrom' is no way of drawing windows. Did you mean 'uniform'?"),
         ("data.sampling.scale=[1,2]", "Did you mean 'data.sampling.scales'?"),

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from voxtile.commands.allowed import build
 from voxtile.data import augment as module
-from voxtile.data.augment import Augment, Symmetry
+from voxtile.data.augment import Augment
 from voxtile.data.contrast import Bias, Blur, Contrast, Gain, Gamma, Noise
 from voxtile.data.operation import Operation, smooth
+from voxtile.data.symmetry import Symmetry
 from voxtile.data.warp import Affine, Elastic, moved_axes, resample, sampling_grid
 from voxtile.errors import ConfigError
 
@@ -388,6 +389,7 @@ def test_configurations_build_and_follow_the_data_sets_symmetry(name):
         (lambda: Augment({"flips": ["w"]}), r"axis 'w'; expected 'z', 'y' or 'x'"),
         (lambda: Augment({"flip": ["x"]}), r"takes no 'flip'.*Did you mean 'flips'"),
         (lambda: Augment({"swap": {"x": [1, 2]}}), r"swap=\{x: \[\[1, 2\]\]\}"),
+        (lambda: Augment({"swap": {"x": [["1", 2.9]]}}), r"swap=\{x: \[\[1, 2\]\]\}"),
         (lambda: Augment({"rot90": True}).draw(0, 0, (1, 20, 30), UNIT), r"20 x 30 pixels.*data.symmetry.rot90=false"),
         (lambda: Noise(1.5), r"Noise .* probability=1.5"),
         (lambda: Affine(1, scale=(1.2, 0.8)), r"Affine .* scale=\[1.2, 0.8\]"),

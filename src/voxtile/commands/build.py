@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # slow to import
     from voxtile.data.normalise import Normalisation
     from voxtile.data.sampling import Sampling
     from voxtile.data.splits import SplitScheme
+    from voxtile.data.symmetry import Symmetry
     from voxtile.training.losses import Loss
     from voxtile.training.module import MakeOptimizer
     from voxtile.training.schedules import Schedule
@@ -56,6 +57,17 @@ class Parts:
         return trust
 
     @property
+    def symmetry(self) -> Symmetry:
+        """What training windows are mirrored along, or may be by the data set, and which classes change places then.
+
+        Axes are those of windows, and classes indices, so that prediction can exchange them in mirrored copies.
+
+        Raises:
+            ConfigError: It names a class that there is not.
+        """
+        return _symmetry(self.config, self.dataset.classes).turned(self.windowing)
+
+    @property
     def remarks(self) -> list[str]:
         """What is allowed, and seldom meant."""
         warmup, steps = getattr(self.schedule, "warmup", 0), self.settings.steps
@@ -86,7 +98,7 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
     settings = settings_of(Settings, config["training"])
     check_trust(config, ("loss", "logger") if trained else ())
     if trained:
-        config = {**config, **UNUSED}
+        config = {**config, **unused(config)}
     # What is slow to import comes after what can be seen without.
     for key in SECTIONS:
         check_types(config[key], key, trust)
@@ -109,7 +121,7 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
     dataset = called(Dataset, "data", (), facts | {"layout": layout, "windowing": windowing})
     sampling = Sampling.of(data.get("sampling"))
     sampling.weights_of(dataset.classes)
-    augment = build(_turned(config["augment"], windowing), "augment", trust)
+    augment = build(_augment(config, dataset.classes, windowing, trained), "augment", trust)
     check_is(augment, Augment, "augment", "voxtile.data.augment.Augment")
     make_optimizer = build(config["optimizer"], "optimizer", trust)
     if not trained:
@@ -169,13 +181,35 @@ def check_without_data(config: Mapping[str, Any]) -> None:
             build_network(config["model"], built.trust, IMAGINED_CHANNELS, len(dataset.classes))
 
 
-def _turned(augment: Mapping[str, Any], windowing: Windowing) -> Mapping[str, Any]:
-    """The augmentation's settings with the axes of the volume called as they are in windows."""
-    symmetry = augment.get("symmetry")
-    if windowing.axis == "z" or not isinstance(symmetry, Mapping):
+def unused(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What takes the place of what only training uses; of the augmentation its symmetry stays, for mirrored copies at test time."""
+    return {**UNUSED, "augment": {**UNUSED["augment"], "symmetry": config["augment"].get("symmetry")}}
+
+
+def _symmetry(config: Mapping[str, Any], classes: Sequence[str]) -> Symmetry:
+    """The augmentation's own symmetry, or that of the data set where it has none; axes are those of the volume.
+
+    Raises:
+        ConfigError: It names an axis or a class that there is not.
+    """
+    from voxtile.data.symmetry import Symmetry
+
+    own = config["augment"].get("symmetry")
+    return Symmetry.named(own if isinstance(own, Mapping) else config["data"].get("symmetry"), classes)
+
+
+def _augment(config: Mapping[str, Any], classes: Sequence[str], windowing: Windowing, trained: bool) -> Mapping[str, Any]:
+    """The augmentation's settings with classes by index and axes called as they are in windows.
+
+    Raises:
+        ConfigError: See `Symmetry.named` and `Symmetry.check`.
+    """
+    augment: Mapping[str, Any] = config["augment"]
+    if trained:
+        return {**augment, "symmetry": None}
+    symmetry = _symmetry(config, classes)
+    symmetry.check(windowing)
+    if not isinstance(augment.get("symmetry"), Mapping):
         return augment
-    turned = {
-        "flips": [windowing.axis_of(axis) for axis in symmetry.get("flips") or ()],
-        "swap": {windowing.axis_of(axis): pairs for axis, pairs in (symmetry.get("swap") or {}).items()},
-    }
-    return {**augment, "symmetry": {**symmetry, **turned}}
+    turned = symmetry.turned(windowing)
+    return {**augment, "symmetry": {"flips": turned.flips, "rot90": turned.rot90, "swap": turned.swap}}

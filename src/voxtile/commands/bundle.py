@@ -16,7 +16,7 @@ from voxtile.cases.atomic import atomic_text
 from voxtile.cases.formats import SUFFIXES
 from voxtile.cases.windowing import AXES, ORDERS
 from voxtile.commands.allowed import below, without_weights
-from voxtile.commands.build import UNUSED
+from voxtile.commands.build import unused
 from voxtile.commands.checks import SECTIONS
 from voxtile.commands.crf import FILE as CRF
 from voxtile.commands.postprocess import FILE as POSTPROCESS
@@ -152,7 +152,7 @@ def _impersonal(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["data"]["scene"] = without_area(kept["data"].get("scene"))
     kept["split"] = {"_target_": "voxtile.data.splits.KFold"}
     # Of code that is not ours, predicting needs the network alone; that of the training need not be where the bundle is.
-    kept |= UNUSED
+    kept |= unused(config)
     if not below(str(kept["data"]["layout"].get("_target_")), ("voxtile",)):
         kind = "volume" if config["data"]["format"] == "nifti" else config["data"]["format"]
         pattern = f"{{id}}{SUFFIXES[kind][0]}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,90 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxtile.cases.window import Size3
-from voxtile.cases.windowing import AXES
 from voxtile.data.contrast import Contrast
 from voxtile.data.operation import Operation, Spacing
 from voxtile.data.rng import digest, generator
+from voxtile.data.symmetry import Symmetry
 from voxtile.data.warp import Affine, Elastic, resample, sampling_grid
 from voxtile.errors import ConfigError
-from voxtile.values import refuse_unknown
 
-# Quarter turns in (y, x) are flips of these axes, followed by a transposition for odd ones.
-_FLIPS_OF_TURNS: tuple[set[int], ...] = (set(), {2}, {1, 2}, {1})
 # What a data set without symmetry draws.
 _STILL: Mapping[str, NDArray[Any]] = {"flips": np.zeros(3, dtype=np.bool_), "turns": np.array(0, dtype=np.int64)}
-
-
-@dataclass(frozen=True)
-class Symmetry:
-    """Which exact mirrorings and turns of a window are as plausible as the window itself: a fact of the data set.
-
-    Attributes:
-        flips: the axes, among "z", "y" and "x", that may be mirrored.
-        rot90: whether quarter turns in the (y, x) plane are allowed; windows must then be square.
-        swap: axis -> pairs of class indices that change places when the window is mirrored along it (left and right structures).
-    """
-
-    flips: tuple[str, ...] = ()
-    rot90: bool = False
-    swap: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        try:
-            swap = {axis: tuple((int(a), int(b)) for a, b in pairs) for axis, pairs in (self.swap or {}).items()}
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"data.symmetry has swap={self.swap}; expected pairs of class indices for each axis, for example "
-                "swap={x: [[1, 2]]} where classes 1 and 2 are a left and a right structure."
-            ) from error
-        object.__setattr__(self, "flips", tuple(self.flips or ()))
-        object.__setattr__(self, "swap", swap)
-        for axis in (*self.flips, *swap):
-            if axis not in AXES:
-                raise ConfigError(f"data.symmetry names the axis '{axis}'; expected 'z', 'y' or 'x', for example flips=[y,x].")
-
-    @classmethod
-    def of(cls, values: Symmetry | Mapping[str, Any] | None) -> Symmetry:
-        """Makes a symmetry from the mapping in a data set's configuration; None allows nothing.
-
-        Raises:
-            ConfigError: A key or an axis is unknown.
-        """
-        if isinstance(values, Symmetry):
-            return values
-        refuse_unknown("data.symmetry", values or {}, ("flips", "rot90", "swap"))
-        return cls(**(values or {}))
-
-    def draw(self, rng: np.random.Generator, size: Size3) -> dict[str, NDArray[Any]]:
-        """Draws `flips` bool [3] along (z, y, x) and the number of quarter `turns` [].
-
-        Raises:
-            ConfigError: Quarter turns are allowed and the window is not square.
-        """
-        flips, turns = rng.random(3) < 0.5, rng.integers(4)
-        if self.rot90 and size[1] != size[2]:
-            raise ConfigError(
-                f"data.symmetry allows quarter turns, but the window is {size[1]} x {size[2]} pixels (height x width) and would "
-                "change its shape. Make windows square, or forbid the turns with 'data.symmetry.rot90=false'."
-            )
-        allowed = [axis in self.flips and pixels > 1 for axis, pixels in zip(AXES, size, strict=True)]
-        return {"flips": flips & np.array(allowed), "turns": np.array(turns if self.rot90 else 0, dtype=np.int64)}
-
-    def reorient(self, array: Tensor, flips: Sequence[bool], turns: int) -> Tensor:
-        """Mirrors one sample's array [..., (D,) H, W] along `flips` and then turns it as `torch.rot90` does."""
-        axes = {axis for axis, flip in enumerate(flips) if flip} ^ _FLIPS_OF_TURNS[turns]
-        flipped = array.flip([axis - 3 for axis in sorted(axes)]) if axes else array
-        return flipped.transpose(-2, -1) if turns % 2 else flipped
-
-    def relabel(self, label: Tensor, flips: Sequence[bool]) -> Tensor:
-        """Exchanges the classes of one sample's label (uint8, any shape) that change places under `flips`."""
-        pairs = [pair for axis, flip in zip(AXES, flips, strict=True) if flip for pair in self.swap.get(axis, ())]
-        if not pairs:
-            return label
-        table = torch.arange(256, dtype=torch.uint8)
-        for a, b in pairs:
-            table[[a, b]] = table[[b, a]]
-        return table.to(label.device)[label.int()]
 
 
 class Augment:
