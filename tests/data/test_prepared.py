@@ -177,6 +177,28 @@ def test_a_test_image_in_training_is_a_leak_too(root):
         ready(root)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_blocks_of_a_copied_file_leak_where_they_share_pixels_though_a_buffer_cut_them_otherwise(root, seed):
+    scene(root, "val", "d", image=np.random.default_rng(ord("a")).integers(1, 999, (2, 24, 40), dtype=np.int16))
+    scheme = BlockSplit([2, 4], buffer=40, val=0.3, test=0.2, seed=seed)  # metres, of 10 to a pixel
+    split = ready(root, scheme=scheme, waive=[f"{name}#r{row}c{column}" for name in "ad" for row in (0, 1) for column in range(4)])
+    expected = {
+        (one.id, other.id)
+        for side, other_side in (("val", "train"), ("test", "train"), ("test", "val"))
+        for one in split.split.sides[side]
+        for other in split.split.sides[other_side]
+        if {one.id[0], other.id[0]} == {"a", "d"}
+        and all(
+            max(a, b) < min(c, d) for a, b, c, d in zip(one.box.start, other.box.start, one.box.stop, other.box.stop, strict=True)
+        )
+    }
+    found = {(said.split("'")[1], said.split("file with ")[-1].split("image as ")[-1].split(" (")[0]) for said in split.waived}
+    assert expected
+    assert found == expected
+    with pytest.raises(DataError, match="shares pixels of a copied file with"):
+        ready(root, scheme=scheme)
+
+
 def test_a_class_that_training_never_shows_is_named(root):
     for name in SCENES["train"]:
         scene(root, "train", name, label=np.random.default_rng(0).integers(0, 2, (24, 40), dtype=np.uint8))

@@ -48,27 +48,34 @@ class Leak:
         return f"'{self.case}' ({self.side}) {self.why} {listed(self.others)} ({self.other_side})"
 
 
-def find_leaks(split: Split, contents: Mapping[str, str]) -> list[Leak]:
+def find_leaks(split: Split, contents: Mapping[str, str], wholes: Mapping[tuple[Path, ...], str] | None = None) -> list[Leak]:
     """Finds what is on two sides of a split: one group, identical images, pixels of one file, one place on the ground.
 
-    Footprints that only touch do not overlap. Views of one file are compared by their regions only.
+    Footprints that only touch do not overlap. Views of one file are compared by their regions only, and so are those of copies.
 
     Args:
         split: the split.
         contents: digest of the image's content by case id; cases without one are not compared by content.
+        wholes: digest of the whole image by its files, of which cases are parts; files of one digest are copies.
     """
+    copy_of = wholes or {}
     leaks = []
     for side, other_side in (("val", "train"), ("test", "train"), ("test", "val")):
         first, second = split.sides[side], split.sides[other_side]
-        alike = _equal(first, second, lambda case: filter(None, [contents.get(case.id)]))
+        alike = set(_equal(first, second, lambda case: filter(None, [contents.get(case.id)])))
         found: dict[str, Pairs] = {
             "is of the same group as": {
                 *_equal(first, second, lambda case: [case.group]),
                 *_equal(first, second, lambda case: [case.group], _within),  # a whole case, and a block of another of its group
                 *_equal(first, second, _within, lambda case: [case.group]),
             },
-            "shares pixels of one file with": _overlapping(first, second),
+            "shares pixels of one file with": _overlapping(first, second, lambda case: case.image.paths),
             "has the same image as": [(i, j) for i, j in alike if not of_one_file(first[i], second[j])],
+            "shares pixels of a copied file with": [
+                (i, j)
+                for i, j in _overlapping(first, second, lambda case: filter(None, [copy_of.get(case.image.paths)]))
+                if not of_one_file(first[i], second[j]) and (i, j) not in alike
+            ],
             "shows the same ground as": [
                 (i, j) for i, j in near_pairs(first, second, -EDGE) if not of_one_file(first[i], second[j])
             ],
@@ -255,14 +262,14 @@ def of_one_file(a: Case, b: Case) -> bool:
     return not set(a.image.paths).isdisjoint(b.image.paths)
 
 
-def _overlapping(first: Sequence[Case], second: Sequence[Case]) -> Pairs:
-    """The pairs of views of one file whose regions share a pixel."""
+def _overlapping(first: Sequence[Case], second: Sequence[Case], files: Callable[[Case], Iterable[Hashable]]) -> Pairs:
+    """The pairs of views whose regions share a pixel of a file; `files` says of which files a case is a view."""
     import shapely
 
-    members: dict[Path, tuple[list[int], list[int]]] = {}
+    members: dict[Hashable, tuple[list[int], list[int]]] = {}
     for side, cases in enumerate((first, second)):
         for place, case in enumerate(cases):
-            for path in case.image.paths:
+            for path in files(case):
                 members.setdefault(path, ([], []))[side].append(place)
     pairs: set[tuple[int, int]] = set()
     for rows, columns in members.values():

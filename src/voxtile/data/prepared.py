@@ -166,7 +166,8 @@ def prepare(
     locked = survey_all(split.test, classes, cache, label=False, tick=tick)
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
     split = _judgeable(split, surveys)
-    waived = gate(find_leaks(split, images), waive, (*images, *(case.id for case in cases)))
+    wholes = copies((*split.train, *split.val, *split.test), classes, cache, progress)
+    waived = gate(find_leaks(split, images, wholes), waive, (*images, *(case.id for case in cases)))
     intensity, thinned = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
     maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
@@ -182,12 +183,34 @@ def prepare(
 
 def known_again(cases: Sequence[Case], classes: int, cache: Path) -> tuple[str, ...]:
     """Digests of the whole images that `cases` are or are cut from and, where they are stacked of slices, of each file."""
-    paths = dict.fromkeys(case.image.paths for case in cases)  # a first file may be that of several images
-    whole = {case.image.paths: replace(case, region=None) for case in cases}
-    whole = {key: replace(whole[key], id=str(number)) for number, key in enumerate(paths)}
-    found = survey_all(list(whole.values()), classes, cache, label=False)
+    whole = _digests(cases, classes, cache)
     slices = [path for paths in whole if len(paths) > 1 for path in paths]
-    return tuple(sorted({survey.image_digest for survey in found.values()} | {content_hash(path, cache) for path in slices}))
+    return tuple(sorted({*whole.values(), *(content_hash(path, cache) for path in slices)}))
+
+
+def copies(cases: Sequence[Case], classes: int, cache: Path, progress: Progress = silent) -> dict[tuple[Path, ...], str]:
+    """Digests of the whole images that `cases` are parts of, by their files.
+
+    Only of images of which another has the same size and kind and could be a copy: they are read once more for it.
+    """
+    alike: dict[tuple[object, ...], dict[tuple[Path, ...], Case]] = {}
+    for case in cases:
+        if case.region is not None:
+            kind = case.image.working.shape, case.channels, case.dtype.str
+            alike.setdefault(kind, {})[case.image.paths] = case
+    parts = [case for images in alike.values() if len(images) > 1 for case in images.values()]
+    return _digests(parts, classes, cache, progress(len(parts), "looking for copies")) if parts else {}
+
+
+def _digests(
+    cases: Sequence[Case], classes: int, cache: Path, tick: Callable[[], object] = lambda: None
+) -> dict[tuple[Path, ...], str]:
+    """Digests of the whole images that `cases` are or are cut from, by their files."""
+    # A first file may be that of several images, so that it is no name.
+    whole = {case.image.paths: replace(case, region=None) for case in cases}
+    named = [replace(case, id=str(number)) for number, case in enumerate(whole.values())]
+    found = survey_all(named, classes, cache, label=False, tick=tick)
+    return {case.image.paths: found[case.id].image_digest for case in named}
 
 
 def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
