@@ -121,6 +121,28 @@ def test_a_case_whose_sample_lay_elsewhere_has_another_fingerprint_where_it_is_m
     assert (found() != before) == moved
 
 
+def test_places_of_the_foreground_without_data_are_not_measured_and_move_the_fingerprint(root, monkeypatch):
+    number = ord("a")
+    pixels = np.random.default_rng(number).integers(1, 999, (2, 24, 40), dtype=np.int16)
+    normalisation = Normalisation("dataset", foreground=True)
+
+    def found():
+        return prepare(dataset(root, background="ground"), GivenSplit(), normalisation, root.parent / "cache")
+
+    whole = found()
+    assert whole.blank == 0
+    pixels[:, :, 20:30] = 0  # nodata
+    scene(root, "train", "a", image=pixels)
+    assert found().blank == 0  # the survey has seen that no place lies there
+    monkeypatch.setattr(survey, "BLOCK_SIDE", 8)
+    monkeypatch.setattr(survey, "MOST_IMAGE_BLOCKS", 3)
+    monkeypatch.setattr(survey, "VERSION", survey.VERSION + 1)
+    holed = found()
+    assert holed.blank > 0
+    assert holed.fingerprint != replace(holed, blank=0).fingerprint
+    assert min(holed.intensity.low) >= 1
+
+
 def test_a_limit_keeps_the_first_cases_of_each_side(root):
     found = ready(root, limit=1)
     assert [case.id for case in (*found.split.train, *found.split.val)] == ["a", "d"]

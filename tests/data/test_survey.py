@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from tests.testers.memory import memory_case
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.nifti import NiftiSource
@@ -17,7 +18,7 @@ from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.data import survey as module
 from voxtile.data.rng import generator
-from voxtile.data.survey import blocks, fingerprint, survey, survey_all
+from voxtile.data.survey import blocks, fingerprint, foreground_sample, survey, survey_all
 from voxtile.errors import DataError
 
 CLASSES, VALUES = 3, {0: 0, 1: 1, 2: 2, 9: 255}
@@ -186,6 +187,27 @@ def test_of_a_huge_case_only_some_blocks_of_the_image_are_read(folder, monkeypat
     assert read[0].start == (0, 0, 0)
     assert read[-1].stop == case.shape
     assert found.counts.sum() > (label != 9).sum() / 2  # the label is read whole
+
+
+@pytest.mark.parametrize("holes", [True, False])
+def test_the_foreground_is_read_by_block_in_order_and_without_places_that_hold_no_data(monkeypatch, holes):
+    monkeypatch.setattr(module, "BLOCK_SIDE", 10)
+    monkeypatch.setattr(module, "MOST_IMAGE_BLOCKS", 3)  # what lies in the others may hold no data
+    rng = np.random.default_rng(0)
+    array, label = rng.normal(size=(2, 4, 33, 27)), rng.integers(0, 3, (4, 33, 27))
+    valid = rng.random(label.shape) < (0.8 if holes else 1.0)
+    array[:, ~valid] = np.nan
+    case = replace(memory_case("a", array=array, valid=valid), labels=memory_case("b", array=array, label=label).labels)
+    read = []
+    found = survey(case, 3)
+    monkeypatch.setattr(Case, "read", lambda self, window, original=Case.read: read.append(window) or original(self, window))
+    pixels, blank = foreground_sample(case, found, background=0)
+    places = np.concatenate([found.locations[1], found.locations[2]])
+    where = tuple(np.concatenate([places[places[:, 0] == z] for z in range(4)]).T)
+    np.testing.assert_array_equal(pixels, array[:, *where][:, valid[where]])
+    assert blank == (~valid[where]).sum()
+    assert (blank > 0) == holes
+    assert max(window.pixels for window in read) <= 4 * 10 * 10
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 5), (1, 2050, 1030), (300, 100, 120), (7, 1500, 90)])

@@ -45,6 +45,7 @@ class Prepared:
         intensity: what that is for the training set as a whole; None where each case is by itself.
         weight_maps: by id of training cases, where windows are drawn by a raster of weights.
         thinned: whether that was measured on a part of the sampled pixels, as there are many.
+        blank: how many places of the foreground were not measured since they hold no data.
     """
 
     dataset: Dataset
@@ -57,6 +58,7 @@ class Prepared:
     intensity: Intensity | None
     weight_maps: Mapping[str, WeightMap] = field(default_factory=dict)
     thinned: bool = False
+    blank: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -65,6 +67,8 @@ class Prepared:
         more = [f"{name} {found.digest}" for name, found in self.weight_maps.items()]
         if self.thinned or self._measures_parts:  # at fixed steps once, which came to other numbers
             more.append("spread")
+        if self.blank:  # which were measured once
+            more.append("valid")
         return fingerprint_of([own, *more]) if more else own
 
     @property
@@ -168,10 +172,10 @@ def prepare(
     split = _judgeable(split, surveys)
     wholes = copies((*split.train, *split.val, *split.test), classes, cache, progress)
     waived = gate(find_leaks(split, images, wholes), waive, (*images, *(case.id for case in cases)))
-    intensity, thinned = _intensity(normalisation, split.train, surveys, dataset.background)
+    intensity, thinned, blank = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
     maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
-    ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps, thinned)
+    ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps, thinned, blank)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all
         raise DataError(
@@ -236,24 +240,27 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
 
 def _intensity(
     normalisation: Normalisation, cases: Sequence[Case], surveys: Mapping[str, Survey], background: int | None
-) -> tuple[Intensity | None, bool]:
-    """How the training set is normalised as a whole, None where each case is by itself; whether it was measured on a part of it."""
+) -> tuple[Intensity | None, bool, int]:
+    """How the training set is normalised as a whole, None where each case is by itself; and `thinned` and `blank` of `Prepared`."""
     if normalisation.per == "case":
-        return None, False
-    found = [surveys[case.id] for case in cases]
+        return None, False, 0
+    blank, found = 0, [surveys[case.id] for case in cases]
     if normalisation.foreground:
         if background is None:
             raise ConfigError(
                 "'normalise.foreground=true' leaves out the background, and 'data.background' names none. Name it, or type "
                 "'normalise=dataset'."
             )
-        samples = [foreground_sample(case, each, background) for case, each in zip(cases, found, strict=True)]
+        samples, left_out = zip(
+            *(foreground_sample(case, each, background) for case, each in zip(cases, found, strict=True)), strict=True
+        )
+        blank = sum(left_out)
         pixels: list[float] = [each.judged - int(each.counts[background]) for each in found]
     else:
         samples, pixels = [each.sample for each in found], [each.pixels * each.valid for each in found]
     # A sampled pixel stands for as many as its case has for each pixel in the sample.
     weights = [count / max(1, sample.shape[1]) for count, sample in zip(pixels, samples, strict=True)]
-    return normalisation.of_dataset(samples, weights), normalisation.thinning(samples) > 1
+    return normalisation.of_dataset(samples, weights), normalisation.thinning(samples) > 1, blank
 
 
 def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:

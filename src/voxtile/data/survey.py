@@ -82,11 +82,17 @@ def most_locations(pixels: int) -> int:
     return max(MOST_LOCATIONS, pixels // PIXELS_PER_LOCATION)
 
 
+def block_size(shape: Size3, pixels: int = BLOCK_SIDE * BLOCK_SIDE) -> Size3:
+    """(D, H, W) of the blocks of a case of `shape`, those at its far sides excepted."""
+    depth, height, width = shape
+    h, w = min(height, BLOCK_SIDE), min(width, BLOCK_SIDE)
+    return max(1, min(depth, pixels // (h * w))), h, w
+
+
 def blocks(shape: Size3, pixels: int = BLOCK_SIDE * BLOCK_SIDE) -> Iterator[Window]:
     """Cuts a case of `shape` (D, H, W) into windows of at most about `pixels` pixels, in reading order."""
     depth, height, width = shape
-    h, w = min(height, BLOCK_SIDE), min(width, BLOCK_SIDE)
-    d = max(1, min(depth, pixels // (h * w)))
+    d, h, w = block_size(shape, pixels)
     for z in range(0, depth, d):
         for y in range(0, height, h):
             for x in range(0, width, w):
@@ -163,23 +169,29 @@ def _native_hash(case: Case) -> hashlib._Hash:
     return image_hash
 
 
-def foreground_sample(case: Case, found: Survey, background: int) -> NDArray[Any]:
-    """Pixels [C, n] at the places that the survey kept of classes other than the background, each class by its share of them."""
+def foreground_sample(case: Case, found: Survey, background: int) -> tuple[NDArray[Any], int]:
+    """Pixels at the places that the survey kept of classes other than the background, each class by its share of them.
+
+    Returns:
+        Pixels [C, n], slice by slice, and how many places were left out since they hold no data: of large cases the survey keeps
+        places in blocks whose image it has not read.
+    """
     kept = [
         (places, int(count)) for k, (places, count) in enumerate(zip(found.locations, found.counts, strict=True)) if k != background
     ]
     share = min((len(places) / count for places, count in kept if count), default=0.0)  # so that no class is over-represented
     chosen = [places[: max(1, round(share * count))] for places, count in kept if count]
-    if not chosen:
-        return np.empty((len(case.channels), 0), dtype=case.dtype)
-    where = np.concatenate(chosen)
-    parts = []
-    for z in np.unique(where[:, 0]).tolist():
-        y, x = where[where[:, 0] == z][:, 1:].T
-        box = Window.of((z, y.min(), x.min()), (1, np.ptp(y) + 1, np.ptp(x) + 1))
-        array, _ = case.read(box)
-        parts.append(array[:, 0, y - box.y, x - box.x])
-    return np.concatenate(parts, axis=1)
+    where = np.concatenate([np.empty((0, 3), dtype=np.int32), *chosen])
+    where = where[np.argsort(where[:, 0], kind="stable")]
+    pixels, valid = np.empty((len(case.channels), len(where)), dtype=case.dtype), np.zeros(len(where), dtype=np.bool_)
+    number = np.ravel_multi_index(tuple((where // block_size(case.shape)).T), case.shape)
+    order = np.argsort(number, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(order) else ():
+        low, high = where[members].min(axis=0), where[members].max(axis=0)
+        array, holds = case.read(Window.of(low.tolist(), (high - low + 1).tolist()))
+        at = tuple((where[members] - low).T)
+        pixels[:, members], valid[members] = array[:, *at], holds[at]
+    return pixels[:, valid], int((~valid).sum())
 
 
 class _Locations:
