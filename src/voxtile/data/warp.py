@@ -86,8 +86,9 @@ class Elastic(Operation):
     U-Net's own (Ronneberger et al. 2015, section 3.1) moves a 3 x 3 grid over a 572 pixel tile by 10 pixels: control=286, std=10.
 
     Attributes:
-        std: standard deviation of a control point's displacement along each axis, in `unit`; never more than a quarter of the
-            control points' distance, so that the few slices of a thin window keep their order.
+        std: standard deviation of a control point's displacement along each axis, in `unit`; where that is more than a quarter of
+            the control points' distance, a quarter of it. Two neighbours seldom change their order then, but sometimes do: with
+            std=8 px in 6 % of windows of [16,96,96], for up to 3 % of their pixels.
         control: largest distance between neighbouring control points, in pixels.
         unit: "length" (the case's unit: mm for volumes, m for scenes, px for pictures) or "px" (multiples of the finest
             spacing: the same number then suits scenes of any resolution). Displacements are isotropic in length with either.
@@ -106,20 +107,10 @@ class Elastic(Operation):
             )
 
     def draw(self, rng: np.random.Generator, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
-        """Draws `field` [3, gz, gy, gx]: displacements of the control points along (z, y, x), in pixels.
-
-        Raises:
-            ConfigError: The displacements are so large that they would tear the image.
-        """
+        """Draws `field` [3, gz, gy, gx]: displacements of the control points along (z, y, x), in pixels."""
         moved = moved_axes(size, spacing)
         unit = 1.0 if self.unit == "length" else min(np.array(spacing)[moved])
         pixels = np.where(moved, self.std * unit / np.array(spacing), 0.0)
-        if pixels.max() > self.control / 3:
-            raise ConfigError(
-                f"The elastic augmentation would move control points {self.control:g} pixels apart by {pixels.max():.4g} pixels "
-                f"(std={self.std:g} {self.unit}, pixel spacing {tuple(spacing)}), which tears the image: at most a third of their "
-                "distance is sensible. Lower `augment.elastic.std`, or give it in pixels with `augment.elastic.unit=px`."
-            )
         points = control_points(size, self.control)
         distance = (np.array(size) - 1) / np.maximum(np.array(points) - 1, 1)
         pixels = np.minimum(pixels, distance / 4)
