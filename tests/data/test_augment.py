@@ -107,8 +107,11 @@ def test_scales_are_log_uniform_within_their_bounds():
 
 @pytest.mark.parametrize(
     ("size", "spacing", "planar"),
-    [(DEEP, (2.0, 1.0, 1.5), False), (DEEP, (5.0, 0.8, 1.0), True), (FLAT, (5.0, 0.8, 2.0), True)],
-)
+    [
+        (DEEP, (2.0, 1.0, 1.5), False), (DEEP, (5.0, 0.8, 1.0), True), (FLAT, (5.0, 0.8, 2.0), True),
+        ((5, 16, 16), (1.0, 1.0, 1.0), True), ((6, 18, 18), (1.0, 1.0, 1.0), False), ((5, 16, 5), (5.0, 0.8, 1.0), True),
+    ],
+)  # fmt: skip
 def test_rotations_keep_physical_distances(size, spacing, planar):
     augment = Augment(affine=Affine(1, rotation=90), elastic=Elastic(1, std=1, control=8))
     points = np.random.default_rng(0).normal(size=(3, 20))
@@ -368,6 +371,33 @@ def test_blur_is_a_gaussian_average_of_valid_pixels(size):
         mass = ndimage.gaussian_filter(valid[i].double().numpy(), **blur)
         expected = ndimage.gaussian_filter(image[i, c].double().numpy(), **blur) / mass
         np.testing.assert_allclose(out[i, c].numpy(), np.where(valid[i], expected, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_what_a_mask_took_away_stays_0_where_it_is_kept(slices):
+    """Channels of one slice share a mask, which moves with the image; other samples of the batch change everywhere."""
+    augment, (image, valid, label) = everything(), batch(FLAT, channels=2 * slices)
+    valid[:], image[image == 0] = True, 1.0
+    masks = torch.zeros(6, slices, 24, 24, dtype=torch.bool)
+    for number in range(slices):
+        masks[:, number, 2 * number : 12, :10] = True
+    by_slice = image.view(6, 2, slices, 24, 24)
+    by_slice[masks[:, None].expand_as(by_slice)] = 0
+    by_slice[:, 0, :, 20:] = 0  # in one of two channels only
+    parameters = drawn(augment, range(6), FLAT)
+    bare = Augment(augment.symmetry, augment.affine, augment.elastic)
+    moved, seen, _ = bare.apply(image, valid, label, parameters)
+    moved = moved.view(6, 2, slices, 24, 24)
+    kept = (moved == 0).all(dim=1)
+    parameters["keep_zero"] = torch.tensor([slices, slices, 0, slices, slices, 0])
+    free, _, _ = augment.apply(image, valid, label, {key: value for key, value in parameters.items() if key != "keep_zero"})
+    out, _, _ = augment.apply(image, valid, label, parameters)
+    for row in range(6):
+        one, other = (part[row].view(2, slices, 24, 24) for part in (out, free))
+        outside = kept[row][None].expand_as(one)
+        assert (outside & seen[row]).any()
+        assert (other[outside & seen[row]] != 0).all()
+        assert torch.equal(one, torch.where(outside, 0.0, other) if row not in (2, 5) else other)
 
 
 def test_the_bias_field_is_a_smooth_factor_on_intensities_above_the_darkest():

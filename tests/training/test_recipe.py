@@ -103,6 +103,34 @@ def test_networks_whose_numbers_moved_and_no_others_have_another_identity(model:
     assert older.remade(changed("model", model | {"width": 0.5})).identity != older.identity
 
 
+AFFINE, NOISE = {"_target_": "voxtile.data.warp.Affine"}, {"_target_": "voxtile.data.contrast.Noise"}
+
+
+@pytest.mark.parametrize(
+    ("window", "normalise", "augment", "moved"),
+    [
+        ([96, 96], {}, {"affine": AFFINE, "intensity": {"noise": NOISE}}, []), ([32, 96, 96], {}, {"affine": AFFINE}, []),
+        ([16, 96], {}, {"affine": AFFINE}, []), ([1, 96, 96], {}, {"affine": AFFINE}, []),
+        ([16, 96, 96], {}, {"affine": AFFINE}, ["plane"]), ([96, 96, 16], {}, {"elastic": AFFINE}, ["plane"]),
+        ([16, 96, 96], {}, {"affine": None, "intensity": {"noise": NOISE}}, []),
+        ([16, 96, 96], {}, {"affine": {"_target_": "own"}}, []),
+        ([96, 96], {"keep_zero": True}, {"affine": AFFINE}, []),
+        ([96, 96], {"keep_zero": True}, {"intensity": {"noise": None}}, []),
+        ([96, 96], {"keep_zero": True}, {"intensity": {"noise": NOISE, "blur": None}}, ["zero"]),
+        ([16, 96, 96], {"keep_zero": True}, {"affine": AFFINE, "intensity": {"noise": NOISE}}, ["plane", "zero"]),
+    ],
+)  # fmt: skip
+def test_augmentations_whose_numbers_moved_and_no_others_have_another_identity(window, normalise, augment, moved) -> None:
+    config = CONFIG | {"augment": augment, "normalise": normalise, "data": {**CONFIG["data"], "window": window}}
+    made = Recipe.of(config, "data", "split", 1)
+    older = replace(made, settings={**made.settings, "augment": augment})  # as it was written before
+    assert made.settings["augment"].get("_version_", []) == moved
+    assert (made.identity != older.identity) == bool(moved) == older.is_outdated
+    assert not made.is_outdated
+    assert older.remade(config).identity == older.identity
+    assert made.remade(config).identity == made.identity
+
+
 def test_the_order_of_keys_does_not_count() -> None:
     assert identity(dict(reversed(CONFIG.items()))) == identity(CONFIG)
 

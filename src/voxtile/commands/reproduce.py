@@ -48,8 +48,9 @@ def reproduce(config: Mapping[str, Any]) -> int:
     check_evidence(first)
     if config["code"] == "here" and Recipe.written(first.read("recipe.json", "settings", "data", "split", "stream")).is_outdated:
         raise RunError(
-            f"{first.path} cannot be trained again with the present code: its network has another version now, which comes to "
-            "other numbers. Leave 'code=here' out, so that it is trained with the code that made it, or train a new run."
+            f"{first.path} cannot be trained again with the present code: its network or its augmentation has another version "
+            "now, which comes to other numbers. Leave 'code=here' out, so that it is trained with the code that made it, or train "
+            "a new run."
         )
     manifest = first.read("manifest.json", "code", "hardware", "data")
     if manifest.get("segments"):

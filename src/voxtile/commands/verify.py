@@ -50,7 +50,9 @@ def verify(config: Mapping[str, Any]) -> int:
     if remark := other_name(home):
         out.print(f"name: {remark}", soft_wrap=True)
     if Recipe.written(home.read("recipe.json")).is_outdated:
-        out.print("network: of an older version; by now it comes to other numbers in training", soft_wrap=True)
+        out.print(
+            "recipe: of an older version; by now its network or its augmentation comes to other numbers in training", soft_wrap=True
+        )
     changed = changed_weights(home)
     wrong += changed
     out.print(f"weights: {'; '.join(changed) or 'as recorded when the run was finished'}", soft_wrap=True)

@@ -114,7 +114,9 @@ class Augment:
             image: float32 [B, C, H, W] or [B, C, D, H, W], normalised, 0 where not valid.
             valid: bool [B, (D,) H, W].
             label: uint8 [B, (D,) H, W], 255 where not to be judged.
-            parameters: what `draw` returned, stacked [B, ...]; best left on the CPU, where they steer the work.
+            parameters: what `draw` returned, stacked [B, ...]; best left on the CPU, where they steer the work. If `keep_zero` [B]
+                is among them: how many slices each channel is there of where pixels that are 0 in all channels of a slice stay so,
+                and 0 elsewhere.
 
         Returns:
             Image, valid and label of the same shapes and types. A sample for which nothing was drawn is bitwise unchanged.
@@ -151,6 +153,11 @@ class Augment:
 
     def _recolour(self, image: Tensor, valid: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """Makes, in place, the changes of intensity on the samples for which they were drawn."""
+        keep_zero = drawn.get("keep_zero", torch.zeros(1))
+        outside = None
+        if self.intensity and (slices := int(keep_zero.max())):
+            by_slice = image.view(len(image), -1, slices, *image.shape[2:])
+            outside = (by_slice == 0).all(dim=1, keepdim=True) & (keep_zero > 0).to(image.device).view(-1, *(1,) * (image.ndim))
         for name, change in self.intensity.items():
             prefix = f"intensity.{name}."
             own = {key.removeprefix(prefix): values for key, values in drawn.items() if key.startswith(prefix)}
@@ -158,6 +165,8 @@ class Augment:
                 picked, weight = image[rows], valid[rows][:, None].to(image.dtype)
                 change.apply(picked, weight, {key: values[rows] for key, values in own.items()})
                 image[rows] = picked.mul_(weight)
+        if outside is not None:  # as nnU-Net has it after all changes (batchgenerators' MaskImageTransform)
+            by_slice.masked_fill_(outside, 0.0)
 
 
 def _is_array(value: Any) -> bool:

@@ -304,4 +304,5 @@ class SampleStream:
         """Its parameters; lengths are those of the sample's own resolution."""
         z, y, x = self._spacings[spec.case]
         spacing = z * spec.scale, y * spec.scale, x * spec.scale
-        return self.augment.draw(self.seed, spec.index, self._outer, spacing)
+        slices = (1 + 2 * self.cases[spec.case].neighbours) * bool(self._numbers["masked"][spec.case])
+        return self.augment.draw(self.seed, spec.index, self._outer, spacing) | {"keep_zero": np.array(slices)}

@@ -21,17 +21,24 @@ from voxtile.data.operation import Operation, Spacing, checked_range, control_po
 from voxtile.errors import ConfigError
 from voxtile.values import is_number
 
-ANISOTROPIC = 3.0  # volumes whose spacings differ by more are deformed within their slices only, as nnU-Net does
+ANISOTROPIC = 3.0  # boxes whose spacings or sides differ by more are deformed within a plane only
 
 
 @lru_cache(maxsize=64)
 def moved_axes(size: Size3, spacing: Spacing) -> NDArray[np.bool_]:
-    """Which of the axes (z, y, x) a deformation may mix: not a single slice's z, nor an anisotropic volume's coarsest axis."""
+    """Which of the axes (z, y, x) a deformation may mix.
+
+    Not a single slice's z, nor an anisotropic volume's coarsest axis, nor else the thinnest of a thin box, out of which a rotation
+    would take most of the label. nnU-Net decides by the shape of its patches, which are thin where volumes are anisotropic
+    (Isensee et al. 2021, `do_dummy_2d_data_aug`).
+    """
     moved = np.ones(3, dtype=np.bool_)
     if size[0] == 1:
         moved[0] = False
     elif max(spacing) > ANISOTROPIC * min(spacing):
         moved[int(np.argmax(spacing))] = False
+    elif max(size) > ANISOTROPIC * min(size):
+        moved[int(np.argmin(size))] = False
     moved.setflags(write=False)  # whoever asks next gets the same array
     return moved
 
@@ -41,7 +48,7 @@ class Affine(Operation):
     """Rotation, scaling and shift about the window's centre, rigid in the case's unit of length.
 
     Attributes:
-        rotation: largest angle about each axis, in degrees. A slice, and an anisotropic volume, turn in one plane only.
+        rotation: largest angle about each axis, in degrees. A slice, an anisotropic volume and a thin box turn in one plane only.
         scale: (smallest, largest) magnification, log-uniform.
         translation: largest shift as a fraction of the window's size.
     """
@@ -87,8 +94,8 @@ class Elastic(Operation):
 
     Attributes:
         std: standard deviation of a control point's displacement along each axis, in `unit`; where that is more than a quarter of
-            the control points' distance, a quarter of it. Two neighbours seldom change their order then, but sometimes do: with
-            std=8 px in 6 % of windows of [16,96,96], for up to 3 % of their pixels.
+            the control points' distance, a quarter of it. Neighbours keep their order then in most windows, but not in all: it is a
+            limit of the deviation, and not of what is drawn.
         control: largest distance between neighbouring control points, in pixels.
         unit: "length" (the case's unit: mm for volumes, m for scenes, px for pictures) or "px" (multiples of the finest
             spacing: the same number then suits scenes of any resolution). Displacements are isotropic in length with either.

@@ -95,9 +95,10 @@ ADDED_TO: Mapping[str, Mapping[str, Any]] = {
 # field -> newer names of its values, and the names that stood for the same before
 RENAMED: Mapping[str, Mapping[str, str]] = {"data.format": {"volume": "nifti"}}
 
-# Networks that come to other numbers than before with the same settings: the class, and of which of its settings that holds. The
-# recipe's model then has one entry more, `NETWORK_VERSION`; when numbers move again, it needs another value.
-NETWORK_VERSION = "_version_"
+# Parts that come to other numbers than before with the same settings have one entry more in the recipe, `PART_VERSION`; when
+# numbers move again, it needs another value.
+PART_VERSION = "_version_"
+# Networks: the class, and of which of its settings that holds.
 MOVED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     # Up-samplings that learn lead from each class to each; FCN-32s has none.
     "voxtile.models.fcn.FCN": lambda given: bool(given.get("learn_upsampling")) and given.get("stride") != 32,
@@ -130,7 +131,8 @@ class Recipe:
     @classmethod
     def of(cls, config: Mapping[str, Any], data: str, split: str, stream: int, parent: str = "") -> Recipe:
         """Takes the allow-listed values out of a resolved configuration (plain dicts and lists)."""
-        return cls({path: _value(config, path) for path in (*FIELDS, *ADDED)}, data, split, stream, parent)
+        settings = {path: _value(config, path) for path in (*FIELDS, *ADDED)}
+        return cls(_versioned(settings), data, split, stream, parent)
 
     @classmethod
     def written(cls, content: Mapping[str, Any]) -> Recipe:
@@ -139,7 +141,7 @@ class Recipe:
         return cls(settings, content["data"], content["split"], content["stream"], content.get("parent", ""))
 
     def remade(self, config: Mapping[str, Any]) -> Recipe:
-        """The recipe of a run's configuration on the same data and with the same version of the network.
+        """The recipe of a run's configuration on the same data and with the same versions of its parts.
 
         What a file held that is gone is taken from this one.
         """
@@ -149,9 +151,10 @@ class Recipe:
             file = Path(str(value.get(key))) if isinstance(value, Mapping) else Path()
             if isinstance(known, Mapping) and file.is_absolute() and not file.exists():
                 settings[path] = {**value, key: known.get(key)}
-        if isinstance(model := settings["model"], Mapping) and isinstance(known := self.settings.get("model"), Mapping):
-            version = {key: value for key, value in known.items() if key == NETWORK_VERSION}
-            settings["model"] = {key: value for key, value in model.items() if key != NETWORK_VERSION} | version
+        for path in ("model", "augment"):
+            if isinstance(part := settings[path], Mapping) and isinstance(known := self.settings.get(path), Mapping):
+                version = {key: value for key, value in known.items() if key == PART_VERSION}
+                settings[path] = {key: value for key, value in part.items() if key != PART_VERSION} | version
         return replace(self, settings=settings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -167,9 +170,8 @@ class Recipe:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the network comes to other numbers by now, so that the same configuration makes another recipe."""
-        model = self.settings.get("model")
-        return isinstance(model, Mapping) and _versioned(model) != model
+        """Whether a part of it comes to other numbers by now, so that the same configuration makes another recipe."""
+        return _versioned(self.settings) != self.settings
 
     @property
     def identity(self) -> str:
@@ -199,16 +201,42 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
         file = Path(name).expanduser()
         if file.is_file():
             value = {**value, CONTENTS[path]: hashlib.sha256(file.read_bytes()).hexdigest()}
-    if isinstance(value, Mapping) and path == "model":
-        value = _versioned(value)
     # JSON has text keys only; {1: forest} must hash as it will be read back.
     return json.loads(json.dumps(value, default=str))
 
 
-def _versioned(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A network's settings, with its version where its numbers have moved."""
-    moved = MOVED.get(str(model.get("_target_")))
-    return {**model, NETWORK_VERSION: 2} if moved and moved(model) else model
+def _versioned(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by path, with the versions of a network and of an augmentation whose numbers have moved."""
+    versioned = dict(settings)
+    if isinstance(model := settings.get("model"), Mapping):
+        moved = MOVED.get(str(model.get("_target_")))
+        versioned["model"] = {**model, PART_VERSION: 2} if moved and moved(model) else model
+    if isinstance(augment := settings.get("augment"), Mapping):
+        names = [name for name, moves in MOVED_AUGMENTATIONS.items() if moves(augment, settings)]
+        versioned["augment"] = {**augment, PART_VERSION: names} if names else augment
+    return versioned
+
+
+def _bends_thin_boxes(augment: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether boxes are deformed whose longest side is more than three times the shortest (see `voxtile.data.warp.moved_axes`)."""
+    window = settings.get("data.window")
+    thin = isinstance(window, list) and len(window) == 3 and window[0] > 1 and max(window) > 3 * min(window)
+    warps = (part for name in ("affine", "elastic") if isinstance(part := augment.get(name), Mapping))
+    return thin and any(str(part.get("_target_")).startswith("voxtile.data.warp.") for part in warps)
+
+
+def _recolours_masked(augment: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether intensities change in images of which what is 0 in every channel stays 0."""
+    normalise, intensity = settings.get("normalise"), augment.get("intensity")
+    kept = isinstance(normalise, Mapping) and bool(normalise.get("keep_zero"))
+    return kept and isinstance(intensity, Mapping) and any(change is not None for change in intensity.values())
+
+
+# What of augmentations came to other numbers once, and with which settings (the augmentation's, and all by path) that holds.
+MOVED_AUGMENTATIONS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], bool]] = {
+    "plane": _bends_thin_boxes,
+    "zero": _recolours_masked,
+}
 
 
 def _ordered(value: Any) -> Any:
