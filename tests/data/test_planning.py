@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,15 @@ def test_slices_lie_across_the_coarsest_axis(spacing, axis, plane):
     assert made.values["data.axis"] == axis
     unit = 2 ** made.values["model.depth"]
     assert made.values["data.window"] == [-(-side // unit) * unit for side in plane]
+
+
+def test_the_share_of_the_training_pixels_is_that_on_the_planned_grid():
+    shapes = np.array([[100, 400, 400]] + [[30, 100, 100]] * 4)
+    spacings = [(1.0, 0.5, 0.5)] + [(3.0, 2.0, 2.0)] * 4
+    made = plan(replace(facts(count=5, spacings=spacings), shapes=shapes), 2, 1e12, pixels_times(1))
+    assert made.values["data.spacing"] == [3.0, 2.0, 2.0]
+    pixels = 4 * 30 * 100 * 100 + 100 / 3 * 100 * 100
+    assert made.values["training.batch_size"] == int(0.05 * pixels / math.prod(made.values["data.window"])) < BATCHES[1]
 
 
 def test_boxes_shrink_along_their_longest_side_before_the_network_does():

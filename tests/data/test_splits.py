@@ -103,7 +103,8 @@ def test_shares_that_leave_nothing_are_an_error(val, test):
 @given(st.lists(st.integers(0, 1000), min_size=12, max_size=60), st.integers(0, 5), st.sampled_from([0.0, 0.25]))
 def test_strata_balance_the_foreground_of_what_is_not_test(foreground, seed, test):
     cases = [memory_case(f"c{number:02d}") for number in range(len(foreground))]
-    shares = {case.id: np.array([1000 - share, share]) for case, share in zip(cases, foreground, strict=True)}
+    # What counts is the share: the emptiest cases have the most pixels.
+    shares = {case.id: np.array([1000 - share, share]) * (1001 - share) for case, share in zip(cases, foreground, strict=True)}
     scheme = GroupSplit(val=0.25, test=test, seed=seed, stratify=True)
     open_ones = {case.id: shares[case.id] for case in scheme.readable(cases)}
     split = scheme(cases, open_ones)  # the shares of test cases are not there
@@ -112,11 +113,12 @@ def test_strata_balance_the_foreground_of_what_is_not_test(foreground, seed, tes
     assert {case.id for case in rest} == open_ones.keys()
     part = 0.25 / (1 - test)
     strata = min(5, len(rest) // math.ceil(1 / part))
-    order = sorted(int(shares[case.id][1]) for case in rest)
+    by_share = {case.id: share for case, share in zip(cases, foreground, strict=True)}
+    order = sorted(by_share[case.id] for case in rest)
     # Every stratum is dealt out on its own: the share comes out right, and validation has a case of the emptiest and one of
     # the fullest.
     assert abs(len(split.val) - len(rest) * part) <= 1
-    levels = [shares[case.id][1] for case in split.val]
+    levels = [by_share[case.id] for case in split.val]
     assert min(levels) <= order[len(order) // strata]
     assert max(levels) >= order[(strata - 1) * len(order) // strata - 1]
 

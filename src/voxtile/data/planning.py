@@ -111,7 +111,8 @@ def plan(facts: Facts, dims: int, memory: float, needs: Callable[[dict[str, Any]
     """
     made = Plan()
     spacing = _spacing(facts, made)
-    shape = np.median(facts.shapes * facts.spacings / spacing, axis=0).round().astype(int)
+    shapes = facts.shapes * facts.spacings / spacing  # on the planned grid
+    shape = np.median(shapes, axis=0).round().astype(int)
     if dims == 2:
         axis = _axis(spacing, made)
         plane = [int(shape[each]) for each in ORDERS[axis][1:]]
@@ -128,7 +129,7 @@ def plan(facts: Facts, dims: int, memory: float, needs: Callable[[dict[str, Any]
     window = [_multiple(side, 2**depth) for side in window]
     made.set("data.window", window, f"{said}, up to a multiple of {2**depth}")
     made.set("training.batch_size", BATCHES[0], "the least")
-    _fit(made, facts, spacing, memory, needs)
+    _fit(made, float(shapes.prod(axis=1).sum()), spacing, memory, needs)
     _normalisation(facts, made)
     return made
 
@@ -158,8 +159,8 @@ def _axis(spacing: NDArray[np.float64], made: Plan) -> str:
     return AXES[coarse]
 
 
-def _fit(made: Plan, facts: Facts, spacing: NDArray[np.float64], memory: float, needs: Callable[[dict[str, Any]], int]) -> None:
-    """Decides width, window and batch so that a step fits into the memory."""
+def _fit(made: Plan, pixels: float, spacing: NDArray[np.float64], memory: float, needs: Callable[[dict[str, Any]], int]) -> None:
+    """Decides width, window and batch so that a step fits into the memory; `pixels` are those of all cases on the planned grid."""
     made.set("model.width", WIDTHS[0], f"{round(64 * WIDTHS[0])} channels at the first level")
     unit = 2 ** made.values["model.depth"]
     while needs(made.values) > memory and len(made.values["data.window"]) == 3:
@@ -181,8 +182,8 @@ def _fit(made: Plan, facts: Facts, spacing: NDArray[np.float64], memory: float, 
             f"A training step takes {size(needs(made.values))} with the smallest network, and 'plan.memory' allows "
             f"{size(round(memory))}. Give it more, or plan for slices ('plan.dims=2')."
         )
-    pixels = float(facts.shapes.prod(axis=1).sum()) * SHARE / math.prod(made.values["data.window"])
-    batch, most = BATCHES[0], max(BATCHES[0], min(BATCHES[1], int(pixels)))
+    share = int(pixels * SHARE / math.prod(made.values["data.window"]))
+    batch, most = BATCHES[0], max(BATCHES[0], min(BATCHES[1], share))
     while batch < most and needs({**made.values, "training.batch_size": batch + 1}) <= memory:
         batch += 1
     why = (

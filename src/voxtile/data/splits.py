@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,9 +285,8 @@ class FileSplit(SplitScheme):
                 f"{listed(unknown)}.{did_you_mean(unknown[0], by_id)} Expected the ids of cases as 'voxtile check' shows them, for "
                 f"example {listed(by_id, 3)}; take the others out of the file."
             )
-        used = [name for part in names.values() for name in part]
-        if len(set(used)) < len(used):
-            twice = sorted({name for name in used if used.count(name) > 1})
+        used = Counter(name for part in names.values() for name in part)
+        if twice := sorted(name for name, count in used.items() if count > 1):
             raise DataError(f"{self.file} names {listed(twice)} more than once. Expected each case on one side, once.")
         return {side: [by_id[name] for name in part] for side, part in names.items()}, [name for name in by_id if name not in used]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ MOST_LOCATIONS = 4096  # per class; more of large cases, see `most_locations`
 PIXELS_PER_LOCATION = 64 * 64
 CHECK = 4  # bytes of the checksum before a kept survey
 MOST_PIXELS = 200_000  # in the intensity sample
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,12 @@ def _load(path: Path) -> Survey:
     return Survey(image, label, stored["counts"], int(pixels), float(valid), places, stored["sample"])
 
 
+def _over(one: Callable[[Case], Made], cases: Sequence[Case]) -> list[Made]:
+    """What `one` makes of each case, by threads."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(one, cases))
+
+
 def survey_all(
     cases: Sequence[Case],
     num_classes: int,
@@ -290,8 +297,7 @@ def survey_all(
         tick()
         return found
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip([case.id for case in cases], pool.map(one, cases), strict=True))
+    return dict(zip([case.id for case in cases], _over(one, cases), strict=True))
 
 
 def check_labels(cases: Sequence[Case], tick: Callable[[], object] = lambda: None) -> None:
@@ -310,8 +316,7 @@ def check_labels(cases: Sequence[Case], tick: Callable[[], object] = lambda: Non
             case.read_label(part)
         tick()
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(one, [case.native for case in cases]))
+    _over(one, [case.native for case in cases])
 
 
 def fingerprint(cases: Sequence[Case], surveys: Mapping[str, Survey]) -> str:
