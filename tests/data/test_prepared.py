@@ -185,6 +185,17 @@ def test_median_frequency_weights_of_camvid_follow_from_its_surveys():
 # --- what stops it
 
 
+def test_a_split_of_the_data_sets_own_that_is_not_used_is_said(root):
+    said = []
+    ready(root, say=said.append)
+    assert not said
+    ready(root, scheme=GroupSplit(val=0.4, test=0, seed=1), say=said.append)  # d and e are chosen by chance, f and g cannot be
+    assert said == [
+        "The data set has a split of its own (3 train, 2 val, 2 test), which is not used: 2 cases of its validation and test are "
+        "on other sides. 'split=given' uses it."
+    ]
+
+
 def test_a_leak_is_an_error_until_it_is_waived(root):
     scene(root, "val", "d", image=np.random.default_rng(ord("a")).integers(1, 999, (2, 24, 40), dtype=np.int16))
     with pytest.raises(DataError, match=r"'d' \(val\) has the same image as a \(train\).*data\.waive="):

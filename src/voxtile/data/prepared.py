@@ -16,7 +16,7 @@ from voxtile.data.leakage import find_leaks, gate
 from voxtile.data.normalise import Intensity, Normalisation
 from voxtile.data.places import by_place
 from voxtile.data.rng import digest
-from voxtile.data.splits import Split, SplitScheme
+from voxtile.data.splits import Split, SplitScheme, unlike_given
 from voxtile.data.survey import Survey, fingerprint, foreground_sample, survey_all
 from voxtile.data.weight_map import WeightMap, open_weights
 from voxtile.errors import ConfigError, DataError, counted, listed, typed
@@ -137,7 +137,8 @@ def prepare(
         progress: shows how far reading has come.
         weight_pattern: of the names of the rasters by which training windows are drawn, see `Sampling`.
         window: size of a training window, checked before the cases are read; None where none is drawn.
-        say: takes a sentence about the disk that decoded data take, where that is much.
+        say: takes sentences for the user: that the data set's own split is not used, and about the disk that decoded data take,
+            where that is much.
 
     Raises:
         DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
@@ -152,6 +153,8 @@ def prepare(
         first = dataset.background or 0
         counts = {name: [survey.counts[first], *np.delete(survey.counts, first)] for name, survey in found.items()}
     split = scheme(cases, counts)
+    if say and (remark := unlike_given(split)):
+        say(remark)
     dataset.fix_spacing(split.train)
     train, val, test = (tuple(map(dataset.placed, side)) for side in (split.train, split.val, split.test))
     split = replace(split, train=train, val=val, test=test)

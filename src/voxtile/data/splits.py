@@ -103,6 +103,19 @@ class SplitScheme(ABC):
         """Cases by side, and the ids of those on none."""
 
 
+def unlike_given(split: Split) -> str:
+    """A sentence where validation or test cases of the data set's own split are on other sides, else ""."""
+    given = Counter(case.split for part in split.sides.values() for case in part if case.split in SPLITS)
+    elsewhere = [case.id for side, part in split.sides.items() for case in part if case.split in {"val", "test"} - {side}]
+    if not elsewhere:
+        return ""
+    own = listed(f"{given[side]} {side}" for side in SPLITS if given[side])
+    return (
+        f"The data set has a split of its own ({own}), which is not used: {counted(len(elsewhere), 'case')} of its validation and "
+        "test are on other sides. 'split=given' uses it."
+    )
+
+
 class GivenSplit(SplitScheme):
     """The split that the data set gives; validation may be carved out of its training groups where it gives none."""
 
