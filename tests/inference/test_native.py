@@ -16,6 +16,7 @@ from voxtile.inference import postprocess
 from voxtile.inference.native import native_bands, native_windows
 from voxtile.inference.postprocess import Postprocess, class_bands
 from voxtile.inference.predictor import Predictor
+from voxtile.inference.procedure import Procedure
 
 PLAIN = Intensity((-np.inf,), (np.inf,), (0.0,), (1.0,))
 
@@ -128,3 +129,27 @@ def test_only_post_processing_limits_the_size_of_maps_whose_slices_lie_across_an
     assert window.size == classes.shape == case.native.shape
     with pytest.raises(DataError, match="'postprocess=null'"):
         list(class_bands(predictor, case, PLAIN, Postprocess(0, largest=(1,))))
+
+
+class Doubtful(Bright):
+    """Whose dropout leaves the same doubt everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, image):
+        return super().forward(self.dropout(torch.ones_like(image[:, :1, :1, :1])) * torch.ones_like(image))
+
+
+@pytest.mark.parametrize(("spacing", "axis"), [((1.0, 1.0, 1.0), "z"), ((2.0, 2.0, 2.0), "x"), (None, "x")])
+def test_the_variance_is_as_large_beside_missing_data_as_elsewhere_and_unknown_there(tmp_path, spacing, axis):
+    # One window a slice, so that a slice has one draw, and the variance is the same all over it.
+    predictor = Predictor(Doubtful(), (1, 32, 48), procedure=Procedure(samples=4))
+    case = case_of(tmp_path / "a.nii", spacing, axis, hole=True)
+    for band in native_bands(predictor, case, PLAIN):
+        assert band.variance is not None
+        np.testing.assert_array_equal(band.variance.isnan(), ~band.valid)
+        for part in band.variance.movedim({"z": 0, "x": 2}[axis], 0):
+            held = part[~part.isnan()]
+            assert not len(held) or torch.allclose(held, held[0].expand(len(held)), rtol=1e-4)

@@ -101,7 +101,21 @@ class Outputs:
         files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in case.image.files]
         image = f"{image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
         post = "" if self.post is None else f" {self.post}"
-        return f"{self.runs.identity} {weights} {settings} {__version__} {image} {self.predictor.procedure}{post}"
+        return (
+            f"{self.runs.identity} {weights} {settings} {__version__} {image} {self.predictor.procedure}{post}{self._mended(case)}"
+        )
+
+    def _mended(self, case: Case) -> str:
+        """What earlier versions have made otherwise for such a case and such settings alone, whose maps are others; mostly "".
+
+        What is made otherwise for all is said by the predictor's `VERSION`.
+        """
+        from voxtile.cases.working import OnWorkingGrid
+
+        changed = []
+        if self.config["uncertainty"] and isinstance(case.image, OnWorkingGrid):
+            changed.append("variance over valid pixels")
+        return "".join(f" {each}" for each in changed)
 
     def paths_of(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
         """Where the maps go.

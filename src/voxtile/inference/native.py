@@ -90,9 +90,10 @@ def _band(native: Case, window: Window, order: Sequence[int], maps: Tensor, pred
     """A band of the native grid, from maps [K, H, W] of a slice."""
     back = [list(order).index(axis) for axis in range(3)]
     maps = maps[:, None].permute(0, *(axis + 1 for axis in back)).contiguous()
-    probabilities, variance = (maps[:-1], maps[-1]) if predictor.procedure.samples else (maps, None)
-    # Where pixels without data were seen, probabilities sum to less than one.
-    total = probabilities.sum(dim=0)
+    sampled = bool(predictor.procedure.samples)
+    # Where pixels without data were seen, probabilities sum to less than one, and the variance is too small by the same share.
+    total = (maps[:-1] if sampled else maps).sum(dim=0)
     held: NDArray[np.bool_] = native.read(window)[1] & (total > 0).numpy()
-    probabilities = torch.where(torch.from_numpy(held), probabilities / total, torch.nan)
+    maps = torch.where(torch.from_numpy(held), maps / total, torch.nan)
+    probabilities, variance = (maps[:-1], maps[-1]) if sampled else (maps, None)
     return Band(window, probabilities, held, variance, predictor.regions)
