@@ -32,6 +32,31 @@ def test_turning_and_mirroring_keep_the_spacing(degrees, spacing):
         assert grid.spacing == pytest.approx((z, y, x))
 
 
+@quick
+@given(st.floats(-180, 180), st.tuples(*[st.floats(0.1, 10)] * 3))
+def test_of_axes_at_right_angles_steps_and_cells_are_those_of_the_spacing(degrees, spacing):
+    grid = Grid((2, 3, 4), turned(degrees, spacing), "mm")
+    assert not grid.is_sheared
+    np.testing.assert_array_equal(grid.steps, np.diag(grid.spacing))
+    assert grid.cell() == math.prod(grid.spacing)
+    assert grid.cell(planar=True) == math.prod(grid.spacing[1:])
+
+
+def test_a_sheared_pixel_is_smaller_than_its_edges_say():
+    tilt = math.radians(25)
+    affine = np.array(turned(30, (0.5, 0.8, 1)))
+    affine[:3, 2] = 3 * np.array([0, math.sin(tilt), math.cos(tilt)])  # slices 3 mm apart along the tilted axis
+    grid = Grid((2, 3, 4), tuple(map(tuple, affine.tolist())), "mm")
+    assert grid.is_sheared
+    assert grid.spacing == pytest.approx((3, 0.8, 0.5))
+    assert grid.cell() == pytest.approx(3 * 0.8 * 0.5 * math.cos(tilt)) == abs(np.linalg.det(affine[:3, :3]))
+    assert grid.cell(planar=True) == pytest.approx(0.8 * 0.5)
+    places = np.array([[1, 2, 3], [0, 1, 0]])  # (z, y, x)
+    np.testing.assert_allclose(places @ grid.steps, places[:, ::-1] @ affine[:3, :3].T)
+    shifted = Grid((1, 3, 4), ((0.3, 0.3, 0, 0), (0, 0.4, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)), "m", "feet", (2.0, 1.0))
+    assert shifted.cell(planar=True) == pytest.approx(0.6 * 0.4)  # a parallelogram
+
+
 def test_spacing_counts_metres_where_the_map_unit_is_another():
     feet = Grid((1, 5, 5), turned(0, (10, -10, 1)), "m", "feet", (0.3048, 0.3048))
     assert feet.spacing == pytest.approx((1, 3.048, 3.048))

@@ -316,6 +316,27 @@ def test_results_are_added_to_the_map_of_a_volume(volume_run: Run, tmp_path: Pat
     assert (tmp_path / "maps" / "v1_instances.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [("instances=true", "v1_instances.csv exists already"), ("postprocess={smallest: {disc: 9}}", "with other settings")],
+)
+def test_what_counts_voxels_of_a_tilted_scan_is_not_kept_of_versions_that_took_them_for_upright(
+    volume_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch, wanted: str, expected: str
+) -> None:
+    image = nibabel.load(volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz")
+    affine = image.affine.copy()
+    affine[1, 2] = 0.5 * affine[2, 2]
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), tmp_path / "v1.nii.gz")
+    words = ["predict", f"run={volume_run.home}", f"paths.runs={tmp_path}", f"input={tmp_path / 'v1.nii.gz'}", wanted]
+    words.append(f"output={tmp_path / 'maps'}")
+    with monkeypatch.context() as before:
+        before.setattr("voxtile.commands.results.is_tilted", lambda case: False)
+        assert voxtile(*words).code == 0
+    said = voxtile(*words)
+    assert said.code == 3
+    assert expected in said.text
+
+
 def test_what_results_a_full_disk_has_stopped_are_made_by_the_same_command(
     finished: list[str], tmp_path: Path, voxtile: Command
 ) -> None:

@@ -1,14 +1,26 @@
 """Volumes as slices across any axis, with neighbours and as boxes, on their own grid and on others, from training to maps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+from tests.cases.test_nifti import save
 from tests.commands.conftest import Command, homes
 from tests.testers.tiny import volume_words
+from voxtile.cases.case import Case
+from voxtile.cases.nifti import NiftiSource
+from voxtile.cases.window import Window
+from voxtile.commands.measures import LesionMeasure, SurfaceMeasure
+from voxtile.commands.score_table import score_table
+from voxtile.commands.scoring import Scored
+from voxtile.data.planning import facts_of
+from voxtile.data.survey import survey
+from voxtile.inference.finished import FinishedMap
+from voxtile.inference.postprocess import pixel_size
 
 WAYS = {
     "slices with neighbours": ["data.neighbours=1"],
@@ -54,6 +66,27 @@ def test_volumes_smaller_than_a_window_are_evaluated_as_they_were_validated(
     assert voxtile("evaluate", f"run={home}", "split=val").code == 0
     (summary,) = (home / "evaluations").glob("*/summary.json")
     np.testing.assert_array_equal(json.loads(summary.read_text())["confusion"], validated)
+
+
+def test_what_is_measured_of_a_tilted_scan_counts_its_voxels_as_they_are(tmp_path: Path) -> None:
+    tilt = np.deg2rad(25)
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 2] = [0, 4 * np.sin(tilt), 4 * np.cos(tilt)]
+    source = NiftiSource([save(tmp_path / "a.nii", np.ones((6, 5, 4), np.uint8), affine)])
+    case, voxel = Case("a", "a", source), 4 * np.cos(tilt)  # mm³
+    classes = {1: "organ"}
+    assert pixel_size(case) == pytest.approx(voxel)
+    assert FinishedMap(source, ("rest", "organ")).sizes(Window.whole(case.shape)) == pytest.approx(voxel / 1000)
+    lesions = LesionMeasure(classes, {}, 10.0, 0.0, True)
+    assert lesions.collector_of(case, classes).least == pytest.approx(10 / voxel, rel=1e-4)
+    np.testing.assert_array_equal(
+        SurfaceMeasure(classes, {}, {"organ": 1.0}, True).collector_of(case, classes).steps, case.grid.steps
+    )
+    data = {"classes": ["rest", "organ"], "background": 0}
+    (row,) = score_table([Scored(case, np.array([[3, 0], [2, 5]]), ())], data, []).rows
+    assert (row["label_ml/organ"], row["predicted_ml/organ"]) == pytest.approx((7 * voxel / 1000, 5 * voxel / 1000))
+    found = replace(survey(case, 2, label=False), counts=np.array([0, 120]))
+    np.testing.assert_allclose(facts_of([case], [found]).volumes, [[0, 0.12 * voxel]])
 
 
 def stretched(folder: Path, factors: dict[str, float]) -> None:

@@ -1,5 +1,6 @@
 """Distances between surfaces against MONAI's and against brute force, and what is missed or not judged."""
 
+import itertools
 import re
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.testers.composing import ROOT
 from voxtile.cases.window import Window
 from voxtile.scores.surfaces import SurfaceMeter, summarise_surfaces, surface_scores
 
+SHEAR = np.array([[1.0, 0.47, 0.1], [0.0, 1.0, 0.2], [0.0, 0.0, 1.0]])  # slices, and rows, that are shifted against each other
 SPACINGS = [(1.0, 1.0, 1.0), (3.0, 0.8, 0.8), (0.5, 1.25, 2.0)]
 
 
@@ -53,9 +55,11 @@ def test_scores_are_those_of_monai(seed: int, shape: tuple[int, int, int], spaci
 
 
 def brute_force(
-    label: np.ndarray, prediction: np.ndarray, index: int, spacing: tuple[float, float, float], tolerance: float
-) -> tuple[float, float, float]:
-    """Every pixel of a surface against every pixel of the other, neighbours looked up one by one."""
+    label: np.ndarray, prediction: np.ndarray, index: int, spacing: tuple[float, float, float], tolerance: float,
+    shear: np.ndarray | None = None,
+) -> tuple[float, float, float]:  # fmt: skip
+    """Every pixel of a surface against every pixel of the other, neighbours looked up one by one; `shear` moves all places."""
+    shear = np.eye(3) if shear is None else shear
     steps = [s for s in np.argwhere(ndimage.generate_binary_structure(3, 1)) - 1 if s.any() and (label.shape[0] > 1 or not s[0])]
     ignored = label == 255
 
@@ -68,11 +72,11 @@ def brute_force(
                 if not inside or not (mask[tuple(there)] or ignored[tuple(there)]):
                     out.append(point)
                     break
-        return np.array(out, dtype=float).reshape(-1, 3) * spacing
+        return np.array(out, dtype=float).reshape(-1, 3) * spacing @ shear
 
     mine, theirs = label == index, (prediction == index) & ~ignored
     size = [n * s if label.shape[0] > 1 or axis else 0 for axis, (n, s) in enumerate(zip(label.shape, spacing, strict=True))]
-    diagonal = float(np.linalg.norm(size))
+    diagonal = max(float(np.linalg.norm(np.multiply(size, signs) @ shear)) for signs in itertools.product((1, -1), repeat=3))
     a, b = surface(mine), surface(theirs)
     if mine.any() != theirs.any():
         return diagonal, diagonal, 0.0
@@ -98,6 +102,9 @@ def test_scores_are_those_of_brute_force_with_ignored_pixels_anywhere(
     prediction = rng.choice([0, 1], shape, p=[0.4, 0.6]).astype(np.uint8)
     found = surface_scores(label, prediction, 1, spacing, tolerance)
     np.testing.assert_allclose(found, brute_force(label, prediction, 1, spacing, tolerance), rtol=1e-12)
+    edges = np.diag(spacing) @ SHEAR
+    found = surface_scores(label, prediction, 1, edges, tolerance)
+    np.testing.assert_allclose(found, brute_force(label, prediction, 1, spacing, tolerance, SHEAR), rtol=1e-12)
 
 
 def cube(at: int, side: int = 6, shape: tuple[int, int, int] = (10, 20, 30)) -> np.ndarray:

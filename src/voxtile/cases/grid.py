@@ -18,6 +18,7 @@ from voxtile.cases.window import Size3
 
 Unit = Literal["mm", "m", "px"]
 METRES_PER_DEGREE = 111_320.0  # of latitude, on the mean sphere
+SHEAR = 1e-4  # cosine between axes up to which they are at right angles: headers round their directions
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,33 @@ class Grid:
         columns = self.matrix[:3, :3] * np.array([*self.metres, 1.0])[:, None]
         x, y, z = (float(np.linalg.norm(columns[:, axis])) for axis in range(3))
         return z, y, x
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """From a pixel to the next along (z, y, x), in `unit`: rows [3, 3] whose products with indices (z, y, x) are places.
+
+        Of axes at right angles they are turned into the axes themselves, so that only `spacing` stands on the diagonal.
+        """
+        return self._edges if self.is_sheared else np.diag(self.spacing)
+
+    @property
+    def is_sheared(self) -> bool:
+        """Whether axes are not at right angles, as those of a CT whose gantry was tilted."""
+        lengths = np.array(self.spacing)
+        return bool((np.abs(np.triu(self._edges @ self._edges.T, 1)) > SHEAR * np.outer(lengths, lengths)).any())
+
+    def cell(self, planar: bool = False) -> float:
+        """The volume of a pixel, in `unit` cubed, or the area of one in its slice: what pixels count for together."""
+        if not self.is_sheared:
+            return math.prod(self.spacing[1:] if planar else self.spacing)
+        edges = self._edges[1:] if planar else self._edges
+        return math.sqrt(float(np.linalg.det(edges @ edges.T)))
+
+    @property
+    def _edges(self) -> NDArray[np.float64]:
+        """The edges of a pixel along (z, y, x), rows [3, 3], as vectors in the world."""
+        columns: NDArray[np.float64] = self.matrix[:3, 2::-1] * np.array([*self.metres, 1.0])[:, None]
+        return columns.T
 
     @property
     def footprint(self) -> tuple[float, float, float, float]:

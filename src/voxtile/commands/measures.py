@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -180,9 +179,7 @@ class LesionMeasure(Measure):
         """Counts the lesions of a case."""
         from voxtile.scores.lesions import LesionCounter
 
-        spacing = case.grid.spacing
-        size = math.prod(spacing[1:] if case.shape[0] == 1 else spacing)
-        least = self.least / size * (1 - 1e-5)  # headers hold spacings in single precision
+        least = self.least / case.grid.cell(planar=case.shape[0] == 1) * (1 - 1e-5)  # headers hold spacings in single precision
         return LesionCounter(case.shape, classes, self.corners, least, self.overlap)
 
     def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -231,7 +228,7 @@ class SurfaceMeasure(Measure):
         """Measures the surfaces of a case."""
         from voxtile.scores.surfaces import SurfaceMeter
 
-        return SurfaceMeter(case.shape, classes, case.grid.spacing, self.tolerances)
+        return SurfaceMeter(case.shape, classes, case.grid.steps, self.tolerances)
 
     def scores(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Means and medians over cases."""

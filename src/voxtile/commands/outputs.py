@@ -111,10 +111,13 @@ class Outputs:
         What is made otherwise for all is said by the predictor's `VERSION`.
         """
         from voxtile.cases.working import OnWorkingGrid
+        from voxtile.commands.results import TILTED, is_tilted
 
         changed = []
         if self.config["uncertainty"] and isinstance(case.image, OnWorkingGrid):
             changed.append("variance over valid pixels")
+        if self.post is not None and self.post.smallest and is_tilted(case.native):
+            changed.append(TILTED)
         return "".join(f" {each}" for each in changed)
 
     def paths_of(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
@@ -131,7 +134,7 @@ class Outputs:
             if path.resolve() in inputs or path.resolve() == self.source.resolve():
                 raise DataError(f"The map {path} would overwrite its own input. Name another output.")
         if not (self.config["overwrite"] or self.config["share"]):
-            self._check_free(paths)
+            self._check_free(case, paths)
         if not self.config["heatmaps"] and (stale := self.beside(case, name, specs[0])[0]).exists():
             self.out.print(f"{stale} is of an earlier command; this one writes no heatmaps", soft_wrap=True)
         return paths
@@ -149,7 +152,7 @@ class Outputs:
         heat = replace(spec, heatmap=True)
         return self.named(case, name, [heat, replace(heat, classes=(UNCERTAINTY,))])
 
-    def _check_free(self, paths: Sequence[Path]) -> None:
+    def _check_free(self, case: Case, paths: Sequence[Path]) -> None:
         """Refuses names that are taken, but for those of maps that this command may have made, which `are_kept` looks at.
 
         Raises:
@@ -163,14 +166,14 @@ class Outputs:
         for path in paths:
             if path.exists() and MADE_FROM not in tags_of(path, kind):
                 raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
-        if taken := self.results.foreign(paths[0], bool(self.config["heatmaps"]), self.confusion):
+        if taken := self.results.foreign(case.native, paths[0], bool(self.config["heatmaps"]), self.confusion):
             raise DataError(
                 f"{taken[0]} exists already, and {notes_of(paths[0]).name} beside it does not say that it was made of this map "
                 "with these settings. Name another output; move the file away, to have it made anew of the finished map; or type "
                 "'overwrite=true' to have everything predicted and made anew."
             )
 
-    def is_left(self, paths: Sequence[Path], specs: Sequence[MapSpec]) -> bool:
+    def is_left(self, case: Case, paths: Sequence[Path], specs: Sequence[MapSpec]) -> bool:
         """Whether, where work is shared, nothing is to be done for a case: its files are there, or others, which is said.
 
         Each of many processes asks this of every case. So the image is not read: maps are compared by their stamps, and those
@@ -189,7 +192,7 @@ class Outputs:
                 self.pass_over(path)
                 return True
             known = known and STAMP in tags
-        if taken := self.results.foreign(paths[0], bool(self.config["heatmaps"]), self.confusion):
+        if taken := self.results.foreign(case.native, paths[0], bool(self.config["heatmaps"]), self.confusion):
             self.pass_over(taken[0], "is not noted as made of this map with these settings")
             return True
         return known and all(path.exists() for path in self.results.paths(paths[0]).values())

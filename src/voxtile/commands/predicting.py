@@ -95,7 +95,7 @@ class Work:
             case = replace(case, image=Tolerant(case.image))
         unread = self.outputs.specs(case)  # what can be said without the pixels: names, and stamps
         paths = self.outputs.paths_of(case, files.id, unread)
-        if self.config["share"] and self.outputs.is_left(paths, unread):
+        if self.config["share"] and self.outputs.is_left(case, paths, unread):
             return []
         if self.post is not None:
             check_size(case.native)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from voxtile.inference.predictor import Predictor
 
 VERSION = 3  # of how results are made of maps: raise it when results of the same map change
+TILTED = "voxels of a sheared grid"  # what earlier versions measured otherwise
 MADE_FROM = "made_from"  # the tag of a map, and the key of a result's note, that says so by a digest
 EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate takes for one run
     "weights": "best", "window": None, "overlap": 0.25, "crf": None, "postprocess": None, "rotations": 1, "mirrors": [], "halo": 0,
@@ -196,10 +197,11 @@ class Results:
 
         return None if self.places is None else Places(self.places, self.place_name)
 
-    def foreign(self, path: Path, heatmaps: bool, confusion: Mapping[str, Any] | None) -> list[Path]:
+    def foreign(self, case: Case, path: Path, heatmaps: bool, confusion: Mapping[str, Any] | None) -> list[Path]:
         """Files under the names of results that are not noted as made of this map with these settings.
 
         Args:
+            case: what was predicted, on the grid of its file.
             path: the map; where it is not there, nothing can be of it.
             heatmaps: whether the results are made with heatmaps.
             confusion: see `voxtile.inference.areas.write_areas`.
@@ -207,15 +209,16 @@ class Results:
         there = {kind: file for kind, file in self.paths(path).items() if file.exists()}
         if not there:
             return []
-        noted, wanted = _read_notes(path), self._made_from(path, heatmaps, confusion)
+        noted, wanted = _read_notes(path), self._made_from(case, path, heatmaps, confusion)
         return [file for kind, file in there.items() if noted.get(file.name) != wanted[kind]]
 
-    def _made_from(self, path: Path, heatmaps: bool, confusion: Mapping[str, Any] | None) -> dict[str, str]:
+    def _made_from(self, case: Case, path: Path, heatmaps: bool, confusion: Mapping[str, Any] | None) -> dict[str, str]:
         """A digest of what each result is made from, by its name: the map, and the settings that change this result."""
         objects = (self.objects, self.min_pixels, heatmaps)
+        table = (*objects, self.corners, *([TILTED] if is_tilted(case) else []))
         read = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.inputs]
         settings = {
-            "polygons": (*objects, self.simplify), "instances": (*objects, self.corners), "table": (*objects, self.corners),
+            "polygons": (*objects, self.simplify), "instances": (*objects, self.corners), "table": table,
             "areas": (read, self.place_name, confusion), "quicklook": (self.rgb,), "itksnap": (),
         }  # fmt: skip
         made_of = dict(tags_of(path, self.dataset.format))
@@ -257,7 +260,7 @@ class Results:
                 for each in self._files(path).values():
                     discard_half(each)
                 missing = {kind: each for kind, each in wanted.items() if not each.exists()}
-                made_from = self._made_from(path, heat is not None, confusion)
+                made_from = self._made_from(case, path, heat is not None, confusion)
                 for kind, make in self._makers(case, path, heat, places, confusion, missing).items():
                     file = missing[kind]
                     note(file.name, made_from[kind])
@@ -321,6 +324,11 @@ class Results:
 
         source, probable = open_map(self.dataset.format, path, heat, case.image)
         return FinishedMap(source, self.dataset.classes, probable)
+
+
+def is_tilted(case: Case) -> bool:
+    """Whether a case is a volume whose grid is sheared."""
+    return case.grid.unit == "mm" and case.grid.is_sheared
 
 
 def label_descriptions(dataset: Dataset) -> str:

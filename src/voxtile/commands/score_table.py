@@ -77,7 +77,7 @@ def score_table(scored: Sequence[Scored], data: Mapping[str, Any], measures: Seq
     ]
     structures = structures_of(classes, background, regions) if all(case.grid.unit == "mm" for case in cases) else {}
     if structures:
-        sizes = [float(np.prod(case.grid.spacing)) / 1000 for case in cases]
+        sizes = [case.grid.cell() / 1000 for case in cases]
         volumes = [volume_columns(each.matrix, structures, ml) for each, ml in zip(scored, sizes, strict=True)]
         scores |= summarise_volumes(volumes, list(structures))
         rows = [{**row, **own} for row, own in zip(rows, volumes, strict=True)]

@@ -85,7 +85,7 @@ def facts_of(cases: Sequence[Case], surveys: Sequence[Survey]) -> Facts:
             "pictures choose 'data.window' yourself; 'voxtile check' says how long steps take."
         )
     spacings = np.array([grid.spacing for grid in grids])
-    volumes = np.array([found.counts for found in surveys]) * spacings.prod(axis=1)[:, None] / 1000
+    volumes = np.array([found.counts for found in surveys]) * np.array([[grid.cell()] for grid in grids]) / 1000
     return Facts(
         shapes=np.array([grid.shape for grid in grids]),
         spacings=spacings,

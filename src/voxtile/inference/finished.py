@@ -68,7 +68,7 @@ class FinishedMap:
         """The size of each pixel of a slab, in the unit of `measure`, to be broadcast to [d, h, w]."""
         if self.measure == "hectares":
             return self._areas.cells(window)[None] / HECTARE
-        return np.full((1, 1, 1), np.prod(self.grid.spacing) / 1000)  # of mm³
+        return np.full((1, 1, 1), self.grid.cell() / 1000)  # of mm³
 
     @cached_property
     def _areas(self) -> PixelAreas:

@@ -63,7 +63,7 @@ class Postprocess:
 
 def pixel_size(case: Case) -> float:
     """What one pixel counts for in sizes: its mm³ in volumes, 1 in scenes and pictures."""
-    return math.prod(case.grid.spacing) if case.grid.unit == "mm" else 1.0
+    return case.grid.cell() if case.grid.unit == "mm" else 1.0
 
 
 def check_size(case: Case) -> None:

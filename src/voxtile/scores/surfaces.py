@@ -9,6 +9,7 @@ radiotherapy", with the surface's pixels counted alike (MONAI's `compute_surface
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ _SLACK = 1 + 1e-5
 
 
 class Surfaces(NamedTuple):
-    """Scores of one class in one case, NaN where no surface is judged: `hd95` and `assd` in the unit of the spacing."""
+    """Scores of one class in one case, NaN where no surface is judged: `hd95` and `assd` in the unit of the steps."""
 
     hd95: float
     assd: float
@@ -33,20 +34,25 @@ class Surfaces(NamedTuple):
 
 
 def surface_scores(
-    label: NDArray[np.uint8], prediction: NDArray[np.uint8], index: int, spacing: Sequence[float], tolerance: float
-) -> Surfaces:
+    label: NDArray[np.uint8], prediction: NDArray[np.uint8], index: int, steps: Sequence[float] | NDArray[np.float64],
+    tolerance: float,
+) -> Surfaces:  # fmt: skip
     """Compares the surfaces of one class.
 
     Args:
         label: class indices [D, H, W] of a whole case, `IGNORE` where nothing is judged; with D = 1 surfaces are lines in a plane.
         prediction: class indices [D, H, W].
         index: the class.
-        spacing: distance between neighbouring pixels along (z, y, x).
-        tolerance: the largest distance, in the spacing's unit, at which a surface's pixel counts as met.
+        steps: from a pixel to the next along (z, y, x), rows [3, 3], see `Grid.steps`; or their lengths alone, of axes at right
+            angles.
+        tolerance: the largest distance, in the steps' unit, at which a surface's pixel counts as met.
     """
+    edges = np.diag(steps) if np.ndim(steps) == 1 else np.asarray(steps)
     if label.shape[0] == 1:
-        label, prediction, spacing = label[0], prediction[0], spacing[1:]
-    diagonal = float(np.linalg.norm(np.multiply(label.shape, spacing)))
+        label, prediction, edges = label[0], prediction[0], edges[1:]
+    # The longest way through the case: its diagonals are equally long unless axes are sheared.
+    signs = np.array(list(product((1, -1), repeat=label.ndim)))
+    diagonal = float(np.linalg.norm(signs * label.shape @ edges, axis=1).max())
     either = (label == index) | ((prediction == index) & (label != IGNORE))
     if not either.any():
         return Surfaces(np.nan, np.nan, np.nan)
@@ -56,7 +62,7 @@ def surface_scores(
     if not (mine.any() and theirs.any()):  # missed, or a false alarm
         return Surfaces(diagonal, diagonal, 0.0)
     mine, theirs = _surface(mine, ignored), _surface(theirs, ignored)
-    both = [_distances(mine, theirs, spacing), _distances(theirs, mine, spacing)]
+    both = [_distances(mine, theirs, edges), _distances(theirs, mine, edges)]
     together = np.concatenate(both)
     if not together.size:
         return Surfaces(np.nan, np.nan, np.nan)
@@ -84,27 +90,33 @@ def _surface(mask: NDArray[np.bool_], ignored: NDArray[np.bool_]) -> NDArray[np.
     return mask & ~core
 
 
-def _distances(of: NDArray[np.bool_], to: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+def _distances(of: NDArray[np.bool_], to: NDArray[np.bool_], edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """From each pixel of the surface `of` to the nearest one of the surface `to`, infinite where that has none."""
     out = np.zeros(np.count_nonzero(of))
     apart = of & ~to  # most of two good surfaces is common
-    out[apart[of]] = KDTree(np.argwhere(to) * spacing).query(np.argwhere(apart) * spacing)[0]
+    out[apart[of]] = KDTree(np.argwhere(to) @ edges).query(np.argwhere(apart) @ edges)[0]
     return out
 
 
 class SurfaceMeter:
     """Measures the surfaces of one case that comes in bands. Label and prediction are put together: two bytes a pixel."""
 
-    def __init__(self, shape: Size3, classes: Mapping[int, str], spacing: Sequence[float], tolerances: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        shape: Size3,
+        classes: Mapping[int, str],
+        steps: Sequence[float] | NDArray[np.float64],
+        tolerances: Mapping[str, float],
+    ) -> None:
         """Starts before the first band.
 
         Args:
             shape: (D, H, W) of the case.
             classes: names of the classes that are measured, by index.
-            spacing: distance between neighbouring pixels along (z, y, x).
-            tolerances: of `nsd`, by class name, in the spacing's unit.
+            steps: see `surface_scores`.
+            tolerances: of `nsd`, by class name, in the steps' unit.
         """
-        self.classes, self.spacing, self.tolerances = classes, spacing, tolerances
+        self.classes, self.steps, self.tolerances = classes, steps, tolerances
         self._label, self._prediction = np.full(shape, IGNORE, dtype=np.uint8), np.full(shape, IGNORE, dtype=np.uint8)
 
     def add(self, window: Window, prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> None:
@@ -115,7 +127,7 @@ class SurfaceMeter:
         """The columns of `cases.csv`, after the last band."""
         out: dict[str, float] = {}
         for index, name in self.classes.items():
-            scores = surface_scores(self._label, self._prediction, index, self.spacing, self.tolerances[name])
+            scores = surface_scores(self._label, self._prediction, index, self.steps, self.tolerances[name])
             out |= {f"{kind}/{name}": value for kind, value in scores._asdict().items()}
         return out
 
