@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import rasterio
+from omegaconf import OmegaConf
 
 from tests.commands.conftest import Command, Run, homes
 
@@ -67,6 +68,30 @@ def test_windows_of_another_size_judge_the_whole_case(copied_run: Run, voxtile: 
     ]
     assert [summary["procedure"]["window"] for summary in summaries] == [[1, 32, 24], [1, 64, 64]]
     assert len({sum(map(sum, summary["confusion"])) for summary in summaries}) == 1
+
+
+def test_where_classes_change_places_in_copies_maps_and_evaluations_are_not_those_of_versions_that_left_them(
+    copied_run: Run, images: Path, tmp_path: Path, voxtile: Command
+) -> None:
+    def words(name: str) -> list[str]:
+        return [f"run={copied_run.home}", f"input={images / 's1.tif'}", f"output={tmp_path / name}", f"paths.runs={tmp_path}"]
+
+    def made_from(name: str, mirrors: str) -> str:
+        assert voxtile("predict", *words(name), mirrors).code == 0
+        with rasterio.open(tmp_path / name / "s1.tif") as made:
+            return made.tags()["made_from"]
+
+    before = [made_from(f"before{mirrors}", mirrors) for mirrors in ("mirrors=[x]", "mirrors=[y]")]
+    assert voxtile("evaluate", f"run={copied_run.home}", "mirrors=[x]", "postprocess=search").code == 0
+    config = OmegaConf.load(copied_run.home / "config.yaml")
+    config.data.symmetry = config.augment.symmetry = {"flips": ["x"], "swap": {"x": [["ground", "disc"]]}}
+    OmegaConf.save(config, copied_run.home / "config.yaml")
+    after = [made_from(f"after{mirrors}", mirrors) for mirrors in ("mirrors=[x]", "mirrors=[y]")]
+    assert (after[0] == before[0], after[1] == before[1]) == (False, True)
+    said = voxtile("evaluate", f"run={copied_run.home}", "mirrors=[x]", "postprocess=best")
+    assert (said.code, "made with exchanged=False, and these are made with exchanged=True" in said.text) == (4, True)
+    assert voxtile("evaluate", f"run={copied_run.home}", "mirrors=[x]").code == 0
+    assert (copied_run.home / "evaluations" / "val-best-mirrorsx-exchanged").exists()
 
 
 def test_turned_copies_are_averaged(copied_run: Run, voxtile: Command) -> None:

@@ -49,3 +49,25 @@ def test_every_run_must_be_made_for_samples(scene_run: Run) -> None:
     trained, able = Trained.open(str(scene_run.home), "best", []), Able(2, 2, 1)
     with pytest.raises(ConfigError, match="'samples=3' asks for Monte-Carlo dropout"):
         trained.predictor(settings(scene_run, "samples=3"), [replace(trained, network=able), trained])
+
+
+def with_symmetry(run: Run, symmetry: dict[str, Any], axis: str = "z") -> Trained:
+    """The run as if its data had been declared so."""
+    trained = Trained.open(str(run.home), "best", [])
+    data = {**trained.built.config["data"], "symmetry": symmetry}
+    config = {**trained.built.config, "data": data, "augment": {**trained.built.config["augment"], "symmetry": symmetry}}
+    return replace(trained, built=replace(trained.built, config=config, windowing=Windowing((16, 16), axis)))
+
+
+@pytest.mark.parametrize(("axis", "mirrored", "swapped"), [("z", "x", "x"), ("y", "x", "x"), ("y", "z", "y"), ("x", "y", "x")])
+def test_classes_change_places_along_the_axis_of_the_volume_however_its_slices_lie(
+    volume_run: Run, axis: str, mirrored: str, swapped: str
+) -> None:
+    pairs = {"flips": [mirrored], "swap": {mirrored: [["ground", "disc"]]}}
+    declared, plain = with_symmetry(volume_run, pairs, axis), with_symmetry(volume_run, {"flips": [mirrored]}, axis)
+    config = settings(volume_run, f"mirrors=[{mirrored}]")
+    assert declared.predictor(config).procedure.exchanged == [{swapped: ((0, 1),)}]
+    assert plain.predictor(config, [plain, declared]).procedure.exchanged == [{}, {swapped: ((0, 1),)}]
+    assert plain.predictor(config, [plain, plain]).procedure.exchanged == []
+    other = next(each for each in "zyx" if each not in (axis, mirrored))
+    assert declared.predictor(settings(volume_run, f"mirrors=[{other}]")).procedure.exchanged == []

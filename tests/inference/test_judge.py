@@ -12,6 +12,7 @@ from tests.inference.test_predictor import CLASSES, SCALE, Convolutions, case_of
 from tests.testers.networks import noise
 from voxtile.cases.window import Window
 from voxtile.data.normalise import Intensity
+from voxtile.data.symmetry import Symmetry
 from voxtile.inference.judge import Judge
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure, mirrored_mean
@@ -59,6 +60,48 @@ def test_a_marked_corner_comes_back_to_its_place(axes):
     last = [3 if "z" in axes else 0, 4 if "y" in axes else 0, 5 if "x" in axes else 0]
     assert found[..., 0, 0, 0] == found[..., last[0], last[1], last[2]] == 1 / 2 ** len(axes)
     assert found.sum() == 1
+
+
+class Sided(nn.Module):
+    """Calls what it sees of class 1 on the image's left half and of class 2 on its right half, and of class 3 in its front half."""
+
+    def __init__(self, dims=2):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, image):
+        x = torch.linspace(-3, 3, image.shape[-1]).expand(image.shape[0], 1, *image.shape[2:])
+        z = torch.linspace(-1, 1, image.shape[2]).view(-1, 1, 1) if self.dims == 3 else torch.ones(())
+        return torch.cat([0 * x, -x, x, 2 * z * torch.ones_like(x), -2 * z * torch.ones_like(x)], dim=1)
+
+
+@pytest.mark.parametrize(("dims", "size", "rotations"), [(2, (1, 16, 16), 1), (2, (1, 16, 16), 3), (3, (6, 16, 16), 1)])
+def test_classes_that_change_places_are_exchanged_in_the_copies_of_the_networks_that_were_trained_so(dims, size, rotations):
+    case = case_of((6, 16, 16))
+    swap = {"x": [[1, 2]], "z": [[3, 4]]}
+    swapping, plain = Symmetry(("z", "x"), swap=swap), Symmetry(("z", "x"))
+    axes = ("x", "y") if dims == 2 else ("z", "y", "x")
+
+    def found(*symmetries, mirrors=axes):
+        procedure = Procedure(rotations=rotations, mirrors=mirrors, symmetries=symmetries)
+        networks = [Sided(dims) for _ in symmetries]
+        predictor = Predictor(networks, size, 0.0, workers=0, procedure=procedure)
+        return np.stack([band.probabilities for band in predictor.bands(case, [SCALE] * len(networks))])
+
+    alone = found(plain, mirrors=())
+    np.testing.assert_allclose(found(swapping), alone, atol=1e-6)  # each copy says what the image itself says
+    assert np.abs(found(plain) - alone).max() > (0.2 if rotations == 1 else 0.005)
+    np.testing.assert_allclose(found(swapping, plain), (found(swapping) + found(plain)) / 2, atol=1e-6)
+    np.testing.assert_array_equal(found(swapping, mirrors=("y",)), found(plain, mirrors=("y",)))
+
+
+def test_the_pairs_that_count_are_those_along_the_axes_that_are_mirrored():
+    swapping, plain = Symmetry(("z", "x"), swap={"x": [[1, 2]], "z": [[3, 4]]}), Symmetry(("x",))
+    assert Procedure(mirrors=("y", "x"), symmetries=(plain, swapping)).exchanged == [{}, {"x": ((1, 2),)}]
+    assert Procedure(mirrors=("y",), symmetries=(plain, swapping)).exchanged == []
+    assert repr(Procedure(mirrors=("x",), symmetries=(plain,))) == repr(Procedure(mirrors=("x",)))
+    with pytest.raises(ValueError, match="1 networks have 2 symmetries"):
+        Judge([Convolutions()], "cpu", torch.float32, Procedure(mirrors=("x",), symmetries=(plain, swapping)))
 
 
 @pytest.mark.parametrize(

@@ -233,5 +233,6 @@ def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor, pos
     from dataclasses import asdict
 
     crf = predictor.procedure.crf
+    exchanged = "-exchanged" if predictor.procedure.exchanged else ""  # earlier versions left classes where they were
     changed = "-changed" if any(run.changed_modules for run in runs) else ""
-    return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None, post)}{changed}"
+    return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None, post)}{exchanged}{changed}"

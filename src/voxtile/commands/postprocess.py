@@ -69,6 +69,7 @@ def made_with(config: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]
         "weights": config["weights"], "window": list(predictor.size), "overlap": config["overlap"],
         "samples": procedure.samples, "rotations": procedure.rotations, "mirrors": list(procedure.mirrors), "halo": procedure.halo,
         "crf": json.loads(json.dumps(asdict(procedure.crf))) if procedure.crf else None, "precision": config["precision"],
+        **({"exchanged": True} if procedure.exchanged else {}),
     }  # fmt: skip
 
 
@@ -101,7 +102,10 @@ def _found(folder: Path, made: Mapping[str, Any]) -> Any:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        settings, searched = content["settings"], {"precision": "32-true"} | content["searched_with"]  # older ones do not say
+        settings, searched = (
+            content["settings"],
+            {"precision": "32-true", "exchanged": False} | content["searched_with"],
+        )  # some do not say
         unlike = [name for name in made if searched[name] != made[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(

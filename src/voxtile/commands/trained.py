@@ -217,9 +217,9 @@ class Trained:
         if config["rotations"] > 1 and dims_of(self.network) != 2:
             raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
         crf = crf_of(config["crf"], self.home, self.manifest["data"]["channels"])
-        procedure = Procedure(
-            config["samples"], config["rotations"], self._mirrors(config["mirrors"]), self._halo(config["halo"], networks), crf
-        )
+        mirrors, halo = self._mirrors(config["mirrors"]), self._halo(config["halo"], networks)
+        symmetries = tuple(member.built.symmetry for member in members) if mirrors else ()
+        procedure = Procedure(config["samples"], config["rotations"], mirrors, halo, crf, symmetries)
         own = list(self.built.windowing.size)
         window = own if config["window"] is None else config["window"]
         if not isinstance(window, list) or len(window) != len(own) or not all(is_whole(side, 1) for side in window):

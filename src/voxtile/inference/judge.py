@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from voxtile.cases.window import Size3
 from voxtile.data.normalise import Intensity, normalise
+from voxtile.data.symmetry import Symmetry
 from voxtile.inference.procedure import Procedure, mirrored_mean, monte_carlo, rotated_mean
 from voxtile.models.network import dims_of, logits_of, margin_of
 from voxtile.models.sizes import centre
@@ -37,7 +38,7 @@ class Judge:
             procedure: how a window's probabilities are found.
 
         Raises:
-            ValueError: Some see slices and others boxes.
+            ValueError: Some see slices and others boxes, or the procedure's symmetries are of other networks.
         """
         self.networks = [network.to(device).eval() for network in networks]
         self.device, self.precision, self.procedure = torch.device(device), precision, procedure
@@ -45,6 +46,10 @@ class Judge:
         if len(dims) > 1:
             raise ValueError("networks that see slices and networks that see boxes have no windows in common")
         self.planar = dims == {2}
+        # Without any, no classes change places.
+        self._symmetries = procedure.symmetries or (None,) * len(networks)
+        if len(self._symmetries) != len(networks):
+            raise ValueError(f"{len(networks)} networks have {len(self._symmetries)} symmetries")
         self.classes: int | None = None
         z, y, x = (int(side) for side in np.max([margin_of(network) for network in networks], axis=0))
         self.own_margin: Size3 = (z, y, x)
@@ -74,19 +79,19 @@ class Judge:
         """
         pixels, valid = (tensor.to(self.device, non_blocking=True) for tensor in (image, seen))
         total: Tensor | None = None
-        for network, intensity in zip(self.networks, intensities, strict=True):
+        for network, symmetry, intensity in zip(self.networks, self._symmetries, intensities, strict=True):
             rows = intensity.arrays().items()
             tensors = {name: torch.from_numpy(row).to(self.device, non_blocking=True) for name, row in rows}
             numbers = {name: row.expand(len(image), *row.shape) for name, row in tensors.items()}
             scaled = normalise(pixels, valid, **numbers)
-            found = self._of_one(network, scaled.squeeze(2) if self.planar else scaled, starts, size)
+            found = self._of_one(network, symmetry, scaled.squeeze(2) if self.planar else scaled, starts, size)
             total = found if total is None else total + found
         assert total is not None
         mean = total / len(self.networks) if len(self.networks) > 1 else total
         self.classes = mean.shape[1]
         return mean[:, :, None] if self.planar else mean
 
-    def _of_one(self, network: nn.Module, image: Tensor, starts: Tensor, size: Size3) -> Tensor:
+    def _of_one(self, network: nn.Module, symmetry: Symmetry | None, image: Tensor, starts: Tensor, size: Size3) -> Tensor:
         procedure, inner = self.procedure, size[1:] if self.planar else size
 
         def softmax(each: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ class Judge:
             return torch.softmax(logits.float().contiguous(), dim=1)
 
         def mirrored(each: Tensor) -> Tensor:
-            return mirrored_mean(softmax, each, procedure.mirrors)
+            return mirrored_mean(softmax, each, procedure.mirrors, symmetry)
 
         def once(each: Tensor) -> Tensor:
             if procedure.rotations > 1:

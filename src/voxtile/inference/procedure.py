@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from voxtile.cases.window import Size3
 from voxtile.data.rng import digest
+from voxtile.data.symmetry import Symmetry
 from voxtile.models.sizes import centre
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Procedure:
         halo: pixels that are read around a window, beside the network's margin, and whose scores are cut away. With half the
             network's receptive field, a network that is shift-equivariant says the same of a pixel in every window.
         crf: applied to what the windows were blended to, or None.
+        symmetries: of each network, which classes change places in mirrored copies; none do where it is empty.
     """
 
     samples: int = 0
@@ -44,6 +46,13 @@ class Procedure:
     mirrors: tuple[str, ...] = ()
     halo: int = 0
     crf: DenseCRF | None = None
+    symmetries: tuple[Symmetry, ...] = field(default=(), repr=False)  # maps are known by what stands here otherwise
+
+    @property
+    def exchanged(self) -> list[dict[str, Sequence[Sequence[int]]]]:
+        """The pairs of classes that change places along the axes of `mirrors`, for each network; empty where none do."""
+        pairs = [{axis: each.swap[axis] for axis in self.mirrors if each.swap.get(axis)} for each in self.symmetries]
+        return pairs if any(pairs) else []
 
     def margin(self, size: Size3, planar: bool = True) -> Size3:
         """Pixels along (z, y, x) around a window of `size` (depth, height, width): the halo, and what turned copies reach."""
@@ -114,18 +123,25 @@ def rotated_mean(softmax: Softmax, images: Tensor, size: Sequence[int], rotation
     return total / total.sum(dim=1, keepdim=True)
 
 
-def mirrored_mean(softmax: Softmax, images: Tensor, axes: Sequence[str]) -> Tensor:
+def mirrored_mean(softmax: Softmax, images: Tensor, axes: Sequence[str], symmetry: Symmetry | None = None) -> Tensor:
     """The mean of the probabilities of copies mirrored along every combination of axes, each mirrored back.
+
+    What is left in the image is right in a copy: classes that change places are exchanged, as they were in training.
 
     Args:
         softmax: image [B, C, (d,) h, w] to probabilities [B, K, (d',) h', w'].
         images: windows.
         axes: of "z", "y" and "x".
+        symmetry: which classes change places; None for none.
     """
     total = softmax(images)
     for kept in itertools.product((False, True), repeat=len(axes)):
-        if flips := [-1 - "xyz".index(axis) for axis, mirrored in zip(axes, kept, strict=True) if mirrored]:
-            total = total + softmax(images.flip(flips)).flip(flips)
+        mirrored = [axis for axis, chosen in zip(axes, kept, strict=True) if chosen]
+        if flips := [-1 - "xyz".index(axis) for axis in mirrored]:
+            copy = softmax(images.flip(flips)).flip(flips)
+            own = list(range(copy.shape[1]))
+            classes = symmetry.exchanged(mirrored, len(own)) if symmetry else own
+            total = total + (copy if classes == own else copy[:, classes])
     return total / 2 ** len(axes) if axes else total
 
 
