@@ -98,6 +98,12 @@ class TestPictureTooBigForMemory(PictureTester):
         source.read(Window(0, 5, 5, 1, 2, 2), (0,))
 
 
+def test_slices_that_are_files_of_their_own_are_decoded_alone(tmp_path):
+    paths = [save(tmp_path / f"{number}.png", noise((20, 30), seed=number)) for number in range(2)]
+    assert not PictureSource(paths).is_one_piece
+    assert PictureSource(paths[:1]).is_one_piece
+
+
 def test_jpeg_reads_as_pillow_decodes_it(tmp_path):
     path = save(tmp_path / "a.jpg", noise((20, 30, 3)), quality=90)
     source = PictureSource([path])

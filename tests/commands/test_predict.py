@@ -560,6 +560,21 @@ def test_a_damaged_tile_is_an_error_or_nodata(scene_run: Run, wide: Path, tmp_pa
     np.testing.assert_array_equal(found[~near], expected[~near])
 
 
+def test_of_a_file_that_is_decoded_as_a_whole_nothing_is_left(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    (tmp_path / "in").mkdir()
+    whole, _ = files = sorted((volume_run.folder / "volumes" / "imagesTr").iterdir())[:2]
+    for path in files:
+        shutil.copy(path, tmp_path / "in" / path.name)
+    cut = tmp_path / "in" / files[1].name
+    os.truncate(cut, cut.stat().st_size - 30)
+    where = [f"run={volume_run.home}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", f"paths.runs={tmp_path}"]
+    said = voxtile("predict", *where, "damaged=nodata")
+    assert said.code == 5, said.text
+    assert f"{cut}" in said.text
+    assert "could not be read and are nodata" not in said.text
+    assert [path.name.partition(".")[0] for path in (tmp_path / "out").iterdir()] == [whole.name.partition(".")[0]]
+
+
 # --- killed, shared, and what is imported
 
 # Imports once and forks a child for each command, which says what it says into a file; children of one round run at once.

@@ -99,6 +99,11 @@ class Source(ABC):
         return self.read(Window.whole(self.working.shape), channels)
 
     @property
+    def is_one_piece(self) -> bool:
+        """Whether no pixel can be read without decoding all of them, so that nothing is left of a file with damage."""
+        return False
+
+    @property
     def decoded_bytes(self) -> int:
         """Bytes on the disk that the decoded form takes in the cache."""
         return 0

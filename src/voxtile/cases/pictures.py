@@ -106,6 +106,11 @@ class PictureSource(Source):
             stamp = stamp_of(path)
             return [(_Slice(path, page, stamp), _kind(image, path, page, self._label)) for page in range(pages)]
 
+    @property
+    def is_one_piece(self) -> bool:
+        """See `Source.is_one_piece`."""
+        return self._on_disk or len(self._slices) == 1
+
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`; only the slices in the window are decoded."""
         _, rows, columns = window.slices

@@ -104,6 +104,11 @@ class VolumeSource(Source):
         return array, np.asarray(np.isfinite(array).all(axis=0))
 
     @property
+    def is_one_piece(self) -> bool:
+        """See `Source.is_one_piece`."""
+        return True
+
+    @property
     def decoded_bytes(self) -> int:
         """See `Source.decoded_bytes`."""
         return Window.whole(self.stored.shape).pixels * len(self.channels) * self.dtype.itemsize

@@ -120,6 +120,11 @@ class OnWorkingGrid(Source):
             return made
 
     @property
+    def is_one_piece(self) -> bool:
+        """See `Source.is_one_piece`."""
+        return True
+
+    @property
     def decoded_bytes(self) -> int:
         """See `Source.decoded_bytes`."""
         if not self.resampled:

@@ -91,7 +91,7 @@ class Work:
 
         case = self._open(files)
         tolerated = self.config["damaged"] == "nodata"
-        if tolerated and case.image.native is case.image:  # what is resampled is decoded as a whole
+        if tolerated and not case.image.is_one_piece:
             case = replace(case, image=Tolerant(case.image))
         unread = self.outputs.specs(case)  # what can be said without the pixels: names, and stamps
         paths = self.outputs.paths_of(case, files.id, unread)
