@@ -367,5 +367,5 @@ def test_searches_that_cannot_be_made_are_refused():
         search(given, grid={"bilateral_value": [0]})
     with pytest.raises(ValueError, match="given none"):
         search(list, grid={"bilateral_value": [3]})
-    with pytest.raises(ValueError, match="classes up to 7"):
+    with pytest.raises(ValueError, match="only classes below"):
         search(lambda: [(*case[:2], np.full_like(case[2], 7), case[3]) for case in given()], grid={"bilateral_value": [3]})

@@ -13,12 +13,14 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError, did_you_mean, listed
 from voxtile.inference.crf import DenseCRF, Mask
 from voxtile.inference.permutohedral import Floats
+from voxtile.scores.confusion import class_scores, confusion_matrix, mean_of
 
 Judged = tuple[Floats, NDArray[Any], NDArray[Any], Mask | None]
 
@@ -83,9 +85,9 @@ def search(
         raise ConfigError(f"The search was given stages={stages}; expected 1 or more.")
     tried: dict[DenseCRF, float] = {}
     table: list[Trial] = []
-    axes = {name: sorted(set(values)) for name, values in grid.items()}
+    axes: dict[str, list[Any]] = {name: sorted(set(values)) for name, values in grid.items()}
     for stage in range(1, stages + 1):
-        combinations = [_with(start, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+        combinations = [replace(start, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
         new: list[DenseCRF | None] = [settings for settings in combinations if settings not in tried]
         if stage == 1:
             new.insert(0, None)
@@ -98,10 +100,6 @@ def search(
         best = max(tried, key=lambda settings: tried[settings])
         axes = {name: _finer(getattr(best, name), values) for name, values in axes.items()}
     return best, table
-
-
-def _with(settings: DenseCRF, values: Mapping[str, Any]) -> DenseCRF:
-    return replace(settings, **values)
 
 
 def _finer(value: float, values: Sequence[float]) -> list[float]:
@@ -127,19 +125,12 @@ def _mean_ius(cases: Iterable[Judged], trials: Sequence[DenseCRF | None], thread
 def _confusion(case: Judged, trial: DenseCRF | None) -> NDArray[np.int64]:
     """The confusion matrix [K, K] of a case with some settings, rows by label."""
     probabilities, image, label, valid = case
-    classes, label = len(probabilities), np.asarray(label)
-    judged = label != IGNORE if valid is None else (label != IGNORE) & valid
-    if label.shape != probabilities.shape[1:] or label[judged].max(initial=0) >= classes:
-        raise ValueError(
-            f"a label of shape {list(label.shape)} with classes up to {label[judged].max(initial=0)} does not fit "
-            f"probabilities {list(probabilities.shape)}"
-        )
-    refined = trial.refine(probabilities, image, valid) if trial else probabilities
-    pairs = label[judged].astype(np.int64) * classes + refined.argmax(axis=0)[judged]
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    judged = np.array(label) if valid is None else np.where(valid, label, IGNORE)
+    best = (trial.refine(probabilities, image, valid) if trial else probabilities).argmax(axis=0)
+    matrix = confusion_matrix(torch.from_numpy(best), torch.from_numpy(judged), len(probabilities))
+    return np.asarray(matrix)
 
 
 def _mean_iu(matrix: NDArray[np.int64]) -> float:
-    hit, label, predicted = np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    there = label > 0
-    return float(np.mean(hit[there] / (label + predicted - hit)[there]))
+    """The mean over the classes that are in the label."""
+    return mean_of(class_scores(matrix).iou[matrix.sum(axis=1) > 0])

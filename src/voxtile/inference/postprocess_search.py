@@ -6,7 +6,6 @@ import math
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from voxtile.cases.case import Case
 from voxtile.cases.window import IGNORE, Window
 from voxtile.inference.postprocess import Postprocess, check_size, components_of, joined, pixel_size, pixels_by_id, which_stay
+from voxtile.scores.confusion import Counts, mean_of, scores_of
 
 SIZES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # least sizes that a search tries, in mm³ of volumes and pixels of others
 
@@ -95,12 +95,12 @@ class Search:
         """What is best for some of the cases, by their places, and what was tried."""
         chosen, tried = Postprocess(self._background), []
         for place, index in enumerate(self.classes):
-            means = [_mean(self._removed[list(cases), place, option]) for option in range(len(REMOVALS))]
+            means = [mean_of(self._removed[list(cases), place, option]) for option in range(len(REMOVALS))]
             tried += [Trial(index, option, mean) for option, mean in zip(REMOVALS, means, strict=True)]
             best = max(range(len(means)), key=lambda option: (means[option], -option)) if not math.isnan(means[0]) else 0
             largest, least = list(REMOVALS.values())[best]
             own = Postprocess(self._background, (index,) if largest else (), {index: least} if least else {})
-            filled = _mean(np.array([self._filled_dice(number, own, index) for number in cases]))
+            filled = mean_of(np.array([self._filled_dice(number, own, index) for number in cases]))
             tried.append(Trial(index, "holes", filled))
             holes = filled > means[best]
             chosen = Postprocess(
@@ -120,10 +120,8 @@ class Search:
             label = kept.case.read_label(Window.whole(kept.case.shape))
             label[classes == IGNORE] = IGNORE
             mine, judged = classes == index, label != IGNORE
-            self._known[key] = _dice(
-                np.array([np.count_nonzero(mine & (label == index))]), np.count_nonzero(label == index),
-                np.array([np.count_nonzero(mine & judged)]),
-            )[0]  # fmt: skip
+            pixels = (np.count_nonzero(each) for each in (mine & (label == index), label == index, mine & judged))
+            self._known[key] = float(scores_of(Counts(*map(np.asarray, pixels))).dice)
         return self._known[key]
 
 
@@ -148,14 +146,4 @@ def _removal_dice(kept: KeptMap, index: int) -> list[float]:
     pixel = pixel_size(kept.case)
     stays = [which_stay(sizes, largest, least / pixel)[1:] for largest, least in REMOVALS.values()]
     hits, predicted = (np.array([counts[1:][each].sum() for each in stays]) for counts in (hit, judged))
-    return _dice(hits, in_label, predicted)
-
-
-def _dice(hits: NDArray[np.int64], in_label: np.integer[Any] | int, predicted: NDArray[np.int64]) -> list[float]:
-    return [2 * h / (in_label + p) if in_label + p else math.nan for h, p in zip(hits.tolist(), predicted.tolist(), strict=True)]
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """The mean of what is defined, NaN where nothing is."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else math.nan
+    return list(scores_of(Counts(hits, np.full(len(hits), in_label), predicted)).dice)

@@ -46,7 +46,12 @@ class Spread(NamedTuple):
 
 
 class Resamples:
-    """`RESAMPLES` draws of as many groups as there are, with replacement."""
+    """`RESAMPLES` draws of as many groups as there are, with replacement.
+
+    Attributes:
+        group_of: the number of each case's group [N], in the order of their names.
+        count: how many groups there are.
+    """
 
     def __init__(self, groups: Sequence[str]) -> None:
         """Remembers the groups; the same ones give the same draws, in whatever order they come.
@@ -54,14 +59,14 @@ class Resamples:
         Args:
             groups: the group of each of the N cases.
         """
-        names, self._group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+        names, self.group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
         self.count = len(names)
 
     def sums(self, *values: NDArray[Any]) -> list[NDArray[np.float64]]:
         """The sums over the drawn cases of each of the `values` [N, ...], for each draw: [RESAMPLES, ...]."""
         of_groups = [np.zeros((self.count, math.prod(each.shape[1:]))) for each in values]
         for own, each in zip(of_groups, values, strict=True):
-            np.add.at(own, self._group_of, each.reshape(len(each), -1))
+            np.add.at(own, self.group_of, each.reshape(len(each), -1))
         out = [np.empty((RESAMPLES, *each.shape[1:])) for each in values]
         rng, chances = np.random.default_rng(SEED), np.full(self.count, 1 / self.count)
         # Some at a time: of ten thousands of groups all draws together take gigabytes.

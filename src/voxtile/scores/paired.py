@@ -52,12 +52,11 @@ def differences(pairs: Sequence[tuple[Floats, Floats]], groups: Sequence[str]) -
     apart = [other - first for first, other in pairs]
     resamples = Resamples(groups)  # drawn once for all
     sums = iter(resamples.sums(*(part for each in apart for part in (np.nan_to_num(each), ~np.isnan(each)))))
-    _, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     found = []
     for (first, other), each in zip(pairs, apart, strict=True):
         total, number = next(sums), next(sums)
         kept = ~np.isnan(each).all(axis=1)
-        of_groups = _means(row_means(each[kept]), group_of[kept])
+        of_groups = _means(row_means(each[kept]), resamples.group_of[kept])
         means = [_mean_of_means(np.where(np.isnan(each), np.nan, values)) for values in (first, other)]
         drawn = row_means(np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0))
         low, high = resamples.interval(drawn) if len(of_groups) > 1 else (math.nan, math.nan)
