@@ -37,7 +37,7 @@ from voxtile.models.unet_paper import UNetPaper
 from voxtile.studies.manifest import Devices, trusted
 from voxtile.training.border_weights import border_weights
 from voxtile.training.module import SegmentationModule
-from voxtile.training.pictures import HEADER
+from voxtile.training.pictures import HEADER, LETTERS
 from voxtile.training.run_folder import RunFolder
 from voxtile.training.stopping import StopRequest
 
@@ -95,7 +95,7 @@ def test_pictures_of_volumes_have_letters_for_the_patients_sides_and_those_of_sc
     lettered = []
     for run in (scene_run, volume_run):
         with Image.open(run.home / "pictures" / "validation.png") as picture:
-            panel = np.asarray(picture)[2 * HEADER :][:192, :192]
+            panel = np.asarray(picture)[3 * LETTERS // 2 + HEADER :][:192, :192]
         blocks = panel.reshape(16, 12, 16, 12, 3)  # a window of 16 pixels, each enlarged to 12
         lettered.append(bool((blocks != blocks[:, :1, :, :1]).any()))
     assert lettered == [False, True]

@@ -5,12 +5,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.testers.memory import memory_case, north_up
 from voxtile.cases.grid import plain_affine
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.window import Window
-from voxtile.inference.marks import drawn, edge_marks, marked
+from voxtile.inference.marks import drawn, edge_marks, legend, marked
 from voxtile.training import pictures
 
 TURNED = {"RAS": (1, 1), "LAS": (-1, 1), "LPS": (-1, -1), "RPS": (1, -1)}  # signs of the first two columns
@@ -87,3 +88,30 @@ def test_a_scene_stored_from_south_to_north_is_shown_with_its_north_at_the_top()
         np.testing.assert_array_equal(
             drawn(panel, memory_case("scene", unit="m", crs="EPSG:32633", affine=affine).grid, 1), expected
         )
+
+
+def shown(picture: Image.Image, color: tuple[int, int, int]) -> int:
+    """How many pixels of a picture have this colour."""
+    return int((np.asarray(picture) == color).all(axis=2).sum())
+
+
+@pytest.mark.parametrize(("width", "lines"), [(2000, 1), (200, 6), (20, 12)])
+def test_every_entry_of_a_legend_is_shown_in_a_picture_of_any_width(width: int, lines: int) -> None:
+    entries = [(f"class number {number}", (10 * number, 1, 2)) for number in range(12)]
+    picture = legend(entries, width, 10)
+    assert picture.height == lines * 15
+    assert picture.width == max(width, legend(entries[-1:], 0, 10).width)
+    for text, color in entries:
+        assert shown(picture, color) == 9 * 9  # within its border
+        alone = np.asarray(legend([(text, color)], 0, 10))
+        whole = np.asarray(picture)
+        corners = np.argwhere((whole == color).all(axis=2))[0] - 1
+        np.testing.assert_array_equal(whole[corners[0] :, corners[1] :][: alone.shape[0], : alone.shape[1]], alone)
+
+
+def test_a_sheet_of_rows_shows_all_classes_and_is_as_wide_as_their_names() -> None:
+    colors = [(10 * number, 1, 2) for number in range(12)]
+    picture = pictures.sheet([("case", np.zeros((30, 40, 3), dtype=np.uint8))], [f"class number {n}" for n in range(12)], colors)
+    assert [shown(picture, color) for color in colors] == [81] * 12
+    assert picture.width > 40
+    assert (np.asarray(picture)[-30:, :40] == 0).all()

@@ -1,9 +1,11 @@
 """The quick-look picture: every pixel where it belongs, small however big the scene."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from affine import Affine
 from PIL import Image, ImageDraw
 
 from tests.testers.maps import CLASSES, UTM, patches, scene_map, written
@@ -76,6 +78,39 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path: Path, crs: str, metres: f
     assert bar is not None
     assert bar.label == "1 km"
     assert bar.pixels == pytest.approx(1000 / metres, abs=1.5)
+
+
+def test_a_pixel_of_a_turned_scene_is_as_wide_as_along_its_rows(tmp_path: Path) -> None:
+    turned = Affine.rotation(30) @ Affine.scale(10, -25)
+    found = scene_map(tmp_path, patches(0, 30, 26), crs="EPSG:32633", transform=Affine.translation(500_000, 4_500_000) @ turned)
+    bar = quicklook.scale_bar(found.grid, 1)
+    assert bar is not None
+    assert (bar.label, bar.pixels) == ("1 km", 100)
+
+
+def test_where_the_middle_of_a_scene_is_off_the_globe_there_is_no_scale_bar(tmp_path: Path) -> None:
+    crs, corner = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +units=m", Affine(3000, 0, -5_500_000, 0, -3000, 5_500_000)
+    found = scene_map(tmp_path, patches(0, 60, 50), crs=crs, transform=corner)
+    assert quicklook.scale_bar(found.grid, 1) is None
+    assert pictured(found, scene_case(tmp_path, 60, 50), tmp_path / "q.png").shape[1] > 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(600, 20), (60, 150), (3000, 5)])
+def test_a_narrow_picture_is_made_as_wide_as_what_stands_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int
+) -> None:
+    ends: list[float] = []
+    write = ImageDraw.ImageDraw.text
+
+    def text(self: ImageDraw.ImageDraw, at: tuple[float, float], words: str, **more: Any) -> None:
+        ends.append(at[0] + more["font"].getlength(words))
+        write(self, at, words, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    found = scene_map(tmp_path, patches(0, height, width, 20), transform=Affine(7, 0, 500_000, 0, -7, 4_500_000))
+    shown = pictured(found, scene_case(tmp_path, height, width), tmp_path / "q.png")
+    assert len(ends) == len(CLASSES) + 1  # the classes, and the length of the bar
+    assert max(ends) <= shown.shape[1]
 
 
 @pytest.mark.parametrize(("background", "fullest"), [(0, 2), (2, 0), (None, 0)])

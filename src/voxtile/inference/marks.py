@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from nibabel.orientations import aff2axcodes
@@ -51,6 +52,31 @@ def marked(panel: NDArray[np.uint8], marks: Marks | None) -> NDArray[np.uint8]:
     for letter, (x, y, anchor) in zip(marks, places, strict=True):
         draw.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=1, stroke_fill="black")
     return np.asarray(picture)
+
+
+def legend(entries: Sequence[tuple[str, Sequence[int]]], width: int, letters: int) -> Image.Image:
+    """Patches of colour, each with its text, in as many lines as they need, on white; wider than `width` where one entry is.
+
+    Args:
+        entries: texts, and their colours (red, green, blue).
+        width: of the picture that it belongs to.
+        letters: height of the letters and of the patches, in pixels; a line is half as much higher.
+    """
+    font = ImageFont.load_default(letters)
+    indent = line = 3 * letters // 2
+    lengths = [indent + math.ceil(font.getlength(text)) for text, _ in entries]
+    places, x, y = [], 0, 0
+    for length in lengths:
+        if x and x + length > width:
+            x, y = 0, y + line
+        places.append((x, y))
+        x += length + letters
+    picture = Image.new("RGB", (max([width, *lengths]), y + line), "white")
+    draw = ImageDraw.Draw(picture)
+    for (text, color), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y, x + letters, y + letters), fill=tuple(color), outline="black")
+        draw.text((x + indent, y), text, fill="black", font=font)
+    return picture
 
 
 def round_length(most: float) -> float:

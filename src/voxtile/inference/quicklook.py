@@ -17,9 +17,10 @@ from voxtile.cases.case import Case
 from voxtile.cases.grid import Grid
 from voxtile.cases.window import IGNORE, Window
 from voxtile.data.footprints import to_world
+from voxtile.data.ground import geodesics
 from voxtile.inference.colours import as_rgb, painted, visible
 from voxtile.inference.finished import FinishedMap
-from voxtile.inference.marks import drawn, edge_marks, marked, round_length
+from voxtile.inference.marks import drawn, edge_marks, legend, marked, round_length
 
 MOST_SIDE = 2048  # pixels of image and map together along the longer side
 _GAP, _TEXT = 8, 16  # pixels between panels; height of the letters
@@ -56,9 +57,9 @@ def write_quicklook(
     if counts is None:
         counts = np.bincount(indices.ravel(), minlength=IGNORE + 1)
     shares = counts / max(1, int(counts[:IGNORE].sum()))
-    legend = [(f"{name} {shares[index]:.1%}", colors[index]) for index, name in enumerate(found.classes)]
+    classes = [(f"{name} {shares[index]:.1%}", colors[index]) for index, name in enumerate(found.classes)]
     note = f"slice {z} of {found.grid.shape[0]}, shares of all" if found.grid.shape[0] > 1 else ""
-    picture = _composed(panels, wide, legend, scale_bar(found.grid, step * image.shape[1] / panels[0].shape[1]), note)
+    picture = _composed(panels, wide, classes, scale_bar(found.grid, step * image.shape[1] / panels[0].shape[1]), note)
     atomic_write(path, lambda making: picture.save(making, format="PNG"))
 
 
@@ -93,10 +94,12 @@ class ScaleBar:
 
 
 def scale_bar(grid: Grid, step: float) -> ScaleBar | None:
-    """A scale bar of 1, 2 or 5 times a power of ten, about 150 pixels long; None where pixels have no size."""
+    """A scale bar of 1, 2 or 5 times a power of ten, about 150 pixels long; None where pixels have no size, or no place."""
     if grid.unit == "px":
         return None
     one = _ground_width(grid) * step
+    if not (math.isfinite(one) and one > 0):  # the middle of a scene may lie off the globe
+        return None
     length = round_length(150 * one)
     unit, size = ("km", 1000.0) if grid.unit == "m" and length >= 1000 else (grid.unit, 1.0)
     return ScaleBar(f"{length / size:g} {unit}", round(length / one))
@@ -106,45 +109,33 @@ def _ground_width(grid: Grid) -> float:
     """Metres, or millimetres, that the middle pixel is wide; what a grid says itself where it has no place on Earth."""
     if grid.unit != "m" or not grid.crs or to_world(grid.crs) is None:
         return grid.spacing[2]
-    from pyproj import CRS, Geod, Transformer
-
-    crs = CRS.from_user_input(grid.crs)
-    assert crs.geodetic_crs is not None
-    assert crs.ellipsoid is not None
     _, height, width = grid.shape
-    ends = np.array([[width / 2 - 1, height / 2, 0, 1], [width / 2, height / 2, 0, 1]]) @ grid.matrix.T
-    to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    (a, b), (c, d) = zip(*to_degrees.transform(ends[:, 0], ends[:, 1]), strict=True)
-    geod = Geod(a=crs.ellipsoid.semi_major_metre, b=crs.ellipsoid.semi_minor_metre)
-    return float(geod.inv(a, b, c, d)[2])
+    x, y = (np.array([[width / 2 - 1, height / 2, 0, 1], [width / 2, height / 2, 0, 1]]) @ grid.matrix.T).T[:2]
+    longitudes, latitudes = to_world(grid.crs).transform(x, y)
+    return float(geodesics().line_length(longitudes, latitudes))
 
 
 def _composed(
     panels: Sequence[NDArray[np.uint8]],
     wide: bool,
-    legend: Sequence[tuple[str, tuple[int, int, int]]],
+    classes: Sequence[tuple[str, tuple[int, int, int]]],
     bar: ScaleBar | None,
     note: str,
 ) -> Image.Image:
-    """Panels, and below them the legend, the note and the scale bar."""
+    """Panels, and below them the legend, the note and the scale bar, for which a small picture is made wider."""
     height, width = panels[0].shape[:2]
     size = (width, 2 * height + _GAP) if wide else (2 * width + _GAP, height)
-    font = ImageFont.load_default(_TEXT)
-    entries = [(text, color, 3 * _TEXT // 2 + int(font.getlength(text)) + _TEXT) for text, color in legend]
-    rows = _rows([entry[2] for entry in entries], size[0])
-    line = _TEXT + _GAP
+    font, line = ImageFont.load_default(_TEXT), _TEXT + _GAP
+    below = legend(classes, size[0], _TEXT)
+    lengths = [font.getlength(note), bar.pixels + _TEXT // 2 + font.getlength(bar.label) if bar else 0]
     more = bool(bar) + bool(note)
-    picture = Image.new("RGB", (size[0], size[1] + _GAP + line * (max(rows, default=0) + 1 + more)), "white")
+    picture = Image.new(
+        "RGB", (max(below.width, *map(math.ceil, lengths)), size[1] + _GAP + below.height + line * more), "white"
+    )  # fmt: skip
     for number, panel in enumerate(panels):
         picture.paste(Image.fromarray(panel), (0, number * (height + _GAP)) if wide else (number * (width + _GAP), 0))
+    picture.paste(below, (0, size[1] + _GAP))
     draw = ImageDraw.Draw(picture)
-    x, last = 0, 0
-    for (text, color, length), row in zip(entries, rows, strict=True):
-        x, last = (0 if row != last else x), row
-        y = size[1] + _GAP + row * line
-        draw.rectangle((x, y, x + _TEXT, y + _TEXT), fill=tuple(color), outline="black")
-        draw.text((x + 3 * _TEXT // 2, y), text, fill="black", font=font)
-        x += length
     if note:
         draw.text((0, picture.height - more * line), note, fill="black", font=font)
     if bar:
@@ -152,14 +143,3 @@ def _composed(
         draw.rectangle((0, y + _TEXT // 2, bar.pixels, y + _TEXT // 2 + 3), fill="black")
         draw.text((bar.pixels + _TEXT // 2, y), bar.label, fill="black", font=font)
     return picture
-
-
-def _rows(lengths: Sequence[int], width: int) -> list[int]:
-    """The line that each entry of a legend stands on."""
-    rows, row, x = [], 0, 0
-    for length in lengths:
-        if x and x + length > width:
-            row, x = row + 1, 0
-        rows.append(row)
-        x += length
-    return rows

@@ -14,10 +14,11 @@ from voxtile.cases.atomic import atomic_write
 from voxtile.cases.grid import Grid
 from voxtile.cases.window import IGNORE
 from voxtile.inference.colours import UNJUDGED, Color, as_rgb, painted
-from voxtile.inference.marks import drawn, edge_marks, marked
+from voxtile.inference.marks import drawn, edge_marks, legend, marked
 
 RIGHT, WRONG = (46, 46, 46), (220, 50, 47)
-HEADER = 14  # pixels of the line with the titles
+HEADER = 14  # pixels of the line with a title
+LETTERS = 10  # height of the legend's
 
 
 def errors(label: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -55,17 +56,12 @@ def _beside(panels: Sequence[NDArray[np.uint8]], grid: Grid | None = None, lette
 
 
 def sheet(rows: Sequence[tuple[str, NDArray[np.uint8]]], classes: Sequence[str], colors: Sequence[Color]) -> Image.Image:
-    """Rows under each other, each with its case's name, under a line with the legend."""
-    width = max(panels.shape[1] for _, panels in rows)
-    height = HEADER + sum(panels.shape[0] + HEADER for _, panels in rows)
-    picture = Image.new("RGB", (width, height), "white")
+    """Rows under each other, each with its case's name, under the legend."""
+    above = legend(list(zip(classes, colors, strict=True)), max(panels.shape[1] for _, panels in rows), LETTERS)
+    picture = Image.new("RGB", (above.width, above.height + sum(panels.shape[0] + HEADER for _, panels in rows)), "white")
+    picture.paste(above)
     draw = ImageDraw.Draw(picture)
-    x = 2
-    for name, color in zip(classes, colors, strict=True):
-        draw.rectangle((x, 2, x + 9, 11), fill=tuple(color))
-        draw.text((x + 13, 1), name, fill="black")
-        x += 22 + int(draw.textlength(name))
-    y = HEADER
+    y = above.height
     for name, panels in rows:
         draw.text((2, y + 1), name, fill="black")
         picture.paste(Image.fromarray(panels), (0, y + HEADER))

@@ -22,7 +22,7 @@ from voxtile.data.places import components
 from voxtile.data.splits import Split
 from voxtile.errors import counted
 from voxtile.inference.colours import UNJUDGED, Color, as_rgb
-from voxtile.inference.marks import round_length
+from voxtile.inference.marks import legend, round_length
 
 # Of the palette of Okabe and Ito (2008), whose colours people with any kind of colour vision can tell apart.
 COLORS: dict[str, Color] = {"train": (0, 114, 178), "val": (230, 159, 0), "test": (204, 121, 167)}
@@ -81,9 +81,9 @@ def draw_split(split: Split) -> Image.Image | None:
         return None
     cases, outlines = [cases[place] for place in placed], outlines[placed]
     places = _places(cases)
-    legend = _legend(split)
+    above = _legend(split)
     if len(places) == 1:
-        return _stacked([legend, _map(cases, outlines, SOLE)])
+        return _stacked([above, _map(cases, outlines, SOLE)])
     maps = []
     for members in places[:MOST_PLACES]:
         names = list(dict.fromkeys(cases[member][0].image.path.stem for member in members))
@@ -94,7 +94,7 @@ def draw_split(split: Split) -> Image.Image | None:
     shown = f"all {counted(len(places), 'place')}, each point one or more cases"
     below = f"{MOST_PLACES} of {len(places)} places" if len(places) > MOST_PLACES else "each place"
     overview = _titled(_overview([side for _, side in cases], outlines), shown)
-    return _stacked([legend, overview, _titled(None, below), *rows])
+    return _stacked([above, overview, _titled(None, below), *rows])
 
 
 def _places(sided: Sequence[tuple[Case, str]]) -> list[list[int]]:
@@ -188,15 +188,12 @@ def _overview(sides: Sequence[str], outlines: NDArray[np.float64]) -> Image.Imag
 
 
 def _legend(split: Split) -> Image.Image:
-    picture = Image.new("RGB", (WIDE, 24), "white")
-    draw, font, x = ImageDraw.Draw(picture), _font(13), 4.0
+    entries = []
     for side in (side for side in SPLITS if split.sides[side]):
         groups = len({case.group for case in split.sides[side]})
-        text = f"{NAMES[side]}: {counted(len(split.sides[side]), 'case')} in {counted(groups, 'group')}"
-        draw.rectangle((x, 5, x + 13, 18), fill=COLORS[side])
-        draw.text((x + 18, 4), text, fill="black", font=font)
-        x += 34 + draw.textlength(text, font=font)
-    return picture
+        said = f"{NAMES[side]}: {counted(len(split.sides[side]), 'case')} in {counted(groups, 'group')}"
+        entries.append((said, COLORS[side]))
+    return legend(entries, WIDE, 13)
 
 
 def _draw_scale(draw: ImageDraw.ImageDraw, frame: _Frame) -> None:
