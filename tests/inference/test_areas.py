@@ -11,6 +11,7 @@ from affine import Affine
 from pyproj import Geod, Transformer
 
 from tests.testers.maps import CLASSES, UTM, patches, scene_map
+from voxtile.cases import vector_files
 from voxtile.errors import DataError
 from voxtile.inference.areas import Places, adjusted, area_of, write_areas
 from voxtile.inference.finished import FinishedMap
@@ -305,6 +306,23 @@ def test_a_place_goes_on_past_the_edge_of_a_map_of_the_world(tmp_path: Path) -> 
     (place,) = Places(tmp_path / "areas.geojson", "name").on(found.grid)
     assert area_of(found, place).pixels.sum() == 300
     assert place.outside == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("ending", ["gpkg", "geojson", "shp", "parquet"])
+def test_places_without_a_name_have_their_number_and_odd_names_are_names(
+    found: FinishedMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    names = ["None", None, "nan", " ", "Nantes"]
+    left, bottom, _, _ = found.grid.footprint
+    frame = geopandas.GeoDataFrame(
+        {"name": names}, geometry=[shapely.box(left, bottom, left + 9, bottom + 9)] * 5, crs=found.grid.crs
+    )
+    path = tmp_path / f"areas.{ending}"
+    frame.to_parquet(path) if ending == "parquet" else frame.to_file(path)
+    read: list[object] = []
+    monkeypatch.setattr(vector_files, "_frame", lambda *args, inner=vector_files._frame: read.append(args) or inner(*args))
+    assert [place.name for place in Places(path, "name").on(found.grid)] == ["None", "2", "nan", "4", "Nantes"]
+    assert len(read) == 1
 
 
 def test_places_in_a_system_without_a_place_on_earth_are_named(found: FinishedMap, tmp_path: Path) -> None:

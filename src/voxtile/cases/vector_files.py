@@ -79,7 +79,7 @@ class Areas:
 
     Attributes:
         shapes: multipolygons [n].
-        names: what the file calls each of them, or their numbers in it from 1, n of them.
+        names: what the file calls each of them, or its number in it from 1, n of them.
         crs: their coordinate reference system.
         notes: what was odd, one sentence each.
     """
@@ -171,7 +171,7 @@ def read_areas(path: Path, attribute: str | None = None, said: str = "") -> Area
 
     Args:
         path: the file.
-        attribute: whose values name the areas; numbers where None.
+        attribute: whose values name the areas; those without a value, all where None, are called by their number.
         said: the setting that named the attribute, for messages.
 
     Raises:
@@ -200,7 +200,11 @@ def read_areas(path: Path, attribute: str | None = None, said: str = "") -> Area
     if len(rest := np.setdiff1d(np.flatnonzero(~shapely.is_empty(shapes) & ~shapely.is_missing(shapes)), found)):
         notes.append(f"{path}: {counted(len(rest), 'shape')} without an area (points or lines) left out")
     whole = shapely.multipolygons(parts, indices=np.searchsorted(found, features))
-    names = [as_text(name) for name in frame[attribute].iloc[found]] if attribute is not None else [str(i + 1) for i in found]
+    names = [str(number + 1) for number in found]
+    if attribute is not None:
+        column = frame[attribute].iloc[found]
+        known = zip(names, map(as_text, column), column.isna(), strict=True)
+        names = [number if missing or not name.strip() else name for number, name, missing in known]
     return Areas(whole, tuple(names), crs, tuple(notes))
 
 

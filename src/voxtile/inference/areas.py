@@ -18,7 +18,6 @@ from voxtile.cases.window import Window
 from voxtile.errors import DataError
 from voxtile.inference.finished import FinishedMap
 
-UNNAMED = ("", "nan", "None", "NaT", "<NA>")  # how a missing value reads as text
 WHOLE = "(all)"  # the name of the row for the whole map
 CONFIDENCE = 1.96  # standard errors on each side of a 95 % interval
 
@@ -85,12 +84,6 @@ class Places:
             )
         self.path, self._areas = path, read_areas(path, attribute, "area_name")
         self.notes = self._areas.notes
-        self._names = self._areas.names
-        if any(name.strip() in UNNAMED for name in self._names):
-            numbers = read_areas(path).names
-            self._names = tuple(
-                number if name.strip() in UNNAMED else name for name, number in zip(self._names, numbers, strict=True)
-            )
 
     @cached_property
     def _folded(self) -> NDArray[np.object_]:
@@ -122,7 +115,7 @@ class Places:
                 "'ogr2ogr -a_srs EPSG:… areas.gpkg …'."
             ) from error
         found = []
-        for name, whole, shape in zip(self._names, self._areas.shapes, self._folded, strict=True):
+        for name, whole, shape in zip(self._areas.names, self._areas.shapes, self._folded, strict=True):
             near = cells.near(shape)
             share = cells.share(shape, whole, near)
             found.append(
