@@ -49,7 +49,6 @@ def write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[s
     side: Path = Path(bands.filename)  # type: ignore[attr-defined]  # a memory map, see `Finish`
     work = path.with_name(f"{path.stem}.work")
     vrt = path.with_name(f"{path.stem}.vrt")  # beside the side file: GDAL opens no raw files elsewhere
-    nbits = {"nbits": 16} if spec.heatmap and spec.stored == "float16" else {}
     try:
         shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
         work.mkdir()
@@ -59,7 +58,7 @@ def write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[s
             rasterio.shutil.copy(
                 str(vrt), str(path), driver="COG", compress="deflate", level=4,
                 predictor="yes" if spec.heatmap else "no", blocksize=TILE,
-                BIGTIFF="IF_SAFER", overviews="force_use_existing" if levels else "none", num_threads="ALL_CPUS", **nbits,
+                BIGTIFF="IF_SAFER", overviews="force_use_existing" if levels else "none", num_threads="ALL_CPUS",
             )  # fmt: skip
             _check_written(side, bands.shape, path, spec)
     except (RasterioError, CPLE_BaseError) as error:
@@ -135,7 +134,7 @@ def halved(pixels: NDArray[Any], spec: MapSpec) -> NDArray[Any]:
         total = sum(np.where(there, part, 0.0) for there, part in zip(held, four, strict=True))
         count = sum(there.astype(np.uint8) for there in held)
         mean: NDArray[Any] = np.where(count > 0, total / np.maximum(count, 1), spec.nodata)
-        rounded: NDArray[Any] = np.rint(mean) if spec.stored == "uint8" else mean
+        rounded: NDArray[Any] = np.rint(mean) if spec.stored == "uint8" else mean.astype(spec.stored)
         return rounded.astype(spec.dtype)
     a, b, c, d = four
     a, b, c, d = np.minimum(a, b), np.maximum(a, b), np.minimum(c, d), np.maximum(c, d)
@@ -209,9 +208,7 @@ def _check_written(side: Path, shape: tuple[int, ...], path: Path, spec: MapSpec
         with rasterio.open(path) as written:
             found = written.read(part.band + 1, window=RasterWindow(0, part.first, shape[2], part.count))
         rows = part.read(side, spec)
-        close = 1e-3 if spec.stored == "float16" else 0.0
-        same = np.allclose(found, rows, 0, close, equal_nan=True) if spec.heatmap else np.array_equal(found, rows)
-        if not same:
+        if not np.array_equal(found, rows, equal_nan=spec.heatmap):
             raise OSError(f"what was written to {path} reads back differently")
 
     _each(check, _parts(shape, spec))

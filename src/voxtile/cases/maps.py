@@ -30,7 +30,8 @@ class MapSpec:
         classes: class names in the order of their indices.
         heatmap: False for a semantic map (uint8 class index, 255 where nothing was judged); True for one probability per class
             and pixel (NaN where nothing was judged).
-        stored: how the probabilities of a heatmap are stored: "float32", "float16" or, in steps of 1/254, "uint8".
+        stored: how the probabilities of a heatmap are stored: "float32"; "float16", rounded to half precision, which as float32
+            takes less room where it is compressed; or, in steps of 1/254, "uint8".
         background: index of the class that is what is left where nothing is, None where every class is something.
         colors: one (red, green, blue) per class, used where the format has a colour table.
         tags: provenance written into the file where the format has room for it.
@@ -59,6 +60,8 @@ class MapSpec:
         """Classes or probabilities as they stand in the side file."""
         if self.heatmap and self.stored == "uint8":
             values = np.where(np.isnan(values), self.nodata, np.rint(values * STEPS))
+        elif self.heatmap and self.stored == "float16":
+            values = values.astype(np.float16)
         return np.ascontiguousarray(values, dtype=self.dtype)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from voxtile.inference.predictor import Predictor
 
 HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
+ROUNDED = "float16, rounded"  # earlier versions cut values off, and left bytes of the process's memory in the file
 OTHER = "was made of another image, by other runs or weights, or with other settings"
 STAMP = "stamp"  # the tag of a map with a digest of all that it was made from but the image's pixels
 
@@ -83,6 +84,8 @@ class Outputs:
         specs = [MapSpec(dataset.classes, colors=dataset.colors, tags=tags(), key=key, background=dataset.background)]
         if stored:
             specs.append(replace(specs[0], heatmap=True, stored=stored, tags=tags(f" {stored}")))
+            if stored == "float16":
+                specs[1] = replace(specs[1], tags=tags(f" {ROUNDED}"), key=f"{key} {ROUNDED}")
         if self.config["uncertainty"]:
             specs.append(replace(specs[0], classes=(UNCERTAINTY,), heatmap=True))
         if self.post is not None:  # of the classes only
