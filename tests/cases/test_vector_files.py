@@ -65,6 +65,12 @@ def test_every_format_gives_the_same_shapes(tmp_path, name):
     assert sorted(tmp_path.iterdir()) == before  # inputs are never written to, nor is anything beside them
 
 
+def test_a_semicolon_in_a_name_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"x;y\.geojson has a semicolon in its name"):
+        read(geojson(tmp_path / "x;y.geojson", *squares(1)))
+    assert len(read(save(tmp_path / "x;y.parquet", frame(*squares(2)))).parts) == 2
+
+
 def test_a_shapefiles_side_files_belong_to_it(tmp_path):
     path = save(tmp_path / "a.shp", frame(*squares(1), kind=[1]))
     assert {each.suffix for each in files_of(path)} == {".shp", ".shx", ".dbf", ".prj", ".cpg"}

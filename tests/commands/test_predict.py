@@ -325,6 +325,7 @@ def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, vox
     ("name", "said_of"),
     [
         (os.fsdecode(b"f\xff.tif"), "or that of its map, is no UTF-8 text"),
+        ("back\\slash.tif", "has a backslash in its name"),
         (f"{'n' * 247}.tif", "is a longer name than the file system takes. Give "),
         (f"{'n' * 243}.tif", "the names of the files beside it are longer than"),
     ],

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 from rasterio.transform import from_origin
+from scipy import ndimage
 
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import CLASSES, UTM, patches, scene_map
@@ -246,10 +247,50 @@ def test_simplified_neighbours_have_no_gap_and_no_overlap(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("ending", ["gpkg", "geojson"])
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:32633", Affine(0.3, 0, 500_000, 0, -0.3, 5_000_000)),
+        ("EPSG:4326", Affine(2e-4, 0, 15, 0, -1e-4, 60)),
+        ("EPSG:32633", Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(0.3, -0.3)),
+    ],
+)
+def test_simplified_polygons_are_valid_where_pixels_are_no_round_number_of_metres(
+    tmp_path: Path, crs: str, transform: Affine, ending: str
+) -> None:
+    noise = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=(100, 90)), 0.6)
+    found = scene_map(tmp_path, np.digitize(noise, [-0.05, 0.05]), crs=crs, transform=transform)
+    pixel = np.sqrt(np.prod(found.grid.spacing[1:]))
+    table = vectors(found, tmp_path / f"map.{ending}", simplify=3 * pixel)
+    assert len(table) > 100
+    assert table.is_valid.all()
+
+
+@pytest.mark.parametrize("ending", ["gpkg", "geojson"])
 def test_a_map_without_objects_is_an_empty_file(tmp_path: Path, ending: str) -> None:
     found = scene_map(tmp_path, np.zeros((20, 30)))
     write_polygons(found, find_instances(found, [1, 2], False), tmp_path / f"map.{ending}", simplify=10)
     assert pyogrio.read_info(tmp_path / f"map.{ending}")["features"] == 0
+
+
+@pytest.mark.parametrize("ending", ["gpkg", "geojson"])
+def test_a_name_may_hold_a_semicolon(tmp_path: Path, ending: str) -> None:
+    table = vectors(scene_map(tmp_path, patches(0, 20, 30)), tmp_path / "out" / f"a.{ending}")
+    (tmp_path / "out" / f"a.{ending}").unlink()
+    found = scene_map(tmp_path, patches(0, 20, 30))
+    write_polygons(found, find_instances(found, [1, 2], False), path := tmp_path / "out" / f"semi;colon.{ending}")
+    assert [each.name for each in (tmp_path / "out").iterdir()] == [path.name]
+    assert len(geopandas.read_file(path.rename(tmp_path / f"plain.{ending}"))) == len(table)
+
+
+def test_a_geopackage_without_its_index_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that is full when GDAL closes the file it only warns."""
+    whole = pyogrio.write_dataframe
+    monkeypatch.setattr(pyogrio, "write_dataframe", lambda *args, **more: whole(*args, **more, SPATIAL_INDEX="NO"))
+    found = scene_map(tmp_path, patches(0, 20, 30))
+    with pytest.raises(OSError, match="spatial index could not be written"):
+        write_polygons(found, find_instances(found, [1, 2], False), tmp_path / "out" / "map.gpkg")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("ending", ["gpkg", "geojson"])

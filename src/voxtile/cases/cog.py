@@ -20,14 +20,26 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
-from voxtile.cases.maps import STEPS, MapSpec, write_at
+from voxtile.cases.maps import STEPS, MapSpec, MapWriter, write_at
 from voxtile.cases.raster import plain_allowed
-from voxtile.cases.window import IGNORE
+from voxtile.cases.window import IGNORE, Size3
+from voxtile.errors import DataError
 
 TILE = 512  # side of the finished file's tiles in pixels
 THREADS = 4  # each of which holds a chunk several times
 CHUNK = 2**22  # bytes of a side file that are worked on at once: more would not stay in the cache of a core
 _GDAL_TYPES = {"uint8": "Byte", "float32": "Float32"}
+
+
+def open_cog(path: Path, shape: Size3, spec: MapSpec, profile: Mapping[str, Any]) -> MapWriter:
+    """A writer of a map of `shape` (1, H, W) that ends as a Cloud-Optimized GeoTIFF; see `write_cog`.
+
+    Raises:
+        DataError: It could not be written under this name.
+    """
+    if "\\" in path.name:  # which GDAL takes for the end of a folder's name
+        raise DataError(f"{path} has a backslash in its name, with which no map of a scene can be written. Give it another name.")
+    return MapWriter(path, shape, spec, lambda array, making: write_cog(array[:, 0], making, spec, profile))
 
 
 def write_cog(bands: NDArray[Any], path: Path, spec: MapSpec, profile: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from voxtile.cases.aligned import AlignedFile, OnTarget, Target, is_sentinel
 from voxtile.cases.area import SceneArea, area_on, exchanged
 from voxtile.cases.bands import Derived, Layer, decibel
 from voxtile.cases.case import Source, distinct_names, everywhere
-from voxtile.cases.cog import write_cog
+from voxtile.cases.cog import open_cog
 from voxtile.cases.copying import Copies
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
@@ -317,11 +317,7 @@ class GeoTiffSource(Source):
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """See `Source.open_map`; the finished file is a Cloud-Optimized GeoTIFF on the working grid."""
-
-        def finish(array: NDArray[Any], making: Path) -> None:
-            write_cog(array[:, 0], making, spec, self.profile)
-
-        return MapWriter(path, self.working.shape, spec, finish)
+        return open_cog(path, self.working.shape, spec, self.profile)
 
     def notes(self) -> list[str]:
         """See `Source.notes`."""

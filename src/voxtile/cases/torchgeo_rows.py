@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 
 from voxtile.cases.aligned import Target
 from voxtile.cases.case import Source
-from voxtile.cases.cog import write_cog
+from voxtile.cases.cog import open_cog
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.handles import HandleCache
 from voxtile.cases.layouts import CaseFiles
@@ -181,11 +181,7 @@ class RowSource(Source):
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """See `Source.open_map`; the finished file is a Cloud-Optimized GeoTIFF."""
-
-        def finish(array: NDArray[Any], making: Path) -> None:
-            write_cog(array[:, 0], making, spec, self.profile)
-
-        return MapWriter(path, self.canonical.shape, spec, finish)
+        return open_cog(path, self.canonical.shape, spec, self.profile)
 
 
 class _Held:

@@ -241,6 +241,8 @@ def _frame(path: Path, layer: str | None, attribute: str | None, said: str) -> g
     if path.suffix.lower() not in _KINDS:
         raise DataError(f"{path} ends like no vector file that is read here. Expected one of {listed(_KINDS)}.")
     start, driver = _KINDS[path.suffix.lower()]
+    if ";" in path.name and driver != "Parquet":  # pyogrio takes what follows it for parameters of an address
+        raise DataError(f"{path} has a semicolon in its name, with which vector files cannot be read. Give it another name.")
     try:
         with path.open("rb") as file:
             head = file.read(1024)

@@ -216,9 +216,10 @@ class Results:
         """A digest of what each result is made from, by its name: the map, and the settings that change this result."""
         objects = (self.objects, self.min_pixels, heatmaps)
         table = (*objects, self.corners, *([TILTED] if is_tilted(case) else []))
+        polygons = (*objects, self.simplify, *(["in pixels"] if self.simplify else []))  # earlier versions made invalid ones
         read = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.inputs]
         settings = {
-            "polygons": (*objects, self.simplify), "instances": (*objects, self.corners), "table": table,
+            "polygons": polygons, "instances": (*objects, self.corners), "table": table,
             "areas": (read, self.place_name, confusion), "quicklook": (self.rgb,), "itksnap": (),
         }  # fmt: skip
         made_of = dict(tags_of(path, self.dataset.format))

@@ -6,9 +6,12 @@ slabs are united when its last one has come, so that there is no seam and memory
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
-from voxtile.cases.atomic import atomic_write
+from voxtile.cases.atomic import atomic_write, remove
 from voxtile.cases.grid import Grid
 from voxtile.errors import reason
 from voxtile.inference.degrees import Degrees
@@ -106,10 +109,9 @@ def _simplified(chunks: list[Traced], grid: Grid, metres: float) -> Traced:
     rows, shapes = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     # Neighbours must have the same corners along a border: one at each pixel, until it is simplified.
     corners = shapely.transform(shapely.segmentize(shapes, 1), np.rint)
-    _, height, width = grid.spacing
-    scaled = shapely.transform(corners, lambda places: places * (width, height))
-    simpler = shapely.coverage_simplify(scaled, metres)
-    return rows, shapely.transform(simpler, lambda places: places / (width, height))
+    # In whole pixels, where what lies on an edge lies on it exactly: in metres, rounded, borders would cross themselves. A corner
+    # is cut off by the area of its triangle, which grows with that of a pixel whatever its sides are.
+    return rows, shapely.coverage_simplify(corners, metres / math.sqrt(grid.cell(planar=True)))
 
 
 def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) -> Iterator[Features]:
@@ -125,13 +127,30 @@ def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) 
 
 
 def _write_geopackage(features: Iterable[Features], grid: Grid, making: Path) -> None:
+    if ";" not in making.name:
+        _write_layer(features, grid, making)
+        return
+    # Pyogrio takes what follows a ";" for parameters of an address.
+    plain = making.with_name(f".{hashlib.sha256(making.name.encode()).hexdigest()[:16]}.gpkg")
+    try:
+        _write_layer(features, grid, plain)
+        plain.replace(making)
+    finally:
+        remove(plain)
+
+
+def _write_layer(features: Iterable[Features], grid: Grid, path: Path) -> None:
     to_map = grid.transform
     for number, (columns, shapes) in enumerate(features):
         placed = shapely.transform(shapes, lambda places: np.stack(to_map @ places.T, axis=1))
         pyogrio.write_dataframe(
-            geopandas.GeoDataFrame(columns, geometry=placed, crs=grid.crs), making, layer="polygons", driver=DRIVERS["gpkg"],
+            geopandas.GeoDataFrame(columns, geometry=placed, crs=grid.crs), path, layer="polygons", driver=DRIVERS["gpkg"],
             append=number > 0, geometry_type="Polygon",
         )  # fmt: skip
+    # GDAL makes the index when it closes the file, and only warns where the disk is full.
+    with closing(sqlite3.connect(path)) as written:
+        if not written.execute("SELECT 1 FROM sqlite_master WHERE name = 'rtree_polygons_geom'").fetchall():
+            raise OSError("the spatial index could not be written (is the disk full?)")
 
 
 def _write_geojson(features: Iterable[Features], grid: Grid, making: Path) -> None:
