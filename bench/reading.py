@@ -88,7 +88,7 @@ def batches_of(way: str, folder: Path, side: int, windows: int) -> Callable[[], 
     if way == "bare loop":
         return lambda: (pairs.read(number) for number in range(windows))
     if way == "voxtile":
-        return lambda: (sample for step in steps for sample in stream.samples(range(step * BATCH, (step + 1) * BATCH)))
+        return lambda: (stream.batch([number]) for number in range(windows))
     if way == "rasterio 2 workers":
         loader = torch.utils.data.DataLoader(
             pairs, batch_size=None, num_workers=2, multiprocessing_context="forkserver", persistent_workers=True

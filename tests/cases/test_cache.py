@@ -28,7 +28,8 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXTILE_CACHE", str(tmp_path / "arrays"))
     return tmp_path / "arrays"
 
 
@@ -57,7 +58,7 @@ def arrays(folder):
 def test_an_array_is_decoded_once_and_read_only(path, folder, monkeypatch):
     decode = Decoder()
     for _ in range(3):
-        found = cached_array(path, decode, folder=folder)
+        found = cached_array(path, decode)
         np.testing.assert_array_equal(found, decode.array)
         assert isinstance(found, np.memmap)
         assert not found.flags.writeable
@@ -67,52 +68,52 @@ def test_an_array_is_decoded_once_and_read_only(path, folder, monkeypatch):
 
 
 def test_another_process_finds_it(path, folder):
-    cached_array(path, Decoder(), folder=folder)
+    cached_array(path, Decoder())
     code = (
         "import sys; from pathlib import Path; from voxtile.cases.cache import cached_array\nprint(cached_array(Path(sys.argv[1]), "
-        "None, folder=Path(sys.argv[2])).sum())"
+        "None).sum())"
     )
-    out = subprocess.run([sys.executable, "-c", code, path, folder], capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == str(7 * 24)
 
 
 def test_content_is_the_key_not_the_name(path, folder, tmp_path):
     decode = Decoder()
-    cached_array(path, decode, folder=folder)
+    cached_array(path, decode)
     copy = tmp_path / "copy.bin"
     copy.write_bytes(b"abc")
-    cached_array(copy, decode, folder=folder)
+    cached_array(copy, decode)
     assert decode.calls == 1
     path.write_bytes(b"abd")
-    assert cached_array(path, Decoder(8), folder=folder)[0, 0] == 8
-    assert cached_array(copy, decode, folder=folder)[0, 0] == 7
+    assert cached_array(path, Decoder(8))[0, 0] == 8
+    assert cached_array(copy, decode)[0, 0] == 7
 
 
 def test_variant_and_code_version_are_part_of_the_key(path, folder, monkeypatch):
-    assert cached_array(path, Decoder(1), "a", folder=folder)[0, 0] == 1
-    assert cached_array(path, Decoder(2), "b", folder=folder)[0, 0] == 2
+    assert cached_array(path, Decoder(1), "a")[0, 0] == 1
+    assert cached_array(path, Decoder(2), "b")[0, 0] == 2
     monkeypatch.setattr(cache, "CODE_VERSION", cache.CODE_VERSION + 1)
-    assert cached_array(path, Decoder(3), "a", folder=folder)[0, 0] == 3
+    assert cached_array(path, Decoder(3), "a")[0, 0] == 3
 
 
 def test_a_damaged_array_is_made_again(path, folder, monkeypatch):
-    cached_array(path, Decoder(), folder=folder)
+    cached_array(path, Decoder())
     (file,) = folder.glob("*.npy")
     file.write_bytes(file.read_bytes()[:100])
     forget(monkeypatch)
     decode = Decoder()
-    np.testing.assert_array_equal(cached_array(path, decode, folder=folder), decode.array)
+    np.testing.assert_array_equal(cached_array(path, decode), decode.array)
     assert decode.calls == 1
 
 
 def test_pickles_are_never_loaded(path, folder, monkeypatch):
-    cached_array(path, Decoder(), folder=folder)
+    cached_array(path, Decoder())
     (file,) = folder.glob("*.npy")
     planted = type("Planted", (), {"__reduce__": lambda self: (path.unlink, ())})()
     file.write_bytes(pickle.dumps(planted))
     forget(monkeypatch)
     decode = Decoder()
-    np.testing.assert_array_equal(cached_array(path, decode, folder=folder), decode.array)
+    np.testing.assert_array_equal(cached_array(path, decode), decode.array)
     assert path.exists()
 
 
@@ -121,54 +122,59 @@ def test_the_arrays_used_longest_ago_are_deleted_and_stay_readable_where_mapped(
     files = [tmp_path / f"{number}.bin" for number in range(4)]
     for number, file in enumerate(files):
         file.write_bytes(bytes([number]))
+    monkeypatch.setenv("VOXTILE_CACHE_BYTES", str(3 * size))
     for number, file in enumerate(files[:3]):
-        mapped.append(cached_array(file, Decoder(number, 5000), folder=folder, max_bytes=3 * size))
+        mapped.append(cached_array(file, Decoder(number, 5000)))
         stored = max(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)
         os.utime(stored, ns=(0, 10**15 + number))  # so that the order doesn't hang on the clock
     forget(monkeypatch)
-    cached_array(files[0], None, folder=folder)  # used again: now 1 is the oldest
-    cached_array(files[3], Decoder(3, 5000), folder=folder, max_bytes=3 * size)
+    cached_array(files[0], None)  # used again: now 1 is the oldest
+    cached_array(files[3], Decoder(3, 5000))
     assert len(list(folder.glob("*.npy"))) == 3
     assert (mapped[1] == 1).all()
     forget(monkeypatch)
+    monkeypatch.delenv("VOXTILE_CACHE_BYTES")
     again = [Decoder(number, 5000) for number in range(4)]
     for file, decode in zip(files, again, strict=True):
-        cached_array(file, decode, folder=folder)
+        cached_array(file, decode)
     assert [decode.calls for decode in again] == [0, 1, 0, 0]
 
 
-def test_an_array_larger_than_the_bound_is_kept_alone(path, folder, tmp_path):
+def test_an_array_larger_than_the_bound_is_kept_alone(path, folder, tmp_path, monkeypatch):
     (tmp_path / "b.bin").write_bytes(b"b")
-    cached_array(tmp_path / "b.bin", Decoder(), folder=folder)
-    cached_array(path, Decoder(), folder=folder, max_bytes=10)
+    cached_array(tmp_path / "b.bin", Decoder())
+    monkeypatch.setenv("VOXTILE_CACHE_BYTES", "10")
+    cached_array(path, Decoder())
     assert [name[:8] for name in arrays(folder)] == [SHA256_OF_ABC[:8]]
 
 
-def test_files_that_the_cache_did_not_write_stay(path, folder):
+def test_files_that_the_cache_did_not_write_stay(path, folder, monkeypatch):
+    monkeypatch.setenv("VOXTILE_CACHE_BYTES", "10")
     folder.mkdir()
     foreign = ["mine.npy", f"{SHA256_OF_ABC}.npy", f"{SHA256_OF_ABC}.plain.v1.npy.npy", f"copy {SHA256_OF_ABC}.plain.v1.npy"]
     for name in foreign:
         (folder / name).write_bytes(bytes(1000))
-    cached_array(path, Decoder(), folder=folder, max_bytes=10)
+    cached_array(path, Decoder())
     assert arrays(folder) == sorted([*foreign, f"{SHA256_OF_ABC}.plain.v1.npy"])
 
 
-def test_what_another_process_is_writing_stays_and_what_a_killed_one_left_goes(path, folder):
+def test_what_another_process_is_writing_stays_and_what_a_killed_one_left_goes(path, folder, monkeypatch):
+    monkeypatch.setenv("VOXTILE_CACHE_BYTES", "10")
     folder.mkdir()
     living, left = (folder / f".{number}-5.{'0' * 64}.plain.v1.npy" for number in (7, 8))
     for file in (living, left):
         file.write_bytes(bytes(1000))
     os.utime(left, (time.time() - 2 * cache._ABANDONED,) * 2)
-    cached_array(path, Decoder(), folder=folder, max_bytes=10)
+    cached_array(path, Decoder())
     assert arrays(folder) == [living.name, f"{SHA256_OF_ABC}.plain.v1.npy"]
 
 
 def test_the_bound_comes_from_the_environment(path, folder, monkeypatch):
     monkeypatch.setenv("VOXTILE_CACHE_BYTES", "much")
     with pytest.raises(ConfigError, match="VOXTILE_CACHE_BYTES is 'much'"):
-        cached_array(path, Decoder(), folder=folder)
+        cached_array(path, Decoder())
     monkeypatch.setenv("VOXTILE_CACHE_BYTES", "2e9")
-    assert cached_array(path, Decoder(), folder=folder).sum() == 7 * 24
+    assert cached_array(path, Decoder()).sum() == 7 * 24
 
 
 def test_the_folder_comes_from_the_environment(tmp_path, monkeypatch):
@@ -182,15 +188,16 @@ def test_the_folder_comes_from_the_environment(tmp_path, monkeypatch):
 def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(path, folder):
     decode = Decoder(pixels=50_000)
     with file_size_limit(20_000), pytest.raises(DataError, match=f"{folder}.*VOXTILE_CACHE"):
-        cached_array(path, decode, folder=folder)
+        cached_array(path, decode)
     assert arrays(folder) == []
-    np.testing.assert_array_equal(cached_array(path, decode, folder=folder), decode.array)
+    np.testing.assert_array_equal(cached_array(path, decode), decode.array)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(path, tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(path, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
+    monkeypatch.setenv("VOXTILE_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=f"{tmp_path / 'file'}.*VOXTILE_CACHE"):
-        cached_array(path, Decoder(), folder=tmp_path / "file")
+        cached_array(path, Decoder())
 
 
 def test_threads_that_ask_at_the_same_time_get_the_same(path, folder):
@@ -198,7 +205,7 @@ def test_threads_that_ask_at_the_same_time_get_the_same(path, folder):
 
     def ask(_):
         together.wait()
-        return np.array(cached_array(path, Decoder(), folder=folder))
+        return np.array(cached_array(path, Decoder()))
 
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(ask, range(4)):
@@ -211,7 +218,7 @@ def test_few_arrays_are_kept_mapped(folder, tmp_path, monkeypatch):
     forget(monkeypatch)
     for number in range(5):
         (tmp_path / str(number)).write_bytes(bytes([number]))
-        cached_array(tmp_path / str(number), Decoder(), folder=folder)
+        cached_array(tmp_path / str(number), Decoder())
     assert len(cache._MAPPED) == 2
 
 
@@ -255,27 +262,29 @@ def test_an_absent_file_is_named(tmp_path, folder):
 
 def test_room_is_asked_for_before_anything_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setenv("VOXTILE_CACHE_BYTES", "5e9")
-    assert check_cache_room(10, tmp_path) is None
-    said = check_cache_room(2 * 10**9, tmp_path / "new")
+    monkeypatch.setenv("VOXTILE_CACHE", str(tmp_path / "new"))
+    assert check_cache_room(10) is None
+    said = check_cache_room(2 * 10**9)
     assert re.fullmatch(rf"decoded, the data take 2\.00 GB of disk in {tmp_path}/new, once \(.* are there\)", said)
     with pytest.raises(DataError, match=r"take 6\.00 GB, and the cache .* may hold 5\.00 GB: .*VOXTILE_CACHE_BYTES=7\.2e\+09'"):
-        check_cache_room(6 * 10**9, tmp_path)
+        check_cache_room(6 * 10**9)
 
 
 def test_what_lies_in_the_cache_counts_as_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXTILE_CACHE", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(DataError, match=r"take 2\.00 GB of disk, and .* has 1\.00 GB"):
-        check_cache_room(2 * 10**9, tmp_path)
+        check_cache_room(2 * 10**9)
     name = f"{SHA256_OF_ABC}.plain.v1.npy"
     for foreign in ("a.npy", f".7-5.{name}"):  # the second is being written
         with (tmp_path / foreign).open("wb") as file:
             file.truncate(10**9)
     (tmp_path / f"{'0' * 64}.plain.v1.npy").symlink_to("gone")  # like a file that is deleted between two looks at it
     with pytest.raises(DataError, match=r"take 2\.00 GB of disk, and .* has 1\.00 GB"):
-        check_cache_room(2 * 10**9, tmp_path)
+        check_cache_room(2 * 10**9)
     with (tmp_path / name).open("wb") as file:
         file.truncate(10**9)
-    assert check_cache_room(2 * 10**9, tmp_path)
+    assert check_cache_room(2 * 10**9)
 
 
 def test_who_remembers_several_files_looks_at_them_once_a_second(tmp_path, folder, monkeypatch):
@@ -285,19 +294,19 @@ def test_who_remembers_several_files_looks_at_them_once_a_second(tmp_path, folde
     clock, asked, known = SimpleNamespace(now=100.0), [], {}
     monkeypatch.setattr(cache.time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(cache, "content_hash", lambda path, folder: asked.append(path) or content_hash(path, folder))
-    assert cached_array(files, Decoder(1), folder=folder, known=known)[0, 0] == 1
+    assert cached_array(files, Decoder(1), known=known)[0, 0] == 1
     asked.clear()
     for _ in range(5):
-        assert cached_array(files, None, folder=folder, known=known)[0, 0] == 1
+        assert cached_array(files, None, known=known)[0, 0] == 1
     assert asked == []
-    assert cached_array(files, None, folder=folder)[0, 0] == 1
+    assert cached_array(files, None)[0, 0] == 1
     assert asked == files
     files[1].write_bytes(b"other")
     clock.now += 1.1
-    assert cached_array(files, Decoder(2), folder=folder, known=known)[0, 0] == 2
+    assert cached_array(files, Decoder(2), known=known)[0, 0] == 2
     # What is decoded is never kept under what the files held before.
     files[1].write_bytes(b"another")
-    assert cached_array(files, Decoder(3), "variant", folder=folder, known=known)[0, 0] == 3
+    assert cached_array(files, Decoder(3), "variant", known=known)[0, 0] == 3
     files[1].write_bytes(b"other")
     clock.now += 1.1
-    assert cached_array(files, Decoder(4), "variant", folder=folder, known=known)[0, 0] == 4
+    assert cached_array(files, Decoder(4), "variant", known=known)[0, 0] == 4

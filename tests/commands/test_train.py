@@ -30,7 +30,6 @@ from voxtile.commands.compose import plain
 from voxtile.commands.loggers import finish
 from voxtile.commands.tables import sweep_name
 from voxtile.commands.train import changed_since
-from voxtile.data.batches import collate
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper
@@ -639,8 +638,7 @@ def test_measured_statistics_are_the_plain_means_over_the_streams_first_batches(
         inner(self, count)
         for hook in hooks:
             hook.remove()
-        stream = self.trainer.datamodule.stream
-        first = collate([stream.sample(index) for index in range(2 * count)])  # two a batch
+        first = self.trainer.datamodule.stream.batch(range(2 * count))  # two a batch
         plain = normalise(*(first[name] for name in ("image", "valid", *NUMBERS))).squeeze(2)
         assert torch.equal(torch.cat(inputs[self.evaluated]), plain)
         for norm in norms:

@@ -130,11 +130,6 @@ def test_samples_are_stacked_with_what_is_nested_in_them():
     assert batch["augment"]["flips"].shape == (2, 3)
 
 
-def test_samples_may_come_one_by_one():
-    made = (sample("uint8", value) for value in range(3))
-    assert collate(made, 3)["image"][:, 0, 0, 0, 0].tolist() == [0, 1, 2]
-
-
 @pytest.mark.parametrize(
     ("first", "second", "both"),
     [

@@ -7,6 +7,7 @@ import pytest
 import rasterio
 
 from tests.testers.memory import memory_case
+from tests.testers.streams import sample_of
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import FolderLayout
@@ -348,7 +349,7 @@ def batches(found, workers=2, size=(1, 16, 16)):
 def test_training_batches_are_the_streams_samples_of_the_coming_steps(root):
     data, train, _ = batches(ready(root))
     assert [batch["index"].tolist() for batch in train] == [[12, 13, 14], [15, 16, 17], [18, 19, 20]]
-    np.testing.assert_array_equal(train[1]["image"][2], data.stream.sample(17)["image"])
+    np.testing.assert_array_equal(train[1]["image"][2], sample_of(data.stream, 17)["image"])
 
 
 def test_windows_are_drawn_as_the_settings_say(root):
@@ -377,7 +378,7 @@ def test_validation_shows_a_small_case_as_training_does(root, margin):
     size = (1, case.shape[1] + 5, case.shape[2] + 8)
     data = VoxtileData(small, size, Augment(), 0, Steps(1, lambda: range(1)), margin=(0, margin, margin))
     (val,) = data.val_dataloader()
-    drawn = data.stream.sample(0)
+    drawn = sample_of(data.stream, 0)
     inner = np.s_[..., margin : margin + size[1], margin : margin + size[2]]
     np.testing.assert_array_equal(val["image"][0], drawn["image"])
     np.testing.assert_array_equal(val["valid"][0], drawn["valid"])

@@ -5,12 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.test_stream import CLASSES, PLAIN, case_of, plain
 from tests.testers.memory import MemorySource, memory_case
+from tests.testers.streams import CLASSES, PLAIN, case_of, plain, sample_of
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.window import Window
 from voxtile.data.augment import Augment
-from voxtile.data.batches import collate
 from voxtile.data.rescale import rescale
 from voxtile.data.sampling import STRATEGIES, Sampling, strategy_of
 from voxtile.data.stream import TRIES, SampleStream
@@ -70,7 +69,7 @@ def test_uniform_windows_may_lie_where_nothing_is_judged_and_larger_ones_have_th
     label[0, 0, 0] = 1
     stream = stream_of([labelled("a", label)], size=(1, 8, 64), by="uniform")
     assert {stream.spec(i).window.x for i in range(20)} == {-17}
-    assert any((stream.sample(i)["label"] == 255).all() for i in range(20))
+    assert any((sample_of(stream, i)["label"] == 255).all() for i in range(20))
 
 
 def test_each_class_is_drawn_alike_whatever_its_share():
@@ -118,20 +117,22 @@ def test_balance_draws_from_foreground_classes_whatever_the_strategy():
 @pytest.mark.parametrize("by", ["pixels", "uniform", "class", "polygon"])
 def test_windows_stay_in_their_case_and_threads_or_order_do_not_matter(cases, by):
     options = {"by": by, "scales": [0.5, 1.5], "max_nodata": 0.2, "jitter": 0.5, "balance": 0.2}
-    expected = [plain(stream_of(cases, **options).sample(i)) for i in range(15)]
+    expected = [plain(sample_of(stream_of(cases, **options), i)) for i in range(15)]
     again = stream_of(cases, **options)
-    assert [plain(again.sample(i)) for i in reversed(range(15))] == expected[::-1]
+    assert [plain(sample_of(again, i)) for i in reversed(range(15))] == expected[::-1]
     for spec in map(again.spec, range(40)):
         sides = zip(spec.window.start, spec.window.stop, cases[spec.case].shape, strict=True)
         assert all((low >= 0 and high <= length) or high - low > length for low, high, length in sides)
 
 
-def test_a_batch_is_its_samples_stacked(cases):
+def test_what_a_sample_holds_does_not_depend_on_those_read_with_it(cases):
     stream = stream_of(cases, size=(1, 9, 9), scales=[0.5, 1.5], max_nodata=0.3, augment=Augment({"flips": ["x"]}))
-    batch, expected = stream.batch(range(3, 20, 2)), collate([stream.sample(i) for i in range(3, 20, 2)])
-    assert batch.keys() == expected.keys()
-    assert all((batch[key] == expected[key]).all() for key in batch if key != "augment")
-    assert all((batch["augment"][key] == expected["augment"][key]).all() for key in ("flips", "turns"))
+    batch, expected = stream.batch(range(3, 20, 2)), [sample_of(stream, i) for i in range(3, 20, 2)]
+    assert batch["index"].tolist() == list(range(3, 20, 2))
+    for key in ("image", "valid", "label", "case", "mean"):
+        np.testing.assert_array_equal(batch[key], [sample[key] for sample in expected])
+    for key in ("flips", "turns"):
+        np.testing.assert_array_equal(batch["augment"][key], [sample["augment"][key] for sample in expected])
 
 
 # --- jitter
@@ -165,7 +166,7 @@ def test_a_scaled_sample_shows_its_window_at_the_streams_size(seed, margin, boun
     case = ramps((1, 80, 90))
     stream = stream_of([case], size=(1, 16, 12), seed=seed, margin=(0, margin, margin), scales=bounds)
     for index in range(3):
-        spec, sample = stream.spec(index), stream.sample(index)
+        spec, sample = stream.spec(index), sample_of(stream, index)
         assert bounds[0] <= spec.scale <= bounds[1]
         assert spec.window.size == (1, round(16 * spec.scale), round(12 * spec.scale))
         assert sample["image"].shape == (2, 1, 16 + 2 * margin, 12 + 2 * margin)
@@ -182,7 +183,7 @@ def test_a_scaled_sample_shows_its_window_at_the_streams_size(seed, margin, boun
 def test_scaled_pixels_and_labels_are_the_windows_resampled(cases):
     stream = stream_of(cases[:1], scales=[0.5, 2.0])
     for index in range(10):
-        spec, sample = stream.spec(index), stream.sample(index)
+        spec, sample = stream.spec(index), sample_of(stream, index)
         image, valid = cases[0].read(spec.window, pad="constant")
         label = cases[0].read_label(spec.window)
         steps = [read / side for read, side in zip(spec.window.size, (1, 8, 8), strict=True)]
@@ -210,7 +211,7 @@ def test_lengths_of_augmentation_follow_the_samples_own_resolution():
     bend = Augment(elastic=Elastic(probability=1.0, std=2.0, control=16.0, unit="length"))
     bare, scaled = (stream_of([case], (1, 32, 32), augment=bend, scales=scales) for scales in (None, [1.0, 4.0]))
     for index in range(5):
-        own, finest = (stream.sample(index)["augment"]["elastic.field"] for stream in (scaled, bare))
+        own, finest = (sample_of(stream, index)["augment"]["elastic.field"] for stream in (scaled, bare))
         np.testing.assert_allclose(own * scaled.spec(index).scale, finest, rtol=1e-5)
 
 
@@ -235,8 +236,8 @@ def test_windows_with_too_little_data_are_drawn_again():
     assert all(missing(bound.spec(i)) <= 0.1 for i in range(100))
     for i in range(100):
         if missing(bare.spec(i)) <= 0.1:
-            assert plain(bound.sample(i)) == plain(bare.sample(i))
-        np.testing.assert_array_equal(bound.sample(i)["valid"], valid[bound.spec(i).window.slices])
+            assert plain(sample_of(bound, i)) == plain(sample_of(bare, i))
+        np.testing.assert_array_equal(sample_of(bound, i)["valid"], valid[bound.spec(i).window.slices])
 
 
 def test_where_no_draw_holds_enough_data_the_best_is_taken():
@@ -246,7 +247,7 @@ def test_where_no_draw_holds_enough_data_the_best_is_taken():
     for i in range(10):
         shares = [1 - valid[strict._draw(i, attempt).window.slices].mean() for attempt in range(TRIES)]
         assert 1 - valid[strict.spec(i).window.slices].mean() == min(shares) > 0
-    assert any((stream.sample(i)["valid"]).all() for i in range(10))
+    assert any((sample_of(stream, i)["valid"]).all() for i in range(10))
 
 
 def test_padding_and_the_margin_are_told_apart():
@@ -303,7 +304,7 @@ def test_every_strategy_is_built_and_none_is_the_default(cases):
     maps = [WeightMap.of(MemorySource(np.ones((1, *case.shape))), case) for case in cases]
     for by in STRATEGIES:
         stream = stream_of(cases, maps=maps, by=by, **({"weights": "{id}.tif"} if by == "weights" else {}))
-        assert stream.sample(0)["image"].shape == (1, 1, 8, 8)
+        assert sample_of(stream, 0)["image"].shape == (1, 1, 8, 8)
     assert Sampling.of(None) == Sampling.of({}) == Sampling()
 
 

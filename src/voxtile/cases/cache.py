@@ -108,26 +108,23 @@ def cached_array(
     decode: Callable[[], NDArray[Any]],
     variant: str = "plain",
     *,
-    folder: Path | None = None,
-    max_bytes: int | None = None,
     known: Known | None = None,
 ) -> NDArray[Any]:
     """The array that `decode` makes of a file, or of several, as a read-only memory map.
+
+    Of the arrays in the cache folder, those used longest ago are deleted above `most_bytes()`; the one asked for is always kept.
 
     Args:
         paths: the file, or the files in their order; their content is the key, not their names.
         decode: reads and decodes it; called only where the cache does not hold the result.
         variant: what else decides the result, such as the orientation it is brought to; part of a file name.
-        folder: the cache folder; `cache_folder()` where None.
-        max_bytes: the size above which the arrays used longest ago are deleted; `VOXTILE_CACHE_BYTES` of the environment,
-            else 20 GB, where None. The array asked for is always kept.
         known: the caller's memory of what several files hold, which then are looked at once a second only: asking for the stamps
             of a series' hundreds takes longer than reading a slice.
 
     Raises:
         DataError: The cache folder cannot be written to, or is on a full disk.
     """
-    folder = folder or cache_folder()
+    folder = cache_folder()
     files = (paths,) if isinstance(paths, Path) else tuple(paths)
     name = f"{variant}.v{CODE_VERSION}.npy"
     file = folder / f"{_content(files, folder, known)}.{name}"
@@ -145,7 +142,7 @@ def cached_array(
                 f"The decoded form of {files[0]} ({made.nbytes / 1e6:.1f} MB) could not be written to the cache folder {folder}: "
                 f"{reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
             ) from error
-        trim(folder, _ARRAYS, file, most_bytes() if max_bytes is None else max_bytes)
+        trim(folder, _ARRAYS, file, most_bytes())
         array = _mapped(file)
     # Another process may have trimmed it away at once: what was decoded here serves as well.
     return made if array is None else array
@@ -203,12 +200,11 @@ def _written(folder: Path, names: re.Pattern[str]) -> Iterator[tuple[Path, os.st
                     yield file, status
 
 
-def check_cache_room(wanted: int, folder: Path | None = None) -> str | None:
+def check_cache_room(wanted: int) -> str | None:
     """Whether decoded data fit into the cache, asked before they are decoded.
 
     Args:
         wanted: their bytes.
-        folder: the cache folder; `cache_folder()` where None.
 
     Returns:
         A sentence about how much they take, where it is much.
@@ -216,7 +212,7 @@ def check_cache_room(wanted: int, folder: Path | None = None) -> str | None:
     Raises:
         DataError: They take more than the cache may hold, or than the disk has room for.
     """
-    folder = folder or cache_folder()
+    folder = cache_folder()
     if wanted > most_bytes():
         raise DataError(
             f"Decoded, the data take {size(wanted)}, and the cache {folder} may hold {size(most_bytes())}: files would be decoded "

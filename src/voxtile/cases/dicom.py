@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 
+from voxtile.cases.case import distinct_names
 from voxtile.cases.dicom_headers import PIXEL_KEYWORDS, FileHeader, Frame, PixelFormat, headers, passed_over, read_header
 from voxtile.cases.grid import StoredGrid
 from voxtile.cases.maps import MapSpec, MapWriter
@@ -80,7 +81,7 @@ class DicomSource(VolumeSource):
     @classmethod
     def at(cls, paths: Sequence[Path]) -> DicomSource:
         """The series that `paths` stand for, each a folder with the files of one series, or a file of the series in its folder."""
-        return cls([files_at(path) for path in paths], _names(paths) if len(paths) > 1 else ())
+        return cls([files_at(path) for path in paths], distinct_names(paths) if len(paths) > 1 else ())
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -130,12 +131,6 @@ def files_at(path: Path) -> list[Path]:
         raise DataError(f"{path} is no DICOM file: the letters 'DICM' do not stand at byte 128. Expected a slice of a series.")
     siblings, _ = headers(sorted(file for file in path.parent.iterdir() if file.is_file()))
     return [each.path for each in siblings if each.series == header.series]
-
-
-def _names(paths: Sequence[Path]) -> tuple[str, ...]:
-    from voxtile.cases.case import distinct_names
-
-    return distinct_names(paths)
 
 
 def read_series(paths: Sequence[Path]) -> Series:

@@ -7,7 +7,7 @@ against worker processes is measured by bench/reading.py; docs/decisions.md has 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 
@@ -57,17 +57,9 @@ class _Stack:
         return out
 
 
-def collate(samples: Iterable[Mapping[str, Any]], count: int | None = None) -> Batch:
-    """Stacks samples; images of different data types are promoted to one that holds them all.
-
-    Args:
-        samples: with the same keys and shapes.
-        count: how many there are, where `samples` makes them one by one.
-    """
-    if count is None:
-        samples = list(samples)
-        count = len(samples)
-    stack = _Stack(count)
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stacks samples with the same keys and shapes; images of different data types are promoted to one that holds them all."""
+    stack = _Stack(len(samples))
     for row, sample in enumerate(samples):
         stack.put(row, sample)
     return stack.batch()

@@ -68,16 +68,16 @@ class Operation(ABC):
         """
 
 
-def checked_range(owner: str, name: str, values: Sequence[float], low: float = 0.0) -> tuple[float, float]:
-    """`values` as a pair (smallest, largest) of numbers above `low`, `MOST` at most.
+def checked_range(owner: str, name: str, values: Sequence[float]) -> tuple[float, float]:
+    """`values` as a pair (smallest, largest) of numbers above 0, `MOST` at most.
 
     Raises:
         ConfigError: They are not two such numbers in this order.
     """
     pair = tuple(float(value) for value in values)
-    if len(pair) != 2 or not low < pair[0] <= pair[1] <= MOST:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= MOST:
         raise ConfigError(
-            f"{owner} of the augmentation has {name}={list(pair)}; expected two numbers [smallest, largest] above {low:g} and at "
+            f"{owner} of the augmentation has {name}={list(pair)}; expected two numbers [smallest, largest] above 0 and at "
             f"most {MOST}, for example {name}=[0.8, 1.25]."
         )
     return pair[0], pair[1]

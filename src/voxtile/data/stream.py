@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from voxtile.errors import DataError, counted, listed, typed
 # Part of a run's identity: raise it when the same (seed, i) gives another sample, or validation shows a case otherwise.
 STREAM_VERSION = 2
 SAMPLES_AHEAD = 256  # samples that are drawn at once
-COPIED_TOGETHER = 4  # samples that are copied at once: more leave the processor's cache
 TRIES = 10  # draws of a window with too little data, after which the best of them is taken
 
 
@@ -63,7 +62,7 @@ class _Read:
         return 1 - np.count_nonzero(self.valid[self.spec.window.within(self.window)]) / self.spec.window.pixels
 
 
-_Sample = tuple[Spec, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]  # spec, pixels, the augmentation's parameters
+_Sample = tuple[Spec, NDArray[np.bool_], dict[str, NDArray[Any]]]  # spec, valid [d, h, w], the augmentation's parameters
 
 
 class SampleStream:
@@ -147,33 +146,26 @@ class SampleStream:
         spec = self._draw(index)
         return spec if self.sampling.max_nodata is None else self._read(spec).spec
 
-    def sample(self, index: int) -> dict[str, Any]:
-        """Reads sample `index`, see `samples`."""
-        return next(self.samples([index]))
-
-    def samples(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Reads samples `indices`, several together.
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Reads samples `indices`, each straight into its place.
 
         Returns:
-            image [C, d, h, w] in the case's data type, valid [d, h, w], label uint8 [d, h, w] (255 where not valid), low, high,
-            mean and std [C] for normalisation, the augmentation's parameters under "augment", index and case.
+            image [B, C, d, h, w] in the cases' data type, valid bool and label uint8 [B, d, h, w] (255 where not valid), low, high,
+            mean and std [B, C] for normalisation, the augmentation's parameters under "augment", index and case [B].
         """
-        for first in range(0, len(indices), COPIED_TOGETHER):
-            for spec, pixels, augmentation in self._read_all(indices[first : first + COPIED_TOGETHER]):
-                numbers = {name: rows[spec.case] for name, rows in self._numbers.items()}
-                yield pixels | {"index": spec.index, "case": spec.case, **numbers, "augment": augmentation}
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Samples `indices`, stacked: each is read straight into its place."""
         channels = self.cases[0].inputs
         image = np.empty((len(indices), channels, *self._outer), dtype=self._dtype)
         valid = np.empty((len(indices), *self._outer), dtype=np.bool_)
         label = np.empty((len(indices), *self._outer), dtype=np.uint8)
+        copies = Copies()
+        begun = [self._begin(drawn, image[row], label[row], copies) for row, drawn in enumerate(self._drawn(indices))]
+        copies.make()
         used, augmentations = [], []
-        for row, (spec, pixels, augmentation) in enumerate(self._read_all(indices, image, label)):
+        for row, finish in enumerate(begun):
+            spec, holds, augmentation = finish()
             used.append(spec)
             augmentations.append(augmentation)
-            valid[row] = is_everywhere(pixels["valid"]) or pixels["valid"]
+            valid[row] = is_everywhere(holds) or holds
         numbers = [spec.case for spec in used]
         return {
             "image": torch.from_numpy(image),
@@ -184,18 +176,6 @@ class SampleStream:
             **{name: torch.from_numpy(rows[numbers]) for name, rows in self._numbers.items()},
             "augment": collate(augmentations),
         }
-
-    def _read_all(
-        self, indices: Sequence[int], images: NDArray[Any] | None = None, labels: NDArray[np.uint8] | None = None
-    ) -> Iterator[_Sample]:
-        """Reads samples, into the rows of `images` and `labels` where they are given."""
-        copies = Copies()
-        begun = [
-            self._begin(drawn, None if images is None else images[row], None if labels is None else labels[row], copies)
-            for row, drawn in enumerate(self._drawn(indices))
-        ]
-        copies.make()
-        return (finish() for finish in begun)
 
     def _drawn(self, indices: Sequence[int]) -> list[Spec]:
         """First draws of samples, and of those that will follow in the same steps, which are kept until they are asked for.
@@ -210,21 +190,17 @@ class SampleStream:
                 self._ahead = {index: self._draw(index) for index in more}
             return [self._ahead[index] for index in indices]
 
-    def _begin(
-        self, drawn: Spec, image_out: NDArray[Any] | None, label_out: NDArray[np.uint8] | None, copies: Copies
-    ) -> Callable[[], _Sample]:
-        """Begins to read a sample by its first draw, and returns what is to be called once the copies are made."""
+    def _begin(self, drawn: Spec, image: NDArray[Any], label: NDArray[np.uint8], copies: Copies) -> Callable[[], _Sample]:
+        """Begins to read a sample into `image` and `label` by its first draw; what is returned ends it once copies are made."""
         if self.sampling.scales is not None or self.sampling.max_nodata is not None:
 
             def read() -> _Sample:
-                spec, pixels = self._pixels(drawn, image_out, label_out)
-                return spec, pixels, self._augmentation(spec)
+                spec, valid = self._fill(drawn, image, label)
+                return spec, valid, self._augmentation(spec)
 
             return read
         window, pad = self._seen(drawn)
         case, augmentation = self.cases[drawn.case], self._augmentation(drawn)
-        image = np.empty((case.inputs, *window.size), case.dtype) if image_out is None else image_out
-        label = np.empty(window.size, np.uint8) if label_out is None else label_out
         seen, labelled = case.begin(image, window, pad, copies), case.begin_label(label, window, copies)
 
         def finish() -> _Sample:
@@ -232,7 +208,7 @@ class SampleStream:
             labelled()
             if not is_everywhere(valid):
                 label[~valid] = IGNORE
-            return drawn, {"image": image, "valid": valid, "label": label}, augmentation
+            return drawn, valid, augmentation
 
         return finish
 
@@ -273,28 +249,24 @@ class SampleStream:
         edges = zip(self.margin, self._steps(spec), strict=True)
         return spec.window.grown([math.ceil(pixels * step) for pixels, step in edges]), "reflect"
 
-    def _pixels(
-        self, drawn: Spec, image_out: NDArray[Any] | None = None, label_out: NDArray[np.uint8] | None = None
-    ) -> tuple[Spec, dict[str, NDArray[Any]]]:
-        """The spec that holds for a first draw, and image, valid and label at it; the first and last in `…_out` where given."""
-        rescaled = self.sampling.scales is not None
+    def _fill(self, drawn: Spec, image: NDArray[Any], label: NDArray[np.uint8]) -> tuple[Spec, NDArray[np.bool_]]:
+        """Fills `image` and `label` by a first draw; returns the spec that holds, and what is valid."""
         found = self._read(drawn)
-        spec, image, valid = found.spec, found.image, found.valid
-        label = self.cases[spec.case].read_label(found.window)
+        spec, valid = found.spec, found.valid
+        stored = self.cases[spec.case].read_label(found.window)
         if not is_everywhere(valid):
-            label[~valid] = IGNORE
-        if rescaled:
-            from voxtile.data.rescale import rescale
+            stored[~valid] = IGNORE
+        if self.sampling.scales is None:
+            image[...], label[...] = found.image, stored
+            return spec, valid
+        from voxtile.data.rescale import rescale
 
-            steps = self._steps(spec)
-            # The margin begins within the outermost pixel that was read for it.
-            edges = [a - b for a, b in zip(spec.window.start, found.window.start, strict=True)]
-            start = [edge - pixels * step for edge, pixels, step in zip(edges, self.margin, steps, strict=True)]
-            image, valid, label = rescale(image, valid, label, self._outer, start, steps)
-        for out, made in ((image_out, image), (label_out, label)):
-            if out is not None:
-                out[...] = made
-        return spec, {"image": image, "valid": valid, "label": label}
+        steps = self._steps(spec)
+        # The margin begins within the outermost pixel that was read for it.
+        edges = [a - b for a, b in zip(spec.window.start, found.window.start, strict=True)]
+        start = [edge - pixels * step for edge, pixels, step in zip(edges, self.margin, steps, strict=True)]
+        image[...], valid, label[...] = rescale(found.image, valid, stored, self._outer, start, steps)
+        return spec, valid
 
     def _steps(self, spec: Spec) -> list[float]:
         """Pixels of the case in one pixel of the sample, along (z, y, x); by whole pixels of the window, so not quite the scale."""

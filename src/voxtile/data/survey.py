@@ -83,17 +83,17 @@ def most_locations(pixels: int) -> int:
     return max(MOST_LOCATIONS, pixels // PIXELS_PER_LOCATION)
 
 
-def block_size(shape: Size3, pixels: int = BLOCK_SIDE * BLOCK_SIDE) -> Size3:
-    """(D, H, W) of the blocks of a case of `shape`, those at its far sides excepted."""
+def block_size(shape: Size3) -> Size3:
+    """(D, H, W) of the blocks of a case of `shape`, those at its far sides excepted: at most about `BLOCK_SIDE`² pixels."""
     depth, height, width = shape
     h, w = min(height, BLOCK_SIDE), min(width, BLOCK_SIDE)
-    return max(1, min(depth, pixels // (h * w))), h, w
+    return max(1, min(depth, BLOCK_SIDE * BLOCK_SIDE // (h * w))), h, w
 
 
-def blocks(shape: Size3, pixels: int = BLOCK_SIDE * BLOCK_SIDE) -> Iterator[Window]:
-    """Cuts a case of `shape` (D, H, W) into windows of at most about `pixels` pixels, in reading order."""
+def blocks(shape: Size3) -> Iterator[Window]:
+    """Cuts a case of `shape` (D, H, W) into windows of `block_size`, in reading order."""
     depth, height, width = shape
-    d, h, w = block_size(shape, pixels)
+    d, h, w = block_size(shape)
     for z in range(0, depth, d):
         for y in range(0, height, h):
             for x in range(0, width, w):
