@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from tests.testers.formats import few
 from tests.testers.maps import UTM, written
 from voxtile.cases.cog import TILE, halved
+from voxtile.cases.formats import write_id_map
 from voxtile.cases.geotiff import GeoTiffSource
-from voxtile.cases.id_maps import write_id_map
 from voxtile.cases.maps import MapSpec
 from voxtile.cases.raster import plain_allowed
 from voxtile.cases.window import Window

@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from tests.testers.formats import file_size_limit
 from tests.testers.maps import CLASSES, UTM, patches, scene_map
-from voxtile.cases.id_maps import id_map_name, write_id_map
+from voxtile.cases.formats import write_id_map
+from voxtile.cases.id_maps import id_map_name
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.pictures import PictureSource
 from voxtile.inference.finished import FinishedMap

@@ -6,21 +6,40 @@ Each format's library is imported only where the format is used.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from voxtile.cases import id_maps
+from voxtile.cases.atomic import atomic_write
 from voxtile.cases.case import Source
+from voxtile.cases.id_maps import Slabs
 from voxtile.cases.scene import Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 
-# How images end, in small letters, the usual ending first; by the names that `data.format` takes.
-SUFFIXES = {
-    "geotiff": (".tif", ".tiff", ".vrt", ".jp2"),
-    "volume": (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr"),
-    "dicom": (".dcm",),
-    "picture": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
-}
+
+@dataclass(frozen=True)
+class Format:
+    """What a format is: one row of `FORMATS`.
+
+    Attributes:
+        suffixes: how images end, in small letters, the usual ending first.
+        map_suffixes: how maps end, longer endings first; that of a stack of slices is a folder.
+        open_image: see `open_image`, without its `kind`; so are the next three.
+        open_label: see `open_label`.
+        open_map: see `open_map`.
+        read_tags: the tags of a map; may raise anything, or return anything, where the file is no map.
+        write_ids: writes slabs of object numbers on the grid of a map to a path.
+    """
+
+    suffixes: tuple[str, ...]
+    map_suffixes: tuple[str, ...]
+    open_image: Callable[[Sequence[Path], float | None, Scene, Collection[str]], Source]
+    open_label: Callable[[Sequence[Path], Source, Collection[int], VectorSettings], Source]
+    open_map: Callable[[Path, Path | None, Source], tuple[Source, Source | None]]
+    read_tags: Callable[[Path], Any]
+    write_ids: Callable[[Slabs, Source, Path], None]
 
 
 def open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: Scene, asked: Collection[str]) -> Source:
@@ -36,21 +55,7 @@ def open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: Sc
     Raises:
         DataError: It cannot be read.
     """
-    if kind == "geotiff":
-        from voxtile.cases.geotiff import GeoTiffSource
-
-        return GeoTiffSource(paths, nodata, scene, asked)
-    if kind == "volume":
-        from voxtile.cases.volume_files import open_volume
-
-        return open_volume(paths)
-    if kind == "dicom":
-        from voxtile.cases.dicom import DicomSource
-
-        return DicomSource.at(paths)
-    from voxtile.cases.pictures import PictureSource
-
-    return PictureSource(paths)
+    return FORMATS[kind].open_image(paths, nodata, scene, asked)
 
 
 def open_label(kind: str, paths: Sequence[Path], image: Source, named: Collection[int], vectors: VectorSettings) -> Source:
@@ -66,28 +71,7 @@ def open_label(kind: str, paths: Sequence[Path], image: Source, named: Collectio
     Raises:
         DataError: It cannot be read, or does not fit its image.
     """
-    if kind == "geotiff" and paths[0].suffix.lower() in VECTOR_SUFFIXES:
-        from voxtile.cases.vectors import VectorLabel
-
-        return VectorLabel(paths[0], image, vectors, named)
-    if kind == "geotiff":
-        from voxtile.cases.aligned import OnTarget
-        from voxtile.cases.geotiff import label_source
-
-        assert isinstance(image, OnTarget)
-        return label_source(paths[0], image, named)
-    if kind == "dicom" and not paths[0].name.lower().endswith(SUFFIXES["volume"]):
-        from voxtile.cases.dicom_seg import SegmentationSource
-
-        return SegmentationSource(paths[0], image)
-    if kind in ("volume", "dicom"):
-        from voxtile.cases.volume_files import open_volume
-        from voxtile.cases.volumes import on_image
-
-        return on_image(open_volume(paths), image)
-    from voxtile.cases.pictures import PictureSource
-
-    return PictureSource(paths, label=True)
+    return FORMATS[kind].open_label(paths, image, named, vectors)
 
 
 def open_map(kind: str, path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:
@@ -99,21 +83,7 @@ def open_map(kind: str, path: Path, heat: Path | None, image: Source) -> tuple[S
         heat: its heatmap.
         image: what it is a map of.
     """
-    if path.name.endswith(".dcm"):
-        from voxtile.cases.dicom_seg import SegmentationSource
-
-        return SegmentationSource(path, image, own=True), SegmentationSource(heat, image, heat=True) if heat else None
-    if kind == "picture":
-        from voxtile.cases.names import natural_key
-        from voxtile.cases.pictures import PictureSource
-
-        files = sorted(path.iterdir(), key=lambda file: natural_key(file.name)) if path.is_dir() else [path]
-        return PictureSource(files, label=True), None
-    from voxtile.cases.geotiff import GeoTiffSource
-    from voxtile.cases.volume_files import open_volume
-
-    opened = GeoTiffSource if kind == "geotiff" else open_volume
-    return opened([path]), opened([heat]) if heat else None
+    return _of_map(kind, path).open_map(path, heat, image)
 
 
 def tags_of(path: Path, kind: str) -> Mapping[str, str]:
@@ -124,13 +94,55 @@ def tags_of(path: Path, kind: str) -> Mapping[str, str]:
         kind: the data format, "geotiff", "volume", "dicom" or "picture"; a map that ends in .dcm is of a DICOM series, whatever its
             run was trained on.
     """
-    readers = {"geotiff": _scene_tags, "volume": _volume_tags, "dicom": _segmentation_tags, "picture": _picture_tags}
     try:
-        reader = readers["dicom" if path.name.endswith(".dcm") else kind]
-        found: Any = reader(min(path.iterdir()) if path.is_dir() else path)
+        found: Any = _of_map(kind, path).read_tags(min(path.iterdir()) if path.is_dir() else path)
     except Exception:  # somebody else's file may be anything, and each library has errors of its own
         return {}
     return found if isinstance(found, Mapping) else {}
+
+
+def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
+    """Writes numbers [d, h, w], 0 where there is no object, as a file on the grid of a map, see `voxtile.cases.id_maps`.
+
+    Args:
+        slabs: windows that partition the map in reading order, with their numbers.
+        source: the semantic map.
+        kind: the format: of "geotiff" a Cloud-Optimized GeoTIFF, in memory that does not grow with the scene, of volumes the map's
+            kind of file, orientation and header, of "picture" a TIFF with a page of 32 bits per slice.
+        path: the file.
+
+    Raises:
+        OSError: It cannot be written; nothing is left under its name.
+    """
+    atomic_write(path, lambda making: FORMATS[kind].write_ids(slabs, source, making))
+
+
+def _of_map(kind: str, path: Path) -> Format:
+    return FORMATS["dicom" if path.name.endswith(".dcm") else kind]
+
+
+def _scene(paths: Sequence[Path], nodata: float | None, scene: Scene, asked: Collection[str]) -> Source:
+    from voxtile.cases.geotiff import GeoTiffSource
+
+    return GeoTiffSource(paths, nodata, scene, asked)
+
+
+def _scene_label(paths: Sequence[Path], image: Source, named: Collection[int], vectors: VectorSettings) -> Source:
+    if paths[0].suffix.lower() in VECTOR_SUFFIXES:
+        from voxtile.cases.vectors import VectorLabel
+
+        return VectorLabel(paths[0], image, vectors, named)
+    from voxtile.cases.aligned import OnTarget
+    from voxtile.cases.geotiff import label_source
+
+    assert isinstance(image, OnTarget)
+    return label_source(paths[0], image, named)
+
+
+def _scene_map(path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:
+    from voxtile.cases.geotiff import GeoTiffSource
+
+    return GeoTiffSource([path]), GeoTiffSource([heat]) if heat else None
 
 
 def _scene_tags(path: Path) -> Any:
@@ -138,6 +150,25 @@ def _scene_tags(path: Path) -> Any:
 
     with open_raster(path) as dataset:
         return dataset.tags()
+
+
+def _volume(paths: Sequence[Path], *_: Any) -> Source:
+    from voxtile.cases.volume_files import open_volume
+
+    return open_volume(paths)
+
+
+def _volume_label(paths: Sequence[Path], image: Source, *_: Any) -> Source:
+    from voxtile.cases.volume_files import open_volume
+    from voxtile.cases.volumes import on_image
+
+    return on_image(open_volume(paths), image)
+
+
+def _volume_map(path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:
+    from voxtile.cases.volume_files import open_volume
+
+    return open_volume([path]), open_volume([heat]) if heat else None
 
 
 def _volume_tags(path: Path) -> Any:
@@ -153,10 +184,51 @@ def _volume_tags(path: Path) -> Any:
     return json.loads(header.extensions[0].get_content())["tags"]
 
 
-def _segmentation_tags(path: Path) -> Any:
+def _series(paths: Sequence[Path], *_: Any) -> Source:
+    from voxtile.cases.dicom import DicomSource
+
+    return DicomSource.at(paths)
+
+
+def _series_label(paths: Sequence[Path], image: Source, *_: Any) -> Source:
+    if paths[0].name.lower().endswith(SUFFIXES["volume"]):
+        return _volume_label(paths, image)
+    from voxtile.cases.dicom_seg import SegmentationSource
+
+    return SegmentationSource(paths[0], image)
+
+
+def _series_map(path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:
+    if not path.name.endswith(".dcm"):
+        return _volume_map(path, heat, image)
+    from voxtile.cases.dicom_seg import SegmentationSource
+
+    return SegmentationSource(path, image, own=True), SegmentationSource(heat, image, heat=True) if heat else None
+
+
+def _series_tags(path: Path) -> Any:
     from voxtile.cases.dicom_seg import about
 
     return about(path)["tags"]
+
+
+def _picture(paths: Sequence[Path], *_: Any) -> Source:
+    from voxtile.cases.pictures import PictureSource
+
+    return PictureSource(paths)
+
+
+def _picture_label(paths: Sequence[Path], *_: Any) -> Source:
+    from voxtile.cases.pictures import PictureSource
+
+    return PictureSource(paths, label=True)
+
+
+def _picture_map(path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:
+    from voxtile.cases.names import natural_key
+
+    files = sorted(path.iterdir(), key=lambda file: natural_key(file.name)) if path.is_dir() else [path]
+    return _picture_label(files), None
 
 
 def _picture_tags(path: Path) -> Any:
@@ -165,3 +237,22 @@ def _picture_tags(path: Path) -> Any:
     with Image.open(path, formats=("PNG", "TIFF")) as image:
         described: Any = image.getexif().get(ExifTags.Base.ImageDescription)
         return json.loads(described) if image.format == "TIFF" else image.info
+
+
+# By the names that `data.format` takes.
+FORMATS = {
+    "geotiff": Format(
+        (".tif", ".tiff", ".vrt", ".jp2"), (".tif",), _scene, _scene_label, _scene_map, _scene_tags, id_maps.write_scene,
+    ),
+    "volume": Format(
+        (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr"), (".nii.gz", ".nii", ".mha", ".nrrd"), _volume, _volume_label,
+        _volume_map, _volume_tags, id_maps.write_volume,
+    ),
+    "dicom": Format((".dcm",), (".dcm",), _series, _series_label, _series_map, _series_tags, id_maps.write_volume),
+    "picture": Format(
+        (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"), (".png",), _picture, _picture_label, _picture_map, _picture_tags,
+        id_maps.write_pages,
+    ),
+}  # fmt: skip
+SUFFIXES = {name: each.suffixes for name, each in FORMATS.items()}
+MAP_SUFFIXES = tuple(suffix for each in FORMATS.values() for suffix in each.map_suffixes)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.atomic import atomic_write, rows_of
+from voxtile.cases.atomic import rows_of
 from voxtile.cases.case import Source
-from voxtile.cases.volume_files import is_itk
 from voxtile.cases.window import Window
 
 Slabs = Iterable[tuple[Window, NDArray[Any]]]
@@ -20,29 +19,15 @@ Slabs = Iterable[tuple[Window, NDArray[Any]]]
 
 def id_map_name(stem: str, path: Path) -> str:
     """The name of an id map called `stem` of the semantic map `path`; pictures of all kinds end as one TIFF."""
+    from voxtile.cases.volume_files import is_itk
+
     if is_itk(path):
         return stem + path.suffix.lower()
     return stem + (".nii.gz" if path.name.lower().endswith((".nii", ".nii.gz", ".dcm")) else ".tif")
 
 
-def write_id_map(slabs: Slabs, source: Source, kind: str, path: Path) -> None:
-    """Writes numbers [d, h, w], 0 where there is no object, as a file on the grid of a map.
-
-    Args:
-        slabs: windows that partition the map in reading order, with their numbers.
-        source: the semantic map.
-        kind: "geotiff" (a Cloud-Optimized GeoTIFF, in memory that does not grow with the scene), "volume" (the map's kind of
-            file, orientation and header) or "picture" (a TIFF with a page of 32 bits per slice).
-        path: the file.
-
-    Raises:
-        OSError: It cannot be written; nothing is left under its name.
-    """
-    writers = {"geotiff": _scene, "volume": _volume, "dicom": _volume, "picture": _pages}
-    atomic_write(path, lambda making: writers[kind](slabs, source, making))
-
-
-def _scene(slabs: Slabs, source: Source, making: Path) -> None:
+def write_scene(slabs: Slabs, source: Source, making: Path) -> None:
+    """A Cloud-Optimized GeoTIFF, in memory that does not grow with the scene; see `voxtile.cases.formats.write_id_map`."""
     import rasterio
     import rasterio.shutil
     from rasterio._err import CPLE_BaseError  # leaves rasterio.shutil.copy unwrapped
@@ -81,11 +66,13 @@ def _scene(slabs: Slabs, source: Source, making: Path) -> None:
         rows.unlink(missing_ok=True)
 
 
-def _volume(slabs: Slabs, source: Source, making: Path) -> None:
+def write_volume(slabs: Slabs, source: Source, making: Path) -> None:
+    """The map's kind of file, orientation and header; a NIfTI file on the grid of a DICOM series."""
     import nibabel as nib
     from nibabel.orientations import io_orientation
 
     from voxtile.cases.dicom_seg import SegmentationSource
+    from voxtile.cases.volume_files import is_itk
     from voxtile.cases.volumes import to_stored
 
     whole = _whole(slabs, source, np.uint32)
@@ -109,7 +96,8 @@ def _volume(slabs: Slabs, source: Source, making: Path) -> None:
     nib.save(type(image)(to_stored(whole[None], io_orientation(affine))[..., 0], affine, header), making)
 
 
-def _pages(slabs: Slabs, source: Source, making: Path) -> None:
+def write_pages(slabs: Slabs, source: Source, making: Path) -> None:
+    """A TIFF with a page of 32 bits per slice."""
     from PIL import Image
 
     whole = _whole(slabs, source, np.int32)  # the only whole numbers of 32 bits that Pillow has

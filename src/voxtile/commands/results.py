@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.atomic import claimed, discard_half, stable_names
-from voxtile.cases.formats import open_map, tags_of
+from voxtile.cases.formats import MAP_SUFFIXES, open_map, tags_of, write_id_map
 from voxtile.commands.words import quoted, word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 from voxtile.values import is_number, is_whole
@@ -36,7 +36,6 @@ EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with 
     "samples": 0, "precision": "32-true",
 }  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
-MAPS = (".tif", ".nii.gz", ".nii", ".mha", ".nrrd", ".dcm", ".png")  # endings of maps; that of a stack of slices is a folder
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class Results:
         """The file of each result that a map can have."""
         from voxtile.cases.id_maps import id_map_name
 
-        stem = next((path.name[: -len(ending)] for ending in MAPS if path.name.lower().endswith(ending)), path.name)
+        stem = next((path.name[: -len(ending)] for ending in MAP_SUFFIXES if path.name.lower().endswith(ending)), path.name)
         names = {
             **{f"polygons.{kind}": f"{stem}_polygons.{kind}" for kind in POLYGONS},
             "instances": id_map_name(f"{stem}_instances", path), "table": f"{stem}_instances.csv",
@@ -284,7 +283,6 @@ class Results:
         missing: Collection[str],
     ) -> dict[str, Callable[[Path], None]]:
         """What writes each result that is missing, by its name."""
-        from voxtile.cases.id_maps import write_id_map
         from voxtile.inference.instances import find_instances, write_table
 
         found = self._reopened(path, heat, case)
