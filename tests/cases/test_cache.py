@@ -15,6 +15,7 @@ import pytest
 from tests.testers.formats import file_size_limit
 from voxtile.cases import cache
 from voxtile.cases.cache import cache_folder, cached_array, check_cache_room, content_hash
+from voxtile.cases.shared import Shared
 from voxtile.errors import ConfigError, DataError
 
 SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -48,7 +49,7 @@ class Decoder:
 def forget(monkeypatch):
     """Leaves what only the disk knows, as in a new process."""
     monkeypatch.setattr(cache, "_HASHES", {})
-    monkeypatch.setattr(cache, "_MAPPED", type(cache._MAPPED)())
+    monkeypatch.setattr(cache, "_MAPPED", Shared(cache._MAPPED.most, lambda array: 1))
 
 
 def arrays(folder):
@@ -214,12 +215,12 @@ def test_threads_that_ask_at_the_same_time_get_the_same(path, folder):
 
 
 def test_few_arrays_are_kept_mapped(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_MOST_OPEN", 2)
     forget(monkeypatch)
+    monkeypatch.setattr(cache._MAPPED, "most", 2)
     for number in range(5):
         (tmp_path / str(number)).write_bytes(bytes([number]))
         cached_array(tmp_path / str(number), Decoder())
-    assert len(cache._MAPPED) == 2
+    assert len(cache._MAPPED._kept) == 2
 
 
 def test_a_hash_is_sha256_and_computed_once(path, folder, monkeypatch):

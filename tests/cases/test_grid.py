@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid, degree_metres, plain_affine
+from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid, WorkingGrid, degree_metres, plain_affine
 
 quick = settings(max_examples=50, deadline=None)
 
@@ -101,3 +101,10 @@ def test_the_thickness_of_a_single_slice_is_no_measure_of_distance():
 def test_the_kinds_of_grids_are_never_equal():
     assert StoredGrid((1, 2, 3), plain_affine()) != CanonicalGrid((1, 2, 3), plain_affine())
     assert StoredGrid((1, 2, 3), plain_affine()) == StoredGrid((1, 2, 3), plain_affine())
+
+
+def test_a_grid_as_another_kind_keeps_everything():
+    stored = StoredGrid((1, 2, 3), turned(30, (2.0, -2.0, 1)), "m", "EPSG:3857", (0.5, 0.6))
+    working = stored.as_kind(WorkingGrid)
+    assert type(working) is WorkingGrid
+    assert vars(working) == vars(stored)

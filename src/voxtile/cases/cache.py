@@ -13,9 +13,7 @@ import math
 import os
 import re
 import shutil
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.atomic import HIDDEN_NAME, atomic_text, atomic_write
+from voxtile.cases.shared import Shared
 from voxtile.errors import ConfigError, DataError, reason, size
 
 CODE_VERSION = 1  # raise it whenever a decoder's output changes
 _MOST_BYTES = 20_000_000_000
 _MUCH = 1_000_000_000  # bytes from which on it is said how many they are
-_MOST_OPEN = 64  # a memory map keeps its file descriptor
 _ARRAYS = re.compile(r"[0-9a-f]{64}\..+\.v[0-9]+\.npy")  # what `cached_array` calls its files, of all versions
 _ABANDONED = 86_400.0  # seconds in which nothing was written to a half file, after which nobody will
 _HASHES: dict[tuple[Path, Stamp], str] = {}
 _FRESH = 1.0  # seconds after which it is asked again whether one of several files has changed
-_MAPPED: OrderedDict[Path, NDArray[Any]] = OrderedDict()
-_LOCK = threading.Lock()
+_MAPPED: Shared[NDArray[Any]] = Shared(64, lambda array: 1)  # few, since a memory map keeps its file descriptor
 Stamp = tuple[int, int, int]  # see `stamp_of`
 Known = dict[tuple[Path, ...], tuple[float, str]]  # files -> when they were looked at, and the hash of what they held
 
@@ -150,20 +147,17 @@ def cached_array(
 
 def _mapped(file: Path) -> NDArray[Any] | None:
     """The array in `file` as a memory map, few of which are kept open; None where there is no such intact file."""
-    with _LOCK:
-        if file in _MAPPED:
-            _MAPPED.move_to_end(file)
-            return _MAPPED[file]
-        try:
-            array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):  # absent, or damaged by whatever happened to the disk
-            return None
-        with contextlib.suppress(OSError):  # a cache that is only readable serves, too
-            os.utime(file)  # the modification time says when it was used last; access times are often switched off
-        _MAPPED[file] = array
-        if len(_MAPPED) > _MOST_OPEN:
-            _MAPPED.popitem(last=False)
-        return array
+    try:
+        return _MAPPED.get(file, lambda: _map(file))
+    except (OSError, ValueError):  # absent, or damaged by whatever happened to the disk
+        return None
+
+
+def _map(file: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    with contextlib.suppress(OSError):  # a cache that is only readable serves, too
+        os.utime(file)  # the modification time says when it was used last; access times are often switched off
+    return array
 
 
 def trim(folder: Path, names: re.Pattern[str], keep: Path, most: int) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.copying import Copies
-from voxtile.cases.grid import CanonicalGrid, StoredGrid, WorkingGrid
+from voxtile.cases.grid import CanonicalGrid, StoredGrid, WorkingGrid, nested
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.errors import DataError, listed
@@ -47,8 +47,7 @@ class Source(ABC):
     @cached_property
     def working(self) -> WorkingGrid:
         """The grid that windows lie on: the canonical one, unless a source resamples or cuts it."""
-        grid = self.canonical
-        return WorkingGrid(grid.shape, grid.affine, grid.unit, grid.crs, grid.metres)
+        return self.canonical.as_kind(WorkingGrid)
 
     @property
     def native(self) -> Source:
@@ -335,8 +334,7 @@ class Case:
         whole = self.image.working
         matrix = whole.matrix
         matrix[:, 3] = matrix @ np.array([*self.box.start[::-1], 1.0])
-        affine = tuple(tuple(float(v) for v in row) for row in matrix)
-        return WorkingGrid(self.shape, affine, whole.unit, whole.crs, whole.metres)
+        return replace(whole, shape=self.shape, affine=nested(matrix))
 
     def view(self, region: Window, suffix: str = "") -> Case:
         """The part `region` of this case as a case of its own; nothing outside it can be read through it."""

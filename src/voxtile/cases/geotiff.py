@@ -136,7 +136,7 @@ class GeoTiffSource(Source):
                 if number == 0:
                     self.profile = {"crs": dataset.crs if onto is None else onto.grid.crs, "transform": self.target.transform}
         self.stored, self.working = self.target.stored, self.target.grid
-        self.canonical = CanonicalGrid(self.stored.shape, self.stored.affine, self.stored.unit, self.stored.crs, self.stored.metres)
+        self.canonical = self.stored.as_kind(CanonicalGrid)
         if nodata is not None and not self._label and bands and all(band.nodata is None for band in bands):
             raise DataError(
                 f"'data.nodata={nodata:g}' is no value that {self.path} can hold, whose pixels are "

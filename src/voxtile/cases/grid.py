@@ -7,8 +7,8 @@ in map units of `crs` for scenes and in millimetres (RAS+) for volumes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, TypeVar
 
 import numpy as np
 from affine import Affine
@@ -19,6 +19,7 @@ from voxtile.cases.window import Size3
 Unit = Literal["mm", "m", "px"]
 METRES_PER_DEGREE = 111_320.0  # of latitude, on the mean sphere
 SHEAR = 1e-4  # cosine between axes up to which they are at right angles: headers round their directions
+G = TypeVar("G", bound="Grid")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Grid:
     unit: Unit = "px"
     crs: str | None = None
     metres: tuple[float, float] = (1.0, 1.0)
+
+    def as_kind(self, kind: type[G]) -> G:
+        """The same grid as one of another kind."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(self)})
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -115,6 +120,11 @@ class CanonicalGrid(Grid):
 
 class WorkingGrid(Grid):
     """The grid that windows, networks and scores live on; equal to the canonical grid unless resampled or cut."""
+
+
+def nested(matrix: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    """A matrix as nested tuples, row by row, as grids keep it."""
+    return tuple(tuple(float(value) for value in row) for row in matrix)
 
 
 def plain_affine(spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> tuple[tuple[float, ...], ...]:

@@ -15,9 +15,9 @@ from nibabel.nifti1 import Nifti1Extension
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from voxtile.cases.grid import StoredGrid
+from voxtile.cases.grid import StoredGrid, nested
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.volumes import TOLERANCE, Header, VolumeSource, check_gzip, nested, stored_grid, to_stored, undecodable
+from voxtile.cases.volumes import TOLERANCE, Header, VolumeSource, check_gzip, stored_grid, to_stored, undecodable
 from voxtile.errors import DataError, reason
 
 _UNITS = {1: ("metre", 1000.0), 2: ("mm", 1.0), 3: ("micrometre", 0.001)}  # NIfTI-1's codes; millimetres in one of them

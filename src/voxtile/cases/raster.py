@@ -8,8 +8,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import rasterio
@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from voxtile.cases.address import RemoteFile
 from voxtile.cases.cells import CELLS
-from voxtile.cases.grid import Grid, StoredGrid, degree_metres
+from voxtile.cases.grid import G, Grid, StoredGrid, degree_metres
 from voxtile.cases.handles import HandleCache
 from voxtile.cases.remote import open_remote, raise_failed_request
 from voxtile.cases.untrusted import check_files, check_header
@@ -124,12 +124,9 @@ def _ground_metres(crs: rasterio.crs.CRS, middle: tuple[float, float], factor: f
     return x_metres, y_metres
 
 
-G = TypeVar("G", bound=Grid)
-
-
 def grid_at(kind: type[G], size: tuple[int, int], transform: Affine, like: Grid) -> G:
     """A grid of (height, width) pixels at a transform from pixel corners, in the system and units of another."""
-    return kind((1, *size), _centred(transform), like.unit, like.crs, like.metres)
+    return replace(like.as_kind(kind), shape=(1, *size), affine=_centred(transform))
 
 
 def _centred(corners: Affine) -> tuple[tuple[float, ...], ...]:

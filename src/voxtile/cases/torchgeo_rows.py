@@ -138,8 +138,7 @@ class RowSource(Source):
         """
         self.paths, self._one, self._key, self._time = tuple(files), one, key, time
         self.stored = scene_grid(frame)
-        grid = self.stored
-        self.canonical = CanonicalGrid(grid.shape, grid.affine, grid.unit, grid.crs, grid.metres)
+        self.canonical = self.stored.as_kind(CanonicalGrid)
         self.profile = {"crs": frame.crs, "transform": frame.transform}
         self.target = Target(self.path, self.stored, frame.transform, self.working, frame.transform)
         corner = self._array(Window(0, 0, 0, 1, min(16, frame.height), min(16, frame.width)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from voxtile.cases.cache import Known, cached_array
 from voxtile.cases.case import Source, distinct_names
-from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid
+from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid, nested
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -227,8 +227,3 @@ def _canonical_grid(stored: StoredGrid, turn: NDArray[np.float64]) -> CanonicalG
     sizes = stored.shape[::-1]
     x, y, z = (sizes[axis] for axis in np.argsort(turn[:, 0]))
     return CanonicalGrid((z, y, x), nested(stored.matrix @ inv_ornt_aff(turn, sizes)), "mm")
-
-
-def nested(matrix: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
-    """A matrix as nested tuples, row by row, as grids keep it."""
-    return tuple(tuple(float(value) for value in row) for row in matrix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from voxtile.cases.cache import Known, cached_array
 from voxtile.cases.case import Source
-from voxtile.cases.grid import Grid, WorkingGrid
+from voxtile.cases.grid import Grid, WorkingGrid, nested
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Size3, Window
 from voxtile.cases.windowing import ORDERS
@@ -58,7 +59,7 @@ class OnWorkingGrid(Source):
         self.paths, self.channels = native.paths, native.channels
         self.stored, self.canonical = native.stored, native.canonical
         self.order = ORDERS[axis]
-        grid: Grid = native.working
+        grid = native.working
         if spacing is not None and grid.unit != "mm":
             raise DataError(
                 f"{native.path} has no spacing in millimetres, so 'data.spacing={list(spacing)}' means nothing for it. Take the "
@@ -71,9 +72,8 @@ class OnWorkingGrid(Source):
         factors = [old / new for old, new in zip(grid.shape, size, strict=True)]
         matrix = grid.matrix @ _centres(factors)
         matrix[:, :3] = matrix[:, [2 - axis for axis in self.order[::-1]]]
-        affine = tuple(tuple(float(value) for value in row) for row in matrix)
         depth, height, width = (size[axis] for axis in self.order)
-        self._grid = WorkingGrid((depth, height, width), affine, grid.unit, grid.crs, grid.metres)
+        self._grid = replace(grid, shape=(depth, height, width), affine=nested(matrix))
         self.key = f"{native.key} on {list(size)} {axis}"
 
     @property

@@ -12,7 +12,6 @@ import numpy as np
 from rasterio.crs import CRS
 
 from voxtile.cases.case import Case
-from voxtile.cases.grid import Grid
 from voxtile.cases.longitudes import TURN
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
@@ -129,8 +128,7 @@ def _units(length: float, metres: float) -> float:
 
 def _spacing(case: Case) -> tuple[float, float, float]:
     """Distance between pixels along (z, y, x), on the ground where the case lies there."""
-    grid = case.grid
-    return Grid(grid.shape, grid.affine, grid.unit, grid.crs, least_metres(case)).spacing
+    return replace(case.grid, metres=least_metres(case)).spacing
 
 
 def _too_small(case: Case, size: Sequence[int], number: Index, buffer: float) -> ConfigError:
