@@ -7,7 +7,7 @@ from torch import nn
 from tests.testers.networks import counted, noise, without_numbers
 from tests.testers.sequence import executed
 from voxtile.errors import ConfigError
-from voxtile.models.layers import initialise
+from voxtile.models.layers import he_normal
 from voxtile.models.trunks.resnet import FrozenNorm, ResNet
 from voxtile.models.weights import transplant
 
@@ -212,7 +212,7 @@ def test_from_scratch_activations_keep_their_size_where_normalisation_learns():
     sizes = {}
     for frozen in (False, True):
         network = ResNet(3, 101, width=1 / 8, frozen_norm=frozen)
-        initialise(network)
+        he_normal(network)
         with torch.no_grad():
             sizes[frozen] = [x.square().mean().sqrt().item() for x in network.train()(noise(2, 3, 65, 65))]
     assert 0.3 < min(sizes[False]) < max(sizes[False]) < 10

@@ -8,7 +8,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from tests.testers.networks import noise
 from voxtile.errors import ConfigError
-from voxtile.models.layers import channels, initialise
+from voxtile.models.layers import channels, he_normal
 from voxtile.models.trunks.alexnet import AlexNet, LocalResponseNorm
 from voxtile.models.trunks.googlenet import GoogLeNet
 from voxtile.models.trunks.resnet import ResNet
@@ -41,7 +41,7 @@ def test_a_trunk_has_as_many_parameters_as_its_release(build, convolutions):
 def test_vgg16_gives_the_features_of_torchvisions():
     torch.manual_seed(0)
     theirs = make_layers(cfgs["D"]).eval()
-    initialise(theirs)
+    he_normal(theirs)
     for layer in theirs:
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.bias, std=0.1)
@@ -77,7 +77,7 @@ def test_the_local_response_is_that_of_a_plain_loop_and_of_pytorch():
 def test_alexnet_has_two_towers_that_meet_in_the_third_convolution():
     torch.manual_seed(0)
     network = AlexNet(3, 1 / 8)
-    initialise(network)
+    he_normal(network)
     for name, together in {"conv2": False, "conv3": True, "conv4": False, "conv5": False}.items():
         layer = getattr(network, name)
         x = noise(1, layer.in_channels, 6, 6).requires_grad_()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from voxtile.errors import ConfigError
-from voxtile.models.layers import channels, initialise, resize_bilinear
+from voxtile.models.layers import channels, he_normal, normal, resize_bilinear
 from voxtile.models.network import Network, Output, ScoreMap, sampled
 from voxtile.models.sizes import crop_to
 from voxtile.models.trunks.resnet import ResNet, StrideOn
@@ -69,12 +69,6 @@ def _trunk(in_channels: int, width: float) -> VGG16:
     """VGG16 with 3x3 poolings; the last two do not stride and conv5's filters are spread instead (v1, section 3.1)."""
     pools = [nn.MaxPool2d(3, stride, padding=1, ceil_mode=True) for stride in (2, 2, 2, 1, 1)]
     return VGG16(in_channels, width, pools, dilations=(1, 1, 1, 1, 2))
-
-
-def _gaussian(layer: nn.Conv2d, std: float) -> None:
-    nn.init.normal_(layer.weight, std=std)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 def _transplant_vgg16(trunk: VGG16, branches: Mapping[str, tuple[nn.Conv2d, nn.Conv2d]], weights: str | None) -> None:
@@ -182,8 +176,8 @@ class DeepLabV1(DeepLab):
         self.fc7 = nn.Conv2d(inner, inner, 1)
         self.fc8 = nn.Conv2d(inner, num_classes, 1)
         self.dropout = nn.Dropout(dropout)
-        initialise(self)
-        _gaussian(self.fc8, 0.01)
+        he_normal(self)
+        normal(self.fc8, 0.01)
         _transplant_vgg16(self.trunk, {"": (self.fc6, self.fc7)}, weights)
 
     def classified(self, pool5: Tensor) -> Tensor:
@@ -257,11 +251,11 @@ class DeepLabV1MSc(DeepLabV1):
             fc, ms = nn.Conv2d(hidden, hidden, 1), nn.Conv2d(hidden, num_classes, 1)
             for part, layer in (("conv", conv), ("fc", fc), ("ms", ms)):
                 self.add_module(f"{name}_{part}", layer)
-                initialise(layer)
-            _gaussian(ms, 0.01)
+                he_normal(layer)
+            normal(ms, 0.01)
             if side_init == "paper":
-                _gaussian(conv, 0.001)
-                _gaussian(fc, 0.005 if name == "pool4" else 0.001)
+                normal(conv, 0.001)
+                normal(fc, 0.005 if name == "pool4" else 0.001)
 
     def _side(self, name: str, image: Tensor, stride: int) -> Tensor:
         conv = self.get_submodule(f"{name}_conv")
@@ -329,9 +323,9 @@ class DeepLabV2VGG16(DeepLab):
             branches[f"_{number}"] = (fc6, fc7)
             scorers.append(fc8)
         self._suffixes = tuple(branches)
-        initialise(self)
+        he_normal(self)
         for fc8 in scorers:
-            _gaussian(fc8, 0.01)
+            normal(fc8, 0.01)
         _transplant_vgg16(self.trunk, branches, weights)
 
     def scores(self, image: Tensor) -> list[tuple[Tensor, float]]:
@@ -415,10 +409,10 @@ class DeepLabV2(DeepLab):
         self._branches = [f"fc1_c{number}" for number in range(len(rates))]
         for name, rate in zip(self._branches, rates, strict=True):
             self.add_module(name, nn.Conv2d(self.trunk.widths[-1], num_classes, 3, padding=rate, dilation=rate))
-        initialise(self)
+        he_normal(self)
         for name, layer in self.named_children():
             if name in self._branches and isinstance(layer, nn.Conv2d):
-                _gaussian(layer, 0.01)
+                normal(layer, 0.01)
         transplant(self.trunk.layers(), weights, f"resnet{depth}")
 
     def _classified(self, image: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from voxtile.models.layers import BilinearUpsample, channels, initialise
+from voxtile.models.layers import BilinearUpsample, channels, he_normal
 from voxtile.models.network import Network
 from voxtile.models.trunks.alexnet import AlexNet
 from voxtile.models.trunks.googlenet import GoogLeNet
@@ -37,7 +37,7 @@ def start(
     network: nn.Module, scores: Iterable[nn.Conv2d], trained: Mapping[str, nn.Module], weights: str | None, trunk: str
 ) -> None:
     """First weights: zeros in the layers `scores`, as in the paper; `weights`, or else He et al.'s, in the others."""
-    initialise(network)
+    he_normal(network)
     for layer in scores:
         nn.init.zeros_(layer.weight)
     transplant(trained, weights, trunk)

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from voxtile.values import is_number
 
+Convolution = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
 
 def channels(paper: int, width: float) -> int:
     """How many channels stand for the paper's number at `width` (1 = the paper's), at least one.
@@ -24,18 +26,23 @@ def channels(paper: int, width: float) -> int:
     return max(1, round(paper * width))
 
 
-def gaussian(network: nn.Module) -> None:
-    """Gives convolutions Gaussian weights of deviation sqrt(2 / N), N incoming nodes of one neuron, and zero biases.
+def he_normal(network: nn.Module) -> None:
+    """Gives convolutions normal weights of deviation sqrt(2 / N), N incoming nodes of one neuron, and zero biases.
 
-    He et al. 2015, *Delving deep into rectifiers*; U-Net's paper, section 3.
+    He et al. 2015, *Delving deep into rectifiers*, equation 10; U-Net's paper, section 3.
     """
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if isinstance(layer, Convolution):
             # One pixel of each channel reaches a pixel that an up-convolution by 2 makes: its 2x2 kernels do not overlap.
             incoming = layer.in_channels if layer.transposed else layer.weight[0].numel()
-            nn.init.normal_(layer.weight, std=math.sqrt(2 / incoming))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            normal(layer, math.sqrt(2 / incoming))
+
+
+def normal(layer: Convolution, std: float) -> None:
+    """Gives a convolution normal weights of deviation `std` and zero biases."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def bilinear_kernel(size: int) -> Tensor:
@@ -111,12 +118,3 @@ def unpool(values: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
     """
     flat = values.new_zeros(*values.shape[:2], math.prod(size))
     return flat.scatter(2, indices.flatten(2), values.flatten(2)).view(*values.shape[:2], *size)
-
-
-def initialise(network: nn.Module) -> None:
-    """Gives every convolution Gaussian weights of deviation sqrt(2 / fan-in) and zero biases (He et al. 2015, equation 10)."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from voxtile.models.layers import channels, initialise
+from voxtile.models.layers import channels, he_normal
 from voxtile.models.network import Network
 from voxtile.models.sizes import crop_to, pad_to_multiple
 from voxtile.models.trunks.vgg16 import BLOCKS, VGG16
@@ -227,7 +227,7 @@ class ReSeg(Network):
 
     def _initialise(self) -> None:
         """He et al. for the trunk; Glorot and Bengio's uniform weights and zero biases after the sweeps, as in the release."""
-        initialise(self.trunk)
+        he_normal(self.trunk)
         for layer in (*map(self.get_submodule, self._deconvs), self.score):
             assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
             assert layer.bias is not None

@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from voxtile.models.layers import channels, initialise, unpool
+from voxtile.models.layers import channels, he_normal, unpool
 from voxtile.models.network import Network
 from voxtile.models.trunks.alexnet import LocalResponseNorm
 from voxtile.models.trunks.vgg16 import BLOCKS
@@ -53,7 +53,7 @@ class _IndexUnpooling(Network):
             for number in range(FIRST_DROPOUT, len(self._down) + 1):
                 self.add_module(f"encdrop{number}", nn.Dropout(self._dropout))
                 self.add_module(f"decdrop{number}", nn.Dropout(self._dropout))
-        initialise(self)
+        he_normal(self)
 
     def _dropped(self, name: str, x: Tensor) -> Tensor:
         return self.get_submodule(name)(x) if name in self._modules else x

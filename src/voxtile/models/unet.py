@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from voxtile.models.layers import channels, gaussian
+from voxtile.models.layers import channels, he_normal
 from voxtile.models.network import Network
 from voxtile.models.sizes import crop_to, pad_to_multiple
 
@@ -123,7 +123,7 @@ class UNet(Network):
         self.up = nn.ModuleList(transposed(below, here, 2, stride=2) for below, here in pairs)
         self.decoder = nn.ModuleList(Stage(2 * here, here, dims, norm, 0.0) for _, here in pairs)
         self.score = (nn.Conv3d if dims == 3 else nn.Conv2d)(widths[0], num_classes, 1)
-        gaussian(self)
+        he_normal(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps an image [B, C, H, W] ([B, C, D, H, W] if `dims` is 3) to logits [B, num_classes, …] of the same size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from voxtile.models.layers import channels, gaussian
+from voxtile.models.layers import channels, he_normal
 from voxtile.models.network import Network
 from voxtile.models.sizes import centre, crop_to
 
@@ -59,7 +59,7 @@ class UNetPaper(Network):
             self.add_module(f"conv_u{level}b_c", nn.Conv2d(risen + here, here, 3))
             self.add_module(f"conv_u{level}c_d", nn.Conv2d(here, here, 3))
         self.conv_u0d_score = nn.Conv2d(widths[0], num_classes, 1)
-        gaussian(self)
+        he_normal(self)
 
     def forward(self, image: Tensor, context: int = 0) -> Tensor:
         """Scores every pixel of an image, or all but a border of it.
