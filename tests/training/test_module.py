@@ -42,10 +42,12 @@ def batch(count: int, height: int, width: int) -> Batch:
     rng, size = np.random.default_rng(0), (1, height, width)
     still = Intensity((-math.inf,), (math.inf,), (0.0,), (1.0,)).arrays() | {"valid": np.ones(size, dtype=bool), "case": 0}
     return collate(
-        still
-        | {"image": rng.normal(size=(1, *size)).astype(np.float32), "label": (rng.random(size) < 0.2).astype(np.uint8)}
-        | {"augment": Augment().draw(0, index, size, (1.0, 1.0, 1.0))}
-        for index in range(count)
+        [
+            still
+            | {"image": rng.normal(size=(1, *size)).astype(np.float32), "label": (rng.random(size) < 0.2).astype(np.uint8)}
+            | {"augment": Augment().draw(0, index, size, (1.0, 1.0, 1.0))}
+            for index in range(count)
+        ]
     )
 
 

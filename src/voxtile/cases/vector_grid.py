@@ -249,8 +249,7 @@ def unplaced(crs: CRS, scene_crs: str) -> str:
 
 def _applied(transform: Affine, xy: Floats) -> Floats:
     """Points [n, 2] moved by an affine transform; those without a place stay infinite."""
-    x, y = xy.T
     with np.errstate(invalid="ignore"):
-        moved = np.stack([transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f], axis=1)
+        moved = np.stack(transform @ tuple(xy.T), axis=1)
     moved[~np.isfinite(moved).all(axis=1)] = np.inf  # not NaN, of which no ring can be closed
     return moved

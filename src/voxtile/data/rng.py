@@ -16,6 +16,11 @@ def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big")
 
 
+def torch_seed(*parts: object) -> int:
+    """A seed for torch's generators, which take 63 bits, that depends on every part and on nothing else."""
+    return digest(*parts) >> 65
+
+
 class _Key(ISeedSequence):
     """Hands Philox its key. Given as `key=`, NumPy first asks the system for entropy, which takes longer than all the rest."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from voxtile.cases.window import Size3
-from voxtile.data.rng import digest
+from voxtile.data.rng import torch_seed
 from voxtile.data.symmetry import Symmetry
 from voxtile.models.sizes import centre
 
@@ -94,7 +94,7 @@ def monte_carlo(softmax: Softmax, network: nn.Module, images: Tensor, starts: Te
         for image, start in zip(images, starts.tolist(), strict=True):
             total = squares = torch.zeros((), device=images.device)
             for sample in range(samples):
-                torch.manual_seed(digest(sample, start, "monte carlo") >> 65)
+                torch.manual_seed(torch_seed(sample, start, "monte carlo"))
                 once = softmax(image[None])[0]
                 total, squares = total + once, squares + once**2
             mean = total / samples

@@ -21,15 +21,16 @@ from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, flattened
 from voxtile.data.datamodule import VoxtileData
 from voxtile.data.normalise import NUMBERS, normalise
-from voxtile.data.rng import digest
+from voxtile.data.rng import digest, torch_seed
 from voxtile.errors import RunError, listed
 from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import ScoreMap, dims_of, logits_of, margin_of, score_maps
 from voxtile.scores.confusion import CaseConfusion, check_monitor, summarise
 from voxtile.training import sharding
+from voxtile.training.average import follow
 from voxtile.training.compiling import compiled
 from voxtile.training.losses import Loss, surrogate
-from voxtile.training.norms import averaging, batch_norms, unmoved
+from voxtile.training.norms import measure, unmoved
 from voxtile.training.schedules import Schedule
 from voxtile.training.settings import Settings
 
@@ -251,18 +252,19 @@ class SegmentationModule(lightning.LightningModule):
         loss = self._gradients(parts)
         self._refuse_infinite("loss", loss)
         optimizer.step()
-        self._follow()
+        if self.average is not None and self.settings.ema is not None:
+            follow(self.average, self.network, self.settings.ema)
         self.step += 1
         self._count_time()
         self._log_loss(loss, factor)
 
     def _seed_dropout(self) -> None:
         """From here on dropout and its like draw numbers that belong to this step and rank alone."""
-        seed = digest(self.seed, self.step, self.global_rank, "dropout")
-        torch.manual_seed(seed >> 65)
+        of = (self.seed, self.step, self.global_rank, "dropout")
+        torch.manual_seed(torch_seed(*of))
         # Nothing of ours draws from these, but networks and losses of users may.
-        np.random.seed(seed >> 96)  # noqa: NPY002  # it is this one that is drawn from
-        random.seed(seed)
+        np.random.seed(digest(*of) >> 96)  # noqa: NPY002  # it is this one that is drawn from, and it takes 32 bits
+        random.seed(digest(*of))
 
     def _set_rates(self, optimizer: Optimizer) -> float:
         """Sets each group's rate for this step, and returns the schedule's factor."""
@@ -319,6 +321,7 @@ class SegmentationModule(lightning.LightningModule):
         if self.trainer.world_size == 1:
             return statistics
         own = statistics.detach().to(self.device)
+        # Added in the ranks' order: backends reduce in orders of their own, and sums of floats depend on them.
         gathered = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather(gathered, own)
         return torch.stack(gathered).sum(dim=0)
@@ -351,17 +354,6 @@ class SegmentationModule(lightning.LightningModule):
         each: list[list[str]] = [[] for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather_object(each, own)
         return sorted({name for names in each for name in names})
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Moves the average of the weights by one step; buffers (running statistics) are copied."""
-        if self.average is None or self.settings.ema is None:
-            return
-        mine: list[Tensor] = list(self.average.parameters())
-        theirs: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - self.settings.ema)
-        for a, b in zip(self.average.buffers(), self.network.buffers(), strict=True):
-            a.copy_(b)
 
     def _count_time(self) -> None:
         """Counts from one step's end to the next: waiting for a batch and saving are training too."""
@@ -397,24 +389,20 @@ class SegmentationModule(lightning.LightningModule):
                 for buffer in network.buffers():
                     torch.distributed.broadcast(buffer, 0)
 
-    @torch.no_grad()
     def _measure_norms(self, count: int) -> None:
-        """Sets batch normalisation's statistics to their means over the stream's first batches, not augmented.
+        """Measures batch normalisation's statistics on the stream's first batches, not augmented.
 
         Training itself does not use them, so measuring them changes no later step.
         """
-        norms = [norm for norm in batch_norms(self.evaluated) if norm.track_running_stats]
-        norms = [norm for norm in norms if norm.train().training]  # frozen ones stay as they are
-        for norm in norms:
-            norm.reset_running_stats()
         data: VoxtileData = self.trainer.datamodule  # type: ignore[attr-defined]  # what `fit` gave the trainer
-        with averaging(norms):
-            for batch in data.first_batches(count):
-                image, _ = self.inputs(data.transfer_batch_to_device(batch, self.device, 0), augment=False)
-                with self.trainer.precision_plugin.forward_context():  # Lightning enters it for its steps only
-                    logits_of(self.evaluated, image)
-        for norm in norms:
-            norm.eval()
+        moved = (data.transfer_batch_to_device(batch, self.device, 0) for batch in data.first_batches(count))
+        images = (self.inputs(batch, augment=False)[0] for batch in moved)
+
+        def run(image: Tensor) -> None:
+            with self.trainer.precision_plugin.forward_context():  # Lightning enters it for its steps only
+                logits_of(self.evaluated, image)
+
+        measure(self.evaluated, images, run)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts one batch of windows; pixels that belong to another window's core carry the ignore index."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 
@@ -28,11 +28,30 @@ def unmoved(network: nn.Module) -> Iterator[None]:
                 buffer.copy_(own)
 
 
+@torch.no_grad()
+def measure(network: nn.Module, images: Iterable[Tensor], run: Callable[[Tensor], object]) -> None:
+    """Sets the running statistics of batch normalisation to their plain means over images.
+
+    Args:
+        network: in evaluation, where it is left; normalisations that stay in it, being frozen, are left alone.
+        images: batches that the network takes.
+        run: has the network look at one.
+    """
+    norms = [norm for norm in batch_norms(network) if norm.track_running_stats]
+    norms = [norm for norm in norms if norm.train().training]  # frozen ones stay as they are
+    with _averaging(norms):
+        for image in images:
+            run(image)
+    for norm in norms:
+        norm.eval()
+
+
 @contextmanager
-def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Has running statistics become the plain mean over all batches that come meanwhile."""
+def _averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Has running statistics start anew and become the plain mean over all batches that come meanwhile."""
     before = [norm.momentum for norm in norms]
     for norm in norms:
+        norm.reset_running_stats()
         norm.momentum = None
     try:
         yield
