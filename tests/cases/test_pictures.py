@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.testers.formats import FormatTester
 from voxtile.cases import pictures
+from voxtile.cases.cache import cache_folder
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.colors import default_colors
 from voxtile.cases.maps import MapSpec
@@ -94,6 +95,8 @@ class TestPictureTooBigForMemory(PictureTester):
 
     def test_it_is_decoded_once_to_the_disk(self, source, monkeypatch):
         source.read(Window(0, 0, 0, 1, 2, 2), (0,))
+        (file,) = cache_folder().glob("*.npy")
+        assert np.load(file).shape == (1, 3, 30, 20)
         monkeypatch.setattr(pictures, "_pixels", None)
         source.read(Window(0, 5, 5, 1, 2, 2), (0,))
 

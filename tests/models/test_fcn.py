@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from tests.testers.networks import NetworkTester, by_formula, configured, counted, described, noise
 from tests.testers.sequence import executed, numbered
-from voxtile.commands.compose import conf_dir
 from voxtile.errors import ConfigError
 from voxtile.models.fcn import FCN, FCNAlexNet, FCNGoogLeNet
 from voxtile.models.layers import BilinearUpsample
@@ -333,8 +332,7 @@ def test_every_pixel_lies_between_two_scores_of_googlenet():
     network.score_fr.register_forward_hook(lambda _, __, scores: counts.append(scores.shape[3]))
     for side in (1, 2, 32, 33, 34, 65):
         network(torch.empty(1, 3, 1, side, device="meta"))
-        assert counts[-1] == (side + 63) // 32
-        assert 32 * (counts[-1] - 1) - 1 >= side - 1
+        assert counts[-1] == (side + 63) // 32  # so that the last lies on the last pixel or past it
     assert (32.0, -1.0, 715) in centre.values()
 
 
@@ -647,19 +645,3 @@ def test_the_authors_weights_are_loaded_by_their_own_names(option, names, tmp_pa
         assert name.startswith("score_fr") or torch.equal(value, given[name]), name
     with pytest.raises(ConfigError, match="no ImageNet weights"):
         small(option, weights="imagenet")
-
-
-# --- the files of conf/model
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_a_configuration_opens_with_its_command_and_says_what_training_from_scratch_needs(option):
-    text = (conf_dir() / "model" / f"{option}.yaml").read_text()
-    assert text.startswith(f"# python train.py model={option}")
-    if option != "fcn32s":
-        assert "from scratch" in text
-        assert "see fcn32s.yaml" in text
-    else:
-        assert all(
-            word in text for word in ("MSRA", "normalised loss", "a rate of its own", "not feasible", "model.weights=imagenet")
-        )

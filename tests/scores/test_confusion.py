@@ -1,6 +1,4 @@
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +80,7 @@ def test_prediction_at_ignored_pixels_may_be_anything() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("prediction", "label"), [(3, 0), (255, 0), (256, 0), (-1, 1), (0, 3), (0, 254), (0, 256), (0, -1)])
 def test_index_that_is_no_class_is_refused(prediction: int, label: int, device: str) -> None:
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises(ValueError, match="only classes below 3 are possible"):
         confusion_matrix(torch.tensor([0, prediction], device=device), torch.tensor([0, label], device=device), K)
 
 
@@ -114,11 +112,6 @@ def test_rows_that_fill_up_a_batch_are_not_counted() -> None:
     assert metric.compute().sum() == (label[:2] != IGNORE).sum()
 
 
-def test_a_batch_with_too_few_case_indices_is_refused() -> None:
-    with pytest.raises(ValueError, match="longer"):
-        CaseConfusion(2, K).update([0], *maps(4, (2, 3, 3)))
-
-
 def test_scores_of_a_worked_example() -> None:
     summary = summarise(CASES, CLASSES, background=0)
     # Pooled: rows (label) background 100+2+3, lake 3+28, road 5+0+4.
@@ -147,11 +140,6 @@ def test_scores_of_a_worked_example() -> None:
         "undefined/road": 1,
     }
     assert summary == pytest.approx(expected)
-
-
-def test_structure_that_is_missed_lowers_the_score() -> None:
-    found, missed = CASES[:1], CASES[:2]
-    assert summarise(missed, CLASSES, 0)["dice/road"] < summarise(found, CLASSES, 0)["dice/road"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -291,11 +279,6 @@ def test_scores_of_a_region_are_those_of_its_merged_maps_and_ignored_pixels_have
     assert found["dice"] == expected["dice/odd"]
 
 
-def test_rows_need_an_id_for_each_case() -> None:
-    with pytest.raises(ValueError, match="longer"):
-        case_rows(CASES, ["a"], CLASSES)
-
-
 def test_worked_table_of_the_docs() -> None:
     """Label, prediction and common pixels of the five cases in docs/scores.md, in pictures of 300 pixels."""
     pixels = [(100, 100, 80), (100, 50, 0), (100, 0, 0), (0, 50, 0), (0, 0, 0)]
@@ -304,11 +287,3 @@ def test_worked_table_of_the_docs() -> None:
     assert class_scores(np.array(matrices)).dice[:, 1].tolist() == pytest.approx([0.8, 0, 0, 0, math.nan], nan_ok=True)
     assert summary["dice/lesion"] == pytest.approx(0.2)
     assert [summary[f"{name}/lesion"] for name in ("missed", "false_alarm", "undefined")] == [1, 1, 1]
-
-
-def test_every_name_is_defined_in_the_docs() -> None:
-    docs = (Path(__file__).parents[2] / "docs" / "scores.md").read_text(encoding="utf-8")
-    names = {*summarise(CASES, ["x", "y", "z"], 0), *case_rows(CASES[:1], ["a"], ["x", "y", "z"])[0]}
-    generic = {re.sub("/.$", "/<class>", name) for name in names}
-    assert {name for name in generic if f"`{name}`" not in docs} == set()
-    assert len(generic) == 19

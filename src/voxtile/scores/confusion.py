@@ -34,10 +34,11 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
 
     Raises:
         ValueError: The shapes differ, or an index at a judged pixel is no class.
-        RuntimeError: An index is negative, on CUDA.
     """
     if prediction.shape != label.shape:
         raise ValueError(f"a prediction of shape {tuple(prediction.shape)} does not fit a label of shape {tuple(label.shape)}")
+    if not (_in_bytes(prediction) and _in_bytes(label)):
+        raise _no_class(prediction, label, num_classes)
     # One bin for each pair of bytes: selecting the judged pixels first would take more than twice as long as all of this.
     if label.is_cuda:
         counts = torch.bincount((label.long() << 8 | prediction).flatten(), minlength=_BYTE**2).cpu().numpy()
@@ -46,13 +47,24 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
     table = counts.reshape(-1, _BYTE)
     judged = np.delete(table, IGNORE, axis=0)
     matrix = table[:num_classes, :num_classes]
-    overflow = prediction.numel() > 0 and int(prediction.max()) >= _BYTE  # would be counted under another label
-    if overflow or judged.sum() != matrix.sum():
-        raise ValueError(
-            f"the label holds {torch.unique(label).tolist()} and the prediction {torch.unique(prediction).tolist()}, but at judged "
-            f"pixels only classes below {num_classes} are possible"
-        )
+    if judged.sum() != matrix.sum():
+        raise _no_class(prediction, label, num_classes)
     return torch.from_numpy(matrix.copy())
+
+
+def _in_bytes(indices: Tensor) -> bool:
+    """Whether all indices are in 0..255: others would be counted in the bin of another pair, or make bins without end."""
+    if indices.dtype == torch.uint8 or indices.numel() == 0:
+        return True
+    low, high = indices.aminmax()
+    return int(low) >= 0 and int(high) < _BYTE
+
+
+def _no_class(prediction: Tensor, label: Tensor, num_classes: int) -> ValueError:
+    return ValueError(
+        f"the label holds {torch.unique(label).tolist()} and the prediction {torch.unique(prediction).tolist()}, but at judged "
+        f"pixels only classes below {num_classes} are possible"
+    )
 
 
 class CaseConfusion(Metric):
