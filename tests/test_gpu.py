@@ -13,8 +13,8 @@ from torch import nn
 
 from tests.commands.conftest import Command, homes
 from tests.commands.conftest import voxtile as voxtile
+from tests.testers.resuming import bits, ends
 from tests.testers.tiny import scene_words, volume_words
-from tests.training.test_resume import bits, ends
 from voxtile.training.sharding import gather, shard
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rasterio.env import get_gdal_config, set_gdal_config
 
-from tests.cases.test_geotiff import save
+from tests.testers.geotiff import save
 from voxtile.cases import raster
 from voxtile.cases.cells import CELLS, GDALS_PART, TRIED, CellCache, put_together
 from voxtile.cases.copying import Copies, Pixels

@@ -6,7 +6,7 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cases.test_geotiff import save
+from tests.testers.geotiff import save
 from tests.testers.memory import MemorySource
 from voxtile.cases.damaged import Tolerant
 from voxtile.cases.fetch import FetchError

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-import rasterio
 from PIL import Image
 
+from tests.testers.geotiff import save
 from voxtile.cases.dataset import Dataset, LabelMap
 from voxtile.cases.layouts import FolderLayout
 from voxtile.cases.window import Window
@@ -11,24 +11,11 @@ from voxtile.errors import ConfigError, DataError
 LABELS = {0: "ground", 1: "water", 2: "water", -1: "ignore"}
 
 
-def write_tif(path, array, *, nodata=None, names=()):
-    """A GeoTIFF of `array` [C, H, W]."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count, height, width = array.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, nodata=nodata, crs="EPSG:32633",
-        transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_500_000),
-    ) as out:  # fmt: skip
-        out.write(array)
-        for number, name in enumerate(names, 1):
-            out.set_band_description(number, name)
-
-
 def scene(root, name, label, *, bands=2, image=None, **options):
     """A scene and its label [H, W]."""
     pixels = np.arange(1, 1 + bands * label.size, dtype=np.int16).reshape(bands, *label.shape) if image is None else image
-    write_tif(root / "images" / f"{name}.tif", pixels, **options)
-    write_tif(root / "labels" / f"{name}.tif", label[None])
+    save(root / "images" / f"{name}.tif", pixels, **options)
+    save(root / "labels" / f"{name}.tif", label[None])
 
 
 def dataset(root, **settings):

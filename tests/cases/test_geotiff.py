@@ -12,47 +12,13 @@ from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
 from tests.testers.formats import FormatTester, few, windows
+from tests.testers.geotiff import NORTH_UP, SPEC, UTM, bands, save, whole
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.maps import MapSpec
 from voxtile.cases.scene import Scene
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
-
-UTM = "EPSG:32633"
-NORTH_UP = Affine(10, 0, 500_000, 0, -10, 5_300_000)
-SPEC = MapSpec(("ground", "water", "roof"), colors=((9, 8, 7), (0, 0, 255), (255, 0, 0)), tags=(("run", "7"),))
-
-
-def save(path, bands, crs=UTM, transform=NORTH_UP, mask=None, **profile):
-    """Writes bands [C, H, W] and, where given, a mask [H, W]."""
-    count, height, width = bands.shape
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        width=width,
-        height=height,
-        count=count,
-        dtype=bands.dtype,
-        crs=crs,
-        transform=transform,
-        **profile,
-    ) as out:
-        out.write(bands)
-        if mask is not None:
-            out.write_mask(mask)
-    return path
-
-
-def bands(shape, dtype="uint8", seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(1, 100, shape).astype(dtype)
-
-
-def whole(source, channels=None):
-    picked = range(len(source.channels)) if channels is None else channels
-    return source.read(Window.whole(source.working.shape), picked)
 
 
 class GeoTiffTester(FormatTester):

@@ -14,8 +14,8 @@ from rasterio.enums import Resampling
 from shapely import transform
 from shapely.geometry import Point, Polygon, box
 
-from tests.cases.test_geotiff import NORTH_UP, SPEC, UTM, bands, save, whole
 from tests.testers.formats import few, windows
+from tests.testers.geotiff import NORTH_UP, SPEC, UTM, bands, save, whole
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.geotiff import GeoTiffSource, label_source

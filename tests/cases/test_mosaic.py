@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
-from tests.cases.test_geotiff import NORTH_UP, SPEC, UTM, bands, save, whole
 from tests.testers.formats import few, windows
+from tests.testers.geotiff import NORTH_UP, SPEC, UTM, bands, save, whole
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.layouts import FolderLayout

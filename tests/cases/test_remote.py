@@ -7,7 +7,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 
-from tests.cases.test_geotiff import NORTH_UP, UTM, save, whole
+from tests.testers.geotiff import NORTH_UP, UTM, save, whole
 from tests.testers.web import serving
 from voxtile.cases import fetch, range_cache, remote
 from voxtile.cases.address import RemoteFile
@@ -192,7 +192,7 @@ def test_surveys_of_them_are_kept_until_they_change(listed, web, tmp_path, monke
 
 
 def test_a_map_of_one_lies_here(listed, tmp_path):
-    from tests.cases.test_geotiff import SPEC
+    from tests.testers.geotiff import SPEC
 
     case = listed.cases()[0]
     with case.open_map(tmp_path / "map.tif", SPEC) as writer, rasterio.open(writer.close()) as found:

@@ -3,18 +3,13 @@ import rasterio
 from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 
+from tests.testers.geotiff import save
 from voxtile.cases import thumbnails
 from voxtile.cases.thumbnails import thumbnail
 
 
 def write(path, array, crs="EPSG:32633", **more):
-    count, height, width = array.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", height=height, width=width, count=count, dtype=array.dtype, crs=crs,
-        transform=from_origin(500_000, 5_000_000, 10, 10), **more,
-    ) as file:  # fmt: skip
-        file.write(array)
-    return path
+    return save(path, array, crs, from_origin(500_000, 5_000_000, 10, 10), **more)
 
 
 def test_a_scene_is_made_small_and_stays_in_its_place(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from tests.cases.test_geotiff import bands, save, whole
+from tests.testers.geotiff import bands, save, whole
 from tests.testers.web import serving
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.raster import open_raster

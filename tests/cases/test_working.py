@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cases.test_nifti import ORIENTATIONS, save, turned_affine
 from tests.testers.memory import memory_case
+from tests.testers.nifti import ORIENTATIONS, save, turned_affine
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.volumes import on_image

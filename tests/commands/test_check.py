@@ -11,7 +11,8 @@ import rasterio
 from PIL import Image
 
 from tests.commands.conftest import Command, Outcome
-from tests.data.test_survey import CLASSES, open_case, write
+from tests.testers.geotiff import save
+from tests.testers.surveys import CLASSES, open_case
 from tests.testers.tiny import scene, scene_words, volume_words
 from voxtile.commands.check import look_at_files
 from voxtile.data import survey
@@ -162,8 +163,8 @@ def test_what_stops_a_training_stops_the_check(folder: Path, voxtile: Command) -
 def test_of_a_huge_scene_it_is_said_that_nodata_is_not_known_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(1, 500, (1, 60, 60), dtype=np.int16)
     pixels[:, 30:] = 0
-    write(tmp_path / "a.tif", pixels, nodata=0)
-    write(tmp_path / "a_label.tif", np.ones((1, 60, 60), dtype=np.uint8))
+    save(tmp_path / "a.tif", pixels, nodata=0)
+    save(tmp_path / "a_label.tif", np.ones((1, 60, 60), dtype=np.uint8))
     monkeypatch.setattr(survey, "BLOCK_SIDE", 10)
 
     def looked() -> tuple[int, list[str]]:

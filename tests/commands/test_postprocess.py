@@ -10,7 +10,7 @@ import rasterio
 from scipy import ndimage
 
 from tests.commands.conftest import Command, Run, homes
-from tests.commands.test_predict import forked
+from tests.testers.predicting import forked
 
 ONE = "postprocess={largest: [disc], holes: [disc]}"
 

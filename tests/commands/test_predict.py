@@ -24,7 +24,7 @@ from rasterio.transform import from_origin
 
 from tests.commands.conftest import Command, Run, homes
 from tests.testers.maps import written
-from tests.testers.predicting import nothing_is_predicted
+from tests.testers.predicting import forked, nothing_is_predicted
 from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.maps import MapSpec
@@ -577,57 +577,6 @@ def test_of_a_file_that_is_decoded_as_a_whole_nothing_is_left(volume_run: Run, t
 
 
 # --- killed, shared, and what is imported
-
-# Imports once and forks a child for each command, which says what it says into a file; children of one round run at once.
-PROGRAM = """
-import json, os, signal, sys
-import torch
-import voxtile.cases.cog as cog
-import voxtile.cases.maps as maps
-import voxtile.commands.trained
-import voxtile.inference.areas as areas
-from voxtile.commands.main import main
-
-def die_after(count, owner, name):
-    inner, calls = getattr(owner, name), 0
-
-    def counted(*args):
-        nonlocal calls
-        calls += 1
-        if calls > count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return inner(*args)
-
-    setattr(owner, name, counted)
-
-def start(words, moment, said):
-    child = os.fork()
-    if child:
-        return child
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 1)
-    os.dup2(1, 2)
-    if moment:
-        places = {"writing": (maps.MapWriter, "write"), "making": (cog, "_check_written"), "areas": (areas, "write_areas")}
-        die_after(moment[1], *places[moment[0]])
-    sys.argv = ["voxtile", *words]
-    code = 1
-    try:
-        code = main()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-for commands in json.load(sys.stdin):
-    children = [start(*command) for command in commands]
-    print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
-"""
-
-
-def forked(rounds: list[list[tuple[list[str], tuple[str, int] | None, Path]]]) -> list[str]:
-    """Runs commands, each killed at its moment where it has one, and returns the lists of their exit statuses as text."""
-    plan = json.dumps(rounds, default=str)
-    run = subprocess.run([sys.executable, "-c", PROGRAM], input=plan, stdout=subprocess.PIPE, text=True, check=True)
-    return run.stdout.splitlines()
 
 
 def test_a_command_that_was_killed_ends_in_the_same_bytes(scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command) -> None:

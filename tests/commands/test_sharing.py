@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.commands.conftest import Command, Run, trained
-from tests.testers.tiny import scene_words, volume_words
-from tests.training.test_devices import odd_words
+from tests.testers.tiny import odd_words, scene_words, volume_words
 from voxtile.commands import sharing
 from voxtile.commands.children import Child, child
 from voxtile.commands.scoring import Job

@@ -12,9 +12,8 @@ from pyproj import Transformer
 from rasterio.crs import CRS
 from shapely import box
 
-from tests.data.test_ground import at
-from tests.data.test_leakage import UTM33, scene
 from tests.testers.memory import memory_case, north_up
+from tests.testers.places import UTM33, at, scene
 from voxtile.data.block_grids import _Columns, margins
 from voxtile.data.blocks import BlockKFold, BlockSplit
 from voxtile.data.distances import split_distances

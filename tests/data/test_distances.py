@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from tests.data.test_leakage import scene
 from tests.testers.memory import memory_case
+from tests.testers.places import scene
 from voxtile.cases.grid import plain_affine
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.distances import distance, split_distances

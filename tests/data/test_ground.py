@@ -4,45 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyproj import Geod, Transformer
-from rasterio.crs import CRS
+from pyproj import Transformer
 
 from tests.testers.memory import memory_case, north_up
+from tests.testers.places import GEOD, at, brute, wkt
 from voxtile.data.footprints import near_pairs
 from voxtile.data.ground import least_metres, metres_per_unit, nearest, pairs_within
 
-GEOD = Geod(ellps="WGS84")
 few = settings(max_examples=12, deadline=None)
 SYSTEMS = {"degrees": 4326, "mercator": 3857, "utm": 32633, "feet": 2225, "polar": 3413}
-
-
-def wkt(code):
-    return CRS.from_epsg(code).to_wkt()
-
-
-def at(name, longitude, latitude, code, size=50, pixel=10.0):
-    """A square scene around a place, its pixels `pixel` map units wide (in degrees 1e-5 of that)."""
-    x, y = Transformer.from_crs(4326, code, always_xy=True).transform(longitude, latitude)
-    pixel = pixel * 1e-5 if code == 4326 else pixel
-    return memory_case(
-        name, (1, size, size), affine=north_up(x - size / 2 * pixel, y + size / 2 * pixel, pixel), crs=wkt(code), unit="m"
-    )  # fmt: skip
-
-
-def border(case, steps=40):
-    """Points around a footprint in degrees [n, 2], made edge by edge."""
-    left, bottom, right, top = case.grid.footprint
-    x, y = np.linspace(left, right, steps), np.linspace(bottom, top, steps)
-    rows = [(x, np.full(steps, bottom)), (x, np.full(steps, top)), (np.full(steps, left), y), (np.full(steps, right), y)]
-    transformer = Transformer.from_crs(case.grid.crs, 4326, always_xy=True)
-    return np.stack(transformer.transform(*np.concatenate(rows, axis=1)), axis=1)
-
-
-def brute(first, second):
-    """Least geodesic distance between points around two footprints: more than the true one by less than their spacing."""
-    a, b = border(first), border(second)
-    i, j = (part.ravel() for part in np.mgrid[: len(a), : len(b)])
-    return GEOD.inv(*a[i].T, *b[j].T)[2].min()
 
 
 @few

@@ -10,6 +10,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform, transform_bounds
 
 from tests.testers.memory import memory_case, north_up
+from tests.testers.places import DEGREES, UTM33, UTM34, scene
 from voxtile.cases.window import Window
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.footprints import near_pairs
@@ -17,15 +18,7 @@ from voxtile.data.leakage import alike_pairs, distinct_values, find_leaks, gate,
 from voxtile.data.splits import GroupSplit, Split
 from voxtile.errors import ConfigError, DataError
 
-UTM33, UTM34, DEGREES = (CRS.from_epsg(code).to_wkt() for code in (32633, 32634, 4326))
 few = settings(max_examples=40, deadline=None)
-
-
-def scene(name, left=0.0, top=0.0, *, size=10, pixel=10.0, crs=UTM33, **more):
-    """A square scene at (left, top) pixels from a place on the system's central meridian (or from 15° E, 50° N)."""
-    x0, y0 = (15.0, 50.0) if crs == DEGREES else (500_000.0, 5_500_000.0)
-    affine = north_up(x0 + left * pixel, y0 - top * pixel, pixel)
-    return memory_case(name, (1, size, size), affine=affine, crs=crs, unit="m", **more)
 
 
 def leaks(train, val, test=(), contents=None):

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.data.test_ground import at, brute
-from tests.data.test_leakage import scene
 from tests.testers.memory import memory_case
+from tests.testers.places import at, brute, scene
 from voxtile.data.places import by_place
 from voxtile.data.splits import GroupSplit
 from voxtile.errors import DataError

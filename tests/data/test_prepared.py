@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import rasterio
+from affine import Affine
 
+from tests.testers.geotiff import NORTH_UP, save
 from tests.testers.memory import memory_case
 from tests.testers.streams import sample_of
 from voxtile.cases.case import Case
@@ -28,13 +29,7 @@ SCENES = {"train": ("a", "b", "c"), "val": ("d", "e"), "test": ("f", "g")}
 
 
 def write(path, array, nodata=None, corner=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count, height, width = array.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, nodata=nodata, crs="EPSG:32633",
-        transform=rasterio.Affine(10, 0, 500_000 + 10_000 * corner, 0, -10, 5_500_000),
-    ) as out:  # fmt: skip
-        out.write(array)
+    save(path, array, transform=NORTH_UP @ Affine.translation(1000 * corner, 0), nodata=nodata)
 
 
 def scene(root, side, name, *, image=None, label=None):

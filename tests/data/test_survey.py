@@ -11,8 +11,10 @@ import pytest
 import rasterio
 
 from tests.testers.memory import memory_case
+from tests.testers.geotiff import save
+from tests.testers.surveys import CLASSES, VALUES, open_case
 from voxtile.cases.case import Case, Labels
-from voxtile.cases.geotiff import GeoTiffSource, label_source
+from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid
@@ -20,24 +22,6 @@ from voxtile.data import survey as module
 from voxtile.data.rng import generator
 from voxtile.data.survey import blocks, fingerprint, foreground_sample, survey, survey_all
 from voxtile.errors import DataError
-
-CLASSES, VALUES = 3, {0: 0, 1: 1, 2: 2, 9: 255}
-
-
-def write(path, array, nodata=None):
-    """A GeoTIFF of `array` [C, H, W]."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count, height, width = array.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, nodata=nodata, crs="EPSG:32633",
-        transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_500_000),
-    ) as out:  # fmt: skip
-        out.write(array)
-
-
-def open_case(folder, name="a", nodata=None):
-    image = GeoTiffSource([folder / f"{name}.tif"], nodata)
-    return Case(name, name, image, Labels(label_source(folder / f"{name}_label.tif", image), VALUES))
 
 
 @pytest.fixture
@@ -58,8 +42,8 @@ def folder(tmp_path, image, label):
 
 
 def rewritten(folder, image, label):
-    write(folder / "a.tif", image, nodata=0)
-    write(folder / "a_label.tif", label[None])
+    save(folder / "a.tif", image, nodata=0)
+    save(folder / "a_label.tif", label[None])
     return folder
 
 
@@ -108,7 +92,7 @@ def test_the_digest_knows_an_image_under_another_name(tmp_path):
     digests = set()
     for name in ("Ghana_1", "copy"):
         path = tmp_path / f"{name}.tif"
-        write(path, np.arange(72, dtype=np.uint8).reshape(1, 8, 9))
+        save(path, np.arange(72, dtype=np.uint8).reshape(1, 8, 9))
         with rasterio.open(path, "r+") as out:
             out.set_band_description(1, "Ghana_1_VV")
         digests.add(survey(Case(name, name, GeoTiffSource([path])), 2, label=False).image_digest)
@@ -162,7 +146,7 @@ def test_the_sample_of_a_big_case_is_thinned_evenly(folder, monkeypatch):
 def test_the_sample_shows_all_columns_however_long_rows_are(tmp_path, monkeypatch, width):
     monkeypatch.setattr(module, "MOST_PIXELS", 64)
     columns = np.broadcast_to(np.arange(width, dtype=np.int16), (64, width))  # about one pixel of each row is sampled
-    write(tmp_path / "a.tif", columns[None])
+    save(tmp_path / "a.tif", columns[None])
     found = survey(Case("a", "a", GeoTiffSource([tmp_path / "a.tif"])), 1, label=False).sample[0]
     assert len(found) in (63, 64, 65)
     assert abs(found.mean() - (width - 1) / 2) < 5 * width / math.sqrt(12 * len(found))
@@ -173,7 +157,7 @@ def test_of_few_pixels_that_hold_data_some_are_sampled(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MOST_PIXELS", 2)
     pixels = np.zeros((1, 40, 40), dtype=np.int16)
     pixels[0, 7, 9] = 5
-    write(tmp_path / "a.tif", pixels, nodata=0)
+    save(tmp_path / "a.tif", pixels, nodata=0)
     assert survey(Case("a", "a", GeoTiffSource([tmp_path / "a.tif"])), 1, label=False).sample.tolist() == [[5]]
 
 
@@ -308,8 +292,8 @@ def test_surveys_come_by_id_whichever_thread_is_first(folder, tmp_path, label):
     cases = []
     for number in range(12):
         name = f"s{number}"
-        write(folder / f"{name}.tif", np.full((1, 8, 8), number + 1, np.int16))
-        write(folder / f"{name}_label.tif", np.full((1, 8, 8), number % CLASSES, np.uint8))
+        save(folder / f"{name}.tif", np.full((1, 8, 8), number + 1, np.int16))
+        save(folder / f"{name}_label.tif", np.full((1, 8, 8), number % CLASSES, np.uint8))
         cases.append(open_case(folder, name))
     found = survey_all(cases, CLASSES, tmp_path / "cache")
     assert list(found) == [case.id for case in cases]

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import rasterio
+from rasterio.transform import from_origin
 
+from tests.testers.geotiff import save
 from tests.testers.memory import MemorySource, memory_case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import FolderLayout
@@ -18,13 +20,7 @@ from voxtile.errors import DataError
 
 
 def write(path, array, pixel=10.0, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = array.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=1, height=height, width=width, dtype=array.dtype, crs="EPSG:32633",
-        transform=rasterio.Affine(pixel, 0, 500_000 + 10_000 * ord(path.stem[0]), 0, -pixel, 5_500_000), **options,
-    ) as out:  # fmt: skip
-        out.write(array, 1)
+    save(path, array[None], transform=from_origin(500_000 + 10_000 * ord(path.stem[0]), 5_500_000, pixel, pixel), **options)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.inference.test_predictor import CLASSES, SCALE, Convolutions, case_of, joined, whole
 from tests.testers.networks import noise
+from tests.testers.windows import CLASSES, SCALE, Convolutions, case_of, joined, whole
 from voxtile.cases.window import Window
 from voxtile.data.normalise import Intensity
 from voxtile.data.symmetry import Symmetry

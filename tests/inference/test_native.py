@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases.test_nifti import save, turned_affine
+from tests.testers.nifti import save, turned_affine
 from voxtile.cases.case import Case
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.window import Window

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from tests.models.test_resnet import specification as resnet
 from tests.testers.networks import NetworkTester, by_formula, configured, counted, described, noise, perturbed, varied
+from tests.testers.resnet import specification as resnet
 from tests.testers.sequence import executed
 from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from affine import Affine
 from rasterio.transform import from_origin
 
+from tests.testers.geotiff import save
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.inference.finished import FinishedMap
 
@@ -16,14 +16,7 @@ CLASSES = ("ground", "water", "roof")
 
 def written(path: Path, bands: np.ndarray, crs: str | None = "EPSG:32633", transform: Affine = UTM, nodata: float | None = None):
     """Writes bands [B, H, W] as a GeoTIFF."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count, height, width = bands.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", height=height, width=width, count=count, dtype=bands.dtype, crs=crs, transform=transform,
-        nodata=nodata,
-    ) as out:  # fmt: skip
-        out.write(bands)
-    return path
+    return save(path, bands, crs, transform, nodata=nodata)
 
 
 def scene_map(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import rasterio
 import yaml
 from rasterio.transform import from_origin
+
+from tests.testers.geotiff import save
 
 SMALL = [
     "model.width=0.0625", "model.depth=2", "training.steps=6", "training.val_every=3", "training.save_every=2",
@@ -17,14 +18,7 @@ SMALL = [
 
 def scene(path: Path, array: np.ndarray, corner: int = 0, nodata: float | None = None) -> Path:
     """Writes bands [C, H, W] as a GeoTIFF whose corner lies `corner` kilometres east."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count, height, width = array.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", height=height, width=width, count=count, dtype=array.dtype, crs="EPSG:32633", nodata=nodata,
-        transform=from_origin(500_000 + 1000 * corner, 5_000_000, 10, 10),
-    ) as out:  # fmt: skip
-        out.write(array)
-    return path
+    return save(path, array, transform=from_origin(500_000 + 1000 * corner, 5_000_000, 10, 10), nodata=nodata)
 
 
 def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -103,4 +97,31 @@ def volume_words(folder: Path, **changes: object) -> list[str]:
     return [
         *configured(folder, "tubes", **data | changes), "normalise=case", f"paths.cache={folder / 'cache'}",
         f"paths.runs={folder / 'runs'}", *SMALL,
+    ]  # fmt: skip
+
+
+SIZES = [(40, 36), (17, 53), (64, 16), (33, 33), (16, 16), (71, 20), (25, 47)]  # of the seven cases on each side
+
+
+def odd_words(folder: Path) -> list[str]:
+    """Makes scenes of odd sizes, in which two of five pixels are ignored, in some of them nearly all; returns the words."""
+    rng = np.random.default_rng(0)
+    for number in range(14):
+        size = SIZES[number % 7]
+        label = (rng.random(size) < 0.4).astype(np.uint8)
+        bands = (label * 2.0 + rng.normal(0, 0.5, size)).astype(np.float32)
+        label[rng.random(size) < (0.9, 0.1, 0.2)[number % 3]] = 9
+        scene(folder / "scenes" / "images" / f"{'tv'[number // 7]}{number}.tif", bands[None], number)
+        scene(folder / "scenes" / "labels" / f"{'tv'[number // 7]}{number}.tif", label[None], number)
+    sides = {"train": [f"t{number}" for number in range(7)], "val": [f"v{number}" for number in range(7, 14)]}
+    (folder / "split.json").write_text(json.dumps(sides))
+    layout = {
+        "_target_": "voxtile.cases.layouts.FolderLayout", "root": str(folder / "scenes"), "images": "images/{id}.tif",
+        "labels": "labels/{id}.tif",
+    }  # fmt: skip
+    return [
+        *configured(folder, "odd", format="geotiff", layout=layout, labels={0: "ground", 1: "disc", 9: "ignore"}, window=[16, 16],
+                    symmetry={"flips": ["y", "x"]}),
+        f"paths.cache={folder / 'cache'}", "split=file", f"split.file={folder / 'split.json'}", *SMALL, "model.norm=group",
+        "training.batch_size=7", "training.steps=6", "training.val_every=2",
     ]  # fmt: skip

@@ -13,35 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.testers.tiny import SMALL, configured, scene
+from tests.testers.tiny import odd_words
 
 ROOT = Path(__file__).parents[2]
-SIZES = [(40, 36), (17, 53), (64, 16), (33, 33), (16, 16), (71, 20), (25, 47)]  # of the seven cases on each side
 LOSSES = ("ce", "dice")
-
-
-def odd_words(folder: Path) -> list[str]:
-    """Makes scenes of odd sizes, in which two of five pixels are ignored, in some of them nearly all; returns the words."""
-    rng = np.random.default_rng(0)
-    for number in range(14):
-        size = SIZES[number % 7]
-        label = (rng.random(size) < 0.4).astype(np.uint8)
-        bands = (label * 2.0 + rng.normal(0, 0.5, size)).astype(np.float32)
-        label[rng.random(size) < (0.9, 0.1, 0.2)[number % 3]] = 9
-        scene(folder / "scenes" / "images" / f"{'tv'[number // 7]}{number}.tif", bands[None], number)
-        scene(folder / "scenes" / "labels" / f"{'tv'[number // 7]}{number}.tif", label[None], number)
-    sides = {"train": [f"t{number}" for number in range(7)], "val": [f"v{number}" for number in range(7, 14)]}
-    (folder / "split.json").write_text(json.dumps(sides))
-    layout = {
-        "_target_": "voxtile.cases.layouts.FolderLayout", "root": str(folder / "scenes"), "images": "images/{id}.tif",
-        "labels": "labels/{id}.tif",
-    }  # fmt: skip
-    return [
-        *configured(folder, "odd", format="geotiff", layout=layout, labels={0: "ground", 1: "disc", 9: "ignore"}, window=[16, 16],
-                    symmetry={"flips": ["y", "x"]}),
-        f"paths.cache={folder / 'cache'}", "split=file", f"split.file={folder / 'split.json'}", *SMALL, "model.norm=group",
-        "training.batch_size=7", "training.steps=6", "training.val_every=2",
-    ]  # fmt: skip
 
 
 class World:

@@ -5,8 +5,8 @@ import pytest
 import rasterio
 from rasterio.transform import from_bounds
 
-from tests.data.test_ground import at
 from tests.testers.memory import memory_case
+from tests.testers.places import at
 from voxtile.cases.case import Case
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.data.blocks import BlockSplit
