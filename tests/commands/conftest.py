@@ -28,6 +28,11 @@ class Outcome:
         return " ".join((self.out + self.err).split())
 
 
+def read(home: Path, name: str) -> dict:
+    """A JSON file of a run folder."""
+    return json.loads((home / name).read_text())
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run: the words that train it, its folder and its data."""
@@ -38,7 +43,7 @@ class Run:
     said: str
 
     def read(self, name: str) -> dict:
-        return json.loads((self.home / name).read_text())
+        return read(self.home, name)
 
 
 Command = Callable[..., Outcome]

@@ -17,7 +17,7 @@ import shapely
 import torch
 import yaml
 
-from tests.commands.conftest import Command, Outcome, Run, homes
+from tests.commands.conftest import Command, Outcome, Run, homes, read
 from tests.testers.formats import file_size_limit
 from tests.testers.tiny import scene, scene_words, volume_words
 from voxtile.commands.main import main
@@ -694,9 +694,9 @@ def test_a_loss_that_is_no_number_any_more(scene_run: Run, tmp_path, voxtile, mo
         said = voxtile("train", *words)
     refused(said, 4, "The loss became nan at step 5 of 6, on samples of the cases s", "'optimizer.lr=…'", "'training.clip=1'")
     (home,) = homes(tmp_path)
-    run = Run([], home, tmp_path, "")
-    assert (run.read("status.json")["state"], run.read("status.json")["step"]) == ("failed", 5)
-    assert "The loss became nan" in run.read("status.json")["reason"]
+    status = read(home, "status.json")
+    assert (status["state"], status["step"]) == ("failed", 5)
+    assert "The loss became nan" in status["reason"]
     refused(voxtile("train", *words), 4, "The loss became nan", "'retry=true'")
     said = voxtile("train", *words, "retry=true")
     assert said.code == 0

@@ -13,6 +13,7 @@ import pytest
 from tests.commands.conftest import Command, Run, homes
 from voxtile.training import run_folder
 from voxtile.training.module import SegmentationModule
+from voxtile.training.stopping import StopRequest
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
@@ -133,3 +134,12 @@ def test_a_process_that_died_leaves_its_run_to_the_next(copied_run: Run, voxtile
     assert voxtile("train", *copied_run.words).code == 0
     assert copied_run.read("status.json")["state"] == "finished"
     gone.wait()
+
+
+def test_a_second_sigterm_does_not_end_a_run_that_saves_and_a_second_ctrl_c_does() -> None:
+    stop = StopRequest()
+    for _ in range(3):  # from whoever ends a group of processes, and from the process above
+        stop(signal.SIGTERM, None)
+    assert stop.signal == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)

@@ -1,5 +1,6 @@
 """A sweep: a process for each job, killed and continued, and what its table says."""
 
+import json
 import os
 import re
 import signal
@@ -15,9 +16,11 @@ import pytest
 
 from tests.commands.conftest import Command, homes
 from tests.testers.tiny import scene_words
+from voxtile.commands import job
 from voxtile.commands.build import check_without_data
 from voxtile.commands.compose import composed, job_config
 from voxtile.commands.sweep import Slots
+from voxtile.commands.tables import sweep_name
 from voxtile.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -217,3 +220,44 @@ def test_gpus_are_dealt_out_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> N
     for jobs, gpus in ((0, 0), ("many", 0), (1, -1), (True, 0)):
         with pytest.raises(ConfigError, match=r"hydra\.launcher\.(jobs|gpus)="):
             Slots.of(jobs, gpus)
+
+
+def test_the_jobs_of_a_sweep_are_one_group_of_the_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):  # which the job sets, and which are to be gone again
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    words = [*scene_words(tmp_path), "training.steps=2", "logger=wandb", "logger.wandb.mode=offline"]
+    order = {"words": words, "report": str(tmp_path / "report.json"), "group": "model,seed data=discs", "kind": "sweep"}
+    monkeypatch.setattr(job, "order_of", lambda: order)
+    assert job.main() == 0
+    (home,) = homes(tmp_path / "runs")
+    (tracked,) = home.glob("wandb/offline-run-*/run-*.wandb")
+    for kept in (b"model,seed data=discs", b"sweep", b"discs", b"unet"):
+        assert kept in tracked.read_bytes()
+
+
+def test_a_job_says_what_it_did_not_expect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise MemoryError("no room for 9 GB")
+
+    report = tmp_path / "report.json"
+    monkeypatch.setattr(job, "order_of", lambda: {"words": scene_words(tmp_path), "report": str(report)})
+    monkeypatch.setattr("voxtile.commands.train.train_to_end", failing)
+    assert job.main() == 1
+    found = json.loads(report.read_text())
+    assert (found["code"], found["reason"]) == (1, "no room for 9 GB")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "name"),
+    [
+        ("data=a seed=0 paths.runs=r, data=a seed=1 paths.runs=r", "seed data=a"),
+        ("data=a seed=0, data=a seed=1, data=a seed=2", "seed data=a"),  # more of them are the same sweep
+        ("model=x data=a seed=0, model=y data=a seed=0", "model data=a seed=0"),
+        ("data=a launch=local", "sweep data=a"),
+    ],
+)
+def test_a_sweep_has_one_name_whatever_its_values(jobs: str, name: str) -> None:
+    assert sweep_name([words.split() for words in jobs.split(", ")]) == name

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
 import signal
@@ -20,15 +21,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, read
 from tests.testers.formats import file_size_limit
 from tests.testers.tiny import SMALL, scene_words, volume_words
-from voxtile.commands import job
-from voxtile.commands.assemble import trainer_options
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
-from voxtile.commands.loggers import finish
-from voxtile.commands.tables import sweep_name
 from voxtile.commands.train import changed_since
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
@@ -38,7 +35,6 @@ from voxtile.training.border_weights import border_weights
 from voxtile.training.module import SegmentationModule
 from voxtile.training.pictures import HEADER, LETTERS
 from voxtile.training.run_folder import RunFolder
-from voxtile.training.stopping import StopRequest
 
 SCHEMA = jsonschema.Draft202012Validator(
     json.loads((Path(__file__).parents[2] / "docs" / "manifest.schema.json").read_text()),
@@ -189,7 +185,7 @@ def test_another_label_pixel_is_another_run(scene_run: Run, tmp_path: Path, voxt
     with rasterio.open(tmp_path / "scenes" / "labels" / f"{case['id']}.tif", "r+") as label:
         label.write(1 - label.read(1, window=((0, 1), (0, 1))), 1, window=((0, 1), (0, 1)))
     assert voxtile("train", *words, "training.steps=2").code == 0
-    recipes = [Run([], home, tmp_path, "").read("recipe.json") for home in (scene_run.home, *homes(tmp_path / "runs"))]
+    recipes = [read(home, "recipe.json") for home in (scene_run.home, *homes(tmp_path / "runs"))]
     assert recipes[0]["split"] == recipes[1]["split"]
     assert recipes[0]["data"] != recipes[1]["data"]
 
@@ -260,10 +256,9 @@ def test_ways_of_debugging_run(scene_run: Run, tmp_path: Path, voxtile: Command,
     assert ("'training.steps=2' takes the place of 'training.steps=" in said.out) == (name != "fast")
     assert said.out.count("takes the place of") == (name != "fast")
     (home,) = homes(tmp_path)
-    run = Run([], home, tmp_path, "")
-    assert run.read("status.json")["step"] == 2
+    assert read(home, "status.json")["step"] == 2
     limit = {"overfit": 2, "limit": 4}.get(name, 4)
-    assert len(run.read("manifest.json")["data"]["split"]["train"]) == limit
+    assert len(read(home, "manifest.json")["data"]["split"]["train"]) == limit
     assert ("optimizer_step" in said.out) == (name == "profile")
 
 
@@ -286,7 +281,7 @@ def test_tensorboard_gets_scalars_and_pictures(
 def test_wandb_can_be_disabled(short: list[str], tmp_path: Path, voxtile: Command) -> None:
     assert voxtile("train", *short, "logger=wandb", "logger.wandb.mode=disabled").code == 0
     (home,) = homes(tmp_path / "runs")
-    assert Run([], home, tmp_path, "").read("status.json")["state"] == "finished"
+    assert read(home, "status.json")["state"] == "finished"
     assert not list(home.glob("wandb/offline-run-*"))
 
 
@@ -308,59 +303,7 @@ def test_runs_of_a_multirun_are_tracked_apart_without_a_network(
     assert voxtile("train", *short, "logger=wandb", "logger.wandb.mode=offline", "launch=here", "-m", "seed=0,1").code == 0
     for home in homes(tmp_path / "runs"):
         (folder,) = home.glob("wandb/offline-run-*")
-        assert folder.name.endswith(Run([], home, tmp_path, "").read("recipe.json")["identity"][:16])
-
-
-def test_the_jobs_of_a_sweep_are_one_group_of_the_tracker(
-    short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):  # which the job sets, and which are to be gone again
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    words = [*short, "logger=wandb", "logger.wandb.mode=offline"]
-    order = {"words": words, "report": str(tmp_path / "report.json"), "group": "model,seed data=discs", "kind": "sweep"}
-    monkeypatch.setattr(job, "order_of", lambda: order)
-    assert job.main() == 0
-    (home,) = homes(tmp_path / "runs")
-    (tracked,) = home.glob("wandb/offline-run-*/run-*.wandb")
-    for kept in (b"model,seed data=discs", b"sweep", b"discs", b"unet"):
-        assert kept in tracked.read_bytes()
-
-
-def test_operations_without_a_deterministic_form_are_warned_of_and_used() -> None:
-    options = {"accelerator": "cpu", "precision": "32-true"}
-    for wanted, given in ((True, "warn"), (False, False)):
-        assert trainer_options({**options, "deterministic": wanted}, 1)["deterministic"] == given
-
-
-def test_a_job_says_what_it_did_not_expect(short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: object, **__: object) -> None:
-        raise MemoryError("no room for 9 GB")
-
-    report = tmp_path / "report.json"
-    monkeypatch.setattr(job, "order_of", lambda: {"words": short, "report": str(report)})
-    monkeypatch.setattr("voxtile.commands.train.train_to_end", failing)
-    assert job.main() == 1
-    found = json.loads(report.read_text())
-    assert (found["code"], found["reason"]) == (1, "no room for 9 GB")
-
-
-def test_a_tracker_that_ends_badly_is_told_and_no_reason_to_fail(capfd: pytest.CaptureFixture[str]) -> None:
-    class Tracker:
-        def finalize(self, status: str) -> None:
-            raise OSError(f"no server to tell of {status}")
-
-    finish([Tracker()], well=True)
-    assert "Tracker did not end well: no server to tell of success" in capfd.readouterr().out
-
-
-def test_a_second_sigterm_does_not_end_a_run_that_saves_and_a_second_ctrl_c_does() -> None:
-    stop = StopRequest()
-    for _ in range(3):  # from whoever ends a group of processes, and from the process above
-        stop(signal.SIGTERM, None)
-    assert stop.signal == signal.SIGTERM
-    with pytest.raises(KeyboardInterrupt):
-        stop(signal.SIGINT, None)
+        assert folder.name.endswith(read(home, "recipe.json")["identity"][:16])
 
 
 def test_a_multirun_finds_options_in_several_folders(short: list[str], tmp_path: Path, voxtile: Command) -> None:
@@ -371,19 +314,6 @@ def test_a_multirun_finds_options_in_several_folders(short: list[str], tmp_path:
     said = voxtile("train", "-m", *folders, "launch=here", *short, "experiment=in_a,in_b")
     assert said.code == 0, said.text
     assert len(homes(tmp_path / "runs")) == 1  # both are the run with seed 5
-
-
-@pytest.mark.parametrize(
-    ("jobs", "name"),
-    [
-        ("data=a seed=0 paths.runs=r, data=a seed=1 paths.runs=r", "seed data=a"),
-        ("data=a seed=0, data=a seed=1, data=a seed=2", "seed data=a"),  # more of them are the same sweep
-        ("model=x data=a seed=0, model=y data=a seed=0", "model data=a seed=0"),
-        ("data=a launch=local", "sweep data=a"),
-    ],
-)
-def test_a_sweep_has_one_name_whatever_its_values(jobs: str, name: str) -> None:
-    assert sweep_name([words.split() for words in jobs.split(", ")]) == name
 
 
 def test_a_run_with_a_table_of_groups_is_opened_from_anywhere(
@@ -407,13 +337,13 @@ def test_a_multirun_reports_every_run(short: list[str], tmp_path: Path, voxtile:
     found = homes(tmp_path / "runs")
     assert len(found) == 2
     assert all(f"run folder {home} " in said.text for home in found)
-    assert len({Run([], home, tmp_path, "").read("recipe.json")["identity"] for home in found}) == 2
+    assert len({read(home, "recipe.json")["identity"] for home in found}) == 2
     again = voxtile("train", *short, "--multirun", "seed=0,1")
     assert again.text.count("finished before: ") == 2
     for said_again in (said, again):
         table = said_again.out.partition("2 jobs, best validation")[2]
         for home in found:
-            status, made = (Run([], home, tmp_path, "").read(f"{name}.json") for name in ("status", "manifest"))
+            status, made = (read(home, f"{name}.json") for name in ("status", "manifest"))
             row = next(line.replace("│", " ").split() for line in table.splitlines() if home.name in line)
             scores, cost = status["best"]["scores"], made["training_seconds"] / 2
             shown = [home.name, "finished", "2", *(f"{scores[name]:.4f}" for name in ("dice", "iou"))]
@@ -723,10 +653,10 @@ def test_a_state_that_does_not_fit_on_the_disk_is_one_paragraph(short: list[str]
 def test_patience_stops_when_the_score_stays(words: list[str], tmp_path: Path, voxtile: Command) -> None:
     settings = ["training.steps=50", "training.val_every=1", "training.patience=2", "optimizer.lr=0"]
     assert voxtile("train", *words, *settings, "model.norm=none").code == 0
-    run = Run([], homes(tmp_path / "runs")[0], tmp_path, "")
-    assert run.read("status.json")["state"] == "finished"
-    assert run.read("status.json")["step"] == 3  # the first score, and two that are no better
-    assert run.read("status.json")["best"]["step"] == 1
+    status = read(homes(tmp_path / "runs")[0], "status.json")
+    assert status["state"] == "finished"
+    assert status["step"] == 3  # the first score, and two that are no better
+    assert status["best"]["step"] == 1
 
 
 @pytest.fixture
@@ -742,8 +672,8 @@ def test_minutes_end_a_run_as_if_that_had_been_its_last_step(words: list[str], t
     for name, limit in (("time", ["training.steps=1000", "training.minutes=1"]), ("steps", ["training.steps=3"])):
         assert voxtile("train", *common, *limit, f"paths.runs={tmp_path / name}").code == 0
     (timed,), (counted,) = (homes(tmp_path / name) for name in ("time", "steps"))
-    assert Run([], timed, tmp_path, "").read("manifest.json")["training_seconds"] == 60
-    assert Run([], timed, tmp_path, "").read("status.json")["step"] == 3
+    assert read(timed, "manifest.json")["training_seconds"] == 60
+    assert read(timed, "status.json")["step"] == 3
     assert timed.name != counted.name
     for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv"):
         assert (timed / name).read_bytes() == (counted / name).read_bytes()
@@ -754,13 +684,18 @@ def test_minutes_go_on_counting_where_an_interrupted_run_stopped(
     words: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = [*words, "training.steps=1000", "training.minutes=1", "training.save_every=1"]
+    step = SegmentationModule.training_step
+
+    def stopped(self: SegmentationModule, *given: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        step(self, *given)
+
     with monkeypatch.context() as patch:
-        patch.setattr("voxtile.training.stopping.StopRequest.signal", 2, raising=False)
-        patch.setattr("voxtile.training.stopping.StopRequest.__init__", lambda self, listens: setattr(self, "listens", listens))
+        patch.setattr(SegmentationModule, "training_step", stopped)
         assert voxtile("train", *timed).code == 130
     assert "continuing at step 1 of 1000" in voxtile("train", *timed).text
-    run = Run([], homes(tmp_path / "runs")[0], tmp_path, "")
-    assert (run.read("status.json")["state"], run.read("status.json")["step"]) == ("finished", 3)
+    status = read(homes(tmp_path / "runs")[0], "status.json")
+    assert (status["state"], status["step"]) == ("finished", 3)
 
 
 def test_the_average_of_the_weights_is_judged_and_kept(scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command) -> None:
@@ -796,4 +731,4 @@ def test_volumes_can_be_trained_on_boxes(tmp_path: Path, voxtile: Command) -> No
     words = volume_words(tmp_path, window=[8, 16, 16])
     said = voxtile("train", *words, "model.dims=3", "training.steps=2", "training.val_every=2")
     assert said.code == 0
-    assert Run([], homes(tmp_path / "runs")[0], tmp_path, "").read("status.json")["state"] == "finished"
+    assert read(homes(tmp_path / "runs")[0], "status.json")["state"] == "finished"
