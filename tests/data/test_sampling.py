@@ -206,12 +206,14 @@ def test_boxes_are_scaled_along_all_three_axes_and_planes_along_two():
     assert all(stream_of([case], (1, 8, 8), scales=[1.5, 2]).spec(i).window.depth == 1 for i in range(5))
 
 
-def test_lengths_of_augmentation_follow_the_samples_own_resolution():
-    case = memory_case("a", (1, 80, 80), label=np.zeros((1, 80, 80), np.uint8))
-    bend = Augment(elastic=Elastic(probability=1.0, std=2.0, control=16.0, unit="length"))
-    bare, scaled = (stream_of([case], (1, 32, 32), augment=bend, scales=scales) for scales in (None, [1.0, 4.0]))
+@pytest.mark.parametrize(("shape", "size"), [((1, 80, 80), (1, 32, 32)), ((40, 40, 40), (8, 8, 8))])
+def test_lengths_of_augmentation_follow_the_samples_own_resolution(shape, size):
+    case = memory_case("a", shape, label=np.zeros(shape, np.uint8))
+    bend = Augment(elastic=Elastic(probability=1.0, std=1.0, control=16.0, unit="length"))
+    bare, scaled = (stream_of([case], size, augment=bend, scales=scales) for scales in (None, [1.0, 4.0]))
     for index in range(5):
         own, finest = (sample_of(stream, index)["augment"]["elastic.field"] for stream in (scaled, bare))
+        assert finest.any(axis=tuple(range(1, finest.ndim))).tolist() == [side > 1 for side in size]
         np.testing.assert_allclose(own * scaled.spec(index).scale, finest, rtol=1e-5)
 
 

@@ -95,6 +95,13 @@ def test_undefined_cases_are_counted_out_and_one_group_has_no_interval():
     assert single.as_dict() == {"mean": found.mean, "median": found.median, "low": None, "high": None, "cases": 3}
 
 
+def test_two_groups_are_the_fewest_that_have_an_interval():
+    matrices, rows = made(2)
+    found = spreads(rows, matrices, ["a", "b"], CLASSES, 0)["dice/disc"]
+    # A quarter of the draws has one of them only, another quarter the other.
+    assert (found.low, found.high) == pytest.approx(sorted(row["dice/disc"] for row in rows))
+
+
 def test_draws_are_the_same_however_many_are_made_at_a_time(monkeypatch):
     values, groups = np.arange(20), [f"g{number // 2}" for number in range(20)]
     (expected,) = Resamples(groups).sums(values)
