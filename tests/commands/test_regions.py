@@ -1,17 +1,21 @@
 """Regions by whole commands, on nnU-Net's folder with an ignore label."""
 
 import csv
+import io
 import json
 import re
 import shlex
+import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
-from tests.commands.conftest import Command, homes
+from tests.commands.conftest import Command, Run, trained
 from tests.testers.tiny import SMALL, configured, volume_words
+from voxtile.commands.main import main
 
 SHAPE = (18, 16, 5)  # x, y, z
 LABELS = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3], "ignore": 4}
@@ -54,34 +58,51 @@ def given(tmp_path: Path, voxtile: Command) -> list[str]:
     said = voxtile("check", *words)
     assert said.code == 2
     assert "describes regions" in said.text
-    typed = shlex.split(said.text.partition(", or type ")[2])
-    return [*words, *(word.rstrip(".") for word in typed)]
+    return [*words, *typed(said.text)]
 
 
-def test_a_run_with_regions_is_checked_trained_scored_and_predicts(tmp_path: Path, voxtile: Command, given: list[str]) -> None:
+def typed(said: str) -> list[str]:
+    """The words that an error says are to be typed."""
+    return [word.rstrip(".") for word in shlex.split(said.partition(", or type ")[2])]
+
+
+@pytest.fixture(scope="module")
+def shells(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with the regions; tests may evaluate it and predict by it."""
+    folder = tmp_path_factory.mktemp("shells")
+    words, said = brats(folder), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
+        patch.setattr(sys, "argv", ["voxtile", "check", *words])
+        assert main() == 2
+    return trained(folder, [*words, *typed(" ".join(said.getvalue().split()))])
+
+
+def test_check_says_which_classes_the_regions_hold(voxtile: Command, given: list[str]) -> None:
     said = voxtile("check", *given)
     assert said.code == 0
     assert (
         "the Dice loss are about: whole tumor: rest of whole tumor, rest of tumor core, enhancing tumor; tumor core: rest of tumor "
         "core, enhancing tumor; enhancing tumor: enhancing tumor" in said.text
     )
-    said = voxtile("train", *given)
-    assert said.code == 0
-    assert "mean over regions" in said.text
-    (home,) = homes(tmp_path / "runs")
-    manifest, best = (json.loads((home / name).read_text()) for name in ("manifest.json", "status.json"))
-    assert manifest["data"]["regions"] == UNITED
-    scores = best["best"]["scores"]
-    assert scores["dice"] == best["best"]["score"] == pytest.approx(np.mean([scores[f"dice/{name}"] for name in UNITED]))
 
-    said = voxtile("evaluate", f"run={home}", "surface=true", "lesions=true", "objects=true")
-    assert said.code == 0
-    summary = json.loads((home / "evaluations" / "val-best" / "summary.json").read_text())
+
+def test_the_mean_over_regions_chooses_the_best_weights(shells: Run) -> None:
+    assert "mean over regions" in " ".join(shells.said.split())
+    assert shells.read("manifest.json")["data"]["regions"] == UNITED
+    best = shells.read("status.json")["best"]
+    scores = best["scores"]
+    assert scores["dice"] == best["score"] == pytest.approx(np.mean([scores[f"dice/{name}"] for name in UNITED]))
+
+
+def test_regions_are_scored_by_all_measures(shells: Run, voxtile: Command) -> None:
+    assert voxtile("evaluate", f"run={shells.home}", "surface=true", "lesions=true", "objects=true").code == 0
+    folder, manifest = shells.home / "evaluations" / "val-best", shells.read("manifest.json")
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["regions"] == UNITED
     assert list(summary["surface"]["tolerance"]) == list(UNITED)
     confusion = np.array(summary["confusion"])
     judged = sum(
-        int((np.asanyarray(nibabel.load(tmp_path / f"Dataset002_Shells/labelsTr/{case['id']}.nii.gz").dataobj) != 4).sum())
+        int((np.asanyarray(nibabel.load(shells.folder / f"Dataset002_Shells/labelsTr/{case['id']}.nii.gz").dataobj) != 4).sum())
         for case in manifest["data"]["split"]["val"]
     )
     assert confusion.sum() == judged  # what is ignored is in no score
@@ -91,15 +112,17 @@ def test_a_run_with_regions_is_checked_trained_scored_and_predicts(tmp_path: Pat
         summary["scores"]
     )
     assert summary["spread"]["dice"]["mean"] == pytest.approx(summary["scores"]["dice"])
-    with (home / "evaluations" / "val-best" / "cases.csv").open() as file:
+    with (folder / "cases.csv").open() as file:
         (row, *_) = csv.DictReader(file)
     assert float(row["label_pixels/whole tumor"]) == sum(
         float(row[f"label_pixels/{name}"]) for name in manifest["data"]["classes"][1:]
     )
     assert float(row["label_ml/whole tumor"]) == pytest.approx(float(row["label_pixels/whole tumor"]) * 1.5 * 1.5 * 3 / 1000)
 
-    images, out = tmp_path / "Dataset002_Shells" / "imagesTr", tmp_path / "out"
-    assert voxtile("predict", f"run={home}", f"input={images}", f"output={out}", "heatmaps=true").code == 0
+
+def test_regions_decide_what_a_map_says(shells: Run, tmp_path: Path, voxtile: Command) -> None:
+    images, out = shells.folder / "Dataset002_Shells" / "imagesTr", tmp_path / "out"
+    assert voxtile("predict", f"run={shells.home}", f"input={images}", f"output={out}", "heatmaps=true").code == 0
     seen = set()
     for path in out.glob("p?.nii.gz"):
         found = np.asanyarray(nibabel.load(path).dataobj)

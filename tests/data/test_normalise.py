@@ -55,7 +55,7 @@ def test_a_weight_counts_like_pixels_repeated_as_often():
 
 def test_of_many_pixels_a_part_is_measured_in_all_columns(monkeypatch):
     rows = [np.arange(64, dtype=np.int16)[None]] * 500  # as wide as the steps
-    monkeypatch.setattr(module, "MOST_PIXELS", 500)
+    monkeypatch.setattr(module, "MOST_MEASURED", 500)
     assert Normalisation("dataset").thinning(rows) == 64
     found = Normalisation("dataset", clip=None).of_dataset(rows)
     assert found.mean[0] == pytest.approx(31.5, abs=5 * 18.5 / np.sqrt(500))

@@ -89,7 +89,7 @@ def test_intensities_come_from_training_cases_only_or_from_each_case(root):
 def test_a_data_set_that_is_measured_on_a_part_of_its_pixels_has_another_fingerprint(root, monkeypatch):
     given = FixedNormalisation([1, 2], [3, 4])
     before = [ready(root), ready(root, per="case"), prepare(dataset(root), GivenSplit(), given, root.parent / "cache")]
-    monkeypatch.setattr(normalise, "MOST_PIXELS", 100)
+    monkeypatch.setattr(normalise, "MOST_MEASURED", 100)
     after = [ready(root), ready(root, per="case"), prepare(dataset(root), GivenSplit(), given, root.parent / "cache")]
     assert [one.fingerprint == other.fingerprint for one, other in zip(before, after, strict=True)] == [False, True, True]
 
@@ -113,7 +113,7 @@ def test_a_case_whose_sample_lay_elsewhere_has_another_fingerprint_where_it_is_m
         return prepare(dataset(root, background="ground"), GivenSplit(), normalisation, root.parent / "cache").fingerprint
 
     before = found()
-    monkeypatch.setattr(survey, "MOST_PIXELS", 24 * 40)
+    monkeypatch.setattr(survey, "MOST_SAMPLED", 24 * 40)
     assert (found() != before) == moved
 
 

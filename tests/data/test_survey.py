@@ -137,14 +137,14 @@ def test_a_case_that_keeps_more_places_than_it_did_has_another_fingerprint(folde
 
 
 def test_the_sample_of_a_big_case_is_thinned_evenly(folder, monkeypatch):
-    monkeypatch.setattr(module, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(module, "MOST_SAMPLED", 1000)
     found = survey(open_case(folder), CLASSES)
     assert 500 < found.sample.shape[1] <= 1000
 
 
 @pytest.mark.parametrize("width", [63, 64, 65])
 def test_the_sample_shows_all_columns_however_long_rows_are(tmp_path, monkeypatch, width):
-    monkeypatch.setattr(module, "MOST_PIXELS", 64)
+    monkeypatch.setattr(module, "MOST_SAMPLED", 64)
     columns = np.broadcast_to(np.arange(width, dtype=np.int16), (64, width))  # about one pixel of each row is sampled
     save(tmp_path / "a.tif", columns[None])
     found = survey(Case("a", "a", GeoTiffSource([tmp_path / "a.tif"])), 1, label=False).sample[0]
@@ -154,7 +154,7 @@ def test_the_sample_shows_all_columns_however_long_rows_are(tmp_path, monkeypatc
 
 
 def test_of_few_pixels_that_hold_data_some_are_sampled(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_PIXELS", 2)
+    monkeypatch.setattr(module, "MOST_SAMPLED", 2)
     pixels = np.zeros((1, 40, 40), dtype=np.int16)
     pixels[0, 7, 9] = 5
     save(tmp_path / "a.tif", pixels, nodata=0)

@@ -18,7 +18,7 @@ from voxtile.values import is_number
 
 ROWS = ("low", "high", "mean", "std")
 NUMBERS = (*ROWS, "masked")  # what `normalise` takes of a batch
-MOST_PIXELS = 4_000_000  # from which a data set is measured; more would only take longer
+MOST_MEASURED = 4_000_000  # from which a data set is measured; more would only take longer
 # float32 holds every value of these exactly, or they are float32 or coarser themselves; the others are shifted in float64.
 _NARROW = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.bool, torch.float16, torch.bfloat16, torch.float32)
 
@@ -149,7 +149,7 @@ class Normalisation:
     def thinning(self, samples: Sequence[NDArray[Any]]) -> int:
         """Of how many pixels of the samples [C, n] of a data set one is measured."""
         pixels: int = sum(sample.shape[1] for sample in samples)
-        return max(1, pixels // MOST_PIXELS)
+        return max(1, pixels // MOST_MEASURED)
 
     def _measure(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float, float]:
         """Low, high, mean and std of one channel [n]."""

@@ -34,7 +34,7 @@ MOST_IMAGE_BLOCKS = 256
 MOST_LOCATIONS = 4096  # per class; more of large cases, see `most_locations`
 PIXELS_PER_LOCATION = 64 * 64
 CHECK = 4  # bytes of the checksum before a kept survey
-MOST_PIXELS = 200_000  # in the intensity sample
+MOST_SAMPLED = 200_000  # in the intensity sample
 Made = TypeVar("Made")
 
 
@@ -71,7 +71,7 @@ class Survey:
     @property
     def is_thinned(self) -> bool:
         """Whether only a part of the pixels is in the sample."""
-        return self.pixels > MOST_PIXELS
+        return self.pixels > MOST_SAMPLED
 
 
 def most_locations(pixels: int) -> int:
@@ -113,7 +113,7 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
     """
     parts = list(blocks(case.shape))
     chosen = _chosen(parts)
-    every = math.ceil(sum(part.pixels for part in chosen) / MOST_PIXELS)
+    every = math.ceil(sum(part.pixels for part in chosen) / MOST_SAMPLED)
     moved = case.image.native is not case.image
     image_hash = _native_hash(case.native) if moved else _begun_hash(case)
     label_hash = hashlib.sha256()
