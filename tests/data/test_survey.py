@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from tests.testers.memory import memory_case
 from tests.testers.geotiff import save
+from tests.testers.memory import memory_case
 from tests.testers.surveys import CLASSES, VALUES, open_case
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource
