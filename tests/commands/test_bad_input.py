@@ -368,6 +368,36 @@ def test_an_option_of_ones_own_without_its_folder(voxtile) -> None:
     refused(voxtile("train", "data=mine"), 2, "'data=mine' does not exist", "needs '--config-dir <folder>'")
 
 
+@pytest.mark.parametrize("flag", ["--config-dir {}", "--config-dir={}", "-cd {}", "-cd={}", "--config-d={}", "--config-di {}"])
+def test_a_folder_of_ones_own_named_in_every_way(words, tmp_path, voxtile, flag) -> None:
+    said = voxtile("train", *flag.format(words[1]).split(" "), *words[2:], "--cfg", "job")
+    assert said.code == 0
+    assert yaml.safe_load(said.out)["data"]["name"] == "discs"
+    gone = tmp_path / "gone"
+    refused(voxtile("train", *flag.format(gone).split(" ")), 2, f"The folder '{gone}' of '--config-dir' does not exist")
+    refused(voxtile("train", *words, "--config-dir"), 2, "The folder '' of '--config-dir' does not exist")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("status ./runs", "'paths.runs=./runs'"),
+        ("predict ./a.tif", "'input=./a.tif'"),
+        ("evaluate /tmp/a=b", "'run=/tmp/a=b'"),
+        ("verify runs", "'run=runs'"),
+        ("compare a,b", "'evaluations=a,b'"),
+        ("evaluate split", "'split=…'"),
+        ("train unet", "'model=unet'"),
+        ("check seed", "'seed=…'"),
+        ("train -m ./conf", "'<setting>=…'"),
+        ("plan x", "'<setting>=…'"),
+    ],
+)
+def test_a_word_that_sets_nothing(voxtile, typed, said) -> None:
+    command, *words = typed.split()
+    refused(voxtile(command, *words), 2, f"'{words[-1]}' sets nothing: what follows a command is 'key=value'. Type {said}")
+
+
 def test_debug_null_is_what_it_is_anyway(voxtile) -> None:
     assert voxtile("train", "debug=null", "experiment=null", "--cfg", "job").code == 0
 

@@ -43,7 +43,7 @@ def test_a_key_of_a_mapping_comes_through(key: str) -> None:
 
 
 def test_only_what_needs_quotes_gets_them() -> None:
-    same = ["seed=1,2", "data.window=[64,64]", "+data.labels.7=ignore", "~data.group", "--cfg", "job", "input='a b'", "root=null"]
+    same = ["seed=1,2", "data.window=[64,64]", "+data.labels.7=ignore", "~data.group", "input='a b'", "root=null"]
     same += ["data.labels={0: a, 1: b}", "paths.runs=${oc.env:HOME}/runs", "optimizer=adamw"]
     assert readable(same) == same
     assert readable(["data.window=[64,64"]) == ["data.window='[64,64'"]  # so that an error can name the key
@@ -59,5 +59,5 @@ def test_a_pattern_of_runs_is_text() -> None:
 
 
 def test_a_sweep_over_paths_stays_one() -> None:
-    assert readable(["-m", "split.file=a.json,b.json"]) == ["-m", "split.file=a.json,b.json"]
+    assert readable(["split.file=a.json,b.json"], several=True) == ["split.file=a.json,b.json"]
     assert readable(["split.file=a,b.json"]) == ["split.file='a,b.json'"]

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,7 @@ _LONG = {
 }
 _VALUED = ("--config-dir", "--config-path", "--config-name", "--package", "--cfg")
 _OWN = {"--help", "--cfg", "--config-dir"}
+Flags = Mapping[str, Sequence[str]]  # as `_parsed` gives them
 
 
 # Name, overrides and further folders of the configuration that the running job was composed from.
@@ -90,8 +90,9 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
         0, or the largest exit code of the jobs.
     """
     codes: list[int] = [0]
+    flags, typed = _parsed(argv)
     overrides: list[str] = []
-    folders: list[Path] = []
+    folders = [Path(value) for value in flags.get("--config-dir", [])]
 
     def job(config: DictConfig) -> None:
         if HydraConfig.initialized():  # Hydra's own command line has composed
@@ -107,18 +108,17 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
             raise StoppedError
 
     try:
-        check_whole(argv)
-        words = without_nulls(readable(argv), groups_of(name))
-        flags, overrides = _parsed(words)
-        folders = _config_dirs(argv)[1:]
-        if missing := [folder for folder in folders if not folder.is_dir()]:
+        if missing := [value for value in flags.get("--config-dir", []) if not value or not Path(value).is_dir()]:
             raise ConfigError(
                 f"The folder '{missing[0]}' of '--config-dir' does not exist. Name the one that holds data/, model/, …."
             )
+        check_whole(typed)
+        _refuse_bare(name, typed)
+        overrides = without_nulls(readable(typed, several="--multirun" in flags), groups_of(name))
         _CURRENT.set((name, overrides, folders))
-        with _arguments(words):
-            if not flags.keys() <= _OWN or flags.get("--cfg", ["job"])[-1].rpartition("=")[2] != "job":
-                with _arguments(_searching(words, folders)):
+        with _arguments(flags, overrides):
+            if not flags.keys() <= _OWN or flags.get("--cfg", ["job"])[-1] != "job":
+                with _arguments(*_searching(flags, overrides, folders)):
                     hydra_main(version_base="1.3", config_path=str(folder_of(name)), config_name=name)(job)()
                 return max(codes)
             config = composed(name, overrides, folders)
@@ -141,7 +141,19 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
         problem = ConfigError(f"An option is chosen by its name: {reason(error)}. Look at the group with 'voxtile {name} --help'.")
     from voxtile.commands.explain import explain
 
-    return guarded(lambda: explain(problem, name, _config_dirs(argv)))
+    return guarded(lambda: explain(problem, name, [conf_dir(), *folders]))
+
+
+def _refuse_bare(name: str, words: Sequence[str]) -> None:
+    """Refuses a word that sets nothing, such as a path alone, which Hydra's grammar would answer with its own terms.
+
+    Raises:
+        ConfigError: A word is neither 'key=value' nor '~key'.
+    """
+    if bare := [word for word in words if not re.match(r"\+*\w[^=]*=|~", word)]:
+        from voxtile.commands.explain import bare_word
+
+        raise ConfigError(bare_word(bare[0], name))
 
 
 def _called(task: Callable[[dict[str, Any]], int], config: DictConfig) -> int:
@@ -223,13 +235,14 @@ def cache_at(folder: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _arguments(argv: Sequence[str]) -> Iterator[None]:
-    """Puts `argv` where Hydra reads it, and lets errors through instead of having Hydra print them and exit."""
+def _arguments(flags: Flags, overrides: Sequence[str]) -> Iterator[None]:
+    """Puts words where Hydra reads them, and lets errors through instead of having Hydra print them and exit."""
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    given, overrides = _parsed(argv)
-    flags = [word for words in given.values() for word in words]
+    words = [
+        word for flag, values in flags.items() for value in values for word in ((flag, value) if flag in _VALUED else (value,))
+    ]
     # Flags first, since Hydra's parser takes no override after a flag that follows one, and none of them may swallow an override.
-    sys.argv = [before[0], *flags, *(["--"] if flags and overrides else []), *overrides]
+    sys.argv = [before[0], *words, *(["--"] if words and overrides else []), *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
@@ -243,17 +256,18 @@ def _arguments(argv: Sequence[str]) -> Iterator[None]:
 
 
 def _parsed(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Flags, by their long names, with all words that they were given in, and overrides."""
+    """Flags and overrides; of each flag, by its long name, the values that it was given, or the words where it takes none."""
     flags: dict[str, list[str]] = {}
     overrides: list[str] = []
     rest = iter(words)
     for word in rest:
-        if word.startswith("-"):
-            flag, joined, _ = word.partition("=")
-            flag = _LONG.get(flag, flag)
-            flags.setdefault(flag, []).extend([word, next(rest, "")] if flag in _VALUED and not joined else [word])
-        else:
+        if not word.startswith("-"):
             overrides.append(word)
+            continue
+        flag, joined, value = word.partition("=")
+        meant = [name for name in _LONG.values() if flag.startswith("--") and name.startswith(flag)]  # Hydra takes beginnings
+        flag = meant[0] if len(meant) == 1 else _LONG.get(flag, flag)
+        flags.setdefault(flag, []).append(word if flag not in _VALUED else value if joined else next(rest, ""))
     return flags, overrides
 
 
@@ -269,13 +283,11 @@ def _searchpath(folders: Sequence[Path]) -> str:
     return f"hydra.searchpath=[{','.join(quoted(f'file://{folder.absolute()}') for folder in folders)}]"
 
 
-def _searching(words: Sequence[str], folders: Sequence[Path]) -> list[str]:
+def _searching(flags: Flags, overrides: Sequence[str], folders: Sequence[Path]) -> tuple[Flags, list[str]]:
     """The words with all folders of `--config-dir`, of which Hydra's own command line takes one only."""
     if len(folders) < 2:
-        return list(words)
-    flags, overrides = _parsed(words)
-    kept = [word for flag, given in flags.items() if flag != "--config-dir" for word in given]
-    return [*kept, _searchpath(folders), *overrides]
+        return flags, list(overrides)
+    return {flag: values for flag, values in flags.items() if flag != "--config-dir"}, [_searchpath(folders), *overrides]
 
 
 def _with_choices(config: DictConfig, choices: Mapping[str, str | None]) -> DictConfig:
@@ -360,13 +372,6 @@ def _help(config: DictConfig, name: str, about: str = "") -> str:
         text = text.replace(config.hydra.help.header, about)
     settings = OmegaConf.to_yaml(_without_hydra(config))
     return text.replace("$APP_CONFIG_GROUPS", "\n".join(row for row in rows if row[-2] != ":")).replace("$CONFIG", settings)
-
-
-def _config_dirs(argv: Sequence[str]) -> list[Path]:
-    """Our folder of configurations, and the one that the user adds with `--config-dir`."""
-    added = [Path(value) for flag, value in pairwise(argv) if flag in ("--config-dir", "-cd")]
-    added += [Path(word.split("=", 1)[1]) for word in argv if word.startswith("--config-dir=")]
-    return [conf_dir(), *added]
 
 
 def groups_of(name: str) -> list[str]:

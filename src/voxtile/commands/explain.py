@@ -46,8 +46,6 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
             f"'{group}={option}' does not exist.{did_you_mean(option, options)} The options of '{group}' are: "
             f"{listed(options, 30)}.{own}"
         ) from error
-    if "missing EQUAL" in text:
-        raise ConfigError(f"A word is no 'key=value': {' '.join(text.split()).partition(' See https')[0]}.") from error
     if merged := re.search(r"Error merging override ([^\s=]+)=(.*)", text):
         named = not merged[2].startswith("{")
         holds, example = ("settings by name", "{<name>: <value>}") if named else ("a list", "[<value>, <value>]")
@@ -81,6 +79,22 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
             f"The configuration has no key '{path}'.{_meant(path, known)} All keys: voxtile {name} --cfg job"
         ) from error
     raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error
+
+
+def bare_word(word: str, name: str) -> str:
+    """What to say of a word of the command `name` that is no 'key=value'."""
+    folder, said = folder_of(name), f"'{word}' sets nothing: what follows a command is 'key=value'."
+    if (folder / "model").is_dir():
+        typed = [f"{key}=…" for key in known_keys(name) if key == word]
+        typed += [f"{group}={word}" for group in groups_of(name) if word in options_of(folder, group)]
+        return f"{said} Type '{[*typed, '<setting>=…'][0]}'; 'voxtile {name} --help' lists all settings."
+    settings = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    key = next(key for key in settings if key not in ("defaults", "hydra"))  # what a command is about stands first in its file
+    if word in settings:
+        return f"{said} Type '{word}=…'."
+    if not (Path(word).expanduser() / "recipe.json").is_file():
+        key = {"runs": "paths.runs"}.get(key, "input" if "input" in settings else key)
+    return f"{said} Type '{key}={word}'."
 
 
 def _meant(path: str, known: Sequence[str]) -> str:

@@ -59,17 +59,21 @@ def _is_open(text: str) -> bool:
     return any(text.count(start) > text.count(end) for start, end in ("{}", "[]"))
 
 
-def readable(argv: Sequence[str]) -> list[str]:
-    """The same words, with values in quotes that are meant as text and that Hydra's grammar would refuse or read otherwise."""
+def readable(words: Sequence[str], several: bool = False) -> list[str]:
+    """The same overrides, with values in quotes that are meant as text and that Hydra's grammar would refuse or read otherwise.
+
+    Args:
+        words: as the user typed them.
+        several: whether values with commas are for several runs.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    several = any(flag in argv for flag in ("-m", "--multirun"))
     parser = OverridesParser.create()
 
     def one(given: str) -> str:
         key, equals, value = given.partition("=")
-        if given.startswith("-") or not equals or not re.fullmatch(r"[+~]{0,2}[\w./@:]+", key):
+        if not equals or not re.fullmatch(r"[+~]{0,2}[\w./@:]+", key):
             return given
         if re.fullmatch(r"'.*'|\".*\"|null|.*\$\{.*", value, re.DOTALL) or not value:
             return given
@@ -82,4 +86,4 @@ def readable(argv: Sequence[str]) -> list[str]:
             return f"{key}={quoted(value)}"
         return given
 
-    return [one(given) for given in argv]
+    return [one(given) for given in words]
