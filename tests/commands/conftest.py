@@ -13,6 +13,7 @@ import rasterio
 
 from tests.testers.tiny import scene_words, volume_words
 from voxtile.commands.main import main
+from voxtile.commands.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ Command = Callable[..., Outcome]
 def homes(runs: Path) -> list[Path]:
     """The run folders below `runs`."""
     return sorted(path.parent for path in runs.glob("*/recipe.json"))
+
+
+def opened(run: Run, weights: str = "best") -> Trained:
+    """A run as commands open it that trust nothing beside voxtile."""
+    return Trained.of({"trust": [], "paths": {"cache": None}}, str(run.home), weights)
 
 
 @contextmanager

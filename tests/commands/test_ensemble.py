@@ -8,6 +8,7 @@ import pytest
 import rasterio
 
 from tests.commands.conftest import Command, Run, homes
+from voxtile.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,20 @@ def test_both_names_of_the_volumes_format_are_one_reading(volume_run: Run, tmp_p
     runs = f"runs=[{volume_run.home},{homes(tmp_path)[0]}]"
     said = voxtile("predict", runs, f"input={source}", f"output={tmp_path / 'maps'}")
     assert said.code == 0, said.text
+
+
+def test_what_identifies_a_run_is_read_once_however_many_cases_there_are(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, counts = RunFolder.read, []
+
+    def counted(home: RunFolder, name: str, *keys: str) -> dict:
+        counts[-1] += name == "recipe.json"
+        return read(home, name, *keys)
+
+    monkeypatch.setattr(RunFolder, "read", counted)
+    images = scene_run.folder / "scenes" / "images"
+    for number, source in enumerate((images / "s1.tif", images)):
+        counts.append(0)
+        assert voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path}/maps{number}/").code == 0
+    assert counts[0] == counts[1]

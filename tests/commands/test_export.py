@@ -12,11 +12,10 @@ import rasterio
 import torch
 import yaml
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, opened
 from tests.testers.composing import ROOT
 from tests.testers.tiny import scene_words
 from voxtile.commands.export import made_whole
-from voxtile.commands.trained import Trained
 from voxtile.errors import DataError
 
 
@@ -184,7 +183,7 @@ def test_a_torch_program_needs_torch_alone_and_takes_any_number_of_windows(
     inside = {"voxtile.json": ""}
     forward = torch.export.load(tmp_path / "made" / "network.pt2", extra_files=inside).module()
     assert json.loads(inside["voxtile.json"]) == {key: value for key, value in description.items() if key != "check"}
-    network = Trained.open(str(scene_run.home), "best", []).network.eval()
+    network = opened(scene_run).network.eval()
     for count in (1, 3):
         image = windows(description, count)
         with torch.no_grad():
@@ -199,7 +198,7 @@ def test_onnx_runs_in_its_own_runtime(scene_run: Run, tmp_path: Path, voxtile: C
     assert json.loads(inside) == {key: value for key, value in description.items() if key != "check"}
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert [axes.shape[0] for axes in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
-    network = Trained.open(str(scene_run.home), "last", []).network.eval()
+    network = opened(scene_run, "last").network.eval()
     for count in (1, 3):
         image = windows(description, count)
         with torch.no_grad():

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tests.commands.conftest import Run
+from tests.commands.conftest import Run, opened
 from tests.testers.composing import composed
 from voxtile.cases.windowing import Windowing
-from voxtile.commands.trained import Trained
 from voxtile.errors import ConfigError
 from voxtile.inference.field import reach_of
 
@@ -20,7 +19,7 @@ def settings(run: Run, *words: str) -> dict[str, Any]:
 
 
 def test_runs_that_predict_together_see_as_far_as_the_one_that_sees_farthest(scene_run: Run) -> None:
-    trained = Trained.open(str(scene_run.home), "best", [])
+    trained = opened(scene_run)
     own, wide = reach_of(trained.network.eval(), 2), nn.Sequential(nn.Conv2d(2, 2, 3, padding=60, dilation=60))
     assert own < 60
     config = settings(scene_run, "halo=field")
@@ -29,14 +28,14 @@ def test_runs_that_predict_together_see_as_far_as_the_one_that_sees_farthest(sce
 
 
 def test_a_halo_that_would_fill_the_memory_is_refused_with_the_widest(scene_run: Run) -> None:
-    trained = Trained.open(str(scene_run.home), "best", [])
+    trained = opened(scene_run)
     with pytest.raises(ConfigError, match=r"'halo' is 20000 .* windows of 16x16, .* Type 'halo=2888' or less"):
         trained.predictor(settings(scene_run, "halo=20000"))
     assert trained.predictor(settings(scene_run, "halo=2888")).procedure.halo == 2888
 
 
 def test_of_runs_that_predict_together_the_largest_training_window_counts(scene_run: Run) -> None:
-    trained = Trained.open(str(scene_run.home), "best", [])
+    trained = opened(scene_run)
     larger = replace(trained, built=replace(trained.built, windowing=Windowing((8, 40))))
     for members in ([trained, larger], [larger, trained]):
         assert members[0].predictor(settings(scene_run), members).trained_on == (1, 16, 40)
@@ -46,7 +45,7 @@ def test_every_run_must_be_made_for_samples(scene_run: Run) -> None:
     class Able(nn.Conv2d):
         stochastic = True
 
-    trained, able = Trained.open(str(scene_run.home), "best", []), Able(2, 2, 1)
+    trained, able = opened(scene_run), Able(2, 2, 1)
     with pytest.raises(ConfigError, match="'samples=3' asks for Monte-Carlo dropout"):
         trained.predictor(settings(scene_run, "samples=3"), [replace(trained, network=able), trained])
 

@@ -64,7 +64,7 @@ def describe(trained: Trained, kind: str, weights: str) -> dict[str, Any]:
         "version": VERSION,
         "format": kind,
         "voxtile": __version__,
-        "run": trained.home.read("recipe.json")["identity"],
+        "run": trained.identity,
         "weights": {"name": weights, "sha256": digests(trained.home.weights)[weights]},
         "input": {
             "name": "image",
@@ -122,7 +122,7 @@ def write_bundle(trained: Trained, weights: str, folder: Path) -> None:
     shutil.copyfile(trained.home.weights / file, folder / "weights" / file)
     config = _impersonal(trained.built.config)
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-    recipe, status = trained.home.read("recipe.json"), trained.home.status
+    recipe, status = trained.recipe, trained.home.status
     settings = {"data.name": config["data"]["name"]}
     for found in (CRF, POSTPROCESS):  # settings that searches have found, for crf=best and postprocess=best
         if (trained.home.path / found).exists():

@@ -40,7 +40,7 @@ class Ensemble:
             RunError: One cannot be opened, or two differ in their classes, channels, regions or the way in which images are read.
         """
         folders = run_folders(config, out)
-        members = tuple(Trained.open(folder, config["weights"], config["trust"], bundles=True) for folder in folders)
+        members = tuple(Trained.of(config, folder, config["weights"], bundles=True) for folder in folders)
         for member in members:
             member.warn(out)
         for other in members[1:]:
@@ -63,7 +63,7 @@ class Ensemble:
     @property
     def identity(self) -> str:
         """The runs' identities."""
-        return "+".join(member.home.read("recipe.json")["identity"] for member in self.members)
+        return "+".join(member.identity for member in self.members)
 
     def home(self, config: Mapping[str, Any]) -> Path:
         """Where evaluate keeps what belongs to the run, or to these runs together."""
@@ -87,10 +87,10 @@ class Ensemble:
         Raises:
             ConfigError: A setting is out of range, or some runs see slices and others volumes.
         """
-        dims = {dims_of(member.network) for member in self.members}
-        if len(dims) > 1:
-            kinds = {True: "boxes", False: "slices"}
-            found = [f"{m.home.path} {kinds[getattr(m.network, 'dims', 2) == 3]}" for m in self.members]
+        dims = [dims_of(member.network) for member in self.members]
+        if len(set(dims)) > 1:
+            kinds = {2: "slices", 3: "boxes"}
+            found = [f"{member.home.path} {kinds[each]}" for member, each in zip(self.members, dims, strict=True)]
             raise ConfigError(
                 f"Runs that see slices and runs that see boxes share no windows: {listed(found, 10)}. Name those of one kind."
             )

@@ -52,7 +52,7 @@ def export(config: Mapping[str, Any]) -> int:
     _check(config)
     if config["format"] == "onnx":
         check_packages()
-    trained = Trained.open(config["run"], config["weights"], config["trust"], config["root"], config["paths"]["cache"])
+    trained = Trained.of(config, config["run"], config["weights"])
     home = trained.home
     home.refuse_unfinished("its weights are not those that it will end with")
     trained.warn(out)
@@ -135,13 +135,13 @@ def _written(
 ) -> Callable[[Tensor], Tensor]:  # fmt: skip
     """Writes the export into a folder, and opens it again."""
     from voxtile.commands.bundle import write_bundle
-    from voxtile.commands.trained import Trained as Opened
+    from voxtile.commands.trained import Trained as Opened  # `Trained` stands for its type here
     from voxtile.inference.exporting import exported, open_onnx, open_torch, save_onnx, save_torch
     from voxtile.models.network import logits_of
 
     if config["format"] == "bundle":
         write_bundle(trained, config["weights"], folder)
-        network = Opened.open(str(folder), config["weights"], config["trust"], bundles=True).network.eval()
+        network = Opened.of(config, str(folder), config["weights"], bundles=True).network.eval()
         return partial(logits_of, network)
     program, text = exported(trained.network, description["input"]["shape"][1:]), json.dumps(description)
     if config["format"] == "onnx":

@@ -38,6 +38,7 @@ class Work:
     def __init__(self, outputs: Outputs) -> None:
         self.outputs, self.config, self.out = outputs, outputs.config, outputs.out
         self.runs, self.predictor, self.post, self.results = outputs.runs, outputs.predictor, outputs.post, outputs.results
+        self._looks: dict[Path, int] = {}  # numbers under which looks at test cases were recorded, by the run's folder
 
     def check_names(self, found: Sequence[CaseFiles]) -> None:
         """Refuses inputs of which one's map would have the name of another one's heatmap or result.
@@ -203,11 +204,11 @@ class Work:
             data = run.manifest["data"]
             if not known_by & set(data["test_files"]):
                 continue
-            if not run.looks:
-                identity = run.home.read("recipe.json")["identity"]
-                run.looks.append(record_look(run.ledger(self.config), data["test_fingerprint"], identity, "predict"))
+            if (look := self._looks.get(run.home.path)) is None:
+                look = record_look(run.ledger(self.config), data["test_fingerprint"], run.identity, "predict")
+                self._looks[run.home.path] = look
             self.out.print(
-                f"{files.id} is a test case of this run, or a part of one: look number {run.looks[0]} at this test split, recorded"
+                f"{files.id} is a test case of this run, or a part of one: look number {look} at this test split, recorded"
             )
 
     def _announce(self, case: Case, found: Survey, specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:

@@ -68,7 +68,7 @@ def reproduce(config: Mapping[str, Any]) -> int:
         )
     if remark := other_name(first):
         out.print(f"name: {remark}", soft_wrap=True)
-    prepared_for(Trained.open(config["run"], "best", config["trust"], None, config["paths"]["cache"], changed=True), "val", out)
+    prepared_for(Trained.of(config, config["run"], "best", changed=True), "val", out)
     target = Path(config["output"] or first.path.parent / "reproductions").expanduser() / _made_with(manifest, config)
     second = RunFolder.existing(_trained_again(first, manifest, target, config, out))
     found = compare(first, second)

@@ -272,8 +272,7 @@ def _count(order: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -
     keep_heap()
     config, out = order["config"], console()
     out.quiet = True
-    given = config["weights"], config["trust"], config["root"], config["paths"]["cache"]
-    opened = [Trained.open(path, *given) for path in order["runs"]]
+    opened = [Trained.of(config, path, config["weights"]) for path in order["runs"]]
     runs = [(trained, prepared_for(trained, config["split"], out)) for trained in opened]
     data = opened[0].manifest["data"]
     post = postprocess_of(config["postprocess"], Path(), data, {})  # settings, as the starter has found them

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,6 @@ class Trained:
         network: with the weights asked for.
         file: what tells its weights from others: `weights_sha256`, and `weights_step`, at which they were saved (None: not known).
         code: digests of the trusted packages that the network is of, as they were when it was opened.
-        looks: numbers under which this command's looks at test cases were recorded.
     """
 
     home: RunFolder
@@ -60,27 +60,18 @@ class Trained:
     network: torch.nn.Module
     file: Mapping[str, Any]
     code: Mapping[str, str | None]
-    looks: list[int] = field(default_factory=list)
 
     @classmethod
-    def open(
-        cls,
-        path: str,
-        weights: str,
-        trust: Sequence[str],
-        root: str | None = None,
-        cache: str | None = None,
-        bundles: bool = False,
-        changed: bool = False,
-    ) -> Trained:
-        """Opens a run folder; what it holds is checked, and nothing in it is executed.
+    def of(
+        cls, config: Mapping[str, Any], path: str, weights: str, *, bundles: bool = False, changed: bool = False
+    ) -> Trained:  # fmt: skip
+        """Opens a run folder as a command's settings say; what it holds is checked, and nothing in it is executed.
 
         Args:
+            config: of the command: its `trust` names modules whose classes may be built although they are not on the allow-list,
+                its `root`, where it has one, the folder in which the run's data lie now.
             path: the run folder.
             weights: "best" or "last".
-            trust: modules whose classes may be built although they are not on the allow-list.
-            root: the data set's folder, where it is no longer where the run found it.
-            cache: where surveys are kept; the run's own folder for that may be somebody else's.
             bundles: whether an exported bundle will do.
             changed: whether weights will do that are not those with which the run was finished.
 
@@ -89,26 +80,11 @@ class Trained:
             ConfigError: Its configuration wants to build what is not allowed.
             DataError: The data set's folder does not exist.
         """
+        trust = config["trust"]
         if not isinstance(trust, list):
             raise ConfigError(f"'trust={trust}' must be a list of modules. Type 'trust=[{trust}]'.")
         home = RunFolder.existing(path, bundles=bundles)
-        config = configuration(home)
-        try:
-            config["trust"] = list(trust)  # what the run itself was trusted with counts for nothing here
-            if root is not None:
-                if not Path(root).expanduser().is_dir():  # made-up data would else be made there
-                    raise DataError(f"The folder 'root={root}' does not exist. Name the one in which the run's data lie now.")
-                config["data"]["layout"]["root"] = str(root)
-            if cache is not None:
-                config["paths"]["cache"] = cache
-            if config["data"].get("spacing") == "median":
-                config["data"]["spacing"] = home.read("manifest.json", "data")["data"]["spacing"]
-            built = parts(config, trained=True)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{home.path / 'config.yaml'} is no configuration of a run: {error!r}. The run folder is damaged; move it away and "
-                "train the run again."
-            ) from error
+        built = _parts_of(home, config)
         manifest = home.read("manifest.json", "data", "versions")
         data = manifest["data"]
         if missing := [key for key in DATA if not isinstance(data, dict) or key not in data]:
@@ -117,36 +93,24 @@ class Trained:
                 "move it away and train the run again."
             )
         # Weights from elsewhere, with which the run may have started, are not asked for again: its own replace them.
-        inputs = len(data["channels"]) * (1 + 2 * built.windowing.neighbours)
-        network = build_network(without_weights(config["model"]), trust, inputs, len(data["classes"]))
-        file = home.weights / f"{weights}.safetensors"
-        if not file.exists():
-            there = sorted(p.stem for p in home.weights.glob("*.safetensors"))
-            status = home.status
-            failed = (
-                f": it failed at step {status.get('step', '?')}, and said: {status.get('reason')}" if "reason" in status else "."
-            )
-            if status["state"] == "finished" and not there:
-                raise RunError(
-                    f"{home.path} is finished, and its weights are gone: {home.weights} holds none. Copy them back from where the "
-                    "run was trained, or move the folder away and train the run again."
-                )
-            hint = (
-                f" It has {listed(there)}.{did_you_mean(weights, there)}"
-                if there
-                else f" The run has not come to its first validation{failed}"
-            )
-            raise RunError(f"{home.path} holds no weights '{weights}'.{hint}")
-        recorded, digest = (home.status.get("weights") or {}).get(weights), file_digest(file)
-        if recorded and not changed and digest != recorded:
-            raise RunError(
-                f"{file} has changed since the run was finished: its SHA-256 is not that in {home.path / 'status.json'}. Copy the "
-                "file anew from where the run was trained, or train the run again."
-            )
+        model, inputs = built.config["model"], len(data["channels"]) * (1 + 2 * built.windowing.neighbours)
+        network = build_network(without_weights(model), trust, inputs, len(data["classes"]))
+        file, digest = _weights_of(home, weights, changed)
         load_weights(network, file)
-        packages = {name.partition(".")[0] for _, name in targets_of(config["model"], "model")}
+        packages = {name.partition(".")[0] for _, name in targets_of(model, "model")}
         code = trusted([each for each in trust if each.partition(".")[0] in packages])
         return cls(home, built, manifest, network, {"weights_sha256": digest, "weights_step": saved_at(file)}, code)
+
+    @cached_property
+    def recipe(self) -> Mapping[str, Any]:
+        """Its recipe.json, read once."""
+        return self.home.read("recipe.json", "settings", "identity")
+
+    @property
+    def identity(self) -> str:
+        """The digest of all that can change its numbers."""
+        found: str = self.recipe["identity"]
+        return found
 
     @property
     def changed_modules(self) -> list[str]:
@@ -269,6 +233,64 @@ def configuration(home: RunFolder) -> Any:
             f"{home.path / 'config.yaml'} cannot be read: {reason(error)}. The run folder is damaged; "
             "move it away and train the run again."
         ) from error
+
+
+def _parts_of(home: RunFolder, given: Mapping[str, Any]) -> Parts:
+    """The parts of a run, built from its configuration with what a command's settings (`given`) have in its place.
+
+    Raises:
+        RunError: What the folder holds is no configuration.
+        ConfigError: It wants to build what is not allowed.
+        DataError: The data set's folder does not exist.
+    """
+    config, root, cache = configuration(home), given.get("root"), given["paths"]["cache"]
+    try:
+        config["trust"] = list(given["trust"])  # what the run itself was trusted with counts for nothing here
+        if root is not None:
+            if not Path(root).expanduser().is_dir():  # made-up data would else be made there
+                raise DataError(f"The folder 'root={root}' does not exist. Name the one in which the run's data lie now.")
+            config["data"]["layout"]["root"] = str(root)
+        if cache is not None:  # the run's own folder for surveys may be somebody else's
+            config["paths"]["cache"] = cache
+        if config["data"].get("spacing") == "median":
+            config["data"]["spacing"] = home.read("manifest.json", "data")["data"]["spacing"]
+        return parts(config, trained=True)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{home.path / 'config.yaml'} is no configuration of a run: {error!r}. The run folder is damaged; move it away and "
+            "train the run again."
+        ) from error
+
+
+def _weights_of(home: RunFolder, name: str, changed: bool) -> tuple[Path, str]:
+    """The file of a run's weights `name`, and its SHA-256.
+
+    Raises:
+        RunError: There is none, or, unless `changed` ones will do, another one than the run was finished with.
+    """
+    file = home.weights / f"{name}.safetensors"
+    if not file.exists():
+        there = sorted(p.stem for p in home.weights.glob("*.safetensors"))
+        status = home.status
+        failed = f": it failed at step {status.get('step', '?')}, and said: {status.get('reason')}" if "reason" in status else "."
+        if status["state"] == "finished" and not there:
+            raise RunError(
+                f"{home.path} is finished, and its weights are gone: {home.weights} holds none. Copy them back from where the "
+                "run was trained, or move the folder away and train the run again."
+            )
+        hint = (
+            f" It has {listed(there)}.{did_you_mean(name, there)}"
+            if there
+            else f" The run has not come to its first validation{failed}"
+        )
+        raise RunError(f"{home.path} holds no weights '{name}'.{hint}")
+    recorded, digest = (home.status.get("weights") or {}).get(name), file_digest(file)
+    if recorded and not changed and digest != recorded:
+        raise RunError(
+            f"{file} has changed since the run was finished: its SHA-256 is not that in {home.path / 'status.json'}. Copy the "
+            "file anew from where the run was trained, or train the run again."
+        )
+    return file, digest
 
 
 def _check_seen(window: Sequence[int], halo: int) -> None:

@@ -42,14 +42,14 @@ def verify(config: Mapping[str, Any]) -> int:
     out, wanted = console(), config["cases"]
     if wanted != "all" and not is_whole(wanted, 1):
         raise ConfigError(f"'cases={wanted}' must be all or a whole number from 1 up.")
-    trained = Trained.open(config["run"], "best", config["trust"], config["root"], config["paths"]["cache"], changed=True)
+    trained = Trained.of(config, config["run"], "best", changed=True)
     home = trained.home
     home.refuse_unfinished("what it holds is not final")
     wrong = other_identity(home)
     out.print(f"identity: {listed(wrong) or 'as configuration and recipe make it'}", soft_wrap=True)
     if remark := other_name(home):
         out.print(f"name: {remark}", soft_wrap=True)
-    if Recipe.written(home.read("recipe.json")).is_outdated:
+    if Recipe.written(trained.recipe).is_outdated:
         out.print(
             "recipe: of an older version; by now its network or its augmentation comes to other numbers in training", soft_wrap=True
         )
