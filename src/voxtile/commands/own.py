@@ -94,7 +94,7 @@ def named(value: object) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def check_network(network: Any, window: Sequence[int]) -> None:
+def check_network(network: nn.Module, window: Sequence[int]) -> None:
     """Refuses a network that voxtile cannot train, as far as it can be told without calling it.
 
     Args:
@@ -106,6 +106,8 @@ def check_network(network: Any, window: Sequence[int]) -> None:
             number of sides.
     """
     from torch.nn.parameter import is_lazy
+
+    from voxtile.models.network import dims_of
 
     lazy = [name for name, value in (*network.named_parameters(), *network.named_buffers()) if is_lazy(value)]
     if lazy:
@@ -124,13 +126,8 @@ def check_network(network: Any, window: Sequence[int]) -> None:
                 f"{named(network)} has an attribute '{name}', {said}, and to voxtile an attribute of this name says {meaning}. "
                 "Give the attribute another name in the class, or this meaning."
             )
-    if len(window) != network_dims(network):
+    if len(window) != dims_of(network):
         raise ConfigError(_other_sides(network, window))
-
-
-def network_dims(network: Any) -> int:
-    """2 for a network of images, 3 for one of boxes."""
-    return int(getattr(network, "dims", 2))
 
 
 def _is_whole(value: Any, least: int) -> bool:
@@ -140,9 +137,11 @@ def _is_whole(value: Any, least: int) -> bool:
         return False
 
 
-def _other_sides(network: Any, window: Sequence[int]) -> str:
+def _other_sides(network: nn.Module, window: Sequence[int]) -> str:
     """What is wrong with a window that has another number of sides than the network, and what to do."""
-    dims, sides = network_dims(network), len(window)
+    from voxtile.models.network import dims_of
+
+    dims, sides = dims_of(network), len(window)
     remedy = f"have the network take {sides} dimensions, as U-Net does with 'model.dims={sides}'"
     if type(network).__module__.partition(".")[0] != "voxtile":
         remedy = f"where the network takes {'boxes' if sides == 3 else 'images'}, give the class the attribute `dims = {sides}`"
@@ -152,7 +151,7 @@ def _other_sides(network: Any, window: Sequence[int]) -> str:
     )
 
 
-def refused_image(network: Any, size: Sequence[int], error: Exception) -> str:
+def refused_image(network: nn.Module, size: Sequence[int], error: Exception) -> str:
     """What to say of a network that raised an error when it was given an image of zeros, of shape `size`."""
     where, shown = raised_at(error), f"The network cannot take an image of shape {tuple(size)} [B, C, size]:"
     if remedy := for_boxes(network):
@@ -168,7 +167,7 @@ def refused_image(network: Any, size: Sequence[int], error: Exception) -> str:
     )
 
 
-def _larger_stride(network: Any) -> str:
+def _larger_stride(network: nn.Module) -> str:
     """What to try where an image is padded for a network of another library, whose coarsest map may be coarser than supposed."""
     from voxtile.models.adapter import Adapted
 
@@ -182,8 +181,10 @@ def _larger_stride(network: Any) -> str:
 
 def for_boxes(network: nn.Module) -> str:
     """What to do where a network that fails on images has weights of 3D convolutions and none of 2D ones; else empty."""
+    from voxtile.models.network import dims_of
+
     ranks = {value.ndim for value in network.parameters()}
-    if network_dims(network) == 3 or 5 not in ranks or 4 in ranks:
+    if dims_of(network) == 3 or 5 not in ranks or 4 in ranks:
         return ""
     return (
         f"Its weights are those of 3D convolutions: give the class {named(network)} the attribute `dims = 3`, and the window three "
@@ -191,7 +192,7 @@ def for_boxes(network: nn.Module) -> str:
     )
 
 
-def logits_in(network: Any, output: Any) -> Tensor:
+def logits_in(network: nn.Module, output: Any) -> Tensor:
     """The logits that a network returned in evaluation.
 
     Raises:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -17,14 +17,16 @@ from voxtile.commands.guard import guarded
 from voxtile.commands.own import blaming
 from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, collecting
 from voxtile.commands.words import word
-from voxtile.errors import VoxtileError
+from voxtile.errors import RunError, VoxtileError, counted, listed, sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from voxtile.commands.parents import Learned, Parent
+    from voxtile.data.datamodule import VoxtileData
     from voxtile.data.prepared import Prepared
     from voxtile.studies.manifest import Devices
+    from voxtile.training.module import SegmentationModule
     from voxtile.training.run_folder import RunFolder
 
 
@@ -102,7 +104,7 @@ def finished_run(config: Mapping[str, Any]) -> tuple[RunFolder, str] | None:
         return None
     built = parts(config)
     home, devices = _home(config, prepare_data(built, Console(quiet=True)), None), devices_of(config["trainer"])
-    if home.status["state"] != "finished" or not is_finished(home, config, devices):
+    if home.status["state"] != "finished" or not refuse_or_finished(home, config, devices):
         return None
     return home, changed_since(home, devices)
 
@@ -146,7 +148,7 @@ def train_to_end(
     waive = config["data"]["waive"] or ()
     read = cache(lambda: prepare_data(built, out))
 
-    def fitting() -> tuple[Any, Any]:
+    def fitting() -> tuple[SegmentationModule, VoxtileData]:
         prepared = read()
         module, data = assembled(built, prepared)
         classes = len(prepared.dataset.classes)
@@ -167,7 +169,7 @@ def train_to_end(
     home = _home(config, prepared, parent)
     if begun is not None:
         begun(home)
-    if is_finished(home, config, devices):
+    if refuse_or_finished(home, config, devices):
         changed = changed_since(home, devices)
         out.print(f"This run is finished; nothing was trained.{changed and ' Since then:' + changed}", highlight=False)
         report(home, prepared, built.trust, out)
@@ -175,27 +177,27 @@ def train_to_end(
     if check_successor is not None:
         check_successor(learned_from(prepared, parent))
     module, data = fitting()  # what does not fit together shows here, before there is a run folder
-    with home.lease((lambda sentence: out.print(sentence, highlight=False)) if check_successor or patient else None):
+    with home.lease((lambda said: out.print(said, highlight=False)) if check_successor or patient else None):
         # Another process may have trained it, or failed, since the first look.
-        if not is_finished(home, config, devices, held=True):
+        if not refuse_or_finished(home, config, devices, held=True):
             if parent is not None:
                 parent.hand_down(module, out)
-            for sentence in built.remarks:
-                out.print(sentence, style="yellow", soft_wrap=True)
+            for remark in built.remarks:
+                out.print(remark, style="yellow", soft_wrap=True)
             _train(config, prepared, parent, module, data, home, devices, out)
     report(home, prepared, built.trust, out)
     return home
 
 
-def is_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, held: bool = False) -> bool:
-    """Whether nothing is left to train, looked up before the run's lease is taken, and again when it is `held`.
+def refuse_or_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, held: bool = False) -> bool:
+    """Refuses a run that is not to be trained as it stands, and returns whether nothing is left to train.
+
+    Looked up before the run's lease is taken, and again when it is `held`.
 
     Raises:
         RunError: The run failed before, or is interrupted and was made by other code, and the user has not said to go on; or it is
             finished and its folder is damaged.
     """
-    from voxtile.errors import RunError, sentence
-
     status = home.status
     if status["state"] == "finished":
         _check_whole(home)
@@ -218,7 +220,6 @@ def _check_whole(home: RunFolder) -> None:
     Raises:
         RunError: A file is gone, or weights are not those with which the run was finished.
     """
-    from voxtile.errors import RunError, listed
     from voxtile.training.weights import is_whole_file
 
     recorded = home.status.get("weights") or {}
@@ -244,52 +245,21 @@ def command_line() -> str:
 
 
 def _train(
-    config: Mapping[str, Any], prepared: Prepared, parent: Parent | None, module: Any, data: Any, home: RunFolder,
-    devices: Devices, out: Console,
+    config: Mapping[str, Any], prepared: Prepared, parent: Parent | None, module: SegmentationModule, data: VoxtileData,
+    home: RunFolder, devices: Devices, out: Console,
 ) -> None:  # fmt: skip
-    from omegaconf import OmegaConf
-
+    """Trains a run, whose lease is held, from what is saved of it, and records in its folder how."""
     from voxtile.cases.atomic import atomic_text
-    from voxtile.commands.parents import learned_from
     from voxtile.commands.ranks import train_in_processes
-    from voxtile.errors import RunError, counted
-    from voxtile.studies.manifest import continued, manifest, segment
-    from voxtile.studies.meter import Meter
-    from voxtile.training.stopping import InterruptedRunError
-    from voxtile.training.weights import load_resume
 
-    steps = module.settings.steps
     state = _saved(home, config["retry"], out)
-    facts = manifest(command_line(), prepared, devices, config["trust"])
-    facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
-    facts["parent"] = None if parent is None else {"run": str(parent.home.path.absolute()), "weights": parent.digest}
-    if home.resume.exists() and (home.path / "manifest.json").exists():
-        facts = continued(home.read("manifest.json"), facts)
-    began, meter = time.monotonic(), Meter()
-    kept = OmegaConf.create(dict(config))
-    # Named from the top, so that evaluating from another folder finds it; an area may also be numbers.
-    for place in ("data.layout.root", "data.group.csv", "split.file", "data.scene.area"):
-        if (path := OmegaConf.select(kept, place)) and isinstance(path, str):
-            OmegaConf.update(kept, place, str(Path(path).expanduser().absolute()))
-    if isinstance(file := OmegaConf.select(kept, "model.weights"), str) and Path(file).expanduser().is_file():
-        kept.model.weights = str(Path(file).expanduser().absolute())
-    atomic_text(home.path / "config.yaml", OmegaConf.to_yaml(kept))
+    facts = _facts(config, prepared, parent, home, devices)
+    atomic_text(home.path / "config.yaml", _kept(config))
     home.write("manifest.json", facts)
     reached = {key: value for key, value in home.status.items() if key in ("step", "best")} if home.resume.exists() else {}
-    home.set_status("running", **({"step": 0, "steps": steps} | reached))
-    for sentence in prepared.waived:
-        out.print(f"waived: {sentence}", style="yellow")
-    split = prepared.split
-    out.print(
-        f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; "
-        f"{counted(prepared.channels, 'channel')}; {len(prepared.dataset.classes)} classes; "
-        f"{sum(p.numel() for p in module.network.parameters()):,} parameters"
-        f"{f'; {devices.count} processes' if devices.count > 1 else ''}",
-        highlight=False,
-    )
-
-    measured: dict[str, float] = {}
-    try:
+    home.set_status("running", **({"step": 0, "steps": module.settings.steps} | reached))
+    _announce(prepared, module, home, devices, out)
+    with _recording(home, module, devices, facts) as measured:
         if devices.count > 1 and state is not None:
             module.load_state(state)
         del state  # which may be large, and is not needed while training
@@ -301,6 +271,75 @@ def _train(
         else:
             with blaming(config["trust"]):
                 _fit_here(config, module, data, home, measured, out)
+
+
+def _facts(
+    config: Mapping[str, Any], prepared: Prepared, parent: Parent | None, home: RunFolder, devices: Devices
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest of a run that begins, or goes on."""
+    from voxtile.commands.parents import learned_from
+    from voxtile.studies.manifest import continued, manifest
+
+    facts = manifest(command_line(), prepared, devices, config["trust"])
+    facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
+    facts["parent"] = None if parent is None else {"run": str(parent.home.path.absolute()), "weights": parent.digest}
+    if home.resume.exists() and (home.path / "manifest.json").exists():
+        facts = continued(home.read("manifest.json"), facts)
+    return facts
+
+
+def _kept(config: Mapping[str, Any]) -> str:
+    """The text of config.yaml: paths are named from the top, so that evaluating from another folder finds them."""
+    from omegaconf import OmegaConf
+
+    kept = OmegaConf.create(dict(config))
+    for place in ("data.layout.root", "data.group.csv", "split.file", "data.scene.area", "model.weights"):
+        path = OmegaConf.select(kept, place)
+        if not path or not isinstance(path, str):  # an area may also be numbers
+            continue
+        absolute = Path(path).expanduser().absolute()
+        if place != "model.weights" or absolute.is_file():  # which may also be a name
+            OmegaConf.update(kept, place, str(absolute))
+    return OmegaConf.to_yaml(kept)
+
+
+def _announce(prepared: Prepared, module: SegmentationModule, home: RunFolder, devices: Devices, out: Console) -> None:
+    """Says what is about to be trained, on what."""
+    for waived in prepared.waived:
+        out.print(f"waived: {waived}", style="yellow")
+    split = prepared.split
+    out.print(
+        f"run {home.path}\n{len(split.train)} training, {len(split.val)} validation, {len(split.test)} locked test cases; "
+        f"{counted(prepared.channels, 'channel')}; {len(prepared.dataset.classes)} classes; "
+        f"{sum(p.numel() for p in module.network.parameters()):,} parameters"
+        f"{f'; {devices.count} processes' if devices.count > 1 else ''}",
+        highlight=False,
+    )
+
+
+@contextmanager
+def _recording(
+    home: RunFolder, module: SegmentationModule, devices: Devices, facts: dict[str, Any]
+) -> Iterator[dict[str, float]]:  # fmt: skip
+    """While this is open, the run is trained; then its status says what went wrong, and its manifest what it took.
+
+    Args:
+        home: the run's folder.
+        module: what is trained.
+        devices: on which.
+        facts: the manifest.
+
+    Yields:
+        What is to be measured, by name; it is filled in meanwhile.
+    """
+    from voxtile.studies.manifest import segment
+    from voxtile.studies.meter import Meter
+    from voxtile.training.stopping import InterruptedRunError
+    from voxtile.training.weights import load_resume
+
+    began, meter, measured = time.monotonic(), Meter(), dict[str, float]()
+    try:
+        yield measured
     except Exception as error:
         if home.status["state"] == "finished":  # all is saved: what failed came after it
             raise
@@ -309,12 +348,11 @@ def _train(
             if devices.count > 1:  # others have trained it, and saved how far they came
                 reached = {name: (load_resume(home.resume) or reached)[name] for name in reached}
             why = {} if isinstance(error, InterruptedRunError) else {"reason": str(error) or type(error).__name__}
-            home.set_status("failed" if why else "interrupted", **reached, steps=steps, **why)
+            home.set_status("failed" if why else "interrupted", **reached, steps=module.settings.steps, **why)
         raise
     finally:
-        segment(facts).update(
-            {name: round(value, 2) for name, value in measured.items()} | meter.read(), seconds=round(time.monotonic() - began, 1)
-        )
+        took = {name: round(value, 2) for name, value in measured.items()} | meter.read()
+        segment(facts).update(took, seconds=round(time.monotonic() - began, 1))
         with suppress(OSError, RunError):
             home.write("manifest.json", facts)
 
@@ -339,8 +377,13 @@ def _saved(home: RunFolder, retry: bool, out: Console) -> dict[str, Any] | None:
 
 
 def _fit_here(
-    config: Mapping[str, Any], module: Any, data: Any, home: RunFolder, measured: dict[str, float], out: Console
-) -> None:  # fmt: skip
+    config: Mapping[str, Any],
+    module: SegmentationModule,
+    data: VoxtileData,
+    home: RunFolder,
+    measured: dict[str, float],
+    out: Console,
+) -> None:
     """Trains in this process, and measures what it takes."""
     from lightning.pytorch.profilers import SimpleProfiler
 
@@ -371,8 +414,6 @@ def refuse_if_changed(home: RunFolder, devices: Devices) -> None:
     Raises:
         RunError: The interrupted run was made by other code.
     """
-    from voxtile.errors import RunError
-
     if changed := changed_since(home, devices):
         ended = "failed" if home.status["state"] == "failed" else "was interrupted"
         raise RunError(
@@ -402,8 +443,8 @@ def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Con
         out.print(
             "no foreground was predicted where there is any: train longer, at another rate, or with class weights", style="yellow"
         )
-    for sentence in prepared.waived:
-        out.print(f"waived: {sentence}", style="yellow")
+    for waived in prepared.waived:
+        out.print(f"waived: {waived}", style="yellow")
     path, run, first = home.path, word("run", home.path), prepared.split.val[0].image
     single = len(first.files) == 1
     example = word("input", first.path) if single else "input=<folder>"
