@@ -9,8 +9,9 @@ import pytest
 
 from tests.commands.conftest import Command, Run
 from voxtile.commands.console import console
+from voxtile.commands.names import titles
 from voxtile.commands.sweep import Outcome
-from voxtile.commands.tables import print_jobs, titles
+from voxtile.commands.tables import print_jobs
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from voxtile.commands import job
 from voxtile.commands.build import check_without_data
 from voxtile.commands.compose import composed, job_config
 from voxtile.commands.sweep import Slots
-from voxtile.commands.tables import sweep_name
+from voxtile.commands.names import sweep_name
 from voxtile.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,7 @@ def test_a_job_that_is_killed_takes_no_other_with_it_and_only_what_is_new_or_lef
         os.kill(jobs_of(process)[0], signal.SIGKILL)
         out = process.communicate(timeout=240)[0]
     assert process.returncode == 1, out
-    assert "seed=0: its process ended with SIGKILL and said nothing, as where memory runs out" in out
+    assert "seed=0: its process said nothing and was ended by SIGKILL, as the system does where memory runs out" in out
     assert [row[1:3] for row in table(out)][1][1] == "finished"
     assert len(homes(runs)) == 2
     assert voxtile("status", f"runs={runs}/*").out.count("interrupted") == 1

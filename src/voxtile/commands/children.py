@@ -16,6 +16,10 @@ from typing import Any
 Child = subprocess.Popen[str]
 
 ORPHANED = 1  # exit code of a process whose starter is gone
+POLL = 0.1  # seconds between looks at processes
+GRACE = 5.0  # seconds that others have to say what is wrong, too, after one has failed
+SAVING = 60.0  # seconds that processes have to save their state where they are to end for another reason than their own
+UNHEARD = 3  # times Ctrl-C after which processes that do not react are ended as they are
 
 
 @contextmanager
@@ -48,6 +52,22 @@ def child(
         with suppress(BrokenPipeError):
             process.stdin.close()
         process.wait()
+
+
+def how_it_ended(code: int) -> str:
+    """How a process ended by its exit code, to stand behind its name."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    number = signal.Signals(-code)
+    return f"was ended by {number.name}" + (", as the system does where memory runs out" if number is signal.SIGKILL else "")
+
+
+def emptied(folder: Path) -> Path:
+    """A folder, made where it is not there, without what processes have left in it before."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    return folder
 
 
 def order_of() -> dict[str, Any]:

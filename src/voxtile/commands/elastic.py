@@ -15,13 +15,13 @@ from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from voxtile.commands.children import GRACE, POLL, emptied
 from voxtile.errors import ConfigError, RunError, VoxtileError, reason
 
 if TYPE_CHECKING:
     from voxtile.training.run_folder import RunFolder
 
 PATIENCE = timedelta(days=7)  # how long the others wait until the first has read all data
-GRACE = 3.0  # seconds in which a process that fails says so, after which the first says what it has seen itself
 
 
 def world() -> int:
@@ -83,24 +83,21 @@ def train_together(home: RunFolder, order: Mapping[str, Any]) -> dict[str, Any]:
     """
     from voxtile.commands.worker import work
 
-    reports = home.path / "ranks"
-    reports.mkdir(exist_ok=True)
-    for old in reports.iterdir():
-        old.unlink()
+    reports = emptied(home.path / "ranks")
     store = _store()
     store.set(f"order {store.add('orders', 1)}", json.dumps(order))
     try:
         measured = work(order, leads=True, held=home)
     except VoxtileError:
         raise
-    except Exception as error:  # the others' end is seen as a lost connection
+    except Exception as error:  # the others' end is seen as a lost connection, and one that failed says why
         until = time.monotonic() + GRACE
         while time.monotonic() < until:
             for file in sorted(reports.glob("*.json")):
                 said = json.loads(file.read_text(encoding="utf-8"))
                 if "message" in said:
                     raise RunError(f"Process {file.stem} of {world()} (numbered from 0) failed: {said['message']}") from error
-            time.sleep(0.1)
+            time.sleep(POLL)
         raise RunError(
             f"The first of {world()} processes lost the others, or failed itself: {type(error).__name__}: {reason(error)}. What "
             "torchrun prints says whether one of them was killed."

@@ -11,14 +11,12 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from voxtile.commands.children import Child, child, forwarding
+from voxtile.commands.children import POLL, SAVING, Child, child, forwarding, how_it_ended
 from voxtile.commands.guard import STOPPED, StoppedError
-from voxtile.commands.sweep import UNDER_WAY, Job, Outcome, check_jobs, collected, finished_before, make_job_folder, order_of_job
+from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, finished_before, jobs_of, order_of_job
 from voxtile.errors import ConfigError, reason
 
-POLL = 0.2  # seconds between looks at the process of a job
 LATE = 3.0  # seconds after which a file that another machine has written is seen here, too
-SAVING = 60.0  # seconds that a job which is to be moved has to save its state
 
 
 class Command:
@@ -81,15 +79,10 @@ def launch_by(
         poll: seconds between looks at them.
     """
     from voxtile.commands.console import console
-    from voxtile.commands.tables import sweep_name, titles
 
-    check_jobs(jobs)
     out = console()
-    outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
-    place = make_job_folder(folder, outcomes)
-    names = titles([outcome.words for outcome in outcomes])
-    more = {"group": sweep_name([outcome.words for outcome in outcomes]), "kind": "sweep"}
-    made = [Job(name, outcome, config, more=more) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
+    made, place = jobs_of(jobs, folder)
+    outcomes, names = [job.outcome for job in made], [job.title for job in made]
     waiting: dict[int, Submitted] = {}
     known = [finished_before(job) for job in made]
     left = [number for number, said in enumerate(known) if not said]
@@ -206,7 +199,7 @@ def by_ray(settings: Mapping[str, Any]) -> Callable[[Sequence[Command], Path], S
 
         def failure(self) -> str:
             try:
-                return f"its process ended with exit code {ray.get(self.reference)} and said nothing"
+                return f"its process said nothing and {how_it_ended(ray.get(self.reference))}"
             except Exception as error:  # Ray raises many types for what happens to a task
                 return f"Ray lost the job: {reason(error)}"
 

@@ -13,16 +13,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.commands.children import Child, child, forwarding
+from voxtile.commands.children import GRACE, POLL, UNHEARD, Child, child, emptied, forwarding, how_it_ended
 from voxtile.errors import RunError, VoxtileError
 
 if TYPE_CHECKING:
     from voxtile.studies.manifest import Devices
     from voxtile.training.run_folder import RunFolder
-
-POLL = 0.05  # seconds between looks at the processes
-GRACE = 5.0  # seconds that the others have to say what is wrong, too, after one has failed
-UNHEARD = 3  # times Ctrl-C after which a run that does not react is ended as it is
 
 
 def train_in_processes(home: RunFolder, order: Mapping[str, Any], devices: Devices) -> dict[str, Any]:
@@ -39,10 +35,7 @@ def train_in_processes(home: RunFolder, order: Mapping[str, Any], devices: Devic
     Raises:
         VoxtileError: What one of them raised, or a RunError where one was killed; the others are ended then.
     """
-    logs = home.path / "ranks"
-    logs.mkdir(exist_ok=True)
-    for old in logs.iterdir():
-        old.unlink()
+    logs = emptied(home.path / "ranks")
     environment = _environment(devices)
     with ExitStack() as stack:
         ranks: list[Child] = []
@@ -113,19 +106,17 @@ def _reason(
     known = sorted((rank for rank, found in said.items() if found["known"]), key=lambda rank: said[rank]["time"])
     others = sorted(said, key=lambda rank: said[rank]["time"])
     culprit = [*known, *killed, *others, first][0]  # a library may end a process whose peers are gone
-    who = f"Process {culprit} of {len(ranks)} (numbered from 0)"
+    who, ended = f"Process {culprit} of {len(ranks)} (numbered from 0)", how_it_ended(ranks[culprit].returncode or 0)
     if culprit in killed and heard:
         return InterruptedRunError(
             "Stopped before it could save. The same command goes on from what was saved last, or begins again."
         )
     if culprit in killed:
-        number = signal.Signals(-ranks[culprit].returncode)
-        why = ", as the system does where memory runs out" if number is signal.SIGKILL else ""
         return RunError(
-            f"{who} was ended by {number.name}{why}; the others were ended with it. The same command goes on from the last saved "
-            f"state with 'retry=true'. What they printed is in {logs}."
+            f"{who} {ended}; the others were ended with it. The same command goes on from the last saved state with 'retry=true'. "
+            f"What they printed is in {logs}."
         )
-    found = said.get(culprit, {"message": f"it ended with exit code {ranks[culprit].returncode} and said nothing"})
+    found = said.get(culprit, {"message": f"it {ended} and said nothing"})
     if found.get("interrupted"):
         return InterruptedRunError(found["message"])
     error = VoxtileError(found["message"]) if found.get("known") else RunError(f"{who} failed: {found['message']}. See {logs}.")

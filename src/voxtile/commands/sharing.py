@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from voxtile.cases.window import Window
-from voxtile.commands.children import Child, child, forwarding, order_of
+from voxtile.commands.children import POLL, Child, child, forwarding, how_it_ended, order_of
 from voxtile.commands.console import console, progress
 from voxtile.commands.postprocess import as_typed, postprocess_of
 from voxtile.commands.scoring import Job, Scored, Scorer
@@ -35,7 +35,7 @@ from voxtile.values import is_whole
 if TYPE_CHECKING:
     from rich.console import Console
 
-POLL, GLANCE = 0.2, 1.0  # seconds
+GLANCE = 1.0  # seconds between looks at the others while this process works itself
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,9 @@ def _failure(rank: int, count: int, code: int, other: _Other) -> VoxtileError:
         return kind(told["message"])
     if told:
         why = told["message"]
-    elif code < 0:
-        why = f"it was ended by {signal.Signals(-code).name}" + (", as the system does where memory runs out" if code == -9 else "")
     else:
-        printed = other.log.read_text(encoding="utf-8", errors="replace").split() if other.log.exists() else []
-        why = f"it ended with exit code {code}" + (f" and printed: {' '.join(printed)[-300:]}" if printed else "")
+        printed = other.log.read_text(encoding="utf-8", errors="replace").split() if code > 0 and other.log.exists() else []
+        why = f"it {how_it_ended(code)}" + (f" and printed: {' '.join(printed)[-300:]}" if printed else "")
     return RunError(
         f"Process {rank} of {count} (numbered from 0), which scored a part of the cases, failed: {why}. The others were ended. "
         "Give the command again, or type 'devices=1'."

@@ -19,14 +19,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from voxtile.commands import compose
-from voxtile.commands.children import Child, child, forwarding
+from voxtile.commands.children import POLL, SAVING, UNHEARD, Child, child, forwarding, how_it_ended
 from voxtile.commands.guard import STOPPED, StoppedError
+from voxtile.commands.names import sweep_name, titles
 from voxtile.errors import ConfigError
 from voxtile.values import is_whole
 
-POLL = 0.1  # seconds between looks at the jobs
-SAVING = 60.0  # seconds that jobs have to save their state where something else is wrong
-UNHEARD = 3  # times Ctrl-C after which jobs that do not react are ended as they are
 UNDER_WAY = -1  # stands for an exit code until there is one
 
 
@@ -130,6 +128,8 @@ class Job:
         more: what it is told beside them.
         environment: variables of its own.
         process: the one that it runs in, once it does.
+        gpus: names of those that it has.
+        began: when its process did, by `time.monotonic`.
     """
 
     title: str
@@ -139,10 +139,10 @@ class Job:
     more: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     process: Child | None = None
+    gpus: list[str] = field(default_factory=list)
+    began: float = 0.0
     _stack: ExitStack = field(default_factory=ExitStack)
     _report: Path = Path()
-    _gpus: list[str] = field(default_factory=list)
-    _began: float = 0.0
     _asked: bool = False
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -164,7 +164,12 @@ class Job:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.process = self._stack.enter_context(child("voxtile.commands.job", order_of_job(self, report), environment, log))
-        self._report, self._gpus, self._began = report, gpus, time.monotonic()
+        self._report, self.gpus, self.began = report, gpus, time.monotonic()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process has."""
+        return self.process is not None and self.process.poll() is not None
 
     def end(self) -> None:
         """Takes down what became of it, now that its process has ended."""
@@ -175,10 +180,7 @@ class Job:
         if outcome.code == UNDER_WAY and (self._asked or code in (-signal.SIGINT, -signal.SIGTERM)):
             outcome.code, outcome.reason = STOPPED, "stopped before it could save"
         elif outcome.code == UNDER_WAY:
-            number = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            outcome.code = code if code > 0 else 1
-            memory = ", as where memory runs out" if code == -signal.SIGKILL else ""
-            outcome.reason = f"its process ended with {number} and said nothing{memory}"
+            outcome.code, outcome.reason = code if code > 0 else 1, f"its process said nothing and {how_it_ended(code)}"
         self._report.unlink(missing_ok=True)
 
     def kill(self) -> None:
@@ -213,68 +215,101 @@ def run_jobs(
     Returns:
         Whether the command was asked to stop.
     """
-    from voxtile.commands.console import console
-
-    out, running, heard, number = console(), list[Job](), list[int](), 0
     place.mkdir(parents=True, exist_ok=True)
-
-    def forward(number: int) -> None:
-        heard.append(number)
-        for job in running:
-            job.kill() if heard.count(signal.SIGINT) >= UNHEARD else job.stop(number)
-
-    def say(job: Job, text: str) -> None:
-        out.print(f"job {job.title}  {text}", soft_wrap=True)
-
-    more = True
+    jobs = _Running(take, slots, place, ended, count)
     try:
-        with forwarding(forward):
-            while running or (more and not heard):
-                while more and not heard and len(running) < slots.jobs and len(slots.free) >= slots.gpus:
-                    job = take()
-                    if job is None:
-                        more = False
-                        break
-                    number += 1
-                    job.title = f"{number}{f' of {count}' if count else ''}: {job.title}"
-                    if known := finished_before(job):
-                        say(job, known)
-                        ended(job)
-                        continue
-                    if heard:  # while it was looked for
-                        break
-                    gpus = slots.take()
-                    log = place / f"{number}.log" if slots.jobs > 1 else None
-                    on = f" on GPU {','.join(gpus)}" if gpus else ""
-                    say(job, f"begins{on}{f', see {log}' if log else ''}")
-                    job.begin(gpus, place / f"{number}.json", log)
-                    running.append(job)
-                    for signalled in heard:  # since then
-                        job.stop(signalled)
-                for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
-                    running.remove(job)
-                    slots.free += job._gpus
-                    job.end()
-                    if slots.jobs > 1:
-                        how = {0: "done", STOPPED: "stopped"}.get(job.outcome.code, "failed")
-                        why = f": {job.outcome.reason}" if how == "failed" else ""
-                        say(job, f"{how} after {time.monotonic() - job._began:.0f} s{why}")
-                    ended(job)
+        with forwarding(jobs.forward):
+            while jobs.running or jobs.more:
+                jobs.begin()
+                jobs.end()
                 if look:
-                    for job in running:
+                    for job in jobs.running:
                         look(job)
                 time.sleep(POLL)
     except Exception:  # a study's file that cannot be written, say, which is not the jobs' fault
-        for job in running:
-            job.stop()
-        until = time.monotonic() + SAVING
-        while time.monotonic() < until and any(job.process and job.process.poll() is None for job in running):
-            time.sleep(POLL)
+        jobs.save()
         raise
     finally:
-        for job in running:
+        for job in jobs.running:
             job.kill()
-    return bool(heard)
+    return bool(jobs.heard)
+
+
+class _Running:
+    """The jobs that are under way, for `run_jobs`, whose arguments these are.
+
+    Attributes:
+        running: the jobs.
+        heard: signals that asked the command to stop.
+    """
+
+    def __init__(
+        self, take: Callable[[], Job | None], slots: Slots, place: Path, ended: Callable[[Job], object], count: int | None
+    ) -> None:  # fmt: skip
+        from voxtile.commands.console import console
+
+        self._take, self._slots, self._place, self._ended, self._count = take, slots, place, ended, count
+        self.running, self.heard = list[Job](), list[int]()
+        self._begun, self._last, self._out = 0, False, console()
+
+    @property
+    def more(self) -> bool:
+        """Whether other jobs are to begin."""
+        return not self._last and not self.heard
+
+    def forward(self, number: int) -> None:
+        """Hands on a signal that asks to stop; jobs that have not reacted to several are ended as they are."""
+        self.heard.append(number)
+        for job in self.running:
+            job.kill() if self.heard.count(signal.SIGINT) >= UNHEARD else job.stop(number)
+
+    def begin(self) -> None:
+        """Begins jobs as long as there are some, and room for them."""
+        while self.more and len(self.running) < self._slots.jobs and len(self._slots.free) >= self._slots.gpus:
+            job = self._take()
+            if job is None:
+                self._last = True
+                return
+            self._begun += 1
+            job.title = f"{self._begun}{f' of {self._count}' if self._count else ''}: {job.title}"
+            if known := finished_before(job):
+                self._say(job, known)
+                self._ended(job)
+            elif not self.heard:  # while it was looked for
+                self._start(job)
+
+    def _start(self, job: Job) -> None:
+        gpus = self._slots.take()
+        log = self._place / f"{self._begun}.log" if self._slots.jobs > 1 else None
+        on = f" on GPU {','.join(gpus)}" if gpus else ""
+        self._say(job, f"begins{on}{f', see {log}' if log else ''}")
+        job.begin(gpus, self._place / f"{self._begun}.json", log)
+        self.running.append(job)
+        for signalled in self.heard:  # since then
+            job.stop(signalled)
+
+    def end(self) -> None:
+        """Takes down what became of jobs that have ended."""
+        for job in [job for job in self.running if job.has_ended]:
+            self.running.remove(job)
+            self._slots.free += job.gpus
+            job.end()
+            if self._slots.jobs > 1:
+                how = {0: "done", STOPPED: "stopped"}.get(job.outcome.code, "failed")
+                why = f": {job.outcome.reason}" if how == "failed" else ""
+                self._say(job, f"{how} after {time.monotonic() - job.began:.0f} s{why}")
+            self._ended(job)
+
+    def save(self) -> None:
+        """Asks the jobs to save and end, and waits for them for a while."""
+        for job in self.running:
+            job.stop()
+        until = time.monotonic() + SAVING
+        while time.monotonic() < until and not all(job.has_ended for job in self.running):
+            time.sleep(POLL)
+
+    def _say(self, job: Job, text: str) -> None:
+        self._out.print(f"job {job.title}  {text}", soft_wrap=True)
 
 
 def make_job_folder(folder: Path, outcomes: Sequence[Outcome]) -> Path:
@@ -298,13 +333,28 @@ def check_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
         ConfigError: A job's configuration is invalid.
     """
     from voxtile.commands.build import check_without_data
-    from voxtile.commands.tables import titles
 
     for (_, config), title in zip(jobs, titles([words for words, _ in jobs]), strict=True):
         try:
             check_without_data(compose.job_config(config))
         except ConfigError as error:
             raise ConfigError(f"{error} This is of the job {title or 'alone'}; none was begun.") from error
+
+
+def jobs_of(jobs: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> tuple[list[Job], Path]:
+    """Jobs of a sweep, from (overrides, configuration) each, and the folder below `folder` in which they leave their outcomes.
+
+    Raises:
+        ConfigError: A job could not be trained as it is.
+    """
+    check_jobs(jobs)
+    words = [tuple(words) for words, _ in jobs]
+    more = {"group": sweep_name(words), "kind": "sweep"}
+    made = [
+        Job(name, Outcome(own, STOPPED, reason="not begun"), config, more=more)
+        for name, own, (_, config) in zip(titles(words), words, jobs, strict=True)
+    ]
+    return made, make_job_folder(folder, [job.outcome for job in made])
 
 
 def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folder: Path) -> list[Outcome]:
@@ -318,15 +368,8 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
     Raises:
         ConfigError: A job could not be trained as it is.
     """
-    from voxtile.commands.tables import sweep_name, titles
-
-    check_jobs(jobs)
-
-    outcomes = [Outcome(tuple(words), STOPPED, reason="not begun") for words, _ in jobs]
-    place = make_job_folder(folder, outcomes)
-    names = titles([outcome.words for outcome in outcomes])
-    more = {"group": sweep_name([outcome.words for outcome in outcomes]), "kind": "sweep"}
-    waiting = [Job(name, outcome, config, more=more) for name, outcome, (_, config) in zip(names, outcomes, jobs, strict=True)]
+    waiting, place = jobs_of(jobs, folder)
+    outcomes = [job.outcome for job in waiting]
     stopped = run_jobs(lambda: waiting.pop(0) if waiting else None, slots, place, lambda job: None, count=len(jobs))
     for outcome in outcomes:
         collected(outcome)

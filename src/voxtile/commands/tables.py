@@ -1,4 +1,4 @@
-"""Scores as a table on the screen."""
+"""Tables on the screen: of scores, of runs and of the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from voxtile.commands.compose import as_typed
 from voxtile.commands.guard import STOPPED
+from voxtile.commands.names import titles
 from voxtile.errors import RunError, counted
 from voxtile.studies.manifest import segment
 from voxtile.training import metrics_file
@@ -246,25 +247,6 @@ def _step(home: RunFolder, status: Mapping[str, Any]) -> int:
     if status["state"] in ("running", "interrupted") and home.metrics.exists():
         step = max([step, *(logged for logged, _, _ in metrics_file.read(home.metrics)[-1:])])
     return step
-
-
-def titles(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """The words of each job of a sweep that not all of them have."""
-    common = set(jobs[0]).intersection(*jobs) if len(set(map(tuple, jobs))) > 1 else set()
-    return [" ".join(word for word in words if word not in common) for words in jobs]
-
-
-# What says where and how jobs run, and nothing of what they are about.
-ASIDE = ("paths.", "hydra.", "launch=", "logger", "sweep=", "workers=", "trust=", "retry=", "inexact=", "debug_errors=")
-LONGEST = 128  # signs of a name that trackers take
-
-
-def sweep_name(jobs: Sequence[Sequence[str]]) -> str:
-    """What the jobs of a sweep are called together: what differs, and what all have in common; more values change nothing."""
-    common = set(jobs[0]).intersection(*jobs)
-    differing = dict.fromkeys(word.partition("=")[0] for words in jobs for word in words if word not in common)
-    fixed = [word for word in jobs[0] if word in common and not word.startswith(ASIDE)]
-    return " ".join([",".join(differing) or "sweep", *fixed])[:LONGEST]
 
 
 def number(value: float | None) -> str:
