@@ -656,7 +656,7 @@ def test_shared_work_does_not_take_what_was_made_otherwise_for_its_own(
         (out / "s1.tif").write_bytes(b"a map")
         before[out / "s1.tif"] = b"a map"
     name = {"table": "s1_instances.tif", "heatmap": "s1_heatmap.tif"}.get(other, "s1.tif")
-    monkeypatch.setattr("voxtile.data.survey.survey", None)  # many processes ask this of many images, so none is read
+    monkeypatch.setattr("voxtile.commands.predicting.survey", None)  # many processes ask this of many images, so none is read
     said = voxtile(*words, *changed)
     assert said.code == 0, said.text
     assert f"{out / name} {'is not noted as made' if other == 'table' else 'was made of another image'}" in said.text
@@ -670,7 +670,7 @@ def test_finished_inputs_of_shared_work_are_passed_over_without_a_word_or_a_look
     images = scene_run.folder / "scenes" / "images"
     words = ["predict", f"run={scene_run.home}", f"input={images}", f"output={tmp_path / 'out'}", "areas=true", "share=true"]
     assert voxtile(*words).code == 0
-    monkeypatch.setattr("voxtile.data.survey.survey", None)
+    monkeypatch.setattr("voxtile.commands.predicting.survey", None)
     said = voxtile(*words)
     assert (said.code, str(tmp_path) in said.text, "passed over" in said.text) == (0, False, False), said.text
 
@@ -718,7 +718,7 @@ def test_a_map_that_another_process_finished_in_the_meantime_is_not_made_again(
         (tmp_path / "s1.tif").write_text("of another process")
         return survey(*args, **settings)
 
-    monkeypatch.setattr("voxtile.data.survey.survey", meanwhile)
+    monkeypatch.setattr("voxtile.commands.predicting.survey", meanwhile)
     source = scene_run.folder / "scenes" / "images" / "s1.tif"
     said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path}", "share=true", "quicklook=true")
     assert said.code == 0

@@ -21,6 +21,8 @@ from voxtile.cases.atomic import BusyError, claimed, hidden_name, publish, remov
 from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.errors import DataError, reason
 
+MADE_FROM = "made_from"  # the tag of a map, and a key in notes of results: a digest of all that the map was made from
+
 
 @dataclass(frozen=True)
 class MapSpec:

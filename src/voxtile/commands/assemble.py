@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voxtile.errors import ConfigError, VoxtileError, counted, did_you_mean, listed
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: An option or precision is unknown, or there is no such device here.
     """
-    from voxtile.errors import ConfigError, did_you_mean, listed
-
     if unknown := [name for name in options if name not in TRAINER]:
         raise ConfigError(
             f"'trainer' takes no '{unknown[0]}'.{did_you_mean(unknown[0], TRAINER)} It takes {listed(TRAINER)}; how long to train "
@@ -239,7 +238,6 @@ def check_fit(
     import torch
 
     from voxtile.commands.own import for_boxes, logits_in
-    from voxtile.errors import ConfigError, counted
 
     least = int(getattr(network, "min_train_size", 1))
     if min(window) < least:
@@ -289,7 +287,6 @@ def _check_maps(network: nn.Module, shape: Sequence[int], loss: Loss) -> None:
     """
     import torch
 
-    from voxtile.errors import ConfigError
     from voxtile.models.network import logits_of, margin_of, score_maps
     from voxtile.training.norms import unmoved
 
@@ -314,7 +311,6 @@ def _taking(network: nn.Module, shape: Sequence[int]) -> Iterator[None]:
         ConfigError: It raised something else than an error of ours.
     """
     from voxtile.commands.own import refused_image
-    from voxtile.errors import ConfigError, VoxtileError
 
     try:
         yield

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
+from voxtile.errors import counted, listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +48,6 @@ def check(config: Mapping[str, Any]) -> int:
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.train import command_line
-    from voxtile.errors import counted
 
     out = console()
     check_trainer(config["trainer"])
@@ -143,7 +143,6 @@ def look_at_files(prepared: Prepared) -> list[str]:
     """What is odd about single files, and about pairs of cases."""
     from voxtile.data.leakage import distinct_values, suspicions
     from voxtile.data.survey import MOST_IMAGE_BLOCKS, blocks
-    from voxtile.errors import counted, listed
 
     split = prepared.split
     cases = [*split.train, *split.val]
@@ -208,8 +207,6 @@ def look_at_values(prepared: Prepared) -> list[str]:
     """Cases whose values are of another order of magnitude than those of the others, where all are normalised as one."""
     import numpy as np
 
-    from voxtile.errors import listed
-
     if prepared.intensity is None:
         return []
     cases = [*prepared.split.train, *prepared.split.val]
@@ -240,8 +237,6 @@ def look_at_values(prepared: Prepared) -> list[str]:
 def look_at_classes(prepared: Prepared) -> list[str]:
     """Classes that are rare, or absent from validation or from whole cases."""
     import numpy as np
-
-    from voxtile.errors import counted, listed
 
     names = prepared.dataset.classes
     counts = prepared.class_counts
@@ -279,7 +274,6 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     import torch
 
     from voxtile.commands.assemble import check_fit, make_data, make_module, trainer_options, world_of
-    from voxtile.errors import counted
     from voxtile.studies.meter import peak_memory
     from voxtile.training.trainer import StepTimes, bare_trainer
 

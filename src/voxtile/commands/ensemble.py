@@ -77,9 +77,9 @@ class Ensemble:
         code = {name: digest for member in self.members for name, digest in member.code.items()}
         return " ".join([*weights, *(f"{name} {digest}" for name, digest in code.items())])
 
-    def intensities(self, found: Survey) -> list[Intensity]:
+    def intensities(self, measured: Survey) -> list[Intensity]:
         """How a case is normalised for each run."""
-        return [member.intensity or member.built.normalisation.of_case(found.sample) for member in self.members]
+        return [member.intensity or member.built.normalisation.of_case(measured.sample) for member in self.members]
 
     def predictor(self, config: Mapping[str, Any]) -> Predictor:
         """See `Trained.predictor`.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
 from voxtile.commands.allowed import below
+from voxtile.errors import ConfigError, DataError, RunError, did_you_mean, listed, reason
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
@@ -95,7 +96,6 @@ def compared(trained: Trained, forward: Callable[[Tensor], Tensor], images: Sequ
     """
     import torch
 
-    from voxtile.errors import RunError
     from voxtile.inference.decoding import classes_of_logits
     from voxtile.models.network import logits_of
 
@@ -120,8 +120,6 @@ def compared(trained: Trained, forward: Callable[[Tensor], Tensor], images: Sequ
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    from voxtile.errors import ConfigError, did_you_mean, listed
-
     if config["format"] is None:
         raise ConfigError(f"Say in which format: type 'format=…' with one of {listed(FORMATS)}.")
     if (kind := str(config["format"])) not in FORMATS:
@@ -158,8 +156,6 @@ def made_whole(target: Path) -> Iterator[Path]:
     Raises:
         DataError: The place is taken by something else, or cannot be written.
     """
-    from voxtile.errors import DataError, reason
-
     if not target.exists():  # a command that was killed may have left it under another name
         for left in target.parent.glob(".*-before"):
             if re.fullmatch(rf"\.[0-9]+-{re.escape(target.name)}-before", left.name) and is_export(left):

@@ -10,17 +10,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voxtile import __version__
+from voxtile.cases.formats import tags_of
+from voxtile.cases.maps import MADE_FROM, MapSpec
+from voxtile.commands.ensemble import Ensemble
+from voxtile.commands.inputs import UNCERTAINTY, output_of
+from voxtile.commands.postprocess import as_typed
+from voxtile.commands.results import HEATMAPS, Results, confusion_of, notes_of
+from voxtile.errors import DataError
+from voxtile.inference.postprocess import Postprocess
+from voxtile.inference.predictor import VERSION, Predictor
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from voxtile.cases.case import Case
-    from voxtile.cases.maps import MapSpec
-    from voxtile.commands.ensemble import Ensemble
-    from voxtile.commands.results import Results
-    from voxtile.inference.postprocess import Postprocess
-    from voxtile.inference.predictor import Predictor
 
-HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}
 ROUNDED = "float16, rounded"  # earlier versions cut values off, and left bytes of the process's memory in the file
 OTHER = "was made of another image, by other runs or weights, or with other settings"
 STAMP = "stamp"  # the tag of a map with a digest of all that it was made from but the image's pixels
@@ -55,8 +60,6 @@ class Outputs:
     @cached_property
     def confusion(self) -> dict[str, Any] | None:
         """The confusion matrix that areas are adjusted by, read once for all cases; None where there is none or none is needed."""
-        from voxtile.commands.results import confusion_of
-
         return confusion_of(self.runs, self.config, self.predictor, self.post) if self.results.areas else None
 
     def specs(self, case: Case, image_digest: str = "") -> list[MapSpec]:
@@ -66,12 +69,6 @@ class Outputs:
             case: the case.
             image_digest: of its survey; without it, the specs hold what names and stamps depend on, and are not to be written.
         """
-        from voxtile import __version__
-        from voxtile.cases.maps import MapSpec
-        from voxtile.commands.inputs import UNCERTAINTY
-        from voxtile.commands.postprocess import as_typed
-        from voxtile.commands.results import MADE_FROM
-
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
         said = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
         key = self._key(case, image_digest)
@@ -95,9 +92,6 @@ class Outputs:
 
     def _key(self, case: Case, image_digest: str) -> str:
         """What the maps are made from: unfinished ones of another key are not continued."""
-        from voxtile import __version__
-        from voxtile.inference.predictor import VERSION
-
         settings = f"{VERSION} {self.predictor.size} {self.config['overlap']} {self.config['precision']} {self.config['damaged']}"
         weights = self.runs.weights(self.config["weights"])
         # The digest is of the pixels alone, and of a very large scene of a part of them.
@@ -131,8 +125,6 @@ class Outputs:
         Raises:
             DataError: A map would take the place of an input, or of another file that is not to be replaced.
         """
-        from voxtile.errors import DataError
-
         paths = self.named(case, name, specs)
         inputs = {each.resolve() for each in (*case.image.files, *self.results.inputs)}
         for path in [*paths, *self.results.paths(paths[0]).values()]:
@@ -146,14 +138,10 @@ class Outputs:
 
     def named(self, case: Case, name: str, specs: Sequence[MapSpec]) -> list[Path]:
         """Where maps of a case of this name go, whatever lies there."""
-        from voxtile.commands.inputs import output_of
-
         return [output_of(case.image, name, spec, self.source, self.target, self.folder) for spec in specs]
 
     def beside(self, case: Case, name: str, spec: MapSpec) -> list[Path]:
         """Where a case's heatmap and variance go, whether this command writes them or not."""
-        from voxtile.commands.inputs import UNCERTAINTY
-
         heat = replace(spec, heatmap=True)
         return self.named(case, name, [heat, replace(heat, classes=(UNCERTAINTY,))])
 
@@ -163,10 +151,6 @@ class Outputs:
         Raises:
             DataError: A file is neither such a map, nor a result that a command with the same settings has made of it.
         """
-        from voxtile.cases.formats import tags_of
-        from voxtile.commands.results import MADE_FROM, notes_of
-        from voxtile.errors import DataError
-
         kind = self.runs.first.built.dataset.format
         for path in paths:
             if path.exists() and MADE_FROM not in tags_of(path, kind):
@@ -184,9 +168,6 @@ class Outputs:
         Each of many processes asks this of every case. So the image is not read: maps are compared by their stamps, and those
         without one, of an earlier version, later by what they were made from.
         """
-        from voxtile.cases.formats import tags_of
-        from voxtile.commands.results import MADE_FROM
-
         known = True
         for path, spec in zip(paths, specs, strict=True):
             if not path.exists():
@@ -204,9 +185,6 @@ class Outputs:
 
     def is_same(self, path: Path, spec: MapSpec) -> bool:
         """Whether a finished map was made of the same image by the same runs with the same settings."""
-        from voxtile.cases.formats import tags_of
-        from voxtile.commands.results import MADE_FROM
-
         return tags_of(path, self.runs.first.built.dataset.format).get(MADE_FROM) == dict(spec.tags)[MADE_FROM]
 
     def are_kept(self, paths: Sequence[Path], specs: Sequence[MapSpec]) -> bool:
@@ -215,8 +193,6 @@ class Outputs:
         Raises:
             DataError: A map is another one, or what is asked for beside it cannot be made of it.
         """
-        from voxtile.errors import DataError
-
         if self.config["overwrite"]:
             return False
         for path, spec in zip(paths, specs, strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
+from voxtile.errors import ConfigError, counted, listed
 from voxtile.values import is_number
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ def make_plan(config: Mapping[str, Any]) -> int:
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.data.planning import facts_of, plan
-    from voxtile.errors import ConfigError, counted, listed
 
     out = console()
     wanted = _checked(config["plan"])
@@ -77,8 +77,6 @@ def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ConfigError: One is out of range.
     """
-    from voxtile.errors import ConfigError
-
     if given["dims"] not in (2, 3):
         raise ConfigError(f"'plan.dims={given['dims']}' must be 2 for slices or 3 for boxes.")
     memory = given["memory"]

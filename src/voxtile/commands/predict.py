@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
+from voxtile.errors import ConfigError, DamagedError, DataError, PartialError, VoxtileError, listed, reason
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from voxtile.cases.layouts import CaseFiles
+    from voxtile.commands.predicting import Work
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,31 +27,48 @@ def main(argv: Sequence[str]) -> int:
 
 def predict(config: Mapping[str, Any]) -> int:
     """Applies the run, or the runs, that the configuration names to its input."""
-    from voxtile.cases.address import path_of
-    from voxtile.cases.atomic import BusyError
-    from voxtile.cases.formats import SUFFIXES
     from voxtile.commands.console import console, progress
-    from voxtile.commands.ensemble import Ensemble
-    from voxtile.commands.inputs import channels_as_cases, find_inputs
-    from voxtile.commands.outputs import Outputs
-    from voxtile.commands.postprocess import made_with, postprocess_of
-    from voxtile.commands.predicting import Work
-    from voxtile.commands.results import Results, said_of
-    from voxtile.errors import DataError, PartialError, VoxtileError, listed
-    from voxtile.inference.areas import OffPlacesError
 
     out = console()
     _check(config)
+    work, inputs = _work(config, out)
+    tally = Tally(work, len(inputs))
+    with progress(out) as start:
+        tick = start(len(inputs), "predicting")
+        for files in inputs:
+            with tally.counting(files):
+                with _advised(files):
+                    made = work.predict(files, partial(start, title=files.id, noun="band"))
+                for path in made:
+                    out.print(f"{path}", soft_wrap=True)
+            tick()
+    tally.conclude()
+    return 0
+
+
+def _work(config: Mapping[str, Any], out: Console) -> tuple[Work, list[CaseFiles]]:
+    """What is to be made by which runs, and of which inputs; says what may not be as the user thinks.
+
+    Raises:
+        VoxtileError: The runs, the inputs or a setting will not do.
+    """
+    from voxtile.cases.address import path_of
+    from voxtile.cases.formats import SUFFIXES
+    from voxtile.commands.ensemble import Ensemble
+    from voxtile.commands.inputs import channels_as_cases, find_inputs
+    from voxtile.commands.postprocess import made_with, postprocess_of
+    from voxtile.commands.predicting import Work
+    from voxtile.commands.results import Results, said_of
+
     runs = Ensemble.open(config, out)
-    dataset = runs.first.built.dataset
+    dataset, data = runs.first.built.dataset, runs.first.manifest["data"]
     if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":
         raise DataError(f"'heatmaps={config['heatmaps']}' is for scenes; type 'heatmaps=true' for format '{dataset.format}'.")
     source, target = path_of(str(config["input"])), Path(str(config["output"])).expanduser()
-    channels = len(runs.first.manifest["data"]["channels"])
-    found, left_out = find_inputs(source, dataset, channels)
+    inputs, left_out = find_inputs(source, dataset, len(data["channels"]))
     if left_out:
         out.print(f"left out, since they are not what the run's data set looks for: {listed(left_out)}", soft_wrap=True)
-    if twice := channels_as_cases(found, channels):
+    if twice := channels_as_cases(inputs, len(data["channels"])):
         what = f"{listed(twice)} are predicted as cases of their own; in nnU-Net's folders such names are channels of one case"
         out.print(f"{what}, and this run has one channel", style="yellow", soft_wrap=True)
     folder = str(config["output"]).endswith("/")
@@ -55,59 +76,83 @@ def predict(config: Mapping[str, Any]) -> int:
     if source.is_dir() and not target.is_dir() and (target.exists() or named):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
     predictor = runs.predictor(config)
-    data = runs.first.manifest["data"]
     post = postprocess_of(config["postprocess"], runs.home(config), data, made_with(config, predictor))
     if post is None and config["postprocess"] == "best":
         out.print("the search for post-processing found nothing that helps: maps are as they are predicted", soft_wrap=True)
     if post is not None and config["heatmaps"]:
         out.print("heatmaps hold the networks' probabilities, which post-processing does not change", soft_wrap=True)
     results = Results.of(config, dataset)
-    outputs = Outputs(runs, predictor, post, results, source, target, folder, config, out)
-    work = Work(outputs)
-    work.check_names(found)
+    work = Work(runs, predictor, post, results, source, target, folder, config, out)
+    work.check_names(inputs)
     for note in results.interest.notes if results.interest else ():
         out.print(note, style="yellow", soft_wrap=True)
     if results.areas:
-        out.print(said_of(outputs.confusion, runs, config), soft_wrap=True)
-    failed, elsewhere, off = [], [], []
-    with progress(out) as start:
-        tick = start(len(found), "predicting")
-        for files in found:
-            try:
-                with _advised(files):
-                    made = work.predict(files, partial(start, title=files.id, noun="band"))
-                for path in made:
-                    out.print(f"{path}", soft_wrap=True)
-            except BusyError:
-                if not config["share"]:
-                    raise
-                elsewhere.append(files.id)
-            except OffPlacesError:
-                if len(found) == 1:
-                    raise
-                off.append(files.id)
-            except VoxtileError as error:
-                if len(found) == 1:
-                    raise
-                failed.append(files.id)
-                out.print(f"skipped {files.id}: {error}", style="red", soft_wrap=True)
-            tick()
-    if elsewhere:
-        out.print(f"left to other processes, which are making these maps: {listed(elsewhere)}", soft_wrap=True)
-    if off:
-        out.print(f"left out, since no polygon of {results.places} overlaps them: {listed(off)}", soft_wrap=True)
-    if len(off) == len(found):
-        raise DataError(
-            f"No polygon of {results.places} overlaps any of the {len(found)} inputs in {source}. Check that they belong "
-            "together, or type 'areas=true' for the areas of whole maps."
-        )
-    if len(failed) + len(off) == len(found) > 1:
-        raise DataError(f"None of the {len(found)} inputs in {source} could be predicted; each line above says why.")
-    if failed:
-        raise PartialError(
-            f"{len(failed)} of {len(found)} inputs could not be predicted: {listed(failed)}. The others are in {target}."
-        )
-    return 0
+        out.print(said_of(work.confusion, runs, config), soft_wrap=True)
+    return work, inputs
+
+
+class Tally:
+    """What became of a command's inputs, of which one that fails does not stop the others.
+
+    Args:
+        work: what is made of them.
+        count: how many there are.
+    """
+
+    def __init__(self, work: Work, count: int) -> None:
+        self._work, self._count = work, count
+        self.failed, self.elsewhere, self.off = list[str](), list[str](), list[str]()
+
+    @contextmanager
+    def counting(self, files: CaseFiles) -> Iterator[None]:
+        """While this is open, an input is worked on; notes how it ends.
+
+        Raises:
+            VoxtileError: It failed, and is the only one; or another process makes its map, and work is not shared.
+        """
+        from voxtile.cases.atomic import BusyError
+        from voxtile.inference.areas import OffPlacesError
+
+        try:
+            yield
+        except BusyError:
+            if not self._work.config["share"]:
+                raise
+            self.elsewhere.append(files.id)
+        except OffPlacesError:
+            if self._count == 1:
+                raise
+            self.off.append(files.id)
+        except VoxtileError as error:
+            if self._count == 1:
+                raise
+            self.failed.append(files.id)
+            self._work.out.print(f"skipped {files.id}: {error}", style="red", soft_wrap=True)
+
+    def conclude(self) -> None:
+        """Says which inputs have no map, and why.
+
+        Raises:
+            DataError: None has one that should.
+            PartialError: Some have none.
+        """
+        out, source, places = self._work.out, self._work.source, self._work.results.places
+        if self.elsewhere:
+            out.print(f"left to other processes, which are making these maps: {listed(self.elsewhere)}", soft_wrap=True)
+        if self.off:
+            out.print(f"left out, since no polygon of {places} overlaps them: {listed(self.off)}", soft_wrap=True)
+        if len(self.off) == self._count:
+            raise DataError(
+                f"No polygon of {places} overlaps any of the {self._count} inputs in {source}. Check that they belong together, or "
+                "type 'areas=true' for the areas of whole maps."
+            )
+        if len(self.failed) + len(self.off) == self._count > 1:
+            raise DataError(f"None of the {self._count} inputs in {source} could be predicted; each line above says why.")
+        if self.failed:
+            raise PartialError(
+                f"{len(self.failed)} of {self._count} inputs could not be predicted: {listed(self.failed)}. The others are in "
+                f"{self._work.target}."
+            )
 
 
 @contextmanager
@@ -117,8 +162,6 @@ def _advised(files: CaseFiles) -> Iterator[None]:
     Raises:
         DataError: A file is damaged, cannot be read or written, or has a name that cannot be worked with.
     """
-    from voxtile.errors import DamagedError, DataError, listed, reason
-
     try:
         yield
     except DamagedError as error:
@@ -153,8 +196,7 @@ def _advised(files: CaseFiles) -> Iterator[None]:
 
 def _check(config: Mapping[str, Any]) -> None:
     """Refuses settings of this command that are out of range."""
-    from voxtile.commands.outputs import HEATMAPS
-    from voxtile.errors import ConfigError
+    from voxtile.commands.results import HEATMAPS
 
     for name in ("uncertainty", "overwrite", "share"):
         if not isinstance(config[name], bool):

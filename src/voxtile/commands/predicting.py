@@ -6,12 +6,28 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from voxtile.cases.cache import content_hash
+from voxtile.cases.damaged import LEAST, Tolerant
+from voxtile.cases.formats import tags_of
+from voxtile.cases.maps import MADE_FROM, discard_probabilities
+from voxtile.cases.raster import block_cache
+from voxtile.cases.scene import OutsideAreaError
+from voxtile.commands.inputs import UNCERTAINTY
+from voxtile.commands.outputs import Outputs
+from voxtile.data.normalise import FixedNormalisation
+from voxtile.data.survey import Survey, survey
+from voxtile.errors import DataError, VoxtileError, counted, listed, size
+from voxtile.inference.budget import check_room, memory_of
+from voxtile.inference.native import native_bands, native_windows
+from voxtile.inference.postprocess import BYTES_PER_PIXEL, check_size, pixel_size
+from voxtile.training.ledger import record_look
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,8 +35,6 @@ if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.cases.layouts import CaseFiles
     from voxtile.cases.maps import MapSpec
-    from voxtile.commands.outputs import Outputs
-    from voxtile.data.survey import Survey
     from voxtile.inference.areas import Place
 
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
@@ -28,29 +42,21 @@ STRANGE = 0.99  # share of a channel beyond what training images hold; of a volu
 FEW_WINDOWS = 64  # up to which nothing is said of memory and disk
 
 
-class Work:
-    """From an input to its maps and what is made of them.
+@dataclass(frozen=True)
+class Work(Outputs):
+    """From an input to its maps, and what is made of them."""
 
-    Args:
-        outputs: which maps, by which runs and settings.
-    """
+    # Numbers under which this command's looks at test cases were recorded, by the run's folder.
+    _looks: dict[Path, int] = field(default_factory=dict)
 
-    def __init__(self, outputs: Outputs) -> None:
-        self.outputs, self.config, self.out = outputs, outputs.config, outputs.out
-        self.runs, self.predictor, self.post, self.results = outputs.runs, outputs.predictor, outputs.post, outputs.results
-        self._looks: dict[Path, int] = {}  # numbers under which looks at test cases were recorded, by the run's folder
-
-    def check_names(self, found: Sequence[CaseFiles]) -> None:
+    def check_names(self, inputs: Sequence[CaseFiles]) -> None:
         """Refuses inputs of which one's map would have the name of another one's heatmap or result.
 
         Raises:
             DataError: There are two.
         """
-        from voxtile.commands.inputs import UNCERTAINTY
-        from voxtile.errors import DataError
-
-        by_id = {files.id: files for files in found}
-        for files in found:
+        by_id = {files.id: files for files in inputs}
+        for files in inputs:
             for kind in ("heatmap", UNCERTAINTY, "instances", "quicklook"):
                 other = by_id.get(f"{files.id}_{kind}")
                 if other and (both := self._written(files) & self._written(other)):
@@ -61,11 +67,9 @@ class Work:
 
     def _written(self, files: CaseFiles) -> set[Path]:
         """The maps and results of an input; none of one that cannot be opened, which is told when its turn comes."""
-        from voxtile.errors import VoxtileError
-
         try:
             case = self._open(files)
-            paths = self.outputs.named(case, files.id, self.outputs.specs(case))
+            paths = self.named(case, files.id, self.specs(case))
         except (VoxtileError, OSError, UnicodeError):
             return set()
         return {*paths, *self.results.paths(paths[0]).values()}
@@ -84,44 +88,38 @@ class Work:
             DataError: The file cannot be read, has not the runs' channels, or a result cannot be written.
             BusyError: Another process is writing the map.
         """
-        from voxtile.cases.damaged import LEAST, Tolerant
-        from voxtile.cases.raster import block_cache
-        from voxtile.data.survey import survey
-        from voxtile.errors import counted
-        from voxtile.inference.postprocess import check_size
-
         case = self._open(files)
         tolerated = self.config["damaged"] == "nodata"
         if tolerated and not case.image.is_one_piece:
             case = replace(case, image=Tolerant(case.image))
-        unread = self.outputs.specs(case)  # what can be said without the pixels: names, and stamps
-        paths = self.outputs.paths_of(case, files.id, unread)
-        if self.config["share"] and self.outputs.is_left(case, paths, unread):
+        unread = self.specs(case)  # what can be said without the pixels: names, and stamps
+        paths = self.paths_of(case, files.id, unread)
+        if self.config["share"] and self.is_left(case, paths, unread):
             return []
         if self.post is not None:
             check_size(case.native)
         places = self.results.check(case.native)
         on_cpu = self.predictor.judge.device.type == "cpu"  # where the networks need the processors
         with block_cache(1 if on_cpu else min(16, os.cpu_count() or 1)):
-            found = survey(case, len(self.runs.first.built.dataset.classes), label=False)
-            specs = self.outputs.specs(case, found.image_digest)
-            if self.config["share"] and paths[0].exists() and not self.outputs.is_same(paths[0], specs[0]):
-                self.outputs.pass_over(paths[0])
+            measured = survey(case, len(self.runs.first.built.dataset.classes), label=False)
+            specs = self.specs(case, measured.image_digest)
+            if self.config["share"] and paths[0].exists() and not self.is_same(paths[0], specs[0]):
+                self.pass_over(paths[0])
                 return []
-            kept = self.outputs.are_kept(paths, specs)
-            self._warn_of_strange(case, found)
-            self._record_look(files, found)
+            kept = self.are_kept(paths, specs)
+            self._warn_of_strange(case, measured)
+            self._record_look(files, measured)
             if kept and self.config["share"]:  # another process has made them since this one looked
                 return self._results(case, paths, places)
             if kept:
                 said = "is finished and was made by the same runs with the same settings: it is kept"
                 self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
-            if not found.valid:
+            if not measured.valid:
                 said = "no pixel that was sampled holds data: they are nodata, masked or NaN, and so will be the map where all are"
                 self.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)
-            self._announce(case, found, specs, paths)
-            made = self._write_maps(case, found, specs, paths, start)
+            self._announce(case, measured, specs, paths)
+            made = self._write_maps(case, measured, specs, paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
             (first, why), number = min(case.image.lost.items()), len(case.image.lost)
             self.out.print(
@@ -135,8 +133,6 @@ class Work:
 
         Its channels are those that the runs were trained on: found by name, or by their order where names are others.
         """
-        from voxtile.errors import DataError, counted, listed
-
         first = self.runs.first
         case: Case = first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area)
         channels = first.manifest["data"]["channels"]
@@ -157,17 +153,13 @@ class Work:
             )
         return case
 
-    def _warn_of_strange(self, case: Case, found: Survey) -> None:
+    def _warn_of_strange(self, case: Case, measured: Survey) -> None:
         """Says where an image can hardly be one like those of the training; its map would look like any other."""
-        from voxtile.cases.formats import tags_of
-        from voxtile.commands.results import MADE_FROM
-        from voxtile.data.normalise import FixedNormalisation
-
         first, said = self.runs.first, ""
         if MADE_FROM in tags_of(case.image.path, first.built.dataset.format):
             said = "it is a map that voxtile has made"
         elif (known := first.intensity) is not None and not isinstance(first.built.normalisation, FixedNormalisation):
-            for name, values, low, high in zip(case.channels, found.sample, *known.bounds, strict=True):
+            for name, values, low, high in zip(case.channels, measured.sample, *known.bounds, strict=True):
                 outside = float(((values < low) | (values > high)).mean()) if values.size else 0.0
                 if outside > STRANGE:
                     own, theirs = (f"{a:.4g} to {b:.4g}" for a, b in ((values.min(), values.max()), (low, high)))
@@ -180,15 +172,9 @@ class Work:
             said = f"{case.image.path}: {said}, so this map may mean nothing. See whether the image has their kind, unit and scale."
             self.out.print(said, style="yellow", soft_wrap=True)
 
-    def _record_look(self, files: CaseFiles, found: Survey) -> None:
+    def _record_look(self, files: CaseFiles, measured: Survey) -> None:
         """Records a look at a test split where the case is of one; one command is one look for each run."""
-        from voxtile.cases.cache import content_hash
-        from voxtile.cases.scene import OutsideAreaError
-        from voxtile.data.survey import survey
-        from voxtile.errors import DataError
-        from voxtile.training.ledger import record_look
-
-        known_by = {found.image_digest}
+        known_by = {measured.image_digest}
         if self.runs.first.built.dataset.format == "picture":  # slices of a stack are told by their files
             known_by |= {content_hash(path) for path in files.images}
         if self.runs.first.built.dataset.scene.area is not None:  # of which the data set knows a part of each scene
@@ -211,21 +197,17 @@ class Work:
                 f"{files.id} is a test case of this run, or a part of one: look number {look} at this test split, recorded"
             )
 
-    def _announce(self, case: Case, found: Survey, specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:
+    def _announce(self, case: Case, measured: Survey, specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:
         """Says of a large case what predicting it takes, before it begins.
 
         Raises:
             DataError: The disk has not so much room.
         """
-        from voxtile.errors import listed, size
-        from voxtile.inference.budget import check_room, memory_of
-        from voxtile.inference.postprocess import BYTES_PER_PIXEL
-
         windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
         if windows <= FEW_WINDOWS:
             return
         disk, free = check_room(paths, case.image.native.working.shape, specs)
-        memory = memory_of(self.predictor, case, len(specs[0].classes), self.runs.intensities(found)[0])
+        memory = memory_of(self.predictor, case, len(specs[0].classes), self.runs.intensities(measured)[0])
         however = "with a CRF the more the wider the image is" if self.predictor.procedure.crf else "however large the image"
         if self.post is not None:
             memory, however = memory + BYTES_PER_PIXEL * math.prod(case.native.shape), "as post-processing needs for the whole map"
@@ -239,15 +221,11 @@ class Work:
     def _write_maps(
         self,
         case: Case,
-        found: Survey,
+        measured: Survey,
         specs: Sequence[MapSpec],
         paths: Sequence[Path],
         start: Start,
     ) -> list[Path]:
-        from voxtile.cases.maps import discard_probabilities
-        from voxtile.errors import counted
-        from voxtile.inference.native import native_bands, native_windows
-
         with ExitStack() as stack:
             writers = [stack.enter_context(case.open_map(path, spec)) for path, spec in zip(paths, specs, strict=True)]
             if self.config["share"] and all(path.exists() for path in paths):
@@ -261,7 +239,7 @@ class Work:
             if done:
                 self.out.print(f"{case.id}: continuing, {len(done)} of {counted(rows, 'part')} are done")
             tick = start(rows - len(done)) if rows > FEW_WINDOWS else lambda: None
-            for band in native_bands(self.predictor, case, self.runs.intensities(found), done):
+            for band in native_bands(self.predictor, case, self.runs.intensities(measured), done):
                 writers[0].write(band.window, band.classes())
                 if self.config["heatmaps"]:
                     writers[1].write(band.window, band.probabilities.cpu().numpy())
@@ -275,7 +253,7 @@ class Work:
                 writer.make()
             if self.config["overwrite"]:
                 self.results.forget(paths[0])
-            for other in self.outputs.beside(case, case.id, specs[0]):  # of a command that was killed, and wanted more
+            for other in self.beside(case, case.id, specs[0]):  # of a command that was killed, and wanted more
                 if other not in paths:
                     discard_probabilities(other)
             for writer in reversed(writers):  # the first one's lock, which a process that shares the work asks for, goes last
@@ -284,8 +262,6 @@ class Work:
 
     def _processed(self, case: Case, side: NDArray[Any]) -> NDArray[Any]:
         """The classes [1, D, H, W] of a side file, post-processed; what is continued after a kill is the side file as it was."""
-        from voxtile.inference.postprocess import pixel_size
-
         assert self.post is not None
         made = np.array(side)
         self.post.apply(made[0], pixel_size(case.native))
@@ -293,4 +269,4 @@ class Work:
 
     def _results(self, case: Case, paths: Sequence[Path], places: list[Place]) -> list[Path]:
         heat = paths[1] if self.config["heatmaps"] else None
-        return self.results.write(case.native, paths[0], heat, places, self.outputs.confusion)
+        return self.results.write(case.native, paths[0], heat, places, self.confusion)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.atomic import claimed, discard_half, stable_names
 from voxtile.cases.formats import MAP_SUFFIXES, open_map, tags_of, write_id_map
+from voxtile.cases.maps import MADE_FROM
 from voxtile.commands.words import quoted, word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 from voxtile.values import is_number, is_whole
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
 VERSION = 3  # of how results are made of maps: raise it when results of the same map change
 TILTED = "voxels of a sheared grid"  # what earlier versions measured otherwise
-MADE_FROM = "made_from"  # the tag of a map, and the key of a result's note, that says so by a digest
 EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate takes for one run
     "weights": "best", "window": None, "overlap": 0.25, "crf": None, "postprocess": None, "rotations": 1, "mirrors": [], "halo": 0,
     "samples": 0, "precision": "32-true",
 }  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
+HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}  # how they are stored
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from voxtile.commands import compose
+from voxtile.errors import RunError, listed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +19,6 @@ def status(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console
     from voxtile.commands.folders import named_folders
     from voxtile.commands.tables import print_runs
-    from voxtile.errors import RunError, listed
     from voxtile.training.run_folder import EXPORT, RunFolder
 
     out = console()

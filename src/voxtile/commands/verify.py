@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxtile.commands import compose
+from voxtile.errors import ConfigError, RunError, listed
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ def verify(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console
     from voxtile.commands.evaluate import prepared_for
     from voxtile.commands.trained import Trained, device
-    from voxtile.errors import ConfigError, RunError, listed
     from voxtile.studies.manifest import Devices, changes
     from voxtile.studies.reproduction import changed_weights
     from voxtile.training.recipe import Recipe
