@@ -20,8 +20,8 @@ import yaml
 from tests.commands.conftest import Command, Outcome, Run, homes, read
 from tests.testers.formats import file_size_limit
 from tests.testers.tiny import scene, scene_words, volume_words
+from voxtile.commands.devices import device_called
 from voxtile.commands.main import main
-from voxtile.commands.trained import device
 from voxtile.errors import ConfigError
 from voxtile.training.module import SegmentationModule
 
@@ -89,7 +89,7 @@ def test_a_fold_of_a_split_without_folds_and_one_that_is_two(refuses) -> None:
 
 def test_a_device_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match=r"^'device=gpu' is no device\. Type 'device=cuda' for a GPU"):
-        device("gpu")
+        device_called("gpu")
 
 
 def test_a_misspelt_folder_of_images(refuses, tmp_path) -> None:

@@ -430,3 +430,26 @@ def test_a_killed_search_goes_on_with_the_run_that_it_was_at(tmp_path: Path, vox
     (trial,) = study_of(runs).trials
     assert trial.state == TrialState.COMPLETE
     assert trial.values[0] == json.loads((home / "status.json").read_text())["best"]["score"]
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["typed", "in the space"])
+def test_nothing_is_one_of_several_choices(
+    words: list[str], tmp_path: Path, voxtile: Command, pretended: Callable, written: bool
+) -> None:
+    asked = pretended(lambda given: {"dice": 0.5})
+    word = "training.clip=choice(null,1.0)"
+    said = voxtile(*words, f'hydra.sweeper.space=["{word}"]' if written else word, "hydra.sweeper.trials=2")
+    assert said.code == 0, said.text
+    assert {word for each in asked for word in each if word.startswith("training.clip")} == {
+        "training.clip=null",
+        "training.clip=1.0",
+    }
+
+
+@pytest.mark.parametrize("name", ["lr?", "{lr}"])
+def test_a_study_whose_name_means_something_else_in_an_address_is_refused(
+    words: list[str], tmp_path: Path, voxtile: Command, name: str
+) -> None:
+    said = voxtile(*words, *SPACE, f"hydra.sweeper.name='{name}'")
+    assert (said.code, "'hydra.sweeper.name=…'" in said.text) == (2, True), said.text
+    assert not (tmp_path / "runs" / "studies").exists()

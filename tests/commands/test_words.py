@@ -61,3 +61,8 @@ def test_a_pattern_of_runs_is_text() -> None:
 def test_a_sweep_over_paths_stays_one() -> None:
     assert readable(["split.file=a.json,b.json"], several=True) == ["split.file=a.json,b.json"]
     assert readable(["split.file=a,b.json"]) == ["split.file='a,b.json'"]
+
+
+def test_a_choice_that_may_be_nothing_is_read() -> None:
+    assert readable(["training.clip=choice(null,1.0)"]) == ["training.clip=null,1.0"]
+    assert readable(["model=choice(a,b)", "input=choice(null)"]) == ["model=choice(a,b)", "input='choice(null)'"]

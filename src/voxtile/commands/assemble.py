@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voxtile.commands.devices import check_count, check_precision, gpu_or_cpu
 from voxtile.errors import ConfigError, VoxtileError, counted, did_you_mean, listed
 from voxtile.values import is_whole
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from voxtile.training.module import SegmentationModule
     from voxtile.training.settings import Settings
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp")
 TRAINER = ("accelerator", "devices", "strategy", "precision", "deterministic", "sync_batchnorm", "profiler")
 
@@ -47,10 +47,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             f"'trainer.strategy={strategy}' is unknown.{did_you_mean(strategy, STRATEGIES)} Choose from {listed(STRATEGIES)}."
         )
     precision = str(options["precision"])
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"'trainer.precision={precision}' is unknown.{did_you_mean(precision, PRECISIONS)} Choose from {listed(PRECISIONS)}."
-        )
+    check_precision("trainer.precision", precision)
     if strategy == "fsdp" and precision == "16-mixed":
         raise ConfigError(
             "'trainer.strategy=fsdp' cuts gradients over devices, and the loss scale of 'trainer.precision=16-mixed' needs whole "
@@ -71,9 +68,9 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     if many and options.get("profiler"):
         raise ConfigError("'trainer.profiler' measures one process. Type 'trainer.devices=1' too.")
     there = torch.cuda.device_count()
-    if device == "cuda" and devices != "all" and devices > there:
-        few = f"'trainer.devices={devices}' asks for more GPUs than the {there} that PyTorch finds here."
-        raise ConfigError(f"{few} Type '{f'trainer.devices={there}' if there else 'trainer=cpu'}'.")
+    if device == "cuda" and devices != "all":
+        remedy = f" Type '{f'trainer.devices={there}' if there else 'trainer=cpu'}'."
+        check_count(f"trainer.devices={devices}", devices, there, remedy)
     if options["accelerator"] not in ("gpu", "cuda"):
         return
     if not torch.cuda.is_available():
@@ -85,10 +82,8 @@ def check_trainer(options: Mapping[str, Any]) -> None:
 
 def device_of(options: Mapping[str, Any]) -> str:
     """The kind of device, "cpu" or "cuda", that the options of the trainer lead to here."""
-    import torch
-
     wanted = options["accelerator"]
-    return "cuda" if wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+    return "cuda" if wanted in ("gpu", "cuda") or (wanted == "auto" and gpu_or_cpu() == "cuda") else "cpu"
 
 
 def world_of(options: Mapping[str, Any]) -> int:

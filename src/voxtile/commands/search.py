@@ -78,6 +78,11 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     about = {"fixed": kept, "space": {path: repr(each) for path, each in space.items()}, "objectives": wanted}
     name = str(settings["name"] or "study-" + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8])
     place = Path(config.paths.runs).expanduser() / "studies" / name
+    if odd := [sign for sign in "?{}" if sign in str(place.absolute())]:
+        raise ConfigError(
+            f"The study's folder would be {place}, and in the address of its database '{odd[0]}' stands for something else. Choose "
+            "another name with 'hydra.sweeper.name=…', or another place for runs with 'paths.runs=…'."
+        )
     trials = settings["trials"]
     if not is_whole(trials, 1):
         raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")

@@ -26,9 +26,10 @@ import torch
 from voxtile.cases.window import Window
 from voxtile.commands.children import POLL, Child, child, forwarding, how_it_ended, order_of
 from voxtile.commands.console import console, progress
+from voxtile.commands.devices import check_count, device_called
 from voxtile.commands.postprocess import as_typed, postprocess_of
 from voxtile.commands.scoring import Job, Scored, Scorer
-from voxtile.commands.trained import Trained, device
+from voxtile.commands.trained import Trained
 from voxtile.errors import ConfigError, DataError, RunError, VoxtileError, counted, reason
 from voxtile.values import is_whole
 
@@ -57,7 +58,7 @@ def count_of(config: Mapping[str, Any]) -> int:
     Raises:
         ConfigError: There are not as many devices, or it is no number.
     """
-    devices, kind = config["devices"], device(config["device"])
+    devices, kind = config["devices"], device_called(config["device"])
     if devices != "all" and not is_whole(devices, 1):
         raise ConfigError(
             f"'devices={devices}' is no number of processes. Type a whole one from 1 up, or all for every GPU of this machine."
@@ -73,9 +74,8 @@ def count_of(config: Mapping[str, Any]) -> int:
             f"'device={config['device']}' is one device, and 'devices={devices}' asks for more. Leave one of them out."
         )
     there = torch.cuda.device_count()
-    if devices != "all" and devices > there:
-        few = f"'devices={devices}' asks for more GPUs than the {there} that PyTorch finds here."
-        raise ConfigError(f"{few} Type 'devices={there}'.")
+    if devices != "all":
+        check_count(f"devices={devices}", devices, there, f" Type 'devices={there}'.")
     return there if devices == "all" else int(devices)
 
 
@@ -207,7 +207,7 @@ def _others(scorer: Scorer, jobs: Sequence[Job], parts: Sequence[Sequence[Part]]
     if not parts:
         yield _Others([], jobs, tick)
         return
-    on_gpus, threads = device(scorer.config["device"]).type == "cuda", torch.get_num_threads()
+    on_gpus, threads = device_called(scorer.config["device"]).type == "cuda", torch.get_num_threads()
     each = threads if on_gpus else max(1, threads // (len(parts) + 1))
     environment = os.environ | {"OMP_NUM_THREADS": str(each)}
     runs = [str(trained.home.path) for trained, _ in scorer.runs]

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from voxtile.commands import compose
+from voxtile.commands.words import listed_choice
 from voxtile.errors import ConfigError, reason
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def parsed_words(words: Any, name: str) -> list[Override]:
     if not isinstance(words, list) or not all(isinstance(word, str) and "=" in word for word in words):
         raise ConfigError(f"'hydra.sweeper.{name}={words}' must be a list of words, each like '<name>=<value>'.")
     try:
-        return OverridesParser.create().parse_overrides(words)
+        return OverridesParser.create().parse_overrides([listed_choice(word) for word in words])
     except HydraException as error:
         raise ConfigError(f"'hydra.sweeper.{name}' cannot be read: {reason(error)}.") from error
 

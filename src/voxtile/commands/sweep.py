@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxtile.commands import compose
 from voxtile.commands.children import POLL, SAVING, UNHEARD, Child, child, forwarding, how_it_ended
+from voxtile.commands.devices import check_count
 from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.commands.names import sweep_name, titles
 from voxtile.errors import ConfigError
@@ -96,10 +97,7 @@ class Slots:
             raise ConfigError(f"'{settings}.jobs={jobs}' must be auto or a whole number from 1 up: how many run at once.")
         names = _gpus() if gpus or jobs == "auto" else []
         each = min(1, len(names)) if gpus == "auto" else int(str(gpus))
-        if each > len(names):
-            raise ConfigError(
-                f"'{settings}.gpus={gpus}' asks for more GPUs for each job than the {len(names)} that PyTorch finds here."
-            )
+        check_count(f"{settings}.gpus={gpus}", each, len(names), each=" for each job")
         return cls(max(1, len(names) // max(1, each)) if jobs == "auto" else int(str(jobs)), each, names)
 
     def take(self) -> list[str]:

@@ -18,6 +18,7 @@ from voxtile.cases.windowing import AXES
 from voxtile.commands.allowed import build_network, targets_of, without_weights
 from voxtile.commands.build import Parts, parts
 from voxtile.commands.crf import crf_of
+from voxtile.commands.devices import check_precision, device_called, torch_type
 from voxtile.data.normalise import Intensity
 from voxtile.errors import ConfigError, DataError, RunError, did_you_mean, listed, reason
 from voxtile.inference.field import reach_of
@@ -31,10 +32,6 @@ from voxtile.values import is_number, is_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-# As Lightning calls them for training.
-PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
 
 MOST_SEEN = 2**25  # pixels of a window with its halo: feature maps of 16 channels then take 2 GB
 # What a manifest says of a run's data.
@@ -163,8 +160,7 @@ class Trained:
         """
         members = members or [self]
         networks = [member.network for member in members]
-        if config["precision"] not in PRECISIONS:
-            raise ConfigError(f"'precision={config['precision']}' is unknown; choose from {listed(PRECISIONS)}.")
+        check_precision("precision", config["precision"])
         overlap = config["overlap"]
         if not is_number(overlap, 0, 1) or overlap == 1:
             raise ConfigError(f"'overlap={config['overlap']}' is the share of a window's side; give 0 or more and less than 1.")
@@ -194,8 +190,8 @@ class Trained:
         _check_seen(window, procedure.halo)
         depth, height, width = (max(sides) for sides in zip(*(each.built.windowing.box for each in members), strict=True))
         return Predictor(
-            networks, size, config["overlap"], config["batch_size"], device(config["device"]),
-            PRECISIONS[config["precision"]], config["workers"], procedure, list(self.built.dataset.regions.values()),
+            networks, size, config["overlap"], config["batch_size"], device_called(config["device"]),
+            torch_type(config["precision"]), config["workers"], procedure, list(self.built.dataset.regions.values()),
             (depth, height, width),
         )  # fmt: skip
 
@@ -310,25 +306,3 @@ def _check_seen(window: Sequence[int], halo: int) -> None:
             f"'halo' is {halo} pixels on each side of windows of {sides}, so that the network sees {seen(halo):,} at once, more "
             f"than {MOST_SEEN:,}. Type 'halo={max(0, fitting)}' or less, or smaller windows ('window=[…]')."
         )
-
-
-def device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU where there is one.
-
-    Raises:
-        ConfigError: There is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-    except RuntimeError as error:  # whose text lists all of PyTorch's kinds
-        raise ConfigError(
-            f"'device={name}' is no device. Type 'device=cuda' for a GPU, 'device=cuda:1' for the second one, 'device=cpu' or "
-            "'device=auto'."
-        ) from error
-    try:
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"'device={name}' cannot be used here: {reason(error)}. Type 'device=cpu' or 'device=auto'.") from error
-    return found

@@ -33,8 +33,9 @@ def verify(config: Mapping[str, Any]) -> int:
     import torch
 
     from voxtile.commands.console import console
+    from voxtile.commands.devices import device_called
     from voxtile.commands.evaluate import prepared_for
-    from voxtile.commands.trained import Trained, device
+    from voxtile.commands.trained import Trained
     from voxtile.studies.manifest import Devices, changes
     from voxtile.studies.reproduction import changed_weights
     from voxtile.training.recipe import Recipe
@@ -85,7 +86,7 @@ def verify(config: Mapping[str, Any]) -> int:
     if moved:
         texts = (f"{name} ({pixels} pixels)" if pixels >= 0 else f"{name} (not recorded)" for name, pixels in moved.items())
         out.print(f"scores: {of}; other counts in {listed(texts, 8)}", soft_wrap=True)
-        if since := changes(trained.manifest, Devices(device(config["device"]).type, 1, torch.get_num_threads())):
+        if since := changes(trained.manifest, Devices(device_called(config["device"]).type, 1, torch.get_num_threads())):
             out.print(f"since the training, {listed(since)}, which may be why", soft_wrap=True)
     else:
         out.print(f"scores: {of}; the same count of every pair of classes", soft_wrap=True)
@@ -161,18 +162,18 @@ def counted_again(trained: Trained, prepared: Prepared, chosen: Sequence[int], d
     import torch
 
     from voxtile.commands.assemble import assembled
-    from voxtile.commands.trained import PRECISIONS, device
+    from voxtile.commands.devices import device_called, torch_type
     from voxtile.inference.decoding import classes_of_logits
     from voxtile.models.network import logits_of
     from voxtile.scores.confusion import CaseConfusion
 
-    where = device(device_name)
+    where = device_called(device_name)
     module, data = assembled(trained.bare, prepared)
     module.network.load_state_dict(trained.network.state_dict())
     module.to(where).eval()
     confusion = CaseConfusion(len(prepared.split.val), len(prepared.dataset.classes))
     batches: Iterable[Any] = data.val_dataloader([number for number in range(len(prepared.split.val)) if number in chosen])
-    kind = PRECISIONS[trained.built.config["trainer"]["precision"]]
+    kind = torch_type(trained.built.config["trainer"]["precision"])
     with torch.inference_mode(), torch.autocast(where.type, dtype=kind, enabled=kind != torch.float32):
         for batch in batches:
             image, label = module.inputs(data.transfer_batch_to_device(batch, where, 0), augment=False)

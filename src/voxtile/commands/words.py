@@ -59,6 +59,11 @@ def _is_open(text: str) -> bool:
     return any(text.count(start) > text.count(end) for start, end in ("{}", "[]"))
 
 
+def listed_choice(word: str) -> str:
+    """`key=choice(null,1)` as `key=null,1`, which means the same: Hydra's `choice` takes no null."""
+    return re.sub(r"(=)choice\((.*\bnull\b.*)\)$", r"\1\2", word)
+
+
 def readable(words: Sequence[str], several: bool = False) -> list[str]:
     """The same overrides, with values in quotes that are meant as text and that Hydra's grammar would refuse or read otherwise.
 
@@ -80,6 +85,7 @@ def readable(words: Sequence[str], several: bool = False) -> list[str]:
         text = key in TEXTS or (key in LISTS and not value.startswith("["))
         if text and not (several and "," in value):
             return f"{key}={quoted(value)}"
+        given = listed_choice(given)
         try:
             parser.parse_override(given)
         except HydraException:
