@@ -39,26 +39,39 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
     Raises:
         DataError: There is nothing to predict.
     """
+    if dataset.format in ("dicom", "volume") and source.exists() and _holds_dicom(source, dataset):
+        from voxtile.cases.dicom_layout import new_cases
+
+        return new_cases(source, dataset.layout), []
+    if source.is_file():
+        return _of_file(source, dataset, channels), []
+    if source.is_dir():
+        return _in_folder(source, dataset, channels)
+    raise DataError(f"The input {source} {_missing(source)}")
+
+
+def _of_file(source: Path, dataset: Dataset, channels: int) -> list[CaseFiles]:
+    """The case that a file is, or is one of the files of."""
+    from voxtile.cases.formats import SUFFIXES
+    from voxtile.cases.layouts import CaseFiles
+
+    suffixes, layout = SUFFIXES[dataset.format], dataset.layout
+    if layout.patterns(channels):  # the file stands for all of its case's
+        for root in (source.parent, source.parent.parent):
+            if cases := layout.images_below(root, source, suffixes):
+                return cases
+    found = [CaseFiles(_stem(source, suffixes), (source,))]
+    _check_whole(found, source, dataset, channels)
+    return found
+
+
+def _in_folder(source: Path, dataset: Dataset, channels: int) -> tuple[list[CaseFiles], list[str]]:
+    """The cases in a folder, and what of the format is left out; see `find_inputs`."""
     from voxtile.cases.formats import SUFFIXES
     from voxtile.cases.layouts import CaseFiles
     from voxtile.cases.names import natural_key
 
-    suffixes = SUFFIXES[dataset.format]
-    layout = dataset.layout
-    if dataset.format in ("dicom", "volume") and source.exists() and _holds_dicom(source, dataset):
-        from voxtile.cases.dicom_layout import new_cases
-
-        return new_cases(source, layout), []
-    if source.is_file():
-        if layout.patterns(channels):  # the file stands for all of its case's
-            for root in (source.parent, source.parent.parent):
-                if cases := layout.images_below(root, source, suffixes):
-                    return cases, []
-        found = [CaseFiles(_stem(source, suffixes), (source,))]
-        _check_whole(found, source, dataset, channels)
-        return found, []
-    if not source.is_dir():
-        raise DataError(f"The input {source} {_missing(source)}")
+    suffixes, layout = SUFFIXES[dataset.format], dataset.layout
     paths = sorted(
         # macOS puts '._a.nii.gz' beside each 'a.nii.gz' that it packs.
         (path for path in source.iterdir() if path.name.lower().endswith(suffixes) and not path.name.startswith("._")),

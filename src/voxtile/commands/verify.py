@@ -17,6 +17,7 @@ from voxtile.values import is_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from voxtile.commands.trained import Trained
     from voxtile.data.prepared import Prepared
@@ -30,15 +31,9 @@ def main(argv: Sequence[str]) -> int:
 
 def verify(config: Mapping[str, Any]) -> int:
     """Compares the run that the configuration names with what was recorded when it was trained."""
-    import torch
-
     from voxtile.commands.console import console
-    from voxtile.commands.devices import device_called
     from voxtile.commands.evaluate import prepared_for
     from voxtile.commands.trained import Trained
-    from voxtile.studies.manifest import Devices, changes
-    from voxtile.studies.reproduction import changed_weights
-    from voxtile.training.recipe import Recipe
 
     out, wanted = console(), config["cases"]
     if wanted != "all" and not is_whole(wanted, 1):
@@ -46,20 +41,7 @@ def verify(config: Mapping[str, Any]) -> int:
     trained = Trained.of(config, config["run"], "best", changed=True)
     home = trained.home
     home.refuse_unfinished("what it holds is not final")
-    wrong = other_identity(home)
-    out.print(f"identity: {listed(wrong) or 'as configuration and recipe make it'}", soft_wrap=True)
-    if remark := other_name(home):
-        out.print(f"name: {remark}", soft_wrap=True)
-    if Recipe.written(trained.recipe).is_outdated:
-        out.print(
-            "recipe: of an older version; by now its network or its augmentation comes to other numbers in training", soft_wrap=True
-        )
-    changed = changed_weights(home)
-    wrong += changed
-    out.print(f"weights: {'; '.join(changed) or 'as recorded when the run was finished'}", soft_wrap=True)
-    if stale := stale_evaluations(home):
-        wrong += stale
-        out.print(f"evaluations: of other weights than the run has now, so evaluate again: {listed(stale)}", soft_wrap=True)
+    wrong = look_at_files(trained, out)
     with tempfile.TemporaryDirectory(prefix="voxtile-") as fresh:  # for labels, and images' blocks, to be read anew
         prepared = prepared_for(trained, "val", out, Path(fresh))
     what = "labels, and sampled blocks of images, as in the training"
@@ -67,30 +49,68 @@ def verify(config: Mapping[str, Any]) -> int:
     if not (home.path / "validation.json").exists():
         raise RunError(f"{home.path} keeps no counts by case (validation.json); it was made by an older version. Train it again.")
     recorded = home.read("validation.json", "step", "cases")["cases"]
+    wrong += look_at_scores(trained, prepared, recorded, out)
+    wrong += score_again(trained, prepared, recorded, config, out)
+    return RunError.exit_code if wrong else 0
+
+
+def look_at_files(trained: Trained, out: Console) -> list[str]:
+    """Says, and returns, what of the recipe, the weights and the evaluations is not as the folder says elsewhere."""
+    from voxtile.studies.reproduction import changed_weights
+    from voxtile.training.recipe import Recipe
+
+    home = trained.home
+    identity, weights, stale = other_identity(home), changed_weights(home), stale_evaluations(home)
+    out.print(f"identity: {listed(identity) or 'as configuration and recipe make it'}", soft_wrap=True)
+    if remark := other_name(home):
+        out.print(f"name: {remark}", soft_wrap=True)
+    if Recipe.written(trained.recipe).is_outdated:
+        remark = "of an older version; by now its network or its augmentation comes to other numbers in training"
+        out.print(f"recipe: {remark}", soft_wrap=True)
+    out.print(f"weights: {'; '.join(weights) or 'as recorded when the run was finished'}", soft_wrap=True)
+    if stale:
+        out.print(f"evaluations: of other weights than the run has now, so evaluate again: {listed(stale)}", soft_wrap=True)
+    return [*identity, *weights, *stale]
+
+
+def look_at_scores(trained: Trained, prepared: Prepared, recorded: Mapping[str, Any], out: Console) -> list[str]:
+    """Says, and returns, which numbers of the best validation do not follow from the counts by case, `recorded`."""
+    scores = other_scores(trained, recorded, [case.id for case in prepared.split.val])
+    if scores:
+        out.print(f"scores: in status.json are not those of the recorded counts: {listed(scores)}", soft_wrap=True)
+    if numbers := other_metrics(trained.home):
+        step = trained.home.status["best"]["step"]
+        out.print(f"numbers: of the best validation, at step {step}: {listed(numbers)}", soft_wrap=True)
+    return [*scores, *numbers]
+
+
+def score_again(
+    trained: Trained, prepared: Prepared, recorded: Mapping[str, Any], config: Mapping[str, Any], out: Console
+) -> list[str]:  # fmt: skip
+    """Scores as many validation cases again as the command says; says, and returns, of which the counts are not those recorded."""
+    import torch
+
+    from voxtile.commands.devices import device_called
+    from voxtile.studies.manifest import Devices, changes
+
     names = [case.id for case in prepared.split.val]
-    if other := other_scores(trained, recorded, names):
-        wrong.append(f"{listed(other)} in status.json")
-        out.print(f"scores: in status.json are not those of the recorded counts: {listed(other)}", soft_wrap=True)
-    if other := other_metrics(home):
-        wrong += other
-        out.print(f"numbers: of the best validation, at step {home.status['best']['step']}: {listed(other)}", soft_wrap=True)
-    count = len(names) if wanted == "all" else min(int(wanted), len(names))
+    count = len(names) if config["cases"] == "all" else min(int(config["cases"]), len(names))
     chosen = sorted({round(place) for place in np.linspace(0, len(names) - 1, count)})
-    found = counted_again(trained, prepared, chosen, config["device"])
-    moved = {}
-    for number, matrix in found.items():
+    moved = []
+    for number, matrix in counted_again(trained, prepared, chosen, config["device"]).items():
         before = np.array(recorded.get(names[number], []))
-        if not np.array_equal(before, matrix):
-            moved[names[number]] = int(np.abs(before - matrix).sum()) // 2 if before.shape == matrix.shape else -1
+        if before.shape != matrix.shape:
+            moved.append(f"{names[number]} (not recorded)")
+        elif not np.array_equal(before, matrix):
+            moved.append(f"{names[number]} ({int(np.abs(before - matrix).sum()) // 2} pixels)")
     of = f"{len(chosen)} of {len(names)} validation cases scored again with the best weights"
-    if moved:
-        texts = (f"{name} ({pixels} pixels)" if pixels >= 0 else f"{name} (not recorded)" for name, pixels in moved.items())
-        out.print(f"scores: {of}; other counts in {listed(texts, 8)}", soft_wrap=True)
-        if since := changes(trained.manifest, Devices(device_called(config["device"]).type, 1, torch.get_num_threads())):
-            out.print(f"since the training, {listed(since)}, which may be why", soft_wrap=True)
-    else:
+    if not moved:
         out.print(f"scores: {of}; the same count of every pair of classes", soft_wrap=True)
-    return RunError.exit_code if wrong or moved else 0
+        return []
+    out.print(f"scores: {of}; other counts in {listed(moved, 8)}", soft_wrap=True)
+    if since := changes(trained.manifest, Devices(device_called(config["device"]).type, 1, torch.get_num_threads())):
+        out.print(f"since the training, {listed(since)}, which may be why", soft_wrap=True)
+    return moved
 
 
 def other_identity(home: RunFolder) -> list[str]:
