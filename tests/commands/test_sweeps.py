@@ -19,8 +19,8 @@ from tests.testers.tiny import scene_words
 from voxtile.commands import job
 from voxtile.commands.build import check_without_data
 from voxtile.commands.compose import composed, job_config
-from voxtile.commands.sweep import Slots
 from voxtile.commands.names import sweep_name
+from voxtile.commands.sweep import Slots
 from voxtile.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

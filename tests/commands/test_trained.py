@@ -9,6 +9,7 @@ from torch import nn
 from tests.commands.conftest import Run, opened
 from tests.testers.composing import composed
 from voxtile.cases.windowing import Windowing
+from voxtile.commands.trained import Trained
 from voxtile.errors import ConfigError
 from voxtile.inference.field import reach_of
 
@@ -52,7 +53,7 @@ def test_every_run_must_be_made_for_samples(scene_run: Run) -> None:
 
 def with_symmetry(run: Run, symmetry: dict[str, Any], axis: str = "z") -> Trained:
     """The run as if its data had been declared so."""
-    trained = Trained.open(str(run.home), "best", [])
+    trained = opened(run)
     data = {**trained.built.config["data"], "symmetry": symmetry}
     config = {**trained.built.config, "data": data, "augment": {**trained.built.config["augment"], "symmetry": symmetry}}
     return replace(trained, built=replace(trained.built, config=config, windowing=Windowing((16, 16), axis)))
