@@ -205,6 +205,14 @@ def test_each_look_at_test_is_recorded(scene_run: Run, tmp_path: Path, voxtile: 
     assert {look["run"] for look in looks} == {scene_run.read("recipe.json")["identity"]}
 
 
+def test_scores_that_could_not_be_kept_use_up_no_look(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voxtile.commands.evaluation.os.access", lambda *_: False)  # root may write anywhere
+    said = voxtile("evaluate", f"run={copied_run.home}", "split=test")
+    assert said.code == 4
+    assert f"Scores are kept in {copied_run.home}, which may not be written to." in said.text
+    assert not (copied_run.home.parent / "test_ledger").exists()
+
+
 def test_a_test_label_that_cannot_be_read_uses_up_no_look(tmp_path: Path, voxtile: Command) -> None:
     run = trained(tmp_path, scene_words(tmp_path))
     (case,) = run.read("manifest.json")["data"]["split"]["test"]
@@ -279,7 +287,7 @@ WRONG = {
     "overlap=much": (2, "'overlap=much' is the share"),
     "batch_size=0": (2, "'batch_size=0' must be a whole number from 1 up"),
     "workers=-1": (2, "'workers=-1' must be a whole number from 0 up"),
-    "precision=float32": (2, "'precision=float32' is unknown; choose from 32-true"),
+    "precision=float32": (2, "'precision=float32' is unknown. Choose from 32-true"),
     "device=gpu": (2, "Type 'device=cuda' for a GPU"),
     "weights=bset": (4, "holds no weights 'bset'. It has best, last. Did you mean 'best'?"),
     "ovrelap=0": (2, "no key 'ovrelap'. Did you mean 'overlap'?"),

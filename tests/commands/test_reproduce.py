@@ -14,13 +14,24 @@ from safetensors.torch import load_file, save_file
 
 from tests.commands.conftest import Command, Run, homes, other_label
 from tests.testers.tiny import scene_words
-from voxtile.commands.reproduce import _made_with
+from voxtile.commands.reproduce import _made_with, _parent_of
 from voxtile.commands.verify import other_identity
+from voxtile.errors import RunError
 from voxtile.studies.reproduction import compare
 from voxtile.training import recipe
 from voxtile.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_run_that_one_started_from_is_looked_for_beside_it_once_both_have_moved(tmp_path: Path) -> None:
+    first, recorded = RunFolder(tmp_path / "moved" / "child"), tmp_path / "runs" / "parent"
+    with pytest.raises(RunError, match=r"weights of .*parent, which is gone\. Put that run's folder beside this one"):
+        _parent_of(first, recorded)
+    (tmp_path / "moved" / "parent").mkdir(parents=True)
+    assert _parent_of(first, recorded) == tmp_path / "moved" / "parent"
+    recorded.mkdir(parents=True)
+    assert _parent_of(first, recorded) == recorded
 
 
 def test_a_run_trained_again_is_identical(copied_run: Run, voxtile: Command, tmp_path: Path) -> None:

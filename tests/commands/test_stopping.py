@@ -88,6 +88,18 @@ def test_stopping_a_multirun_starts_no_further_run(words: list[str], tmp_path: P
     assert len(homes(tmp_path / "runs")) == 1
 
 
+def test_ctrl_c_ends_a_child_that_does_not_listen_yet() -> None:
+    code = "from voxtile.commands.children import order_of; order_of(); print('told', flush=True); import signal; signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("{}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "told\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+
+
 def started(words: list[str], runs: Path) -> subprocess.Popen[str]:
     """A training process that has taken its first steps."""
     process = subprocess.Popen(

@@ -148,6 +148,10 @@ def test_a_finished_run_says_when_the_code_has_changed_since(
     assert "nothing was trained. Since then: the code has changed." in voxtile("train", *scene_run.words).text
 
 
+def test_a_finished_run_says_that_nothing_is_profiled(scene_run: Run, voxtile: Command) -> None:
+    assert "Nothing was profiled either: type another 'seed'" in voxtile("train", *scene_run.words, "+trainer.profiler=simple").text
+
+
 @pytest.mark.parametrize(
     "change", ["workers=2", "training.log_every=3", "training.save_every=1", "logger=tensorboard", "retry=true"]
 )

@@ -71,7 +71,11 @@ def emptied(folder: Path) -> Path:
 
 
 def order_of() -> dict[str, Any]:
-    """In a child: what it was told. From here on it ends when the process that started it does."""
+    """In a child: what it was told. From here on it ends when the process that started it does.
+
+    Ctrl-C ends it at once until its training listens: libraries swallow Python's exception while they are imported, and fail then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # by which Slurm warns all processes of a job: its first one acts on it
         signal.signal(number, signal.SIG_IGN)
     order: dict[str, Any] = json.loads(sys.stdin.readline())

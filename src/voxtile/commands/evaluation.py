@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -124,6 +125,7 @@ class Evaluation:
         scorer = Scorer(list(zip(self.runs, self.prepared, strict=True)), self.config, self.measures, self.post)
         for numbers in {job.runs: None for job in jobs}:
             scorer.predictor(numbers)  # refuses what cannot be averaged, before it is a look
+        self._check_place()
         if self.split == "test":
             self._record_look()
         if self.choosing:
@@ -218,6 +220,19 @@ class Evaluation:
     def typed(self, post: Postprocess | None) -> dict[str, Any] | None:
         """Settings of post-processing by the names of classes."""
         return as_typed(post, self.data["classes"])
+
+    def _check_place(self) -> None:
+        """Refuses, before there is a look, to score what could not be kept.
+
+        Raises:
+            RunError: The folder of the scores may not be written to.
+        """
+        folder = next(place for place in (self.home / "evaluations", *self.home.parents) if place.exists())
+        if not os.access(folder, os.W_OK):
+            raise RunError(
+                f"Scores are kept in {self.home}, which may not be written to. Copy the run folder to a place of your own, and "
+                "name it there; 'root=…' says where its data set lies."
+            )
 
     def _record_look(self) -> None:
         """Records a look at test cases before they are scored, and says which one it is.

@@ -78,7 +78,10 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
         raise ConfigError(
             f"The configuration has no key '{path}'.{_meant(path, known)} All keys: voxtile {name} --cfg job"
         ) from error
-    raise ConfigError(f"The configuration cannot be composed: {' '.join(text.split())}") from error
+    said = " ".join(text.split())
+    if there := re.search(r"An item is already at '[^']+'\. Either remove \+ prefix: '([^']+)'", said):
+        raise ConfigError(f"'{there[1].partition('=')[0]}' is there already: type '{there[1]}', without the plus.") from error
+    raise ConfigError(f"The configuration cannot be composed: {said}") from error
 
 
 def bare_word(word: str, name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.errors import ConfigError, RunError, listed
+from voxtile.training.recipe import PART_VERSION
 from voxtile.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -123,5 +124,6 @@ def differences(mine: Any, its: Any, path: str = "") -> list[str]:
     if isinstance(mine, Mapping) and isinstance(its, Mapping):
         names = sorted({*mine, *its}, key=str)
         parts = (differences(mine.get(name), its.get(name), f"{path}.{name}" if path else str(name)) for name in names)
-        return [each for part in parts for each in part]
+        found = [each for part in parts for each in part]
+        return [each for each in found if f".{PART_VERSION} (" not in each] or found  # versions mostly follow from the others
     return [] if mine == its else [f"{path} ({mine} and {its})"]

@@ -103,7 +103,7 @@ def _trained_again(
     kept["paths"] |= {"runs": str(target.absolute()), "cache": config["paths"]["cache"]}
     kept |= {"trust": list(config["trust"]), "retry": config["retry"], "inexact": False, "logger": {}}
     if manifest.get("parent"):
-        kept["init_from"] = manifest["parent"]["run"]
+        kept["init_from"] = str(_parent_of(first, Path(manifest["parent"]["run"])))
     kept["trainer"] |= {"devices": manifest["hardware"].get("devices", 1)}
     threads = {"OMP_NUM_THREADS": str(manifest["hardware"]["threads"])}
     with _code_of(manifest, config, out) as source:
@@ -118,6 +118,21 @@ def _trained_again(
     if job.outcome.code:
         raise RunError(f"The run could not be trained again: {job.outcome.reason}")
     return job.outcome.home
+
+
+def _parent_of(first: RunFolder, recorded: Path) -> Path:
+    """The run that a run started from: where it was then, or beside this one where both have been moved.
+
+    Raises:
+        RunError: It is in neither place.
+    """
+    for place in (recorded, first.path.parent / recorded.name):
+        if place.is_dir():
+            return place
+    raise RunError(
+        f"{first.path} started from the weights of {recorded}, which is gone. Put that run's folder beside this one, and give the "
+        "same command again."
+    )
 
 
 @contextmanager

@@ -172,6 +172,8 @@ def train_to_end(
     if refuse_or_finished(home, config, devices):
         changed = changed_since(home, devices)
         out.print(f"This run is finished; nothing was trained.{changed and ' Since then:' + changed}", highlight=False)
+        if config["trainer"].get("profiler"):
+            out.print("Nothing was profiled either: type another 'seed', and what is trained then is profiled.", style="yellow")
         report(home, prepared, built.trust, out)
         return home
     if check_successor is not None:
