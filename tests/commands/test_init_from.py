@@ -273,6 +273,20 @@ def test_a_block_is_of_one_group_with_a_whole_case_that_was_learned(tmp_path: Pa
         check_leaks([learned], ready, [])
 
 
+def test_a_block_of_a_copy_of_what_was_learned_is_known(tmp_path: Path) -> None:
+    data = discs(scenes(tmp_path / "scenes", count=4))
+    for kind in ("images", "labels"):  # elsewhere on the ground, where its pixels were copied to
+        shutil.copy(tmp_path / "scenes" / kind / "s0.tif", tmp_path / "scenes" / kind / "s3.tif")
+    for kind in ("images", "labels"):
+        with rasterio.open(tmp_path / "scenes" / kind / "s3.tif", "r+") as copied:
+            copied.transform = copied.transform.translation(900_000, 0) @ copied.transform
+    parent = prepare(data, file_split(tmp_path, train=["s0", "s1"], val=["s2"]), Normalisation(), tmp_path / "cache")
+    child = discs(tmp_path / "scenes", exclude=["s0", "s1", "s2"])
+    ready = prepare(child, BlockSplit([2, 2], test=0, val=0.25), Normalisation(), tmp_path / "cache")
+    with pytest.raises(DataError, match=r"'s3#.*' \(val\) shares pixels of a copied file with s0 \(the parent's training\)"):
+        check_leaks(learned_from(parent), ready, [])
+
+
 def test_blocks_of_one_cell_on_the_ground_belong_together(tmp_path: Path) -> None:
     data = discs(scenes(tmp_path / "scenes", count=2))  # s0 from 500 to 500.36 km east, s1 from 501 km
     scheme = BlockSplit(side=2000, grid="ground", test=0, val=0.5)

@@ -66,8 +66,8 @@ def test_classes_change_places_along_the_axis_of_the_volume_however_its_slices_l
     pairs = {"flips": [mirrored], "swap": {mirrored: [["ground", "disc"]]}}
     declared, plain = with_symmetry(volume_run, pairs, axis), with_symmetry(volume_run, {"flips": [mirrored]}, axis)
     config = settings(volume_run, f"mirrors=[{mirrored}]")
-    assert declared.predictor(config).procedure.exchanged == [{swapped: ((0, 1),)}]
-    assert plain.predictor(config, [plain, declared]).procedure.exchanged == [{}, {swapped: ((0, 1),)}]
-    assert plain.predictor(config, [plain, plain]).procedure.exchanged == []
+    assert declared.predictor(config).procedure.swapped == [{swapped: ((0, 1),)}]
+    assert plain.predictor(config, [plain, declared]).procedure.swapped == [{}, {swapped: ((0, 1),)}]
+    assert plain.predictor(config, [plain, plain]).procedure.swapped == []
     other = next(each for each in "zyx" if each not in (axis, mirrored))
-    assert declared.predictor(settings(volume_run, f"mirrors=[{other}]")).procedure.exchanged == []
+    assert declared.predictor(settings(volume_run, f"mirrors=[{other}]")).procedure.swapped == []

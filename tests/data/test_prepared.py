@@ -1,6 +1,7 @@
 """Preparing a data set of real files: what stops it, what its fingerprint depends on, and that test labels stay closed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from tests.testers.streams import sample_of
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import FolderLayout
+from voxtile.cases.window import Window
 from voxtile.data import normalise, survey
 from voxtile.data.augment import Augment
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.datamodule import Steps, VoxtileData
+from voxtile.data.leakage import find_leaks
 from voxtile.data.normalise import FixedNormalisation, Normalisation
-from voxtile.data.prepared import Prepared, prepare, window_size
+from voxtile.data.prepared import Prepared, copies, prepare, window_size
 from voxtile.data.sampling import Positions, Sampling
 from voxtile.data.splits import GivenSplit, GroupSplit, KFold, Split
 from voxtile.data.survey import Survey
@@ -171,7 +174,7 @@ def test_median_frequency_weights_of_camvid_follow_from_its_surveys():
     }
     names = dict(enumerate("abcdefghijk"))
     data = Dataset("camvid", "picture", FolderLayout("nowhere", "{id}.png"), names)
-    found = Prepared(data, Split(cases, cases[:1]), surveys, {}, (), (), Normalisation(), None)
+    found = Prepared(data, Split(cases, cases[:1]), Path(), surveys, {}, (), (), Normalisation(), None)
     assert found.class_counts == pixels[:11]
     weights = class_weight_table("median_frequency", 11, found.class_counts, found.present_counts)
     expected = [0.2793, 0.2017, 4.7865, 0.1490, 1.0000, 0.4217, 3.8467, 1.9736, 0.7889, 6.3747, 8.8587]
@@ -190,6 +193,22 @@ def test_a_split_of_the_data_sets_own_that_is_not_used_is_said(root):
         "The data set has a split of its own (3 train, 2 val, 2 test), which is not used: 2 cases of its validation and test are "
         "on other sides. 'split=given' uses it."
     ]
+
+
+def test_blocks_are_no_cases_of_the_data_sets_own_split(root):
+    said = []
+    ready(root, scheme=BlockSplit([2, 2]), say=said.append)
+    assert said[0].startswith("The data set has a split of its own (3 train, 2 val, 2 test), which is not used: ")
+
+
+def test_whole_cases_and_blocks_of_their_copies_are_known_as_copies(root):
+    scene(root, "val", "d", image=np.random.default_rng(ord("a")).integers(1, 999, (2, 24, 40), dtype=np.int16))
+    cases = {case.id: case for case in dataset(root).cases()}
+    block = cases["a"].view(Window(0, 0, 0, 1, 12, 20), "#")
+    for split in (Split((block,), (cases["d"],)), Split((cases["d"],), (block,))):
+        every = [*split.train, *split.val, cases["b"]]
+        (leak,) = find_leaks(split, {}, copies(every, 3, root.parent / "cache"))
+        assert f"shares pixels of a copied file with {split.train[0].id} (train)" in str(leak)
 
 
 def test_a_leak_is_an_error_until_it_is_waived(root):

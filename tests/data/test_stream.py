@@ -50,6 +50,16 @@ def test_threads_get_the_same_samples(cases):
         assert list(pool.map(lambda i: plain(sample_of(shared, i)), far)) == expected
 
 
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_augmentation_is_told_of_how_many_slices_what_is_0_stays_0(cases, neighbours):
+    cases = [replace(case, neighbours=neighbours) for case in cases]
+    intensities = [replace(PLAIN, masked=number == 1) for number in range(3)]
+    stream = SampleStream(cases, [survey(case, CLASSES) for case in cases], intensities, (1, 8, 8), 0, Augment({}))
+    batch = stream.batch(range(20))
+    assert set(batch["case"].tolist()) == {0, 1, 2}
+    assert batch["augment"]["keep_zero"].tolist() == [(1 + 2 * neighbours) * (case == 1) for case in batch["case"].tolist()]
+
+
 def test_another_seed_gives_other_samples(cases):
     streams = [stream_of(cases, seed=seed) for seed in (0, 1)]
     first, second = ([stream.spec(i) for i in range(30)] for stream in streams)

@@ -97,8 +97,8 @@ def test_classes_that_change_places_are_exchanged_in_the_copies_of_the_networks_
 
 def test_the_pairs_that_count_are_those_along_the_axes_that_are_mirrored():
     swapping, plain = Symmetry(("z", "x"), swap={"x": [[1, 2]], "z": [[3, 4]]}), Symmetry(("x",))
-    assert Procedure(mirrors=("y", "x"), symmetries=(plain, swapping)).exchanged == [{}, {"x": ((1, 2),)}]
-    assert Procedure(mirrors=("y",), symmetries=(plain, swapping)).exchanged == []
+    assert Procedure(mirrors=("y", "x"), symmetries=(plain, swapping)).swapped == [{}, {"x": ((1, 2),)}]
+    assert Procedure(mirrors=("y",), symmetries=(plain, swapping)).swapped == []
     assert repr(Procedure(mirrors=("x",), symmetries=(plain,))) == repr(Procedure(mirrors=("x",)))
     with pytest.raises(ValueError, match="1 networks have 2 symmetries"):
         Judge([Convolutions()], "cpu", torch.float32, Procedure(mirrors=("x",), symmetries=(plain, swapping)))

@@ -1,16 +1,18 @@
 """What belongs to a run's identity, and what does not."""
 
 import copy
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_class
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.testers.composing import composed
 from voxtile.training import recipe
-from voxtile.training.recipe import FIELDS, Recipe
+from voxtile.training.recipe import ADDED_TO, FIELDS, Recipe
 
 CONFIG = {
     "model": {"_target_": "voxtile.models.unet.UNet", "width": 16}, "loss": {"_target_": "x"}, "optimizer": {"lr": 1e-3},
@@ -129,6 +131,28 @@ def test_augmentations_whose_numbers_moved_and_no_others_have_another_identity(w
     assert not made.is_outdated
     assert older.remade(config).identity == older.identity
     assert made.remade(config).identity == made.identity
+
+
+def test_boxes_that_were_deformed_in_a_plane_by_their_spacing_keep_their_identity() -> None:
+    config = CONFIG | {"augment": {"affine": AFFINE}, "data": {**CONFIG["data"], "window": [16, 96, 96]}}
+    for spacing, moved in ([4, 1, 1], []), ([2, 1, 1], ["plane"]), ([None, 1, 1], ["plane"]), ("median", ["plane"]):
+        made = Recipe.of(config | {"data": {**config["data"], "spacing": spacing}}, "data", "split", 1)
+        assert made.settings["augment"].get("_version_", []) == moved
+
+
+@pytest.mark.parametrize("target", ADDED_TO)
+def test_arguments_are_left_out_at_the_defaults_of_their_classes(target: str) -> None:
+    parameters = inspect.signature(get_class(target)).parameters
+    assert {name: parameters[name].default for name in ADDED_TO[target]} == dict(ADDED_TO[target])
+
+
+def test_a_run_that_was_written_with_a_default_agrees_with_its_configuration_still() -> None:
+    loss = {"_target_": "voxtile.training.losses.Dice", "smooth": 1.0}
+    made = Recipe.of(changed("loss", loss), "data", "split", 1)
+    older = replace(made, settings={**made.settings, "loss": loss})  # as it was written before it was left out
+    assert older.identity != made.identity
+    assert older.remade(changed("loss", loss)).identity == older.identity
+    assert older.remade(changed("loss", loss | {"smooth": 0.5})).identity != older.identity
 
 
 def test_the_order_of_keys_does_not_count() -> None:

@@ -113,6 +113,6 @@ def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor, pos
     from dataclasses import asdict
 
     crf = predictor.procedure.crf
-    exchanged = "-exchanged" if predictor.procedure.exchanged else ""  # earlier versions left classes where they were
+    exchanged = "-exchanged" if predictor.procedure.swapped else ""  # earlier versions left classes where they were
     changed = "-changed" if any(run.changed_modules for run in runs) else ""
     return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None, post)}{exchanged}{changed}"

@@ -113,7 +113,7 @@ class Outputs:
         changed = []
         if self.config["uncertainty"] and isinstance(case.image, OnWorkingGrid):
             changed.append("variance over valid pixels")
-        if exchanged := self.predictor.procedure.exchanged:
+        if exchanged := self.predictor.procedure.swapped:
             changed.append(f"mirrors exchange {exchanged}")
         if self.post is not None and self.post.smallest and is_tilted(case.native):
             changed.append(TILTED)

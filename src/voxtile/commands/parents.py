@@ -176,6 +176,7 @@ def check_leaks(learned: Iterable[Learned], prepared: Prepared, waive: Sequence[
 def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
     from voxtile.data.leakage import Leak, find_leaks, of_one_file
     from voxtile.data.places import by_place
+    from voxtile.data.prepared import copies
     from voxtile.data.splits import Split
 
     dataset, split, own = prepared.dataset, prepared.split, set(learned_from(prepared))
@@ -191,9 +192,9 @@ def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
     if not any(case.region for side in sides for case in side):
         everyone = iter(by_place([case for side in sides for case in side], dataset.grouping.place))
         sides = [[next(everyone) for _ in side] for side in sides]
-    leaks = [
-        leak for leak in find_leaks(Split(tuple(sides[0]), tuple(sides[1]), tuple(sides[2])), {}) if leak.other_side == "train"
-    ]
+    known = copies([case for side in sides for case in side], len(dataset.classes), prepared.cache)
+    every = find_leaks(Split(tuple(sides[0]), tuple(sides[1]), tuple(sides[2])), {}, known)
+    leaks = [leak for leak in every if leak.other_side == "train"]
     gone = [other for other in others if other not in here and other.data == dataset.name]
     for side in ("val", "test"):
         for case in split.sides[side]:

@@ -69,7 +69,7 @@ def made_with(config: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]
         "weights": config["weights"], "window": list(predictor.size), "overlap": config["overlap"],
         "samples": procedure.samples, "rotations": procedure.rotations, "mirrors": list(procedure.mirrors), "halo": procedure.halo,
         "crf": json.loads(json.dumps(asdict(procedure.crf))) if procedure.crf else None, "precision": config["precision"],
-        **({"exchanged": True} if procedure.exchanged else {}),
+        **({"exchanged": True} if procedure.swapped else {}),
     }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ class Prepared:
     Attributes:
         dataset: layout, format and classes.
         split: which case is where.
+        cache: folder that keeps surveys.
         surveys: of the training and validation cases, by id.
         images: digests of all cases' images, test cases too, by id.
         test_files: digests by which a file that a test case is, or is a part of, is known again.
@@ -50,6 +51,7 @@ class Prepared:
 
     dataset: Dataset
     split: Split
+    cache: Path
     surveys: Mapping[str, Survey]
     images: Mapping[str, str]
     test_files: tuple[str, ...]
@@ -178,7 +180,7 @@ def prepare(
     intensity, thinned, blank = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
     maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
-    ready = Prepared(dataset, split, surveys, images, files, tuple(waived), normalisation, intensity, maps, thinned, blank)
+    ready = Prepared(dataset, split, cache, surveys, images, files, tuple(waived), normalisation, intensity, maps, thinned, blank)
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all
         raise DataError(
@@ -196,16 +198,16 @@ def known_again(cases: Sequence[Case], classes: int, cache: Path) -> tuple[str, 
 
 
 def copies(cases: Sequence[Case], classes: int, cache: Path, progress: Progress = silent) -> dict[tuple[Path, ...], str]:
-    """Digests of the whole images that `cases` are parts of, by their files.
+    """Digests of the whole images that `cases` are or are parts of, by their files, where one is cut and another may be its copy.
 
-    Only of images of which another has the same size and kind and could be a copy: they are read once more for it.
+    Only of images of which another has the same size and kind: they are read once more for it.
     """
     alike: dict[tuple[object, ...], dict[tuple[Path, ...], Case]] = {}
     for case in cases:
-        if case.region is not None:
-            kind = case.image.working.shape, case.channels, case.dtype.str
-            alike.setdefault(kind, {})[case.image.paths] = case
-    parts = [case for images in alike.values() if len(images) > 1 for case in images.values()]
+        kind = case.image.working.shape, case.channels, case.dtype.str
+        alike.setdefault(kind, {})[case.image.paths] = case
+    cut = {case.image.paths for case in cases if case.region is not None}
+    parts = [case for images in alike.values() if len(images) > 1 and cut & images.keys() for case in images.values()]
     return _digests(parts, classes, cache, progress(len(parts), "looking for copies")) if parts else {}
 
 

@@ -105,7 +105,8 @@ class SplitScheme(ABC):
 
 def unlike_given(split: Split) -> str:
     """A sentence where validation or test cases of the data set's own split are on other sides, else ""."""
-    given = Counter(case.split for part in split.sides.values() for case in part if case.split in SPLITS)
+    scenes = {(case.image.paths, case.split) for part in split.sides.values() for case in part}  # of which blocks are parts
+    given = Counter(side for _, side in scenes)
     elsewhere = [case.id for side, part in split.sides.items() for case in part if case.split in {"val", "test"} - {side}]
     if not elsewhere:
         return ""

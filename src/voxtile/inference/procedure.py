@@ -49,7 +49,7 @@ class Procedure:
     symmetries: tuple[Symmetry, ...] = field(default=(), repr=False)  # maps are known by what stands here otherwise
 
     @property
-    def exchanged(self) -> list[dict[str, Sequence[Sequence[int]]]]:
+    def swapped(self) -> list[dict[str, Sequence[Sequence[int]]]]:
         """The pairs of classes that change places along the axes of `mirrors`, for each network; empty where none do."""
         pairs = [{axis: each.swap[axis] for axis in self.mirrors if each.swap.get(axis)} for each in self.symmetries]
         return pairs if any(pairs) else []

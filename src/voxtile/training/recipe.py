@@ -155,6 +155,11 @@ class Recipe:
             if isinstance(part := settings[path], Mapping) and isinstance(known := self.settings.get(path), Mapping):
                 version = {key: value for key, value in known.items() if key == PART_VERSION}
                 settings[path] = {key: value for key, value in part.items() if key != PART_VERSION} | version
+        for path, known in self.settings.items():
+            if isinstance(known, Mapping):  # written with arguments that are left out by now, at the values that they have there
+                plain = _without_defaults(known)
+                if plain != known and _ordered(plain) == _ordered(settings[path]):
+                    settings[path] = known
         return replace(self, settings=settings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -195,14 +200,19 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
     if isinstance(value, Mapping) and path in PLACES:
         value = {key: item for key, item in value.items() if key != PLACES[path]}
     if isinstance(value, Mapping):
-        before = ADDED_TO.get(str(value.get("_target_")), {})
-        value = {key: item for key, item in value.items() if key not in before or item != before[key]}
+        value = _without_defaults(value)
     if isinstance(value, Mapping) and isinstance(name := value.get(CONTENTS.get(path, "")), str):
         file = Path(name).expanduser()
         if file.is_file():
             value = {**value, CONTENTS[path]: hashlib.sha256(file.read_bytes()).hexdigest()}
     # JSON has text keys only; {1: forest} must hash as it will be read back.
     return json.loads(json.dumps(value, default=str))
+
+
+def _without_defaults(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A class and its arguments, without those that `ADDED_TO` leaves out."""
+    before = ADDED_TO.get(str(part.get("_target_")), {})
+    return {key: item for key, item in part.items() if key not in before or item != before[key]}
 
 
 def _versioned(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +229,9 @@ def _versioned(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bends_thin_boxes(augment: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Whether boxes are deformed whose longest side is more than three times the shortest (see `voxtile.data.warp.moved_axes`)."""
-    window = settings.get("data.window")
+    window, spacing = settings.get("data.window"), settings.get("data.spacing")
+    if isinstance(spacing, list) and None not in spacing and max(spacing) > 3 * min(spacing):
+        return False  # they were deformed in a plane before, too
     thin = isinstance(window, list) and len(window) == 3 and window[0] > 1 and max(window) > 3 * min(window)
     warps = (part for name in ("affine", "elastic") if isinstance(part := augment.get(name), Mapping))
     return thin and any(str(part.get("_target_")).startswith("voxtile.data.warp.") for part in warps)

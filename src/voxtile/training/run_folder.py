@@ -289,8 +289,8 @@ class RunFolder:
         """
         if self.lost.is_set():
             raise RunError(
-                f"The run {self.path} was taken over by another machine, which had seen no sign of life from this one for "
-                f"{SILENCE:.0f} s. Nothing more is written here; lease.json in the folder names that machine."
+                f"The run {self.path} was taken over by another machine or container, which had seen no sign of life from this "
+                f"one for {SILENCE:.0f} s. Nothing more is written here; lease.json in the folder names that machine."
             )
 
 
