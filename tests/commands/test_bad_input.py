@@ -242,7 +242,10 @@ def test_a_network_of_other_dimensions(refuses) -> None:
         ("augment=default augment.elastic.unit=m", "'augment.elastic.unit=m' must be one of length, px."),
         ("normalise.clip=5", "'normalise.clip=5' must be a list, each entry a number, or null."),
         ("training.groups=3", "'training.groups=3' must be a list."),
-        ("data.channels=[2019_1,band2]", 'Names of digits and underscores need double quotes where they are written: ["2019_1"].'),
+        (
+            "data.channels=[2019_1,band2]",
+            "A name with underscores, which YAML leaves out of numbers, needs double quotes",
+        ),
         ("data.channels=[1]", "'data.channels=[1]' must be a list, each entry text, or null. Type 'data.channels=[\"1\"]'."),
         ("data.layout.images=3", "'data.layout.images=3' must be text, or a list, each entry text."),
         ("trainer.deterministic=maybe", "'trainer.deterministic=maybe' must be true or false"),

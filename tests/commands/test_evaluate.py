@@ -206,7 +206,12 @@ def test_each_look_at_test_is_recorded(scene_run: Run, tmp_path: Path, voxtile: 
 
 
 def test_scores_that_could_not_be_kept_use_up_no_look(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("voxtile.commands.evaluation.os.access", lambda *_: False)  # root may write anywhere
+    shutil.rmtree(copied_run.home / "evaluations", ignore_errors=True)
+    closed = copied_run.home.parent  # which nothing is written to
+    monkeypatch.setattr("voxtile.commands.evaluation.os.access", lambda place, _: place != closed)  # root may write anywhere
+    assert voxtile("evaluate", f"run={copied_run.home}", "split=val").code == 0
+    shutil.rmtree(copied_run.home / "evaluations")
+    closed = copied_run.home
     said = voxtile("evaluate", f"run={copied_run.home}", "split=test")
     assert said.code == 4
     assert f"Scores are kept in {copied_run.home}, which may not be written to." in said.text

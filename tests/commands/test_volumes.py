@@ -8,8 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.cases.test_nifti import save
 from tests.commands.conftest import Command, homes
+from tests.testers.nifti import save
 from tests.testers.tiny import volume_words
 from voxtile.cases.case import Case
 from voxtile.cases.nifti import NiftiSource

@@ -64,5 +64,5 @@ def test_a_sweep_over_paths_stays_one() -> None:
 
 
 def test_a_choice_that_may_be_nothing_is_read() -> None:
-    assert readable(["training.clip=choice(null,1.0)"]) == ["training.clip=null,1.0"]
+    assert readable(["training.clip=choice(null,1.0)"], several=True) == ["training.clip=null,1.0"]
     assert readable(["model=choice(a,b)", "input=choice(null)"]) == ["model=choice(a,b)", "input='choice(null)'"]

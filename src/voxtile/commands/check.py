@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from voxtile.data.datamodule import VoxtileData
     from voxtile.data.prepared import Prepared
     from voxtile.data.splits import Split
+    from voxtile.data.symmetry import Symmetry
     from voxtile.training.module import SegmentationModule
 
 ABOUT = """\
@@ -61,6 +63,7 @@ def check(config: Mapping[str, Any]) -> int:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
     remarks = built.remarks + look_at_files(prepared) + look_at_values(prepared) + look_at_classes(prepared)
+    remarks += look_at_sides(prepared.dataset.classes, built.symmetry)
     remarks += look_at_window(prepared, built.windowing.box)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]
     try_a_step(out, config, built, prepared)
@@ -234,6 +237,22 @@ def look_at_values(prepared: Prepared) -> list[str]:
     return remarks
 
 
+def look_at_sides(classes: Sequence[str], symmetry: Symmetry) -> list[str]:
+    """Classes that are a left and a right structure by their names, and do not change places where images are mirrored."""
+    right, plain = {"left": "right", "l": "r", "lh": "rh"}, [name.lower() for name in classes]
+    remarks = []
+    for number, name in enumerate(plain):
+        other = re.sub(r"(?<![a-z])(left|lh?)(?![a-z])", lambda found: right[found[1]], name)
+        pair = {number, plain.index(other)} if other in plain else {number}
+        if len(pair) == 2 and symmetry.flips and not any(pair == {*each} for pairs in symmetry.swap.values() for each in pairs):
+            one, two = (classes[index] for index in sorted(pair))
+            remarks.append(
+                f"samples are mirrored, and '{one}' and '{two}' do not change places then: where they are a left and a right "
+                f"structure, type 'data.symmetry.swap.x=[[{one},{two}]]'"
+            )
+    return remarks
+
+
 def look_at_classes(prepared: Prepared) -> list[str]:
     """Classes that are rare, or absent from validation or from whole cases."""
     import numpy as np
@@ -301,8 +320,8 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
     )
     kept = 2 + (settings.ema is not None)
     out.print(
-        f"one step {step:.2f} s, one validation {validation:.1f} s: {counted(settings.steps, 'step')} take about {total / 60:.1f} "
-        "minutes here\n"
+        f"one step {step:.2f} s, one validation {validation:.1f} s: {counted(settings.steps, 'step')} take about "
+        f"{f'{total / 60:.1f} minutes' if total >= 60 else f'{total:.0f} s'} here\n"
         f"memory {peak_memory():.1f} GiB; disk {(weights * (kept + 1) + state) / 2**20:.0f} MiB, of which "
         f"{(weights * (kept - 1) + state) / 2**20:.0f} MiB (the resume state) go when the run is finished",
     )  # fmt: skip

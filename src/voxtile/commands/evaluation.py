@@ -99,6 +99,7 @@ class Evaluation:
         self.predictor: Predictor = self.runs[0].predictor({**config, "crf": None} if self.searching else config, self.runs)
         self.post = None if self.searching else self._post_processing()
         self.prepared: Sequence[Prepared] = ()  # the data of each run, once they are read
+        self._check_places()
 
     @cached_property
     def home(self) -> Path:
@@ -125,7 +126,6 @@ class Evaluation:
         scorer = Scorer(list(zip(self.runs, self.prepared, strict=True)), self.config, self.measures, self.post)
         for numbers in {job.runs: None for job in jobs}:
             scorer.predictor(numbers)  # refuses what cannot be averaged, before it is a look
-        self._check_place()
         if self.split == "test":
             self._record_look()
         if self.choosing:
@@ -221,14 +221,16 @@ class Evaluation:
         """Settings of post-processing by the names of classes."""
         return as_typed(post, self.data["classes"])
 
-    def _check_place(self) -> None:
-        """Refuses, before there is a look, to score what could not be kept.
+    def _check_places(self) -> None:
+        """Refuses, before anything is read or looked at, to score and to search what could not be kept.
 
         Raises:
-            RunError: The folder of the scores may not be written to.
+            RunError: A folder that is to be written to may not be.
         """
-        folder = next(place for place in (self.home / "evaluations", *self.home.parents) if place.exists())
-        if not os.access(folder, os.W_OK):
+        scores = self.home / "evaluations" if len(self.runs) == 1 else self.home
+        searched = [self.home] if self.choosing or self.searching else []
+        there = [next(each for each in (place, *place.parents) if each.exists()) for place in (scores, *searched)]
+        if not all(os.access(folder, os.W_OK) for folder in there):
             raise RunError(
                 f"Scores are kept in {self.home}, which may not be written to. Copy the run folder to a place of your own, and "
                 "name it there; 'root=…' says where its data set lies."

@@ -55,7 +55,8 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
         ) from error
     if "Ambiguous value" in text or "requires --multirun" in text:
         first_line = text.partition("\n")[0]
-        raise ConfigError(f"Several values are for several runs: type '-m' too. {first_line}") from error
+        more = " A list needs brackets, '<key>=[a,b]'." if "Ambiguous value" in text else ""
+        raise ConfigError(f"Several values are for several runs: type '-m' too. {first_line}{more}") from error
     if key := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         path = key[1].split("@")[0]
         known = known_keys(name)

@@ -91,6 +91,7 @@ class Parent:
         from safetensors.torch import load_file
 
         from voxtile.models.network import second_names
+        from voxtile.training.schedules import parameter_groups
 
         try:
             given = load_file(self.home.weights / "best.safetensors")
@@ -111,6 +112,13 @@ class Parent:
             f"starting from {self.home.path}: {len(fitting)} of {len(own)} tensors{f'; new: {listed(new)}' if new else ''}",
             highlight=False,
         )
+        groups = parameter_groups(module.network, module.settings.groups, 1.0)
+        frozen = {id(parameter) for group in groups if group["lr"] == 0 for parameter in group["params"]}
+        if still := [name for name, value in module.network.named_parameters() if name in new and id(value) in frozen]:
+            out.print(
+                f"{listed(still)} begin anew, and 'training.groups' gives them the rate 0: they stay as they were initialised. "
+                "Leave them out of the pattern.", style="yellow", soft_wrap=True,
+            )  # fmt: skip
 
 
 def learned_by(home: RunFolder) -> list[Learned]:

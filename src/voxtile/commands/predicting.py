@@ -108,13 +108,13 @@ class Work(Outputs):
                 return []
             kept = self.are_kept(paths, specs)
             self._warn_of_strange(case, measured)
-            self._record_look(files, measured)
             if kept and self.config["share"]:  # another process has made them since this one looked
                 return self._results(case, paths, places)
             if kept:
                 said = "is finished and was made by the same runs with the same settings: it is kept"
                 self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
+            self._record_look(files, measured)
             if not measured.valid:
                 said = "no pixel that was sampled holds data: they are nodata, masked or NaN, and so will be the map where all are"
                 self.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)

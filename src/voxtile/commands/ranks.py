@@ -99,7 +99,7 @@ def _reason(
     first: int, failed: Sequence[int], ranks: Sequence[Child], logs: Path, heard: Sequence[int]
 ) -> VoxtileError:  # fmt: skip
     """Why a run failed, by the process that failed by itself: others then lose their connection to it."""
-    from voxtile.training.stopping import InterruptedRunError
+    from voxtile.training.stopping import UNSAVED, InterruptedRunError
 
     said = {rank: json.loads(file.read_text(encoding="utf-8")) for rank in failed if (file := logs / f"{rank}.json").exists()}
     killed = [rank for rank in failed if ranks[rank].returncode < 0]
@@ -108,9 +108,7 @@ def _reason(
     culprit = [*known, *killed, *others, first][0]  # a library may end a process whose peers are gone
     who, ended = f"Process {culprit} of {len(ranks)} (numbered from 0)", how_it_ended(ranks[culprit].returncode or 0)
     if culprit in killed and heard:
-        return InterruptedRunError(
-            "Stopped before it could save. The same command goes on from what was saved last, or begins again."
-        )
+        return InterruptedRunError(UNSAVED)
     if culprit in killed:
         return RunError(
             f"{who} {ended}; the others were ended with it. The same command goes on from the last saved state with 'retry=true'. "

@@ -366,6 +366,8 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
     Raises:
         ConfigError: A job could not be trained as it is.
     """
+    from voxtile.commands.console import console
+
     waiting, place = jobs_of(jobs, folder)
     outcomes = [job.outcome for job in waiting]
     stopped = run_jobs(lambda: waiting.pop(0) if waiting else None, slots, place, lambda job: None, count=len(jobs))
@@ -374,6 +376,7 @@ def launch(jobs: Sequence[tuple[Sequence[str], DictConfig]], slots: Slots, folde
     if slots.jobs == 1 or not any(outcome.code for outcome in outcomes):
         shutil.rmtree(place)
     if stopped:
+        console().print("The same command goes on with the sweep.")
         raise StoppedError
     return outcomes
 

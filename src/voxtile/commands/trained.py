@@ -66,7 +66,7 @@ class Trained:
 
         Args:
             config: of the command: its `trust` names modules whose classes may be built although they are not on the allow-list,
-                its `root`, where it has one, the folder in which the run's data lie now.
+                its `root`, where it has one, the folder in which the run's data lie now; its `paths.cache` where surveys are kept.
             path: the run folder.
             weights: "best" or "last".
             bundles: whether an exported bundle will do.

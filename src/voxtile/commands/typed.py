@@ -46,10 +46,10 @@ def _check_type(path: str, value: Any, hint: Any) -> None:
         choices = [str(choice) for part in _members(hint) if get_origin(part) is Literal for choice in get_args(part)]
         said = f"'{path}={_typed(value)}' must be {_said(hint)}.{did_you_mean(str(value), choices)}"
         if isinstance(value, list) and _fits(names := [str(item) for item in value], hint):
-            if any(is_whole(item, 10_000) for item in value):  # 2019_1 is 20191 in YAML, and what was written is lost
-                said += ' Names of digits and underscores need double quotes where they are written: ["2019_1"].'
-            else:
-                said += f" Type '{path}={typed(names)}'."
+            said += f" Type '{path}={typed(names)}'."
+            if any(is_whole(item, 10_000) for item in value):  # 2019_1 is 20191 in YAML
+                said += " A name with underscores, which YAML leaves out of numbers, needs double quotes where it is written: "
+                said += '["2019_1"].'
         raise ConfigError(said)
 
 

@@ -85,7 +85,7 @@ def readable(words: Sequence[str], several: bool = False) -> list[str]:
         text = key in TEXTS or (key in LISTS and not value.startswith("["))
         if text and not (several and "," in value):
             return f"{key}={quoted(value)}"
-        given = listed_choice(given)
+        given = listed_choice(given) if several else given
         try:
             parser.parse_override(given)
         except HydraException:

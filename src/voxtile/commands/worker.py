@@ -22,6 +22,7 @@ from voxtile.commands.children import order_of
 from voxtile.commands.guard import STOPPED
 from voxtile.commands.own import blaming
 from voxtile.errors import VoxtileError, reason
+from voxtile.training.stopping import UNSAVED
 
 if TYPE_CHECKING:
     from voxtile.training.run_folder import RunFolder
@@ -49,7 +50,7 @@ def take_part(order: Mapping[str, Any], rank: int) -> int:
         code = error.exit_code
         found = {"known": True, "message": str(error), "label": error.label, "exit_code": code, "interrupted": code == STOPPED}
     except KeyboardInterrupt:
-        code, found = STOPPED, {"known": True, "message": "Stopped while it began.", "interrupted": True}
+        code, found = STOPPED, {"known": True, "message": UNSAVED, "interrupted": True}
     except BaseException as error:
         traceback.print_exc()
         code, found = 1, {"known": False, "message": f"{type(error).__name__}: {reason(error)}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import json
 import math
@@ -90,7 +91,10 @@ class RunFolder:
         if not (folder.path / "recipe.json").is_file():
             places = dict.fromkeys((folder.path, folder.path.parent, Path(os.environ.get("VOXTILE_RUNS", "runs"))))
             found = {each.resolve(): each.parent for place in places for each in sorted(place.glob("*/recipe.json"))}
-            here = f" Runs are: {listed(map(str, found.values()))}." if found else ""
+            names = {each.name: each for each in found.values()}
+            close = difflib.get_close_matches(folder.path.name, names, n=1)
+            runs = f" Runs are: {listed(map(str, found.values()))}." if found else ""
+            here = f" Did you mean '{key}={names[close[0]]}'?" if close else runs
             why = "has no recipe.json" if folder.path.exists() else "does not exist"
             if (folder.path / "status.json").is_file():
                 raise RunError(

@@ -26,6 +26,9 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     return signal.SIGINT, signal.SIGTERM, *warned
 
 
+UNSAVED = "Stopped before it could save. The same command goes on from what was saved last, or begins again."
+
+
 class StopRequest:
     """Remembers that a signal asked to stop, so that the step under way can end and be saved; a second Ctrl-C ends at once.
 

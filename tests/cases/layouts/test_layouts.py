@@ -267,6 +267,22 @@ def test_a_line_that_is_no_pair_is_named_by_its_number(root, line):
         ListLayout(root, {"train": "train.txt"}).find()
 
 
+def test_a_case_that_is_listed_twice_is_named_with_both_places(root):
+    put(root, "a.png", "l.png")
+    for name in ("train", "val"):
+        (root / f"{name}.txt").write_text("a.png l.png\n")
+    with pytest.raises(DataError, match=r"val\.txt, line 1, lists a case a, which .*train\.txt, line 1 lists, too"):
+        ListLayout(root, {"train": "train.txt", "val": "val.txt"}).find()
+
+
+def test_an_empty_list_is_named(root):
+    put(root, "a.png", "l.png")
+    (root / "train.txt").write_text("a.png l.png\n")
+    (root / "val.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"val\.txt is empty.*needs no list: '~data\.layout\.lists\.val'"):
+        ListLayout(root, {"train": "train.txt", "val": "val.txt"}).find()
+
+
 def test_a_list_cannot_point_outside_the_data_folder(root):
     put(root, "a.png")
     (root / "train.txt").write_text("a.png ../../etc/passwd\n")

@@ -31,7 +31,8 @@ class ListLayout(Layout):
         return f"the lists {listed(self.lists.values())} are empty"
 
     def _find(self) -> list[CaseFiles]:
-        cases = []
+        cases: list[CaseFiles] = []
+        known: dict[str, str] = {}  # where each case is listed
         for split, name in self.lists.items():
             listing = self._inside(name, "data.layout.lists")
             try:
@@ -49,7 +50,18 @@ class ListLayout(Layout):
                     raise DataError(f"{listing}, line {number}: expected 'image label', found '{found}'.")
                 where = f"{listing}, line {number},"
                 image, label = (RemoteFile(part) if is_address(part) else self._inside(part, where) for part in parts)
+                if image.stem in known:
+                    raise DataError(
+                        f"{where} lists a case {image.stem}, which {known[image.stem]} lists, too. Expected each case once, by a "
+                        "file name of its own."
+                    )
+                known[image.stem] = where.rstrip(",")
                 cases.append(CaseFiles(image.stem, (image,), (label,), split))
+        if cases and (empty := [split for split in self.lists if split not in {case.split for case in cases}]):
+            raise DataError(
+                f"{self.root / self.lists[empty[0]]} is empty. Expected a line 'image label' for each case; a side without cases "
+                f"needs no list: '~data.layout.lists.{empty[0]}'."
+            )
         return cases
 
 
