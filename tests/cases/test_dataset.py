@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -164,14 +166,13 @@ def test_excluding_a_case_that_is_not_there_suggests_the_nearest(tmp_path, label
 
 
 def test_two_cases_of_one_name_are_an_error(tmp_path, label):
-    from voxtile.cases.layouts import ListLayout
+    from voxtile.cases.layouts import MsdLayout
 
     scene(tmp_path, "a", label)
-    for side in ("train", "test"):
-        (tmp_path / f"{side}.txt").write_text("images/a.tif labels/a.tif\n")
-    layout = ListLayout(tmp_path, {"train": "train.txt", "test": "test.txt"})
-    with pytest.raises(DataError, match=r"Several cases .* are called a\."):
-        dataset(tmp_path, layout=layout).cases()
+    pairs = [{"image": "images/a.tif", "label": "labels/a.tif"}] * 2
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs}))
+    with pytest.raises(DataError, match=r"Several cases .* are called a: they are listed twice"):
+        dataset(tmp_path, layout=MsdLayout(tmp_path)).cases()
 
 
 def test_groups_and_splits_reach_the_cases(tmp_path, label):
