@@ -209,8 +209,8 @@ class Dataset:
         twice = [name for name, count in Counter(f.id for f in files).items() if count > 1]
         if twice:
             raise DataError(
-                f"Several cases below {self.layout.root} are called {listed(twice)}: they are listed twice, or their files have one "
-                "name. Expected a name of its own for each; FolderLayout makes it by 'data.layout.case=…' of what patterns name."
+                f"Several cases below {self.layout.root} are called {listed(twice)}: they are listed twice, or their files have "
+                "one name. Expected a name of its own for each; FolderLayout makes it by 'data.layout.case=…' of patterns' names."
             )
         cases: list[Case] = []
         self.left_out = []
