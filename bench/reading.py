@@ -29,7 +29,7 @@ PEERS = HERE / "peers" / ".venv" / "bin" / "python"
 BATCH = 8
 # title -> megabytes of GDAL's block cache, windows, passes that are timed
 CACHES = {"the block cache holds the scene": (2048, 1024, 5), "block cache of 64 MB": (64, 256, 2)}
-OURS = ("bare loop", "voxtile", "voxtile 0 threads", "voxtile 1 thread", "voxtile 2 threads", "rasterio 2 workers")
+OURS = ("bare loop", "voxtile 0 threads", "voxtile 1 thread", "voxtile 2 threads", "rasterio 2 workers")
 THEIRS = {"TorchGeo": 0, "TorchGeo 2 workers": 2}  # worker processes
 
 
@@ -77,7 +77,7 @@ class Pairs:
 
 
 def batches_of(way: str, folder: Path, side: int, windows: int) -> Callable[[], Iterable[object]]:
-    """What yields the samples or batches of a way, each time it is called."""
+    """What yields the windows or batches of a way, each time it is called."""
     import torch
 
     from voxtile.data.batches import ReadAhead
@@ -87,8 +87,6 @@ def batches_of(way: str, folder: Path, side: int, windows: int) -> Callable[[], 
     pairs = Pairs(folder, side, [(window.y, window.x) for window in specs])
     if way == "bare loop":
         return lambda: (pairs.read(number) for number in range(windows))
-    if way == "voxtile":
-        return lambda: (stream.batch([number]) for number in range(windows))
     if way == "rasterio 2 workers":
         loader = torch.utils.data.DataLoader(
             pairs, batch_size=None, num_workers=2, multiprocessing_context="forkserver", persistent_workers=True
