@@ -122,6 +122,8 @@ class SampleStream:
         self._dtype = np.result_type(*{case.dtype for case in cases}).newbyteorder("=")
         rows = [intensity.arrays() for intensity in intensities]
         self._numbers = {name: np.stack([row[name] for row in rows]) for name in rows[0]}  # [cases, C]
+        # Of how many slices that are channels of a sample what is 0 stays 0, see `Augment`.
+        self._kept = np.array([(1 + 2 * case.neighbours) * row["masked"] for case, row in zip(cases, rows, strict=True)])
         self._spacings = [case.grid.spacing for case in cases]
         area = math.prod(size)
         self.deck = np.repeat(np.arange(len(cases)), [max(1, math.ceil(pixels / area)) for pixels in self.strategy.amounts])
@@ -174,7 +176,7 @@ class SampleStream:
             "index": torch.tensor([spec.index for spec in used]),
             "case": torch.tensor(numbers),
             **{name: torch.from_numpy(rows[numbers]) for name, rows in self._numbers.items()},
-            "augment": collate(augmentations),
+            "augment": collate(augmentations) | {"keep_zero": torch.from_numpy(self._kept[numbers])},
         }
 
     def _drawn(self, indices: Sequence[int]) -> list[Spec]:
@@ -276,5 +278,4 @@ class SampleStream:
         """Its parameters; lengths are those of the sample's own resolution."""
         z, y, x = self._spacings[spec.case]
         spacing = z * spec.scale, y * spec.scale, x * spec.scale
-        slices = (1 + 2 * self.cases[spec.case].neighbours) * bool(self._numbers["masked"][spec.case])
-        return self.augment.draw(self.seed, spec.index, self._outer, spacing) | {"keep_zero": np.array(slices)}
+        return self.augment.draw(self.seed, spec.index, self._outer, spacing)
