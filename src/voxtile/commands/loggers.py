@@ -18,7 +18,7 @@ def make_loggers(config: Mapping[str, Any], home: RunFolder) -> list[Any]:
     It is called by the one process of a run that logs, whatever number Slurm gave it among others with runs of their own:
     Lightning's loggers write nothing where they take that number for one of theirs.
     """
-    rank_zero_only.rank = 0  # type: ignore[attr-defined]  # of a function
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning keeps it on the function, for which types have none
     loggers = []
     for name, node in config["logger"].items():
         if name == "tensorboard":

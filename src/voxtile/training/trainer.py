@@ -40,7 +40,7 @@ def bare_trainer(callbacks: Sequence[lightning.Callback], **options: Any) -> Ite
         )  # fmt: skip
         # Whoever trains has handlers of its own. Lightning's would take their place, and at SIGTERM wait for the other processes,
         # which are not told.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # no option does it
         yield trainer
 
 
