@@ -53,10 +53,16 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             "'trainer.strategy=fsdp' cuts gradients over devices, and the loss scale of 'trainer.precision=16-mixed' needs whole "
             "ones. Type 'trainer.precision=bf16-mixed'."
         )
-    if options["accelerator"] not in ("gpu", "cuda") and devices == 1 and not options["sync_batchnorm"]:
+    asks = options["accelerator"] in ("gpu", "cuda")
+    if not asks and devices == 1 and not options["sync_batchnorm"]:
         return
     import torch
 
+    if asks and not torch.cuda.is_available():
+        raise ConfigError(
+            f"'trainer.accelerator={options['accelerator']}' asks for a GPU, and PyTorch finds none here. Type 'trainer=cpu', or "
+            "look with 'nvidia-smi' why there is none."
+        )
     device, many = device_of(options), devices == "all" or devices > 1
     if options["sync_batchnorm"] and device == "cpu":
         raise ConfigError(
@@ -71,13 +77,6 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     if device == "cuda" and devices != "all":
         remedy = f" Type '{f'trainer.devices={there}' if there else 'trainer=cpu'}'."
         check_count(f"trainer.devices={devices}", devices, there, remedy)
-    if options["accelerator"] not in ("gpu", "cuda"):
-        return
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"'trainer.accelerator={options['accelerator']}' asks for a GPU, and PyTorch finds none here. Type 'trainer=cpu', or "
-            "look with 'nvidia-smi' why there is none."
-        )
 
 
 def device_of(options: Mapping[str, Any]) -> str:
