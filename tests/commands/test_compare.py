@@ -83,6 +83,12 @@ def test_a_pattern_finds_evaluations(pair: tuple[Path, Path], runs: Path, voxtil
     )
 
 
+def test_a_folder_in_a_list_may_have_any_name(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
+    shutil.copytree(pair[1], tmp_path / "copy (1)")
+    said = voxtile("compare", f"evaluations=[{pair[0]},{tmp_path / 'copy (1)'}]")
+    assert (said.code, "copy (1) compared with plain" in said.text) == (0, True), said.text
+
+
 def test_several_runs_are_told_by_their_folder(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
     for name, folder in zip(("s-2runs-a", "s-2runs-b"), pair, strict=True):
         shutil.copytree(folder, tmp_path / "evaluations" / name / "val-last")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
+from voxtile.commands.folders import first_twice, named_paths
 from voxtile.errors import ConfigError, DataError, RunError, counted, did_you_mean, listed, reason
 
 if TYPE_CHECKING:
@@ -123,19 +123,13 @@ def _named(given: Any) -> list[Evaluation]:
         ConfigError: There are fewer than two, or one comes twice.
         RunError: A folder holds no evaluation, or several.
     """
-    folders: list[Path] = []
-    for name in given if isinstance(given, list) else [given]:
-        path = Path(str(name)).expanduser()
-        found = sorted(glob.glob(str(path))) if glob.has_magic(str(name)) and not path.exists() else [path]  # noqa: PTH207  # takes patterns from /
-        folders += [_evaluation_in(Path(each)) for each in found]
+    folders = [_evaluation_in(path) for path in named_paths(given)]
     if len(folders) < 2:
         raise ConfigError(
             f"'evaluations={given}' names {counted(len(folders), 'evaluation')}, and two or more are compared. Type "
             "'evaluations=[runs/<one>/evaluations/val-best,runs/<other>/evaluations/val-best]', or a pattern."
         )
-    if twice := next(
-        (folder for place, folder in enumerate(folders) if folder.resolve() in map(Path.resolve, folders[:place])), None
-    ):
+    if twice := first_twice(folders):
         raise ConfigError(f"'evaluations' names {twice} twice. Name each once.")
     return [_read(folder) for folder in folders]
 

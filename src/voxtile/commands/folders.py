@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,8 @@ def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
             return [str(run)]
         raise ConfigError(f"'run' takes one folder, and several are given. Type 'runs=[{','.join(several)}]'.")
     folders = named_folders(runs, out)
-    twice = [folder for place, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:place]}]
-    if twice:
-        raise ConfigError(f"'runs' names {twice[0]} twice, which would only count it twice. Name each run once.")
+    if twice := first_twice(folders):
+        raise ConfigError(f"'runs' names {twice} twice, which would only count it twice. Name each run once.")
     if len(folders) < 2:
         found = f"one run, {folders[0]}" if folders else "no run"
         raise ConfigError(f"'runs={runs}' names {found}, and takes two or more. Type 'run=<folder>' for one run.")
@@ -55,8 +54,30 @@ def named_folders(runs: Any, out: Console) -> list[Path]:
     Raises:
         RunError: A pattern finds none.
     """
-    named = runs if isinstance(runs, list) else _typed_list(str(runs)) or [runs]
-    return [folder for name in named for folder in _folders(str(name), out)]
+    return named_paths(runs, lambda pattern, found: _runs_among(found, pattern, out))
+
+
+def named_paths(given: Any, fitting: Callable[[str, list[Path]], list[Path]] = lambda pattern, found: found) -> list[Path]:
+    """What one name or a list of names stands for, in the order given, what a pattern finds in that of its names.
+
+    Args:
+        given: a path or a pattern, or a list of such.
+        fitting: chooses among what a pattern finds.
+    """
+    paths: list[Path] = []
+    for name in map(str, given if isinstance(given, list) else _typed_list(str(given)) or [given]):
+        path = Path(name).expanduser()
+        if glob.has_magic(name) and not path.exists():
+            paths += fitting(name, [Path(each) for each in sorted(glob.glob(str(path)))])  # noqa: PTH207  # Path.glob takes no pattern from /
+        else:
+            paths.append(path)
+    return paths
+
+
+def first_twice(paths: Sequence[Path]) -> Path | None:
+    """The first path to what an earlier one leads to, or None."""
+    places = [path.resolve() for path in paths]
+    return next((path for number, path in enumerate(paths) if places[number] in places[:number]), None)
 
 
 def folder_of_several(config: Mapping[str, Any], homes: Sequence[RunFolder]) -> Path:
@@ -81,21 +102,17 @@ def _typed_list(text: str) -> list[str] | None:
     return [part.strip(" '\"") for part in text[1:-1].split(",") if part.strip()]
 
 
-def _folders(name: str, out: Console) -> list[Path]:
-    """The folder of this name, or the run folders that a pattern finds.
+def _runs_among(found: Sequence[Path], pattern: str, out: Console) -> list[Path]:
+    """The run folders among what a pattern finds.
 
     Raises:
-        RunError: The pattern finds none.
+        RunError: There are none.
     """
-    path = Path(name).expanduser()
-    if path.exists() or not glob.has_magic(name):
-        return [path]
-    found = [Path(each) for each in sorted(glob.glob(str(path)))]  # noqa: PTH207  # Path.glob takes no pattern from /
     runs = [each for each in found if (each / "recipe.json").is_file()]
     others = [each for each in found if each not in runs]
     if not runs:
         there = f"only {listed(others)}, which hold no recipe.json" if others else "nothing"
-        raise RunError(f"'runs={name}' finds no run folder: the pattern fits {there}. Correct it, or name the folders.")
+        raise RunError(f"'runs={pattern}' finds no run folder: the pattern fits {there}. Correct it, or name the folders.")
     if others := [each for each in others if each.name not in OURS]:
         out.print(f"passed over, since they are no runs: {listed(others)}", soft_wrap=True)
     return runs
