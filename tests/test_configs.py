@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 
 from tests.testers.composing import ROOT, command_words, composed
@@ -80,3 +81,11 @@ def test_help_lists_every_group_and_option() -> None:
     rows = dict(line.split(": ", 1) for line in reversed(done.stdout.splitlines()) if ": " in line)
     for group, option in map(group_and_option, OPTIONS):
         assert option in rows[group].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [("launcher", "processes"), ("launcher", "slurm"), ("launcher", "ray"), ("sweeper", "study")]
+)
+def test_settings_of_a_plug_in_stand_in_its_file_alone(group: str, name: str) -> None:
+    composed(["train"])  # plug-ins are found then
+    assert list(ConfigStore.instance().load(f"hydra/{group}/{name}.yaml").node) == ["_target_"]

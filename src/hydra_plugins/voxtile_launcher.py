@@ -1,10 +1,11 @@
 """Hydra's launcher of jobs that each have a process of their own; Hydra finds it by its place. Light: every command imports it.
 
-Not with postponed annotations: Hydra imports plugins without registering them, and a dataclass would look its module up.
+Settings and what they mean stand in conf/launch.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-
-@dataclass
-class ProcessLauncherConf:
-    """Settings, below `hydra.launcher`.
-
-    Attributes:
-        jobs: how many run at once; "auto" for as many as GPUs last, one on the CPU.
-        gpus: of each job; 0 for all that are there.
-    """
-
-    _target_: str = "hydra_plugins.voxtile_launcher.ProcessLauncher"
-    jobs: Any = 1
-    gpus: Any = 0
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="processes", node=ProcessLauncherConf, provider="voxtile")
+for _name, _class in (("processes", "ProcessLauncher"), ("slurm", "SlurmLauncher"), ("ray", "RayLauncher")):
+    _node = {"_target_": f"hydra_plugins.voxtile_launcher.{_class}"}
+    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="voxtile")
 
 
 class ProcessLauncher(Launcher):
@@ -59,38 +47,6 @@ class ProcessLauncher(Launcher):
         from voxtile.commands.sweep import Slots, launch
 
         return launch(jobs, Slots.of(self.jobs, self.gpus), folder)
-
-
-@dataclass
-class SlurmLauncherConf:
-    """Settings, below `hydra.launcher`; conf/launch/slurm.yaml says what they mean."""
-
-    _target_: str = "hydra_plugins.voxtile_launcher.SlurmLauncher"
-    cluster: Any = None
-    poll: Any = 5.0
-    timeout_min: Any = 60
-    slurm_partition: Any = None
-    slurm_account: Any = None
-    slurm_array_parallelism: Any = 100
-    slurm_max_num_timeout: Any = None
-    gpus_per_node: Any = 1
-    cpus_per_task: Any = 8
-    mem_gb: Any = 32
-    slurm_additional_parameters: Any = None
-
-
-@dataclass
-class RayLauncherConf:
-    """Settings, below `hydra.launcher`; conf/launch/ray.yaml says what they mean."""
-
-    _target_: str = "hydra_plugins.voxtile_launcher.RayLauncher"
-    address: Any = None
-    cpus: Any = 1
-    gpus: Any = 0
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmLauncherConf, provider="voxtile")
-ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayLauncherConf, provider="voxtile")
 
 
 class SlurmLauncher(ProcessLauncher):

@@ -1,9 +1,10 @@
 """Hydra's sweeper that searches settings with Optuna; Hydra finds it by its place. Light: every command imports it.
 
-Not with postponed annotations: Hydra imports plugins without registering them, and a dataclass would look its module up.
+Settings and what they mean stand in conf/sweep/optuna.yaml.
 """
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -11,26 +12,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-
-@dataclass
-class StudySweeperConf:
-    """Settings, below `hydra.sweeper`; conf/sweep/optuna.yaml says what they mean."""
-
-    _target_: str = "hydra_plugins.voxtile_sweeper.StudySweeper"
-    name: Any = None
-    trials: Any = 20
-    objectives: Any = field(default_factory=lambda: ["dice"])
-    space: Any = field(default_factory=list)
-    sampler: Any = "tpe"
-    sampler_options: Any = field(default_factory=list)
-    pruner: Any = "none"
-    pruner_options: Any = field(default_factory=list)
-    seed: Any = 0
-    jobs: Any = 1
-    gpus: Any = 0
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="study", node=StudySweeperConf, provider="voxtile")
+_node = {"_target_": "hydra_plugins.voxtile_sweeper.StudySweeper"}
+ConfigStore.instance().store(group="hydra/sweeper", name="study", node=_node, provider="voxtile")
 
 
 class StudySweeper(Sweeper):
