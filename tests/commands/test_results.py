@@ -25,7 +25,7 @@ from tests.testers.formats import file_size_limit
 from tests.testers.maps import written
 from tests.testers.predicting import nothing_is_predicted
 from voxtile.cases import atomic, maps, vector_files
-from voxtile.commands import results
+from voxtile.commands import evaluated, results
 from voxtile.scores.objects import object_scores, summarise_objects
 
 ALL = ["polygons=gpkg", "instances=true", "areas=true", "quicklook=true"]
@@ -519,4 +519,4 @@ def test_every_setting_of_results_is_documented() -> None:
 
 def test_the_command_to_evaluate_leaves_out_what_evaluate_has_by_default() -> None:
     usual = OmegaConf.load(Path(results.__file__).with_name("evaluate.yaml"))
-    assert {name: usual[name] for name in results.EVALUATED} | {"weights": usual["weights"] or "best"} == results.EVALUATED
+    assert {name: usual[name] for name in evaluated.EVALUATED} | {"weights": usual["weights"] or "best"} == evaluated.EVALUATED

@@ -27,6 +27,11 @@ LEAST_VALUE = 0.1  # of `bilateral_value`: images have values from 0 to 255
 FILE = "crf.json"
 
 
+def asks_for_search(value: Any) -> bool:
+    """Whether a command's `crf` or `postprocess` asks for a search: "search", or {search: …}."""
+    return value == "search" or (isinstance(value, Mapping) and "search" in value)
+
+
 def crf_of(value: Any, home: RunFolder, channels: Sequence[str]) -> DenseCRF | None:
     """The CRF that a command's `crf` asks for: null for none, "best" for what the search has found, or settings.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voxtile.commands.evaluate import asks_for_search
+from voxtile.commands.crf import asks_for_search
 from voxtile.commands.evaluation import Evaluation, fold_of
 from voxtile.commands.parents import Learned, learned_by
 from voxtile.commands.scoring import Job, Scored, Scorer, mean_dice

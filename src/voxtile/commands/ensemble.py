@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.cache import content_hash
 from voxtile.commands.bundle import without_area
-from voxtile.commands.folders import differences, folder_of_several, run_folders
+from voxtile.commands.folders import differences, home_of, run_folders
 from voxtile.commands.trained import Trained
 from voxtile.data.normalise import Intensity
 from voxtile.data.survey import Survey
@@ -19,6 +19,8 @@ from voxtile.models.network import dims_of
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from voxtile.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,14 @@ class Ensemble:
         """The runs' identities."""
         return "+".join(member.identity for member in self.members)
 
+    @property
+    def homes(self) -> list[RunFolder]:
+        """The runs' folders."""
+        return [member.home for member in self.members]
+
     def home(self, config: Mapping[str, Any]) -> Path:
         """Where evaluate keeps what belongs to the run, or to these runs together."""
-        if len(self.members) == 1:
-            return self.first.home.path
-        return folder_of_several(config, [member.home for member in self.members])
+        return home_of(config, self.homes)
 
     def weights(self, name: str) -> str:
         """Digests of the weights called `name`, and of trusted code in which they are used."""

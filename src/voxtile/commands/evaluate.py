@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
-from voxtile.errors import ConfigError, DataError
+from voxtile.commands.crf import asks_for_search
+from voxtile.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from voxtile.commands.trained import Trained
-    from voxtile.data.prepared import Prepared
-    from voxtile.inference.predictor import Predictor
+    from voxtile.commands.evaluation import Evaluation
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +23,6 @@ def main(argv: Sequence[str]) -> int:
 def evaluate(config: Mapping[str, Any]) -> int:
     """Scores the run, or the runs together, that the configuration names."""
     from voxtile.commands.console import console
-    from voxtile.commands.evaluation import evaluation_of
     from voxtile.commands.folders import run_folders
 
     out = console()
@@ -37,82 +33,30 @@ def evaluate(config: Mapping[str, Any]) -> int:
             raise ConfigError(f"'{name}=search' chooses settings by scores: only 'split=val' may be used for that.")
     folders = run_folders(config, out)
     weights = config["weights"] or ("best" if len(folders) == 1 else "last")
-    evaluation_of(folders, {**config, "weights": weights}, out).write()
+    _evaluation_of(folders, {**config, "weights": weights}, out).write()
     return 0
 
 
-def asks_for_search(value: Any) -> bool:
-    """Whether a command's `crf` or `postprocess` asks for a search: "search", or {search: …}."""
-    return value == "search" or (isinstance(value, Mapping) and "search" in value)
-
-
-def prepared_for(trained: Trained, split: str, out: Console, surveys: Path | None = None) -> Prepared:
-    """The data of a run, which must be those that it was trained on.
-
-    Args:
-        trained: the run.
-        split: the side that is looked at.
-        out: where it prints.
-        surveys: a folder to keep what is found out of each file, instead of the cache, by which files are known by their dates.
+def _evaluation_of(folders: Sequence[str], config: Mapping[str, Any], out: Console) -> Evaluation:
+    """What scores the runs in some folders; what can be refused before data are read has been.
 
     Raises:
-        DataError: They are other data, or cannot be read.
+        VoxtileError: Runs cannot be opened, do not belong together, or a setting is none.
     """
-    from voxtile.commands.assemble import prepare_data
-    from voxtile.studies.manifest import other_contents
+    from voxtile.commands.crossvalidate import OutOfFold, refuse_chosen
+    from voxtile.commands.evaluation import Evaluation
+    from voxtile.commands.sharing import count_of
+    from voxtile.commands.trained import Trained
 
-    root = trained.built.dataset.layout.root
-    try:
-        prepared = prepare_data(trained.built, out, surveys)
-    except DataError as error:
-        raise DataError(
-            f"The data in {root} cannot be scored as those of the run {trained.home.path}: {error} If the run's data lie elsewhere "
-            "now, say where with 'root=<folder>'."
-        ) from error
-    recipe = trained.recipe
-    same = prepared.split.digest == recipe["split"] and prepared.fingerprint == recipe["data"]
-    if split == "test":
-        same = same and prepared.test_fingerprint == trained.manifest["data"]["test_fingerprint"]
-    if not same:
-        which = other_contents(trained.manifest["data"], prepared) or "files or split have changed"
-        raise DataError(
-            f"The data in {root} are not what the run {trained.home.path} was trained on: {which}. Put them back as they were "
-            "(manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run."
-        )
-    return prepared
-
-
-def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None, post: object) -> str:
-    """What tells evaluations with other procedures at test time apart, "" for the plain one."""
-    import hashlib
-
-    from voxtile.commands.results import EVALUATED
-
-    parts = [] if config["window"] is None else ["window" + "x".join(map(str, config["window"]))]
-    parts += [f"overlap{config['overlap']:g}"] if config["overlap"] != EVALUATED["overlap"] else []
-    parts += [config["precision"]] if config["precision"] != EVALUATED["precision"] else []
-    if crf is not None:
-        parts.append("crf" + hashlib.sha256(json.dumps(crf).encode()).hexdigest()[:6])
-    parts += ["mirrors" + "".join(config["mirrors"])] if config["mirrors"] else []
-    parts += [f"{name}{config[name]}" for name, plain in (("rotations", 1), ("halo", 0), ("samples", 0)) if config[name] != plain]
-    if post is not None:
-        parts.append("postprocess" + hashlib.sha256(json.dumps(post, sort_keys=True).encode()).hexdigest()[:6])
-    return "".join(f"-{part}" for part in parts)
-
-
-def folder_name(split: str, config: Mapping[str, Any], predictor: Predictor, post: object, runs: Sequence[Trained]) -> str:
-    """The folder below `evaluations/` for a split scored with a command's weights and settings.
-
-    Args:
-        split: "val" or "test".
-        config: of the command.
-        predictor: with the CRF that was found for it.
-        post: settings of the post-processing, None for none.
-        runs: those that are scored; where their networks' code has changed, the scores must not take the place of theirs.
-    """
-    from dataclasses import asdict
-
-    crf = predictor.procedure.crf
-    exchanged = "-exchanged" if predictor.procedure.swapped else ""  # earlier versions left classes where they were
-    changed = "-changed" if any(run.changed_modules for run in runs) else ""
-    return f"{split}-{config['weights']}{procedure_name(config, asdict(crf) if crf else None, post)}{exchanged}{changed}"
+    out_of_fold = len(folders) > 1 and config["split"] == "val"
+    if out_of_fold:
+        refuse_chosen(config)
+    processes = count_of(config)
+    if wanted := [name for name in ("crf", "postprocess") if processes > 1 and asks_for_search(config[name])]:
+        raise ConfigError(f"'{wanted[0]}=search' compares all maps in one process. Type 'devices=1'.")
+    runs = [Trained.of(config, folder, config["weights"]) for folder in folders]
+    for run in runs:
+        if config["split"] == "test":
+            run.home.refuse_unfinished("test cases are looked at with the weights that a run ends with")
+        run.warn(out)
+    return (OutOfFold if out_of_fold else Evaluation)(runs, config, processes, out)

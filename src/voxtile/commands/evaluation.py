@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.atomic import atomic_text
 from voxtile.commands.console import progress
-from voxtile.commands.crf import search_crf, search_of
-from voxtile.commands.evaluate import asks_for_search, folder_name, prepared_for
-from voxtile.commands.folders import differences, folder_of_several
+from voxtile.commands.crf import asks_for_search, search_crf, search_of
+from voxtile.commands.evaluated import folder_name
+from voxtile.commands.folders import differences, evaluations_of, home_of
 from voxtile.commands.measures import measures_of
 from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
 from voxtile.commands.score_table import score_table, write_scores
 from voxtile.commands.scoring import Job, Scored, Scorer, mean_dice
-from voxtile.commands.sharing import count_of, score_all
-from voxtile.commands.trained import Trained
+from voxtile.commands.sharing import score_all
+from voxtile.commands.trained import Trained, prepared_for
 from voxtile.data.survey import check_labels
-from voxtile.errors import ConfigError, DataError, RunError, listed
+from voxtile.errors import DataError, RunError, listed
 from voxtile.inference.postprocess_search import Search
 from voxtile.training.ledger import record_look
 from voxtile.training.recipe import ADDED
@@ -35,28 +35,6 @@ if TYPE_CHECKING:
     from voxtile.inference.postprocess import Postprocess
     from voxtile.inference.postprocess_search import KeptMap, Trial
     from voxtile.inference.predictor import Predictor
-
-
-def evaluation_of(folders: Sequence[str], config: Mapping[str, Any], out: Console) -> Evaluation:
-    """What scores the runs in some folders; what can be refused before data are read has been.
-
-    Raises:
-        VoxtileError: Runs cannot be opened, do not belong together, or a setting is none.
-    """
-    from voxtile.commands.crossvalidate import OutOfFold, refuse_chosen
-
-    out_of_fold = len(folders) > 1 and config["split"] == "val"
-    if out_of_fold:
-        refuse_chosen(config)
-    processes = count_of(config)
-    if wanted := [name for name in ("crf", "postprocess") if processes > 1 and asks_for_search(config[name])]:
-        raise ConfigError(f"'{wanted[0]}=search' compares all maps in one process. Type 'devices=1'.")
-    runs = [Trained.of(config, folder, config["weights"]) for folder in folders]
-    for run in runs:
-        if config["split"] == "test":
-            run.home.refuse_unfinished("test cases are looked at with the weights that a run ends with")
-        run.warn(out)
-    return (OutOfFold if out_of_fold else Evaluation)(runs, config, processes, out)
 
 
 def fold_of(run: Trained) -> str:
@@ -104,8 +82,7 @@ class Evaluation:
     @cached_property
     def home(self) -> Path:
         """Where evaluations of these runs lie, and what searches have found for them."""
-        homes = [run.home for run in self.runs]
-        return homes[0].path if len(homes) == 1 else folder_of_several(self.config, homes)
+        return home_of(self.config, [run.home for run in self.runs])
 
     def write(self) -> None:
         """Reads the data, scores, and writes and shows the scores.
@@ -196,7 +173,7 @@ class Evaluation:
     def folder(self, post: object) -> Path:
         """Where the scores go, of maps that were post-processed so."""
         name = folder_name(self.split, self.config, self.predictor, post, self.runs)
-        return self.home / "evaluations" / name if len(self.runs) == 1 else self.home / name
+        return evaluations_of(self.config, [run.home for run in self.runs]) / name
 
     def facts(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """What else is in summary.json: `waived`, and which runs these are."""
@@ -227,7 +204,7 @@ class Evaluation:
         Raises:
             RunError: A folder that is to be written to may not be.
         """
-        scores = self.home / "evaluations" if len(self.runs) == 1 else self.home
+        scores = evaluations_of(self.config, [run.home for run in self.runs])
         searched = [self.home] if self.choosing or self.searching else []
         there = [next(each for each in (place, *place.parents) if each.exists()) for place in (scores, *searched)]
         if not all(os.access(folder, os.W_OK) for folder in there):

@@ -43,8 +43,7 @@ def export(config: Mapping[str, Any]) -> int:
     from voxtile.cases.atomic import atomic_text
     from voxtile.commands.bundle import describe
     from voxtile.commands.console import console
-    from voxtile.commands.evaluate import prepared_for
-    from voxtile.commands.trained import Trained
+    from voxtile.commands.trained import Trained, prepared_for
     from voxtile.commands.words import word
     from voxtile.inference.exporting import check_packages
     from voxtile.training.run_folder import EXPORT

@@ -80,19 +80,27 @@ def first_twice(paths: Sequence[Path]) -> Path | None:
     return next((path for number, path in enumerate(paths) if places[number] in places[:number]), None)
 
 
-def folder_of_several(config: Mapping[str, Any], homes: Sequence[RunFolder]) -> Path:
-    """Where evaluations of several runs together lie, in whatever order the runs are named.
+def home_of(config: Mapping[str, Any], homes: Sequence[RunFolder]) -> Path:
+    """Where that is kept which belongs to a run, or to several together, in whatever order these are named.
 
     Args:
-        config: of the command: below `paths.runs`, or beside the run whose identity comes first.
-        homes: the runs.
+        config: of the command: that of several runs lies below `paths.runs`, or beside the run whose identity comes first.
+        homes: the run, or the runs.
     """
+    if len(homes) == 1:
+        return homes[0].path
     recipes = [(home.read("recipe.json", "identity", "settings"), home.path) for home in homes]
     recipes.sort(key=lambda each: each[0]["identity"])
     digest = hashlib.sha256(" ".join(recipe["identity"] for recipe, _ in recipes).encode()).hexdigest()[:8]
     (first, path), *_ = recipes
     beside = Path(config["paths"]["runs"] or path.parent).expanduser()
     return beside / "evaluations" / f"{first['settings']['data.name']}-{len(homes)}runs-{digest}"
+
+
+def evaluations_of(config: Mapping[str, Any], homes: Sequence[RunFolder]) -> Path:
+    """The folder of the evaluations of a run, or of several together; arguments are those of `home_of`."""
+    home = home_of(config, homes)
+    return home / "evaluations" if len(homes) == 1 else home
 
 
 def _typed_list(text: str) -> list[str] | None:

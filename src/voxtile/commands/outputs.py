@@ -14,9 +14,10 @@ from voxtile import __version__
 from voxtile.cases.formats import tags_of
 from voxtile.cases.maps import MADE_FROM, MapSpec
 from voxtile.commands.ensemble import Ensemble
+from voxtile.commands.evaluated import confusion_of
 from voxtile.commands.inputs import UNCERTAINTY, output_of
 from voxtile.commands.postprocess import as_typed
-from voxtile.commands.results import HEATMAPS, Results, confusion_of, notes_of
+from voxtile.commands.results import HEATMAPS, Results, notes_of
 from voxtile.errors import DataError
 from voxtile.inference.postprocess import Postprocess
 from voxtile.inference.predictor import VERSION, Predictor

@@ -55,10 +55,11 @@ def _work(config: Mapping[str, Any], out: Console) -> tuple[Work, list[CaseFiles
     from voxtile.cases.address import path_of
     from voxtile.cases.formats import SUFFIXES
     from voxtile.commands.ensemble import Ensemble
+    from voxtile.commands.evaluated import said_of
     from voxtile.commands.inputs import channels_as_cases, find_inputs
     from voxtile.commands.postprocess import made_with, postprocess_of
     from voxtile.commands.predicting import Work
-    from voxtile.commands.results import Results, said_of
+    from voxtile.commands.results import Results
 
     runs = Ensemble.open(config, out)
     dataset, data = runs.first.built.dataset, runs.first.manifest["data"]

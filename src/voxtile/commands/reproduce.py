@@ -34,8 +34,7 @@ def main(argv: Sequence[str]) -> int:
 def reproduce(config: Mapping[str, Any]) -> int:
     """Trains the run that the configuration names once more and compares."""
     from voxtile.commands.console import console
-    from voxtile.commands.evaluate import prepared_for
-    from voxtile.commands.trained import Trained
+    from voxtile.commands.trained import Trained, prepared_for
     from voxtile.commands.verify import other_identity, other_name
     from voxtile.studies.reproduction import check_evidence, compare
     from voxtile.training.recipe import Recipe

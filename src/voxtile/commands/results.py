@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,25 +15,17 @@ from typing import TYPE_CHECKING, Any
 from voxtile.cases.atomic import claimed, discard_half, stable_names
 from voxtile.cases.formats import MAP_SUFFIXES, open_map, tags_of, write_id_map
 from voxtile.cases.maps import MADE_FROM
-from voxtile.commands.words import quoted, word
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 from voxtile.values import is_number, is_whole
 
 if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.cases.dataset import Dataset
-    from voxtile.commands.ensemble import Ensemble
     from voxtile.inference.areas import Place, Places
     from voxtile.inference.finished import FinishedMap
-    from voxtile.inference.postprocess import Postprocess
-    from voxtile.inference.predictor import Predictor
 
 VERSION = 3  # of how results are made of maps: raise it when results of the same map change
 TILTED = "voxels of a sheared grid"  # what earlier versions measured otherwise
-EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with a prediction, and what evaluate takes for one run
-    "weights": "best", "window": None, "overlap": 0.25, "crf": None, "postprocess": None, "rotations": 1, "mirrors": [], "halo": 0,
-    "samples": 0, "precision": "32-true",
-}  # fmt: skip
 POLYGONS = ("gpkg", "geojson")
 HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}  # how they are stored
 
@@ -401,51 +392,3 @@ def _classes(names: Any, dataset: Dataset) -> tuple[int, ...]:
             f"{did_you_mean(unknown[0], dataset.classes)}"
         )
     return tuple(index for index, name in enumerate(dataset.classes) if name in named)
-
-
-def said_of(confusion: Mapping[str, Any] | None, runs: Ensemble, config: Mapping[str, Any]) -> str:
-    """What the command says of the adjusted areas, or of their absence."""
-    if confusion is None:
-        # Only numbers, names and lists of them, which read as they are printed, but for the settings of CRF and post-processing.
-        given = [
-            shlex.quote(f"{name}={json.dumps(config[name])}".replace('"', "").replace(" ", ""))
-            for name, usual in EVALUATED.items()
-            if config[name] != usual
-        ]
-        several = shlex.quote(f"runs=[{','.join(quoted(str(member.home.path)) for member in runs.members)}]")
-        alone = [word("run", runs.first.home.path)]
-        which = alone if len(runs.members) == 1 else [several, f"weights={config['weights']}", "split=test"]
-        return (
-            "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by; type "
-            f"first: voxtile evaluate {' '.join(dict.fromkeys([*which, *given]))}"
-        )
-    return (
-        f"adjusted hectares rest on {confusion['source']}: their intervals hold if its pixels are a random sample of this map "
-        "within each class, which whole validation cases are not"
-    )
-
-
-def confusion_of(
-    runs: Ensemble, config: Mapping[str, Any], predictor: Predictor, post: Postprocess | None
-) -> dict[str, Any] | None:
-    """The confusion matrix of the evaluation with the same weights, overlap and procedure, on test cases where there is one.
-
-    Returns:
-        `matrix` and `source`; None where there was no such evaluation. One of several runs out of fold is by each alone, and none.
-    """
-    from voxtile.commands.evaluate import folder_name
-    from voxtile.commands.postprocess import as_typed
-
-    classes = runs.first.manifest["data"]["classes"]
-    for split in ("test", "val") if len(runs.members) == 1 else ("test",):
-        beside = runs.home(config) / "evaluations" if len(runs.members) == 1 else runs.home(config)
-        folder = beside / folder_name(split, config, predictor, as_typed(post, classes), runs.members)
-        try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not evaluated
-            continue
-        of_these = {member.file["weights_sha256"] for member in runs.members}
-        said = (each.get("weights_sha256") for each in summary.get("runs", [summary]))  # an older evaluation does not say
-        if summary["overlap"] == config["overlap"] and {digest for digest in said if digest} <= of_these:
-            return {"matrix": summary["confusion"], "source": f"{folder.parent.name}/{folder.name}"}
-    return None

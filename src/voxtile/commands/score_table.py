@@ -16,6 +16,7 @@ from voxtile.cases.atomic import atomic_text
 from voxtile.cases.case import Case
 from voxtile.cases.csv_table import atomic_csv
 from voxtile.cases.regions import structures_of
+from voxtile.commands.evaluated import summary_in
 from voxtile.commands.measures import MEASURES, Measure, as_typed
 from voxtile.commands.scoring import Scored
 from voxtile.commands.tables import print_scores, print_volumes
@@ -129,15 +130,6 @@ def write_scores(
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)
     _say_replaced(before, summary, folder, out)
-
-
-def summary_in(folder: Path) -> Mapping[str, Any]:
-    """The summary of the evaluation in a folder; empty where there is none."""
-    try:
-        found: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, Mapping) else {}
 
 
 def _say_replaced(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, out: Console) -> None:

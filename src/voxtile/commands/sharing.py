@@ -29,7 +29,7 @@ from voxtile.commands.console import console, progress
 from voxtile.commands.devices import check_count, device_called
 from voxtile.commands.postprocess import as_typed, postprocess_of
 from voxtile.commands.scoring import Job, Scored, Scorer
-from voxtile.commands.trained import Trained
+from voxtile.commands.trained import Trained, prepared_for
 from voxtile.errors import ConfigError, DataError, RunError, VoxtileError, counted, reason
 from voxtile.values import is_whole
 
@@ -263,7 +263,6 @@ def main() -> int:
 
 
 def _count(order: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> None:
-    from voxtile.commands.evaluate import prepared_for
     from voxtile.commands.heap import keep_heap
     from voxtile.commands.measures import measures_of
 

@@ -33,6 +33,8 @@ from voxtile.values import is_number, is_whole
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from voxtile.data.prepared import Prepared
+
 MOST_SEEN = 2**25  # pixels of a window with its halo: feature maps of 16 channels then take 2 GB
 # What a manifest says of a run's data.
 DATA = ("channels", "classes", "background", "colors", "intensity", "test_fingerprint", "test_files")
@@ -214,6 +216,42 @@ class Trained:
                 f"'halo={halo}' must be a number of pixels from 0 up, or 'field' for half the network's receptive field."
             )
         return int(halo)
+
+
+def prepared_for(trained: Trained, split: str, out: Console, surveys: Path | None = None) -> Prepared:
+    """The data of a run, which must be those that it was trained on.
+
+    Args:
+        trained: the run.
+        split: the side that is looked at.
+        out: where it prints.
+        surveys: a folder to keep what is found out of each file, instead of the cache, by which files are known by their dates.
+
+    Raises:
+        DataError: They are other data, or cannot be read.
+    """
+    from voxtile.commands.assemble import prepare_data
+    from voxtile.studies.manifest import other_contents
+
+    root = trained.built.dataset.layout.root
+    try:
+        prepared = prepare_data(trained.built, out, surveys)
+    except DataError as error:
+        raise DataError(
+            f"The data in {root} cannot be scored as those of the run {trained.home.path}: {error} If the run's data lie elsewhere "
+            "now, say where with 'root=<folder>'."
+        ) from error
+    recipe = trained.recipe
+    same = prepared.split.digest == recipe["split"] and prepared.fingerprint == recipe["data"]
+    if split == "test":
+        same = same and prepared.test_fingerprint == trained.manifest["data"]["test_fingerprint"]
+    if not same:
+        which = other_contents(trained.manifest["data"], prepared) or "files or split have changed"
+        raise DataError(
+            f"The data in {root} are not what the run {trained.home.path} was trained on: {which}. Put them back as they were "
+            "(manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run."
+        )
+    return prepared
 
 
 def configuration(home: RunFolder) -> Any:

@@ -32,8 +32,7 @@ def main(argv: Sequence[str]) -> int:
 def verify(config: Mapping[str, Any]) -> int:
     """Compares the run that the configuration names with what was recorded when it was trained."""
     from voxtile.commands.console import console
-    from voxtile.commands.evaluate import prepared_for
-    from voxtile.commands.trained import Trained
+    from voxtile.commands.trained import Trained, prepared_for
 
     out, wanted = console(), config["cases"]
     if wanted != "all" and not is_whole(wanted, 1):
@@ -166,7 +165,7 @@ def other_metrics(home: RunFolder) -> list[str]:
 
 def stale_evaluations(home: RunFolder) -> list[str]:
     """The evaluations in a run's folder that are of other weights than those with which it was finished."""
-    from voxtile.commands.score_table import summary_in
+    from voxtile.commands.evaluated import summary_in
 
     recorded, found = home.read("status.json").get("weights") or {}, []
     for folder in sorted((home.path / "evaluations").glob("*")):
