@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from voxtile.data.splits import FileSplit
 from voxtile.errors import ConfigError, DataError
 from voxtile.training import run_folder
 from voxtile.training.module import SegmentationModule
+from voxtile.training.processes import start_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -362,7 +364,7 @@ def test_a_parent_that_another_process_trains_is_waited_for(
     assert voxtile("train", *words, "training.steps=1", "training.val_every=1").code == 0
     (home,) = homes(tmp_path / "runs")
     done = shutil.move(home, tmp_path / "done")
-    held = {"host": run_folder.socket.gethostname(), "pid": other.pid, "started": run_folder.start_time(other.pid)}
+    held = {"host": socket.gethostname(), "pid": other.pid, "started": start_time(other.pid)}
     home.mkdir()
     shutil.copy(done / "recipe.json", home)
     for name, content in (("lease", held), ("status", {"state": "running", "step": 0})):

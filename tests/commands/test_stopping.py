@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import Command, Run, homes
-from voxtile.training import run_folder
 from voxtile.training.module import SegmentationModule
+from voxtile.training.processes import start_time
 from voxtile.training.stopping import StopRequest
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def test_a_running_process_keeps_its_run_and_stops_when_asked(words: list[str], 
 def test_a_process_that_died_leaves_its_run_to_the_next(copied_run: Run, voxtile: Command) -> None:
     """What a kill leaves: a lease and the state "running"; nothing has to be cleaned up by hand."""
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
-    started = run_folder.start_time(gone.pid)
+    started = start_time(gone.pid)
     os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and keeps its number, since nobody has asked how
     (copied_run.home / "status.json").write_text('{"state": "running", "step": 2}')
     (copied_run.home / "lease.json").write_text(f'{{"host": "{os.uname().nodename}", "pid": {gone.pid}, "started": "{started}"}}')

@@ -13,6 +13,7 @@ import pytest
 
 from voxtile.errors import RunError
 from voxtile.training import run_folder
+from voxtile.training.processes import start_time
 from voxtile.training.recipe import Recipe
 from voxtile.training.run_folder import SILENCE, RunFolder
 
@@ -66,7 +67,7 @@ def test_a_run_is_found_by_its_recipe_under_another_name(home: RunFolder, tmp_pa
 
 
 def test_a_living_process_keeps_its_run(home: RunFolder, other: subprocess.Popen) -> None:
-    held_by(home, other.pid, run_folder.start_time(other.pid), age=10 * SILENCE)  # a busy process may be late with its heartbeat
+    held_by(home, other.pid, start_time(other.pid), age=10 * SILENCE)  # a busy process may be late with its heartbeat
     assert home.status["state"] == "running"
     with pytest.raises(RunError, match=f"is being trained by process {other.pid} on {os.uname().nodename}"), home.lease():
         pass
@@ -94,7 +95,7 @@ def test_who_waits_says_so_once_and_keeps_nobody_from_being_refused(
     home: RunFolder, other: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "POLL", 0.01)
-    held_by(home, other.pid, run_folder.start_time(other.pid))
+    held_by(home, other.pid, start_time(other.pid))
     told: list[str] = []
     waiting, refused = threading.Event(), threading.Event()
 
@@ -184,7 +185,7 @@ def test_the_heart_beats(home: RunFolder, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_lease_that_is_cut_off_is_nobodys(home: RunFolder) -> None:
-    held_by(home, os.getpid(), run_folder.start_time(os.getpid()))
+    held_by(home, os.getpid(), start_time(os.getpid()))
     (home.path / "lease.json").write_text('{"host": "a')
     assert home.status["state"] == "interrupted"
     with home.lease():
@@ -242,7 +243,7 @@ HUGE = json.dumps({"host": os.uname().nodename, "pid": 10**30, "started": "1"})
 
 @pytest.mark.parametrize("lease", ["{}", "[]", '{"host": "a", "pid": "b", "started": ""}', HUGE])
 def test_a_lease_that_is_none_is_nobodys(home: RunFolder, lease: str) -> None:
-    held_by(home, os.getpid(), run_folder.start_time(os.getpid()))
+    held_by(home, os.getpid(), start_time(os.getpid()))
     (home.path / "lease.json").write_text(lease)
     assert home.status["state"] == "interrupted"
 
