@@ -26,7 +26,7 @@ from tests.testers.formats import file_size_limit
 from tests.testers.tiny import SMALL, scene_words, volume_words
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
-from voxtile.commands.train import changed_since
+from voxtile.commands.standing import changed_since
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.commands.devices import check_count, check_precision, gpu_or_cpu
+from voxtile.commands.devices import check_count, check_precision, gpu_or_cpu, torchrun_world
 from voxtile.errors import ConfigError, VoxtileError, counted, did_you_mean, listed
 from voxtile.values import is_whole
 
@@ -89,10 +89,8 @@ def world_of(options: Mapping[str, Any]) -> int:
     """How many processes train, by the options of the trainer."""
     import torch
 
-    from voxtile.commands import elastic
-
-    if elastic.world() > 1:  # torchrun has started them
-        return elastic.world()
+    if torchrun_world() > 1:  # torchrun has started them
+        return torchrun_world()
     return max(1, torch.cuda.device_count()) if options["devices"] == "all" else int(options["devices"])
 
 
@@ -103,11 +101,10 @@ def devices_of(options: Mapping[str, Any]) -> Devices:
     """
     import torch
 
-    from voxtile.commands import elastic
     from voxtile.studies.manifest import Devices
 
     count, threads = world_of(options), torch.get_num_threads()
-    if count > 1 and elastic.world() == 1:
+    if count > 1 and torchrun_world() == 1:
         wish = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(wish) if wish.isdigit() and int(wish) else max(1, (os.cpu_count() or 1) // count)
     strategy = "" if count == 1 else "fsdp" if options["strategy"] == "fsdp" else "ddp"
@@ -120,8 +117,6 @@ def trainer_options(options: Mapping[str, Any], world: int) -> dict[str, Any]:
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
-    from voxtile.commands import elastic
-
     given = {name: options[name] for name in ("accelerator", "precision", "profiler") if name in options}
     # What has no deterministic form on CUDA, which some networks of other libraries use, is warned of instead of refused.
     given["deterministic"] = "warn" if options.get("deterministic") else False
@@ -131,7 +126,7 @@ def trainer_options(options: Mapping[str, Any], world: int) -> dict[str, Any]:
     # a validation, for which devices have unequally many batches, they would wait for one another.
     kind = _sharded() if options["strategy"] == "fsdp" else DDPStrategy
     strategy = kind(find_unused_parameters=True, forward_sync_buffers=False)
-    by_torchrun = elastic.world() > 1
+    by_torchrun = torchrun_world() > 1
     here = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else world
     environment = TorchElasticEnvironment() if by_torchrun else LightningEnvironment()
     shared = {"sync_batchnorm": options["sync_batchnorm"], "plugins": [environment], "strategy": strategy}

@@ -49,7 +49,7 @@ def check(config: Mapping[str, Any]) -> int:
     from voxtile.commands.assemble import check_trainer, prepare_data
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
-    from voxtile.commands.train import command_line
+    from voxtile.commands.words import command_line
 
     out = console()
     check_trainer(config["trainer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from voxtile.errors import ConfigError, did_you_mean, listed, reason
@@ -35,6 +36,11 @@ def gpu_or_cpu() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torchrun_world() -> int:
+    """How many processes torchrun has started; 1 where it has not."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def check_count(asked: str, count: int, there: int, remedy: str = "", each: str = "") -> None:

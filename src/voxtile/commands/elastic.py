@@ -16,6 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands.children import GRACE, POLL, emptied
+from voxtile.commands.devices import torchrun_world
 from voxtile.errors import ConfigError, RunError, VoxtileError, reason
 
 if TYPE_CHECKING:
@@ -24,14 +25,9 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(days=7)  # how long the others wait until the first has read all data
 
 
-def world() -> int:
-    """How many processes torchrun has started; 1 where it has not."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
 def follows() -> bool:
     """Whether this process is one of several, and not the first."""
-    return world() > 1 and int(os.environ["RANK"]) > 0
+    return torchrun_world() > 1 and int(os.environ["RANK"]) > 0
 
 
 @contextmanager
@@ -41,7 +37,7 @@ def leading(argv: Sequence[str]) -> Iterator[None]:
     Raises:
         ConfigError: A multirun is asked for.
     """
-    if world() == 1:
+    if torchrun_world() == 1:
         yield
         return
     store = _store()
@@ -83,7 +79,7 @@ def train_together(home: RunFolder, order: Mapping[str, Any]) -> dict[str, Any]:
     """
     from voxtile.commands.worker import work
 
-    reports = emptied(home.path / "ranks")
+    reports, world = emptied(home.path / "ranks"), torchrun_world()
     store = _store()
     store.set(f"order {store.add('orders', 1)}", json.dumps(order))
     try:
@@ -96,10 +92,10 @@ def train_together(home: RunFolder, order: Mapping[str, Any]) -> dict[str, Any]:
             for file in sorted(reports.glob("*.json")):
                 said = json.loads(file.read_text(encoding="utf-8"))
                 if "message" in said:
-                    raise RunError(f"Process {file.stem} of {world()} (numbered from 0) failed: {said['message']}") from error
+                    raise RunError(f"Process {file.stem} of {world} (numbered from 0) failed: {said['message']}") from error
             time.sleep(POLL)
         raise RunError(
-            f"The first of {world()} processes lost the others, or failed itself: {type(error).__name__}: {reason(error)}. What "
+            f"The first of {world} processes lost the others, or failed itself: {type(error).__name__}: {reason(error)}. What "
             "torchrun prints says whether one of them was killed."
         ) from error
     shutil.rmtree(reports, ignore_errors=True)  # where others may still be writing

@@ -24,7 +24,8 @@ from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.commands.space import NOT_COMPOSED, TrialMaker, parsed_words, space_of, typed_words
 from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
-from voxtile.training.run_folder import RunFolder, exclusive, is_alive, is_here, this_process
+from voxtile.training.processes import exclusive, is_alive, is_here, this_process
+from voxtile.training.run_folder import RunFolder
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     from sqlalchemy.exc import SQLAlchemyError
 
     from voxtile.commands.console import console
-    from voxtile.commands.train import command_line
+    from voxtile.commands.words import command_line
 
     out = console()
     if (chosen := config.hydra.runtime.choices.get("launch", "turn")) != "turn":

@@ -386,7 +386,7 @@ def finished_before(job: Job) -> str:
 
     What is wrong with it, its process will say.
     """
-    from voxtile.commands.train import finished_run
+    from voxtile.commands.standing import finished_run
 
     runs = Path(str(OmegaConf.select(job.config, "paths.runs"))).expanduser()
     if job.order is not None or not any(runs.glob("*/recipe.json")):

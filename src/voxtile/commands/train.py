@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose, elastic
+from voxtile.commands.devices import torchrun_world
 from voxtile.commands.guard import guarded
 from voxtile.commands.own import blaming
+from voxtile.commands.standing import changed_since, refuse_or_finished, run_home
 from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, collecting
-from voxtile.commands.words import word
-from voxtile.errors import RunError, VoxtileError, counted, listed, sentence
+from voxtile.commands.words import command_line, word
+from voxtile.errors import RunError, VoxtileError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,40 +87,6 @@ def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object], pat
     return 0
 
 
-def finished_run(config: Mapping[str, Any]) -> tuple[RunFolder, str] | None:
-    """The finished run of a configuration, and what has changed since; None where something is left to do.
-
-    Whether that is so of a run that starts from another one, only the other one could tell: None, too.
-
-    Raises:
-        VoxtileError: The configuration or the data are wrong.
-    """
-    from rich.console import Console
-
-    from voxtile.commands.assemble import devices_of, prepare_data
-    from voxtile.commands.build import parts
-
-    if config["init_from"] is not None:
-        return None
-    built = parts(config)
-    home, devices = _home(config, prepare_data(built, Console(quiet=True)), None), devices_of(config["trainer"])
-    if home.status["state"] != "finished" or not refuse_or_finished(home, config, devices):
-        return None
-    return home, changed_since(home, devices)
-
-
-def _home(config: Mapping[str, Any], prepared: Prepared, parent: Parent | None) -> RunFolder:
-    """The folder of a configuration's run."""
-    from voxtile.data.stream import STREAM_VERSION
-    from voxtile.training.recipe import Recipe
-    from voxtile.training.run_folder import RunFolder
-
-    recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION, parent.digest if parent else "")
-    chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
-    name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
-    return RunFolder.of(Path(config["paths"]["runs"]).expanduser(), name, recipe)
-
-
 def train_to_end(
     config: Mapping[str, Any],
     out: Console,
@@ -166,7 +132,7 @@ def train_to_end(
     prepared = read()
     if parent is not None:
         prepared = replace(prepared, waived=(*prepared.waived, *check_leaks(parent.learned, prepared, waive)))
-    home = _home(config, prepared, parent)
+    home = run_home(config, prepared, parent)
     if begun is not None:
         begun(home)
     if refuse_or_finished(home, config, devices):
@@ -191,61 +157,6 @@ def train_to_end(
     return home
 
 
-def refuse_or_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, held: bool = False) -> bool:
-    """Refuses a run that is not to be trained as it stands, and returns whether nothing is left to train.
-
-    Looked up before the run's lease is taken, and again when it is `held`.
-
-    Raises:
-        RunError: The run failed before, or is interrupted and was made by other code, and the user has not said to go on; or it is
-            finished and its folder is damaged.
-    """
-    status = home.status
-    if status["state"] == "finished":
-        _check_whole(home)
-        return True
-    if status["state"] == "failed" and not config["retry"]:
-        where = "its last saved state" if home.resume.exists() else "its start, since no state of it is saved,"
-        raise RunError(
-            f"This run failed before, at step {status.get('step', '?')}, and said: {sentence(status.get('reason', 'nothing'))} Its "
-            f"folder is {home.path}. Change the configuration, or train it again from {where} with 'retry=true'."
-        )
-    # Who holds the lease finds "running" where a process was killed; without it, someone is at work.
-    if (held or status["state"] != "running") and home.resume.exists() and not config["inexact"]:
-        refuse_if_changed(home, devices)
-    return False
-
-
-def _check_whole(home: RunFolder) -> None:
-    """Looks whether the folder of a finished run holds what evaluating and predicting need, as the training left it.
-
-    Raises:
-        RunError: A file is gone, or weights are not those with which the run was finished.
-    """
-    from voxtile.training.weights import is_whole_file
-
-    recorded = home.status.get("weights") or {}
-    weights = {name: home.weights / f"{name}.safetensors" for name in ("best", "last")}
-    files = [home.path / name for name in ("recipe.json", "manifest.json", "config.yaml")] + list(weights.values())
-    wrong = [f"{file.relative_to(home.path)} is gone" for file in files if not file.is_file()]
-    wrong += [
-        f"{file.relative_to(home.path)} is cut off or has changed"
-        for name, file in weights.items()
-        if file.is_file() and not is_whole_file(file, recorded.get(name))
-    ]
-    if wrong:
-        raise RunError(
-            f"The run {home.path} is finished, and its folder is damaged: {listed(wrong)}. Put back what the training left, or "
-            "move the folder away; the same command then trains the run again."
-        )
-
-
-def command_line() -> str:
-    """What the user types to train with the configuration that was composed."""
-    program = ["python", sys.argv[0]] if Path(sys.argv[0]).name == "train.py" else ["voxtile", "train"]
-    return shlex.join([*program, *(word for word in sys.argv[1:] if word != "--")])
-
-
 def _train(
     config: Mapping[str, Any], prepared: Prepared, parent: Parent | None, module: SegmentationModule, data: VoxtileData,
     home: RunFolder, devices: Devices, out: Console,
@@ -253,6 +164,8 @@ def _train(
     """Trains a run, whose lease is held, from what is saved of it, and records in its folder how."""
     from voxtile.cases.atomic import atomic_text
     from voxtile.commands.ranks import train_in_processes
+    from voxtile.commands.worker import fit_here
+    from voxtile.studies.meter import forget_peak_memory
 
     state = _saved(home, config["retry"], out)
     facts = _facts(config, prepared, parent, home, devices)
@@ -268,11 +181,14 @@ def _train(
         if devices.count > 1 and not module.done:  # what is trained to its end needs no others to say so
             began_from = None if parent is None else str(parent.home.path.absolute())
             order = {"config": config, "home": str(home.path), "parent": began_from, "command": command_line()}
-            together = elastic.world() > 1
-            measured |= elastic.train_together(home, order) if together else train_in_processes(home, order, devices)
+            by_torchrun = torchrun_world() > 1
+            measured |= elastic.train_together(home, order) if by_torchrun else train_in_processes(home, order, devices)
         else:
             with blaming(config["trust"]):
-                _fit_here(config, module, data, home, measured, out)
+                forget_peak_memory()
+                fit_here(config, module, data, home, out, command_line(), measured)
+            for path in home.path.glob("*-profile.txt"):
+                out.print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
 
 
 def _facts(
@@ -376,63 +292,6 @@ def _saved(home: RunFolder, retry: bool, out: Console) -> dict[str, Any] | None:
         out.print(f"{home.resume} is damaged and now called {aside.name}: the run is trained from its start", style="yellow",
                   soft_wrap=True)  # fmt: skip
         return None
-
-
-def _fit_here(
-    config: Mapping[str, Any],
-    module: SegmentationModule,
-    data: VoxtileData,
-    home: RunFolder,
-    measured: dict[str, float],
-    out: Console,
-) -> None:
-    """Trains in this process, and measures what it takes."""
-    from lightning.pytorch.profilers import SimpleProfiler
-
-    from voxtile.commands.assemble import trainer_options
-    from voxtile.commands.loggers import finish, make_loggers
-    from voxtile.studies.meter import forget_peak_memory, peak_memory
-    from voxtile.training.fit import fit
-
-    options = trainer_options(config["trainer"], 1)
-    if options.get("profiler") == "simple":
-        options["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
-    loggers, well = make_loggers(config, home), False
-    forget_peak_memory()
-    try:
-        fit(module, data, home, options, loggers, out, command_line())
-        for path in home.path.glob("*-profile.txt"):
-            out.print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
-        well = True
-    finally:
-        # The seconds are those of all segments of the run.
-        measured |= {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}
-        finish(loggers, well)
-
-
-def refuse_if_changed(home: RunFolder, devices: Devices) -> None:
-    """Continuing with other code or versions would not give the same bits: only when told to.
-
-    Raises:
-        RunError: The interrupted run was made by other code.
-    """
-    if changed := changed_since(home, devices):
-        ended = "failed" if home.status["state"] == "failed" else "was interrupted"
-        raise RunError(
-            f"The run {home.path} {ended}, and since then:{changed} Continued, it would not end in the bits of an "
-            "undisturbed run. Go back to what it began with, continue all the same with 'inexact=true' (the manifest then says "
-            "so), or move the folder away: the same command then trains it from its start."
-        )
-
-
-def changed_since(home: RunFolder, devices: Devices) -> str:
-    """What has changed between a run and now, as a sentence that starts with a space; empty where nothing has."""
-    from voxtile.studies.manifest import changes
-
-    if not (home.path / "manifest.json").exists():
-        return ""
-    found = changes(home.read("manifest.json", "code", "versions", "hardware"), devices)
-    return f" {'; '.join(found)}." if found else ""
 
 
 def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Console) -> None:

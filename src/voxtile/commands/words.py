@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from voxtile.errors import ConfigError
 
@@ -34,6 +36,12 @@ def escaped(key: str) -> str:
 def word(key: str, text: object) -> str:
     """`key=text` as it is typed in a shell."""
     return shlex.quote(f"{key}={quoted(str(text))}")
+
+
+def command_line() -> str:
+    """What the user types to train with the configuration that was composed."""
+    program = ["python", sys.argv[0]] if Path(sys.argv[0]).name == "train.py" else ["voxtile", "train"]
+    return shlex.join([*program, *(word for word in sys.argv[1:] if word != "--")])
 
 
 def check_whole(argv: Sequence[str]) -> None:

@@ -25,6 +25,10 @@ from voxtile.errors import VoxtileError, reason
 from voxtile.training.stopping import UNSAVED
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from voxtile.data.datamodule import VoxtileData
+    from voxtile.training.module import SegmentationModule
     from voxtile.training.run_folder import RunFolder
 
 
@@ -67,14 +71,11 @@ def work(order: Mapping[str, Any], leads: bool, held: RunFolder | None = None) -
         leads: whether this process is the first, which writes into the run folder.
         held: the folder, where this process holds its lease.
     """
-    from voxtile.commands.assemble import assembled, prepare_data, trainer_options, world_of
+    from voxtile.commands.assemble import assembled, prepare_data, world_of
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.heap import keep_heap
-    from voxtile.commands.loggers import finish, make_loggers
     from voxtile.commands.parents import Parent
-    from voxtile.studies.meter import peak_memory
-    from voxtile.training.fit import fit
     from voxtile.training.run_folder import RunFolder
 
     keep_heap()
@@ -85,14 +86,45 @@ def work(order: Mapping[str, Any], leads: bool, held: RunFolder | None = None) -
     if order["parent"] is not None:
         Parent.of(RunFolder.existing(order["parent"])).hand_down(module, out)
     out.quiet = not leads
+    measured: dict[str, float] = {}
+    fit_here(config, module, data, home, out, order["command"], measured, world_of(config["trainer"]), leads)
+    return measured
+
+
+def fit_here(
+    config: Mapping[str, Any], module: SegmentationModule, data: VoxtileData, home: RunFolder, out: Console, command: str,
+    measured: dict[str, float], world: int = 1, leads: bool = True,
+) -> None:  # fmt: skip
+    """Trains in this process.
+
+    Args:
+        config: resolved.
+        module: what is trained.
+        data: its data.
+        home: the run's folder.
+        out: where progress is shown.
+        command: what the user types to continue.
+        measured: where it is put what training takes, also where it fails: seconds, those of all segments of the run, and memory.
+        world: how many processes train.
+        leads: whether this one is the first, which writes into the run folder.
+    """
+    from lightning.pytorch.profilers import SimpleProfiler
+
+    from voxtile.commands.assemble import trainer_options
+    from voxtile.commands.loggers import finish, make_loggers
+    from voxtile.studies.meter import peak_memory
+    from voxtile.training.fit import fit
+
+    options = trainer_options(config["trainer"], world)
+    if options.get("profiler") == "simple":
+        options["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
     loggers, well = make_loggers(config, home) if leads else [], False
     try:
-        options = trainer_options(config["trainer"], world_of(config["trainer"]))
-        fit(module, data, home, options, loggers, out, order["command"], leads)
+        fit(module, data, home, options, loggers, out, command, leads)
         well = True
     finally:
+        measured |= {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}
         finish(loggers, well)
-    return {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}
 
 
 if __name__ == "__main__":

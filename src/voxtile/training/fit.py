@@ -169,7 +169,7 @@ def fit(
     console: Console,
     command: str,
     leads: bool = True,
-) -> dict[str, Any]:
+) -> None:
     """Trains until nothing is left to do.
 
     Args:
@@ -181,9 +181,6 @@ def fit(
         console: where progress is shown.
         command: what the user types to continue.
         leads: whether this process is the only, or the first, of those that train the run together: it writes into the folder.
-
-    Returns:
-        The best validation: {"score", "step", "scores"}.
 
     Raises:
         InterruptedRunError: A signal came; the state is saved.
@@ -213,7 +210,6 @@ def fit(
     folder.check_held()
     if leads:
         _finish(module, folder, metrics)
-    return module.best
 
 
 def _take_up(module: SegmentationModule, folder: RunFolder, console: Console) -> int:
