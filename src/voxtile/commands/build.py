@@ -161,10 +161,13 @@ def build_loss(config: Mapping[str, Any], dataset: Dataset, class_counts: Sequen
     return loss
 
 
-def check_without_data(config: Mapping[str, Any]) -> None:
+def check_without_data(config: Mapping[str, Any]) -> Parts:
     """Refuses a training as far as it can be told before its data are read, in no time and without memory for weights.
 
     Networks of other libraries and of the user's own, which may load files, are not built.
+
+    Returns:
+        Its parts.
 
     Raises:
         ConfigError: See `parts`; or the network cannot be built, or there is no such score to choose weights by.
@@ -173,12 +176,13 @@ def check_without_data(config: Mapping[str, Any]) -> None:
 
     built = parts(config)
     dataset = built.dataset
-    check_monitor(built.settings.monitor, dataset.classes, dataset.background, dataset.regions)
+    check_monitor(built.settings.monitor, dataset.classes, dataset.regions)
     if all(below(name, ("voxtile.models",)) for _, name in targets_of(config["model"], "model")):
         import torch
 
         with torch.device("meta"):  # on which our networks load no weights
             build_network(config["model"], built.trust, IMAGINED_CHANNELS, len(dataset.classes))
+    return built
 
 
 def unused(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# What says where and how jobs run, and nothing of what they are about.
-ASIDE = ("paths.", "hydra.", "launch=", "logger", "sweep=", "workers=", "trust=", "retry=", "inexact=", "debug_errors=")
+NO_MATTER = ("retry=", "inexact=", "workers=", "debug_errors=", "paths.", "logger", "trust=")  # to a run's numbers
+ASIDE = (*NO_MATTER, "hydra.", "launch=", "sweep=")  # what says where and how jobs run, and nothing of what they are about
 LONGEST = 128  # signs of a name that trackers take
 
 

@@ -11,7 +11,7 @@ import shlex
 import socket
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxtile.commands import compose
 from voxtile.commands.guard import STOPPED, StoppedError
+from voxtile.commands.names import NO_MATTER
 from voxtile.commands.space import NOT_COMPOSED, TrialMaker, parsed_words, space_of, typed_words
 from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
     from rich.console import Console
 
+    from voxtile.cases.dataset import Dataset
+
 SAMPLERS = {
     "tpe": "TPESampler", "cmaes": "CmaEsSampler", "random": "RandomSampler", "grid": "RandomSampler", "qmc": "QMCSampler",
     "gp": "GPSampler", "nsga2": "NSGAIISampler", "nsga3": "NSGAIIISampler",
@@ -43,7 +46,6 @@ PRUNERS = {
     "hyperband": "HyperbandPruner",
 }  # fmt: skip
 COSTS = ("seconds_per_step", "peak_memory_gib")  # objectives that no validation gives
-NO_MATTER = ("retry=", "inexact=", "workers=", "debug_errors=", "paths.", "logger", "trust=")  # to a trial's numbers
 LOOK = 1.0  # seconds between looks at the validations of a trial
 OWNER, REASON, RUN = "owner", "reason", "run"  # attributes of a trial
 
@@ -88,7 +90,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     if not is_whole(trials, 1):
         raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")
     maker = TrialMaker(fixed, space, config, loader)
-    _check_objectives(wanted, maker.check())
+    _check_objectives(wanted, maker.check().dataset)
     slots = Slots.of(settings["jobs"], settings["gpus"], "hydra.sweeper")
     _check_made(wanted, settings)
     # Optuna's own sampler for grids works in its own loop only; the others would try some of few combinations twice.
@@ -140,29 +142,23 @@ def _objectives(given: Any) -> dict[str, str]:
     return {name.removeprefix("-"): "minimize" if name.startswith("-") else "maximize" for name in given}
 
 
-def _check_objectives(wanted: Mapping[str, str], config: DictConfig) -> None:
-    """Refuses objectives that no run will have.
+def _check_objectives(wanted: Mapping[str, str], dataset: Dataset) -> None:
+    """Refuses objectives that no run on a data set will have.
 
     Raises:
         ConfigError: An objective is no score of such a run.
     """
-    import numpy as np
+    from voxtile.scores.confusion import score_names
 
-    from voxtile.scores.confusion import summarise
-
-    labels, regions = config.data.get("labels"), config.data.get("regions")
-    if labels is None or "?" in map(str, labels.values()):
-        return  # what is not known before the data are read is found out by the first trial
-    classes = list(dict.fromkeys(str(name) for name in labels.values() if name != "ignore"))
-    if any(str(each) not in classes for members in (regions or {}).values() for each in members):
-        return  # which the first trial says
-    named = {str(name): [classes.index(str(each)) for each in members] for name, members in (regions or {}).items()}
-    known = [*summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, None, named), *COSTS]
+    known = [*score_names(dataset.classes, dataset.regions), *COSTS]
     if unknown := [name for name in wanted if name not in known]:
-        raise ConfigError(
-            f"'hydra.sweeper.objectives' names '{unknown[0]}', which is no score.{did_you_mean(unknown[0], known)} Choose from "
-            f"{listed(known, 40)}."
-        )
+        raise _no_score(unknown[0], known)
+
+
+def _no_score(name: str, known: Collection[str]) -> ConfigError:
+    return ConfigError(
+        f"'hydra.sweeper.objectives' names '{name}', which is no score.{did_you_mean(name, known)} Choose from {listed(known, 40)}."
+    )
 
 
 def _check_made(wanted: Mapping[str, str], settings: Mapping[str, Any]) -> None:
@@ -382,10 +378,7 @@ def _values(home: Path, objectives: Mapping[str, str]) -> dict[str, float | None
     scores["seconds_per_step"] = made.get("training_seconds", math.nan) / max(1, status["step"])
     scores["peak_memory_gib"] = made.get("peak_memory_gib", math.nan)
     if unknown := [name for name in objectives if name not in scores]:
-        raise ConfigError(
-            f"'hydra.sweeper.objectives' names '{unknown[0]}', which is no score.{did_you_mean(unknown[0], scores)} Choose from "
-            f"{listed(scores, 40)}."
-        )
+        raise _no_score(unknown[0], scores)
     return {name: scores[name] for name in objectives}
 
 

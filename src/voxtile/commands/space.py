@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
     from optuna.distributions import BaseDistribution
 
+    from voxtile.commands.build import Parts
+
 SEARCHES = ("choice", "range", "interval", "tag")  # the words of Hydra's grammar by which several values are given
 NOT_COMPOSED = (HydraException, OmegaConfBaseException)  # what Hydra raises
 TRIES = 64  # combinations of options among which one is looked for that goes together; each takes some 0.1 s
@@ -189,11 +191,11 @@ class TrialMaker:
             for each in product(*(values[path] for path in rest)):
                 yield options | dict(zip(rest, each, strict=True))
 
-    def check(self) -> DictConfig:
+    def check(self) -> Parts:
         """Looks at a trial with each option, or the least and the largest value, of each setting, before there is a study.
 
         Returns:
-            The configuration of a trial.
+            The parts of a trial.
 
         Raises:
             ConfigError: No run can have a value.
@@ -203,13 +205,14 @@ class TrialMaker:
 
         samples = self._samples()
         configs = [self.composed(sample) for sample in samples]  # what is misspelt is found sooner than what does not fit
+        built = []
         for sample, config in zip(samples, configs, strict=True):
             try:
-                check_without_data(compose.job_config(config))
+                built.append(check_without_data(compose.job_config(config)))
             except ConfigError as error:
                 told = f"{error}{self._whole_instead(error)}"
                 raise ConfigError(f"{told} This is of a trial with {' '.join(typed_words(sample))}; none was begun.") from error
-        return configs[0]
+        return built[0]
 
     def _samples(self) -> list[dict[str, Any]]:
         """Values of trials among which is each option, and the least and the largest value of each setting."""

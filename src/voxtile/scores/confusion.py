@@ -208,14 +208,18 @@ def summarise(
     return summary
 
 
-def check_monitor(monitor: str, classes: Sequence[str], background: int | None, regions: Mapping[str, Sequence[int]]) -> None:
+def score_names(classes: Sequence[str], regions: Mapping[str, Sequence[int]]) -> list[str]:
+    """Names of the scores that `summarise` gives for these classes and regions."""
+    return list(summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, None, regions))
+
+
+def check_monitor(monitor: str, classes: Sequence[str], regions: Mapping[str, Sequence[int]]) -> None:
     """Refuses a monitor that is no score, or one of which less is better; the others as `summarise` takes them.
 
     Raises:
         ConfigError: The best weights cannot be chosen by it.
     """
-    scores = summarise(np.zeros((1, len(classes), len(classes)), dtype=np.int64), classes, background, regions)
-    known = [name for name in scores if not name.startswith(("missed/", "false_alarm/", "undefined/"))]
+    known = [name for name in score_names(classes, regions) if not name.startswith(("missed/", "false_alarm/", "undefined/"))]
     if monitor not in known:
         raise ConfigError(
             f"'training.monitor={monitor}' is no score.{did_you_mean(monitor, known)} Choose from {listed(known, 30)}."

@@ -106,7 +106,7 @@ class SegmentationModule(lightning.LightningModule):
         # Validation judges by the network as it is, like `evaluate`: kernels that are compiled round otherwise.
         self.trained = compiled(network) if settings.compile else partial(logits_of, network)
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema is not None else None
-        check_monitor(settings.monitor, self.classes, background, self.regions)
+        check_monitor(settings.monitor, self.classes, self.regions)
         self.record: Callable[[int, Mapping[str, float]], None] = lambda step, values: None
         self.gathered: nn.Module | None = None  # of weights that are cut over devices, a copy as of the latest validation
         self.confusion = CaseConfusion(len(validation), len(classes))
