@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from voxtile.errors import VoxtileError, reason
 
 Child = subprocess.Popen[str]
 
@@ -62,6 +64,23 @@ def how_it_ended(code: int) -> str:
     return f"was ended by {number.name}" + (", as the system does where memory runs out" if number is signal.SIGKILL else "")
 
 
+def told(error: BaseException) -> dict[str, Any]:
+    """What a process leaves for its starter of the error that has ended it; `retold` makes an error of what is `known`."""
+    if isinstance(error, VoxtileError):
+        return {"known": True, "message": str(error), "label": error.label, "exit_code": error.exit_code}
+    return {"known": False, "message": f"{type(error).__name__}: {reason(error)}", "exit_code": 1}
+
+
+def retold(said: Mapping[str, Any]) -> VoxtileError:
+    """An error of ours that another process has told of."""
+    from voxtile.training.stopping import InterruptedRunError
+
+    interrupted = said["exit_code"] == InterruptedRunError.exit_code
+    error = InterruptedRunError(said["message"]) if interrupted else VoxtileError(said["message"])
+    error.exit_code, error.label = said["exit_code"], said["label"]
+    return error
+
+
 def emptied(folder: Path) -> Path:
     """A folder, made where it is not there, without what processes have left in it before."""
     folder.mkdir(exist_ok=True)
@@ -88,20 +107,14 @@ def order_of() -> dict[str, Any]:
     return order
 
 
-@contextmanager
-def forwarding(forward: Callable[[int], object]) -> Iterator[None]:
+def forwarding(forward: Callable[[int], object]) -> AbstractContextManager[None]:
     """While this is open, signals that ask to stop are handed to `forward` instead of ending this process.
 
     Slurm's warning is handed on as SIGTERM, since children ignore it.
     """
-    from voxtile.training.stopping import stop_signals
+    from voxtile.training.stopping import handled_by
 
     def handler(number: int, frame: object) -> None:
         forward(signal.SIGTERM if number == signal.SIGUSR1 else number)
 
-    before = {number: signal.signal(number, handler) for number in stop_signals()}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+    return handled_by(handler)

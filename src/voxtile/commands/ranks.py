@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.commands.children import GRACE, POLL, UNHEARD, Child, child, emptied, forwarding, how_it_ended
+from voxtile.commands.children import GRACE, POLL, UNHEARD, Child, child, emptied, forwarding, how_it_ended, retold
 from voxtile.errors import RunError, VoxtileError
 
 if TYPE_CHECKING:
@@ -114,9 +114,5 @@ def _reason(
             f"{who} {ended}; the others were ended with it. The same command goes on from the last saved state with 'retry=true'. "
             f"What they printed is in {logs}."
         )
-    found = said.get(culprit, {"message": f"it {ended} and said nothing"})
-    if found.get("interrupted"):
-        return InterruptedRunError(found["message"])
-    error = VoxtileError(found["message"]) if found.get("known") else RunError(f"{who} failed: {found['message']}. See {logs}.")
-    error.exit_code, error.label = found.get("exit_code", error.exit_code), found.get("label", error.label)
-    return error
+    found = said.get(culprit, {"known": False, "message": f"it {ended} and said nothing"})
+    return retold(found) if found["known"] else RunError(f"{who} failed: {found['message']}. See {logs}.")

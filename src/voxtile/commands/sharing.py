@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from voxtile.cases.window import Window
-from voxtile.commands.children import POLL, Child, child, forwarding, how_it_ended, order_of
+from voxtile.commands.children import POLL, Child, child, forwarding, how_it_ended, order_of, retold, told
 from voxtile.commands.console import console, progress
 from voxtile.commands.devices import check_count, device_called
 from voxtile.commands.postprocess import as_typed, postprocess_of
 from voxtile.commands.scoring import Job, Scored, Scorer
 from voxtile.commands.trained import Trained, prepared_for
-from voxtile.errors import ConfigError, DataError, RunError, VoxtileError, counted, reason
+from voxtile.errors import ConfigError, RunError, VoxtileError, counted
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
@@ -186,12 +186,11 @@ class _Others:
 
 
 def _failure(rank: int, count: int, code: int, other: _Other) -> VoxtileError:
-    told = other.said[-1].get("failed") if other.said else None
-    if told and told["exit_code"]:
-        kind = next((kind for kind in (ConfigError, DataError) if kind.exit_code == told["exit_code"]), RunError)
-        return kind(told["message"])
-    if told:
-        why = told["message"]
+    failed = other.said[-1].get("failed") if other.said else None
+    if failed and failed["known"]:
+        return retold(failed)
+    if failed:
+        why = failed["message"]
     else:
         printed = other.log.read_text(encoding="utf-8", errors="replace").split() if code > 0 and other.log.exists() else []
         why = f"it {how_it_ended(code)}" + (f" and printed: {' '.join(printed)[-300:]}" if printed else "")
@@ -219,8 +218,8 @@ def _others(scorer: Scorer, jobs: Sequence[Job], parts: Sequence[Sequence[Part]]
             for rank, mine in enumerate(parts, 1):
                 report, log = Path(folder) / f"{rank}.jsonl", Path(folder) / f"{rank}.log"
                 own = settings | ({"device": f"cuda:{rank}"} if on_gpus else {})
-                told = [_told(part, jobs[part.job]) for part in mine]
-                order = {"config": own, "runs": runs, "report": str(report), "parts": told}
+                ordered = [_ordered(part, jobs[part.job]) for part in mine]
+                order = {"config": own, "runs": runs, "report": str(report), "parts": ordered}
                 process = stack.enter_context(child("voxtile.commands.sharing", order, environment, log))
                 processes.append(_Other(process, report, log))
             yield _Others(processes, jobs, tick)
@@ -233,7 +232,7 @@ def _stop(number: int) -> None:
     raise KeyboardInterrupt
 
 
-def _told(part: Part, job: Job) -> dict[str, Any]:
+def _ordered(part: Part, job: Job) -> dict[str, Any]:
     region = None if job.case.region is None else list(job.case.region)
     return {"job": part.job, "case": job.case.id, "region": region, "runs": list(job.runs), "rows": part.rows}
 
@@ -243,7 +242,6 @@ def main() -> int:
     order = order_of()
     for number in (signal.SIGINT, signal.SIGTERM):  # the starter ends this process
         signal.signal(number, signal.SIG_IGN)
-    code = 0
     with Path(order["report"]).open("a", encoding="utf-8") as report:
 
         def say(line: Mapping[str, Any]) -> None:
@@ -252,14 +250,13 @@ def main() -> int:
 
         try:
             _count(order, say)
-        except VoxtileError as error:
-            code = error.exit_code
-            say({"failed": {"message": str(error), "exit_code": code}})
         except Exception as error:
-            traceback.print_exc()
-            code = 1
-            say({"failed": {"message": f"{type(error).__name__}: {reason(error)}", "exit_code": 0}})
-    return code
+            if not isinstance(error, VoxtileError):
+                traceback.print_exc()
+            failed = told(error)
+            say({"failed": failed})
+            return int(failed["exit_code"])
+    return 0
 
 
 def _count(order: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -> None:

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.atomic import atomic_text
-from voxtile.commands.children import order_of
-from voxtile.commands.guard import STOPPED
+from voxtile.commands.children import order_of, told
 from voxtile.commands.own import blaming
-from voxtile.errors import VoxtileError, reason
-from voxtile.training.stopping import UNSAVED
+from voxtile.errors import VoxtileError
+from voxtile.training.stopping import UNSAVED, InterruptedRunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,18 +48,16 @@ def take_part(order: Mapping[str, Any], rank: int) -> int:
     try:
         with blaming(order["config"].get("trust")):
             found: dict[str, Any] = {"measured": work(order, leads=rank == 0)}
-        code = 0
     except VoxtileError as error:
-        code = error.exit_code
-        found = {"known": True, "message": str(error), "label": error.label, "exit_code": code, "interrupted": code == STOPPED}
+        found = told(error)
     except KeyboardInterrupt:
-        code, found = STOPPED, {"known": True, "message": UNSAVED, "interrupted": True}
+        found = told(InterruptedRunError(UNSAVED))
     except BaseException as error:
         traceback.print_exc()
-        code, found = 1, {"known": False, "message": f"{type(error).__name__}: {reason(error)}"}
+        found = told(error)
     with suppress(OSError):  # the run may have ended, and its first process have taken the folder away
         atomic_text(report, json.dumps(found | {"time": time.time()}))
-    return code
+    return int(found.get("exit_code", 0))
 
 
 def work(order: Mapping[str, Any], leads: bool, held: RunFolder | None = None) -> dict[str, Any]:

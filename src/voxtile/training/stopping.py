@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from voxtile.errors import VoxtileError
 
@@ -26,6 +27,17 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     return signal.SIGINT, signal.SIGTERM, *warned
 
 
+@contextmanager
+def handled_by(handler: Callable[[int, Any], object] | signal.Handlers) -> Iterator[None]:
+    """While this is open, the signals that ask to stop have this handler; afterwards handlers are as they were."""
+    before = {number: signal.signal(number, handler) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 UNSAVED = "Stopped before it could save. The same command goes on from what was saved last, or begins again."
 
 
@@ -45,13 +57,6 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = self.signal or number  # SIGTERM may come twice, once from whoever ends a group of processes
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Takes over the signals; afterwards handlers are as they were."""
-        handler = self if self.listens else signal.SIG_IGN
-        before = {number: signal.signal(number, handler) for number in stop_signals()}
-        try:
-            yield
-        finally:
-            for number, earlier in before.items():
-                signal.signal(number, earlier)
+    def installed(self) -> AbstractContextManager[None]:
+        """Takes over the signals, see `handled_by`."""
+        return handled_by(self if self.listens else signal.SIG_IGN)
