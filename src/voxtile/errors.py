@@ -79,9 +79,10 @@ def size(count: int) -> str:
     return counted(count, "byte")
 
 
-def typed(names: Iterable[str]) -> str:
-    """Names as they stand in a list on the command line: '["p#1","b"]'."""
-    return "[" + ",".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names) + "]"
+def typed(names: Iterable[str], most: int | None = None) -> str:
+    """Names as they stand in a list on the command line: '["p#1","b"]'; of more than `most` there is "…" for the others."""
+    quoted = ['"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names]
+    return "[" + ",".join(quoted[:most] + ["…"] * (most is not None and len(quoted) > most)) + "]"
 
 
 def sentence(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from voxtile.errors import ConfigError, listed
-from voxtile.values import is_number, is_whole, refuse_unknown
+from voxtile.values import check_switch, is_number, is_whole, refuse_unknown
 
 VECTOR_SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".parquet")
 REST = "*"  # as an attribute value: every other one, and none at all
@@ -103,9 +103,8 @@ def _text(key: str, value: Any) -> str:
 
 
 def _switch(key: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ConfigError(f"'data.vectors.{key}={value}' must be true or false.")
+    check_switch(f"data.vectors.{key}", value)
+    return bool(value)
 
 
 def _length(key: str, value: Any) -> float:

@@ -17,7 +17,7 @@ from voxtile.cases.windowing import Windowing
 from voxtile.commands.allowed import below, target
 from voxtile.commands.typed import check_arguments
 from voxtile.errors import ConfigError, did_you_mean, listed, reason
-from voxtile.values import refuse_unknown
+from voxtile.values import check_switch, refuse_unknown
 
 DATA_KEYS = (
     "name",
@@ -175,8 +175,8 @@ def check_values(config: Mapping[str, Any]) -> None:
         node: Any = config
         for part in path.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
-        if node is not None and not isinstance(node, bool):
-            raise ConfigError(f"'{path}={node}' must be true or false.")
+        if node is not None:
+            check_switch(path, node)
 
 
 def settings_of(kind: type[Any], values: Mapping[str, Any]) -> Any:

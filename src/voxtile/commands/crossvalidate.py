@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from voxtile.cases.names import whole_id
 from voxtile.commands.crf import asks_for_search
 from voxtile.commands.evaluation import Evaluation, fold_of
 from voxtile.commands.parents import Learned, learned_by
@@ -19,7 +20,7 @@ from voxtile.data.prepared import Prepared
 from voxtile.errors import ConfigError, RunError, counted, listed
 from voxtile.inference.postprocess import Postprocess
 from voxtile.scores.confusion import summarise
-from voxtile.training.run_folder import finite
+from voxtile.values import finite
 
 if TYPE_CHECKING:
     from voxtile.cases.case import Case
@@ -59,8 +60,7 @@ class Member:
     def may_score(self, case: Case) -> bool:
         """Whether neither the case nor another one of its group was in the run's training."""
         groups, names = self._learned_names
-        whole = case.id.rpartition("#")[0] if case.region else case.id
-        return case.group not in groups and not {case.id, whole} & names
+        return case.group not in groups and not {case.id, whole_id(case.id, case.region)} & names
 
 
 def refuse_chosen(config: Mapping[str, Any]) -> None:

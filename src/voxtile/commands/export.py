@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.commands import compose
 from voxtile.commands.allowed import below
 from voxtile.errors import ConfigError, DataError, RunError, did_you_mean, listed, reason
-from voxtile.values import is_whole
+from voxtile.values import check_whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,8 +123,7 @@ def _check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"Say in which format: type 'format=…' with one of {listed(FORMATS)}.")
     if (kind := str(config["format"])) not in FORMATS:
         raise ConfigError(f"'format={kind}' is none of {listed(FORMATS)}.{did_you_mean(kind, FORMATS)}")
-    if not is_whole(config["windows"], 1):
-        raise ConfigError(f"'windows={config['windows']}' must be a whole number from 1 up.")
+    check_whole_number("windows", config["windows"])
 
 
 def _written(

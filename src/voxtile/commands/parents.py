@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from voxtile.cases.names import whole_id
 from voxtile.commands import compose
 from voxtile.errors import ConfigError, DataError, RunError, counted, listed, reason
 
@@ -47,7 +48,7 @@ class Learned:
     @property
     def file(self) -> str:
         """The name of the case that it is, or that it is a block of."""
-        return self.id.rpartition("#")[0] if self.region else self.id
+        return whole_id(self.id, self.region)
 
 
 @dataclass(frozen=True)
@@ -165,20 +166,18 @@ def check_leaks(learned: Iterable[Learned], prepared: Prepared, waive: Sequence[
     Raises:
         DataError: A case of validation or test is not independent of what was learned, or that cannot be told.
     """
-    from voxtile.data.leakage import waived_leaks
+    from voxtile.data.leakage import settle
 
-    leaks = _leaks(learned, prepared)
-    waived = waived_leaks(leaks, waive)
-    if left := [leak for leak in leaks if leak not in waived]:
+    def told(left: Sequence[Leak], waiver: str) -> str:
         last = {leak.case: leak for leak in left}  # one for each case says enough
-        names = [f'"{name}"' for name in last]
-        raise DataError(
+        return (
             "The run that this one is to start from ('init_from') is trained on what this one is judged by, "
             f"{counted(len(last), 'case')}: {listed(last.values(), 4)}. Start from a run with the same split "
             "('init_from={model: …}' trains one), or from nothing with 'init_from=null'. To accept the leaks, which every report "
-            f"will then say, type 'data.waive=[{','.join(names[:8] + ['…'] * (len(names) > 8))}]'."
+            f"will then say, type '{waiver}'."
         )
-    return [f"Leak waived by the user: {leak}." for leak in waived]
+
+    return settle(_leaks(learned, prepared), waive, told)
 
 
 def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:

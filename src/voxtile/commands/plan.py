@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
 from voxtile.errors import ConfigError, counted, listed
-from voxtile.values import is_number
+from voxtile.values import check_switch, is_number
 
 if TYPE_CHECKING:
     from voxtile.data.planning import Facts, Plan
@@ -82,8 +82,7 @@ def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
     memory = given["memory"]
     if not (is_number(memory) and memory > 0):
         raise ConfigError(f"'plan.memory={memory}' must be the gigabytes that a training step may take, for example 8.")
-    if not isinstance(given["overwrite"], bool):
-        raise ConfigError(f"'plan.overwrite={given['overwrite']}' must be true or false.")
+    check_switch("plan.overwrite", given["overwrite"])
     return given
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
-from voxtile.values import is_number, refuse_unknown
+from voxtile.values import finite, is_number, refuse_unknown
 
 if TYPE_CHECKING:
     from voxtile.inference.postprocess import Postprocess
@@ -86,10 +86,7 @@ def as_typed(postprocess: Postprocess | None, classes: Sequence[str]) -> dict[st
 
 def stored(settings: Mapping[str, Any] | None, made: Mapping[str, Any], tried: Sequence[Trial], classes: Sequence[str]) -> str:
     """The text of the file in which a search leaves its result."""
-    table = [
-        {"class": classes[trial.index], "option": trial.option, "dice": None if trial.dice != trial.dice else trial.dice}
-        for trial in tried
-    ]
+    table = [{"class": classes[trial.index], "option": trial.option, "dice": finite(trial.dice)} for trial in tried]
     return json.dumps({"settings": settings, "searched_with": made, "tried": table}, indent=1) + "\n"
 
 

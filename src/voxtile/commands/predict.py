@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
 from voxtile.errors import ConfigError, DamagedError, DataError, PartialError, VoxtileError, listed, reason
+from voxtile.values import check_switch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -200,8 +201,7 @@ def _check(config: Mapping[str, Any]) -> None:
     from voxtile.commands.results import HEATMAPS
 
     for name in ("uncertainty", "overwrite", "share"):
-        if not isinstance(config[name], bool):
-            raise ConfigError(f"'{name}={config[name]}' must be true or false.")
+        check_switch(name, config[name])
     if not isinstance(config["heatmaps"], bool | str) or config["heatmaps"] not in HEATMAPS:
         raise ConfigError(f"'heatmaps={config['heatmaps']}' is unknown; choose from false, true, float16, uint8.")
     if config["damaged"] not in ("error", "nodata"):

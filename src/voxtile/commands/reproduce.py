@@ -19,6 +19,7 @@ from voxtile.commands import compose
 from voxtile.commands.guard import StoppedError
 from voxtile.commands.words import word
 from voxtile.errors import ConfigError, RunError, counted, listed, reason
+from voxtile.values import check_switch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,8 +59,7 @@ def reproduce(config: Mapping[str, Any]) -> int:
             "that it began with, and may differ where they were others.",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
-    if not isinstance(config["patch"], bool):
-        raise ConfigError(f"'patch={config['patch']}' must be true or false.")
+    check_switch("patch", config["patch"])
     if other := other_identity(first):
         raise RunError(
             f"{first.path} would be trained again as another run than it is: {listed(other)}. Put its files back as the training "

@@ -16,7 +16,7 @@ from voxtile.cases.atomic import claimed, discard_half, stable_names
 from voxtile.cases.formats import MAP_SUFFIXES, open_map, tags_of, write_id_map
 from voxtile.cases.maps import MADE_FROM
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
-from voxtile.values import is_number, is_whole
+from voxtile.values import check_switch, check_whole_number, is_number
 
 if TYPE_CHECKING:
     from voxtile.cases.case import Case
@@ -72,8 +72,7 @@ class Results:
             ConfigError: A setting is out of range, or the data's format has no such result.
         """
         for name in ("instances", "quicklook", "itksnap"):
-            if not isinstance(config[name], bool):
-                raise ConfigError(f"'{name}={config[name]}' must be true or false.")
+            check_switch(name, config[name])
         polygons, simplify = config["polygons"], config["simplify"]
         if polygons not in (None, *POLYGONS):
             raise ConfigError(f"'polygons={polygons}' is no vector format; choose from {listed(POLYGONS)}, or null for none.")
@@ -84,8 +83,7 @@ class Results:
                 f"'connectivity={config['connectivity']}' must be 4 (pixels that share sides; 6 neighbours in a "
                 "volume) or 8 (also corners; 26 in a volume)."
             )
-        if not is_whole(config["min_pixels"], 1):
-            raise ConfigError(f"'min_pixels={config['min_pixels']}' must be a whole number from 1 up.")
+        check_whole_number("min_pixels", config["min_pixels"])
         areas = config["areas"]
         wanted = areas not in (None, False, "false")
         places = None if not wanted or areas in (True, "true") else Path(str(areas)).expanduser()

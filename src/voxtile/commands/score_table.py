@@ -25,7 +25,7 @@ from voxtile.inference.predictor import Predictor
 from voxtile.scores.confusion import averaged_over, case_rows, summarise
 from voxtile.scores.intervals import Spread, spreads
 from voxtile.scores.volumes import summarise_volumes, volume_columns
-from voxtile.training.run_folder import finite
+from voxtile.values import finite
 
 FEW_GROUPS = 10  # below which bootstrap intervals are too narrow
 

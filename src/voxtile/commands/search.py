@@ -27,7 +27,7 @@ from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
 from voxtile.training.processes import exclusive, is_alive, is_here, this_process
 from voxtile.training.run_folder import RunFolder
-from voxtile.values import is_whole
+from voxtile.values import check_whole_number
 
 if TYPE_CHECKING:
     import optuna
@@ -87,8 +87,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
             "another name with 'hydra.sweeper.name=…', or another place for runs with 'paths.runs=…'."
         )
     trials = settings["trials"]
-    if not is_whole(trials, 1):
-        raise ConfigError(f"'hydra.sweeper.trials={trials}' must be a whole number from 1 up.")
+    check_whole_number("hydra.sweeper.trials", trials)
     maker = TrialMaker(fixed, space, config, loader)
     _check_objectives(wanted, maker.check().dataset)
     slots = Slots.of(settings["jobs"], settings["gpus"], "hydra.sweeper")

@@ -28,7 +28,7 @@ from voxtile.models.network import dims_of
 from voxtile.studies.manifest import segment, trusted
 from voxtile.training.run_folder import RunFolder
 from voxtile.training.weights import file_digest, load_weights, saved_at
-from voxtile.values import is_number, is_whole
+from voxtile.values import check_whole_number, is_number, is_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,8 +167,7 @@ class Trained:
         if not is_number(overlap, 0, 1) or overlap == 1:
             raise ConfigError(f"'overlap={config['overlap']}' is the share of a window's side; give 0 or more and less than 1.")
         for name, least in (("workers", 0), ("samples", 0), ("rotations", 1)):
-            if not is_whole(config[name], least):
-                raise ConfigError(f"'{name}={config[name]}' must be a whole number from {least} up.")
+            check_whole_number(name, config[name], least)
         if config["batch_size"] is not None and not is_whole(config["batch_size"], 1):
             raise ConfigError(f"'batch_size={config['batch_size']}' must be a whole number from 1 up, or null.")
         if config["samples"] and not all(getattr(network, "stochastic", False) for network in networks):

@@ -16,7 +16,7 @@ from voxtile.cases.case import Case
 from voxtile.data.footprints import near_pairs
 from voxtile.data.places import EDGE
 from voxtile.data.splits import Split
-from voxtile.errors import ConfigError, DataError, did_you_mean, listed
+from voxtile.errors import ConfigError, DataError, did_you_mean, listed, typed
 
 MOST_VALUES = 512  # kept of a case's distinct grey values
 LEAST_VALUES = 16  # fewer tell nothing
@@ -110,22 +110,35 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str
             f"'data.waive' names {listed(strange)}, and no case is called so.{did_you_mean(strange[0], cases)} The cases that leak "
             f"are {listed(leaky) or 'none'}. Take the name out."
         )
-    waived = waived_leaks(leaks, waivers)
-    left = [leak for leak in leaks if leak not in waived]
-    if left:
-        names = [f'"{name}"' for name in dict.fromkeys(leak.case for leak in left)]
-        waive = ",".join(names[:8] + ["…"] * (len(names) > 8))
-        raise DataError(
+
+    def told(left: Sequence[Leak], waive: str) -> str:
+        return (
             f"Leaks between the sides of the split ({len(left)}) would make its scores too good: {listed(left)}. {REGROUP} Or "
             "leave cases out ('data.exclude=[…]'), or split by group ('split=groups'). To accept the leaks, which every report "
-            f"will then say, type 'data.waive=[{waive}]'."
+            f"will then say, type '{waive}'."
         )
+
+    return settle(leaks, waivers, told)
+
+
+def settle(leaks: Sequence[Leak], waivers: Sequence[str], told: Callable[[Sequence[Leak], str], str]) -> list[str]:
+    """Refuses leaks that are not waived: by their case, or by all of its others.
+
+    Args:
+        leaks: what was found.
+        waivers: ids of cases whose leaks are accepted.
+        told: what is said of leaks that are left, given them and what is typed to waive them.
+
+    Returns:
+        One sentence for each waived leak.
+
+    Raises:
+        DataError: Leaks are left.
+    """
+    waived = [leak for leak in leaks if leak.case in waivers or set(leak.others) <= set(waivers)]
+    if left := [leak for leak in leaks if leak not in waived]:
+        raise DataError(told(left, f"data.waive={typed(dict.fromkeys(leak.case for leak in left), 8)}"))
     return [f"Leak waived by the user: {leak}." for leak in waived]
-
-
-def waived_leaks(leaks: Iterable[Leak], waivers: Sequence[str]) -> list[Leak]:
-    """The leaks that are waived: by their case, or by all of its others."""
-    return [leak for leak in leaks if leak.case in waivers or set(leak.others) <= set(waivers)]
 
 
 def suspicions(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voxtile.data.rng import one_of_each
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean
-from voxtile.values import is_number
+from voxtile.values import finite, is_number
 
 ROWS = ("low", "high", "mean", "std")
 NUMBERS = (*ROWS, "masked")  # what `normalise` takes of a batch
@@ -59,8 +59,7 @@ class Intensity:
 
     def as_dict(self) -> dict[str, Any]:
         """Lists for JSON, which has no infinity: None stands for it."""
-        rows = {name: [value if math.isfinite(value) else None for value in getattr(self, name)] for name in ROWS}
-        return rows | {"masked": self.masked}
+        return {name: finite(getattr(self, name)) for name in ROWS} | {"masked": self.masked}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Intensity:

@@ -30,6 +30,7 @@ from voxtile.errors import reason
 from voxtile.inference.degrees import Degrees
 from voxtile.inference.finished import FinishedMap
 from voxtile.inference.instances import Instances
+from voxtile.values import finite
 
 DRIVERS = {"gpkg": "GPKG", "geojson": "GeoJSON"}
 _CHUNK = 20_000  # polygons that are written at once
@@ -162,13 +163,7 @@ def _write_geojson(features: Iterable[Features], grid: Grid, making: Path) -> No
         for columns, shapes in features:
             texts = shapely.to_geojson(degrees.polygons(shapes))
             for text, *values in zip(texts, *(column.tolist() for column in columns.values()), strict=True):
-                about = {name: _known(value) for name, value in zip(columns, values, strict=True)}
-                properties = json.dumps(about, allow_nan=False)
+                properties = json.dumps(finite(dict(zip(columns, values, strict=True))), allow_nan=False)
                 file.write(f'{comma}{{"type": "Feature", "properties": {properties}, "geometry": {text or "null"}}}')
                 comma = ",\n"
         file.write("\n]}\n")
-
-
-def _known(value: Any) -> Any:
-    """A number that JSON can hold; None for one that is not known."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.scores.confusion import Counts, averaged_over, class_scores, counts, mean_of, scores_of
+from voxtile.values import finite
 
 RESAMPLES = 10_000
 AT_ONCE = 500
@@ -42,7 +43,8 @@ class Spread(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types; what is undefined is None."""
-        return {name: None if value is None or math.isnan(value) else value for name, value in self._asdict().items()}
+        found: dict[str, Any] = finite(self._asdict())
+        return found
 
 
 class Resamples:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import math
 import os
 import re
 import threading
@@ -19,6 +18,7 @@ from voxtile.cases.atomic import HIDDEN_NAME, atomic_text
 from voxtile.errors import RunError, listed, reason
 from voxtile.training.processes import exclusive, is_alive, is_here, this_process
 from voxtile.training.recipe import VERSION, Recipe
+from voxtile.values import finite
 
 HEARTBEAT = 10.0  # seconds between two signs of life
 POLL = 1.0  # seconds between looks at a run that another process trains
@@ -295,12 +295,3 @@ class RunFolder:
                 f"The run {self.path} was taken over by another machine or container, which had seen no sign of life from this "
                 f"one for {SILENCE:.0f} s. Nothing more is written here; lease.json in the folder names that machine."
             )
-
-
-def finite(value: Any) -> Any:
-    """A copy, of lists and mappings too, in which None stands for NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ from pathlib import Path
 from voxtile.cases.layouts.layout import CaseFiles, Layout
 from voxtile.cases.names import natural_key
 from voxtile.errors import ConfigError, DataError, listed
+from voxtile.values import check_switch
 
 _ENDINGS = (".nii.gz", ".nii")
 _NO_RAW = ("derivatives", "sourcedata", "code")  # folders of a data set that hold no raw images
@@ -61,8 +62,7 @@ class BidsLayout(Layout):
         self.suffixes = [suffixes] if isinstance(suffixes, str) else [str(suffix) for suffix in suffixes]
         if not self.suffixes:
             raise ConfigError("'data.layout.suffixes' is empty. Give one for each channel, for example '[T1w,FLAIR]'.")
-        if not isinstance(incomplete, bool):
-            raise ConfigError(f"'data.layout.incomplete={incomplete}' must be true or false.")
+        check_switch("data.layout.incomplete", incomplete)
         self.derivative, self.mask, self.folder, self.incomplete = derivative, mask, folder, incomplete
 
     def patterns(self, channels: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from voxtile.cases.layouts.layout import SPLITS, CaseFiles, Layout
 from voxtile.cases.names import natural_key
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES
 from voxtile.errors import ConfigError, DataError, counted, listed
+from voxtile.values import check_switch
 
 
 class FolderLayout(Layout):
@@ -49,8 +50,7 @@ class FolderLayout(Layout):
             ConfigError: A pattern is none, or does not lead below the root.
         """
         super().__init__(root)
-        if not isinstance(mosaic, bool):
-            raise ConfigError(f"'data.layout.mosaic={mosaic}' must be true or false.")
+        check_switch("data.layout.mosaic", mosaic)
         several = isinstance(images, Sequence) and not isinstance(images, str)
         self.images = [_checked("data.layout.images", pattern) for pattern in (map(str, images) if several else [images])]
         if not self.images:
