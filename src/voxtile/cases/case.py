@@ -123,6 +123,41 @@ class Source(ABC):
         return []
 
 
+class Wrapped(Source):
+    """A source made of another one, whose files, facts and maps it has where a subclass does not say otherwise.
+
+    Attributes:
+        source: the other one.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.paths, self.channels, self.dtype = source.paths, source.channels, source.dtype
+        self.stored, self.canonical, self.key = source.stored, source.canonical, source.key
+
+    @cached_property
+    def working(self) -> WorkingGrid:
+        """See `Source.working`."""
+        return self.source.working
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `Source.files`."""
+        return self.source.files
+
+    def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
+        """See `Source.open_map`."""
+        return self.source.open_map(path, spec)
+
+    def map_name(self, stem: str, spec: MapSpec) -> str:
+        """See `Source.map_name`."""
+        return self.source.map_name(stem, spec)
+
+    def notes(self) -> list[str]:
+        """See `Source.notes`."""
+        return self.source.notes()
+
+
 @dataclass(frozen=True)
 class Labels:
     """A label's source and what its stored values mean.

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.case import Source
+from voxtile.cases.case import Source, Wrapped
 from voxtile.cases.fetch import FetchError
-from voxtile.cases.grid import WorkingGrid
-from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Window
 from voxtile.errors import DamagedError, DataError
 
 LEAST = 64  # pixels of the side of the squares of the file that are given up as a whole
 
 
-class Tolerant(Source):
+class Tolerant(Wrapped):
     """A source whose unreadable parts hold no data instead of stopping the work, but for those that could not be fetched.
 
     Attributes:
@@ -29,21 +25,9 @@ class Tolerant(Source):
     """
 
     def __init__(self, source: Source) -> None:
-        self.source = source
-        self.paths, self.channels, self.dtype = source.paths, source.channels, source.dtype
-        self.stored, self.canonical, self.key = source.stored, source.canonical, source.key
+        super().__init__(source)
         self.lost: dict[Window, str] = {}
         self._lock = threading.Lock()
-
-    @cached_property
-    def working(self) -> WorkingGrid:
-        """See `Source.working`."""
-        return self.source.working
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """See `Source.files`."""
-        return self.source.files
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`; what cannot be read is 0 and not valid."""
@@ -63,18 +47,6 @@ class Tolerant(Source):
             at = part.within(window)
             out[:, *at], valid[at] = self.read(part, channels)
         return out, valid
-
-    def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
-        """See `Source.open_map`."""
-        return self.source.open_map(path, spec)
-
-    def map_name(self, stem: str, spec: MapSpec) -> str:
-        """See `Source.map_name`."""
-        return self.source.map_name(stem, spec)
-
-    def notes(self) -> list[str]:
-        """See `Source.notes`."""
-        return self.source.notes()
 
 
 def _halves(window: Window) -> list[Window]:

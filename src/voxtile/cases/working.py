@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from voxtile.cases.cache import Known, cached_array
-from voxtile.cases.case import Source
+from voxtile.cases.case import Source, Wrapped
 from voxtile.cases.grid import Grid, WorkingGrid, nested
-from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import Size3, Window
 from voxtile.cases.windowing import ORDERS
 from voxtile.errors import DataError
@@ -29,7 +27,7 @@ SLICES = 2**24  # pixels that are resampled at once
 _RESAMPLING = threading.BoundedSemaphore(4)  # volumes, each of which takes several times its size of memory
 
 
-class OnWorkingGrid(Source):
+class OnWorkingGrid(Wrapped):
     """A volume as networks see it.
 
     Resampling keeps the volume's outer edges: the spacing is the wanted one as nearly as a whole number of voxels allows. Images
@@ -54,10 +52,9 @@ class OnWorkingGrid(Source):
         Raises:
             DataError: The volume has no spacing in mm.
         """
-        self._native, self._kernel = native, kernel
+        super().__init__(native)
+        self._kernel = kernel
         self._known: Known = {}
-        self.paths, self.channels = native.paths, native.channels
-        self.stored, self.canonical = native.stored, native.canonical
         self.order = ORDERS[axis]
         grid = native.working
         if spacing is not None and grid.unit != "mm":
@@ -82,35 +79,30 @@ class OnWorkingGrid(Source):
         return self._grid
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """See `Source.files`."""
-        return self._native.files
-
-    @property
     def native(self) -> Source:
         """See `Source.native`."""
-        return self._native
+        return self.source
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`."""
         inner = turned_back(window, self.order)
         turn = (0, *(axis + 1 for axis in self.order))
         if not self.resampled:
-            array, valid = self._native.read(inner, channels)
+            array, valid = self.source.read(inner, channels)
             return array.transpose(turn), valid.transpose(self.order)
-        volume = cached_array(self._native.files, self._made, self._variant(), known=self._known)
+        volume = cached_array(self.source.files, self._made, self._variant(), known=self._known)
         array = np.ascontiguousarray(volume[list(channels), *inner.slices].transpose(turn))
         return array, np.asarray(np.isfinite(array).all(axis=0))
 
     def _variant(self) -> str:
         """What tells this volume from others that are made of the same files."""
-        native = hashlib.sha256(f"{self._native.key} {getattr(self._native, 'variant', '')}".encode()).hexdigest()[:16]
+        native = hashlib.sha256(f"{self.source.key} {getattr(self.source, 'variant', '')}".encode()).hexdigest()[:16]
         return "-".join(["x".join(map(str, self._size)), self._kernel, native])
 
     def _made(self) -> NDArray[Any]:
         """All channels [C, D, H, W], resampled; images are NaN where there are no data."""
         with _RESAMPLING:
-            array, valid = self._native.whole(range(len(self.channels)))
+            array, valid = self.source.whole(range(len(self.channels)))
             made = np.empty((len(array), *self._size), dtype=self.dtype)
             for channel, values in enumerate(array):
                 if self._kernel == "label":
@@ -128,20 +120,8 @@ class OnWorkingGrid(Source):
     def decoded_bytes(self) -> int:
         """See `Source.decoded_bytes`."""
         if not self.resampled:
-            return self._native.decoded_bytes
+            return self.source.decoded_bytes
         return Window.whole(self._size).pixels * len(self.channels) * self.dtype.itemsize
-
-    def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
-        """See `Source.open_map`; maps lie on the native grid."""
-        return self._native.open_map(path, spec)
-
-    def map_name(self, stem: str, spec: MapSpec) -> str:
-        """See `Source.map_name`."""
-        return self._native.map_name(stem, spec)
-
-    def notes(self) -> list[str]:
-        """See `Source.notes`."""
-        return self._native.notes()
 
 
 def resampled_size(grid: Grid, spacing: Spacing) -> Size3:
