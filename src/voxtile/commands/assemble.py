@@ -227,14 +227,15 @@ def check_fit(
     import torch
 
     from voxtile.commands.own import for_boxes, logits_in
+    from voxtile.models.network import least_batch_of, least_size_of
 
-    least = int(getattr(network, "min_train_size", 1))
+    least = least_size_of(network)
     if min(window) < least:
         raise ConfigError(
             f"A side of 'data.window={list(window)}', {min(window)} pixels, is smaller than {least}, the least this network can "
             "train on. Type a larger window, or a network with fewer halvings (of U-Net by a smaller 'model.depth')."
         )
-    batch, shares = int(getattr(network, "min_train_batch", 1)), settings.accumulate * world
+    batch, shares = least_batch_of(network), settings.accumulate * world
     if settings.batch_size // shares < batch:
         on = f" on each of {world} devices" if world > 1 else ""
         raise ConfigError(

@@ -26,6 +26,7 @@ class Network(nn.Module):
         margin: real context wanted around an image, in pixels on each side. Where it is not 0, `forward` takes `context`: by how
             many pixels the image is larger than what is asked for, on each side; the logits are smaller by that.
         min_train_size: smallest image side in training.
+        min_train_batch: fewest images in a batch in training.
         stochastic: whether dropout is meant to be left on in evaluation, to sample from.
     """
 
@@ -33,6 +34,7 @@ class Network(nn.Module):
     stride: int = 1
     margin: int = 0
     min_train_size: int = 1
+    min_train_batch: int = 1
     stochastic: bool = False
 
 
@@ -119,6 +121,16 @@ def margin_of(network: nn.Module) -> tuple[int, int, int]:
     """The network's margin along (z, y, x), 0 where it says nothing: none along z for one that sees slices."""
     margin = int(getattr(network, "margin", 0))
     return (margin if dims_of(network) == 3 else 0, margin, margin)
+
+
+def least_size_of(network: nn.Module) -> int:
+    """The smallest image side that the network can train on, 1 where it says nothing."""
+    return int(getattr(network, "min_train_size", 1))
+
+
+def least_batch_of(network: nn.Module) -> int:
+    """The fewest images in a batch that the network can train on, 1 where it says nothing."""
+    return int(getattr(network, "min_train_batch", 1))
 
 
 def stride_of(network: nn.Module) -> int:
