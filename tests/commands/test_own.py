@@ -11,7 +11,7 @@ from tests.commands.conftest import Command, homes
 from tests.testers import own as testers
 from tests.testers.tiny import scene_words, volume_words
 from voxtile.commands.allowed import build_network, target
-from voxtile.commands.assemble import check_fit
+from voxtile.commands.assemble import check_network_fit
 from voxtile.commands.own import blaming, check_is, check_loss, check_network, check_optimizer
 from voxtile.errors import ConfigError, RunError
 from voxtile.inference.field import reach_of
@@ -100,14 +100,14 @@ def test_a_stride_along_each_axis_is_taken_by_its_most() -> None:
 )
 def test_what_a_network_returns_or_raises_is_told_with_the_line(name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
-        check_fit(getattr(testers, name)(2, 2), [16, 16], 2, 2, Settings(steps=1, batch_size=1))
+        check_network_fit(getattr(testers, name)(2, 2), [16, 16], 2, 2, Settings(steps=1, batch_size=1))
     assert "data.window" not in str(caught.value)
 
 
 def test_a_larger_stride_is_named_where_a_library_refuses_an_image_that_was_padded() -> None:
     node = {"_target_": "monai.networks.nets.AHNet", "spatial_dims": 2}
     with pytest.raises(ConfigError, match=r"image of shape \(1, 2, 64, 64\).*multiples of 32; .*type 'model\.stride=256'"):
-        check_fit(build_network(node, (), 2, 3), [64, 64], 2, 3, Settings(steps=1, batch_size=2))
+        check_network_fit(build_network(node, (), 2, 3), [64, 64], 2, 3, Settings(steps=1, batch_size=2))
 
 
 def test_a_network_that_is_none_or_cannot_be_built_is_told() -> None:
@@ -170,7 +170,7 @@ def test_looking_at_what_a_network_is_trained_on_leaves_it_as_it_was() -> None:
     network = build_network({"_target_": "voxtile.models.unet.UNet", "depth": 2, "width": 0.1, "norm": "batch"}, (), 2, 2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     loss = BorderCrossEntropy(num_classes=2, background=0)
-    check_fit(network, [16, 16], 2, 2, Settings(steps=1, batch_size=2), loss=loss)
+    check_network_fit(network, [16, 16], 2, 2, Settings(steps=1, batch_size=2), loss=loss)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 

@@ -163,9 +163,9 @@ def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Pre
     with progress(out) as start:
         data, kept = built.config["data"], surveys or Path(built.config["paths"]["cache"]).expanduser()
         prepared = prepare(
-            built.dataset, built.scheme, built.normalisation, kept, data["waive"] or (),
-            data["limit"], start, built.sampling.weights, built.windowing.size,
-            lambda sentence: out.print(sentence, soft_wrap=True),
+            built.dataset, built.scheme, built.normalisation, kept,
+            waive=data["waive"] or (), limit=data["limit"], progress=start, weight_pattern=built.sampling.weights,
+            window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True),
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)
@@ -194,9 +194,10 @@ def make_module(built: Parts, prepared: Prepared) -> SegmentationModule:
     check_loss(loss, len(dataset.classes), built.windowing.size)
     rate = float(config["optimizer"]["lr"])
     return SegmentationModule(
-        network, loss, built.augment, built.make_optimizer, built.schedule, built.settings, config["seed"], dataset.classes,
-        dataset.background, [case.id for case in prepared.split.train], [case.id for case in prepared.split.val],
-        lambda model: parameter_groups(model, built.settings.groups, rate), dataset.regions,
+        network, loss, built.augment, make_optimizer=built.make_optimizer, schedule=built.schedule, settings=built.settings,
+        seed=config["seed"], classes=dataset.classes, background=dataset.background, regions=dataset.regions,
+        training=[case.id for case in prepared.split.train], validation=[case.id for case in prepared.split.val],
+        parameters=lambda model: parameter_groups(model, built.settings.groups, rate),
     )  # fmt: skip
 
 
@@ -210,12 +211,18 @@ def make_data(built: Parts, prepared: Prepared, network: nn.Module, coming: Call
     size = window_size(built.windowing.size, [*prepared.split.train, *prepared.split.val])
     steps = Steps(built.settings.batch_size, coming)
     return VoxtileData(
-        prepared, size, built.augment, built.config["seed"], steps, data["balance"], built.config["workers"], margin_of(network),
-        built.sampling,
+        prepared, size, built.augment, seed=built.config["seed"], steps=steps, balance=data["balance"],
+        workers=built.config["workers"], margin=margin_of(network), sampling=built.sampling,
     )  # fmt: skip
 
 
-def check_fit(
+def check_fit(module: SegmentationModule, built: Parts, prepared: Prepared, world: int) -> None:
+    """Refuses a training whose parts and data do not fit each other or the number of processes; see `check_network_fit`."""
+    channels, classes = prepared.channels, len(prepared.dataset.classes)
+    check_network_fit(module.network, built.windowing.size, channels, classes, built.settings, world, module.loss)
+
+
+def check_network_fit(
     network: Any, window: Sequence[int], channels: int, classes: int, settings: Settings, world: int = 1, loss: Loss | None = None
 ) -> None:  # fmt: skip
     """Refuses a network, a window, a batch and a loss that do not fit each other, the data or the number of processes.

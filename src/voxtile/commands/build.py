@@ -48,7 +48,11 @@ class Parts:
     schedule: Schedule
     make_optimizer: MakeOptimizer
     sampling: Sampling
-    windowing: Windowing
+
+    @property
+    def windowing(self) -> Windowing:
+        """The windows' size and axis."""
+        return self.dataset.windowing
 
     @property
     def trust(self) -> Sequence[str]:
@@ -138,7 +142,6 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
         build(config["scheduler"], "scheduler", trust),
         make_optimizer,
         sampling,
-        windowing,
     )
 
 

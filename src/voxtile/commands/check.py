@@ -298,15 +298,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
 
     module = make_module(built, prepared)
     data = make_data(built, prepared, module.network, lambda: range(STEPS))
-    check_fit(
-        module.network,
-        built.windowing.size,
-        prepared.channels,
-        len(prepared.dataset.classes),
-        built.settings,
-        world_of(config["trainer"]),
-        module.loss,
-    )
+    check_fit(module, built, prepared, world_of(config["trainer"]))
     times = StepTimes()
     options = trainer_options({**config["trainer"], "profiler": None}, 1)
     with bare_trainer([times], max_epochs=1, limit_val_batches=2, logger=False, **options) as trainer:

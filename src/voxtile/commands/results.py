@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxtile.cases.atomic import claimed, discard_half, stable_names
+from voxtile.cases.atomic import atomic_text, claimed, discard_half, stable_names
 from voxtile.cases.formats import MAP_SUFFIXES, open_map, tags_of, write_id_map
 from voxtile.cases.maps import MADE_FROM
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from voxtile.cases.dataset import Dataset
     from voxtile.inference.areas import Place, Places
     from voxtile.inference.finished import FinishedMap
+    from voxtile.inference.instances import Instances
 
 VERSION = 3  # of how results are made of maps: raise it when results of the same map change
 TILTED = "voxels of a sheared grid"  # what earlier versions measured otherwise
@@ -109,10 +110,11 @@ class Results:
         if rgb is not None and (not isinstance(rgb, list) or len(rgb) not in (1, 3)):
             raise ConfigError(f"'rgb={rgb}' must name three channels, for example 'rgb=[red,green,blue]', or one to show in grey.")
         return cls(
-            dataset, polygons, simplify, config["instances"], _classes(config["object_classes"], dataset),
-            config["connectivity"] == 8, config["min_pixels"], wanted, places,
-            None if config["area_name"] is None else str(config["area_name"]), config["quicklook"], config["itksnap"],
-            None if rgb is None else tuple(map(str, rgb)),
+            dataset=dataset, polygons=polygons, simplify=simplify, instances=config["instances"],
+            objects=_classes(config["object_classes"], dataset), corners=config["connectivity"] == 8,
+            min_pixels=config["min_pixels"], areas=wanted, places=places,
+            place_name=None if config["area_name"] is None else str(config["area_name"]),
+            quicklook=config["quicklook"], itksnap=config["itksnap"], rgb=None if rgb is None else tuple(map(str, rgb)),
         )  # fmt: skip
 
     @property
@@ -123,11 +125,10 @@ class Results:
     def paths(self, path: Path) -> dict[str, Path]:
         """The file of each result that is wanted, beside the map `path`, by the result's name."""
         wanted = {
-            f"polygons.{self.polygons}": "polygons", **({"instances": "instances", "table": "table"} if self.instances else {}),
-            **({"areas": "areas"} if self.areas else {}), **({"quicklook": "quicklook"} if self.quicklook else {}),
-            **({"itksnap": "itksnap"} if self.itksnap else {}),
+            f"polygons.{self.polygons}": True, "instances": self.instances, "table": self.instances, "areas": self.areas,
+            "quicklook": self.quicklook, "itksnap": self.itksnap,
         }  # fmt: skip
-        return {wanted[kind]: file for kind, file in self._files(path).items() if kind in wanted}
+        return {kind.partition(".")[0]: file for kind, file in self._files(path).items() if wanted.get(kind)}
 
     def forget(self, path: Path) -> None:
         """Takes the results of an earlier map away, before another one has its name `path`: they would stand beside it.
@@ -251,10 +252,10 @@ class Results:
                     discard_half(each)
                 missing = {kind: each for kind, each in wanted.items() if not each.exists()}
                 made_from = self._made_from(case, path, heat is not None, confusion)
-                for kind, make in self._makers(case, path, heat, places, confusion, missing).items():
-                    file = missing[kind]
+                makers = self._makers(case, path, heat, places, confusion)
+                for kind, file in missing.items():
                     note(file.name, made_from[kind])
-                    make(file)
+                    makers[kind](file)
         except OSError as error:
             raise DataError(
                 f"{file} could not be written: {reason(error)}. Nothing was left under that name; the map {path} is finished. See "
@@ -264,48 +265,47 @@ class Results:
         return list(missing.values())
 
     def _makers(
-        self,
-        case: Case,
-        path: Path,
-        heat: Path | None,
-        places: Sequence[Place],
-        confusion: Mapping[str, Any] | None,
-        missing: Collection[str],
-    ) -> dict[str, Callable[[Path], None]]:
-        """What writes each result that is missing, by its name."""
-        from voxtile.inference.instances import find_instances, write_table
-
+        self, case: Case, path: Path, heat: Path | None, places: Sequence[Place], confusion: Mapping[str, Any] | None
+    ) -> dict[str, Callable[[Path], None]]:  # fmt: skip
+        """What writes each result, by its name."""
         found = self._reopened(path, heat, case)
-        makers: dict[str, Callable[[Path], None]] = {}
-        outlines = None
-        if "polygons" in missing:
+
+        @cache
+        def objects(corners: bool) -> Instances:
+            from voxtile.inference.instances import find_instances
+
+            return find_instances(found, self.objects, corners, self.min_pixels)
+
+        def polygons(making: Path) -> None:
             from voxtile.inference.polygons import write_polygons
 
-            outlines = find_instances(found, self.objects, False, self.min_pixels)
-            makers["polygons"] = lambda making: write_polygons(found, outlines, making, self.simplify)
-        if {"instances", "table"} & set(missing):
-            numbered = (
-                outlines
-                if outlines is not None and not self.corners
-                else find_instances(found, self.objects, self.corners, self.min_pixels)
-            )
-            makers["instances"] = lambda making: write_id_map(numbered.ids(found), found.source, self.dataset.format, making)
-            makers["table"] = lambda making: write_table(numbered, found, making)
-        if "areas" in missing:
+            write_polygons(found, objects(False), making, self.simplify)
+
+        def instances(making: Path) -> None:
+            write_id_map(objects(self.corners).ids(found), found.source, self.dataset.format, making)
+
+        def table(making: Path) -> None:
+            from voxtile.inference.instances import write_table
+
+            write_table(objects(self.corners), found, making)
+
+        def areas(making: Path) -> None:
             from voxtile.inference.areas import write_areas
 
-            makers["areas"] = lambda making: write_areas(found, making, places, confusion)
-        if "quicklook" in missing:
+            write_areas(found, making, places, confusion)
+
+        def quicklook(making: Path) -> None:
             from voxtile.inference.quicklook import write_quicklook
 
-            makers["quicklook"] = lambda making: write_quicklook(
-                found, case, making, self.dataset.colors, self.rgb, self.dataset.background
-            )
-        if "itksnap" in missing:
-            from voxtile.cases.atomic import atomic_text
+            write_quicklook(found, case, making, self.dataset.colors, self.rgb, self.dataset.background)
 
-            makers["itksnap"] = lambda making: atomic_text(making, label_descriptions(self.dataset))
-        return {kind: make for kind, make in makers.items() if kind in missing}
+        def itksnap(making: Path) -> None:
+            atomic_text(making, label_descriptions(self.dataset))
+
+        return {
+            "polygons": polygons, "instances": instances, "table": table, "areas": areas, "quicklook": quicklook,
+            "itksnap": itksnap,
+        }  # fmt: skip
 
     def _reopened(self, path: Path, heat: Path | None, case: Case) -> FinishedMap:
         """The map through a source of its format."""

@@ -87,7 +87,10 @@ def score_table(scored: Sequence[Scored], data: Mapping[str, Any], measures: Seq
         scores |= measure.scores(measured)
         rows = [{**row, **own} for row, own in zip(rows, measured, strict=True)]
     averaged = [(*classes, *regions)[index] for index in averaged_over(classes, background, regions)]
-    return ScoreTable(cases, classes, regions, averaged, measures, rows, scores, spread, stack.sum(axis=0), list(structures))
+    return ScoreTable(
+        cases=cases, classes=classes, regions=regions, averaged=averaged, measures=measures, rows=rows, scores=scores,
+        spread=spread, confusion=stack.sum(axis=0), volumes=list(structures),
+    )  # fmt: skip
 
 
 def write_scores(

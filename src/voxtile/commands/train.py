@@ -117,8 +117,7 @@ def train_to_end(
     def fitting() -> tuple[SegmentationModule, VoxtileData]:
         prepared = read()
         module, data = assembled(built, prepared)
-        classes = len(prepared.dataset.classes)
-        check_fit(module.network, built.windowing.size, prepared.channels, classes, built.settings, devices.count, module.loss)
+        check_fit(module, built, prepared, devices.count)
         module.configure_optimizers()
         return module, data
 

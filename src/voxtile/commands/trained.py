@@ -191,9 +191,9 @@ class Trained:
         _check_seen(window, procedure.halo)
         depth, height, width = (max(sides) for sides in zip(*(each.built.windowing.box for each in members), strict=True))
         return Predictor(
-            networks, size, config["overlap"], config["batch_size"], device_called(config["device"]),
-            torch_type(config["precision"]), config["workers"], procedure, list(self.built.dataset.regions.values()),
-            (depth, height, width),
+            networks, size, config["overlap"], config["batch_size"],
+            device=device_called(config["device"]), precision=torch_type(config["precision"]), workers=config["workers"],
+            procedure=procedure, regions=list(self.built.dataset.regions.values()), trained_on=(depth, height, width),
         )  # fmt: skip
 
     def _mirrors(self, axes: Any) -> tuple[str, ...]:

@@ -180,7 +180,10 @@ def prepare(
     intensity, thinned, blank = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
     maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
-    ready = Prepared(dataset, split, cache, surveys, images, files, tuple(waived), normalisation, intensity, maps, thinned, blank)
+    ready = Prepared(
+        dataset, split, cache, surveys=surveys, images=images, test_files=files, waived=tuple(waived), normalisation=normalisation,
+        intensity=intensity, weight_maps=maps, thinned=thinned, blank=blank,
+    )  # fmt: skip
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all
         raise DataError(
