@@ -1,5 +1,6 @@
 """A trained run as evaluate and predict open it."""
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from tests.commands.conftest import Run, opened
 from tests.testers.composing import composed
 from voxtile.cases.windowing import Windowing
+from voxtile.commands.build import Parts
 from voxtile.commands.trained import Trained
 from voxtile.errors import ConfigError
 from voxtile.inference.field import reach_of
@@ -17,6 +19,13 @@ from voxtile.inference.field import reach_of
 def settings(run: Run, *words: str) -> dict[str, Any]:
     (config,) = composed(["predict", f"run={run.home}", "input=a.tif", "output=maps", *words])
     return config
+
+
+def with_windows(built: Parts, windowing: Windowing) -> Parts:
+    """The parts as if windows had been declared so."""
+    dataset = copy(built.dataset)
+    dataset.windowing = windowing
+    return replace(built, dataset=dataset)
 
 
 def test_runs_that_predict_together_see_as_far_as_the_one_that_sees_farthest(scene_run: Run) -> None:
@@ -37,7 +46,7 @@ def test_a_halo_that_would_fill_the_memory_is_refused_with_the_widest(scene_run:
 
 def test_of_runs_that_predict_together_the_largest_training_window_counts(scene_run: Run) -> None:
     trained = opened(scene_run)
-    larger = replace(trained, built=replace(trained.built, windowing=Windowing((8, 40))))
+    larger = replace(trained, built=with_windows(trained.built, Windowing((8, 40))))
     for members in ([trained, larger], [larger, trained]):
         assert members[0].predictor(settings(scene_run), members).trained_on == (1, 16, 40)
 
@@ -56,7 +65,7 @@ def with_symmetry(run: Run, symmetry: dict[str, Any], axis: str = "z") -> Traine
     trained = opened(run)
     data = {**trained.built.config["data"], "symmetry": symmetry}
     config = {**trained.built.config, "data": data, "augment": {**trained.built.config["augment"], "symmetry": symmetry}}
-    return replace(trained, built=replace(trained.built, config=config, windowing=Windowing((16, 16), axis)))
+    return replace(trained, built=with_windows(replace(trained.built, config=config), Windowing((16, 16), axis)))
 
 
 @pytest.mark.parametrize(("axis", "mirrored", "swapped"), [("z", "x", "x"), ("y", "x", "x"), ("y", "z", "y"), ("x", "y", "x")])
