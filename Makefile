@@ -41,7 +41,7 @@ types: .venv/installed-dev  ## mypy, strict
 	$(BIN)/mypy
 
 bench: .venv/installed-dev  ## benchmarks, as ratios to a peer or a floor in the same run
-	for name in reading predicting augment crf models reseg; do $(BIN)/python bench/$$name.py || exit 1; done
+	for name in reading training predicting augment crf models reseg; do $(BIN)/python bench/$$name.py || exit 1; done
 
 bench/peers/.venv/installed: bench/peers/requirements.txt
 	$(PYTHON) -m venv bench/peers/.venv

@@ -39,6 +39,11 @@ def test_help_lists_the_commands(voxtile: Command, word: str | None) -> None:
         assert text in said.out
 
 
+def test_the_command_where_it_is_not_on_the_path() -> None:
+    done = subprocess.run([sys.executable, "-m", "voxtile", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
+
+
 def test_the_version(voxtile: Command) -> None:
     assert voxtile("--version").out.strip() == __version__
 
