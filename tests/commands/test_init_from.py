@@ -220,7 +220,7 @@ def test_a_run_of_an_older_version_is_known_by_its_split(copied_run: Run, voxtil
     (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
     said = voxtile("train", *copied_run.words, *few)
     assert said.code == 3
-    assert "cannot be told: its manifest.json keeps no digests of images, and names gone" in said.text
+    assert "cannot be told: the manifest.json of their run keeps no digests of images, and names gone" in said.text
     recipe = copied_run.read("recipe.json") | {"parent": "0" * 64}
     (copied_run.home / "recipe.json").write_text(json.dumps(recipe))
     said = voxtile("train", *copied_run.words, *few)

@@ -45,8 +45,12 @@ class LabelMap:
         return {value: "ignore" if index == IGNORE else self.classes[index] for value, index in self.values.items()}
 
     @classmethod
-    def of(cls, meaning: Mapping[int, str]) -> LabelMap:
+    def of(cls, meaning: Mapping[int, str], classes: Sequence[str] | None = None) -> LabelMap:
         """Builds the map from `{stored value: class name}`; the name "ignore" marks values that are not to be judged.
+
+        Args:
+            meaning: class name by stored value.
+            classes: all classes in their order, where values stand for some of them; in the order of the values where None.
 
         Raises:
             ConfigError: A stored value is no whole number, or is there twice; there are fewer than two classes; or a class name
@@ -58,7 +62,7 @@ class LabelMap:
                 f"'data.labels' names the stored value {twice[0]} twice. Expected one class for each value; to change what a "
                 "data set's file says, type '~data.labels' '+data.labels={…}'."
             )
-        names = tuple(dict.fromkeys(name for name in meaning.values() if name != "ignore"))
+        names = tuple(classes or dict.fromkeys(name for name in meaning.values() if name != "ignore"))
         if len(names) < 2:
             found = f"{len(names)} class{'' if len(names) == 1 else 'es'} ({listed(names)})"
             raise ConfigError(f"'data.labels' names {found}; a segmentation needs two or more.")
@@ -130,6 +134,7 @@ class Dataset:
         vectors: Mapping[str, Any] | None = None,
         spacing: Sequence[float | None] | str | None = None,
         windowing: Windowing = Windowing((1, 1)),  # noqa: B008  # frozen
+        classes: Sequence[str] | None = None,
     ) -> None:
         """Remembers the settings; files are opened by `cases`.
 
@@ -150,6 +155,7 @@ class Dataset:
             spacing: of the working grid of volumes in mm along (z, y, x) of the patient, None where it stays; "median" for that
                 of the training cases, which `fix_spacing` is told; the files' own where None.
             windowing: the axis across which slices lie, and their neighbours.
+            classes: all classes in their order, where `labels` names some of them; see `LabelMap.of`.
 
         Raises:
             ConfigError: A name is unknown, or a setting is for another format.
@@ -174,7 +180,7 @@ class Dataset:
             )
         self.name, self.format = name, format
         self.layout = layout if isinstance(layout, Layout) else layout()
-        self.label_map = LabelMap.of(labels)
+        self.label_map = LabelMap.of(labels, classes)
         self.classes = self.label_map.classes
         if background is not None and background not in self.classes:
             raise ConfigError(f"'data.background={background}' is no class; the classes are {listed(self.classes, 30)}.")

@@ -83,13 +83,14 @@ class Parts:
         ]
 
 
-def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
+def parts(config: Mapping[str, Any], trained: bool = False, classes: Sequence[str] | None = None) -> Parts:
     """Builds what needs no data, so that a wrong configuration is found before any file is read.
 
     Args:
         config: the configuration.
         trained: whether it is that of a run with weights, for which nothing is built that only training uses: what was allowed
             when it was trained need not be any more.
+        classes: those of a run that judges the data, which may hold but some of them; those of the data where None.
 
     Raises:
         ConfigError: A key is unknown, a value has the wrong type, or a class cannot be built.
@@ -122,7 +123,8 @@ def parts(config: Mapping[str, Any], trained: bool = False) -> Parts:
         facts["colors"] = {name: color for name, color in facts["colors"].items() if name in facts["labels"].values()}
     check_arguments(Dataset, {key: facts[key] for key in ("channels", "exclude") if key in facts}, "data")
     windowing = windowing_of(data)
-    dataset = called(Dataset, "data", (), facts | {"layout": layout, "windowing": windowing})
+    facts |= {"layout": layout, "windowing": windowing, **({"classes": classes} if classes else {})}
+    dataset = called(Dataset, "data", (), facts)
     sampling = Sampling.of(data.get("sampling"))
     sampling.weights_of(dataset.classes)
     augment = build(_augment(config, dataset.classes, windowing, trained), "augment", trust)

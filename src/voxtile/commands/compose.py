@@ -314,23 +314,27 @@ def again(changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     from voxtile.commands.explain import known_keys
 
-    name, overrides, folders = _CURRENT.get()
+    name, overrides, _ = _CURRENT.get()
     kept = [word for word in overrides if key_of(word) not in changes]
     added = [f"{key}={as_typed(value)}" for key, value in changes.items()]
+    while True:
+        try:
+            return beside(name, without_nulls([*kept, *added], groups_of(name)))
+        except (HydraException, OmegaConfBaseException) as error:
+            unknown = re.search(r"Could not override '(model\.[^']+)'", str(error))
+            fitting = [word for word in kept if unknown is None or key_of(word) != unknown[1]]
+            if fitting == kept:
+                known = re.search(r"Could not override '([^']+)'", str(error))
+                what = f"there is no '{known[1]}'.{did_you_mean(known[1], known_keys(name))}" if known else reason(error)
+                raise ConfigError(f"The configuration cannot be composed with {', '.join(added)}: {what}") from error
+            kept = fitting
+
+
+def beside(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Another configuration than the running job's, resolved, from the same folders."""
     before = GlobalHydra.instance().hydra
     try:
-        while True:
-            try:
-                config = composed(name, without_nulls([*kept, *added], groups_of(name)), folders)
-                return job_config(config)
-            except (HydraException, OmegaConfBaseException) as error:
-                unknown = re.search(r"Could not override '(model\.[^']+)'", str(error))
-                fitting = [word for word in kept if unknown is None or key_of(word) != unknown[1]]
-                if fitting == kept:
-                    known = re.search(r"Could not override '([^']+)'", str(error))
-                    what = f"there is no '{known[1]}'.{did_you_mean(known[1], known_keys(name))}" if known else reason(error)
-                    raise ConfigError(f"The configuration cannot be composed with {', '.join(added)}: {what}") from error
-                kept = fitting
+        return job_config(composed(name, overrides, further_folders()))
     finally:
         GlobalHydra.instance().hydra = before  # a multirun goes on with its own
 

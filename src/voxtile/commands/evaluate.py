@@ -28,6 +28,8 @@ def evaluate(config: Mapping[str, Any]) -> int:
     out = console()
     if config["split"] not in ("val", "test"):
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
+    if config["dataset"] is not None:
+        config = _elsewhere(config)
     for name in ("crf", "postprocess"):
         if asks_for_search(config[name]) and config["split"] != "val":
             raise ConfigError(f"'{name}=search' chooses settings by scores: only 'split=val' may be used for that.")
@@ -35,6 +37,20 @@ def evaluate(config: Mapping[str, Any]) -> int:
     weights = config["weights"] or ("best" if len(folders) == 1 else "last")
     _evaluation_of(folders, {**config, "weights": weights}, out).write()
     return 0
+
+
+def _elsewhere(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluation on another data set: `dataset` describes it, and `split` is called after it.
+
+    Raises:
+        VoxtileError: There is no such data set, or it has no sides.
+    """
+    from voxtile.commands.elsewhere import described
+
+    if config["split"] != "val":
+        raise ConfigError("'split' is a side of the run's own data, and 'dataset' has all of another scored. Leave one out.")
+    data = described(config)
+    return {**config, "dataset": data, "split": f"on-{data['name']}", "root": None}
 
 
 def _evaluation_of(folders: Sequence[str], config: Mapping[str, Any], out: Console) -> Evaluation:
@@ -56,7 +72,7 @@ def _evaluation_of(folders: Sequence[str], config: Mapping[str, Any], out: Conso
         raise ConfigError(f"'{wanted[0]}=search' compares all maps in one process. Type 'devices=1'.")
     runs = [Trained.of(config, folder, config["weights"]) for folder in folders]
     for run in runs:
-        if config["split"] == "test":
+        if config["split"] != "val":
             run.home.refuse_unfinished("test cases are looked at with the weights that a run ends with")
         run.warn(out)
     return (OutOfFold if out_of_fold else Evaluation)(runs, config, processes, out)

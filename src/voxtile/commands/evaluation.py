@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.cases.atomic import atomic_text
 from voxtile.commands.console import progress
 from voxtile.commands.crf import asks_for_search, search_crf, search_of
+from voxtile.commands.elsewhere import judged, side_of
 from voxtile.commands.evaluated import folder_name
 from voxtile.commands.folders import differences, evaluations_of, home_of
 from voxtile.commands.measures import measures_of
@@ -20,7 +21,7 @@ from voxtile.commands.postprocess import FILE, as_typed, background_of, made_wit
 from voxtile.commands.score_table import score_table, write_scores
 from voxtile.commands.scoring import Job, Scored, Scorer, mean_dice
 from voxtile.commands.sharing import score_all
-from voxtile.commands.trained import Trained, prepared_for
+from voxtile.commands.trained import Trained
 from voxtile.data.survey import check_labels
 from voxtile.errors import DataError, RunError, listed
 from voxtile.inference.postprocess_search import Search
@@ -66,6 +67,7 @@ class Evaluation:
         self.runs: Sequence[Trained] = sorted(runs, key=order)
         self.config, self.processes, self.out = config, processes, out
         self.split: str = config["split"]
+        self.side = side_of(config)
         self.data: Mapping[str, Any] = self.runs[0].manifest["data"]  # classes, background and regions are those of all
         self.measures: Sequence[Measure] = measures_of(config, self.data)
         self.choosing = asks_for_search(config["postprocess"])
@@ -90,7 +92,7 @@ class Evaluation:
         Raises:
             VoxtileError: The data are not those of the runs, or what a case's scoring raised.
         """
-        self.prepared = [prepared_for(run, self.split, self.out) for run in self.runs]
+        self.prepared = [judged(run, self.config, self.out) for run in self.runs]
         refuse_other_data(self.runs, self.prepared)
         jobs = self.jobs()
         for measure in self.measures:
@@ -103,7 +105,7 @@ class Evaluation:
         scorer = Scorer(list(zip(self.runs, self.prepared, strict=True)), self.config, self.measures, self.post)
         for numbers in {job.runs: None for job in jobs}:
             scorer.predictor(numbers)  # refuses what cannot be averaged, before it is a look
-        if self.split == "test":
+        if self.side == "test":
             self._record_look()
         if self.choosing:
             scored, post = self.chosen(scorer, jobs)
@@ -124,8 +126,8 @@ class Evaluation:
         Raises:
             DataError: The split has none on this side.
         """
-        if not (cases := self.prepared[0].split.sides[self.split]):
-            raise DataError(f"The split of {self.runs[0].home.path} has no {self.split} cases. Train with a split that has some.")
+        if not (cases := self.prepared[0].split.sides[self.side]):
+            raise DataError(f"The split of {self.runs[0].home.path} has no {self.side} cases. Train with a split that has some.")
         return [Job(case, tuple(range(len(self.runs)))) for case in cases]
 
     def chosen(self, scorer: Scorer, jobs: Sequence[Job]) -> tuple[list[Scored], object]:
@@ -177,7 +179,8 @@ class Evaluation:
 
     def facts(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """What else is in summary.json: `waived`, and which runs these are."""
-        waived = list(dict.fromkeys(sentence for run in self.runs for sentence in run.manifest["data"]["waived"]))
+        waivers = [*(run.manifest["data"]["waived"] for run in self.runs), *(each.waived for each in self.prepared)]
+        waived = list(dict.fromkeys(sentence for sentences in waivers for sentence in sentences))
         if len(self.runs) > 1:
             runs = [{"run": run.home.path.name, "identity": run.identity, "fold": fold_of(run), **run.file} for run in self.runs]
             return {"waived": waived, "runs": runs}
@@ -224,7 +227,13 @@ class Evaluation:
             check_labels(prepared.split.test, start(len(prepared.split.test), "reading test labels"))
         identity = "+".join(run.identity for run in self.runs)
         looks = record_look(first.ledger(self.config), prepared.test_fingerprint, identity, "evaluate")
-        self.out.print(f"look number {looks} at this test split, recorded")
+        what = "this test split" if self.split == "test" else "these cases"
+        self.out.print(f"look number {looks} at {what}, recorded")
+        for run in self.runs if self.split != "test" else ():
+            own = run.manifest["data"]
+            if set(prepared.images.values()) & set(own["test_files"]) and own["test_fingerprint"] != prepared.test_fingerprint:
+                looks = record_look(run.ledger(self.config), own["test_fingerprint"], run.identity, "evaluate")
+                self.out.print(f"test cases of {run.home.path} are among them: look number {looks} at its test split, recorded")
 
 
 def refuse_other_recipes(runs: Sequence[Trained]) -> None:

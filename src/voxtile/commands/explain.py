@@ -23,9 +23,10 @@ OPEN = (  # what a data set's file may extend
     "data.vectors.values.", "data.scene.", "data.regions.",
 )  # fmt: skip
 
-ELSEWHERE = {  # what other frameworks call it, and the key here
+ELSEWHERE = {  # what other frameworks or commands call it, and the key here
     "epochs": "training.steps", "max_epochs": "training.steps", "num_epochs": "training.steps", "max_steps": "training.steps",
     "learning_rate": "optimizer.lr", "val_interval": "training.val_every", "val_check_interval": "training.val_every",
+    "data": "dataset",
 }  # fmt: skip
 
 

@@ -177,10 +177,16 @@ def check_leaks(learned: Iterable[Learned], prepared: Prepared, waive: Sequence[
             f"will then say, type '{waiver}'."
         )
 
-    return settle(_leaks(learned, prepared), waive, told)
+    leaks = [replace(leak, other_side="the parent's training") for leak in leaks_of(learned, prepared)]
+    return settle(leaks, waive, told)
 
 
-def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
+def leaks_of(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
+    """What of the validation and test cases of some data is not independent of what weights were trained on.
+
+    Raises:
+        DataError: That cannot be told.
+    """
     from voxtile.data.leakage import Leak, find_leaks, of_one_file
     from voxtile.data.places import by_place
     from voxtile.data.prepared import copies
@@ -191,9 +197,9 @@ def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
     here = _opened(dataset, others)
     if lost := [case.id for case in others if case not in here and not case.image]:
         raise DataError(
-            "Whether the run that this one is to start from ('init_from') was trained on what this one is judged by cannot be "
-            f"told: its manifest.json keeps no digests of images, and names {listed(lost)}, which this data set does not hold. "
-            "Train that run again, or start from nothing with 'init_from=null'."
+            "Whether the weights were trained on what is to judge them cannot be told: the manifest.json of their run keeps no "
+            f"digests of images, and names {listed(lost)}, which this data set does not hold. Train that run again, or do without "
+            "it."
         )
     sides = [[*here.values()], split.val, split.test]
     if not any(case.region for side in sides for case in side):
@@ -211,7 +217,7 @@ def _leaks(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
             related = [other for other in gone if other.group == case.group]
             for why, found in (("has the same image as", alike), ("is of the same group as", related)):
                 leaks += [Leak(case.id, side, tuple(other.id for other in found), "train", why)] if found else []
-    return [replace(leak, other_side="the parent's training") for leak in leaks]
+    return leaks
 
 
 def _opened(dataset: Dataset, learned: Sequence[Learned]) -> dict[Learned, Case]:

@@ -129,29 +129,9 @@ class Work(Outputs):
         return made + self._results(case, paths, places) if made else []
 
     def _open(self, files: CaseFiles, in_area: bool = False) -> Case:
-        """The case, or its part in the data set's area of interest.
-
-        Its channels are those that the runs were trained on: found by name, or by their order where names are others.
-        """
+        """The case, or its part in the data set's area of interest, with the channels that the runs were trained on."""
         first = self.runs.first
-        case: Case = first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area)
-        channels = first.manifest["data"]["channels"]
-        if len(case.channels) != len(channels):
-            raise DataError(
-                f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
-                f"{first.home.path} was trained on {len(channels)} ({', '.join(channels)}). Expected the same: name an "
-                "image like those of the training, no map or heatmap, with all its channels."
-            )
-        if sorted(case.channels) == sorted(channels):
-            return case.with_channels(channels)
-        moved = [name for place, name in enumerate(channels) if name in case.channels and case.channels[place] != name]
-        if moved:
-            raise DataError(
-                f"{case.image.path} has the channels {', '.join(case.channels)}, and the run {first.home.path} was trained on "
-                f"{', '.join(channels)}: {listed(moved)} stands in another place, so neither names nor their order say which "
-                "is which. Expected the same names, in any order; or the same order, under other names."
-            )
-        return case
+        return first.ordered(first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area))
 
     def _warn_of_strange(self, case: Case, measured: Survey) -> None:
         """Says where an image can hardly be one like those of the training; its map would look like any other."""

@@ -27,9 +27,10 @@ from voxtile.cases.window import Window
 from voxtile.commands.children import POLL, Child, child, forwarding, how_it_ended, order_of, retold, told
 from voxtile.commands.console import console, progress
 from voxtile.commands.devices import check_count, device_called
+from voxtile.commands.elsewhere import judged, side_of
 from voxtile.commands.postprocess import as_typed, postprocess_of
 from voxtile.commands.scoring import Job, Scored, Scorer
-from voxtile.commands.trained import Trained, prepared_for
+from voxtile.commands.trained import Trained
 from voxtile.errors import ConfigError, RunError, VoxtileError, counted
 from voxtile.values import is_whole
 
@@ -267,12 +268,12 @@ def _count(order: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -
     config, out = order["config"], console()
     out.quiet = True
     opened = [Trained.of(config, path, config["weights"]) for path in order["runs"]]
-    runs = [(trained, prepared_for(trained, config["split"], out)) for trained in opened]
+    runs = [(trained, judged(trained, config, out)) for trained in opened]
     data = opened[0].manifest["data"]
     post = postprocess_of(config["postprocess"], Path(), data, {})  # settings, as the starter has found them
     scorer = Scorer(runs, config, measures_of(config, data), post)
     for part in order["parts"]:
-        sides = runs[part["runs"][0]][1].split.sides[config["split"]]
+        sides = runs[part["runs"][0]][1].split.sides[side_of(config)]
         region = None if part["region"] is None else Window(*part["region"])
         case = next(case for case in sides if case.id == part["case"] and case.region == region)
         scored = scorer.score(Job(case, tuple(part["runs"])), part["rows"])

@@ -20,7 +20,7 @@ from voxtile.commands.build import Parts, parts
 from voxtile.commands.crf import crf_of
 from voxtile.commands.devices import check_precision, device_called, torch_type
 from voxtile.data.normalise import Intensity
-from voxtile.errors import ConfigError, DataError, RunError, did_you_mean, listed, reason
+from voxtile.errors import ConfigError, DataError, RunError, counted, did_you_mean, listed, reason
 from voxtile.inference.field import reach_of
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
@@ -33,6 +33,7 @@ from voxtile.values import check_whole_number, is_number, is_whole
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from voxtile.cases.case import Case
     from voxtile.data.prepared import Prepared
 
 MOST_SEEN = 2**25  # pixels of a window with its halo: feature maps of 16 channels then take 2 GB
@@ -145,6 +146,30 @@ class Trained:
         """The training set's intensities; None where each case is normalised by its own."""
         stored = self.manifest["data"]["intensity"]
         return None if stored is None else Intensity.from_dict(stored)
+
+    def ordered(self, case: Case) -> Case:
+        """A case with the channels that the run was trained on: found by name, or by their order where names are others.
+
+        Raises:
+            DataError: It has others.
+        """
+        channels = self.manifest["data"]["channels"]
+        if len(case.channels) != len(channels):
+            raise DataError(
+                f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
+                f"{self.home.path} was trained on {len(channels)} ({', '.join(channels)}). Expected the same: name an "
+                "image like those of the training, no map or heatmap, with all its channels."
+            )
+        if sorted(case.channels) == sorted(channels):
+            return case.with_channels(channels)
+        moved = [name for place, name in enumerate(channels) if name in case.channels and case.channels[place] != name]
+        if moved:
+            raise DataError(
+                f"{case.image.path} has the channels {', '.join(case.channels)}, and the run {self.home.path} was trained on "
+                f"{', '.join(channels)}: {listed(moved)} stands in another place, so neither names nor their order say which "
+                "is which. Expected the same names, in any order; or the same order, under other names."
+            )
+        return case
 
     def ledger(self, config: Mapping[str, Any]) -> Path:
         """The folder of the ledger of looks at test splits: `paths.runs`, or the folder that the run lies in."""
