@@ -253,6 +253,33 @@ def test_an_alpha_band_is_no_channel_and_says_where_data_is(tmp_path):
     np.testing.assert_array_equal(valid[0], stored[3] > 0)
 
 
+ALL_FOUR = ("band1", "band2", "band3", "band4")
+
+
+def test_a_fourth_band_that_is_declared_as_alpha_is_a_channel_where_it_is_asked_for(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 255, (4, 40, 40), dtype=np.uint8)
+    stored[3, :20] = 0  # water in near infrared
+    path = save(tmp_path / "a.tif", stored, ALPHA="YES")
+    source = GeoTiffSource([path], asked=ALL_FOUR)
+    pixels, valid = whole(source)
+    assert source.channels == ALL_FOUR
+    assert valid.all()
+    np.testing.assert_array_equal(pixels[:, 0], stored)
+    assert source.key != GeoTiffSource([path]).key
+    assert source.notes() == []
+    with pytest.raises(DataError, match=r"gdal_edit\.py -colorinterp_4 undefined"):
+        GeoTiffSource([path], scene=Scene.of({"resolution": 20}), asked=ALL_FOUR)
+
+
+def test_an_alpha_band_that_has_values_like_a_channel_is_noted(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 255, (4, 40, 40), dtype=np.uint8)
+    (note,) = GeoTiffSource([save(tmp_path / "a.tif", stored, ALPHA="YES")]).notes()
+    assert "declares its band 4 as alpha" in note
+    assert "'data.channels=[band1,band2,band3,band4]'" in note
+    stored[3] = np.where(stored[3] > 100, 255, 0)
+    assert GeoTiffSource([save(tmp_path / "b.tif", stored, ALPHA="YES")]).notes() == []
+
+
 @pytest.mark.parametrize("internal", [True, False])
 def test_masks_inside_the_file_and_beside_it_are_kept(tmp_path, internal):
     mask = np.random.default_rng(0).random((5, 6)) > 0.5

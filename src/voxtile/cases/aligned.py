@@ -114,6 +114,11 @@ class OnTarget(Protocol):
     target: Target
 
 
+def alpha_of(dataset: rasterio.DatasetReader) -> int | None:
+    """The number of the band that a file declares as alpha, None where it declares none."""
+    return next((number for number, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha), None)
+
+
 class AlignedFile:
     """A raster file on a grid that need not be its own.
 
@@ -130,6 +135,7 @@ class AlignedFile:
         nodata: Mapping[int, float | None],
         resampling: str,
         label: bool = False,
+        alpha: bool = True,
     ) -> None:
         """Looks where the file lies.
 
@@ -140,16 +146,18 @@ class AlignedFile:
             nodata: by number of band, the value of pixels without data, or None.
             resampling: how a file as coarse as the grid, or coarser, is brought onto it.
             label: whether it is a label: one of the image's size may lack a place, as many masks do, and can only mean its pixels.
+            alpha: whether a band that the file declares as alpha says where it holds data; else it is a band like the others.
 
         Raises:
-            DataError: The file does not overlap the grid, or has no CRS by which it could be placed.
+            DataError: The file does not overlap the grid, or has no CRS by which it could be placed; or it is to be brought onto
+                the grid and declares a channel as alpha.
         """
         self._path, self._onto, self._label = path, onto, label
         self._key = str(path), stamp_of(path)  # no open handle of a file that was replaced since is used
-        flagged = any(MaskFlags.per_dataset in flags or MaskFlags.alpha in flags for flags in dataset.mask_flag_enums)
+        self._alpha = alpha_of(dataset) if alpha else None
+        flags = {flag for flags in dataset.mask_flag_enums for flag in flags}
         # Beside a nodata value, and in other types than GDAL expects of it, GDAL's own masks pass over an alpha band.
-        alpha = [number for number, color in enumerate(dataset.colorinterp, 1) if color == ColorInterp.alpha]
-        self._alpha = alpha[0] if alpha else None
+        flagged = alpha if MaskFlags.alpha in flags else MaskFlags.per_dataset in flags
         self._mask_of_alpha = not flagged
         self.masked = flagged or self._alpha is not None
         self._own, self._place = scene_grid(dataset), dataset.transform
@@ -160,6 +168,12 @@ class AlignedFile:
         self.direct = self._offset is not None
         if self.direct:
             return
+        if not alpha and (number := alpha_of(dataset)):
+            raise DataError(
+                f"{path} declares its band {number} as alpha, and is to be brought onto another grid, for which GDAL takes that "
+                "band for where the others hold data, and for no channel. Say in the file what it is: "
+                f"gdal_edit.py -colorinterp_{number} undefined {path}"
+            )
         self._crs = self._unrolled()
         self._check_place()
         for band, value in nodata.items():

@@ -13,9 +13,9 @@ import numpy as np
 import rasterio
 import rasterio.dtypes
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 
-from voxtile.cases.aligned import AlignedFile, OnTarget, Target, is_sentinel
+from voxtile.cases.aligned import AlignedFile, OnTarget, Target, alpha_of, is_sentinel
 from voxtile.cases.area import SceneArea, area_on, exchanged
 from voxtile.cases.bands import Derived, Layer, decibel
 from voxtile.cases.case import Source, distinct_names, everywhere
@@ -31,6 +31,7 @@ from voxtile.errors import DataError, did_you_mean, listed
 
 EXACT = 2**53  # whole numbers up to here are floats, as which rasterio gives nodata values
 CORNER = 16  # side in pixels of the corners that `notes` looks at
+GLANCED = 256  # most rows and columns of an alpha band that it looks at
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class GeoTiffSource(Source):
         """
         self.paths, self.scene, self._label = tuple(paths), scene or Scene(), onto is not None
         self._inexact = False  # whether a nodata value is too large to be known exactly
+        self._as_channels: list[str] = []  # bands that are declared as alpha, and are asked for as channels
         bands: list[Band] = []
         self._files: list[AlignedFile] = []
         for number, path in enumerate(self.paths):
@@ -129,10 +131,12 @@ class GeoTiffSource(Source):
                 if number == 0:
                     self.target, self._area = (onto, None) if onto else self._worked_out(dataset)
                     self._by_points = bool(dataset.gcps[0])
-                bands += self._bands_of(dataset, number, nodata)
+                alpha = self._alpha_in(dataset, number, asked)
+                bands += self._bands_of(dataset, number, nodata, alpha)
                 own = {band.number: band.nodata for band in bands if band.file == number}
                 resampling = "nearest" if self._label else self.scene.resampling
-                self._files.append(AlignedFile(path, dataset, self.target, own, resampling, self._label))
+                aligned = AlignedFile(path, dataset, self.target, own, resampling, self._label, alpha is not None)
+                self._files.append(aligned)
                 if number == 0:
                     self.profile = {"crs": dataset.crs if onto is None else onto.grid.crs, "transform": self.target.transform}
         self.stored, self.working = self.target.stored, self.target.grid
@@ -162,6 +166,7 @@ class GeoTiffSource(Source):
         self._plain = self._plain and not changed and not self.scene.derived and not self.scene.masks
         self._known: dict[tuple[int, ...], Picked] = {}
         self.key = "" if (nodata, self.scene) == (None, Scene()) else f"{nodata} {self.scene.key} {sorted(masks & set(asked))}"
+        self.key += f" channels {self._as_channels}" if self._as_channels else ""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -188,11 +193,28 @@ class GeoTiffSource(Source):
             )
         return target.cut(area.box), area
 
-    def _bands_of(self, dataset: rasterio.DatasetReader, file: int, nodata: float | None) -> list[Band]:
-        """The bands of a file; those without a good name are called by their number in the file alone."""
+    def _alpha_in(self, dataset: rasterio.DatasetReader, file: int, asked: Collection[str]) -> int | None:
+        """The band of a file that says where it holds data; None where there is none, or it is asked for as a channel.
+
+        Libraries declare the fourth band of 8-bit files as alpha unless they are told otherwise, also where it is near infrared.
+        """
+        if (alpha := alpha_of(dataset)) is None:
+            return None
+        if (name := self._as_channel(dataset, file, alpha)) in asked:
+            self._as_channels.append(name)
+            return None
+        return alpha
+
+    def _as_channel(self, dataset: rasterio.DatasetReader, file: int, alpha: int) -> str:
+        """What a band that is declared as alpha is called as a channel."""
+        own = band_names(dataset, self.paths[file])[alpha - 1]
+        return own or (f"band{alpha}" if len(self.paths) == 1 else f"{distinct_names(self.paths)[file]}_{alpha}")
+
+    def _bands_of(self, dataset: rasterio.DatasetReader, file: int, nodata: float | None, alpha: int | None) -> list[Band]:
+        """The bands of a file but its alpha; those without a good name are called by their number in the file alone."""
         found, names = [], band_names(dataset, self.paths[file])
         for number in dataset.indexes:
-            if dataset.colorinterp[number - 1] == ColorInterp.alpha:
+            if number == alpha:
                 continue
             dtype = np.dtype(dataset.dtypes[number - 1])
             empty = _fitting(nodata if nodata is not None else dataset.nodatavals[number - 1], dtype)
@@ -335,12 +357,32 @@ class GeoTiffSource(Source):
                 "such pixels may count as data. See it with 'gdalinfo', and type it as 'data.nodata=<value>', which is exact."
             )
         found += self._area.notes if self._area else ()
+        found += self._doubtful_alpha() if not self._label else ()
         if not self._label and (constant := self._constant_corner()) is not None:
             found.append(
                 f"{self.path} holds {constant:g} in every band of a whole corner, and declares no nodata value: if that means 'no "
                 f"data', type 'data.nodata={constant:g}'."
             )
         return found
+
+    def _doubtful_alpha(self) -> list[str]:
+        """A sentence where a band that says which pixels hold data has values like those of a channel."""
+        for number, path in enumerate(self.paths):
+            with open_raster(path) as dataset:
+                alpha = alpha_of(dataset)
+                if alpha is None or any(band.file == number and band.number == alpha for band in self._bands.values()):
+                    continue
+                shape = tuple(min(length, GLANCED) for length in dataset.shape)
+                values = np.unique(dataset.read(alpha, out_shape=shape))
+                if len(values) > 2:
+                    names = [*(band.name for band in self._kept), self._as_channel(dataset, number, alpha)]
+                    return [
+                        f"{path} declares its band {alpha} as alpha, which says where the others hold data, and it has "
+                        f"{len(values)} values, from {values[0]:g} to {values[-1]:g}: many programs declare the fourth of 8-bit "
+                        "bands so. If it is a channel, such as near infrared, name all channels: "
+                        f"'data.channels=[{','.join(names)}]'."
+                    ]
+        return []
 
     def _constant_corner(self) -> float | None:
         """The value that all bands of one of the first file's corners have, where nothing says which pixels hold data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import NodataShadowWarning, RasterioError
 
 from voxtile.cases.address import RemoteFile
 from voxtile.cases.raster import open_raster
@@ -57,7 +58,9 @@ def thumbnail(path: Path, side: int) -> Thumbnail | None:
                 shape = _scaled(dataset.shape, factor)
             bands = [band for band in dataset.indexes if dataset.colorinterp[band - 1] != ColorInterp.alpha][:4]
             image = dataset.read(bands, out_shape=(len(bands), *shape), resampling=Resampling.nearest)
-            valid = dataset.dataset_mask(out_shape=shape, resampling=Resampling.nearest) > 0
+            with warnings.catch_warnings():  # that an alpha band comes before a nodata value, as it should
+                warnings.simplefilter("ignore", NodataShadowWarning)
+                valid = dataset.dataset_mask(out_shape=shape, resampling=Resampling.nearest) > 0
             if image.dtype.kind in "fc":
                 valid &= np.isfinite(image).all(axis=0)
             scale = Affine.scale(dataset.width / shape[1], dataset.height / shape[0])
