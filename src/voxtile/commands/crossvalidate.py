@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,8 @@ class OutOfFold(Evaluation):
                 f"No validation case of the {len(self.runs)} runs may be scored: each run was trained on their groups. Expected "
                 "runs whose validation cases are independent of their training."
             )
+        if self.config["maps"] is not None:  # which none of these runs has made
+            return [replace(job, columns={"fold": job.columns["fold"]}) for job in jobs]
         return jobs
 
     def chosen(self, scorer: Scorer, jobs: Sequence[Job]) -> tuple[list[Scored], object]:
@@ -144,18 +146,18 @@ class OutOfFold(Evaluation):
 
     def _warnings(self) -> list[str]:
         """What makes the table less than a cross-validation, one sentence each."""
-        found = [BEST] if self.config["weights"] == "best" else []
-        if self.runs[0].recipe["settings"].get("training.patience") is not None:
-            found.append(PATIENCE)
-        if any(run.recipe.get("parent") for run in self.runs):
-            found.append(PARENT)
+        found = []
+        if self.maps is None:
+            found += [BEST] if self.config["weights"] == "best" else []
+            found += [PATIENCE] if self.runs[0].recipe["settings"].get("training.patience") is not None else []
+            found += [PARENT] if any(run.recipe.get("parent") for run in self.runs) else []
         if self._unscored:
             found.append(
                 f"{counted(len(self._unscored), 'case')} of training and validation in no table, since no run may score them: each "
                 f"run was trained on their groups, or left them out: {listed(self._unscored)}"
             )
         folds = [fold_of(run) for run in self.runs]
-        if len({folds.count(fold) for fold in folds}) > 1:
+        if self.maps is None and len({folds.count(fold) for fold in folds}) > 1:
             numbers = listed(f"fold {fold}: {folds.count(fold)}" for fold in sorted(set(folds)))
             found.append(f"folds have different numbers of runs ({numbers}), whose probabilities are averaged")
         return found

@@ -30,6 +30,10 @@ def evaluate(config: Mapping[str, Any]) -> int:
         raise ConfigError(f"'split={config['split']}' cannot be evaluated; choose val or test.")
     if config["dataset"] is not None:
         config = _elsewhere(config)
+    if config["maps"] is not None:
+        from voxtile.commands import given_maps
+
+        given_maps.check(config)
     for name in ("crf", "postprocess"):
         if asks_for_search(config[name]) and config["split"] != "val":
             raise ConfigError(f"'{name}=search' chooses settings by scores: only 'split=val' may be used for that.")

@@ -16,6 +16,7 @@ from voxtile.commands.crf import asks_for_search, search_crf, search_of
 from voxtile.commands.elsewhere import judged, side_of
 from voxtile.commands.evaluated import folder_name
 from voxtile.commands.folders import differences, evaluations_of, home_of
+from voxtile.commands.given_maps import GivenMaps
 from voxtile.commands.measures import measures_of
 from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
 from voxtile.commands.score_table import score_table, write_scores
@@ -79,6 +80,7 @@ class Evaluation:
         self.predictor: Predictor = self.runs[0].predictor({**config, "crf": None} if self.searching else config, self.runs)
         self.post = None if self.searching else self._post_processing()
         self.prepared: Sequence[Prepared] = ()  # the data of each run, once they are read
+        self.maps: GivenMaps | None = None  # that are scored in the place of predictions
         self._check_places()
 
     @cached_property
@@ -102,8 +104,11 @@ class Evaluation:
             self.config = {**self.config, "crf": asdict(best) if best else None}
             self.predictor = self.runs[0].predictor(self.config, self.runs)
             self.post = self._post_processing()
-        scorer = Scorer(list(zip(self.runs, self.prepared, strict=True)), self.config, self.measures, self.post)
-        for numbers in {job.runs: None for job in jobs}:
+        if self.config["maps"] is not None:
+            self.maps = GivenMaps(Path(str(self.config["maps"])).expanduser(), self.prepared[0].dataset)
+            self.maps.check([job.case for job in jobs])
+        scorer = Scorer(list(zip(self.runs, self.prepared, strict=True)), self.config, self.measures, self.post, self.maps)
+        for numbers in {job.runs: None for job in jobs} if self.maps is None else ():
             scorer.predictor(numbers)  # refuses what cannot be averaged, before it is a look
         if self.side == "test":
             self._record_look()
@@ -175,12 +180,17 @@ class Evaluation:
     def folder(self, post: object) -> Path:
         """Where the scores go, of maps that were post-processed so."""
         name = folder_name(self.split, self.config, self.predictor, post, self.runs)
+        if self.maps is not None:
+            name = f"{self.split}-maps-{self.maps.name}"
         return evaluations_of(self.config, [run.home for run in self.runs]) / name
 
     def facts(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """What else is in summary.json: `waived`, and which runs these are."""
         waivers = [*(run.manifest["data"]["waived"] for run in self.runs), *(each.waived for each in self.prepared)]
         waived = list(dict.fromkeys(sentence for sentences in waivers for sentence in sentences))
+        if self.maps is not None:
+            nothing = dict.fromkeys(("weights", "overlap", "procedure"))  # what predictions are made with
+            return {"waived": waived, "maps": self.maps.name, "split_of": [run.identity for run in self.runs], **nothing}
         if len(self.runs) > 1:
             runs = [{"run": run.home.path.name, "identity": run.identity, "fold": fold_of(run), **run.file} for run in self.runs]
             return {"waived": waived, "runs": runs}

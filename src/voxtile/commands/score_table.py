@@ -128,7 +128,8 @@ def write_scores(
         "grid": grid_note(table.cases), **facts, "definitions": "docs/scores.md", **notes,
     }  # fmt: skip
     atomic_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-    _show(table, f"{config['split']}: {counted(len(table.cases), 'whole case')}, {config['weights']} weights", out)
+    made = f"maps in {facts['maps']}" if "maps" in facts else f"{config['weights']} weights"
+    _show(table, f"{config['split']}: {counted(len(table.cases), 'whole case')}, {made}", out)
     for sentence in facts["waived"]:
         out.print(f"waived: {sentence}")
     out.print(f"written      {folder / 'cases.csv'}\n             {folder / 'summary.json'}", soft_wrap=True)

@@ -28,6 +28,8 @@ from voxtile.scores.confusion import confusion_matrix, summarise
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from voxtile.commands.given_maps import GivenMaps
+
 
 @dataclass(frozen=True)
 class Job:
@@ -69,6 +71,7 @@ class Scorer:
         config: of the command.
         measures: what is measured beside confusion matrices.
         post: post-processing of whole maps.
+        maps: of another program, which are counted in the place of predictions.
     """
 
     def __init__(
@@ -77,8 +80,9 @@ class Scorer:
         config: Mapping[str, Any],
         measures: Sequence[Measure],
         post: Postprocess | None = None,
+        maps: GivenMaps | None = None,
     ) -> None:
-        self.runs, self.config, self.measures, self.post = runs, config, measures, post
+        self.runs, self.config, self.measures, self.post, self.maps = runs, config, measures, post, maps
         self.dataset = runs[0][1].dataset
         self._predictors: dict[tuple[int, ...], Predictor] = {}
 
@@ -106,6 +110,8 @@ class Scorer:
 
     def bands(self, job: Job, skipped: Collection[Window] = ()) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
         """The map of a case in bands, but for those that are skipped; see `class_bands`."""
+        if self.maps is not None:
+            return self.maps.bands(job.case)
         case, found, own = job.case, None, [self.runs[number] for number in job.runs]
         if any(prepared.intensity is None and case.id not in prepared.surveys for _, prepared in own):  # a test case
             found = survey(case, len(self.dataset.classes), label=False)

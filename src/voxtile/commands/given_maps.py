@@ -1,0 +1,115 @@
+"""Maps that another program has made of a run's cases, scored in the place of the run's own: `voxtile evaluate … maps=<folder>`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxtile.cases.case import Case, Labels
+from voxtile.cases.formats import SUFFIXES, open_label, tags_of
+from voxtile.cases.maps import MADE_FROM
+from voxtile.cases.names import whole_id
+from voxtile.cases.vector_settings import VectorSettings
+from voxtile.cases.window import IGNORE, Window
+from voxtile.commands.evaluated import EVALUATED
+from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed
+
+if TYPE_CHECKING:
+    from voxtile.cases.dataset import Dataset
+
+BAND = 2**24  # most pixels that are looked at at once
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuses settings of `voxtile evaluate` that maps which are there cannot follow.
+
+    Raises:
+        ConfigError: There is one, or `maps` is no folder.
+    """
+    if not Path(str(config["maps"])).expanduser().is_dir():
+        raise ConfigError(f"'maps={config['maps']}' is no folder. Name the one that holds a map of each case.")
+    if given := [f"{name}={config[name]}" for name, usual in EVALUATED.items() if name != "weights" and config[name] != usual]:
+        raise ConfigError(f"'{given[0]}' says how a network predicts, and 'maps' are scored as they are. Leave one of them out.")
+    if config["devices"] != 1:
+        raise ConfigError(f"'devices={config['devices']}' shares what networks have to do, and 'maps' are there. Type 'devices=1'.")
+
+
+@dataclass(frozen=True)
+class GivenMaps:
+    """A folder with a map of each case, called as the case is.
+
+    They hold the values that labels are stored with, as other programs write them; maps that voxtile has made hold class indices.
+
+    Attributes:
+        folder: the folder.
+        dataset: whose cases they are of.
+    """
+
+    folder: Path
+    dataset: Dataset
+
+    @property
+    def name(self) -> str:
+        """By which their scores are told from others."""
+        return self.folder.resolve().name
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Refuses cases without a map, before any is scored.
+
+        Raises:
+            DataError: There is one.
+        """
+        names = {case.id: whole_id(case.id, case.region) for case in cases}
+        if lacking := [name for name in dict.fromkeys(names.values()) if self._file(name) is None]:
+            there = sorted(each.name for each in self.folder.iterdir() if not each.name.startswith("."))
+            endings = listed(SUFFIXES[self.dataset.format], 20)
+            raise DataError(
+                f"{self.folder} holds no map of {counted(len(lacking), 'case')}: {listed(lacking)}. Expected a file for each, with "
+                f"the case's name and one of the endings {endings}.{did_you_mean(lacking[0], there)} It holds {listed(there, 4)}."
+            )
+
+    def _file(self, name: str) -> Path | None:
+        files = (self.folder / f"{name}{ending}" for ending in SUFFIXES[self.dataset.format])
+        return next((file for file in files if file.exists()), None)
+
+    def bands(self, case: Case) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+        """The map of a case on the grid of its file, as `class_bands` gives that of a network.
+
+        Raises:
+            DataError: It cannot be read, does not fit the case, or says nothing of a pixel that is judged.
+        """
+        native, kind = case.native, self.dataset.format
+        file = self._file(whole_id(case.id, case.region))
+        assert file is not None  # see `check`
+        ours, values = MADE_FROM in tags_of(file, kind), self.dataset.label_map.values
+        known = {index: index for index in range(len(self.dataset.classes))} if ours else values
+        source = open_label(kind, [file], native.image, known, VectorSettings())
+        if source.working.shape != native.image.working.shape:
+            raise DataError(
+                f"{file} has shape {source.working.shape} (D, H, W), and its image {native.image.working.shape}. Expected a map of "
+                "the image's size."
+            )
+        drawn = Case(case.id, case.group, native.image, Labels(source, known), region=native.region)
+        for window in _rows(native.shape):
+            found, (_, valid) = drawn.read_label(window), native.read(window)
+            if lacking := int(np.count_nonzero((found == IGNORE) & valid & (native.read_label(window) != IGNORE))):
+                raise DataError(
+                    f"{file} says of {counted(lacking, 'pixel')} that are to be judged nothing (no data, or a value that is "
+                    "'ignore'). Expected a class of each."
+                )
+            found[~valid] = IGNORE
+            yield window, found
+
+
+def _rows(shape: tuple[int, int, int]) -> Iterator[Window]:
+    """Windows of whole slices, or of whole rows of one, in reading order."""
+    depth, height, width = shape
+    step = max(1, BAND // width)
+    for z in range(depth):
+        for y in range(0, height, step):
+            yield Window(z, y, 0, 1, min(step, height - y), width)
