@@ -190,6 +190,13 @@ def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
         check_optimizer(torch.optim.LBFGS)
 
 
+def test_an_optimizer_that_cannot_take_a_step_is_refused(words: list[str], voxtile: Command, tmp_path: Path) -> None:
+    said = voxtile("train", *words, "optimizer._target_=torch.optim.SparseAdam", "~optimizer.weight_decay")
+    assert said.code == 2
+    assert "SparseAdam cannot take a step" in said.text
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_own_code_raises_while_it_trains_is_told_with_its_line(words: list[str], tmp_path: Path, voxtile: Command) -> None:
     said = voxtile("train", *words, *own(tmp_path, "loss", "LateLoss"), "model.width=0.0625", "model.depth=2")
     assert said.code == 4

@@ -170,6 +170,43 @@ def test_the_last_map_of_nested_decoders_is_the_final_one():
     assert all(torch.equal(ours.logits, theirs) for ours, theirs in zip(output.maps, reversed(listed), strict=True))
 
 
+@pytest.mark.parametrize(("final", "place"), [(None, 0), ("first", 0), ("last", 2)])
+def test_of_maps_of_one_size_the_first_is_the_result_unless_it_is_said_otherwise(final, place):
+    def sides(fine, coarse):
+        return [fine, fine + 1, fine + 2]
+
+    network, image = Adapted(partial(Small, form=sides), 3, 4, stride=8, final=final), noise(2, 3, 8, 16)
+    score = network.network.score(image)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(image), score + place)
+        weighed = [float((each.logits - score).mean().round()) for each in network.train()(image).maps]
+    assert weighed == ([2, 1, 0] if place else [0, 1, 2])
+
+
+class Boxes(nn.Module):
+    """A network of volumes that says so itself."""
+
+    dims = 3
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.score = nn.Conv3d(in_channels, num_classes, 1)
+
+    def forward(self, image):
+        return self.score(image)
+
+
+class Unsaid(Boxes):
+    dims = None
+
+
+@pytest.mark.parametrize(("kind", "given"), [(Boxes, {}), (Unsaid, {"dims": 3})])
+def test_a_network_of_volumes_says_so_itself_or_is_told_to_be_one(kind, given):
+    network = Adapted(partial(kind), 1, 2, stride=2, **given)
+    assert network.dims == 3
+    assert network(noise(1, 1, 3, 5, 7)).shape == (1, 2, 3, 5, 7)
+
+
 def test_a_single_map_in_a_list_is_plain_logits():
     network = Adapted(partial(BasicUNetPlusPlus, spatial_dims=2, features=[4, 4, 6, 6, 8, 4]), 3, 4, stride=16)
     assert network(noise(1, 3, 17, 20)).shape == (1, 4, 17, 20)
@@ -179,7 +216,7 @@ def test_maps_of_volumes_are_judged_where_they_have_the_volumes_size():
     network, image = Adapted(dynunet(3, deep_supervision=True, deep_supr_num=1), 1, 2), noise(1, 1, 3, 9, 10)
     assert [score_map.logits.shape for score_map in network(image).maps] == [(1, 2, 3, 9, 10)] * 2
     coarse = Adapted(partial(SegResNetDS, spatial_dims=3, init_filters=8, dsdepth=2, blocks_down=[1, 1, 1]), 1, 2, stride=4)
-    with pytest.raises(ValueError, match="coarser maps are judged in images only"):
+    with pytest.raises(ConfigError, match=r"coarser maps are judged in images only\. Turn its deep supervision off"):
         coarse(noise(1, 1, 4, 4, 8))
 
 
@@ -219,7 +256,7 @@ def test_nothing_beside_the_scores_is_left_out():
     ],
 )
 def test_what_is_no_score_map_is_refused(form):
-    with pytest.raises(ValueError, match="Small gives no score maps but a"):
+    with pytest.raises(ConfigError, match="Small gives no score maps but a"):
         Adapted(partial(Small, form=form), 3, 4)(noise(1, 3, 8, 8))
 
 
@@ -338,9 +375,17 @@ def test_numbers_that_do_not_fit_are_refused(network, said):
         Adapted(network, 3, 4)
 
 
-@pytest.mark.parametrize("wrong", [{"stride": 0}, {"min_train_batch": 0}])
-def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="'stride' and 'min_train_batch' are 1 or more"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"stride": 0}, "'stride' and 'min_train_batch' are 1 or more"),
+        ({"min_train_batch": 0}, "'stride' and 'min_train_batch' are 1 or more"),
+        ({"dims": 4}, "'dims' is 2 or 3"),
+        ({"final": "best"}, "'final' first or last"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
         Adapted(partial(Small), 3, 4, **wrong)
 
 

@@ -234,6 +234,7 @@ def check_network_fit(
     import torch
 
     from voxtile.commands.own import for_boxes, logits_in
+    from voxtile.models.adapter import Adapted
     from voxtile.models.network import least_batch_of, least_size_of
 
     least = least_size_of(network)
@@ -267,17 +268,18 @@ def check_network_fit(
                 f"The network gives logits of shape {found} for an image of {shape}; expected "
                 f"{(1, classes, *size)}, one channel per class and the image's size. {remedy}"
             )
-    if loss is not None and loss.by_distance:
-        _check_maps(network, (batch, channels, *window), loss)
+    by_distance = loss is not None and loss.by_distance
+    if by_distance or (isinstance(network, Adapted) and network.dims == 3):
+        _check_maps(network, (batch, channels, *window), loss if by_distance else None)
 
 
-def _check_maps(network: nn.Module, shape: Sequence[int], loss: Loss) -> None:
-    """Refuses a network that is trained on maps of coarser grids, on which a loss by distances has no meaning.
+def _check_maps(network: nn.Module, shape: Sequence[int], loss: Loss | None) -> None:
+    """Refuses a network that is trained on maps of coarser grids, where these cannot be judged.
 
     Args:
         network: in training.
         shape: of its images without their margin, [B, C, (D,) H, W].
-        loss: one whose weights follow from distances.
+        loss: one whose weights follow from distances, which have no meaning on coarser grids; None for any other.
 
     Raises:
         ConfigError: It is such a network.
@@ -292,7 +294,7 @@ def _check_maps(network: nn.Module, shape: Sequence[int], loss: Loss) -> None:
     shape = (batch, channels, *(side + 2 * margin for side, margin in zip(sides, margins, strict=True)))
     with _taking(network, shape), torch.no_grad(), unmoved(network):
         maps = score_maps(logits_of(network, torch.zeros(shape)))
-    if any(each.rows is not None for each in maps):
+    if loss is not None and any(each.rows is not None for each in maps):
         raise ConfigError(
             f"This loss ({type(loss).__name__}) weighs pixels by their distances in the image, and this network is trained on "
             "coarser score maps, which hold one pixel of many. Choose another loss ('loss=ce'), or a network whose scores have the "

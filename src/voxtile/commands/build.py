@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from voxtile.cases.windowing import Windowing
 from voxtile.commands.allowed import below, build, build_network, called, check_trust, target, targets_of
 from voxtile.commands.checks import DATA_KEYS, SECTIONS, check_keys, check_types, check_values, settings_of, windowing_of
-from voxtile.commands.own import check_is, check_optimizer
+from voxtile.commands.own import check_is, check_optimizer, named
 from voxtile.commands.typed import check_arguments
+from voxtile.errors import ConfigError, reason
 
 if TYPE_CHECKING:  # slow to import
+    from torch import nn
+
     from voxtile.cases.dataset import Dataset
     from voxtile.data.augment import Augment
     from voxtile.data.normalise import Normalisation
@@ -132,7 +135,7 @@ def parts(config: Mapping[str, Any], trained: bool = False, classes: Sequence[st
     make_optimizer = build(config["optimizer"], "optimizer", trust)
     if not trained:
         if below(str(config["optimizer"]["_target_"]), ("torch.optim",)):  # which looks at its settings only once it is built
-            make_optimizer([nn.Parameter(torch.zeros(1, 1))])
+            _try_step(make_optimizer, nn.Parameter(torch.zeros(1, 1)))
         build_loss(config, dataset, [1] * len(dataset.classes), [1] * len(dataset.classes))  # as if all classes occurred
     return Parts(
         config,
@@ -145,6 +148,24 @@ def parts(config: Mapping[str, Any], trained: bool = False, classes: Sequence[st
         make_optimizer,
         sampling,
     )
+
+
+def _try_step(make_optimizer: MakeOptimizer, parameter: nn.Parameter) -> None:
+    """Refuses an optimizer that cannot take a step, such as one for sparse gradients.
+
+    Raises:
+        ConfigError: It raises an error, when it is built or at its first step.
+    """
+    import torch
+
+    optimizer = make_optimizer([parameter])
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{named(type(optimizer))} cannot take a step: {reason(error)}. Choose another: 'optimizer=adamw' or 'optimizer=sgd'."
+        ) from error
 
 
 def build_loss(config: Mapping[str, Any], dataset: Dataset, class_counts: Sequence[int], present_counts: Sequence[int]) -> Loss:

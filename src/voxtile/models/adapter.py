@@ -18,6 +18,7 @@ from voxtile.models.sizes import crop_to, pad_to
 CLASSES = ("num_classes", "out_channels", "classes")  # what libraries call the number of score maps: torchvision, MONAI, smp
 CHANNELS = ("in_channels", "num_channels", "in_chans")  # and that of the image's channels: most, MONAI's QuickNAT, timm
 HALVINGS = 32  # five, which is as many as the usual networks have
+LAST = ("BasicUNetPlusPlus",)  # networks that give several maps of one size, of which the last is the result
 
 
 class Adapted(Network):
@@ -45,6 +46,8 @@ class Adapted(Network):
         num_classes: int,
         stride: int | None = None,
         min_train_batch: int = 1,
+        dims: int | None = None,
+        final: str | None = None,
     ) -> None:
         """Builds the network.
 
@@ -57,6 +60,9 @@ class Adapted(Network):
             num_classes: score maps.
             stride: see the class; where None, it follows from the network's strides, and is 32 where it has none.
             min_train_batch: see the class.
+            dims: see the class; where None, the network's `spatial_dims`, else its attribute `dims`, else 2.
+            final: which of several score maps in a list is the result, "first" or "last"; where None, the last one if it is larger
+                than the first, or if the network is MONAI's UNet++, else the first.
 
         Raises:
             ValueError: `network` builds no network, has nowhere to put the number of classes, or another one already.
@@ -67,8 +73,12 @@ class Adapted(Network):
             raise ValueError(f"'network' must hold a '_target_' and '_partial_: true', not {network!r}")
         network = functools.partial(network.func, *network.args, **_plain(network.keywords))
         given = network.keywords
-        self.dims = int(given.get("spatial_dims", _default(network, "spatial_dims", 2)))
         self.network = _built(network, in_channels, num_classes)
+        spatial = given.get("spatial_dims", _default(network, "spatial_dims", None))
+        self.dims = next(int(each) for each in (dims, spatial, getattr(self.network, "dims", None), 2) if each is not None)
+        if self.dims not in (2, 3) or final not in (None, "first", "last"):
+            raise ValueError(f"'dims' is 2 or 3, and 'final' first or last, not {self.dims} and {final}")
+        self.final = "last" if final is None and type(self.network).__name__ in LAST else final
         self.strides = _strides(self.network, given, self.dims) if stride is None else (stride,) * self.dims
         if min(self.strides) < 1 or min_train_batch < 1:
             raise ValueError(f"'stride' and 'min_train_batch' are 1 or more, not {stride} and {min_train_batch}")
@@ -84,7 +94,7 @@ class Adapted(Network):
             In training of a network with several score maps, an `Output`.
 
         Raises:
-            ConfigError: The batch is smaller than the network can train on.
+            ConfigError: The batch is smaller than the network can train on, or what it gives are no score maps that can be judged.
         """
         if self.training and len(image) < self.min_train_batch:
             raise self._too_few(len(image), self.min_train_batch)
@@ -122,9 +132,12 @@ class Adapted(Network):
         else:  # a variational encoder that learns nothing gives None beside the scores
             maps = [each for each in output if each is not None] if isinstance(output, Sequence) else []
         if not maps or not all(isinstance(logits, Tensor) and logits.ndim == self.dims + 2 for logits in maps):
-            raise ValueError(f"{type(self.network).__name__} gives no score maps but {_described(output)}")
-        if isinstance(output, Sequence) and len(maps) > 1 and maps[-1].shape[2:] >= maps[0].shape[2:]:
-            maps.reverse()  # UNet++ gives its final map last
+            raise ConfigError(
+                f"{type(self.network).__name__} gives no score maps but {_described(output)}. Take out what makes it return more "
+                "(such as smp's 'aux_params'), or choose a network for segmentation."
+            )
+        if isinstance(output, Sequence) and (self.final or ("last" if _pixels(maps[-1]) > _pixels(maps[0]) else "first")) == "last":
+            maps.reverse()
         return maps
 
     def _score_map(self, logits: Tensor, image: Tensor, padded: Tensor, weight: float) -> ScoreMap:
@@ -132,9 +145,10 @@ class Adapted(Network):
         if logits.shape[2:] == padded.shape[2:]:
             return ScoreMap(crop_to(logits, image.shape[2:]), weight=weight)
         if self.dims == 3:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self.network).__name__} gives a map of size {tuple(logits.shape[2:])} for a volume of size "
-                f"{tuple(padded.shape[2:])}; coarser maps are judged in images only"
+                f"{tuple(padded.shape[2:])} in training, and coarser maps are judged in images only. Turn its deep supervision off "
+                "(MONAI's 'deep_supervision=false', or 'dsdepth=1'), or have the class bring its maps to the volume's size."
             )
         axes = zip(logits.shape[2:], padded.shape[2:], image.shape[2:], strict=True)
         rows, columns = (_middles(count, after / count, before, logits.device) for count, after, before in axes)
@@ -219,6 +233,10 @@ def _strides(network: nn.Module, given: Mapping[str, Any], dims: int) -> tuple[i
         levels = [(level,) * dims if isinstance(level, int) else level for level in strides]
         return tuple(math.prod(axis) for axis in zip(*levels, strict=True))
     return (int(getattr(getattr(network, "encoder", None), "output_stride", HALVINGS)),) * dims  # smp's encoders say
+
+
+def _pixels(logits: Tensor) -> int:
+    return math.prod(logits.shape[2:])
 
 
 def _described(output: Any) -> str:
