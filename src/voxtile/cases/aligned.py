@@ -124,6 +124,7 @@ class AlignedFile:
 
     Attributes:
         direct: whether its pixels are the grid's.
+        by_nan: whether it is warped and several bands of floats name no other value than NaN for pixels without data.
         masked: whether a mask or alpha band says where it holds data.
     """
 
@@ -165,7 +166,7 @@ class AlignedFile:
         self._nodata: dict[int, float | None] = {}
         self._tile = _tile_of(dataset)
         self._offset = self._direct_offset()
-        self.direct = self._offset is not None
+        self.direct, self.by_nan = self._offset is not None, False
         if self.direct:
             return
         if not alpha and (number := alpha_of(dataset)):
@@ -183,7 +184,10 @@ class AlignedFile:
             # Outside of a file of floats is NaN, where it names no other value; whole numbers get a band that says where it is.
             self._nodata[band] = value if fits else math.nan if dtype.kind == "f" and not self.masked else None
         sentinels = [is_sentinel(value, np.dtype(self._dtypes[band - 1])) for band, value in nodata.items()]
-        self._together = len({str(value) for value in self._nodata.values()}) == 1 and not any(sentinels)
+        # What no measurement is, NaN as well, empties one band and leaves the others.
+        alone = any(sentinels) or any(value is not None and math.isnan(value) for value in self._nodata.values())
+        self._together = len({str(value) for value in self._nodata.values()}) == 1 and not alone
+        self.by_nan = len(self._nodata) > 1 and {str(value) for value in self._nodata.values()} == {str(math.nan)}
         self._everywhere = self._covers()
         finer = min(a / b for a, b in zip(self._own.spacing[1:], onto.grid.spacing[1:], strict=True)) < FINER
         self._resampling = "average" if finer and resampling != "nearest" else resampling

@@ -63,6 +63,11 @@ class Band:
         """Whether the nodata value cannot be a measurement."""
         return is_sentinel(self.nodata, self.dtype)
 
+    @property
+    def telling(self) -> bool:
+        """Whether its nodata value says something together with that of the other bands: it may be a measurement, and no NaN."""
+        return self.nodata is not None and not self.sentinel and not math.isnan(self.nodata)
+
     def value(self, stored: Layer) -> Layer:
         """What pixels as stored mean."""
         if self.linear is not None:
@@ -167,6 +172,10 @@ class GeoTiffSource(Source):
         self._known: dict[tuple[int, ...], Picked] = {}
         self.key = "" if (nodata, self.scene) == (None, Scene()) else f"{nodata} {self.scene.key} {sorted(masks & set(asked))}"
         self.key += f" channels {self._as_channels}" if self._as_channels else ""
+        used = [band for name, band in self._bands.items() if name not in masks]
+        told_by_nan = any(band.nodata is not None and math.isnan(band.nodata) for band in used)
+        if any(file.by_nan for file in self._files) or (told_by_nan and any(band.telling for band in used)):
+            self.key += " NaN tells of its band alone"  # which such scenes were once read without
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -422,7 +431,7 @@ def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) ->
             valid = valid & np.isfinite(layer)
         if band.sentinel and np.count_nonzero(empty := layer == band.nodata):
             valid = valid & ~empty
-    telling = [number for number, band in enumerate(bands) if band.nodata is not None and not band.sentinel]
+    telling = [number for number, band in enumerate(bands) if band.telling]
     if telling:
         empty = layers[telling[0]] == bands[telling[0]].nodata
         if np.count_nonzero(empty):  # most windows are settled by one band
