@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
 from tests.testers.formats import FormatTester, few, windows
-from tests.testers.geotiff import NORTH_UP, SPEC, UTM, bands, save, whole
+from tests.testers.geotiff import NORTH_UP, SPEC, UTM, bands, masked_beside, save, whole
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.maps import MapSpec
@@ -290,8 +290,12 @@ def test_masks_inside_the_file_and_beside_it_are_kept(tmp_path, internal):
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal):
         path = save(tmp_path / "a.tif", bands((2, 5, 6)), mask=mask)
     assert (tmp_path / "a.tif.msk").exists() != internal
-    _, valid = whole(GeoTiffSource([path]))
-    np.testing.assert_array_equal(valid[0], mask)
+    for _ in range(2):
+        _, valid = whole(GeoTiffSource([path]))
+        np.testing.assert_array_equal(valid[0], mask)
+        if not internal:  # another one is put there, beside the same file
+            mask = ~mask
+            masked_beside(path, mask)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

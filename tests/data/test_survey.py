@@ -9,12 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 
-from tests.testers.geotiff import save
+from tests.testers.geotiff import masked_beside, save
 from tests.testers.memory import memory_case
 from tests.testers.surveys import CLASSES, VALUES, open_case
 from voxtile.cases.case import Case, Labels
-from voxtile.cases.geotiff import GeoTiffSource
+from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid
@@ -331,6 +332,54 @@ def test_the_cache_notices_what_could_change_a_survey(folder, tmp_path, made, im
     os.utime(folder / "a_label.tif", (5, 5))
     survey_all([open_case(folder)], CLASSES, cache)
     assert made == ["a"] * 8
+
+
+NOTES = "<PAMDataset><PAMRasterBand band='1'>{}</PAMRasterBand></PAMDataset>"
+
+
+@pytest.mark.parametrize("name", ["a.tif.msk", "a_label.tif.msk", "a_label.tfw", "a.tif.aux.xml", "source of a VRT"])
+def test_the_cache_notices_what_lies_beside_files(tmp_path, made, image, label, name):
+    """A mask, a world file, a nodata value that a program noted: the files themselves stay as they are."""
+    folder, cache = rewritten(tmp_path / "data", image, label), tmp_path / "cache"
+    if name == "a_label.tfw":
+        with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+            save(folder / "a_label.tif", label[None], transform=None)
+    if name == "source of a VRT":
+        name = "b.tif.msk"
+        (folder / "a.tif").rename(folder / "b.tif")
+        masked_beside(folder / "b.tif", label == 0)
+        rasterio.shutil.copy(folder / "b.tif", folder / "a.vrt", driver="VRT")
+
+    def found(content):
+        if name.endswith(".msk"):
+            masked_beside((folder / name).with_suffix(""), label != content)
+        else:
+            (folder / name).write_text(content)
+        image = GeoTiffSource([next(folder.glob("a.[tv]*[ft]"))])
+        case = Case("a", "a", image, Labels(label_source(folder / "a_label.tif", image, VALUES), VALUES))
+        return survey_all([case], CLASSES, cache)["a"]
+
+    if name.endswith(".msk"):
+        contents = [0, 1]
+    elif name.endswith(".tfw"):
+        contents = [f"10\n0\n0\n-10\n{500005 + 10 * step}\n5299995\n" for step in (0, 5)]
+    else:
+        contents = [NOTES.format(f"<NoDataValue>{value}</NoDataValue>") for value in (0, 300)]
+    first, second = map(found, contents)
+    assert first.counts.tolist() != second.counts.tolist()
+    assert made == ["a"] * 2
+
+
+def test_statistics_beside_a_file_change_no_digest_and_are_no_reason_to_read_again(tmp_path, made, image, label):
+    folder, cache = rewritten(tmp_path / "data", image, label), tmp_path / "cache"
+    plain, *noted = [open_case(folder)]
+    for mean in (3, 4):
+        metadata = f"<Metadata><MDI key='STATISTICS_MEAN'>{mean}</MDI></Metadata>"
+        (folder / "a.tif.aux.xml").write_text(NOTES.format(metadata))
+        noted.append(open_case(folder))
+    surveys = [survey_all([case], CLASSES, cache) for case in (plain, *noted)]
+    assert len({fingerprint([case], found) for case, found in zip((plain, *noted), surveys, strict=True)}) == 1
+    assert len(made) <= 2
 
 
 @pytest.mark.parametrize(("spacing", "axis"), [((2.0, 1.0, 1.0), "z"), (None, "x"), ((3.0, 2.0, 1.5), "y")])

@@ -7,6 +7,7 @@ import rasterio
 from affine import Affine
 
 from voxtile.cases.maps import MapSpec
+from voxtile.cases.raster import plain_allowed
 from voxtile.cases.window import Window
 
 UTM = "EPSG:32633"
@@ -36,6 +37,17 @@ def save(path, bands, crs=UTM, transform=NORTH_UP, mask=None, names=(), **profil
         for number, name in enumerate(names, 1):
             out.set_band_description(number, name)
     return path
+
+
+def masked_beside(path, mask):
+    """Puts a mask [H, W] beside a file, or another one in its place, of which the file itself knows nothing."""
+    beside = path.with_name(path.name + ".msk")
+    if beside.exists():
+        with plain_allowed(), rasterio.open(beside, "r+") as out:
+            out.write(np.where(mask, 255, 0).astype(np.uint8), 1)
+    else:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as out:
+            out.write_mask(mask)
 
 
 def bands(shape, dtype="uint8", seed=0):

@@ -27,7 +27,7 @@ from voxtile.cases.cells import CELLS, put_together
 from voxtile.cases.copying import Copies, Pixels
 from voxtile.cases.grid import Grid, StoredGrid, WorkingGrid
 from voxtile.cases.longitudes import TURN, TURNS, east_end
-from voxtile.cases.raster import HANDLES, grid_at, open_raster, scene_grid
+from voxtile.cases.raster import HANDLES, beside, grid_at, open_raster, scene_grid
 from voxtile.cases.remote import raise_failed_request
 from voxtile.cases.window import Window
 from voxtile.errors import DamagedError, DataError, counted, reason
@@ -154,7 +154,8 @@ class AlignedFile:
                 the grid and declares a channel as alpha.
         """
         self._path, self._onto, self._label = path, onto, label
-        self._key = str(path), stamp_of(path)  # no open handle of a file that was replaced since is used
+        # No open handle of a file that was replaced since is used, nor of one whose mask was.
+        self._key = str(path), *(stamp_of(each) for each in (path, *beside(dataset, path)))
         self._alpha = alpha_of(dataset) if alpha else None
         flags = {flag for flags in dataset.mask_flag_enums for flag in flags}
         # Beside a nodata value, and in other types than GDAL expects of it, GDAL's own masks pass over an alpha band.

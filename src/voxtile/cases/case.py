@@ -64,6 +64,11 @@ class Source(ABC):
         """Every file that is read: `paths`, and those that they are made of."""
         return self.paths
 
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """Files that say more of the pixels of `files` and lie beside these, such as masks and world files."""
+        return ()
+
     @abstractmethod
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Reads `window`, which lies inside the grid.
@@ -144,6 +149,11 @@ class Wrapped(Source):
     def files(self) -> tuple[Path, ...]:
         """See `Source.files`."""
         return self.source.files
+
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """See `Source.beside`."""
+        return self.source.beside
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """See `Source.open_map`."""

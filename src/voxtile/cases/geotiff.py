@@ -23,7 +23,7 @@ from voxtile.cases.cog import open_cog
 from voxtile.cases.copying import Copies
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.raster import band_names, open_raster
+from voxtile.cases.raster import MASK, NOTED, band_names, beside, open_raster
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.untrusted import sources_of
 from voxtile.cases.window import Window
@@ -130,6 +130,8 @@ class GeoTiffSource(Source):
         self._inexact = False  # whether a nodata value is too large to be known exactly
         self._as_channels: list[str] = []  # bands that are declared as alpha, and are asked for as channels
         bands: list[Band] = []
+        found: list[Path] = []
+        noted: list[object] = []
         self._files: list[AlignedFile] = []
         for number, path in enumerate(self.paths):
             with open_raster(path) as dataset:
@@ -138,12 +140,19 @@ class GeoTiffSource(Source):
                     self._by_points = bool(dataset.gcps[0])
                 alpha = self._alpha_in(dataset, number, asked)
                 bands += self._bands_of(dataset, number, nodata, alpha)
+                here = beside(dataset, path)
+                found += here
+                if any(each.name.endswith(NOTED) for each in here):
+                    noted.append(_facts(dataset))
                 own = {band.number: band.nodata for band in bands if band.file == number}
                 resampling = "nearest" if self._label else self.scene.resampling
                 aligned = AlignedFile(path, dataset, self.target, own, resampling, self._label, alpha is not None)
                 self._files.append(aligned)
                 if number == 0:
                     self.profile = {"crs": dataset.crs if onto is None else onto.grid.crs, "transform": self.target.transform}
+        # What a program noted beside a file is known by what it says of pixels: mostly it is statistics, for which nothing is to be
+        # read again.
+        self._beside = tuple(each for each in found if not each.name.endswith(NOTED))
         self.stored, self.working = self.target.stored, self.target.grid
         self.canonical = self.stored.as_kind(CanonicalGrid)
         if nodata is not None and not self._label and bands and all(band.nodata is None for band in bands):
@@ -176,11 +185,18 @@ class GeoTiffSource(Source):
         told_by_nan = any(band.nodata is not None and math.isnan(band.nodata) for band in used)
         if any(file.by_nan for file in self._files) or (told_by_nan and any(band.telling for band in used)):
             self.key += " NaN tells of its band alone"  # which such scenes were once read without
+        self.key += f" {noted}" if noted else ""
 
     @property
     def files(self) -> tuple[Path, ...]:
         """See `Source.files`; a VRT is made of others."""
         return (*self.paths, *(each for path in self.paths if path.suffix.lower() == ".vrt" for each in sources_of(path)))
+
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """See `Source.beside`; of what a VRT is made of, masks."""
+        masks = [each.with_name(each.name + MASK) for each in self.files[len(self.paths) :]]
+        return (*self._beside, *(each for each in masks if each.is_file()))
 
     def _worked_out(self, dataset: rasterio.DatasetReader) -> tuple[Target, SceneArea | None]:
         """The working grid, and the area on it."""
@@ -406,6 +422,12 @@ class GeoTiffSource(Source):
                 if pixels.size > len(bands) and (pixels == pixels.flat[0]).all():
                     return float(pixels.flat[0])
         return None
+
+
+def _facts(dataset: rasterio.DatasetReader) -> tuple[object, ...]:
+    """What decides how pixels of an open raster are read and where they lie."""
+    bands = (dataset.nodatavals, dataset.scales, dataset.offsets, dataset.descriptions, [int(each) for each in dataset.colorinterp])
+    return (dataset.crs and dataset.crs.to_wkt(), tuple(dataset.transform), *bands)
 
 
 def _fitting(nodata: float | None, dtype: np.dtype[Any]) -> float | None:

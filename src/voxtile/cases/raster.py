@@ -28,6 +28,7 @@ from voxtile.errors import DataError, reason
 
 _ECCENTRICITY = 0.0818191908426215  # of the WGS 84 ellipsoid
 HANDLES = HandleCache(most=32)
+MASK, NOTED = ".msk", ".aux.xml"  # endings that GDAL puts behind a raster's name
 BLOCK_CACHE = 24  # megabytes, while a map is made
 # GDAL looks for a scene's side files (.msk, .tfw) by their names and does not list its folder, which may be huge, at every open.
 # Options are set around opening only: setting and resetting GDAL's cache size around each read would empty the cache each time.
@@ -58,6 +59,19 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
         except RasterioError as error:
             raise_failed_request()
             raise DataError(f"{path} cannot be read as a GeoTIFF: {reason(error)}. Expected an intact raster file.") from error
+
+
+def beside(dataset: rasterio.DatasetReader, path: Path) -> tuple[Path, ...]:
+    """The files that GDAL reads with an open raster: its mask, a world file, what other programs noted in an `.aux.xml`.
+
+    Not its overviews, which are the same pixels, nor what a VRT is made of.
+    """
+    if isinstance(path, RemoteFile):
+        return ()
+    if path.suffix.lower() == ".vrt":  # of which GDAL would list all sources
+        named = [path.with_name(path.name + ending) for ending in (MASK, NOTED)]
+        return tuple(each for each in named if each.is_file())
+    return tuple(each for each in map(Path, dataset.files) if each.name != path.name and each.suffix != ".ovr")
 
 
 @contextmanager

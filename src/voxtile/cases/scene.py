@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from voxtile.cases.bands import PRESETS, Derived, Mask
+from voxtile.cases.cache import Stamp
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed
 from voxtile.values import is_number, is_whole, refuse_unknown
 
@@ -80,8 +81,13 @@ class Scene:
         if self == Scene():
             return ""
         file = Path(self.area).expanduser() if isinstance(self.area, str) else None
+        stamps: list[Stamp] = []
+        if file and file.exists():
+            from voxtile.cases.vector_files import stamps_of
+
+            stamps = [stamp for _, stamp in stamps_of(file)]
         version = "" if self.area is None else f" {_AREA_VERSION}"
-        return f"{self} {file.stat().st_mtime_ns if file and file.exists() else ''}{version}"
+        return f"{self} {stamps or ''}{version}"
 
 
 def _wrong(key: str, value: object, expected: str) -> ConfigError:

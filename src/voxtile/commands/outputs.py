@@ -96,7 +96,7 @@ class Outputs:
         settings = f"{VERSION} {self.predictor.size} {self.config['overlap']} {self.config['precision']} {self.config['damaged']}"
         weights = self.runs.weights(self.config["weights"])
         # The digest is of the pixels alone, and of a very large scene of a part of them.
-        files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in case.image.files]
+        files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.image.files, *case.image.beside)]
         image = f"{image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
         post = "" if self.post is None else f" {self.post}"
         return (

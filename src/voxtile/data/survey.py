@@ -231,7 +231,8 @@ class _Locations:
 
 def survey_key(case: Case, num_classes: int, label: bool) -> str:
     """Changes whenever the survey could: the files by size and time of change, the channels, the label's meaning."""
-    files = [*case.image.files, *(case.labels.source.files if case.labels and label else ())]
+    sources = case.sources if label else (case.image,)
+    files = [path for source in sources for path in (*source.files, *source.beside)]
     stamps = [(str(path.resolve()), *stamp_of(path)) for path in files]
     meaning = sorted(case.labels.values.items()) if case.labels and label else ()
     settings = (case.image.key, case.labels.source.key if case.labels and label else "")
