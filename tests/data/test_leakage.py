@@ -3,14 +3,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from affine import Affine
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.warp import transform, transform_bounds
 
+from tests.testers.geotiff import NORTH_UP, bands, save
 from tests.testers.memory import memory_case, north_up
 from tests.testers.places import DEGREES, UTM33, UTM34, scene
+from voxtile.cases.case import Case
+from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.window import Window
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.footprints import near_pairs
@@ -176,6 +180,27 @@ def test_views_of_one_file_leak_where_a_pixel_is_in_both():
     shared = {(views[i].id, views[j].id) for i in range(30, 60) for j in range(30) if (painted[i] & painted[j]).any()}
     assert found == shared
     assert 0 < len(shared) < 900
+
+
+def test_a_file_that_is_stacked_on_all_scenes_makes_no_leak_and_hides_none(tmp_path):
+    """A map of heights of the whole region, on a grid of its own; a further band on the scene's grid is a file like the first."""
+    rng = np.random.default_rng(0)
+    heights = save(tmp_path / "dem.tif", rng.random((1, 20, 300), dtype=np.float32), transform=NORTH_UP @ Affine.scale(3))
+    further = save(tmp_path / "further.tif", bands((1, 30, 30)))
+
+    def stacked(name, x, second=heights):
+        path = save(tmp_path / f"{name}.tif", bands((1, 30, 30)), transform=NORTH_UP @ Affine.translation(x, 0))
+        return Case(name, name, GeoTiffSource([path, second]))
+
+    first, far, copy = stacked("a", 0), stacked("b", 500), stacked("c", 0)
+    assert leaks([first], [far]) == []
+    assert suspicions([first, far], {}) == []
+    assert leaks([first], [copy], contents={"a": "1", "c": "1"}) == [
+        "'c' (val) has the same image as a (train)", "'c' (val) shows the same ground as a (train)"
+    ]  # fmt: skip
+    assert suspicions([first, copy], {})[0].startswith("Cases in different groups touch or overlap")
+    shared = leaks([stacked("d", 0, further)], [stacked("e", 0, further)])
+    assert shared == ["'e' (val) shares pixels of one file with d (train)"]
 
 
 @few

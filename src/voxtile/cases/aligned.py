@@ -124,6 +124,7 @@ class AlignedFile:
 
     Attributes:
         direct: whether its pixels are the grid's.
+        frames: whether its own grid is that of the file that the grid comes from.
         by_nan: whether it is warped and several bands of floats name no other value than NaN for pixels without data.
         masked: whether a mask or alpha band says where it holds data.
     """
@@ -163,6 +164,7 @@ class AlignedFile:
         self._mask_of_alpha = not flagged
         self.masked = flagged or self._alpha is not None
         self._own, self._place = scene_grid(dataset), dataset.transform
+        self.frames = self._own == onto.stored
         self._dtypes = dataset.dtypes
         self._nodata: dict[int, float | None] = {}
         self._tile = _tile_of(dataset)

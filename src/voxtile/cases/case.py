@@ -65,6 +65,11 @@ class Source(ABC):
         return self.paths
 
     @property
+    def framing(self) -> tuple[Path, ...]:
+        """Those of `paths` whose own grid is `stored`: in their pixels, places in two cases can be compared."""
+        return self.paths
+
+    @property
     def beside(self) -> tuple[Path, ...]:
         """Files that say more of the pixels of `files` and lie beside these, such as masks and world files."""
         return ()
@@ -149,6 +154,11 @@ class Wrapped(Source):
     def files(self) -> tuple[Path, ...]:
         """See `Source.files`."""
         return self.source.files
+
+    @property
+    def framing(self) -> tuple[Path, ...]:
+        """See `Source.framing`."""
+        return self.source.framing
 
     @property
     def beside(self) -> tuple[Path, ...]:

@@ -193,6 +193,11 @@ class GeoTiffSource(Source):
         return (*self.paths, *(each for path in self.paths if path.suffix.lower() == ".vrt" for each in sources_of(path)))
 
     @property
+    def framing(self) -> tuple[Path, ...]:
+        """See `Source.framing`; a file of a whole region, stacked on each scene, is none of them."""
+        return tuple(path for path, file in zip(self.paths, self._files, strict=True) if file.frames)
+
+    @property
     def beside(self) -> tuple[Path, ...]:
         """See `Source.beside`; of what a VRT is made of, masks."""
         masks = [each.with_name(each.name + MASK) for each in self.files[len(self.paths) :]]

@@ -69,7 +69,7 @@ def find_leaks(split: Split, contents: Mapping[str, str], wholes: Mapping[tuple[
                 *_equal(first, second, lambda case: [case.group], _within),  # a whole case, and a block of another of its group
                 *_equal(first, second, _within, lambda case: [case.group]),
             },
-            "shares pixels of one file with": _overlapping(first, second, lambda case: case.image.paths),
+            "shares pixels of one file with": _overlapping(first, second, lambda case: case.image.framing),
             "has the same image as": [(i, j) for i, j in alike if not of_one_file(first[i], second[j])],
             "shares pixels of a copied file with": [
                 (i, j)
@@ -271,8 +271,8 @@ def _unrelated(a: Case, b: Case) -> bool:
 
 
 def of_one_file(a: Case, b: Case) -> bool:
-    """Whether two cases are views of one file."""
-    return not set(a.image.paths).isdisjoint(b.image.paths)
+    """Whether two cases are views of one file, on whose grid both lie: a file of a whole region may be stacked on both."""
+    return not set(a.image.framing).isdisjoint(b.image.framing)
 
 
 def _overlapping(first: Sequence[Case], second: Sequence[Case], files: Callable[[Case], Iterable[Hashable]]) -> Pairs:
