@@ -235,6 +235,13 @@ def test_the_gate_lists_leaks_and_its_advice_can_be_typed(leaking):
     assert gate(leaking, [str(name) for name in names]) == [f"Leak waived by the user: {leak}." for leak in leaking]
 
 
+def test_the_gates_advice_fits_the_leaks(leaking):
+    for found, place, groups in ((leaking, False, True), (find_leaks(Split((scene("a"),), (scene("b"),)), {}), True, False)):
+        with pytest.raises(DataError) as caught:
+            gate(found)
+        assert ("'data.group.place=1'" in str(caught.value), "'split=groups'" in str(caught.value)) == (place, groups)
+
+
 def test_a_clean_split_passes_the_gate():
     assert gate([]) == []
 
@@ -347,6 +354,7 @@ def test_check_is_told_of_scenes_that_touch_and_scans_that_are_alike():
     head = "Cases in different groups share most of their grey values, as parts of one scan do (1 pairs): x and y (100%). "
     assert grey.startswith(head)
     assert "data.group.expression" in grey
+    assert ("data.group.place=1" in ground, "data.group.place=1" in grey) == (True, False)
     assert suspicions([scene("a"), scene("b", left=20)], {}) == []
 
 

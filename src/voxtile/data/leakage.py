@@ -23,6 +23,8 @@ LEAST_VALUES = 16  # fewer tell nothing
 ROWS = 512  # cases that are compared with all others at once
 ALIKE = 0.5  # share of grey values in common that is suspicious; parts of one scan measured 0.81 to 1, others below 0.01
 REGROUP = "Give what belongs together one group, with 'data.group.pattern=…', 'data.group.expression=…' or 'data.group.csv=…'."
+PLACES = " Scenes less than a metre apart, or on each other, become one group with 'data.group.place=1'."
+SAME_GROUP, SAME_GROUND = "is of the same group as", "shows the same ground as"
 Pairs = Iterable[tuple[int, int]]
 
 
@@ -64,7 +66,7 @@ def find_leaks(split: Split, contents: Mapping[str, str], wholes: Mapping[tuple[
         first, second = split.sides[side], split.sides[other_side]
         alike = set(_equal(first, second, lambda case: filter(None, [contents.get(case.id)])))
         found: dict[str, Pairs] = {
-            "is of the same group as": {
+            SAME_GROUP: {
                 *_equal(first, second, lambda case: [case.group]),
                 *_equal(first, second, lambda case: [case.group], _within),  # a whole case, and a block of another of its group
                 *_equal(first, second, _within, lambda case: [case.group]),
@@ -76,9 +78,7 @@ def find_leaks(split: Split, contents: Mapping[str, str], wholes: Mapping[tuple[
                 for i, j in _overlapping(first, second, lambda case: filter(None, [copy_of.get(case.image.paths)]))
                 if not of_one_file(first[i], second[j]) and (i, j) not in alike
             ],
-            "shows the same ground as": [
-                (i, j) for i, j in near_pairs(first, second, -EDGE) if not of_one_file(first[i], second[j])
-            ],
+            SAME_GROUND: [(i, j) for i, j in near_pairs(first, second, -EDGE) if not of_one_file(first[i], second[j])],
         }
         for why, pairs in found.items():
             for i, group in itertools.groupby(sorted(pairs), key=lambda pair: pair[0]):
@@ -112,10 +112,13 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str
         )
 
     def told(left: Sequence[Leak], waive: str) -> str:
+        reasons = {leak.why for leak in left}
+        places = PLACES if SAME_GROUND in reasons else ""
+        groups = ", or split by group ('split=groups')" if SAME_GROUP in reasons else ""
         return (
-            f"Leaks between the sides of the split ({len(left)}) would make its scores too good: {listed(left)}. {REGROUP} Or "
-            "leave cases out ('data.exclude=[…]'), or split by group ('split=groups'). To accept the leaks, which every report "
-            f"will then say, type '{waive}'."
+            f"Leaks between the sides of the split ({len(left)}) would make its scores too good: {listed(left)}. {REGROUP}{places} "
+            f"Or leave cases out ('data.exclude=[…]'){groups}. To accept the leaks, which every report will then say, type "
+            f"'{waive}'."
         )
 
     return settle(leaks, waivers, told)
@@ -154,7 +157,9 @@ def suspicions(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> l
     touching = [(i, j) for i, j in near_pairs(cases, cases, 1.0) if i < j and _unrelated(cases[i], cases[j])]
     if touching:
         names = listed(f"{cases[i].id} and {cases[j].id}" for i, j in touching)
-        sentences.append(f"Cases in different groups touch or overlap on the ground ({len(touching)} pairs): {names}. {REGROUP}")
+        sentences.append(
+            f"Cases in different groups touch or overlap on the ground ({len(touching)} pairs): {names}. {REGROUP}{PLACES}"
+        )
     alike = [(i, j, share) for i, j, share in alike_pairs(cases, distinct) if _unrelated(cases[i], cases[j])]
     if alike:
         names = listed(f"{cases[i].id} and {cases[j].id} ({share:.0%})" for i, j, share in alike)
