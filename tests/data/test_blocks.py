@@ -1,6 +1,7 @@
 """Blocks of a case's own grid are tested with the other splits; here are those on the ground, folds of blocks and the buffer."""
 
 import itertools
+import math
 from contextlib import suppress
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 from rasterio.crs import CRS
-from shapely import box
+from shapely import Polygon, box
+from shapely.affinity import affine_transform
 
 from tests.testers.memory import memory_case, north_up
 from tests.testers.places import UTM33, at, scene
@@ -35,21 +37,57 @@ def footprint(case):
 
 
 @settings(max_examples=100, deadline=None)
-@given(cells, st.floats(0.1, 0.7))
-def test_margins_keep_any_blocks_of_a_grid_apart(sides, buffer):
-    """Also in grids with holes, where two blocks may meet at a corner and nowhere else."""
+@given(cells, st.floats(0.1, 0.7), st.sampled_from([0.0, 0.3, -0.8]))
+def test_margins_keep_any_blocks_of_a_grid_apart(sides, buffer, shear):
+    """Also in grids with holes, where two blocks may meet at a corner and nowhere else, and in sheared ones."""
+    height = 1 / math.hypot(1, shear)  # of a block between its left and right, of upper and lower it is 1
+    lean = abs(shear) * height
+    buffer *= 0.5 if shear else 1
     sides = {(0, *cell): side for cell, side in sides.items()}
     kept = {}
     for index, side in sides.items():
-        lost = margins(index, sides, buffer)
+        lost = {face: loss / (height if face[0] == 2 else 1) for face, loss in margins(index, sides, buffer, lean=lean).items()}
         _, y, x = index
         kept[index] = box(x + lost[2, -1], y + lost[1, -1], x + 1 - lost[2, 1], y + 1 - lost[1, 1])
         assert kept[index].area > 0
+        kept[index] = affine_transform(kept[index], [1, shear, 0, 1, 0, 0])
         around = {sides.get((0, y + b, x + a), side) for a, b in itertools.product((-1, 0, 1), repeat=2)}
         assert around != {side} or max(lost.values()) == 0
     for a, b in itertools.combinations(sides, 2):
         if sides[a] != sides[b]:
             assert kept[a].distance(kept[b]) >= buffer - 1e-9
+
+
+@few
+@given(st.floats(-40, 40), st.integers(0, 50), st.sampled_from([[3, 3], [1, 5]]))
+def test_sheared_scenes_keep_the_buffer(angle, seed, blocks):
+    x, y = 10.0, 10 * math.tan(math.radians(angle))
+    affine = ((x, y, 0.0, 500_000.0), (0.0, -10.0, 0.0, 5e6), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    split = BlockSplit(blocks, buffer=100, seed=seed)([memory_case("a", (1, 300, 300), affine=affine, unit="m", crs=UTM33)])
+
+    def outline(case):
+        _, height, width = case.shape
+        return Polygon([case.grid.transform @ corner for corner in ((0, 0), (width, 0), (width, height), (0, height))])
+
+    for side, other in itertools.combinations(split.sides.values(), 2):
+        for a, b in itertools.product(side, other):
+            assert outline(a).distance(outline(b)) >= 100 - 1e-6
+
+
+@pytest.mark.parametrize(("tilt", "step", "buffer", "gap"), [(25, 5.0, 29, 8), (0, float(np.float32(0.7)), 7, 10), (0, 0.7, 7, 10)])
+def test_slabs_keep_the_buffer_across_a_tilted_stack_and_lose_nothing_to_rounding(tilt, step, buffer, gap):
+    angle = math.radians(tilt)
+    affine = (
+        (1.0, 0.0, 0.0, 0.0),
+        (0.0, 1.0, step * math.sin(angle), 0.0),
+        (0.0, 0.0, step * math.cos(angle), 0.0),
+        (0, 0, 0, 1.0),
+    )
+    split = BlockSplit([6, 1, 1], buffer=buffer)([memory_case("v", (120, 4, 4), affine=affine, unit="mm")])
+    slabs = sorted((case.box.z, case.box.stop[0]) for side in split.sides.values() for case in side)
+    gaps = {above[0] - below[1] for below, above in itertools.pairwise(slabs)}
+    assert gaps == {0, gap}
+    assert gap * step * math.cos(angle) >= buffer * (1 - 1e-6)
 
 
 shifts = st.lists(st.tuples(st.floats(0, 60), st.floats(0, 60)), min_size=1, max_size=4)

@@ -76,6 +76,27 @@ class Grid:
         lengths = np.array(self.spacing)
         return bool((np.abs(np.triu(self._edges @ self._edges.T, 1)) > SHEAR * np.outer(lengths, lengths)).any())
 
+    @property
+    def heights(self) -> tuple[float, float, float]:
+        """Distance between neighbouring planes of pixels along (z, y, x) in `unit`: `spacing` where axes are at right angles."""
+        if not self.is_sheared:
+            return self.spacing
+        z, y, x = (float(1 / np.linalg.norm(normal)) for normal in self._normals)
+        return z, y, x
+
+    @property
+    def lean(self) -> float:
+        """Cosine of the least angle between two families of those planes; 0 where axes are at right angles."""
+        if not self.is_sheared:
+            return 0.0
+        units = self._normals / np.linalg.norm(self._normals, axis=1, keepdims=True)
+        return float(np.abs(np.triu(units @ units.T, 1)).max())
+
+    @property
+    def _normals(self) -> NDArray[np.float64]:
+        """Normals of the planes of pixels along (z, y, x), rows [3, 3], each one over the distance between them long."""
+        return np.asarray(np.linalg.inv(self._edges).T, dtype=np.float64)
+
     def cell(self, planar: bool = False) -> float:
         """The volume of a pixel, in `unit` cubed, or the area of one in its slice: what pixels count for together."""
         if not self.is_sheared:

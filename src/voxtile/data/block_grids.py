@@ -12,6 +12,7 @@ import numpy as np
 from rasterio.crs import CRS
 
 from voxtile.cases.case import Case
+from voxtile.cases.grid import WorkingGrid
 from voxtile.cases.longitudes import TURN
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
@@ -24,6 +25,7 @@ Face = tuple[int, int]  # (axis, -1 or 1) of a block
 MOST_BLOCKS = 100_000
 _LAST = 89  # degrees of latitude at which a degree of longitude has a length; at the next one it has none
 _NO_LENGTH = 1e-6  # metres of a degree or a pixel below which it is that of a pole
+_ROUNDED = 1e-6  # share by which a length may lie beyond whole pixels: headers of volumes round to 6e-8 of it
 _ROUNDING = 1e-6  # pixels by which a pixel's edge may lie beyond that of its block: coordinates in files are rounded
 
 
@@ -36,6 +38,7 @@ class Block:
         lattice: name of the grid it belongs to; blocks of one grid that stand next to each other keep the buffer.
         index: its place there.
         around: how many blocks of that grid go around the world along x; 0 for a grid that does not.
+        lean: cosine of the angle between its faces, see `Grid.lean`.
         trimmed: the case without margins, in the unit of `split.buffer`, at each of its faces; None where nothing is left.
     """
 
@@ -44,21 +47,24 @@ class Block:
     index: Index
     trimmed: Callable[[Mapping[Face, float]], Case | None]
     around: int = 0
+    lean: float = 0.0
 
 
-def margins(index: Index, sides: Mapping[Index, str], buffer: float, around: int = 0) -> dict[Face, float]:
+def margins(index: Index, sides: Mapping[Index, str], buffer: float, around: int = 0, lean: float = 0.0) -> dict[Face, float]:
     """What a block loses at each face so that blocks of different sides are at least `buffer` apart, from edge to edge.
 
     Blocks of different sides that share a face lose half the buffer each; blocks of one side lose nothing to each other. Where
     this does not keep two blocks apart that meet at a corner only, the one that lost more there, to others around that corner,
     keeps away from the other by itself: its two margins span a square with the buffer as its diagonal. Where both lost alike
-    (nothing, beside corners of a scene) each of them spans half of it.
+    (nothing, beside corners of a scene) each of them spans half of it. On a sheared grid the square leans over, and its margins are
+    as wide as its shorter diagonal asks for.
 
     Args:
         index: the block's place.
         sides: the side of each block of its grid, by place.
         buffer: least distance.
         around: see `Block`.
+        lean: see `Block`.
     """
     faces = [(axis, step) for axis in range(3) for step in (-1, 1)]
     own = sides[index]
@@ -74,7 +80,7 @@ def margins(index: Index, sides: Mapping[Index, str], buffer: float, around: int
         # Along the first axis lie my margin to the first block between us, and theirs to the second; and the other way round.
         if (mine[0] and theirs[1]) or (mine[1] and theirs[0]) or sum(mine) < sum(theirs):
             continue
-        alone = buffer * math.sqrt(0.5) / (1 if sum(mine) > sum(theirs) else 2)
+        alone = buffer * math.sqrt((1 + lean) / 2) / (1 if sum(mine) > sum(theirs) else 2)
         found |= {face: max(found[face], alone) for face in (first, second)}
     return found
 
@@ -92,7 +98,8 @@ def case_blocks(cases: Sequence[Case], counts: Sequence[int], side: float | None
         ConfigError: A block would be too small for the buffer, or has no width at all.
     """
     for case in cases:
-        spacing = _spacing(case)
+        grid = _on_ground(case)
+        spacing, heights = grid.spacing, grid.heights
         number: Index = (1, *counts)[-3:]
         if side is not None:
             number = (1, *(max(1, round(case.shape[axis] * spacing[axis] / side)) for axis in (1, 2)))
@@ -105,15 +112,16 @@ def case_blocks(cases: Sequence[Case], counts: Sequence[int], side: float | None
             size = [b - a for a, b in zip(start, stop, strict=True)]
             # A block between two others keeps these apart, so it must be as wide as the buffer itself.
             between = [axis for axis in range(3) if number[axis] > 2]
-            if min(size) < 1 or any(size[axis] * spacing[axis] < buffer for axis in between):
+            if min(size) < 1 or any(size[axis] * heights[axis] < (1 - _ROUNDED) * buffer for axis in between):
                 raise _too_small(case, size, number, buffer)
             suffix = "#" + "".join(f"{letter}{place}" for letter, place in zip(letters, index[-len(letters) :], strict=True))
             block = replace(case.view(Window.of(start, size), suffix), group=case.group + suffix, within=case.group)
-            yield Block(block, case.id, index, partial(_without, block, spacing, number, buffer))
+            yield Block(block, case.id, index, partial(_without, block, heights, number, buffer), lean=grid.lean)
 
 
-def _without(block: Case, spacing: Sequence[float], number: Index, buffer: float, lost: Mapping[Face, float]) -> Case:
-    pixels = {face: math.ceil(_units(length, spacing[face[0]]) - 1e-9) for face, length in lost.items()}  # rounding errors add none
+def _without(block: Case, heights: Sequence[float], number: Index, buffer: float, lost: Mapping[Face, float]) -> Case:
+    # Rounding errors add none.
+    pixels = {face: math.ceil((1 - _ROUNDED) * _units(length, heights[face[0]])) for face, length in lost.items()}
     low = [pixels[axis, -1] for axis in range(3)]
     size = [full - pixels[axis, -1] - pixels[axis, 1] for axis, full in enumerate(block.shape)]
     if min(size) < 1:
@@ -126,13 +134,13 @@ def _units(length: float, metres: float) -> float:
     return length / metres if length else 0.0
 
 
-def _spacing(case: Case) -> tuple[float, float, float]:
-    """Distance between pixels along (z, y, x), on the ground where the case lies there."""
-    return replace(case.grid, metres=least_metres(case)).spacing
+def _on_ground(case: Case) -> WorkingGrid:
+    """The case's grid with lengths of the ground, where the case lies there."""
+    return replace(case.grid, metres=least_metres(case))
 
 
 def _too_small(case: Case, size: Sequence[int], number: Index, buffer: float) -> ConfigError:
-    unit, spacing = case.grid.unit, " x ".join(f"{length:.4g}" for length in _spacing(case))
+    unit, spacing = case.grid.unit, " x ".join(f"{length:.4g}" for length in _on_ground(case).heights)
     return ConfigError(
         f"{list(number)} blocks (slabs, rows, columns) give case '{case.id}' ({case.image.path}) one of {tuple(size)} pixels "
         f"(D, H, W) of {spacing} {unit}, too small to keep 'split.buffer={buffer:g}' ({unit}) between sides of the split. Ask for "

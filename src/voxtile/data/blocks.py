@@ -68,7 +68,7 @@ class _Blocks(SplitScheme):
             lattices.setdefault(block.lattice, {})[block.index] = side_of[block.case.id]
         sides: dict[str, list[Case]] = {side: [] for side in dealt}
         for block in blocks:
-            kept = block.trimmed(margins(block.index, lattices[block.lattice], self.buffer, block.around))
+            kept = block.trimmed(margins(block.index, lattices[block.lattice], self.buffer, block.around, block.lean))
             if kept is None:
                 left_out.append(block.case.id)
             else:
