@@ -113,7 +113,7 @@ def test_the_higher_code_wins_whatever_the_order():
 
 def test_no_polygon_burns_nothing():
     assert not placed([]).burnt(WHOLE, all_touched=True).any()
-    assert placed([]).anchors(23, 31, np.ones(2, dtype=bool)).shape == (0, 3)
+    assert placed([]).anchors(Window(0, 0, 0, 1, 23, 31), np.ones(2, dtype=bool)).shape == (0, 3)
 
 
 def test_anchors_lie_inside_the_largest_part_in_the_scene():
@@ -121,12 +121,15 @@ def test_anchors_lie_inside_the_largest_part_in_the_scene():
     parts = [shapely.box(20, 15, 22, 17), ring, shapely.box(24, 3, 90, 20), shapely.box(100, 0, 110, 9)]
     features = np.array([2, 0, 2, 1])
     shapes = Placed.of(np.array(parts, dtype=object), np.array([1, 2, 1, 1], dtype=np.uint16), features)
-    found = shapes.anchors(23, 31, np.array([True, True, True]))
+    found = shapes.anchors(WHOLE, np.array([True, True, True]))
     assert found.dtype == np.int32
     codes = shapes.burnt(WHOLE, all_touched=False)
     assert [codes[y, x] for _, y, x in found] == [2, 1]  # shape 0, shape 2; shape 1 lies outside
     assert 24 <= found[1][2] < 31
-    assert [codes[y, x] for _, y, x in shapes.anchors(23, 31, np.array([True, True, False]))] == [1]
+    assert [codes[y, x] for _, y, x in shapes.anchors(WHOLE, np.array([True, True, False]))] == [1]
+    halves = [shapes.anchors(Window(0, 0, x, 1, 23, 8), np.ones(3, dtype=bool)) for x in (0, 8, 16)]
+    assert [[codes[y, x] for _, y, x in half] for half in halves] == [[2], [2], [1]]
+    assert [half[0][2] // 8 for half in halves] == [0, 1, 2]  # each inside its box
 
 
 @few

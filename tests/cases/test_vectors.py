@@ -210,7 +210,7 @@ def test_anchors_are_pixels_of_the_shapes_in_the_scene(tmp_path, scene):
     path = save(tmp_path / "l.gpkg", [SHAPES[2], outside, SHAPES[1], cloud], ("lake", "lake", "house", "cloud"))
     source = label(path, scene, attribute="kind", values={"lake": 2, "house": 1, "cloud": "ignore"})
     values, _ = whole(source)
-    assert [values[y, x] for z, y, x in source.anchors()] == [2, 1]  # in the file's order
+    assert [values[y, x] for z, y, x in source.anchors(Window.whole(source.working.shape))] == [2, 1]  # in the file's order
 
 
 def test_maps_lie_on_the_scenes_grid(tmp_path, scene):
@@ -283,7 +283,7 @@ def test_an_empty_file_is_a_scene_without_shapes_where_that_is_wanted(tmp_path, 
         label(path, scene)
     source = label(path, scene, empty=True, border=2)
     assert not whole(source)[0].any()
-    assert source.anchors().shape == (0, 3)
+    assert source.anchors(Window.whole(source.working.shape)).shape == (0, 3)
 
 
 class TestWorkingGrid:
@@ -299,7 +299,7 @@ class TestWorkingGrid:
         coarse = [shapely.transform(shape, lambda xy: xy / 2) for shape in SHAPES]
         expected = rasterio.features.rasterize(zip(coarse, (1, 2, 3), strict=True), (30, 25), dtype="uint8")
         np.testing.assert_array_equal(values[0, 0], expected)
-        assert (found.anchors() < (1, 30, 25)).all()
+        assert (found.anchors(Window.whole((1, 30, 25))) < (1, 30, 25)).all()
 
     def test_shapes_lie_in_the_area_of_interest(self, tmp_path, scene):
         part = geopandas.GeoDataFrame(geometry=[at(shapely.box(22, 12, 46, 55))], crs=UTM)

@@ -139,6 +139,7 @@ def test_places_of_the_foreground_without_data_are_not_measured_and_move_the_fin
     holed = found()
     assert holed.blank > 0
     assert holed.fingerprint != replace(holed, blank=0).fingerprint
+    assert holed.fingerprint != replace(holed, cut_shapes=True).fingerprint
     assert min(holed.intensity.low) >= 1
 
 

@@ -7,7 +7,7 @@ from tests.testers.memory import MemorySource, memory_case
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.window import Window
 from voxtile.data import shapes as module
-from voxtile.data.shapes import anchors_of
+from voxtile.data.shapes import anchors_of, shapes_are_cut
 from voxtile.errors import ConfigError
 
 RING = np.array([[1, 1, 1, 0, 2], [1, 0, 1, 0, 2], [1, 1, 1, 0, 0], [0, 0, 0, 2, 1]])
@@ -16,8 +16,9 @@ RING = np.array([[1, 1, 1, 0, 2], [1, 0, 1, 0, 2], [1, 1, 1, 0, 0], [0, 0, 0, 2,
 class DrawnSource(MemorySource):
     """Stands for a vector file: knows its shapes."""
 
-    def anchors(self):
-        return np.array([(0, 1, 1), (0, 2, 6), (0, 7, 3)], dtype=np.int32)
+    def anchors(self, box):
+        found = np.array([(0, 1, 1), (0, 2, 6), (0, 7, 3)], dtype=np.int32)
+        return found[((found >= box.start) & (found < box.stop)).all(axis=1)]
 
 
 def test_each_connected_area_of_a_foreground_class_has_one_pixel_inside_it():
@@ -44,7 +45,10 @@ def test_a_source_that_knows_its_shapes_is_asked_and_a_block_has_those_inside_it
     label = Labels(DrawnSource(np.zeros((1, 1, 9, 9), np.uint8)), {0: 0})
     case = Case("a", "a", MemorySource(np.zeros((1, 1, 9, 9))), label)
     assert anchors_of(case, [1]).tolist() == [[0, 1, 1], [0, 2, 6], [0, 7, 3]]
-    assert anchors_of(case.view(Window(0, 2, 2, 1, 6, 5)), [1]).tolist() == [[0, 0, 4], [0, 5, 1]]
+    block = case.view(Window(0, 2, 2, 1, 6, 5))
+    assert anchors_of(block, [1]).tolist() == [[0, 0, 4], [0, 5, 1]]
+    raster = memory_case("a", (1, 4, 5), label=RING[None])
+    assert [shapes_are_cut([each]) for each in (case, block, raster.view(Window(0, 0, 0, 1, 2, 2)))] == [False, True, False]
 
 
 def test_the_areas_of_a_huge_raster_are_refused(monkeypatch):

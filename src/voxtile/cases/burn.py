@@ -68,25 +68,40 @@ class Placed:
         burn(self.points, self.rings, self.polygons, self.codes, self.near(window), start, out, all_touched)
         return out
 
-    def anchors(self, height: int, width: int, wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """(z, y, x) of one pixel inside each shape that reaches into the scene, in the file's order [n, 3].
+    def anchors(self, box: Window, wanted: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """(z, y, x) in pixels of the scene of one pixel inside each shape that reaches into a box, in the file's order [n, 3].
 
         Args:
-            height: of the scene in pixels.
-            width: of the scene in pixels.
+            box: in pixels of the scene.
             wanted: by code, whether such shapes count.
         """
-        if not len(self.codes):
+        near = self.near(box)
+        if not len(near):
             return np.empty((0, 3), dtype=np.int32)
-        polygons = shapely.from_ragged_array(shapely.GeometryType.POLYGON, self.points / UNIT, (self.rings, self.polygons))
-        pieces, index = simple_parts(shapely.clip_by_rect(polygons, 0, 0, width, height), np.arange(len(polygons)))
+        rings, starts = _runs(self.polygons, near)
+        points, ends = _runs(self.rings, rings)
+        polygons = shapely.from_ragged_array(shapely.GeometryType.POLYGON, self.points[points] / UNIT, (ends, starts))
+        right, bottom = box.x + box.width, box.y + box.height
+        pieces, index = simple_parts(shapely.clip_by_rect(polygons, box.x, box.y, right, bottom), near)
         kept = (shapely.get_dimensions(pieces) == 2) & wanted[self.codes[index]]
         pieces, owners = pieces[kept], self.features[index[kept]]
         order = np.lexsort((-shapely.area(pieces), owners))  # of a shape in several parts, the largest one
         _, first = np.unique(owners[order], return_index=True)
         inside = shapely.get_coordinates(shapely.point_on_surface(pieces[order[first]]))
-        column, row = np.clip(np.floor(inside), 0, (width - 1, height - 1)).T
+        column, row = np.clip(np.floor(inside), (box.x, box.y), (right - 1, bottom - 1)).T
         return np.stack([np.zeros_like(row), row, column], axis=1).astype(np.int32)
+
+
+def _runs(starts: NDArray[np.int64], chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The members of some of many runs that lie one after the other, and where each begins among them, with the end [n + 1].
+
+    Args:
+        starts: where each run begins, and where the last one ends.
+        chosen: indices of runs [n].
+    """
+    lengths = starts[chosen + 1] - starts[chosen]
+    ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    return np.arange(ends[-1]) + np.repeat(starts[chosen] - ends[:-1], lengths), ends
 
 
 @compiled

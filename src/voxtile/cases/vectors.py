@@ -128,11 +128,10 @@ class VectorLabel(Source):
         values = np.array([value or 0 for value in stored], dtype=self.dtype)
         return values.take(codes[inner])[None, None], valid
 
-    def anchors(self) -> NDArray[np.int32]:
-        """(z, y, x) of one pixel inside each shape that reaches into the scene and is to be judged, in the file's order [n, 3]."""
+    def anchors(self, box: Window) -> NDArray[np.int32]:
+        """(z, y, x) of one pixel inside each shape that reaches into a box and is to be judged, in the file's order [n, 3]."""
         placed, stored = self._placed()
-        _, height, width = self.working.shape
-        return placed.anchors(height, width, np.array([value is not None for value in stored]))
+        return placed.anchors(box, np.array([value is not None for value in stored]))
 
     def notes(self) -> list[str]:
         """See `Source.notes`."""

@@ -165,6 +165,7 @@ def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Pre
         prepared = prepare(
             built.dataset, built.scheme, built.normalisation, kept,
             waive=data["waive"] or (), limit=data["limit"], progress=start, weight_pattern=built.sampling.weights,
+            by_shape=built.sampling.by == "polygon",
             window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True),
         )  # fmt: skip
     for sentence in built.dataset.left_out:

@@ -16,6 +16,7 @@ from voxtile.data.leakage import find_leaks, gate
 from voxtile.data.normalise import Intensity, Normalisation
 from voxtile.data.places import by_place
 from voxtile.data.rng import digest
+from voxtile.data.shapes import shapes_are_cut
 from voxtile.data.splits import Split, SplitScheme, unlike_given
 from voxtile.data.survey import Survey, fingerprint, foreground_sample, survey_all
 from voxtile.data.weight_map import WeightMap, open_weights
@@ -45,6 +46,7 @@ class Prepared:
         normalisation: how intensities are brought to one scale.
         intensity: what that is for the training set as a whole; None where each case is by itself.
         weight_maps: by id of training cases, where windows are drawn by a raster of weights.
+        cut_shapes: whether windows are drawn by shapes of which blocks hold parts.
         thinned: whether that was measured on a part of the sampled pixels, as there are many.
         blank: how many places of the foreground were not measured since they hold no data.
     """
@@ -59,6 +61,7 @@ class Prepared:
     normalisation: Normalisation
     intensity: Intensity | None
     weight_maps: Mapping[str, WeightMap] = field(default_factory=dict)
+    cut_shapes: bool = False
     thinned: bool = False
     blank: int = 0
 
@@ -69,6 +72,8 @@ class Prepared:
         more = [f"{name} {found.digest}" for name, found in self.weight_maps.items()]
         if self.thinned or self._measures_parts:  # at fixed steps once, which came to other numbers
             more.append("spread")
+        if self.cut_shapes:  # of which each was in one block at most
+            more.append("shapes by block")
         if self.blank:  # which were measured once
             more.append("valid")
         return fingerprint_of([own, *more]) if more else own
@@ -124,6 +129,7 @@ def prepare(
     limit: int | None = None,
     progress: Progress = silent,
     weight_pattern: str | None = None,
+    by_shape: bool = False,
     window: Sequence[int] | None = None,
     say: Callable[[str], object] | None = None,
 ) -> Prepared:
@@ -138,6 +144,7 @@ def prepare(
         limit: most training and most validation cases that are used; None for all.
         progress: shows how far reading has come.
         weight_pattern: of the names of the rasters by which training windows are drawn, see `Sampling`.
+        by_shape: whether training windows are drawn by labelled shapes.
         window: size of a training window, checked before the cases are read; None where none is drawn.
         say: takes sentences for the user: that the data set's own split is not used, and about the disk that decoded data take,
             where that is much.
@@ -182,7 +189,7 @@ def prepare(
     maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
     ready = Prepared(
         dataset, split, cache, surveys=surveys, images=images, test_files=files, waived=tuple(waived), normalisation=normalisation,
-        intensity=intensity, weight_maps=maps, thinned=thinned, blank=blank,
+        intensity=intensity, weight_maps=maps, cut_shapes=by_shape and shapes_are_cut(split.train), thinned=thinned, blank=blank,
     )  # fmt: skip
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,8 +20,13 @@ MOST_PIXELS = 2**24  # of a case whose connected areas are searched for; these n
 class Anchored(Protocol):
     """A label's source that knows its shapes."""
 
-    def anchors(self) -> NDArray[np.int32]:
-        """(z, y, x) of one pixel inside each shape, on the working grid, int32 [n, 3]."""
+    def anchors(self, box: Window) -> NDArray[np.int32]:
+        """(z, y, x) of one pixel of each shape inside a box, of those that reach into it, on the working grid, int32 [n, 3]."""
+
+
+def shapes_are_cut(cases: Iterable[Case]) -> bool:
+    """Whether some are parts of scenes whose label knows its shapes: those at their edges were once in one of them or in none."""
+    return any(case.region is not None and case.labels is not None and isinstance(case.labels.source, Anchored) for case in cases)
 
 
 def anchors_of(case: Case, classes: Collection[int]) -> NDArray[np.int32]:
@@ -39,8 +44,8 @@ def anchors_of(case: Case, classes: Collection[int]) -> NDArray[np.int32]:
     """
     source = case.labels.source if case.labels else None
     if isinstance(source, Anchored):
-        inside = source.anchors().astype(np.int32) - np.array(case.box.start, dtype=np.int32)
-        return inside[((inside >= 0) & (inside < case.shape)).all(axis=1)]
+        found: NDArray[np.int32] = source.anchors(case.box) - np.array(case.box.start, dtype=np.int32)
+        return found
     whole = Window.whole(case.shape)
     if whole.pixels > MOST_PIXELS:
         raise ConfigError(
@@ -49,8 +54,8 @@ def anchors_of(case: Case, classes: Collection[int]) -> NDArray[np.int32]:
             "with 'split=blocks', or type 'data.sampling.by=class'."
         )
     label = case.read_label(whole)
-    found = [_middles(label == index) for index in sorted(classes)]
-    return np.concatenate([np.empty((0, 3), dtype=np.int32), *found])
+    areas = [_middles(label == index) for index in sorted(classes)]
+    return np.concatenate([np.empty((0, 3), dtype=np.int32), *areas])
 
 
 def _middles(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
