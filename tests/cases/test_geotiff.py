@@ -385,7 +385,9 @@ def test_a_cut_off_file_is_named_with_the_window(tmp_path):
 def test_a_missing_reference_system_is_noted(tmp_path):
     assert GeoTiffSource([save(tmp_path / "a.tif", bands((1, 5, 6)))]).notes() == []
     plain = save(tmp_path / "b.tif", bands((1, 5, 6)), crs=None, transform=Affine.identity())
-    assert "no coordinate reference system" in GeoTiffSource([plain]).notes()[0]
+    image = GeoTiffSource([plain])
+    assert "no coordinate reference system" in image.notes()[0]
+    assert label_source(plain, image).notes() == []  # no map is made of it
 
 
 class TestLabels:

@@ -374,7 +374,9 @@ class GeoTiffSource(Source):
     def notes(self) -> list[str]:
         """See `Source.notes`."""
         found = []
-        if self.stored.crs is None and self.profile["crs"] is None:
+        if self._label:  # maps are its image's
+            pass
+        elif self.stored.crs is None and self.profile["crs"] is None:
             where = " Ground control points say where it lies, which are not followed: 'gdalwarp' makes a scene of it."
             found.append(
                 f"{self.path} has no coordinate reference system; its maps will have none either.{where if self._by_points else ''}"

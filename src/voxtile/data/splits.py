@@ -306,7 +306,7 @@ class FileSplit(SplitScheme):
 
     def _read(self) -> dict[str, list[str]]:
         try:
-            document = json.loads(self.file.read_text(encoding="utf-8"))
+            document = json.loads(self.file.read_text(encoding="utf-8-sig"))  # Windows writes a byte order mark
         except (OSError, ValueError) as error:
             raise DataError(
                 f"The split file {self.file} cannot be read: {reason(error)}. Expected a JSON file; name it with 'split.file=…'."

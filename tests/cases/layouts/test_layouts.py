@@ -115,6 +115,16 @@ def test_what_is_no_pattern_is_said_with_what_to_type(root, setting, given, faul
     assert f"""type, for example, 'data.layout.{setting}="{setting}/{{id}}.tif"'""" in str(error.value)
 
 
+@pytest.mark.parametrize("given", [["{id}/*_B04.tif", "{id}/*_B08.tif"]], ids=["images"])
+@pytest.mark.parametrize("labels", [None, "labels/{id}*.tif"])
+def test_a_star_after_the_first_pattern_is_refused(root, given, labels):
+    images = given[:1] if labels else given
+    with pytest.raises(
+        ConfigError, match=r"holds a '\*', and files are found there by the names that '\{id\}/\*_B04\.tif' defines"
+    ):
+        FolderLayout(root, images, labels)
+
+
 def test_brackets_in_folder_names_are_no_wildcards(root):
     put(root, "scenes [v1]/a.tif", "scenes v/b.tif")
     assert list(found(FolderLayout(root, "scenes [v1]/{id}.tif"))) == ["a"]
@@ -252,9 +262,12 @@ def test_a_missing_listing_is_an_error_that_names_it(root):
 def test_lists_name_pairs_by_split(root):
     put(root, "train/a.png", "trainannot/a.png", "test/b.png", "testannot/b.png")
     (root / "train.txt").write_text("train/a.png trainannot/a.png\n\n")
-    (root / "test.txt").write_text("test/b.png\ttestannot/b.png")
+    put(root, "test/a b.png", "testannot/a b.png")
+    # A byte order mark, as Windows writes it, and names with blanks.
+    (root / "test.txt").write_text("\ufefftest/b.png\ttestannot/b.png\r\ntest/a b.png\ttestannot/a b.png\n")
     assert found(ListLayout(root, {"train": "train.txt", "test": "test.txt"})) == {
         "a": (["train/a.png"], ["trainannot/a.png"], "train"),
+        "a b": (["test/a b.png"], ["testannot/a b.png"], "test"),
         "b": (["test/b.png"], ["testannot/b.png"], "test"),
     }
 

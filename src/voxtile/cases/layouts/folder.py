@@ -47,7 +47,7 @@ class FolderLayout(Layout):
             mosaic: whether files with the same id are tiles of one scene instead of slices.
 
         Raises:
-            ConfigError: A pattern is none, or does not lead below the root.
+            ConfigError: A pattern is none, or does not lead below the root, or one after the first holds a '*'.
         """
         super().__init__(root)
         check_switch("data.layout.mosaic", mosaic)
@@ -56,6 +56,12 @@ class FolderLayout(Layout):
         if not self.images:
             raise ConfigError("'data.layout.images' is empty. Give a pattern of file names, for example 'images/{id}.tif'.")
         self.labels = _checked("data.layout.labels", labels) if labels else None
+        for setting, pattern in [("images", each) for each in self.images[1:]] + [("labels", self.labels or "")]:
+            if "*" in pattern:
+                raise ConfigError(
+                    f"'{pattern}' in 'data.layout.{setting}' holds a '*', and files are found there by the names that "
+                    f"'{self.images[0]}' defines. Write a name in the place of its '*', for example {{granule}}, and the same here."
+                )
         self.case, self.unlabelled, self.mosaic = case, unlabelled, mosaic
         self.splits = dict(splits or {name: name for name in SPLITS})
 

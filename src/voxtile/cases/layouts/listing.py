@@ -12,7 +12,7 @@ from voxtile.errors import DataError, listed, reason
 
 
 class ListLayout(Layout):
-    """One text file per split; each line names an image and its label, separated by white space.
+    """One text file per split; each line names an image and its label, separated by a tab, or where there is none by blanks.
 
     Names are relative to the root, or addresses (`https://…`, `http://…`, `s3://bucket/key`) of GeoTIFFs.
     """
@@ -36,18 +36,20 @@ class ListLayout(Layout):
         for split, name in self.lists.items():
             listing = self._inside(name, "data.layout.lists")
             try:
-                lines = listing.read_text(encoding="utf-8").splitlines()
+                lines = listing.read_text(encoding="utf-8-sig").splitlines()  # Windows writes a byte order mark
             except (OSError, ValueError) as error:
                 raise DataError(
                     f"{listing} cannot be read: {reason(error)}. Expected a text file with lines 'image label'."
                 ) from error
             for number, line in enumerate(lines, 1):
-                parts = line.split()
+                parts = [part for each in line.split("\t") if (part := each.strip())] if "\t" in line else line.split()
                 if not parts:
                     continue
                 if len(parts) != 2:
                     found = " ".join(masked(part) if is_address(part) else part for part in parts)
-                    raise DataError(f"{listing}, line {number}: expected 'image label', found '{found}'.")
+                    raise DataError(
+                        f"{listing}, line {number}: expected 'image label', found '{found}'. Type a tab between names with blanks."
+                    )
                 where = f"{listing}, line {number},"
                 image, label = (RemoteFile(part) if is_address(part) else self._inside(part, where) for part in parts)
                 if image.stem in known:
