@@ -253,7 +253,8 @@ def test_a_fold_of_nnunets_file_is_read_and_what_is_left_out_is_said(write):
 
 
 def test_one_split_with_test_is_read(write):
-    split = FileSplit(write({"train": ["s001"], "val": ["s002"], "test": ["s000"]}))(scans(3, 1))
+    marked = "\ufeff" + json.dumps({"train": ["s001"], "val": ["s002"], "test": ["s000"]})  # as Windows writes it
+    split = FileSplit(write(marked))(scans(3, 1))
     assert (ids(split.test), split.left_out) == (["s000"], ())
 
 
