@@ -305,9 +305,12 @@ def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Con
         )
     for waived in prepared.waived:
         out.print(f"waived: {waived}", style="yellow")
-    path, run, first = home.path, word("run", home.path), prepared.split.val[0].image
-    single = len(first.files) == 1
-    example = word("input", first.path) if single else "input=<folder>"
+    path, run = home.path, word("run", home.path)
+    tested = {
+        file for case in prepared.split.test for file in case.image.files
+    }  # predicting these would be a look at the test split
+    files = next((case.image.files for case in prepared.split.val if not tested.intersection(case.image.files)), ())
+    example = word("input", files[0]) if len(files) == 1 else "input=<folder>"
     # What a run was trusted with counts for nothing when it is opened: the user says it again.
     trust = f" 'trust=[{','.join(trusted)}]'" if trusted else ""
     lines = (
