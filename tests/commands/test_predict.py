@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -484,7 +485,23 @@ def test_of_a_large_scene_memory_and_disk_are_said_before_it_begins(
         r"wide: 336 windows; about ([\d,]+) MB of memory, however large the image, and up to [1-9][\d.]* kB of disk", said.out
     )
     assert 100 < int(words.replace(",", "")) < 5_000
+    assert "bands" not in said.out
     assert "of memory" not in voxtile(*common[:2], f"input={scene_run.folder}/scenes/images/s1.tif", f"output={tmp_path / 'b'}").out
+
+
+def test_progress_within_a_case_is_shown_where_there_are_many_windows(
+    scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def start(total: int, title: str, noun: str = "case") -> Callable[[], object]:
+        started.append((title, total))
+        return lambda: None
+
+    monkeypatch.setattr("voxtile.commands.console.progress", lambda out: nullcontext(start))
+    for source in (wide, scene_run.folder / "scenes" / "images" / "s1.tif"):
+        assert voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'maps'}").code == 0
+    assert started == [("predicting", 1), ("wide", 16), ("predicting", 1)]  # rows of windows: 336 in all, and 9 of s1
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(

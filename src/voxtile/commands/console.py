@@ -30,15 +30,25 @@ def print_any_name(stream: TextIO) -> None:
 
 @contextmanager
 def progress(out: Console) -> Iterator[Callable[..., Callable[[], object]]]:
-    """Gives a function (total, title, noun="case") -> tick that shows a bar on a terminal and one line elsewhere."""
+    """Gives a function (total, title, noun="case") -> tick that shows a bar on a terminal until it is full.
+
+    Elsewhere it prints one line, or none where `noun` is empty.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bars = Progress(*columns, console=out, disable=not out.is_terminal, transient=True)
 
     def start(total: int, title: str, noun: str = "case") -> Callable[[], object]:
-        if not out.is_terminal:
+        if noun and not out.is_terminal:
             out.print(f"{title}: {counted(total, noun)}")
         task = bars.add_task(title, total=total)
-        return lambda: bars.advance(task)
+        left = iter(range(total - 1, -1, -1))
+
+        def tick() -> None:
+            bars.advance(task)
+            if next(left, 0) == 0:
+                bars.update(task, visible=False)
+
+        return tick
 
     with bars:
         yield start

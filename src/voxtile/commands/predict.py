@@ -39,7 +39,7 @@ def predict(config: Mapping[str, Any]) -> int:
         for files in inputs:
             with tally.counting(files):
                 with _advised(files):
-                    made = work.predict(files, partial(start, title=files.id, noun="band"))
+                    made = work.predict(files, partial(start, title=files.id, noun=""))
                 for path in made:
                     out.print(f"{path}", soft_wrap=True)
             tick()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
 STRANGE = 0.99  # share of a channel beyond what training images hold; of a volume, most may be air, which was not measured
-FEW_WINDOWS = 64  # up to which nothing is said of memory and disk
+FEW_WINDOWS = 64  # up to which nothing is said of memory and disk, and no progress is shown within a case
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,17 @@ class Work(Outputs):
                 f"{files.id} is a test case of this run, or a part of one: look number {look} at this test split, recorded"
             )
 
+    def _windows(self, case: Case) -> int:
+        """How many windows the networks judge."""
+        return sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
+
     def _announce(self, case: Case, measured: Survey, specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:
         """Says of a large case what predicting it takes, before it begins.
 
         Raises:
             DataError: The disk has not so much room.
         """
-        windows = sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
-        if windows <= FEW_WINDOWS:
+        if (windows := self._windows(case)) <= FEW_WINDOWS:
             return
         disk, free = check_room(paths, case.image.native.working.shape, specs)
         memory = memory_of(self.predictor, case, len(specs[0].classes), self.runs.intensities(measured)[0])
@@ -218,7 +221,7 @@ class Work(Outputs):
             rows = len(native_windows(self.predictor, case))
             if done:
                 self.out.print(f"{case.id}: continuing, {len(done)} of {counted(rows, 'part')} are done")
-            tick = start(rows - len(done)) if rows > FEW_WINDOWS else lambda: None
+            tick = start(rows - len(done)) if self._windows(case) > FEW_WINDOWS else lambda: None
             for band in native_bands(self.predictor, case, self.runs.intensities(measured), done):
                 writers[0].write(band.window, band.classes())
                 if self.config["heatmaps"]:
