@@ -579,6 +579,20 @@ def test_a_damaged_tile_is_an_error_or_nodata(scene_run: Run, wide: Path, tmp_pa
     np.testing.assert_array_equal(found[~near], expected[~near])
 
 
+@pytest.mark.parametrize("further", [[], ["share=true"]])
+def test_a_map_of_a_file_that_was_read_whole_is_kept_where_damage_is_nodata(
+    scene_run: Run, tmp_path: Path, voxtile: Command, further: list[str]
+) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    where = ["predict", f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    assert voxtile(*where).code == 0
+    with nothing_is_predicted():
+        said = voxtile(*where, *further, "damaged=nodata", "quicklook=true")
+    assert (said.code, "passed over" in said.text) == (0, False), said.text
+    assert (tmp_path / "maps" / "s1_quicklook.png").exists()
+    assert voxtile(*where, "damaged=nodata", "overlap=0.5").code == 3  # made with other settings still
+
+
 def test_of_a_file_that_is_decoded_as_a_whole_nothing_is_left(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
     (tmp_path / "in").mkdir()
     whole, _ = files = sorted((volume_run.folder / "volumes" / "imagesTr").iterdir())[:2]

@@ -63,19 +63,21 @@ class Outputs:
         """The confusion matrix that areas are adjusted by, read once for all cases; None where there is none or none is needed."""
         return confusion_of(self.runs, self.config, self.predictor, self.post) if self.results.areas else None
 
-    def specs(self, case: Case, image_digest: str = "") -> list[MapSpec]:
+    def specs(self, case: Case, image_digest: str = "", damaged: str = "") -> list[MapSpec]:
         """The maps that are written: the semantic one, and heatmaps and uncertainty where they are asked for.
 
         Args:
             case: the case.
             image_digest: of its survey; without it, the specs hold what names and stamps depend on, and are not to be written.
+            damaged: the setting of this name, the command's where empty.
         """
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
         said = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
-        key = self._key(case, image_digest)
+        damaged = damaged or self.config["damaged"]
+        key = self._key(case, image_digest, damaged)
 
         def tags(further: str = "") -> tuple[tuple[str, str], ...]:
-            digests = {MADE_FROM: key, STAMP: self._key(case, "")}
+            digests = {MADE_FROM: key, STAMP: self._key(case, "", damaged)}
             made = ((name, hashlib.sha256(each.encode()).hexdigest()[:16]) for name, each in digests.items())
             return (*said, *((name, f"{digest}{further}") for name, digest in made))
 
@@ -91,9 +93,21 @@ class Outputs:
             specs[0] = replace(specs[0], tags=(*specs[0].tags, done))
         return specs
 
-    def _key(self, case: Case, image_digest: str) -> str:
+    def specs_beside(self, case: Case, path: Path, image_digest: str = "") -> list[MapSpec]:
+        """`specs`, by which a finished map at `path` is known again; of one made with damaged=error those of that command.
+
+        Its file was read whole then, so with damaged=nodata it has the same map.
+        """
+        if self.config["damaged"] != "error" and not self.config["overwrite"] and path.exists():
+            whole = self.specs(case, image_digest, damaged="error")
+            tag = MADE_FROM if image_digest else STAMP
+            if tags_of(path, self.runs.first.built.dataset.format).get(tag) == dict(whole[0].tags)[tag]:
+                return whole
+        return self.specs(case, image_digest)
+
+    def _key(self, case: Case, image_digest: str, damaged: str) -> str:
         """What the maps are made from: unfinished ones of another key are not continued."""
-        settings = f"{VERSION} {self.predictor.size} {self.config['overlap']} {self.config['precision']} {self.config['damaged']}"
+        settings = f"{VERSION} {self.predictor.size} {self.config['overlap']} {self.config['precision']} {damaged}"
         weights = self.runs.weights(self.config["weights"])
         # The digest is of the pixels alone, and of a very large scene of a part of them.
         files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.image.files, *case.image.beside)]

@@ -94,7 +94,7 @@ class Work(Outputs):
             case = replace(case, image=Tolerant(case.image))
         unread = self.specs(case)  # what can be said without the pixels: names, and stamps
         paths = self.paths_of(case, files.id, unread)
-        if self.config["share"] and self.is_left(case, paths, unread):
+        if self.config["share"] and self.is_left(case, paths, self.specs_beside(case, paths[0])):
             return []
         if self.post is not None:
             check_size(case.native)
@@ -102,7 +102,7 @@ class Work(Outputs):
         on_cpu = self.predictor.judge.device.type == "cpu"  # where the networks need the processors
         with block_cache(1 if on_cpu else min(16, os.cpu_count() or 1)):
             measured = survey(case, len(self.runs.first.built.dataset.classes), label=False)
-            specs = self.specs(case, measured.image_digest)
+            specs = self.specs_beside(case, paths[0], measured.image_digest)
             if self.config["share"] and paths[0].exists() and not self.is_same(paths[0], specs[0]):
                 self.pass_over(paths[0])
                 return []
