@@ -89,14 +89,27 @@ def test_hectares_of_places_need_no_evaluation(copied_run: Run, source: Path, tm
     with rasterio.open(source) as image:
         left, bottom, right, top = image.bounds
         shapes = geopandas.GeoSeries.from_xy([(left + right) / 2], [(bottom + top) / 2], crs=image.crs).buffer(100)
+    frame = geopandas.GeoDataFrame({"name": ["middle"]}, geometry=shapes)
     places = tmp_path / "places (1).geojson"
-    geopandas.GeoDataFrame({"name": ["middle"]}, geometry=shapes).to_crs("EPSG:4326").to_file(places)
+    frame.to_crs("EPSG:4326").to_file(places)
+    for layer in ("roads", "districts"):
+        frame.assign(name=layer).to_file(tmp_path / "both.gpkg", layer=layer)
     where = [f"run={copied_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
     said = voxtile("predict", *where, f"areas={places}", "area_name=name")
     assert said.code == 0
     assert "no evaluation with these runs, weights and settings" in said.text
     rows = table(tmp_path / "maps" / "s1_areas.csv")
     assert [row["area"] for row in rows] == ["(all)", "middle"]
+    many = [*where[:3], f"output={tmp_path / 'many'}", f"areas={tmp_path / 'both.gpkg'}", "area_name=name"]
+    for words, wrong in (
+        ([], "has several layers: roads, districts. Type which one is meant: 'areas_layer=roads'"),
+        (["areas_layer=district"], "has no layer 'district' ('areas_layer'); it has roads, districts"),
+    ):
+        said = voxtile("predict", *many, *words)
+        assert (said.code, wrong in said.text) == (3, True), said.text
+    assert voxtile("predict", *many, "areas_layer=districts").code == 0
+    assert [row["area"] for row in table(tmp_path / "many" / "s1_areas.csv")] == ["(all)", "districts"]
+    assert "areas.csv exists already" in voxtile("predict", *many, "areas_layer=roads").text
     before = places.rename(tmp_path / "maps" / "s1_polygons.geojson").read_bytes()
     own = [f"areas={tmp_path / 'maps' / 's1_polygons.geojson'}", "polygons=geojson", "overwrite=true"]
     said = voxtile("predict", *where, *own)
@@ -253,10 +266,15 @@ def test_areas_are_not_kept_where_the_run_was_evaluated_since(
     assert voxtile(*words).code == 0
     assert voxtile("evaluate", *where).code == 0
     said = voxtile(*words)
-    assert (said.code, "s1_areas.csv exists already" in said.text) == (3, True)
+    areas = tmp_path / "maps" / "s1_areas.csv"
+    assert (said.code, f"{areas} was made of this map before evaluations/val-best was there" in said.text) == (3, True)
+    assert f"Type 'rm {areas}'" in said.text
     (tmp_path / "maps" / "s1_areas.csv").unlink()
     assert voxtile(*words).code == 0
     assert "adjusted_by" in table(tmp_path / "maps" / "s1_areas.csv")[0]
+    assert voxtile("evaluate", *where, "split=test").code == 0
+    said = voxtile(*words)
+    assert "does not say that it was made of this map with these settings, adjusted by evaluations/test-best" in said.text
 
 
 def test_a_map_made_otherwise_is_not_taken_for_this_one(
@@ -433,6 +451,7 @@ WRONG = {
     "simplify=-1": "'simplify=-1' must be metres above 0",
     "simplify=inf": "'simplify=inf' must be metres above 0",
     "simplify=5": "'simplify=5' is of no effect without 'polygons=gpkg'",
+    "areas_layer=districts areas=true": "is of no effect without 'areas=<vector file>'",
     "area_name=district": "is of no effect without 'areas=<vector file>'",
     "instances=yes please": "'instances=yes please' must be true or false",
     "connectivity=6": "'connectivity=6' must be 4",
@@ -513,7 +532,7 @@ def test_every_setting_of_results_is_documented() -> None:
     text = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
     settings = (ROOT / "src/voxtile/commands/predict.yaml").read_text(encoding="utf-8")
     names = re.findall(r"^(\w+):", settings.partition("\npolygons:")[2].partition("\nbatch_size:")[0], flags=re.MULTILINE)
-    assert len(names) == 10
+    assert len(names) == 11
     assert all(f"`{name}" in text for name in ["polygons", *names])
 
 

@@ -135,7 +135,7 @@ def read_shapes(path: Path, settings: VectorSettings, stamps: Stamps) -> Shapes:
 
 
 def _read(path: Path, settings: VectorSettings) -> Shapes:
-    frame = _frame(path, settings.layer, settings.attribute, "data.vectors.attribute")
+    frame = _frame(path, settings.layer, settings.attribute, "data.vectors.attribute", "data.vectors.layer")
     crs = _crs(path, settings, frame.crs)
     shapes = _flat(frame)
     notes = []
@@ -166,18 +166,22 @@ def _read(path: Path, settings: VectorSettings) -> Shapes:
     return Shapes(parts, features, codes[features], stored, crs, (left, bottom, right, top), shapely.STRtree(parts), tuple(notes))
 
 
-def read_areas(path: Path, attribute: str | None = None, said: str = "") -> Areas:
+def read_areas(
+    path: Path, attribute: str | None = None, said: str = "", layer: str | None = None, layer_said: str = ""
+) -> Areas:  # fmt: skip
     """The areas that a file holds: its polygons, without points and lines; those that cross themselves are made valid.
 
     Args:
         path: the file.
         attribute: whose values name the areas; those without a value, all where None, are called by their number.
-        said: the setting that named the attribute, for messages.
+        said: the setting that names the attribute, for messages.
+        layer: the layer of a file that has several.
+        layer_said: the setting that names it; "" where there is none.
 
     Raises:
         DataError: The file cannot be read, says not in which system it is, or holds no polygon.
     """
-    frame = _frame(path, None, attribute, said)
+    frame = _frame(path, layer, attribute, said, layer_said)
     if frame.crs is None:
         raise DataError(
             f"{path} names no coordinate reference system, so it is unknown where its polygons lie. Write it with one, for example "
@@ -232,8 +236,8 @@ def simple_parts(shapes: NDArray[np.object_], owners: NDArray[np.int64]) -> tupl
     return shapes[kept], owners[kept]
 
 
-def _frame(path: Path, layer: str | None, attribute: str | None, said: str) -> geopandas.GeoDataFrame:
-    """The file's shapes as they are, with one attribute, which the setting `said` names.
+def _frame(path: Path, layer: str | None, attribute: str | None, said: str, layer_said: str) -> geopandas.GeoDataFrame:
+    """The file's shapes as they are, with one attribute, which the setting `said` names, of the layer that `layer_said` names.
 
     Raises:
         DataError: The file cannot be read, or has not this layer or attribute.
@@ -251,8 +255,9 @@ def _frame(path: Path, layer: str | None, attribute: str | None, said: str) -> g
         if driver == "ESRI Shapefile" and (wanted := 2 * int(struct.unpack(">i", head[24:28])[0])) > path.stat().st_size:
             raise ValueError(f"it should have {wanted} bytes and has {path.stat().st_size}; it was cut off")
         if driver == "Parquet":
-            return _parquet(path, layer, attribute, said)
-        layer = _layer(path, layer, [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None])
+            _layer(path, layer, [], layer_said)
+            return _parquet(path, attribute, said)
+        layer = _layer(path, layer, [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None], layer_said)
         info = pyogrio.read_info(path, layer=layer)
         if info["driver"] != driver:
             raise ValueError(f"it is {info['driver']}")
@@ -288,10 +293,9 @@ def _frame(path: Path, layer: str | None, attribute: str | None, said: str) -> g
         raise DataError(f"{path} cannot be read as {driver}: {reason(error)}. Expected an intact vector file.") from error
 
 
-def _parquet(path: Path, layer: str | None, attribute: str | None, said: str) -> geopandas.GeoDataFrame:
+def _parquet(path: Path, attribute: str | None, said: str) -> geopandas.GeoDataFrame:
     schema = pyarrow.parquet.read_schema(path)
     geometry = json.loads((schema.metadata or {}).get(b"geo", b"{}")).get("primary_column")
-    _layer(path, layer, [])
     if not pyarrow.parquet.read_metadata(path).num_rows:
         attribute = None
     _check_attribute(path, attribute, said, [name for name in schema.names if name != geometry])
@@ -299,15 +303,17 @@ def _parquet(path: Path, layer: str | None, attribute: str | None, said: str) ->
     return geopandas.read_parquet(path, columns=wanted if geometry is not None else None)
 
 
-def _layer(path: Path, layer: str | None, names: Sequence[str]) -> str | None:
+def _layer(path: Path, layer: str | None, names: Sequence[str], said: str) -> str | None:
     if layer is None and len(names) > 1:
-        raise DataError(
-            f"{path} has several layers: {listed(names, 20)}. Type which one is the label: 'data.vectors.layer={names[0]}'; for "
-            f"areas, write that one into a file of its own, with 'ogr2ogr areas.gpkg {path.name} {names[0]}'."
+        which = (
+            f"Type which one is meant: '{said}={names[0]}'."
+            if said
+            else f"Write the one that is meant into a file of its own, with 'ogr2ogr areas.gpkg {path.name} {names[0]}'."
         )
+        raise DataError(f"{path} has several layers: {listed(names, 20)}. {which}")
     if layer is not None and layer not in names:
         has = f"it has {listed(names, 20)}" if names else "it has none"
-        raise DataError(f"{path} has no layer '{layer}' ('data.vectors.layer'); {has}.{did_you_mean(layer, names)}")
+        raise DataError(f"{path} has no layer '{layer}' ('{said}'); {has}.{did_you_mean(layer, names)}")
     return layer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -170,11 +171,20 @@ class Outputs:
         for path in paths:
             if path.exists() and MADE_FROM not in tags_of(path, kind):
                 raise DataError(f"{path} exists already. Name another output, or type 'overwrite=true' to have it replaced.")
-        if taken := self.results.foreign(case.native, paths[0], bool(self.config["heatmaps"]), self.confusion):
+        heatmaps = bool(self.config["heatmaps"])
+        if taken := self.results.foreign(case.native, paths[0], heatmaps, self.confusion):
+            areas = self.results.paths(paths[0]).get("areas")
+            by = self.confusion["source"] if self.confusion and taken == [areas] else None
+            if by and self.results.is_unadjusted(case.native, paths[0], heatmaps):
+                raise DataError(
+                    f"{areas} was made of this map before {by} was there, by which its hectares are to be adjusted now. Type 'rm "
+                    f"{shlex.quote(str(areas))}', or move the file away, and give the same command again: the map is kept, and the "
+                    "table made anew."
+                )
             raise DataError(
                 f"{taken[0]} exists already, and {notes_of(paths[0]).name} beside it does not say that it was made of this map "
-                "with these settings. Name another output; move the file away, to have it made anew of the finished map; or type "
-                "'overwrite=true' to have everything predicted and made anew."
+                f"with these settings{f', adjusted by {by}' if by else ''}. Name another output; move the file away, to have it "
+                "made anew of the finished map; or type 'overwrite=true' to have everything predicted and made anew."
             )
 
     def is_left(self, case: Case, paths: Sequence[Path], specs: Sequence[MapSpec]) -> bool:

@@ -46,6 +46,7 @@ class Results:
         areas: whether hectares are wanted.
         places: vector file with polygons of interest, or None.
         place_name: its attribute that names them, or None.
+        place_layer: its layer, where it has several, or None.
         quicklook: whether a picture is wanted.
         itksnap: whether names and colours of the classes are wanted as a file of label descriptions.
         rgb: names of the channels shown in the quick-look, or None.
@@ -61,6 +62,7 @@ class Results:
     areas: bool
     places: Path | None
     place_name: str | None
+    place_layer: str | None
     quicklook: bool
     itksnap: bool
     rgb: tuple[str, ...] | None
@@ -102,6 +104,7 @@ class Results:
         for name, needed, there in (
             ("simplify", "polygons=gpkg", polygons),
             ("area_name", "areas=<vector file>", places),
+            ("areas_layer", "areas=<vector file>", places),
             ("rgb", "quicklook=true", config["quicklook"]),
         ):
             if config[name] is not None and not there:
@@ -114,6 +117,7 @@ class Results:
             objects=_classes(config["object_classes"], dataset), corners=config["connectivity"] == 8,
             min_pixels=config["min_pixels"], areas=wanted, places=places,
             place_name=None if config["area_name"] is None else str(config["area_name"]),
+            place_layer=None if config["areas_layer"] is None else str(config["areas_layer"]),
             quicklook=config["quicklook"], itksnap=config["itksnap"], rgb=None if rgb is None else tuple(map(str, rgb)),
         )  # fmt: skip
 
@@ -185,7 +189,7 @@ class Results:
         """
         from voxtile.inference.areas import Places
 
-        return None if self.places is None else Places(self.places, self.place_name)
+        return None if self.places is None else Places(self.places, self.place_name, self.place_layer)
 
     def foreign(self, case: Case, path: Path, heatmaps: bool, confusion: Mapping[str, Any] | None) -> list[Path]:
         """Files under the names of results that are not noted as made of this map with these settings.
@@ -202,15 +206,27 @@ class Results:
         noted, wanted = _read_notes(path), self._made_from(case, path, heatmaps, confusion)
         return [file for kind, file in there.items() if noted.get(file.name) != wanted[kind]]
 
+    def is_unadjusted(self, case: Case, path: Path, heatmaps: bool) -> bool:
+        """Whether the table of areas is noted as made of this map with these settings when there was no evaluation to adjust it by.
+
+        Args:
+            case: what was predicted.
+            path: the map.
+            heatmaps: see `foreign`.
+        """
+        file = self.paths(path).get("areas")
+        return file is not None and _read_notes(path).get(file.name) == self._made_from(case, path, heatmaps, None)["areas"]
+
     def _made_from(self, case: Case, path: Path, heatmaps: bool, confusion: Mapping[str, Any] | None) -> dict[str, str]:
         """A digest of what each result is made from, by its name: the map, and the settings that change this result."""
         objects = (self.objects, self.min_pixels, heatmaps)
         table = (*objects, self.corners, *([TILTED] if is_tilted(case) else []))
         polygons = (*objects, self.simplify, *(["in pixels"] if self.simplify else []))  # earlier versions made invalid ones
         read = [(file.stat().st_size, file.stat().st_mtime_ns) for file in self.inputs]
+        areas = (read, self.place_name, confusion, *([self.place_layer] if self.place_layer else []))
         settings = {
             "polygons": polygons, "instances": (*objects, self.corners), "table": table,
-            "areas": (read, self.place_name, confusion), "quicklook": (self.rgb,), "itksnap": (),
+            "areas": areas, "quicklook": (self.rgb,), "itksnap": (),
         }  # fmt: skip
         made_of = dict(tags_of(path, self.dataset.format))
         return {

@@ -65,15 +65,16 @@ class Places:
         notes: what was odd in it, one sentence each.
     """
 
-    def __init__(self, path: Path, attribute: str | None = None) -> None:
+    def __init__(self, path: Path, attribute: str | None = None, layer: str | None = None) -> None:
         """Reads the file.
 
         Args:
             path: a vector file with polygons, in any CRS.
             attribute: whose values name the polygons; those without a value, all where None, are called by their number from 1.
+            layer: the layer of a file that has several.
 
         Raises:
-            DataError: It cannot be read, has no CRS, no polygon, or not this attribute.
+            DataError: It cannot be read, has no CRS, no polygon, or not this attribute or layer.
         """
         from voxtile.cases.vector_files import read_areas
 
@@ -82,7 +83,7 @@ class Places:
                 f"The file of areas {path.absolute()} does not exist. Name a vector file with 'areas=…', by its whole path or from "
                 "the folder in which the command is given, or type 'areas=true'."
             )
-        self.path, self._areas = path, read_areas(path, attribute, "area_name")
+        self.path, self._areas = path, read_areas(path, attribute, "area_name", layer, "areas_layer")
         self.notes = self._areas.notes
 
     @cached_property
