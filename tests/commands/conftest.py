@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import rasterio
+import yaml
 
 from tests.testers.tiny import scene_words, volume_words
 from voxtile.commands.main import main
@@ -58,6 +59,15 @@ def homes(runs: Path) -> list[Path]:
 def opened(run: Run, weights: str = "best") -> Trained:
     """A run as commands open it that trust nothing beside voxtile."""
     return Trained.of({"trust": [], "paths": {"cache": None}}, str(run.home), weights)
+
+
+def renumbered(run: Run, folder: Path, values: tuple[int, int] = (40, 10)) -> Path:
+    """A copy of a run whose data set calls its two classes by other stored values."""
+    home = shutil.copytree(run.home, folder / run.home.name)
+    config = yaml.safe_load((home / "config.yaml").read_text())
+    config["data"]["labels"] = dict(zip(values, config["data"]["labels"].values(), strict=True))
+    (home / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return home
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, renumbered
 from tests.testers import dicom as made
 from tests.testers.tiny import SMALL, blob
 from voxtile.cases.dicom import DicomSource
@@ -200,3 +200,7 @@ def test_a_run_on_nifti_predicts_dicom(volume_run: Run, tmp_path: Path, voxtile:
     )
     expected = np.asarray(nibabel.load(tmp_path / "maps" / "v1.nii.gz").dataobj).transpose(2, 1, 0)
     np.testing.assert_array_equal(found, expected)
+    home = renumbered(volume_run, tmp_path / "runs")
+    said = voxtile("predict", f"run={home}", f"input={tmp_path / 'p1'}", f"output={tmp_path / 'stored'}", "values=stored")
+    assert (said.code, "segmentations have a segment per class and no values, so 'values=stored'" in said.text) == (3, True)
+    assert not list((tmp_path / "stored").glob("*"))

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import SimpleITK
 from affine import Affine
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, renumbered
 from tests.testers.maps import written
 from tests.testers.predicting import forked, nothing_is_predicted
 from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
@@ -202,7 +203,7 @@ def test_slices_of_a_test_case_are_known_again(slice_run: Run, tmp_path: Path, v
 
 def test_a_scene_whose_blocks_are_test_is_known_again(tmp_path: Path, voxtile: Command) -> None:
     words = [*scene_words(tmp_path), "split=blocks", "split.blocks=[2,2]", "data.exclude=[s1,s2,s3,s4,s5]"]
-    assert voxtile("train", *words).code == 0
+    said = voxtile("train", *words)
     (home,) = homes(tmp_path / "runs")
     assert (said.code, f"voxtile predict run={home} input=<folder> output=predictions" in said.text) == (0, True), said.text
     source = tmp_path / "scenes" / "images" / "s0.tif"
@@ -606,6 +607,99 @@ def test_of_a_file_that_is_decoded_as_a_whole_nothing_is_left(volume_run: Run, t
     assert f"{cut}" in said.text
     assert "could not be read and are nodata" not in said.text
     assert [path.name.partition(".")[0] for path in (tmp_path / "out").iterdir()] == [whole.name.partition(".")[0]]
+
+
+# --- numbers of classes
+
+
+def test_maps_of_scenes_hold_stored_values_where_asked_for(scene_run: Run, wide: Path, tmp_path: Path, voxtile: Command) -> None:
+    home = renumbered(scene_run, tmp_path / "runs")
+    common = ["predict", f"run={home}", f"paths.runs={tmp_path}", f"input={wide}", "heatmaps=uint8"]
+    made = ["polygons=gpkg", "areas=true", "instances=true", "quicklook=true", "postprocess={largest: [disc], holes: [disc]}"]
+    folders = {kind: tmp_path / kind for kind in ("classes", "stored")}
+    for kind, folder in folders.items():
+        assert voxtile(*common, f"output={folder}", f"values={kind}", *made).code == 0
+    (indices, one, named), (stored, other, renamed) = (looked_at(folder / "wide.tif") for folder in folders.values())
+    assert set(np.unique(indices)) == {0, 1}
+    np.testing.assert_array_equal(stored, np.array([40, 10])[indices])
+    assert (named, renamed) == ("0=ground, 1=disc", "40=ground, 10=disc")
+    assert [other[40], other[10]] == [one[0], one[1]]
+    # What is made of a map is the same, but for the number of the class.
+    first, second = (geopandas.read_file(folder / "wide_polygons.gpkg") for folder in folders.values())
+    assert (set(first["value"]), set(second["value"])) == ({1}, {10})
+    assert first.drop(columns="value").equals(second.drop(columns="value"))
+    for name in ("areas.csv", "instances.csv", "instances.tif", "quicklook.png"):
+        assert (folders["classes"] / f"wide_{name}").read_bytes() == (folders["stored"] / f"wide_{name}").read_bytes(), name
+    heats = [pixels(folder / "wide_heatmap.tif") for folder in folders.values()]
+    np.testing.assert_array_equal(*heats)
+    # A finished map is taken for one of its own kind only.
+    (folders["stored"] / "wide_areas.csv").unlink()
+    with nothing_is_predicted():
+        said = voxtile(*common, f"output={folders['stored']}", "values=stored", "share=true", *made)
+        assert (said.code, "passed over" in said.text) == (0, False)
+        assert (folders["stored"] / "wide_areas.csv").read_bytes() == (folders["classes"] / "wide_areas.csv").read_bytes()
+        assert voxtile(*common, f"output={folders['stored']}").code == 3
+
+
+def looked_at(path: Path) -> tuple[np.ndarray, dict[int, tuple[int, ...]], str]:
+    """Pixels, colour table and names of the classes of a scene's map."""
+    with rasterio.open(path) as found:
+        return found.read(1), found.colormap(1), found.tags()["classes"]
+
+
+def test_stored_values_that_are_the_indices_make_the_same_map(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    common = ["predict", f"run={scene_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
+    assert voxtile(*common).code == 0
+    with nothing_is_predicted():
+        assert voxtile(*common, "values=stored").code == 0
+
+
+def test_maps_of_volumes_hold_stored_values_where_asked_for(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    home = renumbered(volume_run, tmp_path / "runs", (5, 4))
+    nifti = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
+    volume = SimpleITK.GetImageFromArray(nibabel.load(nifti).get_fdata().T.astype(np.int16))
+    SimpleITK.WriteImage(volume, tmp_path / "v1.mha")
+    for source in (nifti, tmp_path / "v1.mha"):
+        out = tmp_path / source.suffix
+        common = ["predict", f"run={home}", f"paths.runs={tmp_path}", f"input={source}", "itksnap=true"]
+        for kind in ("classes", "stored"):
+            assert voxtile(*common, f"output={out / kind}", f"values={kind}").code == 0
+        indices, stored = (
+            SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(out / kind / source.name)) for kind in ("classes", "stored")
+        )
+        np.testing.assert_array_equal(stored, np.array([5, 4])[indices])
+        rows = (out / "stored" / "v1_itksnap.txt").read_text().splitlines()[2:]
+        assert [(row.split()[0], row.split('"')[1]) for row in rows] == [("5", "ground"), ("4", "disc")]
+    about = json.loads(nibabel.load(tmp_path / ".gz" / "stored" / "v1.nii.gz").header.extensions[0].get_content())
+    assert (about["classes"], about["values"]) == (["ground", "disc"], [5, 4])
+
+
+def test_maps_of_pictures_hold_stored_values_where_asked_for(slice_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    home = renumbered(slice_run, tmp_path / "runs", (7, 3))
+    common = ["predict", f"run={home}", f"paths.runs={tmp_path}", f"input={slice_run.folder / 'set' / 'b'}", "instances=true"]
+    for kind in ("classes", "stored"):
+        assert voxtile(*common, f"output={tmp_path / kind}", f"values={kind}").code == 0
+    for path in (tmp_path / "classes" / "b").iterdir():
+        with Image.open(path) as indices, Image.open(tmp_path / "stored" / "b" / path.name) as stored:
+            np.testing.assert_array_equal(np.asarray(stored), np.array([7, 3])[np.asarray(indices)])
+            np.testing.assert_array_equal(np.asarray(stored.convert("RGB")), np.asarray(indices.convert("RGB")))
+            assert stored.text["classes"] == "7=ground, 3=disc"
+    tables = [(tmp_path / kind / "b_instances.csv").read_bytes() for kind in ("classes", "stored")]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 256), (-1, 1)])
+def test_stored_values_that_no_map_can_hold_are_refused(
+    scene_run: Run, tmp_path: Path, voxtile: Command, values: tuple[int, int]
+) -> None:
+    home = renumbered(scene_run, tmp_path / "runs", values)
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    said = voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'maps'}", "values=stored")
+    wrong = next(value for value in values if not 0 <= value < 255)
+    assert (said.code, f"has the stored value {wrong} (data.labels). Expected one from 0 to 254" in said.text) == (2, True), (
+        said.text
+    )
 
 
 # --- killed, shared, and what is imported

@@ -132,7 +132,7 @@ def _each(work: Callable[[_Rows], None], parts: Sequence[_Rows]) -> None:
 def halved(pixels: NDArray[Any], spec: MapSpec) -> NDArray[Any]:
     """Half as many rows and columns, rounded up: the most frequent class of each 2x2 pixels, or the mean probability.
 
-    Pixels without a value are left out. Of classes that are equally frequent the one with the smaller index wins.
+    Pixels without a value are left out. Of classes that are equally frequent the one with the smaller number wins.
 
     Args:
         pixels: [H, W] of a map.
@@ -175,7 +175,8 @@ def _write_vrt(
             Xml.SubElement(root, "SRS").text = CRS.from_user_input(profile["crs"]).to_wkt()
         if not profile["transform"].is_identity:
             Xml.SubElement(root, "GeoTransform").text = ", ".join(repr(value) for value in profile["transform"].to_gdal())
-        tags = dict(spec.tags) | {"classes": ", ".join(f"{index}={name}" for index, name in enumerate(spec.classes))}
+        named = zip(spec.numbers, spec.classes, strict=True)
+        tags = dict(spec.tags) | {"classes": ", ".join(f"{number}={name}" for number, name in named)}
         metadata = Xml.SubElement(root, "Metadata")
         for key, value in tags.items():
             Xml.SubElement(metadata, "MDI", key=key).text = value
@@ -202,7 +203,7 @@ def _write_vrt(
             if not spec.heatmap and spec.colors:
                 Xml.SubElement(band, "ColorInterp").text = "Palette"
                 table = Xml.SubElement(band, "ColorTable")
-                colors = {number: (*color, 255) for number, color in enumerate(spec.colors)}
+                colors = {number: (*color, 255) for number, color in zip(spec.numbers, spec.colors, strict=True)}
                 for number in range(256):
                     red, green, blue, alpha = colors.get(number, (0, 0, 0, 0 if number == IGNORE else 255))
                     Xml.SubElement(table, "Entry", c1=str(red), c2=str(green), c3=str(blue), c4=str(alpha))

@@ -230,8 +230,13 @@ def open_segmentation(path: Path, spec: MapSpec, series: Series, shape: Size3, t
         turn: how that follows from the stored orientation, as nibabel's orientations.
 
     Raises:
-        DataError: No segmentation can be of this series.
+        DataError: No segmentation can be of this series, or hold this.
     """
+    if spec.values:
+        raise DataError(
+            f"{series.files[0]} is DICOM, whose segmentations have a segment per class and no values, so 'values=stored' cannot be "
+            "followed. Take it out; segments are called as the classes."
+        )
     with in_silence():
         first = dcmread(series.files[0], stop_before_pixels=True, specific_tags=["FrameOfReferenceUID", "NumberOfFrames"])
     if not first.get("FrameOfReferenceUID"):

@@ -96,8 +96,7 @@ class ItkSource(VolumeSource):
 
     def open_map(self, path: Path, spec: MapSpec) -> MapWriter:
         """See `Source.open_map`; the finished file has the input's origin, spacing and direction, and nothing else of it."""
-        about: dict[str, Any] = {"classes": spec.classes, "tags": dict(spec.tags)}
-        return MapWriter(path, self.canonical.shape, spec, lambda array, making: self.save(array, making, about))
+        return MapWriter(path, self.canonical.shape, spec, lambda array, making: self.save(array, making, spec.about))
 
     def save(self, array: NDArray[Any], path: Path, about: Mapping[str, Any]) -> None:
         """Writes an array [C, D, H, W] on this source's grid; several channels become the components of a voxel.

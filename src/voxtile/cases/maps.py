@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,12 @@ class MapSpec:
 
     Attributes:
         classes: class names in the order of their indices.
-        heatmap: False for a semantic map (uint8 class index, 255 where nothing was judged); True for one probability per class
-            and pixel (NaN where nothing was judged).
+        heatmap: False for a semantic map (uint8, one number of `numbers` per pixel, 255 where nothing was judged); True for one
+            probability per class and pixel (NaN where nothing was judged).
         stored: how the probabilities of a heatmap are stored: "float32"; "float16", rounded to half precision, which as float32
             takes less room where it is compressed; or, in steps of 1/254, "uint8".
         background: index of the class that is what is left where nothing is, None where every class is something.
+        values: the number that stands for each class in a semantic map, from 0 to 254; the classes' indices where empty.
         colors: one (red, green, blue) per class, used where the format has a colour table.
         tags: provenance written into the file where the format has room for it.
         key: what the map was made from; unfinished work with another key is thrown away, not continued.
@@ -47,6 +48,18 @@ class MapSpec:
     tags: tuple[tuple[str, str], ...] = ()
     key: str = ""
     background: int | None = None
+    values: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What stands for each class in a semantic map; of a heatmap, the number of its channel."""
+        return self.values if self.values and not self.heatmap else tuple(range(len(self.classes)))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file says of itself where that is JSON: names of the classes, tags, and which numbers stand for the classes."""
+        stored = {"values": self.numbers} if self.values and not self.heatmap else {}
+        return {"classes": self.classes, **stored, "tags": dict(self.tags)}
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -64,7 +77,29 @@ class MapSpec:
             values = np.where(np.isnan(values), self.nodata, np.rint(values * STEPS))
         elif self.heatmap and self.stored == "float16":
             values = values.astype(np.float16)
+        elif not self.heatmap:
+            values = as_numbers(values, self.values)
         return np.ascontiguousarray(values, dtype=self.dtype)
+
+
+def as_numbers(indices: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
+    """What stands in a map for class indices: `values[index]`, and 255 for 255; the indices themselves where `values` is empty."""
+    if not values:
+        return indices
+    table = np.full(IGNORE + 1, IGNORE, dtype=np.uint8)
+    table[: len(values)] = values
+    numbers: NDArray[Any] = table[indices]
+    return numbers
+
+
+def as_indices(numbers: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
+    """The class indices that stand in a map: what `as_numbers` was given; 255 for numbers of no class."""
+    if not values:
+        return numbers
+    table = np.full(IGNORE + 1, IGNORE, dtype=np.uint8)
+    table[list(values)] = np.arange(len(values))
+    indices: NDArray[Any] = table[numbers]
+    return indices
 
 
 # Turns the finished side array [channels, D, H, W], a read-only memory map, into the file or the folder of files at the path.

@@ -128,7 +128,7 @@ def _finisher(header: Any, turn: NDArray[np.float64], spec: MapSpec) -> Callable
         own["cal_min"] = own["cal_max"] = 0  # the input's display range would hide the classes
         own["descrip"] = b"voxtile map; its classes are named in the header extension"
         # The input's own extensions may name the patient and are not copied.
-        about = json.dumps({"classes": spec.classes, "tags": dict(spec.tags)}).encode()
+        about = json.dumps(spec.about).encode()
         own.extensions[:] = [Nifti1Extension("comment", about)]
         nib.save(image, making)
 

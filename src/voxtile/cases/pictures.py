@@ -260,11 +260,12 @@ def _save(pages: NDArray[Any], path: Path, spec: MapSpec) -> None:
     images = [Image.fromarray(np.ascontiguousarray(page)) for page in pages]
     if not spec.heatmap:
         colors = spec.colors or default_colors(len(spec.classes))
-        palette = [value for color in colors for value in color]
+        palette = np.zeros((256, 3), dtype=np.uint8)  # all: Pillow packs a shorter one into fewer bits, which cannot hold 255
+        palette[list(spec.numbers)] = colors
         for image in images:
-            # All 256 entries: Pillow packs a shorter palette into fewer bits, which cannot hold 255.
-            image.putpalette(palette + [0] * (768 - len(palette)))
-    about = dict(spec.tags) | {"classes": ", ".join(f"{index}={name}" for index, name in enumerate(spec.classes))}
+            image.putpalette(palette.ravel().tolist())
+    named = zip(spec.numbers, spec.classes, strict=True)
+    about = dict(spec.tags) | {"classes": ", ".join(f"{number}={name}" for number, name in named)}
     if path.suffix == ".png":
         text = PngImagePlugin.PngInfo()
         for key, value in about.items():

@@ -82,7 +82,12 @@ class Outputs:
             made = ((name, hashlib.sha256(each.encode()).hexdigest()[:16]) for name, each in digests.items())
             return (*said, *((name, f"{digest}{further}") for name, digest in made))
 
-        specs = [MapSpec(dataset.classes, colors=dataset.colors, tags=tags(), key=key, background=dataset.background)]
+        specs = [
+            MapSpec(
+                dataset.classes, colors=dataset.colors, tags=tags(), key=key, background=dataset.background,
+                values=self.results.values,
+            )
+        ]  # fmt: skip
         if stored:
             specs.append(replace(specs[0], heatmap=True, stored=stored, tags=tags(f" {stored}")))
             if stored == "float16":
@@ -114,6 +119,8 @@ class Outputs:
         files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.image.files, *case.image.beside)]
         image = f"{image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
         post = "" if self.post is None else f" {self.post}"
+        if self.results.values:
+            post += f" stored values {self.results.values}"
         return (
             f"{self.runs.identity} {weights} {settings} {__version__} {image} {self.predictor.procedure}{post}{self._mended(case)}"
         )

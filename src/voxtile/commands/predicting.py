@@ -16,7 +16,7 @@ import numpy as np
 from voxtile.cases.cache import content_hash
 from voxtile.cases.damaged import LEAST, Tolerant
 from voxtile.cases.formats import tags_of
-from voxtile.cases.maps import MADE_FROM, discard_probabilities
+from voxtile.cases.maps import MADE_FROM, as_indices, discard_probabilities
 from voxtile.cases.raster import block_cache
 from voxtile.cases.scene import OutsideAreaError
 from voxtile.commands.inputs import UNCERTAINTY
@@ -231,7 +231,7 @@ class Work(Outputs):
                 del band  # its memory is wanted for the next one
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
-            writers[0].make(None if self.post is None else partial(self._processed, case))
+            writers[0].make(None if self.post is None else partial(self._processed, case, specs[0]))
             for writer in writers[1:]:
                 writer.make()
             if self.config["overwrite"]:
@@ -243,12 +243,12 @@ class Work(Outputs):
                 writer.close()
             return list(paths)
 
-    def _processed(self, case: Case, side: NDArray[Any]) -> NDArray[Any]:
-        """The classes [1, D, H, W] of a side file, post-processed; what is continued after a kill is the side file as it was."""
+    def _processed(self, case: Case, spec: MapSpec, side: NDArray[Any]) -> NDArray[Any]:
+        """A side file [1, D, H, W] post-processed; what is continued after a kill is the side file as it was."""
         assert self.post is not None
-        made = np.array(side)
+        made = np.array(as_indices(side, spec.values))
         self.post.apply(made[0], pixel_size(case.native))
-        return made
+        return spec.encoded(made)
 
     def _results(self, case: Case, paths: Sequence[Path], places: list[Place]) -> list[Path]:
         heat = paths[1] if self.config["heatmaps"] else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.cases.atomic import atomic_text, claimed, discard_half, stable_names
 from voxtile.cases.formats import MAP_SUFFIXES, open_map, tags_of, write_id_map
 from voxtile.cases.maps import MADE_FROM
+from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 from voxtile.values import check_switch, check_whole_number, is_number
 
@@ -50,6 +51,7 @@ class Results:
         quicklook: whether a picture is wanted.
         itksnap: whether names and colours of the classes are wanted as a file of label descriptions.
         rgb: names of the channels shown in the quick-look, or None.
+        values: the number that stands for each class in maps; its index where empty.
     """
 
     dataset: Dataset
@@ -66,6 +68,7 @@ class Results:
     quicklook: bool
     itksnap: bool
     rgb: tuple[str, ...] | None
+    values: tuple[int, ...]
 
     @classmethod
     def of(cls, config: Mapping[str, Any], dataset: Dataset) -> Results:
@@ -119,6 +122,7 @@ class Results:
             place_name=None if config["area_name"] is None else str(config["area_name"]),
             place_layer=None if config["areas_layer"] is None else str(config["areas_layer"]),
             quicklook=config["quicklook"], itksnap=config["itksnap"], rgb=None if rgb is None else tuple(map(str, rgb)),
+            values=_values(config["values"], dataset),
         )  # fmt: skip
 
     @property
@@ -316,7 +320,7 @@ class Results:
             write_quicklook(found, case, making, self.dataset.colors, self.rgb, self.dataset.background)
 
         def itksnap(making: Path) -> None:
-            atomic_text(making, label_descriptions(self.dataset))
+            atomic_text(making, label_descriptions(self.dataset, self.values))
 
         return {
             "polygons": polygons, "instances": instances, "table": table, "areas": areas, "quicklook": quicklook,
@@ -328,7 +332,32 @@ class Results:
         from voxtile.inference.finished import FinishedMap
 
         source, probable = open_map(self.dataset.format, path, heat, case.image)
-        return FinishedMap(source, self.dataset.classes, probable)
+        return FinishedMap(source, self.dataset.classes, probable, values=self.values)
+
+
+def _values(asked: Any, dataset: Dataset) -> tuple[int, ...]:
+    """The number that stands for each class in maps; none where these are the classes' indices.
+
+    Raises:
+        ConfigError: Stored values are asked for, and a class has not exactly one that a map can hold.
+    """
+    if asked not in ("classes", "stored"):
+        raise ConfigError(f"'values={asked}' is unknown; choose from classes, stored.")
+    if asked == "classes":
+        return ()
+    stored: dict[str, list[int]] = {name: [] for name in dataset.classes}
+    for value, name in dataset.label_map.meaning.items():
+        stored.get(name, []).append(value)  # not those of "ignore"
+    for name, of_class in stored.items():
+        if len(of_class) != 1 or not 0 <= of_class[0] < IGNORE:
+            has = "no stored value" if not of_class else f"the stored value{'s' * (len(of_class) > 1)} {listed(of_class)}"
+            raise ConfigError(
+                f"'values=stored' writes the stored value of each class into maps of 8 bits in which {IGNORE} is no data, and "
+                f"class '{name}' has {has} (data.labels). Expected one from 0 to {IGNORE - 1} for each class; leave the setting "
+                "out for class indices from 0."
+            )
+    values = tuple(value for (value,) in stored.values())
+    return () if values == tuple(range(len(values))) else values
 
 
 def is_tilted(case: Case) -> bool:
@@ -336,12 +365,18 @@ def is_tilted(case: Case) -> bool:
     return case.grid.unit == "mm" and case.grid.is_sheared
 
 
-def label_descriptions(dataset: Dataset) -> str:
-    """Names and colours of the classes as ITK-SNAP and 3D Slicer read them; the background is clear."""
+def label_descriptions(dataset: Dataset, values: Sequence[int] = ()) -> str:
+    """Names and colours of the classes as ITK-SNAP and 3D Slicer read them; the background is clear.
+
+    Args:
+        dataset: its classes.
+        values: the number that stands for each of them; its index where empty.
+    """
     rows = ["# ITK-SnAP Label Description File", "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL"]
     for index, (name, (red, green, blue)) in enumerate(zip(dataset.classes, dataset.colors, strict=True)):
         seen = int(index != dataset.background)
-        rows.append(f'{index:5d} {red:5d} {green:4d} {blue:4d} {seen:8d} {seen:2d} {seen:2d}    "{name}"')
+        number = values[index] if values else index
+        rows.append(f'{number:5d} {red:5d} {green:4d} {blue:4d} {seen:8d} {seen:2d} {seen:2d}    "{name}"')
     return "\n".join(rows) + "\n"
 
 

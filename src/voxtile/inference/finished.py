@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.case import Source
+from voxtile.cases.maps import as_indices
 from voxtile.cases.pixel_area import HECTARE, PixelAreas
 from voxtile.cases.window import Window
 from voxtile.data.footprints import to_world
@@ -21,16 +22,22 @@ class FinishedMap:
     """A semantic map on disk, and its heatmap where there is one.
 
     Attributes:
-        source: class indices, 255 where nothing was judged.
+        source: a number per class, 255 where nothing was judged.
         heat: one channel of probability per class on the same grid, or None.
         classes: names in the order of their indices.
         slab_pixels: most pixels of a slab, unless one row has more.
+        values: the number that stands for each class in the source; its index where empty.
     """
 
     def __init__(
-        self, source: Source, classes: tuple[str, ...], heat: Source | None = None, slab_pixels: int = SLAB_PIXELS
+        self,
+        source: Source,
+        classes: tuple[str, ...],
+        heat: Source | None = None,
+        slab_pixels: int = SLAB_PIXELS,
+        values: tuple[int, ...] = (),
     ) -> None:
-        self.source, self.classes, self.heat, self.slab_pixels = source, classes, heat, slab_pixels
+        self.source, self.classes, self.heat, self.slab_pixels, self.values = source, classes, heat, slab_pixels, values
         self.grid = source.canonical
         self.axis = slab_axis(self.grid.shape)
 
@@ -47,7 +54,7 @@ class FinishedMap:
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Class indices [d, h, w]."""
-        indices: NDArray[np.uint8] = self.source.read(window, (0,))[0][0]
+        indices: NDArray[np.uint8] = as_indices(self.source.read(window, (0,))[0][0], self.values)
         return indices
 
     def probability(self, window: Window, indices: NDArray[np.uint8]) -> NDArray[np.float64] | None:

@@ -26,6 +26,7 @@ from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
 from voxtile.cases.atomic import atomic_write, remove
 from voxtile.cases.grid import Grid
+from voxtile.cases.maps import as_numbers
 from voxtile.errors import reason
 from voxtile.inference.degrees import Degrees
 from voxtile.inference.finished import FinishedMap
@@ -42,9 +43,9 @@ Features = tuple[dict[str, NDArray[Any]], NDArray[Any]]  # attributes by their n
 def write_polygons(found: FinishedMap, objects: Instances, path: Path, simplify: float | None = None) -> None:
     """Writes the objects of a scene's map as a GeoPackage or GeoJSON file, by the ending of `path`.
 
-    Attributes: `class`, `value` (its index in the map), `area_ha` (hectares of ground below the object's pixels) and, where there
-    is a heatmap, `probability` (the class's mean over them). A GeoPackage is in the scene's CRS, GeoJSON in longitude and latitude
-    on WGS 84 with outer rings counter-clockwise (RFC 7946, sections 3.1.6 and 4).
+    Attributes: `class`, `value` (the number that stands for it in the map), `area_ha` (hectares of ground below the object's
+    pixels) and, where there is a heatmap, `probability` (the class's mean over them). A GeoPackage is in the scene's CRS, GeoJSON
+    in longitude and latitude on WGS 84 with outer rings counter-clockwise (RFC 7946, sections 3.1.6 and 4).
 
     Args:
         found: the map of a scene with a CRS.
@@ -121,7 +122,8 @@ def _features(chunks: Iterable[Traced], found: FinishedMap, objects: Instances) 
     for rows, shapes in chunks:
         index = objects.index[rows]
         assert objects.size is not None
-        columns = {"class": names[index], "value": index.astype(np.int32), "area_ha": objects.size[rows]}
+        value = as_numbers(index, found.values).astype(np.int32)
+        columns = {"class": names[index], "value": value, "area_ha": objects.size[rows]}
         if objects.probability is not None:
             columns["probability"] = objects.probability[rows]
         yield columns, shapes
