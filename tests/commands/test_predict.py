@@ -270,17 +270,31 @@ def test_where_the_patterns_of_several_files_find_nothing_that_is_said_once(tmp_
     said = voxtile("train", *words, *patterns)
     assert said.code == 0, said.text
     (home,) = homes(tmp_path / "runs")
-    for source in (new, new / "s1_b0.tif"):
+    assert voxtile("predict", f"run={home}", f"input={new}", f"output={tmp_path / 'side'}").code == 0
+    assert voxtile("predict", f"run={home}", f"input={new / 's1_b1.tif'}", f"output={tmp_path / 'one.tif'}").code == 0
+    assert [path.name for path in sorted((tmp_path / "side").iterdir())] == [f"s{number}.tif" for number in range(6)]
+    np.testing.assert_array_equal(pixels(tmp_path / "one.tif"), pixels(tmp_path / "side" / "s1.tif"))
+    shutil.copytree(new, tmp_path / "copy")
+    for path in new.iterdir():
+        path.rename(path.with_name(path.name.replace("_b", "_band")))
+    for source in (new, new / "s1_band0.tif"):
         said = voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'out'}")
         assert said.code == 3
         assert "has 2 files, images/{id}_b0.tif, images/{id}_b1.tif" in said.text
         assert said.text.count(f"these patterns find nothing at {source}") == 1
         assert "give the folder that holds 'images/', or that folder itself, with 'input=…'" in said.text
         assert not (tmp_path / "out").exists()
-    new.rename(tmp_path / "images")
+    (tmp_path / "copy").rename(tmp_path / "images")
     said = voxtile("predict", f"run={home}", f"input={tmp_path / 'images'}", f"output={tmp_path / 'out'}")
     assert said.code == 0, said.text
     assert len(list((tmp_path / "out").iterdir())) == 6
+    for name in ("s0_b0", "s1_b1"):
+        (tmp_path / "images" / f"{name}.tif").unlink()
+    said = voxtile("predict", f"run={home}", f"input={tmp_path / 'images'}", f"output={tmp_path / 'some'}")
+    assert said.code == 5
+    assert f"skipped s0: {tmp_path / 'images' / 's0_b1.tif'} has no partner {tmp_path / 'images' / 's0_b0.tif'}" in said.text
+    assert f"skipped s1: {tmp_path / 'images' / 's1_b0.tif'} has no partner {tmp_path / 'images' / 's1_b1.tif'}" in said.text
+    assert [path.name for path in sorted((tmp_path / "some").iterdir())] == [f"s{number}.tif" for number in range(2, 6)]
     written(tmp_path / "both.tif", stored, crs, transform)  # one file with all channels is a whole case
     assert voxtile("predict", f"run={home}", f"input={tmp_path / 'both.tif'}", f"output={tmp_path / 'out'}").code == 0
 
@@ -322,6 +336,13 @@ def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, vox
     assert f"skipped s1b: {tmp_path / 'in' / 's1b.tif'}" in said.text
     assert "1 of 3 inputs could not be predicted: s1b" in said.text
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tif")) == ["s1.tif", "s2.tif"]
+    for number in range(3):
+        shutil.copy(scene_run.folder / "scenes" / "labels" / "s3.tif", tmp_path / "in" / f"label{number}.tif")
+    said = voxtile("predict", f"run={scene_run.home}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}")
+    assert (said.code, said.text.count("has 1 channel")) == (5, 1)  # one reason of three inputs is said once
+    assert "skipped label1: for the same reason as label0" in said.text
+    assert "skipped label2: for the same reason as label0" in said.text
+    assert said.text.count(f"{tmp_path / 'in' / 's1b.tif'}") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import glob
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,8 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
     """The cases that a file or folder holds.
 
     Where a case has several files, any of them stands for it. A folder is searched with the run's own name patterns, as a data set
-    of its own or as a part of one; where they find nothing, for files of the run's format, which must then be whole cases.
+    of its own or as a part of one; where they find nothing, by the file names in the patterns of several files; and then for files
+    of the run's format, which must be whole cases.
 
     Args:
         source: the file or folder.
@@ -60,6 +62,8 @@ def _of_file(source: Path, dataset: Dataset, channels: int) -> list[CaseFiles]:
         for root in (source.parent, source.parent.parent):
             if cases := layout.images_below(root, source, suffixes):
                 return cases
+        if cases := layout.images_by_name(source):
+            return cases
     found = [CaseFiles(_stem(source, suffixes), (source,))]
     _check_whole(found, source, dataset, channels)
     return found
@@ -77,8 +81,12 @@ def _in_folder(source: Path, dataset: Dataset, channels: int) -> tuple[list[Case
         (path for path in source.iterdir() if path.name.lower().endswith(suffixes) and not path.name.startswith("._")),
         key=lambda path: natural_key(path.name),
     )
-    for root in (source, source.parent):
-        if cases := [files for files in layout.images_below(root, source, suffixes) if not any(map(_is_pipe, files.found))]:
+    searched = (
+        *(partial(layout.images_below, root, source, suffixes) for root in (source, source.parent)),
+        partial(layout.images_by_name, source),
+    )
+    for search in searched:
+        if cases := [files for files in search() if not any(map(_is_pipe, files.found))]:
             used = {path for files in cases for path in files.found}
             return cases, [path.name for path in paths if path not in used]
     pipes = [path for path in paths if _is_pipe(path)]
@@ -152,9 +160,9 @@ def _check_whole(found: Sequence[CaseFiles], source: Path, dataset: Dataset, cha
     folder = patterns[0].rpartition("/")[0]
     wanted = f"the folder that holds '{folder}/', or that folder itself" if folder else "the folder that holds the files"
     raise DataError(
-        f"A case of this run has {len(patterns)} files, {listed(patterns)} (data.layout), and these patterns find "
-        f"nothing at {source}, where no file has all {channels} channels either. Put the files of each "
-        f"case under such names, and give {wanted}, with 'input=…'."
+        f"A case of this run has {len(patterns)} files, {listed(patterns)} (data.layout), and these patterns find nothing at "
+        f"{source}, nor do the file names in them; no file there has all channels either. Put the files of each case under such "
+        f"names, and give {wanted}, with 'input=…'."
     )
 
 

@@ -104,6 +104,7 @@ class Tally:
     def __init__(self, work: Work, count: int) -> None:
         self._work, self._count = work, count
         self.failed, self.elsewhere, self.off = list[str](), list[str](), list[str]()
+        self._said: dict[str, list[CaseFiles]] = {}  # inputs that failed, by the reason without their names
 
     @contextmanager
     def counting(self, files: CaseFiles) -> Iterator[None]:
@@ -129,7 +130,10 @@ class Tally:
             if self._count == 1:
                 raise
             self.failed.append(files.id)
-            self._work.out.print(f"skipped {files.id}: {error}", style="red", soft_wrap=True)
+            alike = self._said.setdefault(_unnamed(str(error), files), [])
+            alike.append(files)
+            said = str(error) if len(alike) == 1 else f"for the same reason as {alike[0].id}"
+            self._work.out.print(f"skipped {files.id}: {said}", style="red", soft_wrap=True)
 
     def conclude(self) -> None:
         """Says which inputs have no map, and why.
@@ -155,6 +159,13 @@ class Tally:
                 f"{len(self.failed)} of {self._count} inputs could not be predicted: {listed(self.failed)}. The others are in "
                 f"{self._work.target}."
             )
+
+
+def _unnamed(text: str, files: CaseFiles) -> str:
+    """A message about an input without the names of its files, but for those that are missed."""
+    for path in sorted((str(each) for each in files.found if each.exists()), key=len, reverse=True):
+        text = text.replace(path, "…")
+    return text
 
 
 @contextmanager

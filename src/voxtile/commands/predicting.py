@@ -16,6 +16,7 @@ import numpy as np
 from voxtile.cases.cache import content_hash
 from voxtile.cases.damaged import LEAST, Tolerant
 from voxtile.cases.formats import tags_of
+from voxtile.cases.layouts.folder import check_partners
 from voxtile.cases.maps import MADE_FROM, as_indices, discard_probabilities
 from voxtile.cases.raster import block_cache
 from voxtile.cases.scene import OutsideAreaError
@@ -129,8 +130,14 @@ class Work(Outputs):
         return made + self._results(case, paths, places) if made else []
 
     def _open(self, files: CaseFiles, in_area: bool = False) -> Case:
-        """The case, or its part in the data set's area of interest, with the channels that the runs were trained on."""
+        """The case, or its part in the data set's area of interest, with the channels that the runs were trained on.
+
+        Raises:
+            DataError: A file is not there or cannot be read, or the case has not these channels.
+        """
         first = self.runs.first
+        if len(files.images) > 1:
+            check_partners(files.images)
         return first.ordered(first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area))
 
     def _warn_of_strange(self, case: Case, measured: Survey) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from voxtile.cases.layouts import CaseFiles, FolderLayout, Layout, ListLayout, MsdLayout
+from voxtile.cases.layouts.folder import check_partners
 from voxtile.errors import ConfigError, DataError
 
 
@@ -361,8 +362,35 @@ def test_only_the_folder_or_the_file_that_is_named_is_looked_at(tmp_path):
     layout = FolderLayout("elsewhere", ["{place}/{id}_B03.tif", "{place}/{id}_B04.tif"])
     for within in (tmp_path / "one", tmp_path / "one" / "a_B04.tif"):
         assert [files.id for files in layout.images_below(tmp_path, within)] == ["a"]
+    (half,) = layout.images_below(tmp_path, tmp_path / "half")
     with pytest.raises(DataError, match=r"c_B03\.tif has no partner .*c_B04\.tif"):
-        layout.images_below(tmp_path, tmp_path / "half")
+        check_partners(half.images)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        (["scenes/{id}_B.tif", "scenes/{id}_SCL.tif"], ["a", "b", "c"]),
+        (["{place}/{id}_B.tif", "{place}/{id}_SCL.tif", "dem.tif"], ["a", "b", "c"]),
+        (["red/{id}.tif", "nir/{id}.tif"], []),  # names that do not tell the bands apart
+        (["{id}/B.tif", "{id}/SCL.tif"], []),  # or the cases
+        (["x/{id}_red.tif", "x/{id}_nir.tif"], []),
+    ],
+)
+def test_cases_of_several_files_are_known_by_the_names_of_the_files(tmp_path, patterns, found):
+    put(tmp_path, "new/a_B.tif", "new/a_SCL.tif", "new/b_B.tif", "new/c_SCL.tif", "new/dem.tif", "new/sub/d_B.tif")
+    assert [files.id for files in FolderLayout("elsewhere", patterns).images_by_name(tmp_path / "new")] == found
+
+
+def test_a_case_s_second_file_is_no_case_where_the_first_pattern_finds_it_too(tmp_path):
+    put(tmp_path, "a.tif", "a_SCL.tif", "b.tif")
+    found = FolderLayout("elsewhere", ["image/{id}.tif", "mask/{id}_SCL.tif"]).images_by_name(tmp_path)
+    assert [(files.id, names(tmp_path, files.images)) for files in found] == [
+        ("a", ["a.tif", "a_SCL.tif"]),
+        ("b", ["b.tif", "b_SCL.tif"]),  # which whoever opens it misses
+    ]
+    (tmp_path / "a_SCL.tif").unlink()  # whole cases, perhaps
+    assert FolderLayout("elsewhere", ["image/{id}.tif", "mask/{id}_SCL.tif"]).images_by_name(tmp_path) == []
 
 
 # --- of the user's own

@@ -72,13 +72,33 @@ class FolderLayout(Layout):
     def images_below(self, root: Path, within: Path, suffixes: Sequence[str] = ()) -> list[CaseFiles]:
         """See `Layout.images_below`; by the same patterns, whatever the ending."""
         layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits, mosaic=self.mosaic)
-        images = layout._image_files(layout._label_files())
+        labels = layout._label_files()
+        images = layout._image_files(labels)
+        if len(self.images) > 1 and not self.mosaic:
+            partners = {root / layout._format(pattern, fields) for fields in images.values() for pattern in self.images[1:]}
+            images = {path: fields for path, fields in images.items() if path not in partners}
+            known = labels | partners | set(images)
+            for path, fields in (match for pattern in self.images[1:] for match in layout._match(pattern)):
+                if path not in known and set(fields) == _names(self.images[0]):  # the case's first file is not there
+                    images[root / layout._format(self.images[0], fields)] = fields
         if within.is_file():
             matches = [match for pattern in self.images for match in layout._match(pattern)]
             cases = {layout._format(self.case, fields) for path, fields in matches if path == within}
             images = {path: fields for path, fields in images.items() if layout._format(self.case, fields) in cases}
-            return layout._gathered(images, {})
-        return layout._gathered({path: fields for path, fields in images.items() if path.is_relative_to(within)}, {})
+        else:
+            images = {path: fields for path, fields in images.items() if path.is_relative_to(within)}
+        return layout._gathered(images, {}, complete=self.mosaic)
+
+    def images_by_name(self, within: Path) -> list[CaseFiles]:
+        """See `Layout.images_by_name`."""
+        names = [pattern.rpartition("/")[2] for pattern in self.images]
+        told = _names(names[0])
+        if len(names) < 2 or len({*names}) < len(names) or not all(_names(each) <= told for each in (self.case, *names)):
+            return []
+        root = within if within.is_dir() else within.parent
+        layout = FolderLayout(str(root), names, None, self.case, self.splits, mosaic=self.mosaic)
+        cases = layout.images_below(root, within)
+        return cases if any(all(path.exists() for path in files.images) for files in cases) else []
 
     def _expected(self) -> str:
         pattern = self.images[0]
@@ -111,11 +131,13 @@ class FolderLayout(Layout):
         """Files of the first image pattern, with what its names stand for; "{id}.tif" finds "a_mask.tif" as well, so labels go."""
         return {path: fields for path, fields in self._match(self.images[0]) if path not in label_files}
 
-    def _gathered(self, images: Mapping[Path, dict[str, str]], label_of: Mapping[Path, Path]) -> list[CaseFiles]:
-        """Cases of files of the first image pattern, with the labels there are."""
+    def _gathered(
+        self, images: Mapping[Path, dict[str, str]], label_of: Mapping[Path, Path], complete: bool = True
+    ) -> list[CaseFiles]:
+        """Cases of files of the first image pattern, with the labels there are; all other files must be there if `complete`."""
         found: dict[str, list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]] = {}
         for path, fields in images.items():
-            files = (path, *(self._filled(pattern, fields, path) for pattern in self.images[1:]))
+            files = (path, *(self._filled(pattern, fields, path, complete) for pattern in self.images[1:]))
             found.setdefault(self._format(self.case, fields), []).append((files, label_of.get(path), fields))
         return [self._case(name, found[name]) for name in sorted(found, key=natural_key)]
 
@@ -223,11 +245,30 @@ class FolderLayout(Layout):
                 f"it defines {listed(fields) or 'no name'}."
             ) from None
 
-    def _filled(self, pattern: str, fields: Mapping[str, str], first: Path) -> Path:
+    def _filled(self, pattern: str, fields: Mapping[str, str], first: Path, complete: bool) -> Path:
         path = self.root / self._format(pattern, fields)
-        if not path.exists():  # a folder may be a DICOM series
-            raise DataError(f"{first} has no partner {path}; every case needs one file per pattern of 'data.layout.images'.")
+        if complete:
+            check_partners((first, path))
         return path
+
+
+def check_partners(files: Sequence[Path]) -> None:
+    """Refuses a case of several files of which one is not there.
+
+    Raises:
+        DataError: It is not.
+    """
+    there = [path for path in files if path.exists()]  # a folder may be a DICOM series
+    if missing := [path for path in files if path not in there]:
+        raise DataError(
+            f"{there[0] if there else files[0]} has no partner {missing[0]}; every case needs one file per pattern of "
+            "'data.layout.images'."
+        )
+
+
+def _names(pattern: str) -> set[str]:
+    """What stands in braces."""
+    return set(re.findall(r"\{(\w+)(?::d)?\}", pattern))
 
 
 def _checked(setting: str, pattern: Any) -> str:

@@ -186,10 +186,24 @@ class Layout(ABC):
     def images_below(self, root: Path, within: Path, suffixes: Sequence[str] = ()) -> list[CaseFiles]:
         """Cases below another folder, without labels, by the names that files have in this layout, whether there are any or not.
 
+        Of a case with several files some may not be there, which whoever opens it finds: the others are cases for all that.
+
         Args:
             root: what the names begin at.
             within: `root` or a part of it; cases whose first file lies elsewhere are not looked at. A file stands for its case.
             suffixes: endings of the files of the data set's format.
+        """
+        return []
+
+    def images_by_name(self, within: Path) -> list[CaseFiles]:
+        """Cases of several files that lie side by side, as `images_below`, by the files' names without those of folders.
+
+        Args:
+            within: a folder, or a file that stands for its case.
+
+        Returns:
+            The cases; none where no case has all of its files, or where files' names alone do not tell cases and the files of a
+            case apart.
         """
         return []
 
