@@ -58,10 +58,15 @@ def test_maps_are_counted_like_predictions(voxtile: Command, copied_run: Run, tm
     assert voxtile("verify", f"run={copied_run.home}", f"paths.cache={tmp_path / 'cache'}").code == 0
 
 
-def test_maps_by_voxtile_come_to_the_same_scores(voxtile: Command, copied_run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("values", ["classes", "stored"])
+def test_maps_by_voxtile_come_to_the_same_scores(voxtile: Command, tmp_path: Path, values: str) -> None:
+    words = scene_words(tmp_path, labels={1: "ground", 0: "disc"})  # each is stored as the index of the other
+    assert voxtile("train", *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    copied_run = Run(words, home, tmp_path, "")
     for name in names(copied_run, "val"):
         image = copied_run.folder / "scenes" / "images" / f"{name}.tif"
-        voxtile("predict", f"run={copied_run.home}", f"input={image}", f"output={tmp_path / 'maps'}")
+        voxtile("predict", f"run={copied_run.home}", f"input={image}", f"output={tmp_path / 'maps'}", f"values={values}")
     voxtile(*words_for(copied_run))
     assert voxtile(*words_for(copied_run, f"maps={tmp_path / 'maps'}")).code == 0
     own, given = (summary_of(copied_run.home / "evaluations" / name) for name in ("val-best", "val-maps-maps"))

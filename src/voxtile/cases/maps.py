@@ -21,6 +21,7 @@ from voxtile.cases.atomic import BusyError, claimed, hidden_name, publish, remov
 from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.errors import DataError, reason
 
+VALUES = "values"  # the tag of a map that does not hold class indices: "stored" for the values that labels are stored with
 MADE_FROM = "made_from"  # the tag of a map, and a key in notes of results: a digest of all that the map was made from
 
 

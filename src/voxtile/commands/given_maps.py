@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.formats import SUFFIXES, open_label, tags_of
-from voxtile.cases.maps import MADE_FROM
+from voxtile.cases.maps import MADE_FROM, VALUES
 from voxtile.cases.names import whole_id
 from voxtile.cases.vector_settings import VectorSettings
 from voxtile.cases.window import IGNORE, Window
@@ -43,7 +43,8 @@ def check(config: Mapping[str, Any]) -> None:
 class GivenMaps:
     """A folder with a map of each case, called as the case is.
 
-    They hold the values that labels are stored with, as other programs write them; maps that voxtile has made hold class indices.
+    They hold the values that labels are stored with, as other programs write them; of maps that voxtile has made a tag says so, or
+    they hold class indices.
 
     Attributes:
         folder: the folder.
@@ -86,8 +87,9 @@ class GivenMaps:
         native, kind = case.native, self.dataset.format
         file = self._file(whole_id(case.id, case.region))
         assert file is not None  # see `check`
-        ours, values = MADE_FROM in tags_of(file, kind), self.dataset.label_map.values
-        known = {index: index for index in range(len(self.dataset.classes))} if ours else values
+        tags = tags_of(file, kind)
+        by_index = MADE_FROM in tags and VALUES not in tags
+        known = {index: index for index in range(len(self.dataset.classes))} if by_index else self.dataset.label_map.values
         source = open_label(kind, [file], native.image, known, VectorSettings())
         if source.working.shape != native.image.working.shape:
             raise DataError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile import __version__
 from voxtile.cases.formats import tags_of
-from voxtile.cases.maps import MADE_FROM, MapSpec
+from voxtile.cases.maps import MADE_FROM, VALUES, MapSpec
 from voxtile.commands.ensemble import Ensemble
 from voxtile.commands.evaluated import confusion_of
 from voxtile.commands.inputs import UNCERTAINTY, output_of
@@ -73,7 +73,8 @@ class Outputs:
             damaged: the setting of this name, the command's where empty.
         """
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
-        said = (("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"]))
+        said = [("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"])]
+        said += [(VALUES, "stored")] if self.results.values else []
         damaged = damaged or self.config["damaged"]
         key = self._key(case, image_digest, damaged)
 
