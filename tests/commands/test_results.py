@@ -325,6 +325,19 @@ def test_probabilities_are_not_made_of_a_map(finished: list[str], tmp_path: Path
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["s1.tif"]
 
 
+def test_the_millilitres_of_a_volume(volume_run: Run, scene_run: Run, source: Path, tmp_path: Path, voxtile: Command) -> None:
+    image = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
+    where = [f"run={volume_run.home}", f"paths.runs={tmp_path}", f"input={image}", f"output={tmp_path / 'maps'}"]
+    assert voxtile("predict", *where, "volumes=true", "values=stored").code == 0
+    (row,) = table(tmp_path / "maps" / "v1_volumes.csv")
+    voxels = int((np.asarray(nibabel.load(tmp_path / "maps" / "v1.nii.gz").dataobj) == 1).sum())
+    assert (row["case"], row["structure"], int(row["voxels"])) == ("v1", "disc", voxels)
+    assert float(row["millilitres"]) == pytest.approx(voxels * 1.5 * 1.5 * 3 / 1000, rel=1e-5)
+    said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'scenes'}", "volumes=true")
+    assert said.code == 2
+    assert "'areas=true' lists hectares" in said.text
+
+
 def test_results_are_added_to_the_map_of_a_volume(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
     source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
     where = ["predict", f"run={volume_run.home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / 'maps'}"]
@@ -532,7 +545,7 @@ def test_every_setting_of_results_is_documented() -> None:
     text = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
     settings = (ROOT / "src/voxtile/commands/predict.yaml").read_text(encoding="utf-8")
     names = re.findall(r"^(\w+):", settings.partition("\npolygons:")[2].partition("\nbatch_size:")[0], flags=re.MULTILINE)
-    assert len(names) == 11
+    assert len(names) == 12
     assert all(f"`{name}" in text for name in ["polygons", *names])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.cases.atomic import atomic_text, claimed, discard_half, stable_names
 from voxtile.cases.formats import MAP_SUFFIXES, open_map, tags_of, write_id_map
 from voxtile.cases.maps import MADE_FROM
+from voxtile.cases.regions import structures_of
 from voxtile.cases.window import IGNORE
 from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
 from voxtile.values import check_switch, check_whole_number, is_number
@@ -48,6 +49,7 @@ class Results:
         places: vector file with polygons of interest, or None.
         place_name: its attribute that names them, or None.
         place_layer: its layer, where it has several, or None.
+        volumes: whether millilitres are wanted.
         quicklook: whether a picture is wanted.
         itksnap: whether names and colours of the classes are wanted as a file of label descriptions.
         rgb: names of the channels shown in the quick-look, or None.
@@ -65,6 +67,7 @@ class Results:
     places: Path | None
     place_name: str | None
     place_layer: str | None
+    volumes: bool
     quicklook: bool
     itksnap: bool
     rgb: tuple[str, ...] | None
@@ -77,7 +80,7 @@ class Results:
         Raises:
             ConfigError: A setting is out of range, or the data's format has no such result.
         """
-        for name in ("instances", "quicklook", "itksnap"):
+        for name in ("instances", "volumes", "quicklook", "itksnap"):
             check_switch(name, config[name])
         polygons, simplify = config["polygons"], config["simplify"]
         if polygons not in (None, *POLYGONS):
@@ -99,6 +102,11 @@ class Results:
                     f"'{name}={config[name]}' needs scenes on the ground, and the data of this run are of format "
                     f"'{dataset.format}'. Take it out; 'instances=true' numbers and lists the objects of any map."
                 )
+        if config["volumes"] and dataset.format not in ("volume", "dicom"):
+            raise ConfigError(
+                f"'volumes=true' lists millilitres, and the data of this run are of format '{dataset.format}'. Take it out; of "
+                "scenes 'areas=true' lists hectares."
+            )
         if config["itksnap"] and dataset.format not in ("volume", "dicom"):
             raise ConfigError(
                 f"'itksnap=true' describes the labels of volumes, and the data of this run are of format '{dataset.format}'. Take "
@@ -121,7 +129,8 @@ class Results:
             min_pixels=config["min_pixels"], areas=wanted, places=places,
             place_name=None if config["area_name"] is None else str(config["area_name"]),
             place_layer=None if config["areas_layer"] is None else str(config["areas_layer"]),
-            quicklook=config["quicklook"], itksnap=config["itksnap"], rgb=None if rgb is None else tuple(map(str, rgb)),
+            volumes=config["volumes"], quicklook=config["quicklook"],
+            itksnap=config["itksnap"], rgb=None if rgb is None else tuple(map(str, rgb)),
             values=_values(config["values"], dataset),
         )  # fmt: skip
 
@@ -134,6 +143,7 @@ class Results:
         """The file of each result that is wanted, beside the map `path`, by the result's name."""
         wanted = {
             f"polygons.{self.polygons}": True, "instances": self.instances, "table": self.instances, "areas": self.areas,
+            "volumes": self.volumes,
             "quicklook": self.quicklook, "itksnap": self.itksnap,
         }  # fmt: skip
         return {kind.partition(".")[0]: file for kind, file in self._files(path).items() if wanted.get(kind)}
@@ -158,7 +168,8 @@ class Results:
         names = {
             **{f"polygons.{kind}": f"{stem}_polygons.{kind}" for kind in POLYGONS},
             "instances": id_map_name(f"{stem}_instances", path), "table": f"{stem}_instances.csv",
-            "areas": f"{stem}_areas.csv", "quicklook": f"{stem}_quicklook.png", "itksnap": f"{stem}_itksnap.txt",
+            "areas": f"{stem}_areas.csv", "volumes": f"{stem}_volumes.csv",
+            "quicklook": f"{stem}_quicklook.png", "itksnap": f"{stem}_itksnap.txt",
         }  # fmt: skip
         return {kind: path.with_name(name) for kind, name in names.items()}
 
@@ -230,7 +241,7 @@ class Results:
         areas = (read, self.place_name, confusion, *([self.place_layer] if self.place_layer else []))
         settings = {
             "polygons": polygons, "instances": (*objects, self.corners), "table": table,
-            "areas": areas, "quicklook": (self.rgb,), "itksnap": (),
+            "areas": areas, "volumes": (), "quicklook": (self.rgb,), "itksnap": (),
         }  # fmt: skip
         made_of = dict(tags_of(path, self.dataset.format))
         return {
@@ -314,6 +325,12 @@ class Results:
 
             write_areas(found, making, places, confusion)
 
+        def volumes(making: Path) -> None:
+            from voxtile.inference.volumes import write_volumes
+
+            dataset = self.dataset
+            write_volumes(found, making, case.id, structures_of(dataset.classes, dataset.background, dataset.regions))
+
         def quicklook(making: Path) -> None:
             from voxtile.inference.quicklook import write_quicklook
 
@@ -323,8 +340,8 @@ class Results:
             atomic_text(making, label_descriptions(self.dataset, self.values))
 
         return {
-            "polygons": polygons, "instances": instances, "table": table, "areas": areas, "quicklook": quicklook,
-            "itksnap": itksnap,
+            "polygons": polygons, "instances": instances, "table": table, "areas": areas, "volumes": volumes,
+            "quicklook": quicklook, "itksnap": itksnap,
         }  # fmt: skip
 
     def _reopened(self, path: Path, heat: Path | None, case: Case) -> FinishedMap:
