@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SEARCHES = ("choice", "range", "interval", "tag")  # the words of Hydra's grammar by which several values are given
 NOT_COMPOSED = (HydraException, OmegaConfBaseException)  # what Hydra raises
+LUCK = ("seed", "fold", "split")  # with what is below them: they choose what judges a trial, or its chance
 TRIES = 64  # combinations of options among which one is looked for that goes together; each takes some 0.1 s
 
 
@@ -66,9 +67,21 @@ def space_of(arguments: Sequence[str], written: Any) -> tuple[list[str], dict[st
             "'model.width=choice(0.125,0.25)' in quotes, or write such words into 'hydra.sweeper.space'."
         )
     for path, each in space.items():
+        if path.lstrip("+").split(".")[0] in LUCK:
+            raise ConfigError(
+                f"'{path}' is given several values, and a search would choose among them: the trial on the easiest validation cases "
+                f"or with the luckiest seed would win, whatever its other settings. Set one value, such as '{_one_of(path, each)}', "
+                "for all trials, and train the best settings afterwards with the others: without 'sweep=optuna', "
+                "'train -m … seed=0,1,2' or 'fold=0,1,2,3,4' trains a run for each."
+            )
         if isinstance(each, CategoricalDistribution) and len(each.choices) < 2:
             raise ConfigError(f"'{path}' is to be searched among one value, {each.choices[0]}. Give it more, or set it.")
     return [str(each.input_line) for each in fixed if each.get_key_element() not in ("sweep", *space)], space
+
+
+def _one_of(path: str, each: BaseDistribution) -> str:
+    """What is typed to set a setting that is searched to its first value."""
+    return typed_words({path: _ends(each)[0]})[0]
 
 
 def _misspelt(override: Override) -> str:
