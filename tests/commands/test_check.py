@@ -85,6 +85,26 @@ def test_how_far_the_sides_are_apart_is_said(folder: Path, voxtile: Command) -> 
     assert metres == pytest.approx(1000 * abs(int(found[3]) - int(found[4])) - 360, rel=2e-3)
 
 
+@pytest.mark.parametrize("scheme", ["groups", "file"])
+def test_cases_of_one_patient_on_different_sides_are_named(folder: Path, voxtile: Command, scheme: str) -> None:
+    words = scene_words(folder)
+    for kind in ("images", "labels"):
+        for path in (folder / "scenes" / kind).iterdir():
+            number = int(path.stem[1:])
+            path.rename(path.with_name(f"p{number // 2}_{'ab'[number % 2]}.tif"))
+    (folder / "split.json").write_text('{"train": ["p0_a", "p1_a", "p1_b", "p2_a", "p2_b"], "val": ["p0_b"]}')
+    words += ["data.layout.images=images/{patient}_{visit}.tif", "data.layout.labels=labels/{patient}_{visit}.tif"]
+    words.append('+data.layout.case="{patient}_{visit}"')
+    words += [f"split={scheme}", *([f"split.file={folder / 'split.json'}"] if scheme == "file" else [])]
+    said = voxtile("check", *words)
+    assert "cases on different sides share 'patient' (p" in said.text
+    assert "type '+data.group={expression: patient}', or 'expression: visit', or" in said.text
+    for rule in ("patient", "id") if scheme == "groups" else ("id",):
+        said = voxtile("check", *words, f"+data.group={{expression: {rule}}}")
+        assert said.code == 0
+        assert "share 'patient'" not in said.text
+
+
 def test_volumes_are_checked_on_boxes(folder: Path, voxtile: Command) -> None:
     words = volume_words(folder, window=[8, 16, 16])
     assert voxtile("check", *words, "model.dims=3").code == 0

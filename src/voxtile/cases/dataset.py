@@ -186,7 +186,8 @@ class Dataset:
             raise ConfigError(f"'data.background={background}' is no class; the classes are {listed(self.classes, 30)}.")
         self.background = None if background is None else self.classes.index(background)
         self.regions = regions_of(regions, self.classes, background)
-        self.grouping = Grouping(**(group or {}))
+        self.grouping, self._is_grouped = Grouping(**(group or {})), bool(group)
+        self.ungrouped: dict[str, Mapping[str, str]] = {}  # what is in the names of cases of whose groups nothing is said
         self.channels, self.nodata, self.exclude = channels, nodata, tuple(exclude)
         if strange := [name for name in colors or {} if name not in self.classes]:
             raise ConfigError(
@@ -220,6 +221,7 @@ class Dataset:
             )
         cases: list[Case] = []
         self.left_out = []
+        self.ungrouped = {} if self._is_grouped else {found.id: found.fields for found in files if not found.group}
         for found in files:
             if found.id in self.exclude:
                 continue
