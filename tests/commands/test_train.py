@@ -31,6 +31,7 @@ from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper
 from voxtile.studies.manifest import Devices, trusted
+from voxtile.training import pictures
 from voxtile.training.border_weights import border_weights
 from voxtile.training.module import SegmentationModule
 from voxtile.training.pictures import HEADER, LETTERS
@@ -94,6 +95,22 @@ def test_pictures_of_volumes_have_letters_for_the_patients_sides_and_those_of_sc
         blocks = panel.reshape(16, 12, 16, 12, 3)  # a window of 16 pixels, each enlarged to 12
         lettered.append(bool((blocks != blocks[:, :1, :, :1]).any()))
     assert lettered == [False, True]
+
+
+def test_pictures_leave_out_what_is_predicted_where_there_are_no_data(
+    tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, shown = scene_words(tmp_path, nodata=-9), []
+    for path in (tmp_path / "scenes" / "images").iterdir():
+        with rasterio.open(path, "r+") as file:
+            file.write(np.full((2, 40, 9), -9, np.float32), window=((0, 40), (9, 18)))
+    row = pictures.row
+    monkeypatch.setattr(pictures, "row", lambda *given: (shown.append(given[1:4]), row(*given))[1])
+    assert voxtile("train", *words).code == 0
+    assert len(shown) >= 4
+    for valid, _, prediction in shown:
+        np.testing.assert_array_equal(prediction == 255, ~valid)
+    assert not all(valid.all() for valid, _, _ in shown)
 
 
 def test_the_manifest_says_what_made_the_run(scene_run: Run) -> None:

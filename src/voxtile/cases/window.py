@@ -49,6 +49,11 @@ class Window(NamedTuple):
         return self[0] + self[3], self[1] + self[4], self[2] + self[5]
 
     @property
+    def middle(self) -> Size3:
+        """(z, y, x) of the pixel in the middle, of two the later."""
+        return self[0] + self[3] // 2, self[1] + self[4] // 2, self[2] + self[5] // 2
+
+    @property
     def pixels(self) -> int:
         """How many pixels the window holds."""
         return self.depth * self.height * self.width

@@ -163,9 +163,9 @@ def look_at_groups(split: Split, fields: Mapping[str, Mapping[str, str]]) -> lis
     first, *others = (field for field in dict.fromkeys(field for field, _ in seen) if field in apart)
     more = "".join(f", or 'expression: {other}'" for other in others)
     return [
-        f"'data.group' says nothing, so each case is a group of its own, and cases on different sides share {listed(apart.values())}: "
-        f"where that is a patient or a place, the scores are too good; type '+data.group={{expression: {first}}}'{more}, or "
-        "'+data.group={expression: id}' where all are independent"
+        "'data.group' says nothing, so each case is a group of its own, and cases on different sides share "
+        f"{listed(apart[field] for field in (first, *others))}: where that is a patient or a place, the scores are too good; type "
+        f"'+data.group={{expression: {first}}}'{more}, or '+data.group={{expression: id}}' where all are independent"
     ]
 
 
@@ -361,9 +361,12 @@ def draw_samples(module: SegmentationModule, data: VoxtileData, prepared: Prepar
     rows = []
     for index in range(min(PICTURED, len(image))):
         pixels, classes = image[index].numpy(), label[index].numpy()
-        grid = prepared.split.train[int(batch["case"][index])].grid
+        case = prepared.split.train[int(batch["case"][index])]
         pixels = pixels[neighbours :: 1 + 2 * neighbours]
         if pixels.ndim == 4:
-            pixels, classes = pixels[:, pixels.shape[1] // 2], classes[classes.shape[0] // 2]
-        rows.append((f"sample {index}", pictures.pair(pixels, classes, prepared.dataset.colors, grid)))
+            chosen = pictures.telling_slice(classes, prepared.class_counts)
+            pixels, classes = pixels[:, chosen], classes[chosen]
+        around = pictures.place_of(case, data.stream.spec(int(batch["index"][index])).window.middle)  # augmentation moves slices
+        title = f"sample {index}: {case.id}, around {around}"
+        rows.append((title, pictures.pair(pixels, classes, prepared.dataset.colors, case.grid)))
     return pictures.save(pictures.sheet(rows, prepared.dataset.classes, prepared.dataset.colors), path)

@@ -69,9 +69,9 @@ def space_of(arguments: Sequence[str], written: Any) -> tuple[list[str], dict[st
     for path, each in space.items():
         if path.lstrip("+").split(".")[0] in LUCK:
             raise ConfigError(
-                f"'{path}' is given several values, and a search would choose among them: the trial on the easiest validation cases "
-                f"or with the luckiest seed would win, whatever its other settings. Set one value, such as '{_one_of(path, each)}', "
-                "for all trials, and train the best settings afterwards with the others: without 'sweep=optuna', "
+                f"'{path}' is given several values, and a search would choose among them: the trial on the easiest validation "
+                "cases or with the luckiest seed would win, whatever its other settings. Set one value for all trials, such as "
+                f"'{_one_of(path, each)}', and train the best settings afterwards with the others: without 'sweep=optuna', "
                 "'train -m … seed=0,1,2' or 'fold=0,1,2,3,4' trains a run for each."
             )
         if isinstance(each, CategoricalDistribution) and len(each.choices) < 2:

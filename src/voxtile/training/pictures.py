@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from voxtile.cases.atomic import atomic_write
+from voxtile.cases.case import Case
 from voxtile.cases.grid import Grid
 from voxtile.cases.window import IGNORE
 from voxtile.inference.colours import UNJUDGED, Color, as_rgb, painted
@@ -19,6 +20,33 @@ from voxtile.inference.marks import drawn, edge_marks, legend, marked
 RIGHT, WRONG = (46, 46, 46), (220, 50, 47)
 HEADER = 14  # pixels of the line with a title
 LETTERS = 10  # height of the legend's
+
+
+def telling_slice(label: NDArray[np.uint8], counts: Sequence[int] | NDArray[np.int64]) -> int:
+    """Which slice of a label [D, h, w] shows most of its rarest class, the one nearest to the middle of several.
+
+    Args:
+        label: class indices.
+        counts: pixels of each class by which one is rarer than another.
+    """
+    present = [int(index) for index in np.unique(label) if index < len(counts)]
+    rarest = min(present, key=lambda index: int(counts[index]), default=IGNORE)
+    sizes = (label == rarest).sum(axis=(1, 2))
+    most = np.flatnonzero(sizes == sizes.max())
+    return int(most[np.argmin(abs(most - len(label) // 2))])
+
+
+def place_of(case: Case, pixel: Sequence[int]) -> str:
+    """Where a pixel (z, y, x) of a case is found in its file: a volume's voxel, or row and column of the whole scene, from 0.
+
+    Voxels count in the file's own order, as viewers do, whatever spacing and axis networks see the volume in.
+    """
+    whole, stored = case.image.working, case.image.stored
+    z, y, x = (each + start for each, start in zip(pixel, case.box.start, strict=True))
+    if whole.crs == stored.crs:
+        place = np.linalg.solve(stored.matrix, whole.matrix @ (x, y, z, 1))
+        x, y, z = (round(float(value)) for value in place[:3])
+    return f"voxel x y z = ({x}, {y}, {z})" if whole.unit == "mm" or whole.shape[0] > 1 else f"row {y}, column {x}"
 
 
 def errors(label: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -57,7 +85,8 @@ def _beside(panels: Sequence[NDArray[np.uint8]], grid: Grid | None = None, lette
 
 def sheet(rows: Sequence[tuple[str, NDArray[np.uint8]]], classes: Sequence[str], colors: Sequence[Color]) -> Image.Image:
     """Rows under each other, each with its case's name, under the legend."""
-    above = legend(list(zip(classes, colors, strict=True)), max(panels.shape[1] for _, panels in rows), LETTERS)
+    entries = [*zip(classes, colors, strict=True), ("no data, or not judged", UNJUDGED)]
+    above = legend(entries, max(panels.shape[1] for _, panels in rows), LETTERS)
     picture = Image.new("RGB", (above.width, above.height + sum(panels.shape[0] + HEADER for _, panels in rows)), "white")
     picture.paste(above)
     draw = ImageDraw.Draw(picture)
