@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from voxtile.cases.case import Case
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.splits import Split
+from voxtile.training import split_picture
 from voxtile.training.split_picture import COLORS, SMALL, SOLE, draw_split
 
+titled = split_picture._titled
 WHITE, GROUND = (255, 255, 255), (235, 235, 235)
 
 
@@ -44,6 +47,26 @@ def test_one_scene_in_blocks_is_one_map_with_its_sides_over_it(tmp_path):
             y, x = (int(pixels.shape[0] * (0.5 + 0.2 * (2 * at - 1))) for at in (row, column))
             tint, grey = np.array(COLORS[side]), 255 if (row, column) == (0, 0) else 0
             assert pixels[y, x] == pytest.approx(0.65 * grey + 0.35 * tint, abs=3)
+
+
+def test_whole_scenes_are_framed_and_keep_their_own_colours(tmp_path):
+    near = [scene(tmp_path / "a.tif"), scene(tmp_path / "b.tif", (501_100, 5_000_000, 502_100, 5_001_000))]
+    pixels = np.asarray(draw_split(Split(tuple(near[:1]), tuple(near[1:])))).astype(int)[32:]
+    colors = {tuple(pixel) for pixel in pixels.reshape(-1, 3).tolist()}
+    assert {COLORS["train"], COLORS["val"]} < colors
+    assert {color for color in colors if len(set(color)) > 1} == {COLORS["train"], COLORS["val"]}
+
+
+def test_small_maps_are_called_as_cases_are_and_lie_in_the_order_of_ids(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(split_picture, "_titled", lambda part, title: (titles.append(title), titled(part, title))[1])
+    bounds = [(500_000 + 100_000 * n, 5_000_000, 501_000 + 100_000 * n, 5_001_000) for n in range(3)]
+    scenes = [replace(scene(tmp_path / f"{n}_B.tif", edges), id=f"t{8 + n}") for n, edges in enumerate(bounds)]
+    draw_split(Split((scenes[0], scenes[2]), (scenes[1],)))
+    assert titles == ["t8", "t9", "t10", "all 3 places, each point one or more cases", "each place"]
+    titles.clear()
+    draw_split(BlockSplit((2, 2), val=0.25, test=0)(scenes[1:]))
+    assert titles[:2] == ["t9", "t10"]
 
 
 def test_blocks_are_not_compared_with_each_other(tmp_path, monkeypatch):

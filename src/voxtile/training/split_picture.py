@@ -15,6 +15,7 @@ from voxtile.cases.case import Case
 from voxtile.cases.grid import degree_metres
 from voxtile.cases.layouts import SPLITS
 from voxtile.cases.longitudes import TURN, beside
+from voxtile.cases.names import natural_key, whole_id
 from voxtile.cases.thumbnails import thumbnail
 from voxtile.data.footprints import to_world, world_outlines
 from voxtile.data.ground import pairs_within
@@ -30,7 +31,7 @@ NAMES = {"train": "training", "val": "validation", "test": "test"}
 SOLE, SMALL, WIDE = 720, 174, 720  # pixels: the side of the one place's map, of one of several, and the width of the overview
 MOST_PLACES = 12  # with a map of their own; the overview shows all
 TITLE, GAP = 18, 8
-FILLED, TINTED = 0.35, 0.15  # how much of the colour lies over blocks, and over whole scenes
+FILLED = 0.35  # how much of the colour lies over blocks; over whole scenes, which it would change to look at, none
 MOST_FILES = 16  # drawn below one map
 
 
@@ -71,8 +72,8 @@ class _Frame:
 def draw_split(split: Split) -> Image.Image | None:
     """Draws the cases of each side, coloured, over small pictures of their scenes, with a legend, a scale and north up.
 
-    One place is one map. Of several, up to twelve have small maps of their own, below an overview of them all. None where
-    no case has a place on Earth.
+    One place is one map. Of several, up to twelve have small maps of their own, in the order of ids, below an overview of them
+    all. None where no case has a place on Earth.
     """
     cases = [(case, side) for side in SPLITS for case in split.sides[side]]
     outlines = world_outlines([case for case, _ in cases])
@@ -85,15 +86,16 @@ def draw_split(split: Split) -> Image.Image | None:
     if len(places) == 1:
         return _stacked([above, _map(cases, outlines, SOLE)])
     maps = []
-    for members in places[:MOST_PLACES]:
-        names = list(dict.fromkeys(cases[member][0].image.path.stem for member in members))
+    wholes = [whole_id(case.id, case.region) for case, _ in cases]
+    shown = [(sorted({wholes[member] for member in members}, key=natural_key), members) for members in places]
+    for names, members in sorted(shown[:MOST_PLACES], key=lambda each: natural_key(each[0][0])):
         title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         maps.append(_titled(_map([cases[member] for member in members], outlines[members], SMALL), title))
     columns = (WIDE + GAP) // (SMALL + GAP)
     rows = [_row(maps[start : start + columns]) for start in range(0, len(maps), columns)]
-    shown = f"all {counted(len(places), 'place')}, each point one or more cases"
+    points = f"all {counted(len(places), 'place')}, each point one or more cases"
     below = f"{MOST_PLACES} of {len(places)} places" if len(places) > MOST_PLACES else "each place"
-    overview = _titled(_overview([side for _, side in cases], outlines), shown)
+    overview = _titled(_overview([side for _, side in cases], outlines), points)
     return _stacked([above, overview, _titled(None, below), *rows])
 
 
@@ -131,13 +133,13 @@ def _map(cases: Sequence[tuple[Case, str]], outlines: NDArray[np.float64], side:
     picture = _ground(frame, list(dict.fromkeys(path for case, _ in cases for path in case.image.paths))[:MOST_FILES])
     over = picture.copy()
     draw, polygons = ImageDraw.Draw(over), [[tuple(point) for point in frame.pixels(outline)] for outline in outlines]
-    for (_, name), polygon in zip(cases, polygons, strict=True):
-        draw.polygon(polygon, fill=COLORS[name])
-    blocks = any(case.region for case, _ in cases)
-    picture = Image.blend(picture, over, FILLED if blocks else TINTED)
+    for (case, name), polygon in zip(cases, polygons, strict=True):
+        if case.region:
+            draw.polygon(polygon, fill=COLORS[name])
+    picture = Image.blend(picture, over, FILLED)
     draw = ImageDraw.Draw(picture)
-    for (_, name), polygon in zip(cases, polygons, strict=True):
-        draw.line([*polygon, polygon[0]], fill=COLORS[name], width=2 if blocks else 4)
+    for (case, name), polygon in zip(cases, polygons, strict=True):
+        draw.line([*polygon, polygon[0]], fill=COLORS[name], width=2 if case.region else 4)
     _draw_scale(draw, frame)
     return picture
 
