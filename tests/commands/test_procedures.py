@@ -120,6 +120,15 @@ def test_a_procedure_that_cannot_be_is_refused(copied_run: Run, voxtile: Command
     assert (said.code, message in said.text) == (2, True), said.text
 
 
+@pytest.mark.parametrize("words", [["uncertainty=true"], ["samples=40", "uncertainty=true"]])
+def test_uncertainty_of_a_network_without_dropout_is_refused_at_once(
+    scene_run: Run, images, tmp_path, voxtile: Command, words: list[str]
+) -> None:
+    said = voxtile("predict", f"run={scene_run.home}", f"input={images}", f"output={tmp_path / 'out'}", *words)
+    assert said.code == 2
+    assert f"'{' '.join(words)}' asks for Monte-Carlo dropout, and this network is not made for it. Leave it out" in said.text
+
+
 def test_bayesian_segnet_predicts_how_unsure_it_is(scene_run: Run, images, tmp_path, voxtile: Command) -> None:
     own = [word for word in scene_run.words if not word.startswith(("model.", "data.window"))]
     words = [

@@ -219,5 +219,3 @@ def _check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"'damaged={config['damaged']}' is unknown; choose from error, nodata.")
     if config["share"] and config["overwrite"]:
         raise ConfigError("'share=true' passes over maps that exist, and 'overwrite=true' replaces them. Leave one of them out.")
-    if config["uncertainty"] and not config["samples"]:
-        raise ConfigError("'uncertainty=true' needs samples to take the variance of. Type 'samples=40' too.")

@@ -195,11 +195,16 @@ class Trained:
             check_whole_number(name, config[name], least)
         if config["batch_size"] is not None and not is_whole(config["batch_size"], 1):
             raise ConfigError(f"'batch_size={config['batch_size']}' must be a whole number from 1 up, or null.")
-        if config["samples"] and not all(getattr(network, "stochastic", False) for network in networks):
+        uncertain = config.get("uncertainty", False)
+        wanted = [f"samples={config['samples']}"] * bool(config["samples"]) + ["uncertainty=true"] * uncertain
+        if wanted and not all(getattr(network, "stochastic", False) for network in networks):
             raise ConfigError(
-                f"'samples={config['samples']}' asks for Monte-Carlo dropout, and this network is not made for it. Type "
-                "'samples=0', or train one that is: 'model=bayesian_segnet'."
+                f"'{' '.join(wanted)}' asks for Monte-Carlo dropout, and this network is not made for it. Leave it out "
+                f"({'heatmaps=true writes probabilities' if uncertain else 'samples=0'}), or train a network that is: "
+                "'model=bayesian_segnet'."
             )
+        if uncertain and not config["samples"]:
+            raise ConfigError("'uncertainty=true' needs samples to take the variance of. Type 'samples=40' too.")
         if config["rotations"] > 1 and dims_of(self.network) != 2:
             raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
         crf = crf_of(config["crf"], self.home, self.manifest["data"]["channels"])
