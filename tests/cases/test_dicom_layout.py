@@ -163,6 +163,15 @@ def test_a_case_without_a_label_is_an_error_unless_it_is_left_out(tmp_path, labe
     assert [case.id for case in DicomLayout(str(tmp_path), RULES, labels=labels, unlabelled=True).find()] == ["s0", "s2"]
 
 
+def test_contours_are_said_not_to_be_read_where_they_are_all_there_is(tmp_path):
+    studies(tmp_path)
+    (tmp_path / "s1" / "seg.dcm").unlink()
+    contours = made.header("1.2.840.10008.5.1.4.1.1.481.3", series="rt", study="study1", patient="bob", Modality="RTSTRUCT")
+    made.save(contours, tmp_path / "s1" / "rt.dcm")
+    with pytest.raises(DataError, match=r": s1\. .*rt\.dcm holds an RTSTRUCT, whose contours are not read: convert it, "):
+        DicomLayout(str(tmp_path), RULES, labels="seg").find()
+
+
 def test_two_segmentations_of_a_series_are_refused_and_those_of_others_not_looked_at(tmp_path):
     root = studies(tmp_path)
     made.segmentation(root / "s0" / "other.dcm", sorted_headers(root / "s0" / "1"), stored_label(), 2)

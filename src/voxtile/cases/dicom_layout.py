@@ -93,18 +93,23 @@ class DicomLayout(Layout):
         studies: dict[str, list[FileHeader]] = {}
         for header in found:
             studies.setdefault(header.study, []).append(header)
-        cases, missing = [], []
+        cases, missing, contours = [], [], ""
         for its in studies.values():
             case = self._case(its, others)
             if case is not None and self.labels and not case.labels:
                 missing.append(case.id)
+                contours = contours or next((str(header.path) for header in its if header.modality == "RTSTRUCT"), "")
             elif case is not None:
                 cases.append(case)
         if missing and not self.unlabelled:
             what = "DICOM segmentation that refers to the series chosen" if self.labels == SEGMENTATION else f"file '{self.labels}'"
+            unread = (
+                f" {contours} holds an RTSTRUCT, whose contours are not read: convert it, for example with plastimatch or "
+                "dcmrtstruct2nii, and name the files with 'data.layout.labels={folder}/seg.nii.gz'."
+            )
             raise DataError(
-                f"{counted(len(missing), 'case')} below {self.root} have no {what}: {listed(missing)}. Add the labels, or leave "
-                "these cases out with 'data.layout.unlabelled=true'."
+                f"{counted(len(missing), 'case')} below {self.root} have no {what}: {listed(missing)}.{unread if contours else ''} "
+                "Add the labels, or leave these cases out with 'data.layout.unlabelled=true'."
             )
         folders: dict[str, str] = {}
         for case in cases:
