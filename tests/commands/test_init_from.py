@@ -85,6 +85,17 @@ def test_layers_of_another_size_stay_as_they_were_initialised(words: list[str], 
     assert "; new: " in said.text
 
 
+def test_a_network_of_slices_gives_nothing_to_one_of_boxes_and_leaves_no_folder(
+    volume_run: Run, tmp_path: Path, voxtile: Command
+) -> None:
+    words = [*volume_run.words, f"paths.runs={tmp_path / 'runs'}", "model.dims=3", "data.window=[8,16,16]"]
+    said = voxtile("train", *words, f"init_from={volume_run.home}")
+    assert said.code == 2
+    assert f"The network of {volume_run.home} sees slices (2D), and this one boxes (3D): no weight" in said.text
+    assert "'model=unet model.dims=2'" in said.text
+    assert not list((tmp_path / "runs").glob("*"))
+
+
 def test_what_was_given_for_an_argument_that_the_parents_network_lacks_is_left_out(voxtile: Command) -> None:
     seen = []
 

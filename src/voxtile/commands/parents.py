@@ -102,6 +102,14 @@ class Parent:
         own = {name: value for name, value in module.network.state_dict().items() if name not in shared}
         fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
         if not any(value.ndim > 1 for value in fitting.values()):  # counters and biases alone are nothing to start from
+            theirs, ours = (3 if any(value.ndim == 5 for value in each.values()) else 2 for each in (given, own))
+            if theirs != ours:
+                seen = {2: "slices", 3: "boxes"}
+                raise ConfigError(
+                    f"The network of {self.home.path} sees {seen[theirs]} ({theirs}D), and this one {seen[ours]} ({ours}D): no "
+                    f"weight of the one fits the other. Start from a run of a {ours}D network, or train a {theirs}D one, for "
+                    f"example with 'model=unet model.dims={theirs}'."
+                )
             raise ConfigError(
                 f"No weight of {self.home.path} fits this network: it holds {listed(given, 4)}, the network {listed(own, 4)}. "
                 "Start from a network with layers of the same names and sizes."
