@@ -91,11 +91,17 @@ def test_what_is_missing_is_named(root):
         describe(root).find()
     (root / "labelsTr/r.nii.gz").unlink()
     (root / "imagesTr/p_2_0001.nii.gz").rename(root / "imagesTr/p_2_0002.nii.gz")
-    with pytest.raises(DataError, match=r"Case 'p_2' .* p_2_0000\.nii\.gz, p_2_0002\.nii\.gz and not all channels before"):
+    with pytest.raises(DataError, match=r"Case 'p_2' .* p_2_0000\.nii\.gz, p_2_0002\.nii\.gz, and no p_2_0001\.nii\.gz"):
         describe(root).find()
     (root / "imagesTr/p_2_0002.nii.gz").rename(root / "imagesTr/p_2_0001.nii.gz")
-    with pytest.raises(DataError, match=r"Case 'p_2' .* has 2 image files: .*Expected one for each of T1, FLAIR, T2"):
+    with pytest.raises(DataError, match=r"Case 'p_2' .* has 2 image files, .*Expected one for each of T1, FLAIR, T2"):
         describe(root, channel_names={"0": "T1", "1": "FLAIR", "2": "T2"}).find()
+    (root / "imagesTr/p_2_0001.nii.gz").unlink()
+    with pytest.raises(
+        DataError, match=r"'p_2' .* has 1 image file, p_2_0000\.nii\.gz, and lacks p_2_0001\.nii\.gz\. Expected one"
+    ):
+        describe(root).find()
+    put(root, "imagesTr/p_2_0001.nii.gz")
     with pytest.raises(DataError, match=r"3 training cases \(numTraining\), and 2 were found"):
         describe(root, numTraining=3).find()
     with pytest.raises(DataError, match=r"holds no case: there is no label in labelsTr"):

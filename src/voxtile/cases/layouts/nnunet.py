@@ -103,12 +103,17 @@ class NnUnetLayout(Layout):
                 f"{len(found)} were found. Fetch the others, or correct the number."
             )
         names = self._channel_names(document)
+        # One file may hold all channels, but is the only one left where other cases have one for each.
+        separate = listed_files is None and any(len(files.images) == len(names) > 1 for files in found)
         for files in found:
-            if len(files.images) not in (1, len(names)):
+            count = len(files.images)
+            if count != len(names) and (count > 1 or separate):
+                missing = [f"{files.id}_{number:04d}{document['file_ending']}" for number in range(count, len(names))]
+                lacking = f", and lacks {listed(missing)}" if listed_files is None and missing else ""
                 raise DataError(
-                    f"Case '{files.id}' below {self.root} has {counted(len(files.images), 'image file')}: "
-                    f"{listed(path.name for path in files.images)}. Expected one for each of {listed(names)}, the channel_names of "
-                    "dataset.json."
+                    f"Case '{files.id}' below {self.root} has {counted(count, 'image file')}, "
+                    f"{listed(path.name for path in files.images)}{lacking}. Expected one for each of {listed(names)}, the "
+                    "channel_names of dataset.json."
                 )
         return [CaseFiles(files.id, files.images, files.labels, channels=names) for files in found]
 
@@ -159,9 +164,11 @@ class NnUnetLayout(Layout):
                 files = found.setdefault(match["case"], [])
                 files.append(path)
                 if int(match["channel"]) != len(files) - 1:
+                    missing = f"{match['case']}_{len(files) - 1:04d}{ending}"
+                    lacking = "one in several kinds of file" if int(match["channel"]) < len(files) - 1 else f"no {missing}"
                     raise DataError(
-                        f"Case '{match['case']}' in {folder} has the files {listed(each.name for each in files)} and not all "
-                        "channels before, or one in several kinds of file. Expected _0000, _0001, … without a gap, once each."
+                        f"Case '{match['case']}' in {folder} has the files {listed(each.name for each in files)}, and {lacking}. "
+                        "Expected _0000, _0001, … without a gap, once each."
                     )
         return {name: tuple(found[name]) for name in sorted(found, key=natural_key)}
 
