@@ -174,6 +174,21 @@ def test_a_scene_in_another_unit_is_named(folder: Path, voxtile: Command) -> Non
     assert "another unit" not in voxtile("check", *words, "normalise=case").text
 
 
+def test_cases_of_which_a_mask_left_much_at_zero_are_noted_where_zeros_are_measured(folder: Path, voxtile: Command) -> None:
+    words = volume_words(folder)
+    hint = "are 0 in every channel, and count in what each case is normalised by"
+    assert hint not in voxtile("check", *words).text
+    for path in (folder / "volumes" / "imagesTr").iterdir():
+        image = nibabel.load(path)
+        values = np.asarray(image.dataobj).copy()
+        values[:7] = 0
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
+    said = voxtile("check", *words)
+    assert f"39% of the pixels of the median training case {hint}" in said.text
+    assert "'normalise=case_nonzero'" in said.text
+    assert hint not in voxtile("check", *[word for word in words if word != "normalise=case"], "normalise=case_nonzero").text
+
+
 @pytest.mark.parametrize(
     ("classes", "symmetry", "said"),
     [

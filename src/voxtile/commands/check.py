@@ -63,7 +63,8 @@ def check(config: Mapping[str, Any]) -> int:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
     remarks = built.remarks + look_at_groups(prepared.split, prepared.dataset.ungrouped)
-    remarks += look_at_files(prepared) + look_at_values(prepared) + look_at_classes(prepared)
+    remarks += look_at_files(prepared) + look_at_values(prepared) + look_at_zeros(prepared)
+    remarks += look_at_classes(prepared)
     remarks += look_at_sides(prepared.dataset.classes, built.symmetry)
     remarks += look_at_window(prepared, built.windowing.box)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]
@@ -262,6 +263,24 @@ def look_at_values(prepared: Prepared) -> list[str]:
                 "these files in the unit of the others, for example with 'gdal_calc.py', or leave them out with 'data.exclude=[…]'"
             )
     return remarks
+
+
+def look_at_zeros(prepared: Prepared) -> list[str]:
+    """Cases of which a mask left much at 0, where each is normalised by all of its pixels."""
+    import numpy as np
+
+    from voxtile.data.planning import MASKED
+
+    if prepared.intensity is not None or prepared.normalisation.nonzero:
+        return []
+    samples = [prepared.surveys[case.id].sample for case in prepared.split.train]
+    zero = float(np.median([(sample == 0).all(axis=0).mean() for sample in samples]))
+    if zero < MASKED:
+        return []
+    return [
+        f"{zero:.0%} of the pixels of the median training case are 0 in every channel, and count in what each case is normalised "
+        "by: where a mask was applied, as to brains, type 'normalise=case_nonzero'"
+    ]
 
 
 def look_at_sides(classes: Sequence[str], symmetry: Symmetry) -> list[str]:
