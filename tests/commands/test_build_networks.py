@@ -254,6 +254,14 @@ def test_a_misspelt_setting_is_not_passed_over(name, settings, near):
         build_network(node, (), 3, 4)
 
 
+def test_a_network_that_was_typed_over_another_one_s_settings_is_told_how_to_be_typed() -> None:
+    typed_over = {"_target_": "monai.networks.nets.UNet", "width": 1.0, "depth": 5}
+    with pytest.raises(
+        ConfigError, match=r"takes no 'width'.* type '~model' '\+model=\{_target_: monai\.networks\.nets\.UNet, …\}'"
+    ):
+        build_network(typed_over, (), 1, 2)
+
+
 def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
     find, load = importlib.util.find_spec, importlib.import_module
 

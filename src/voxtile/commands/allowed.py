@@ -198,9 +198,14 @@ def build(node: Mapping[str, Any], where: str, trust: Sequence[str] = (), **extr
         named = [key for key, parameter in accepted.items() if parameter.kind is not parameter.VAR_KEYWORD]
         unknown = [key for key in arguments if key not in named and key not in extra]
         if unknown:
+            near = did_you_mean(unknown[0], named)
+            over = where == "model" and not near and below(str(node["_target_"]), OTHERS)
+            instead = over * (
+                f" If '{unknown[0]}' is of a network that this one was typed over, take that one out first: type '~model' "
+                f"'+model={{_target_: {node['_target_']}, …}}' with settings of this one."
+            )
             raise ConfigError(
-                f"'{where}' ({node['_target_']}) takes no '{unknown[0]}'.{did_you_mean(unknown[0], named)} It takes "
-                f"{listed(named, 20)}."
+                f"'{where}' ({node['_target_']}) takes no '{unknown[0]}'.{near} It takes {listed(named, 20)}.{instead}"
             )
         arguments = {key: value for key, value in arguments.items() if key in named}
     # An adapter looks into the network, and a layout makes another library's data set only when it looks for its files.
