@@ -125,6 +125,9 @@ def test_measures_that_an_evaluation_takes_away_are_named(copied_run: Run, voxti
     assert voxtile("evaluate", f"run={copied_run.home}", "objects=true").code == 0
     said = voxtile("evaluate", f"run={copied_run.home}")
     assert "also held objects, and this one has taken its place: type objects=true, too," in said.text
+    before, after = said.text.split("1 whole case, best weights")
+    assert "also holds objects, and this one will take its place: type objects=true, too," in before
+    assert "taken its place" in after
     assert "intervals rest on 1 group: so few say little" in said.text
     assert "taken its place" not in voxtile("evaluate", f"run={copied_run.home}").text
 

@@ -14,12 +14,12 @@ from voxtile.cases.atomic import atomic_text
 from voxtile.commands.console import progress
 from voxtile.commands.crf import asks_for_search, search_crf, search_of
 from voxtile.commands.elsewhere import judged, side_of
-from voxtile.commands.evaluated import folder_name
+from voxtile.commands.evaluated import folder_name, summary_in
 from voxtile.commands.folders import differences, evaluations_of, home_of
 from voxtile.commands.given_maps import GivenMaps
 from voxtile.commands.measures import measures_of
 from voxtile.commands.postprocess import FILE, as_typed, background_of, made_with, postprocess_of, stored
-from voxtile.commands.score_table import score_table, write_scores
+from voxtile.commands.score_table import say_lost, score_table, write_scores
 from voxtile.commands.scoring import Job, Scored, Scorer, mean_dice
 from voxtile.commands.sharing import score_all
 from voxtile.commands.trained import Trained
@@ -110,6 +110,12 @@ class Evaluation:
         scorer = Scorer(list(zip(self.runs, self.prepared, strict=True)), self.config, self.measures, self.post, self.maps)
         for numbers in {job.runs: None for job in jobs} if self.maps is None else ():
             scorer.predictor(numbers)  # refuses what cannot be averaged, before it is a look
+        if not self.choosing:  # minutes before it takes the place of what is there
+            names = [name for measure in self.measures for name in measure.note()]
+            folder = self.folder(self.typed(self.post))
+            say_lost(
+                summary_in(folder), names, f"the evaluation in {folder} also holds", "and this one will take its place", self.out
+            )
         if self.side == "test":
             self._record_look()
         if self.choosing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,22 @@ def _say_replaced(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
             f"the earlier evaluation in {folder} was of other weights (of steps {steps}), and this one has taken its place",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
-    if lost := [name for name in MEASURES if name in before and name not in now]:
+    say_lost(before, now, f"the earlier evaluation in {folder} also held", "and this one has taken its place", out)
+
+
+def say_lost(before: Mapping[str, Any], names: Collection[str], held: str, becomes: str, out: Console) -> None:
+    """Says which measures an earlier evaluation holds that are not among those called `names`; nothing where there are none.
+
+    Args:
+        before: the earlier one's summary; empty where there is none.
+        names: of measures.
+        held: what the sentence begins with, before what it holds.
+        becomes: what becomes of it.
+        out: where it prints.
+    """
+    if lost := [name for name in MEASURES if name in before and name not in names]:
         words = " ".join(as_typed(name, before[name]) for name in lost)
-        out.print(
-            f"the earlier evaluation in {folder} also held {listed(lost)}, and this one has taken its place: type {words}, too, to "
-            "have that again",
-            style="yellow", soft_wrap=True,
-        )  # fmt: skip
+        out.print(f"{held} {listed(lost)}, {becomes}: type {words}, too, to have that in it", style="yellow", soft_wrap=True)
 
 
 def _show(table: ScoreTable, title: str, out: Console) -> None:
