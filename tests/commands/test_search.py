@@ -351,7 +351,7 @@ def test_bad_trials_are_pruned_by_their_validations(
         (["hydra.sweeper.space=['optimizer.lr=0.1']"], "holds 'optimizer.lr=0.1', which is one value"),
         (["hydra.sweeper.space=[optimizer]"], "must be a list of words"),
         ([*SPACE, "fold=0,1"], "'fold' is given several values, and a search would choose among them: the trial on the easiest"),
-        ([*SPACE, "seed=range(3,6)"], "Set one value, such as 'seed=3', for all trials"),
+        ([*SPACE, "seed=range(3,6)"], "Set one value for all trials, such as 'seed=3', and"),
         ([*SPACE, "split.seed=choice(0,1)"], "'split.seed' is given several values"),
         ([*SPACE, "+split.fold=interval(0,4)"], "'+split.fold' is given several values"),
         ([*SPACE, "hydra.sweeper.space=['split=choice(groups,kfold)']"], "'split' is given several values"),
