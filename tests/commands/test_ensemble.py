@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import rasterio
@@ -72,6 +73,35 @@ def test_runs_on_slices_and_on_volumes_do_not_predict_together(volume_run: Run, 
     source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
     said = voxtile("predict", f"runs=[{volume_run.home}, '{home}']", f"input={source}", f"output={tmp_path / 'out'}")
     assert (said.code, "Runs that see slices and runs that see boxes share no windows" in said.text) == (2, True), said.text
+
+
+@pytest.mark.parametrize("kind", ["scene", "volume"])
+def test_the_uncertainty_of_several_runs_is_the_variance_between_them(
+    request: pytest.FixtureRequest, tmp_path: Path, voxtile: Command, kind: str
+) -> None:
+    run: Run = request.getfixturevalue(f"{kind}_run")
+    words = [word for word in run.words if not word.startswith("paths.runs=")]
+    assert voxtile("train", *words, "seed=1", f"paths.runs={tmp_path / 'runs'}").code == 0
+    source = run.folder / ("scenes/images/s1.tif" if kind == "scene" else "volumes/imagesTr/v1.nii.gz")
+    both = [str(run.home), str(homes(tmp_path / "runs")[0])]
+    shared = [f"input={source}", "window=[64,64]", "heatmaps=true"]  # one window: joined ones are no variance of joined ones
+    for number, home in enumerate(both):
+        assert voxtile("predict", f"run={home}", *shared, f"output={tmp_path / str(number)}").code == 0
+    said = voxtile("predict", f"runs=[{','.join(both)}]", *shared, "uncertainty=true", f"output={tmp_path / 'both'}")
+    assert said.code == 0, said.text
+
+    def pixels(folder: str, what: str) -> np.ndarray:
+        (file,) = (tmp_path / folder).glob(f"*_{what}*")
+        if kind == "scene":
+            with rasterio.open(file) as found:
+                return found.read()
+        return np.moveaxis(nibabel.load(file).get_fdata(dtype=np.float32), -1, 0)
+
+    each = np.stack([pixels(name, "heatmap") for name in "01"])
+    variance = pixels("both", "uncertainty")
+    np.testing.assert_allclose(pixels("both", "heatmap"), each.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(variance.squeeze(), each.var(axis=0).mean(axis=0).squeeze(), atol=1e-6)
+    assert variance.max() > 1e-4
 
 
 def test_both_names_of_the_volumes_format_are_one_reading(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:

@@ -197,20 +197,21 @@ class Trained:
             raise ConfigError(f"'batch_size={config['batch_size']}' must be a whole number from 1 up, or null.")
         uncertain = config.get("uncertainty", False)
         wanted = [f"samples={config['samples']}"] * bool(config["samples"]) + ["uncertainty=true"] * uncertain
-        if wanted and not all(getattr(network, "stochastic", False) for network in networks):
+        disagreement = bool(uncertain and len(members) > 1 and not config["samples"])
+        if wanted and not disagreement and not all(getattr(network, "stochastic", False) for network in networks):
             raise ConfigError(
                 f"'{' '.join(wanted)}' asks for Monte-Carlo dropout, and this network is not made for it. Leave it out "
                 f"({'heatmaps=true writes probabilities' if uncertain else 'samples=0'}), or train a network that is: "
-                "'model=bayesian_segnet'."
+                f"'model=bayesian_segnet'.{' Several runs (runs=) need none: their variance is taken.' if uncertain else ''}"
             )
-        if uncertain and not config["samples"]:
+        if uncertain and not config["samples"] and not disagreement:
             raise ConfigError("'uncertainty=true' needs samples to take the variance of. Type 'samples=40' too.")
         if config["rotations"] > 1 and dims_of(self.network) != 2:
             raise ConfigError("'rotations' turns slices, and this network sees volumes. Type 'rotations=1'.")
         crf = crf_of(config["crf"], self.home, self.manifest["data"]["channels"])
         mirrors, halo = self._mirrors(config["mirrors"]), self._halo(config["halo"], networks)
         symmetries = tuple(member.built.symmetry for member in members) if mirrors else ()
-        procedure = Procedure(config["samples"], config["rotations"], mirrors, halo, crf, symmetries)
+        procedure = Procedure(config["samples"], config["rotations"], mirrors, halo, crf, symmetries, disagreement)
         own = list(self.built.windowing.size)
         window = own if config["window"] is None else config["window"]
         if not isinstance(window, list) or len(window) != len(own) or not all(is_whole(side, 1) for side in window):

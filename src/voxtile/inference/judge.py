@@ -75,10 +75,11 @@ class Judge:
             size: (depth, height, width) of the windows.
 
         Returns:
-            Probabilities float32 [B, K, d, h, w] on the device, and one map more, their variance, where the procedure samples.
+            Probabilities float32 [B, K, d, h, w] on the device, and one map more, their variance, where the procedure asks for it.
         """
         pixels, valid = (tensor.to(self.device, non_blocking=True) for tensor in (image, seen))
         total: Tensor | None = None
+        squares: Tensor | None = None
         for network, symmetry, intensity in zip(self.networks, self._symmetries, intensities, strict=True):
             rows = intensity.arrays().items()
             tensors = {name: torch.from_numpy(row).to(self.device, non_blocking=True) for name, row in rows}
@@ -86,8 +87,13 @@ class Judge:
             scaled = normalise(pixels, valid, **numbers)
             found = self._of_one(network, symmetry, scaled.squeeze(2) if self.planar else scaled, starts, size)
             total = found if total is None else total + found
+            if self.procedure.disagreement:
+                squares = found**2 if squares is None else squares + found**2
         assert total is not None
         mean = total / len(self.networks) if len(self.networks) > 1 else total
+        if squares is not None:
+            variance = (squares / len(self.networks) - mean**2).clamp_min(0).mean(dim=1, keepdim=True)
+            mean = torch.cat([mean, variance], dim=1)
         self.classes = mean.shape[1]
         return mean[:, :, None] if self.planar else mean
 

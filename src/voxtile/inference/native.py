@@ -90,10 +90,10 @@ def _band(native: Case, window: Window, order: Sequence[int], maps: Tensor, pred
     """A band of the native grid, from maps [K, H, W] of a slice."""
     back = [list(order).index(axis) for axis in range(3)]
     maps = maps[:, None].permute(0, *(axis + 1 for axis in back)).contiguous()
-    sampled = bool(predictor.procedure.samples)
+    varies = predictor.procedure.varies
     # Where pixels without data were seen, probabilities sum to less than one, and the variance is too small by the same share.
-    total = (maps[:-1] if sampled else maps).sum(dim=0)
+    total = (maps[:-1] if varies else maps).sum(dim=0)
     held: NDArray[np.bool_] = native.read(window)[1] & (total > 0).numpy()
     maps = torch.where(torch.from_numpy(held), maps / total, torch.nan)
-    probabilities, variance = (maps[:-1], maps[-1]) if sampled else (maps, None)
+    probabilities, variance = (maps[:-1], maps[-1]) if varies else (maps, None)
     return Band(window, probabilities, held, variance, predictor.regions)

@@ -39,7 +39,7 @@ class Band:
         window: where it lies; bands of a case partition it.
         probabilities: float32 [K, d, h, w] where the predictor has its `sums`, NaN where the image holds no data.
         valid: which pixels hold data [d, h, w].
-        variance: of the probabilities over Monte-Carlo samples, averaged over classes [d, h, w]; None without sampling.
+        variance: of the probabilities over Monte-Carlo samples, or networks, averaged over classes [d, h, w]; None for neither.
         regions: class indices of each region that `classes` decides for; none for the most probable class.
     """
 
@@ -225,7 +225,7 @@ class Predictor:
         probabilities, held = total[(slice(None), *part)], valid[part]
         if not held.all():
             probabilities.masked_fill_(torch.from_numpy(~held).to(total.device), torch.nan)
-        if self.procedure.samples:
+        if self.procedure.varies:
             return Band(window, probabilities[:-1], held, probabilities[-1], self.regions)
         return Band(window, probabilities, held, regions=self.regions)
 

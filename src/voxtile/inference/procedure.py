@@ -39,6 +39,7 @@ class Procedure:
             network's receptive field, a network that is shift-equivariant says the same of a pixel in every window.
         crf: applied to what the windows were blended to, or None.
         symmetries: of each network, which classes change places in mirrored copies; none do where it is empty.
+        disagreement: whether the variance between networks is taken, of those that are not sampled.
     """
 
     samples: int = 0
@@ -47,6 +48,12 @@ class Procedure:
     halo: int = 0
     crf: DenseCRF | None = None
     symmetries: tuple[Symmetry, ...] = field(default=(), repr=False)  # maps are known by what stands here otherwise
+    disagreement: bool = field(default=False, repr=False)  # changes no map of classes
+
+    @property
+    def varies(self) -> bool:
+        """Whether a map of variance comes behind those of the classes."""
+        return bool(self.samples) or self.disagreement
 
     @property
     def swapped(self) -> list[dict[str, Sequence[Sequence[int]]]]:
