@@ -40,6 +40,18 @@ class DamagedError(DataError):
         self.found = found
 
 
+class AbsentError(DataError):
+    """A data set is not where its configuration says; which settings name another place is not the same in every command.
+
+    Attributes:
+        found: what is not there, or there instead.
+    """
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found} {advice}")
+        self.found = found
+
+
 class RunError(VoxtileError):
     """A run folder is missing, busy, from another version, or its training failed."""
 

@@ -535,7 +535,10 @@ def test_a_run_that_is_nowhere(copied_run: Run, voxtile, tmp_path) -> None:
 def test_data_that_are_no_longer_there(copied_run: Run, voxtile) -> None:
     config = copied_run.home / "config.yaml"
     config.write_text(config.read_text().replace(str(copied_run.folder / "scenes"), "/gone"))
-    refused(voxtile("evaluate", f"run={copied_run.home}"), 3, "/gone", "'root=<folder>'")
+    for command in ("evaluate", "verify", "reproduce"):  # which have no setting but 'root'
+        said = voxtile(command, f"run={copied_run.home}")
+        refused(said, 3, "The data folder /gone does not exist", "'root=<folder>'")
+        assert not re.search("data.layout.root|paths.data|VOXTILE_DATA", said.text)
     assert voxtile("evaluate", f"run={copied_run.home}", f"root={copied_run.folder / 'scenes'}").code == 0
 
 

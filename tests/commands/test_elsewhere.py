@@ -117,6 +117,8 @@ def test_data_that_lie_elsewhere_now(voxtile: Command, words: list[str], tmp_pat
     said = voxtile(*words, *described(tmp_path), f"root={tmp_path / 'gone'}")
     assert said.code == 3
     assert "Name the one in which the data set 'town' lies." in said.text
+    said = voxtile(*words, *described(tmp_path))
+    assert (said.code, "or name it with 'root=<folder>'" in said.text, "data.layout.root" in said.text) == (3, True, False)
 
 
 @pytest.mark.parametrize(

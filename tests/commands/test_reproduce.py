@@ -34,9 +34,12 @@ def test_the_run_that_one_started_from_is_looked_for_beside_it_once_both_have_mo
     assert _parent_of(first, recorded) == recorded
 
 
-def test_a_run_trained_again_is_identical(copied_run: Run, voxtile: Command, tmp_path: Path) -> None:
+def test_a_run_whose_data_have_moved_is_trained_again_identically(copied_run: Run, voxtile: Command, tmp_path: Path) -> None:
+    shutil.copytree(copied_run.folder / "scenes", tmp_path / "moved")
+    config = copied_run.home / "config.yaml"
+    config.write_text(config.read_text().replace(str(copied_run.folder / "scenes"), "/gone"))
     said = voxtile("reproduce", f"run={copied_run.home}", f"output={tmp_path / 'again'}", "code=here",
-                   f"paths.cache={copied_run.folder / 'cache'}")  # fmt: skip
+                   f"root={tmp_path / 'moved'}", f"paths.cache={copied_run.folder / 'cache'}")  # fmt: skip
     assert said.code == 0, said.text
     assert "identical: all" in said.text
     (again,) = homes(next((tmp_path / "again").iterdir()))

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from voxtile.errors import DataError, reason
+from voxtile.errors import AbsentError, DataError, reason
 
 MARKER = "made.json"
 
@@ -40,10 +40,10 @@ def make_once(folder: Path, recipe: Mapping[str, object], fill: Callable[[Path],
         making.replace(folder)
     except OSError as error:
         if not _is_made(folder, recipe):  # no other process was first
-            raise DataError(
+            raise AbsentError(
                 f"The made-up data set could not be written to {folder}: {reason(error)}. Nothing was left under that name. "
-                "Expected a folder that can be written to and some 10 MB of free disk. Make room, or name another folder with "
-                "'data.layout.root=…'."
+                "Expected a folder that can be written to and some 10 MB of free disk.",
+                "Make room, or name another folder with 'data.layout.root=…'.",
             ) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
@@ -58,10 +58,10 @@ def _is_made(folder: Path, recipe: Mapping[str, object]) -> bool:
     found = marker.read_text(encoding="utf-8") if marker.is_file() else "other files"
     if found == json.dumps(recipe, indent=1) + "\n":
         return True
-    raise DataError(
-        f"{folder} holds {' '.join(found.split())}, and the data set wanted there is {json.dumps(recipe)}. Expected this very data "
-        "set, an empty folder or none. Name another folder with 'data.layout.root=…', or remove this one where it is not needed: "
-        f"rm -r '{folder}'"
+    raise AbsentError(
+        f"{folder} holds {' '.join(found.split())}, and the data set wanted there is {json.dumps(recipe)}.",
+        "Expected this very data set, an empty folder or none. Name another folder with 'data.layout.root=…', or remove this one "
+        f"where it is not needed: rm -r '{folder}'",
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from voxtile.cases.layouts import SPLITS, CaseFiles, Layout
 from voxtile.cases.torchgeo_items import decoded
 from voxtile.cases.torchgeo_rows import rows
-from voxtile.errors import ConfigError, DataError, did_you_mean, listed, reason
+from voxtile.errors import AbsentError, ConfigError, DataError, did_you_mean, listed, reason
 
 _UNPICKLING = ("SKIPPD",)  # reads pickled objects, which can run code
 
@@ -107,9 +107,10 @@ class TorchGeoLayout(Layout):
                 return kind(**arguments)
         except DatasetNotFoundError as error:
             fetch = ", or have TorchGeo fetch it with '+data.layout.dataset.download=true'" if "download" in accepted else ""
-            raise DataError(
+            raise AbsentError(
                 f"TorchGeo's {name} is not in {arguments.get('root', arguments.get('paths'))}: the files that it expects are not "
-                f"there. Put them there, name their place with 'data.layout.root=…'{fetch}."
+                "there.",
+                f"Put them there, name their place with 'data.layout.root=…'{fetch}.",
             ) from error
         except Exception as error:  # each class refuses in its own way what it does not like
             raise DataError(

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from voxtile.commands import compose
 from voxtile.commands.build import parts
 from voxtile.commands.console import progress
-from voxtile.errors import ConfigError, DataError, counted, listed, typed
+from voxtile.errors import AbsentError, ConfigError, DataError, counted, listed, typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,7 +95,11 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
     from voxtile.data.survey import survey_all
 
     dataset = parts(_as_seen(run, data), trained=True, classes=_classes(run, data)).dataset
-    cases = [run.ordered(case) for case in by_place(dataset.cases(), dataset.grouping.place)]
+    try:
+        there = dataset.cases()
+    except AbsentError as error:
+        raise DataError(f"{error.found} Correct its place in the data set's file, or name it with 'root=<folder>'.") from error
+    cases = [run.ordered(case) for case in by_place(there, dataset.grouping.place)]
     cache = Path(run.built.config["paths"]["cache"]).expanduser()
     with progress(out) as start:
         surveys = survey_all(cases, len(dataset.classes), cache, label=False, tick=start(len(cases), "reading data"))

@@ -100,6 +100,8 @@ def _trained_again(
 
     kept: Any = OmegaConf.to_container(OmegaConf.load(first.path / "config.yaml"))
     kept["paths"] |= {"runs": str(target.absolute()), "cache": config["paths"]["cache"]}
+    if config["root"] is not None:
+        kept["data"]["layout"]["root"] = str(Path(config["root"]).expanduser().absolute())
     kept |= {"trust": list(config["trust"]), "retry": config["retry"], "inexact": False, "logger": {}}
     if manifest.get("parent"):
         kept["init_from"] = str(_parent_of(first, Path(manifest["parent"]["run"])))

@@ -20,7 +20,7 @@ from voxtile.commands.build import Parts, parts
 from voxtile.commands.crf import crf_of
 from voxtile.commands.devices import check_precision, device_called, torch_type
 from voxtile.data.normalise import Intensity
-from voxtile.errors import ConfigError, DataError, RunError, counted, did_you_mean, listed, reason
+from voxtile.errors import AbsentError, ConfigError, DataError, RunError, counted, did_you_mean, listed, reason
 from voxtile.inference.field import reach_of
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
@@ -267,8 +267,9 @@ def prepared_for(trained: Trained, split: str, out: Console, surveys: Path | Non
     try:
         prepared = prepare_data(trained.built, out, surveys)
     except DataError as error:
+        said = error.found if isinstance(error, AbsentError) else error
         raise DataError(
-            f"The data in {root} cannot be scored as those of the run {trained.home.path}: {error} If the run's data lie elsewhere "
+            f"The data in {root} cannot be scored as those of the run {trained.home.path}: {said} If the run's data lie elsewhere "
             "now, say where with 'root=<folder>'."
         ) from error
     recipe = trained.recipe

@@ -13,7 +13,7 @@ from typing import Any
 
 from voxtile.cases.address import is_address, masked
 from voxtile.cases.case import Source
-from voxtile.errors import ConfigError, DataError, listed
+from voxtile.errors import AbsentError, ConfigError, DataError, listed
 
 SPLITS = ("train", "val", "test")
 
@@ -143,10 +143,10 @@ class Layout(ABC):
                 "text file, one 'image label' a line, with 'data.layout._target_=voxtile.cases.layouts.ListLayout'."
             )
         if not self.root.is_dir():
-            raise DataError(
-                f"The data folder {self.root} does not exist (looked for in {Path.cwd()}). Put the data there, or name its place "
-                "with 'data.layout.root=…' or, for the folder that holds all data sets, 'paths.data=…' or the variable "
-                "VOXTILE_DATA."
+            raise AbsentError(
+                f"The data folder {self.root} does not exist (looked for in {Path.cwd()}).",
+                "Put the data there, or name its place with 'data.layout.root=…' or, for the folder that holds all data sets, "
+                "'paths.data=…' or the variable VOXTILE_DATA.",
             )
         cases = [self._checked(case) for case in self._find()]
         if not cases:
