@@ -123,6 +123,8 @@ def changed(folder: Path, tmp_path: Path, change: str) -> Path:
         rows[0]["case"] = "another"
     elif change in rows[0]:
         rows[0][change] = "7"
+    elif change == "unlabelled":
+        rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
     elif change == "older":
         del summary["averaged"]
     elif change == "cut off":
@@ -145,6 +147,8 @@ def changed(folder: Path, tmp_path: Path, change: str) -> Path:
         ("case", "do not hold the same cases: only one of them holds another"),
         ("group", "have other groups for case"),
         ("pixels", "have other numbers of judged pixels for case"),
+        ("labels", "have other labels for case"),
+        ("label_pixels/disc", "have other labels for case"),
         ("split", "are not of the same data: 'split' is val and other"),
         ("grid", "are not of the same data: 'grid' is stored and other"),
         ("older", "an older version has written it: summary.json lacks averaged"),
@@ -159,6 +163,32 @@ def test_what_was_counted_on_other_pixels_is_refused(
     said = voxtile("compare", f"evaluations=[{pair[0]},{changed(pair[1], tmp_path, change)}]")
     assert said.code == 4
     assert words in said.text
+
+
+def test_an_evaluation_without_digests_of_labels_is_compared(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
+    assert voxtile("compare", f"evaluations=[{pair[0]},{changed(pair[1], tmp_path, 'unlabelled')}]").code == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "first", "other", "refused"),
+    [
+        ("surface", "10", "12", {"nsd": "'tolerance' is 10.0 and 12.0"}),
+        ("objects", "0.5", "0.3", {"object_f1": "'least_iou' is 0.5 and 0.3"}),
+        ("lesions", "true", "{least: 3}", {"lesion_f1": "'least' is 0.0 and 3"}),
+    ],
+)
+def test_scores_that_were_measured_with_other_settings_are_refused(
+    runs: Path, tmp_path: Path, voxtile: Command, setting: str, first: str, other: str, refused: dict[str, str]
+) -> None:
+    for name, value in (("a", first), ("b", other)):
+        shutil.copytree(runs / "plain", tmp_path / name, ignore=shutil.ignore_patterns("evaluations"))
+        assert voxtile("evaluate", f"run={tmp_path / name}", f"{setting}={value}").code == 0
+    both = f"evaluations=[{tmp_path / 'a'},{tmp_path / 'b'}]"
+    ((score, words),) = refused.items()
+    said = voxtile("compare", both, f"scores=[{score}]")
+    assert (said.code, f"was measured with other settings: {words}" in said.text) == (4, True), said.text
+    others = ["dice", *(["hd95", "assd"] if setting == "surface" else [])]  # which do not depend on it
+    assert voxtile("compare", both, f"scores=[{','.join(others)}]").code == 0
 
 
 def test_wrong_words_are_one_paragraph(pair: tuple[Path, Path], runs: Path, tmp_path: Path, voxtile: Command) -> None:

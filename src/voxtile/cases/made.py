@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from voxtile.errors import AbsentError, DataError, reason
+from voxtile.errors import AbsentError, reason
 
 MARKER = "made.json"
 

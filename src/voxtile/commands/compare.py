@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose
 from voxtile.commands.folders import first_twice, named_paths
+from voxtile.commands.measures import measured_with
 from voxtile.errors import ConfigError, DataError, RunError, counted, did_you_mean, listed, reason
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def compare(config: Mapping[str, Any]) -> int:
     ids = list(first.cases)
     groups = [first.cases[case]["group"] for case in ids]
     columns = _scores(config["scores"], [first, *others])
+    for other in others:
+        _check_measures(first, other, dict.fromkeys(name for own in columns.values() for name in own))
     pairs = [(first.values(own, ids), other.values(own, ids)) for own in columns.values() for other in others]
     each_difference = iter(differences(pairs, groups))
     found = {score: [next(each_difference) for _ in others] for score in columns}
@@ -193,7 +196,7 @@ def _check_same(first: Evaluation, other: Evaluation) -> None:
     """Refuses what was not counted on the same pixels.
 
     Raises:
-        RunError: Split, classes, grid, cases, groups or numbers of judged pixels are not the same.
+        RunError: Split, classes, grid, cases, groups, numbers of judged pixels or labels are not the same.
     """
     both = f"{first.folder} and {other.folder}"
     for key in ("split", "classes", "regions", "grid", "averaged"):
@@ -208,11 +211,29 @@ def _check_same(first: Evaluation, other: Evaluation) -> None:
             "same 'split.seed' and 'fold'), or of whole cross-validations."
         )
     for case, row in first.cases.items():
-        for key, what in (("group", "groups"), ("pixels", "numbers of judged pixels")):
-            if row[key] != other.cases[case][key]:
+        sizes = dict.fromkeys((key for key in row if key.startswith("label_pixels/")), "labels")
+        for key, what in ({"group": "groups", "pixels": "numbers of judged pixels"} | sizes | {"labels": "labels"}).items():
+            its = other.cases[case].get(key)
+            if key in row and its is not None and row[key] != its:  # older ones hold no digest of labels
                 raise RunError(
-                    f"{both} have other {what} for case {case}: {row[key]} and {other.cases[case][key]}. Labels, or 'data.group', "
-                    "have changed between the two; evaluate again."
+                    f"{both} have other {what} for case {case}: '{key}' is {row[key]} and {its}. Labels, or 'data.group', have "
+                    "changed between the two; evaluate again."
+                )
+
+
+def _check_measures(first: Evaluation, other: Evaluation, columns: Iterable[str]) -> None:
+    """Refuses scores that were measured with other settings.
+
+    Raises:
+        RunError: A column of cases.csv that is compared depends on a setting that is not the same.
+    """
+    for column in columns:
+        mine, its = (measured_with(column, each.summary) for each in (first, other))
+        for key in mine.keys() & its.keys():
+            if mine[key] != its[key]:
+                raise RunError(
+                    f"'{column}' of {first.folder} and of {other.folder} was measured with other settings: '{key}' is {mine[key]} "
+                    f"and {its[key]}. Evaluate one of them again with the settings of the other, or compare other scores."
                 )
 
 

@@ -270,6 +270,21 @@ def measures_of(config: Mapping[str, Any], data: Mapping[str, Any]) -> list[Meas
     return out
 
 
+def measured_with(column: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a column of cases.csv depends on, as a summary.json notes them; none of what is made of the matrices alone.
+
+    Args:
+        column: as `nsd/organ`, `object_f1/organ`.
+        summary: the summary.json; an older one may lack notes.
+    """
+    kind, _, name = column.partition("/")
+    if kind in ("hd95", "assd", "nsd"):
+        note = dict(summary.get("surface") or {})
+        tolerances = note.pop("tolerance", {})
+        return {**note, "tolerance": tolerances[name]} if kind == "nsd" and name in tolerances else note
+    return dict(next((summary.get(each) or {} for each in ("lesions", "objects") if each[:-1] in kind), {}))
+
+
 def as_typed(name: str, note: Mapping[str, Any]) -> str:
     """The word of the command line that measures again what a note of `summary.json` says was measured.
 

@@ -74,7 +74,8 @@ def score_table(scored: Sequence[Scored], data: Mapping[str, Any], measures: Seq
     columns = case_rows(stack, [case.id for case in cases], classes, regions)
     spread = spreads(columns, stack, [case.group for case in cases], classes, background, regions)
     rows = [
-        {"case": each.case.id, "group": each.case.group, **each.columns, **row} for each, row in zip(scored, columns, strict=True)
+        {"case": each.case.id, "group": each.case.group, **each.columns, "labels": f"{each.labels:016x}", **row}
+        for each, row in zip(scored, columns, strict=True)
     ]
     structures = structures_of(classes, background, regions) if all(case.grid.unit == "mm" for case in cases) else {}
     if structures:

@@ -24,6 +24,7 @@ from voxtile.inference.postprocess_search import KeptMap
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.rows import Row
 from voxtile.scores.confusion import confusion_matrix, summarise
+from voxtile.scores.labels import MODULUS, label_sum
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,12 +56,14 @@ class Scored:
         matrix: confusion matrix int64 [K, K]: rows are label classes, columns predicted ones; ignored pixels are left out.
         measured: further columns of its row in cases.csv, of each measure.
         columns: further columns of its row in cases.csv.
+        labels: by which its judged labels are known again, see `label_sum`.
     """
 
     case: Case
     matrix: NDArray[np.int64]
     measured: Sequence[Mapping[str, float]] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+    labels: int = 0
 
 
 class Scorer:
@@ -179,14 +182,14 @@ class Scorer:
         measures: Sequence[Measure],
     ) -> Scored:
         collectors = [measure.collector(case) for measure in measures]
-        matrix = case_matrix(case, bands, len(self.dataset.classes), collectors)
-        return Scored(case, matrix, [collector.columns() for collector in collectors], columns)
+        matrix, labels = _counts(case, bands, len(self.dataset.classes), collectors)
+        return Scored(case, matrix, [collector.columns() for collector in collectors], columns, labels)
 
 
-def case_matrix(
-    case: Case, bands: Iterable[tuple[Window, NDArray[np.uint8]]], classes: int, collectors: Sequence[Collector] = ()
-) -> NDArray[np.int64]:
-    """The confusion matrix [K, K] of a case, see `Scored`.
+def _counts(
+    case: Case, bands: Iterable[tuple[Window, NDArray[np.uint8]]], classes: int, collectors: Sequence[Collector]
+) -> tuple[NDArray[np.int64], int]:
+    """The confusion matrix [K, K] of a case, and the sum of its labels, see `Scored`.
 
     Args:
         case: the case, with a label.
@@ -194,14 +197,15 @@ def case_matrix(
         classes: K.
         collectors: are given the same bands.
     """
-    total = np.zeros((classes, classes), dtype=np.int64)
+    total, labels = np.zeros((classes, classes), dtype=np.int64), 0
     for window, prediction in bands:
         label = case.read_label(window)
         label[prediction == IGNORE] = IGNORE
         total += confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label), classes).numpy()
         for collector in collectors:
             collector.add(window, prediction, label)
-    return total
+        labels += label_sum(label, window)
+    return total, labels % MODULUS
 
 
 def mean_dice(scored: Sequence[Scored], data: Mapping[str, Any]) -> float:

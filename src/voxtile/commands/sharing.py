@@ -32,6 +32,7 @@ from voxtile.commands.postprocess import as_typed, postprocess_of
 from voxtile.commands.scoring import Job, Scored, Scorer
 from voxtile.commands.trained import Trained
 from voxtile.errors import ConfigError, RunError, VoxtileError, counted
+from voxtile.scores.labels import MODULUS
 from voxtile.values import is_whole
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def score_all(scorer: Scorer, jobs: Sequence[Job], count: int, out: Console, tit
             for number, scored in others.all():
                 found[number].append(scored)
     # Cases that were scored as a whole have one part.
-    return [replace(each[0], matrix=np.sum([part.matrix for part in each], axis=0)) for each in found]
+    matrices = [np.sum([part.matrix for part in each], axis=0) for each in found]
+    labels = [sum(part.labels for part in each) % MODULUS for each in found]
+    return [replace(each[0], matrix=a, labels=b) for each, a, b in zip(found, matrices, labels, strict=True)]
 
 
 def dealt(scorer: Scorer, jobs: Sequence[Job], count: int) -> list[list[Part]]:
@@ -183,7 +186,8 @@ class _Others:
         for each in self._processes:
             for found in each.said:
                 job = self._jobs[found["job"]]
-                yield found["job"], Scored(job.case.native, np.array(found["matrix"]), found["measured"], job.columns)
+                matrix = np.array(found["matrix"])
+                yield found["job"], Scored(job.case.native, matrix, found["measured"], job.columns, found["labels"])
 
 
 def _failure(rank: int, count: int, code: int, other: _Other) -> VoxtileError:
@@ -277,7 +281,8 @@ def _count(order: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -
         region = None if part["region"] is None else Window(*part["region"])
         case = next(case for case in sides if case.id == part["case"] and case.region == region)
         scored = scorer.score(Job(case, tuple(part["runs"])), part["rows"])
-        say({"job": part["job"], "matrix": scored.matrix.tolist(), "measured": list(scored.measured)})
+        counted_there = {"matrix": scored.matrix.tolist(), "labels": scored.labels, "measured": list(scored.measured)}
+        say({"job": part["job"], **counted_there})
 
 
 if __name__ == "__main__":
