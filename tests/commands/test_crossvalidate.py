@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.commands.conftest import Command, homes
+from tests.commands.conftest import Command, homes, with_manifest
 from tests.testers.tiny import configured, volumes
 from voxtile.commands.main import main
 
@@ -118,7 +118,7 @@ def test_a_case_that_no_run_may_score_is_named_and_counted(folds: Path, tmp_path
     manifest = json.loads((first / "manifest.json").read_text())
     (group,) = {patient(name) for name in sides(first)["val"]}
     manifest["data"]["learned"].append({"data": "tubes", "id": "v99", "region": None, "group": str(group), "image": ""})
-    (first / "manifest.json").write_text(json.dumps(manifest))
+    with_manifest(first, manifest)
     assert voxtile("evaluate", f"runs={tmp_path}/tubes-*", f"paths.runs={tmp_path}").code == 0
     summary = json.loads(next((tmp_path / "evaluations").glob("tubes-3runs-*/val-last/summary.json")).read_text())
     assert summary["unscored"] == sides(first)["val"]

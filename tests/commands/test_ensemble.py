@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, with_manifest
 from voxtile.training.run_folder import RunFolder
 
 
@@ -56,7 +56,7 @@ def test_runs_that_differ_in_what_they_say_or_see_do_not_predict_together(
 ) -> None:
     manifest = copied_run.read("manifest.json")
     manifest["data"][key] = value
-    (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
+    with_manifest(copied_run.home, manifest)
     (copied_run.home / "recipe.json").write_text(json.dumps(copied_run.read("recipe.json") | {"identity": "0" * 32}))
     words = [f"runs=[{scene_run.home},{copied_run.home}]", f"input={scene_run.folder}/scenes/images/s1.tif"]
     said = voxtile("predict", *words, f"output={tmp_path / 'out'}")

@@ -16,7 +16,7 @@ import rasterio
 import torch
 from safetensors.torch import load_file
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, with_manifest
 from tests.testers.tiny import scene_words, scenes
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import FolderLayout
@@ -221,14 +221,14 @@ def test_a_case_that_only_the_grandparent_was_trained_on_counts_too(
 def test_a_run_of_an_older_version_is_known_by_its_split(copied_run: Run, voxtile: Command) -> None:
     manifest = copied_run.read("manifest.json")
     del manifest["data"]["learned"]
-    (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
+    with_manifest(copied_run.home, manifest)
     few = ["training.steps=2", "training.val_every=2", f"init_from={copied_run.home}"]
     assert voxtile("train", *copied_run.words, *few).code == 0
     said = voxtile("train", *copied_run.words, *few, "split.seed=5")
     assert said.code == 3
     assert "is trained on what this one is judged by" in said.text
     manifest["data"]["split"]["train"][0]["id"] = "gone"
-    (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
+    with_manifest(copied_run.home, manifest)
     said = voxtile("train", *copied_run.words, *few)
     assert said.code == 3
     assert "cannot be told: the manifest.json of their run keeps no digests of images, and names gone" in said.text

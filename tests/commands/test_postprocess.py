@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from scipy import ndimage
 
-from tests.commands.conftest import Command, Run, homes
+from tests.commands.conftest import Command, Run, homes, with_manifest
 from tests.testers.predicting import forked
 
 ONE = "postprocess={largest: [disc], holes: [disc]}"
@@ -163,7 +163,7 @@ def test_a_search_on_test_cases_and_one_without_a_background_are_refused(copied_
     assert (said.code, "only 'split=val'" in said.text) == (2, True), said.text
     manifest = copied_run.read("manifest.json")
     manifest["data"]["background"] = None
-    (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
+    with_manifest(copied_run.home, manifest)
     said = voxtile("evaluate", f"run={copied_run.home}", "postprocess=search")
     assert (said.code, "name no class 'data.background'" in said.text) == (2, True), said.text
 

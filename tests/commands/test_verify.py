@@ -10,7 +10,7 @@ import rasterio
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.commands.conftest import Command, Run, other_label
+from tests.commands.conftest import Command, Run, other_label, with_manifest
 from voxtile.commands.build import parts
 from voxtile.errors import ConfigError
 from voxtile.training.recipe import Recipe
@@ -81,6 +81,43 @@ def test_changed_weights_and_counts_are_told(copied_run: Run, voxtile: Command) 
     assert sum(map(sum, matrix)) > 0
     (copied_run.home / "weights" / "last.safetensors").unlink()
     assert "last is gone" in voxtile("verify", f"run={copied_run.home}").text
+
+
+def test_a_changed_manifest_is_told_and_no_map_is_made_by_it(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    manifest = copied_run.read("manifest.json")
+    manifest["data"]["channels"].reverse()
+    (copied_run.home / "manifest.json").write_text(json.dumps(manifest))
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert said.code == 4
+    assert "manifest: what manifest.json says of the data has changed since the run was finished" in said.text
+    words = [f"run={copied_run.home}", f"input={copied_run.folder / 'scenes' / 'images'}", f"output={tmp_path / 'maps'}"]
+    said = voxtile("predict", *words)
+    assert (said.code, "says other things of the data than when the run was finished" in said.text) == (4, True), said.text
+    with_manifest(copied_run.home, manifest)
+    assert "manifest:" not in voxtile("verify", f"run={copied_run.home}").text
+
+
+DAMAGED = {
+    "no best": ("status.json", lambda said: {**said, "best": None}, "says under 'best' neither step nor scores"),
+    "no scores": ("status.json", lambda said: {**said, "best": {"step": 3}}, "says under 'best' neither step nor scores"),
+    "a list": ("validation.json", lambda said: {**said, "cases": []}, "something else than a matrix of 2 by 2 counts"),
+    "no matrix": ("validation.json", lambda said: {**said, "cases": {"s1": "x"}}, "something else than a matrix of 2 by 2"),
+    "uneven": ("validation.json", lambda said: {**said, "cases": {"s1": [[1], [1, 2]]}}, "something else than a matrix of 2 by 2"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_one_paragraph(copied_run: Run, voxtile: Command, damage: str) -> None:
+    name, change, told = DAMAGED[damage]
+    (copied_run.home / name).write_text(json.dumps(change(copied_run.read(name))))
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert (said.code, told in said.text) == (4, True), said.text
+
+
+def test_numbers_that_are_no_text_are_one_paragraph(copied_run: Run, voxtile: Command) -> None:
+    (copied_run.home / "metrics.csv").write_bytes(b"\xff\xfe\x00")
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert (said.code, "metrics.csv cannot be read: 'utf-8' codec" in said.text) == (4, True), said.text
 
 
 def test_a_changed_score_is_told(copied_run: Run, voxtile: Command) -> None:

@@ -73,10 +73,11 @@ class Trained:
             path: the run folder.
             weights: "best" or "last".
             bundles: whether an exported bundle will do.
-            changed: whether weights will do that are not those with which the run was finished.
+            changed: whether weights, and a manifest, will do that are not those with which the run was finished.
 
         Raises:
-            RunError: The folder is no run of this version, or holds no such weights, or others than it was finished with.
+            RunError: The folder is no run of this version, or holds no such weights, or others, or another manifest, than it was
+                finished with.
             ConfigError: Its configuration wants to build what is not allowed.
             DataError: The data set's folder does not exist.
         """
@@ -91,6 +92,11 @@ class Trained:
             raise RunError(
                 f"{home.path / 'manifest.json'} says nothing of {listed(missing)}. The run folder is damaged; "
                 "move it away and train the run again."
+            )
+        if not changed and other_data(home):
+            raise RunError(
+                f"{home.path / 'manifest.json'} says other things of the data than when the run was finished: their digest is not "
+                f"that in {home.path / 'status.json'}. Copy the file anew from where the run was trained, or train the run again."
             )
         # Weights from elsewhere, with which the run may have started, are not asked for again: its own replace them.
         model, inputs = built.config["model"], len(data["channels"]) * (1 + 2 * built.windowing.neighbours)
@@ -283,6 +289,12 @@ def prepared_for(trained: Trained, split: str, out: Console, surveys: Path | Non
             "(manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run."
         )
     return prepared
+
+
+def other_data(home: RunFolder) -> bool:
+    """Whether a run's manifest says other things of the data than when it was finished; an older run does not tell."""
+    recorded = home.status.get("data")
+    return recorded is not None and recorded != home.data_digest()
 
 
 def configuration(home: RunFolder) -> Any:

@@ -40,21 +40,58 @@ def verify(config: Mapping[str, Any]) -> int:
     trained = Trained.of(config, config["run"], "best", changed=True)
     home = trained.home
     home.refuse_unfinished("what it holds is not final")
+    best_of(home)  # refuses, before the data are read, what cannot be looked at
     wrong = look_at_files(trained, out)
     with tempfile.TemporaryDirectory(prefix="voxtile-") as fresh:  # for labels, and images' blocks, to be read anew
         prepared = prepared_for(trained, "val", out, Path(fresh))
     what = "labels, and sampled blocks of images, as in the training"
     out.print(f"data: {what} (fingerprint {prepared.fingerprint})", soft_wrap=True)
-    if not (home.path / "validation.json").exists():
-        raise RunError(f"{home.path} keeps no counts by case (validation.json); it was made by an older version. Train it again.")
-    recorded = home.read("validation.json", "step", "cases")["cases"]
+    recorded = recorded_counts(home, len(prepared.dataset.classes))
     wrong += look_at_scores(trained, prepared, recorded, out)
     wrong += score_again(trained, prepared, recorded, config, out)
     return RunError.exit_code if wrong else 0
 
 
+def best_of(home: RunFolder) -> dict[str, Any]:
+    """What status.json of a finished run says of its best validation.
+
+    Raises:
+        RunError: It says nothing of it.
+    """
+    best = home.read("status.json", "best")["best"]
+    if not isinstance(best, dict) or not isinstance(best.get("scores"), dict) or "step" not in best:
+        raise RunError(
+            f"{home.path / 'status.json'} says under 'best' neither step nor scores of a validation. Copy the file anew from where "
+            "the run was trained, or train the run again."
+        )
+    return best
+
+
+def recorded_counts(home: RunFolder, classes: int) -> dict[str, NDArray[np.int64]]:
+    """The confusion matrices [K, K] of the best validation, by case.
+
+    Raises:
+        RunError: There are none, or something else.
+    """
+    if not (home.path / "validation.json").exists():
+        raise RunError(f"{home.path} keeps no counts by case (validation.json); it was made by an older version. Train it again.")
+    cases = home.read("validation.json", "step", "cases")["cases"]
+    try:
+        found = {name: np.array(matrix) for name, matrix in cases.items()}
+        fits = all(matrix.shape == (classes, classes) and matrix.dtype.kind in "if" for matrix in found.values())
+    except (AttributeError, ValueError):  # no object, or rows of several lengths
+        fits = False
+    if not fits:
+        raise RunError(
+            f"{home.path / 'validation.json'} holds under 'cases' something else than a matrix of {classes} by {classes} counts "
+            "for each case. Copy the file anew from where the run was trained, or train the run again."
+        )
+    return found
+
+
 def look_at_files(trained: Trained, out: Console) -> list[str]:
     """Says, and returns, what of the recipe, the weights and the evaluations is not as the folder says elsewhere."""
+    from voxtile.commands.trained import other_data
     from voxtile.studies.reproduction import changed_weights
     from voxtile.training.recipe import Recipe
 
@@ -67,24 +104,27 @@ def look_at_files(trained: Trained, out: Console) -> list[str]:
         remark = "of an older version; by now its network or its augmentation comes to other numbers in training"
         out.print(f"recipe: {remark}", soft_wrap=True)
     out.print(f"weights: {'; '.join(weights) or 'as recorded when the run was finished'}", soft_wrap=True)
+    manifest = ["what manifest.json says of the data has changed since the run was finished"] if other_data(home) else []
+    if manifest:
+        out.print(f"manifest: {manifest[0]}", soft_wrap=True)
     if stale:
         out.print(f"evaluations: of other weights than the run has now, so evaluate again: {listed(stale)}", soft_wrap=True)
-    return [*identity, *weights, *stale]
+    return [*identity, *weights, *manifest, *stale]
 
 
-def look_at_scores(trained: Trained, prepared: Prepared, recorded: Mapping[str, Any], out: Console) -> list[str]:
+def look_at_scores(trained: Trained, prepared: Prepared, recorded: Mapping[str, NDArray[np.int64]], out: Console) -> list[str]:
     """Says, and returns, which numbers of the best validation do not follow from the counts by case, `recorded`."""
     scores = other_scores(trained, recorded, [case.id for case in prepared.split.val])
     if scores:
         out.print(f"scores: in status.json are not those of the recorded counts: {listed(scores)}", soft_wrap=True)
     if numbers := other_metrics(trained.home):
-        step = trained.home.status["best"]["step"]
+        step = best_of(trained.home)["step"]
         out.print(f"numbers: of the best validation, at step {step}: {listed(numbers)}", soft_wrap=True)
     return [*scores, *numbers]
 
 
 def score_again(
-    trained: Trained, prepared: Prepared, recorded: Mapping[str, Any], config: Mapping[str, Any], out: Console
+    trained: Trained, prepared: Prepared, recorded: Mapping[str, NDArray[np.int64]], config: Mapping[str, Any], out: Console
 ) -> list[str]:  # fmt: skip
     """Scores as many validation cases again as the command says; says, and returns, of which the counts are not those recorded."""
     import torch
@@ -97,8 +137,8 @@ def score_again(
     chosen = sorted({round(place) for place in np.linspace(0, len(names) - 1, count)})
     moved = []
     for number, matrix in counted_again(trained, prepared, chosen, config["device"]).items():
-        before = np.array(recorded.get(names[number], []))
-        if before.shape != matrix.shape:
+        before = recorded.get(names[number])
+        if before is None:
             moved.append(f"{names[number]} (not recorded)")
         elif not np.array_equal(before, matrix):
             moved.append(f"{names[number]} ({int(np.abs(before - matrix).sum()) // 2} pixels)")
@@ -138,7 +178,7 @@ def other_name(home: RunFolder) -> str:
     return f"the folder is named after {name[1]}, and recipe.json says {identity}"
 
 
-def other_scores(trained: Trained, recorded: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def other_scores(trained: Trained, recorded: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> list[str]:
     """The scores of the best validation that do not follow from the counts by case."""
     from voxtile.scores.confusion import summarise
 
@@ -146,7 +186,7 @@ def other_scores(trained: Trained, recorded: Mapping[str, Any], names: Sequence[
     if not all(name in recorded for name in names):
         return []  # which is told case by case
     found = summarise(np.array([recorded[name] for name in names]), data["classes"], data["background"], data.get("regions"))
-    said = trained.home.status["best"]["scores"]
+    said = best_of(trained.home)["scores"]
     return [name for name, value in found.items() if said.get(name) != (value if math.isfinite(value) else None)]
 
 
@@ -156,7 +196,7 @@ def other_metrics(home: RunFolder) -> list[str]:
 
     if not home.metrics.is_file():
         return ["metrics.csv is gone"]
-    best = home.status["best"]
+    best = best_of(home)
     rows = {name: value for step, name, value in metrics_file.read(home.metrics) if step == best["step"]}
     names = {f"val/{name}": value for name, value in best["scores"].items()}
     same = {name: ("nan", "inf", "-inf") if value is None else (repr(float(value)),) for name, value in names.items()}

@@ -247,6 +247,6 @@ def _finish(module: SegmentationModule, folder: RunFolder, metrics: MetricsFile)
     """Keeps the last weights, then says that the run is finished; only then the state can go."""
     save_weights(module.evaluated, folder.weights / "last.safetensors", module.step)
     metrics.sync()
-    weights = digests(folder.weights)
-    folder.set_status("finished", step=module.step, steps=module.settings.steps, best=module.best, weights=weights)
+    digested = {"weights": digests(folder.weights), "data": folder.data_digest()}
+    folder.set_status("finished", step=module.step, steps=module.settings.steps, best=module.best, **digested)
     folder.resume.unlink(missing_ok=True)

@@ -7,14 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from voxtile.cases.atomic import naming
-from voxtile.errors import RunError
+from voxtile.errors import RunError, reason
 
 HEADER = "step,name,value\n"
 
 
 def read(path: Path) -> list[tuple[int, str, str]]:
-    """The rows (step, name, value as it is written) of a metrics file; a last one that is only half written is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[1:-1]
+    """The rows (step, name, value as it is written) of a metrics file; a last one that is only half written is left out.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[1:-1]
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read: {reason(error)}. The run folder is damaged: copy the file anew from where the run was "
+            "trained, or train the run again."
+        ) from error
     rows = (line.split(",") for line in lines)  # no name has a comma
     return [(int(row[0]), row[1], row[2]) for row in rows if len(row) == 3 and row[0].isdigit()]
 

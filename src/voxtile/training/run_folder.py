@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -190,6 +191,12 @@ class RunFolder:
             f"{self.path} is {status['state']}, at step {status.get('step', 0)}: {why}. Train it to its end first{otherwise}: "
             f"{how}."
         )
+
+    def data_digest(self) -> str | None:
+        """SHA-256 of what manifest.json says of the data, however it is written; None where there is no manifest."""
+        if not (self.path / "manifest.json").exists():
+            return None
+        return hashlib.sha256(json.dumps(self.read("manifest.json", "data")["data"], sort_keys=True).encode()).hexdigest()
 
     def set_status(self, state: str, **facts: Any) -> None:
         """Records the state with the facts that belong to it."""
