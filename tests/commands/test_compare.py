@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.commands.conftest import Command, homes
 from tests.testers.tiny import scene_words, scenes
 from voxtile.commands.main import main
+from voxtile.commands.words import list_word
 
 
 @pytest.fixture(scope="module")
@@ -70,30 +72,35 @@ def test_runs_stand_for_their_only_evaluation_and_several_are_corrected_for(
     shutil.copytree(pair[1], tmp_path / "third")
     said = voxtile("compare", f"evaluations=[{runs / 'plain'},{runs / 'mirrored'},{tmp_path / 'third'}]", "scores=[case_iou]")
     assert said.code == 0
-    assert "mirrored val-best-mirrorsyx compared with plain val-best" in said.out
-    assert "third compared with plain" in said.out
+    assert "plain val-best (first) and mirrored val-best-mirrorsyx (other)" in said.out
+    assert "plain val-best (first) and third (other)" in said.out
     assert "p (Holm)" in said.out
     assert "case_iou/disc" in said.out
     assert "dice" not in said.out
 
 
 def test_a_pattern_finds_evaluations(pair: tuple[Path, Path], runs: Path, voxtile: Command) -> None:
-    assert (
-        "plain val-best compared with mirrored val-best-mirrorsyx" in voxtile("compare", f"evaluations={runs}/*/evaluations/*").out
-    )
+    said = voxtile("compare", f"evaluations={runs}/*/evaluations/*").out
+    assert "mirrored val-best-mirrorsyx (first) and plain val-best (other)" in said
 
 
-def test_a_folder_in_a_list_may_have_any_name(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
-    shutil.copytree(pair[1], tmp_path / "copy (1)")
-    said = voxtile("compare", f"evaluations=[{pair[0]},{tmp_path / 'copy (1)'}]")
-    assert (said.code, "copy (1) compared with plain" in said.text) == (0, True), said.text
+@pytest.mark.parametrize("name", ["copy (1)", "w=2", "ü", "q'x", "sp, [x] ü"])
+def test_a_folder_may_have_any_name(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command, name: str) -> None:
+    for which, folder in zip("ab", pair, strict=True):
+        shutil.copytree(folder, tmp_path / name / which)
+    (typed,) = shlex.split(list_word("evaluations", [tmp_path / name / which for which in "ab"]))
+    for given in (typed, f"evaluations={tmp_path / name}/*"):
+        said = voxtile("compare", given)
+        assert (said.code, "a (first) and b (other)" in said.text) == (0, True), said.text
+    if "," not in name:
+        assert voxtile("compare", f"evaluations=[{tmp_path / name / 'a'},{tmp_path / name / 'b'}]").code == 0
 
 
 def test_several_runs_are_told_by_their_folder(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
     for name, folder in zip(("s-2runs-a", "s-2runs-b"), pair, strict=True):
         shutil.copytree(folder, tmp_path / "evaluations" / name / "val-last")
     said = voxtile("compare", f"evaluations={tmp_path}/evaluations/*/val-last/cases.csv")
-    assert "s-2runs-b val-last compared with s-2runs-a val-last" in said.out
+    assert "s-2runs-a val-last (first) and s-2runs-b val-last (other)" in said.out
 
 
 def test_only_tables_of_its_own_are_written_over(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:

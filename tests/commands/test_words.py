@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voxtile.commands.compose import as_typed
-from voxtile.commands.words import quoted, readable, word
+from voxtile.commands.folders import named_paths
+from voxtile.commands.words import list_word, quoted, readable, word
 
 PARSER = OverridesParser.create()
 ODD = [
@@ -52,6 +53,15 @@ def test_only_what_needs_quotes_gets_them() -> None:
 def test_several_runs_are_a_list() -> None:
     assert value(readable(["runs=[runs/a-s0,/elsewhere/my runs/b_1]"])[0]) == ["runs/a-s0", "/elsewhere/my runs/b_1"]
     assert value(readable(["runs=[(1)]"])[0]) == "[(1)]"  # no list to Hydra: a name, for an error to show
+
+
+def test_a_list_that_is_printed_can_be_typed() -> None:
+    (typed,) = shlex.split(list_word("runs", ["runs/a", *ODD]))
+    assert value(readable([typed])[0]) == ["runs/a", *ODD]
+
+
+def test_a_list_that_only_we_read_may_hold_quotes() -> None:
+    assert [str(path) for path in named_paths("[ü/a, 'b, c',\"d,e\",f'g]")] == ["ü/a", "b, c", "d,e", "f'g"]
 
 
 def test_a_pattern_of_runs_is_text() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.commands import compose
 from voxtile.commands.folders import first_twice, named_paths
 from voxtile.commands.measures import measured_with
+from voxtile.commands.words import word
 from voxtile.errors import ConfigError, DataError, RunError, counted, did_you_mean, listed, reason
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def compare(config: Mapping[str, Any]) -> int:
     rows = []
     for place, other in enumerate(others):
         own = {score: (row[place], adjusted[score][place]) for score, row in found.items()}
-        _show(out, f"{other.name} compared with {first.name}", own, len(others))
+        _show(out, f"{first.name} (first) and {other.name} (other)", own, len(others))
         for score, (each, p_holm) in own.items():
             row = {"evaluation": other.folder, "compared_with": first.folder, "score": score, **each._asdict(), "p_holm": p_holm}
             rows.append({name: "" if value != value else value for name, value in row.items()})
@@ -149,7 +150,7 @@ def _evaluation_in(path: Path) -> Path:
     if found:
         raise RunError(f"{path} holds {counted(len(found), 'evaluation')}. Name one of them: {listed(found)}.")
     if (path / "recipe.json").exists():
-        raise RunError(f"{path} holds no evaluation (no cases.csv). Make one: voxtile evaluate run={path}")
+        raise RunError(f"{path} holds no evaluation (no cases.csv). Make one: voxtile evaluate {word('run', path)}")
     raise RunError(
         f"{path} holds no evaluation (no cases.csv), and is no run that could. Name a folder that 'voxtile evaluate' has written, "
         "or a run that was evaluated."

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from voxtile.commands.words import word
 from voxtile.errors import ConfigError, RunError, counted, listed
 from voxtile.values import refuse_unknown
 
@@ -49,8 +50,8 @@ def crf_of(value: Any, home: RunFolder, channels: Sequence[str]) -> DenseCRF | N
     if value == "best":
         if not (home.path / FILE).exists():
             raise RunError(
-                f"{home.path} holds no {FILE}: nobody has searched for the CRF's settings. Type 'voxtile evaluate run={home.path} "
-                "split=val crf=search'."
+                f"{home.path} holds no {FILE}: nobody has searched for the CRF's settings. Type: voxtile evaluate "
+                f"{word('run', home.path)} split=val crf=search"
             )
         value = home.read(FILE, "settings")["settings"]
         if value is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.commands.folders import evaluations_of
 from voxtile.commands.postprocess import as_typed
-from voxtile.commands.words import quoted, word
+from voxtile.commands.words import list_word, word
 
 if TYPE_CHECKING:
     from voxtile.commands.ensemble import Ensemble
@@ -74,7 +74,7 @@ def said_of(confusion: Mapping[str, Any] | None, runs: Ensemble, config: Mapping
             for name, usual in EVALUATED.items()
             if config[name] != usual
         ]
-        several = shlex.quote(f"runs=[{','.join(quoted(str(member.home.path)) for member in runs.members)}]")
+        several = list_word("runs", [member.home.path for member in runs.members])
         alone = [word("run", runs.first.home.path)]
         which = alone if len(runs.members) == 1 else [several, f"weights={config['weights']}", "split=test"]
         return (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voxtile.commands.words import list_word
 from voxtile.errors import ConfigError, RunError, listed
 from voxtile.training.recipe import PART_VERSION
 from voxtile.training.run_folder import RunFolder
@@ -37,7 +39,7 @@ def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
         several = list(map(str, run)) if isinstance(run, list) else _typed_list(str(run))
         if several is None:
             return [str(run)]
-        raise ConfigError(f"'run' takes one folder, and several are given. Type 'runs=[{','.join(several)}]'.")
+        raise ConfigError(f"'run' takes one folder, and several are given. Type {list_word('runs', several)}.")
     folders = named_folders(runs, out)
     if twice := first_twice(folders):
         raise ConfigError(f"'runs' names {twice} twice, which would only count it twice. Name each run once.")
@@ -68,7 +70,9 @@ def named_paths(given: Any, fitting: Callable[[str, list[Path]], list[Path]] = l
     for name in map(str, given if isinstance(given, list) else _typed_list(str(given)) or [given]):
         path = Path(name).expanduser()
         if glob.has_magic(name) and not path.exists():
-            paths += fitting(name, [Path(each) for each in sorted(glob.glob(str(path)))])  # noqa: PTH207  # Path.glob takes no pattern from /
+            there = next((parent for parent in path.parents if parent.is_dir()), Path())  # whose name is no pattern, `[x]` or not
+            pattern = glob.escape(str(there)) + str(path).removeprefix(str(there)) if there.name else str(path)
+            paths += fitting(name, [Path(each) for each in sorted(glob.glob(pattern))])  # noqa: PTH207  # Path.glob takes no pattern from /
         else:
             paths.append(path)
     return paths
@@ -107,7 +111,8 @@ def _typed_list(text: str) -> list[str] | None:
     """The entries of a list that Hydra's grammar could not read, since folders may hold any sign; None where it is no list."""
     if not (text.startswith("[") and text.endswith("]")) or Path(text).exists():
         return None
-    return [part.strip(" '\"") for part in text[1:-1].split(",") if part.strip()]
+    parts = re.findall(r"\s*('[^']*'|\"[^\"]*\"|[^,]+)\s*(?:,|$)", text[1:-1])
+    return [part.strip(" '\"") for part in parts if part.strip()]
 
 
 def _runs_among(found: Sequence[Path], pattern: str, out: Console) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from voxtile.commands.compose import as_typed
 from voxtile.commands.guard import STOPPED
 from voxtile.commands.names import titles
+from voxtile.commands.words import list_word
 from voxtile.errors import RunError, counted
 from voxtile.studies.manifest import segment
 from voxtile.training import metrics_file
@@ -152,8 +152,7 @@ def print_jobs(out: Console, jobs: Sequence[Outcome]) -> None:
         out.print(trouble, style="red", soft_wrap=True)
     folds = [word.startswith("fold=") for title in titles([job.words for job in jobs]) for word in title.split()]
     if len(folds) == len(jobs) and all(folds) and not any(job.code for job in jobs):
-        named = shlex.quote(f"runs=[{','.join(job.home for job in jobs)}]")
-        out.print(f"next         voxtile evaluate {named}", soft_wrap=True)
+        out.print(f"next         voxtile evaluate {list_word('runs', [job.home for job in jobs])}", soft_wrap=True)
 
 
 def print_runs(out: Console, runs: Sequence[RunFolder]) -> bool:

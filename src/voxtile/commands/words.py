@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from voxtile.errors import ConfigError
@@ -15,7 +15,7 @@ TEXTS = (
     "run", "input", "output", "root", "paths.data", "paths.runs", "paths.cache", "data.layout.root", "data.name",
     "data.group.csv", "split.file", "areas",
 )  # fmt: skip
-LISTS = ("runs",)  # settings that hold one such text, or a list of them
+LISTS = ("runs", "evaluations")  # settings that hold one such text, or a list of them
 
 
 def quoted(text: str) -> str:
@@ -36,6 +36,11 @@ def escaped(key: str) -> str:
 def word(key: str, text: object) -> str:
     """`key=text` as it is typed in a shell."""
     return shlex.quote(f"{key}={quoted(str(text))}")
+
+
+def list_word(key: str, texts: Iterable[object]) -> str:
+    """`key=[text,text]` as it is typed in a shell."""
+    return shlex.quote(f"{key}=[{','.join(quoted(str(text)) for text in texts)}]")
 
 
 def command_line() -> str:
