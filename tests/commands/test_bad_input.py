@@ -76,6 +76,23 @@ def test_a_mapping_that_the_shell_has_cut(refuses) -> None:
     refuses(2, "a bracket that is not closed", extra=("+data.labels={7: roof",))
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.labels.1=lake", "a path cannot name one. Type 'data.labels={1: lake}'."),
+        (
+            "~data.labels.1",
+            "To take 1 out, have its pixels ignored, 'data.labels={1: ignore}', or type what there shall be instead:",
+        ),
+        ("~data.labels.{1}", "the keys of 'data.labels' are whole numbers"),
+        ("~data.ä", "what is set, 'data.ä', must be letters without accents"),
+        ("data.a{b}=1", "what is set, 'data.a{b}', must be letters"),
+    ],
+)
+def test_a_key_that_no_path_can_name(refuses, word, said) -> None:
+    refuses(2, f"'{word}'", said, extra=(word,))
+
+
 def test_a_list_where_settings_have_names(refuses) -> None:
     refuses(2, "'data.labels=[1]' does not fit there", "'data.labels={<name>: <value>}'", extra=("data.labels=[1]",))
     refuses(2, "'data.window' holds a list", "'data.window=[<value>, <value>]'", extra=("data.window={a: 1}",))
@@ -104,6 +121,12 @@ def test_a_folder_without_cases(refuses, tmp_path) -> None:
 def test_an_image_without_a_label(refuses, tmp_path) -> None:
     (labels(tmp_path) / "s3.tif").unlink()
     refuses(3, "s3.tif", "label", "data.layout")
+
+
+def test_the_label_of_all_images_is_not_there(refuses, tmp_path) -> None:
+    folder = tmp_path / "scenes"
+    held = f"There is no file {folder / 'gebaeude.gpkg'} (data.layout.labels); {folder} holds images, labels."
+    refuses(3, held, extra=("data.layout.labels=gebaeude.gpkg",))
 
 
 def test_a_label_without_an_image(refuses, tmp_path) -> None:

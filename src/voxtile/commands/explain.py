@@ -73,6 +73,8 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
                 f"'{path}={typed[1]}' would be added to the entries that '{path}' has, and names new ones. Type "
                 f"'+{path}={typed[1]}' to have them beside the others, or '~{path}' before it to have them instead of the others."
             ) from error
+        if path.startswith(OPEN) and (numbered := _numbered(path, next((w for w in current_words() if path in w), path))):
+            raise ConfigError(numbered) from error
         if path in known or path.startswith(OPEN):
             raise ConfigError(
                 f"What was chosen has no '{path}' to set. Add it with '+{path}=…', and take what it should replace out with '~…'."
@@ -83,7 +85,35 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
     said = " ".join(text.split())
     if there := re.search(r"An item is already at '[^']+'\. Either remove \+ prefix: '([^']+)'", said):
         raise ConfigError(f"'{there[1].partition('=')[0]}' is there already: type '{there[1]}', without the plus.") from error
+    if odd := next((word for word in current_words() if not _is_read(word)), None):
+        before = odd.partition("=")[0].lstrip("+~")
+        raise ConfigError(
+            _numbered(re.sub(r"\.\{(-?\d+)\}$", r".\1", before), odd)
+            or f"'{odd}' cannot be read: what is set, '{before}', must be letters without accents, digits and '_', with dots "
+            "between the names. Other names go into a mapping: '<path>={<name>: <value>}'."
+        ) from error
     raise ConfigError(f"The configuration cannot be composed: {said}") from error
+
+
+def _is_read(word: str) -> bool:
+    """Whether an override is one to Hydra's grammar."""
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def _numbered(path: str, word: str) -> str:
+    """What to say of a word with a path that ends in a whole number, as no path does; "" of any other."""
+    if not (split := re.fullmatch(r"(.+)\.(-?\d+)", path)):
+        return ""
+    parent, key = split.groups()
+    said = f"'{word}': the keys of '{parent}' are whole numbers, and a path cannot name one. "
+    if word.startswith("~"):
+        ignored = f"have its pixels ignored, '{parent}={{{key}: ignore}}', or " if parent == "data.labels" else ""
+        return f"{said}To take {key} out, {ignored}type what there shall be instead: '~{parent}' '+{parent}={{<key>: <value>, …}}'."
+    return f"{said}Type '{parent}={{{key}: {word.partition('=')[2] or '…'}}}'."
 
 
 def bare_word(word: str, name: str) -> str:

@@ -121,8 +121,16 @@ class FolderLayout(Layout):
             return self._gathered(images, {})
         label_of = {path: self.root / self._format(self.labels, fields) for path, fields in images.items()}
         missing = {path: None for path, label in label_of.items() if not label.exists()}
+        if missing and "{" not in self.labels:
+            raise DataError(self._no_such_label(self.root / self.labels))
         self._check_pairs(list(missing), sorted(label_files - set(label_of.values())))
         return self._gathered({path: fields for path, fields in images.items() if path not in missing}, label_of)
+
+    def _no_such_label(self, file: Path) -> str:
+        """What to say where the one label file of all cases is not there."""
+        there = next(folder for folder in file.parents if folder.is_dir())
+        held = listed(sorted(path.name for path in there.iterdir())) or "nothing"
+        return f"There is no file {file} (data.layout.labels); {there} holds {held}. Name the label with 'data.layout.labels=…'."
 
     def _label_files(self) -> set[Path]:
         return {path for path, _ in self._match(self.labels)} if self.labels else set()
