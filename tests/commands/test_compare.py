@@ -49,6 +49,14 @@ def cases(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_an_evaluation_of_five_groups_shows_intervals(runs: Path, pair: tuple[Path, Path], voxtile: Command) -> None:
+    said = voxtile("evaluate", f"run={runs / 'plain'}")
+    spread = json.loads((pair[0] / "summary.json").read_text())["spread"]["dice/disc"]
+    assert spread["low"] <= spread["mean"] <= spread["high"]
+    assert f"{spread['low']:.4f} to {spread['high']:.4f}" in said.text
+    assert "intervals rest on 5 groups: so few say little" in said.text
+
+
 def test_the_table_holds_the_differences_of_the_cases(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
     first, other = pair
     said = voxtile("compare", f"evaluations=[{first},{other}]", f"output={tmp_path / 'table.csv'}")

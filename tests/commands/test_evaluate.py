@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -128,7 +129,8 @@ def test_measures_that_an_evaluation_takes_away_are_named(copied_run: Run, voxti
     before, after = said.text.split("1 whole case, best weights")
     assert "also holds objects, and this one will take its place: type objects=true, too," in before
     assert "taken its place" in after
-    assert "intervals rest on 1 group: so few say little" in said.text
+    assert "no intervals: they would rest on 1 group, and fewer than 5 say nothing of how far" in said.text
+    assert re.search("│ +– +│", said.out)
     assert "taken its place" not in voxtile("evaluate", f"run={copied_run.home}").text
 
 

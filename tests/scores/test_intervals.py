@@ -83,23 +83,18 @@ def test_the_order_of_cases_changes_nothing():
     assert all(first[name] == pytest.approx(second[name]) for name in first)
 
 
-def test_undefined_cases_are_counted_out_and_one_group_has_no_interval():
+@pytest.mark.parametrize(("without", "groups", "has_one"), [(1, "abcdef", True), (2, "abcdef", False), (1, "abcdee", False)])
+def test_undefined_cases_are_counted_out_and_five_groups_are_the_fewest_that_have_an_interval(without, groups, has_one):
     matrices, _ = made(6)
-    matrices[:3, 1], matrices[:3, :, 1] = 0, 0  # three cases without the class in label and map
+    matrices[:without, 1], matrices[:without, :, 1] = 0, 0  # cases without the class in label and map
     rows = case_rows(matrices, list("abcdef"), CLASSES)
-    found = spreads(rows, matrices, list("abcdef"), CLASSES, 0)["dice/disc"]
-    assert found.cases == 3
-    assert found.mean == pytest.approx(np.mean([row["dice/disc"] for row in rows[3:]]))
-    single = spreads(rows, matrices, ["a"] * 6, CLASSES, 0)["dice/disc"]
-    assert math.isnan(single.low)
-    assert single.as_dict() == {"mean": found.mean, "median": found.median, "low": None, "high": None, "cases": 3}
-
-
-def test_two_groups_are_the_fewest_that_have_an_interval():
-    matrices, rows = made(2)
-    found = spreads(rows, matrices, ["a", "b"], CLASSES, 0)["dice/disc"]
-    # A quarter of the draws has one of them only, another quarter the other.
-    assert (found.low, found.high) == pytest.approx(sorted(row["dice/disc"] for row in rows))
+    found = spreads(rows, matrices, list(groups), CLASSES, 0)
+    one = found["dice/disc"]
+    assert one.cases == 6 - without
+    assert one.mean == pytest.approx(np.mean([row["dice/disc"] for row in rows[without:]]))
+    assert (math.isnan(one.low), one.as_dict()["high"] is None) == (not has_one, not has_one)
+    enough = len(set(groups)) >= 5  # in which the other class is, and pixels are pooled of
+    assert [math.isnan(found[name].low) for name in ("dice/ring", "dice", "iou/disc", "iou")] == [not enough] * 4
 
 
 def test_draws_are_the_same_however_many_are_made_at_a_time(monkeypatch):

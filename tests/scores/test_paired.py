@@ -65,9 +65,16 @@ def test_six_groups_that_all_gain_come_to_the_smallest_p_there_is() -> None:
 
 
 def test_the_same_scores_do_not_differ() -> None:
-    same = np.random.default_rng(0).random((8, 1))
-    found = difference(same, same, list("aabbccdd"))
+    same = np.random.default_rng(0).random((10, 1))
+    found = difference(same, same, list("aabbccddee"))
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("groups", "has_one"), [("abcde", True), ("abcdd", False)])
+def test_five_groups_are_the_fewest_that_have_an_interval(groups, has_one) -> None:
+    first = np.linspace(0.2, 0.6, 5)[:, None]
+    found = difference(first, first**2, list(groups))
+    assert (math.isnan(found.low), math.isnan(found.high), math.isnan(found.p)) == (not has_one, not has_one, False)
 
 
 def test_one_group_has_neither_interval_nor_p_and_no_case_nothing() -> None:

@@ -278,7 +278,7 @@ def _show(out: Console, title: str, found: Mapping[str, tuple[Difference, float]
     columns = ("score", "first", "other", "difference", "95 % interval", "p", *further, "cases", "groups")
     table = Table(*columns, title=title, title_justify="left")
     for score, (each, adjusted) in found.items():
-        interval = "undefined" if each.low != each.low else f"{each.low:+.4f} to {each.high:+.4f}"
+        interval = "–" if each.low != each.low else f"{each.low:+.4f} to {each.high:+.4f}"
         apart = "undefined" if each.difference != each.difference else f"{each.difference:+.4f}"
         chances = [number(each.p), *([number(adjusted)] if further else [])]
         counts = (str(each.cases), str(each.groups))
@@ -288,8 +288,11 @@ def _show(out: Console, title: str, found: Mapping[str, tuple[Difference, float]
 
 def _say_limits(out: Console, evaluations: Sequence[Evaluation], fewest: int) -> None:
     """Prints what keeps the comparison from saying much; `fewest` is the number of groups of the score that has fewest."""
+    from voxtile.scores.intervals import LEAST_GROUPS
+
     if fewest < FEW_GROUPS:
         least = f"{min(1.0, 2 / 2**fewest):.2g}"
-        out.print(f"with {counted(fewest, 'group')} of cases p cannot be below {least}, whatever the difference")
+        none = f"; with fewer than {LEAST_GROUPS} there is no interval" if fewest < LEAST_GROUPS else ""
+        out.print(f"with {counted(fewest, 'group')} of cases p cannot be below {least}, whatever the difference{none}")
     if any((each.summary["split"], each.summary["weights"]) == ("val", "best") for each in evaluations):
         out.print("the best weights were chosen on the cases that are compared here, so scores are optimistic, and not all alike")

@@ -23,7 +23,7 @@ from voxtile.commands.tables import print_scores, print_volumes
 from voxtile.errors import counted, listed
 from voxtile.inference.predictor import Predictor
 from voxtile.scores.confusion import averaged_over, case_rows, summarise
-from voxtile.scores.intervals import Spread, spreads
+from voxtile.scores.intervals import LEAST_GROUPS, Spread, spreads
 from voxtile.scores.volumes import summarise_volumes, volume_columns
 from voxtile.values import finite
 
@@ -173,7 +173,13 @@ def _show(table: ScoreTable, title: str, out: Console) -> None:
     if (grid := grid_note(table.cases)) != "stored":
         out.print(f"pixels are {grid}: scores on another grid are other scores")
     groups = len({case.group for case in table.cases})
-    if groups < FEW_GROUPS:
+    if groups < LEAST_GROUPS:
+        out.print(
+            f"no intervals: they would rest on {counted(groups, 'group')}, and fewer than {LEAST_GROUPS} say nothing of how far "
+            "the scores would move with others",
+            soft_wrap=True,
+        )
+    elif groups < FEW_GROUPS:
         out.print(f"intervals rest on {counted(groups, 'group')}: so few say little of how far the scores would move with others")
 
 

@@ -53,7 +53,7 @@ def print_scores(
         if not spread:
             return []
         found = spread[name]
-        interval = "undefined" if found.low != found.low else f"{found.low:.4f} to {found.high:.4f}"
+        interval = "–" if found.low != found.low else f"{found.low:.4f} to {found.high:.4f}"
         return [interval, "" if found.median is None else number(found.median)]
 
     for names in ([name for name in classes if name not in regions], regions):

@@ -21,6 +21,7 @@ RESAMPLES = 10_000
 AT_ONCE = 500
 SEED = 0
 LEVEL = 95  # per cent
+LEAST_GROUPS = 5  # of fewer an interval is little more than the least and the greatest of their numbers
 CASE_SCORES = ("dice", "case_iou", "precision", "recall")  # columns of cases.csv that have a mean over cases
 
 
@@ -30,7 +31,7 @@ class Spread(NamedTuple):
     Attributes:
         mean: over the cases where it is defined; of a pooled score its value.
         median: likewise; None for a pooled score.
-        low: where the 95 % interval of the mean begins; NaN with fewer than two groups.
+        low: where the 95 % interval of the mean begins; NaN with fewer than `LEAST_GROUPS` groups.
         high: where it ends.
         cases: how many cases there are in the mean.
     """
@@ -79,10 +80,16 @@ class Resamples:
                 sums[part] = (drawn @ own).reshape(sums[part].shape)
         return out
 
-    def interval(self, drawn: NDArray[np.float64]) -> tuple[float, float]:
-        """The percentile interval of one score's value in each draw, without the draws in which it is undefined."""
+    def interval(self, drawn: NDArray[np.float64], cases: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+        """The percentile interval of one score's value in each draw, without the draws in which it is undefined.
+
+        Args:
+            drawn: the values.
+            cases: in which the score is defined [N]; None where in all. NaN is the interval of fewer than `LEAST_GROUPS` groups.
+        """
         drawn = drawn[~np.isnan(drawn)]
-        if self.count < 2 or not drawn.size:
+        groups = self.count if cases is None else len(np.unique(self.group_of[cases]))
+        if groups < LEAST_GROUPS or not drawn.size:
             return math.nan, math.nan
         low, high = np.percentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
         return float(low), float(high)
@@ -117,12 +124,16 @@ def spreads(
     # Of the pixels that pooled scores are made of, not of matrices: of many classes these would be gigabytes.
     total, number, *pixels = resamples.sums(np.where(defined, values, 0), defined, *counts(matrices, members))
     drawn = np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
-    found = {name: _spread(values[:, place], resamples.interval(drawn[:, place])) for place, name in enumerate(columns)}
+    found = {
+        name: _spread(values[:, place], resamples.interval(drawn[:, place], defined[:, place]))
+        for place, name in enumerate(columns)
+    }
     foreground = averaged_over(classes, background, regions)
     dice = [columns.index(f"dice/{names[index]}") for index in foreground]
+    anywhere = np.asarray(defined[:, dice].any(axis=1))
     found["dice"] = Spread(
         mean_of(np.array([found[columns[place]].mean for place in dice])), None,
-        *resamples.interval(row_means(drawn[:, dice])), int(defined[:, dice].any(axis=1).sum()),
+        *resamples.interval(row_means(drawn[:, dice]), anywhere), int(anywhere.sum()),
     )  # fmt: skip
     pooled, redrawn = class_scores(matrices.sum(axis=0), members), scores_of(Counts(*pixels))
     for name, kind in (("iou", "iou"), ("pooled_dice", "dice")):

@@ -25,7 +25,7 @@ class Difference(NamedTuple):
         first: mean of the one that is compared with.
         other: mean of the other.
         difference: other - first.
-        low: where the 95 % interval of the difference begins; NaN with fewer than two groups.
+        low: where the 95 % interval of the difference begins; NaN with fewer than `LEAST_GROUPS` groups.
         high: where it ends.
         p: of Wilcoxon's signed-rank test, two-sided, over the groups; NaN with fewer than two.
         cases: how many cases there are in it.
@@ -55,11 +55,11 @@ def differences(pairs: Sequence[tuple[Floats, Floats]], groups: Sequence[str]) -
     found = []
     for (first, other), each in zip(pairs, apart, strict=True):
         total, number = next(sums), next(sums)
-        kept = ~np.isnan(each).all(axis=1)
+        kept = np.asarray(~np.isnan(each).all(axis=1))
         of_groups = _means(row_means(each[kept]), resamples.group_of[kept])
         means = [_mean_of_means(np.where(np.isnan(each), np.nan, values)) for values in (first, other)]
         drawn = row_means(np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0))
-        low, high = resamples.interval(drawn) if len(of_groups) > 1 else (math.nan, math.nan)
+        low, high = resamples.interval(drawn, kept)
         found.append(
             Difference(means[0], means[1], means[1] - means[0], low, high, _signed_rank(of_groups), int(kept.sum()), len(of_groups))
         )
