@@ -76,6 +76,12 @@ def test_a_mapping_that_the_shell_has_cut(refuses) -> None:
     refuses(2, "a bracket that is not closed", extra=("+data.labels={7: roof",))
 
 
+@pytest.mark.parametrize(("model", "argument"), [("smp/unet", "encoder_weights"), ("torchvision/fcn_resnet50", "weights_backbone")])
+def test_an_argument_of_what_a_network_is_built_of(voxtile, model, argument) -> None:
+    said = f"takes no '{argument}', and what it is built of does: type 'model.network.{argument}=x'."
+    refused(voxtile("train", f"model={model}", f"model.{argument}=x"), 2, said)
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.commands.conftest import Command, Run
 from voxtile import __version__
+from voxtile.commands.compose import folder_of
 from voxtile.commands.console import console
 from voxtile.commands.main import COMMANDS, main
 
@@ -63,6 +65,23 @@ def test_each_command_explains_itself(name: str, capfd: pytest.CaptureFixture[st
     assert "==" in out
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("predict", "damaged: error      # what cannot be read of a file: error, or nodata"),
+        ("status", "runs: ${paths.runs}/*   # run folders, a list or a pattern"),
+        ("plan", "  memory: 8        # gigabytes that a training step may take"),
+    ],
+)
+def test_settings_are_explained_where_a_command_is(voxtile: Command, name: str, line: str) -> None:
+    out = voxtile(name, "--help").out
+    settings = yaml.safe_load(out.rpartition("==\n")[2].partition("Other commands")[0])
+    assert out.splitlines().count(line) == 1
+    assert settings.keys() >= yaml.safe_load((folder_of(name) / f"{name}.yaml").read_text()).keys() - {"defaults", "hydra"}
+    assert ("model" in settings) == (name == "plan")
+    assert yaml.safe_load(voxtile(name, "--cfg", "job").out).keys() == settings.keys()
+
+
 def test_train_names_the_other_commands(voxtile: Command) -> None:
     (line,) = (line for line in voxtile("train", "--help").out.splitlines() if line.startswith("Other commands:"))
     assert set(re.findall(r"\w+", line.partition("voxtile")[2].partition(",")[0])) == COMMANDS.keys() - {"train"}
@@ -87,6 +106,14 @@ LIGHT = {
     "train bach_size=5": (2, "no key 'bach_size'. Did you mean 'training.batch_size'?"),
     "train trainer.max_epochs=5": (2, "Did you mean 'training.steps'? voxtile counts steps"),
     "train learning_rate=1": (2, "no key 'learning_rate'. Did you mean 'optimizer.lr'?"),
+    "train --epochs=5": (
+        2,
+        "'--epochs=5' is no flag: settings are typed 'key=value', without dashes. Did you mean 'training.steps'?",
+    ),
+    "train --lr 0.1": (2, "'--lr' is no flag: settings are typed 'key=value', without dashes. Did you mean 'optimizer.lr'?"),
+    "predict --input x": (2, "without dashes. Did you mean 'input'?"),
+    "train --vers": (0, "Hydra "),
+    "compare runs=[a,b]": (2, "no key 'runs'. Did you mean 'evaluations'?"),
     "evaluate epochs=5": (2, "no key 'epochs'. All keys: voxtile evaluate"),
     "train seed=0,1": (2, "Several values are for several runs: type '-m' too."),
     "train sweep=optuna optimizer.lr=interval(1e-3,1e-2)": (2, "type '-m' too. Sweep parameters 'optimizer.lr=interval("),

@@ -58,6 +58,9 @@ _LONG = {
     "-c": "--cfg",
     "-p": "--package",
 }
+_OTHERS = (
+    "--hydra-help", "--version", "--resolve", "--run", "-r", "--shell-completion", "-sc", "--experimental-rerun", "--info", "-i",
+)  # fmt: skip
 _VALUED = ("--config-dir", "--config-path", "--config-name", "--package", "--cfg")
 _OWN = {"--help", "--cfg", "--config-dir"}
 Flags = Mapping[str, Sequence[str]]  # as `_parsed` gives them
@@ -113,6 +116,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
                 f"The folder '{missing[0]}' of '--config-dir' does not exist. Name the one that holds data/, model/, …."
             )
         check_whole(typed)
+        _refuse_no_flags(name, flags)
         _refuse_bare(name, typed)
         overrides = without_nulls(readable(typed, several="--multirun" in flags), groups_of(name))
         _CURRENT.set((name, overrides, folders))
@@ -142,6 +146,20 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
     from voxtile.commands.explain import explain
 
     return guarded(lambda: explain(problem, name, [conf_dir(), *folders]))
+
+
+def _refuse_no_flags(name: str, flags: Flags) -> None:
+    """Refuses what looks like a flag and is none of Hydra's, which would answer with its whole usage.
+
+    Raises:
+        ConfigError: A word with dashes is no flag.
+    """
+    known = (*_LONG.values(), *_OTHERS)
+    for flag, words in flags.items():
+        if flag != "--" and flag not in known and not any(flag.startswith("--") and each.startswith(flag) for each in known):
+            from voxtile.commands.explain import no_flag
+
+            raise ConfigError(no_flag(words[0], name))
 
 
 def _refuse_bare(name: str, words: Sequence[str]) -> None:
@@ -374,8 +392,23 @@ def _help(config: DictConfig, name: str, about: str = "") -> str:
     text: str = config.hydra.help.template
     if about:
         text = text.replace(config.hydra.help.header, about)
-    settings = OmegaConf.to_yaml(_without_hydra(config))
-    return text.replace("$APP_CONFIG_GROUPS", "\n".join(row for row in rows if row[-2] != ":")).replace("$CONFIG", settings)
+    settings = _without_hydra(config)
+    shown = ""
+    if name != "train":  # whose groups and ways of debugging set what its file holds
+        shown, own = _own_settings(folder / f"{name}.yaml")
+        with open_dict(settings):
+            for key in own:
+                settings.pop(key, None)
+    shown += OmegaConf.to_yaml(settings) if settings else ""  # of plan also what a run is made of
+    return text.replace("$APP_CONFIG_GROUPS", "\n".join(row for row in rows if row[-2] != ":")).replace("$CONFIG", shown)
+
+
+def _own_settings(file: Path) -> tuple[str, list[str]]:
+    """What a command's file sets, as it stands there, with the comments beside it; and the keys."""
+    text = file.read_text(encoding="utf-8")
+    found = re.search(r"^defaults:\n(?: [^\n]*\n)*\n*(.*?)^hydra:$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return f"{found[1].rstrip()}\n", list(yaml.safe_load(found[1]))
 
 
 def groups_of(name: str) -> list[str]:

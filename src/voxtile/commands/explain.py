@@ -26,7 +26,7 @@ OPEN = (  # what a data set's file may extend
 ELSEWHERE = {  # what other frameworks or commands call it, and the key here
     "epochs": "training.steps", "max_epochs": "training.steps", "num_epochs": "training.steps", "max_steps": "training.steps",
     "learning_rate": "optimizer.lr", "val_interval": "training.val_every", "val_check_interval": "training.val_every",
-    "data": "dataset",
+    "data": "dataset", "run": "evaluations", "runs": "evaluations",
 }  # fmt: skip
 
 
@@ -116,6 +116,12 @@ def _numbered(path: str, word: str) -> str:
     return f"{said}Type '{parent}={{{key}: {word.partition('=')[2] or '…'}}}'."
 
 
+def no_flag(word: str, name: str) -> str:
+    """What to say of a word that looks like a flag and is none."""
+    key = word.lstrip("-").partition("=")[0].replace("-", "_")
+    return f"'{word}' is no flag: settings are typed 'key=value', without dashes.{_meant(key, known_keys(name))}"
+
+
 def bare_word(word: str, name: str) -> str:
     """What to say of a word of the command `name` that is no 'key=value'."""
     folder, said = folder_of(name), f"'{word}' sets nothing: what follows a command is 'key=value'."
@@ -176,7 +182,17 @@ def _of_network(path: str, name: str, folders: Sequence[Path]) -> str:
         each for each, how in accepted.items() if each not in ("in_channels", "num_classes") and how.kind is not how.VAR_KEYWORD
     ]
     takes = f" It takes {listed(named, 20)}." if named else ""
+    if inner := next(_ends_in(OmegaConf.to_container(config.model), f".{key}", "model"), ""):
+        return f"The network {maker} takes no '{key}', and what it is built of does: type '{inner}={value}'."
     return f"The network {maker} takes no '{key}'.{did_you_mean(key, named)}{takes} Leave it out, or type one of its own."
+
+
+def _ends_in(node: Any, end: str, path: str) -> Iterator[str]:
+    """The paths below a node that end so."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if f"{path}.{key}".endswith(end):
+            yield f"{path}.{key}"
+        yield from _ends_in(value, end, f"{path}.{key}")
 
 
 def known_keys(name: str) -> list[str]:
