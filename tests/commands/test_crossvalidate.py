@@ -12,6 +12,7 @@ import pytest
 from tests.commands.conftest import Command, homes, with_manifest
 from tests.testers.tiny import configured, volumes
 from voxtile.commands.main import main
+from voxtile.inference.postprocess import Postprocess
 
 WORDS = ["model.width=0.0625", "model.depth=2", "training.steps=6", "training.val_every=3", "training.batch_size=2", "trainer=cpu"]
 
@@ -232,6 +233,21 @@ def test_the_ensemble_on_test_cases_is_one_look(folds: Path, tmp_path: Path, vox
         assert voxtile("predict", *where, "weights=last", f"input={source}", f"output={tmp_path / 'maps'}").code == 0
         found = np.asarray(nibabel.load(tmp_path / "maps" / f"{name}.nii.gz").dataobj)
         assert int(row["predicted_pixels/disc"]) == (found == 1).sum()
+
+
+def test_post_processing_that_makes_the_mean_worse_is_in_no_fold(
+    folds: Path, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = [f"runs={folds / 'runs'}/tubes-*", f"paths.runs={tmp_path}"]
+    assert voxtile("evaluate", *where).code == 0
+    nothing = Postprocess(0, smallest={1: 1e9})  # of which no map keeps anything
+    monkeypatch.setattr("voxtile.inference.postprocess_search.Search.choose", lambda self, cases: (nothing, []))
+    said = voxtile("evaluate", *where, "postprocess=search")
+    assert (said.code, "nothing helps, which is what is kept" in said.text) == (0, True), said.text
+    folder = next((tmp_path / "evaluations").glob("*/val-last-postprocess*"))
+    chosen = json.loads((folder / "summary.json").read_text())["procedure"]["postprocess"]["chosen by the other folds"]
+    assert chosen == {"0": None, "1": None, "2": None}
+    assert table(folder / "cases.csv") == table(folder.parent / "val-last" / "cases.csv")
 
 
 def test_post_processing_is_chosen_by_the_other_folds_and_kept_for_predict(folds: Path, tmp_path: Path, voxtile: Command) -> None:

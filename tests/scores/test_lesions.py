@@ -53,6 +53,16 @@ def test_counts_are_those_of_brute_force(
     assert [found[kind] for kind in COUNTS] == brute_force(label, prediction, least, overlap, corners)
 
 
+@pytest.mark.parametrize("share", [0.28, 0.55, 0.56, 0.57, 0.58])  # whose products with 100 are no whole numbers
+def test_a_lesion_of_just_the_least_share_is_found(share: float) -> None:
+    label, prediction = np.zeros((1, 10, 10), np.uint8), np.zeros((1, 10, 10), np.uint8)
+    label[:] = 1
+    prediction.flat[: round(share * 100)] = 1
+    assert counted(label, prediction, overlap=share)["found_lesions"] == 1
+    prediction.flat[0] = 0
+    assert counted(label, prediction, overlap=share)["found_lesions"] == 0
+
+
 def volume(*boxes: tuple[int, int]) -> np.ndarray:
     """Bars along x of given place and length, in a volume [3, 5, 20]."""
     out = np.zeros((3, 5, 20), dtype=np.uint8)

@@ -112,7 +112,12 @@ class OutOfFold(Evaluation):
         """
         maps, columns = scorer.kept(jobs, self.out, self.title), [job.columns for job in jobs]
         search = self.search(maps)
-        of_fold: dict[str, Postprocess] = {}
+        of_fold: dict[str, Postprocess | None] = {}
+
+        def counted_with(post: Postprocess | None, numbers: Sequence[int]) -> list[Scored]:
+            return scorer.score_kept([maps[number] for number in numbers], [post] * len(numbers), measured=False)
+
+        plain = counted_with(None, range(len(maps)))
         for fold in sorted({more["fold"] for more in columns}):
             held = {each.case.group for each, more in zip(maps, columns, strict=True) if more["fold"] == fold}
             others = [number for number, each in enumerate(maps) if each.case.group not in held]
@@ -121,11 +126,12 @@ class OutOfFold(Evaluation):
                     "'postprocess=search' chooses for each fold by the others, and the cases of these runs are all of one fold. "
                     "Name runs of several folds, or search with one run: 'run=<folder> postprocess=search'."
                 )
-            of_fold[fold], _ = search.choose(others)
+            best, _ = search.choose(others)
+            better, as_is = (mean_dice(each, self.data) for each in (counted_with(best, others), [plain[n] for n in others]))
+            of_fold[fold] = best if better > as_is else None
         scored = scorer.score_kept(maps, [of_fold[more["fold"]] for more in columns], columns)
         everything, tried = search.choose(range(len(maps)))
-        plain, all_chosen = (scorer.score_kept(maps, [each] * len(maps), measured=False) for each in (None, everything))
-        helps = mean_dice(all_chosen, self.data) > mean_dice(plain, self.data)
+        helps = mean_dice(counted_with(everything, range(len(maps))), self.data) > mean_dice(plain, self.data)
         self.keep(self.typed(everything if helps else None), tried, plain, scored, " for each fold by the other folds")
         return scored, {"chosen by the other folds": {fold: self.typed(each) for fold, each in of_fold.items()}}
 

@@ -122,7 +122,8 @@ def spreads(
     values = np.array([[row[name] for name in columns] for row in rows], dtype=np.float64)
     defined = ~np.isnan(values)
     # Of the pixels that pooled scores are made of, not of matrices: of many classes these would be gigabytes.
-    total, number, *pixels = resamples.sums(np.where(defined, values, 0), defined, *counts(matrices, members))
+    of_cases = counts(matrices, members)
+    total, number, *pixels = resamples.sums(np.where(defined, values, 0), defined, *of_cases)
     drawn = np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
     found = {
         name: _spread(values[:, place], resamples.interval(drawn[:, place], defined[:, place]))
@@ -135,13 +136,15 @@ def spreads(
         mean_of(np.array([found[columns[place]].mean for place in dice])), None,
         *resamples.interval(row_means(drawn[:, dice]), anywhere), int(anywhere.sum()),
     )  # fmt: skip
+    seen = (of_cases.label + of_cases.predicted) > 0  # pixels of these are pooled
     pooled, redrawn = class_scores(matrices.sum(axis=0), members), scores_of(Counts(*pixels))
     for name, kind in (("iou", "iou"), ("pooled_dice", "dice")):
         one, many = getattr(pooled, kind), getattr(redrawn, kind)
         for index, of in enumerate(names):
-            found[f"{name}/{of}"] = Spread(float(one[index]), None, *resamples.interval(many[:, index]), len(rows))
+            found[f"{name}/{of}"] = Spread(float(one[index]), None, *resamples.interval(many[:, index], seen[:, index]), len(rows))
         if name == "iou":
-            found["iou"] = Spread(mean_of(one[foreground]), None, *resamples.interval(row_means(many[:, foreground])), len(rows))
+            interval = resamples.interval(row_means(many[:, foreground]), np.asarray(seen[:, foreground].any(axis=1)))
+            found["iou"] = Spread(mean_of(one[foreground]), None, *interval, len(rows))
     return found
 
 

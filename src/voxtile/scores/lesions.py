@@ -48,7 +48,7 @@ def _columns(found: Objects, classes: Mapping[int, str], least: float, overlap: 
     large = size >= least
     kept = large[b]
     covered = np.bincount(a[kept], found.common.data[kept], len(found.size))
-    hit = (covered > 0) & (covered >= overlap * found.size)
+    hit = (covered > 0) & (covered / np.maximum(found.size, 1) >= overlap)  # 0.55 * 100 is more than 55
     wanted = found.size >= least
     touching = np.bincount(b, minlength=len(size)) > 0
     counted = large & (touching | (found.ignored <= found.judged))  # what lies mostly where nothing is judged is not false
