@@ -213,3 +213,8 @@ def test_names_that_are_no_text_are_printed_all_the_same(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stored, encoding="utf-8", write_through=True))
     console().print(os.fsdecode(b"a\xff.tif"))
     assert stored.getvalue() == b"a\\udcff.tif\n"
+
+
+def test_signs_that_stand_for_pictures_are_printed_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    console().print("runs/t:x:1 [red]")
+    assert capfd.readouterr().out == "runs/t:x:1 [red]\n"

@@ -33,6 +33,22 @@ def test_a_damaged_run_takes_no_other_out_of_the_table(damaged: Path, copied_run
     assert f"{damaged}: {damaged / name} cannot be read" in said.text
 
 
+@pytest.mark.parametrize("part", ["status.json", "metrics.csv"])
+def test_a_run_whose_files_hold_something_else_is_damaged(damaged: Path, voxtile: Command, part: str) -> None:
+    status = json.loads((damaged / "status.json").read_text())
+    if part == "status.json":
+        status["best"]["scores"]["dice"] = "good"
+    else:
+        status["state"] = "interrupted"
+        (damaged / part).write_bytes(b"\xff\xfe")
+    (damaged / "status.json").write_text(json.dumps(status))
+    said = voxtile("status", f"runs={damaged.parent}/*")
+    assert (said.code, part in said.text) == (4, True), said.text
+    rows = [line.replace("│", " ").split() for line in said.out.splitlines()]
+    assert ["other", "damaged"] in rows
+    assert any("finished" in row for row in rows)
+
+
 def test_a_run_of_another_version_is_called_so(damaged: Path, voxtile: Command) -> None:
     recipe = json.loads((damaged / "recipe.json").read_text())
     (damaged / "recipe.json").write_text(json.dumps(recipe | {"version": 0}))

@@ -106,6 +106,12 @@ DAMAGED = {
 }
 
 
+def test_digests_that_are_none_are_told(copied_run: Run, voxtile: Command) -> None:
+    (copied_run.home / "status.json").write_text(json.dumps(copied_run.read("status.json") | {"weights": {}}))
+    said = voxtile("verify", f"run={copied_run.home}")
+    assert (said.code, "weights: no digests of them are kept" in said.text) == (4, True), said.text
+
+
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_file_is_one_paragraph(copied_run: Run, voxtile: Command, damage: str) -> None:
     name, change, told = DAMAGED[damage]

@@ -15,6 +15,7 @@ from voxtile.commands.folders import first_twice, named_paths
 from voxtile.commands.measures import measured_with
 from voxtile.commands.words import word
 from voxtile.errors import ConfigError, DataError, RunError, counted, did_you_mean, listed, reason
+from voxtile.training.run_folder import EXPORT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +150,7 @@ def _evaluation_in(path: Path) -> Path:
         return found[0]
     if found:
         raise RunError(f"{path} holds {counted(len(found), 'evaluation')}. Name one of them: {listed(found)}.")
-    if (path / "recipe.json").exists():
+    if (path / "recipe.json").exists() and not (path / EXPORT).exists():
         raise RunError(f"{path} holds no evaluation (no cases.csv). Make one: voxtile evaluate {word('run', path)}")
     raise RunError(
         f"{path} holds no evaluation (no cases.csv), and is no run that could. Name a folder that 'voxtile evaluate' has written, "

@@ -17,9 +17,9 @@ from voxtile.errors import counted
 def console() -> Console:
     """The console; where there is no terminal, plain lines as long as they come."""
     print_any_name(sys.stdout)
-    # Without markup: a path or an override in square brackets is text.
-    out = Console(highlight=False, markup=False)
-    return out if out.is_terminal else Console(highlight=False, markup=False, width=160)
+    # Without markup and emoji: a path or an override in square brackets, or with `:x:` in it, is text.
+    out = Console(highlight=False, markup=False, emoji=False)
+    return out if out.is_terminal else Console(highlight=False, markup=False, emoji=False, width=160)
 
 
 def print_any_name(stream: TextIO) -> None:

@@ -14,7 +14,7 @@ from voxtile.commands.compose import as_typed
 from voxtile.commands.guard import STOPPED
 from voxtile.commands.names import titles
 from voxtile.commands.words import list_word
-from voxtile.errors import RunError, counted
+from voxtile.errors import RunError, counted, reason
 from voxtile.studies.manifest import segment
 from voxtile.training import metrics_file
 from voxtile.training.run_folder import OtherVersionError, RunFolder
@@ -185,19 +185,21 @@ def _row(home: RunFolder) -> tuple[list[str], str]:
         status = home.status
         made = segment(home.read("manifest.json")) if (home.path / "manifest.json").exists() else {}
         step = _step(home, status)
+        scores = (status.get("best") or {}).get("scores", {})
+        seconds, memory = made.get("training_seconds"), made.get("peak_memory_gib")
+        of = "" if status["state"] == "finished" else f"/{status['steps']}" if "steps" in status else ""
+        row = [
+            home.path.name,
+            status["state"],
+            f"{step}{of}",
+            *(number(scores[name]) if name in scores else "" for name in ("dice", "iou")),
+            f"{seconds / step:.3f}" if seconds and step else "",
+            "" if memory is None else f"{memory:.2f}",
+        ]
     except RunError as error:
         return [home.path.name, "other version" if isinstance(error, OtherVersionError) else "damaged"], str(error)
-    scores = (status.get("best") or {}).get("scores", {})
-    seconds, memory = made.get("training_seconds"), made.get("peak_memory_gib")
-    of = "" if status["state"] == "finished" else f"/{status['steps']}" if "steps" in status else ""
-    row = [
-        home.path.name,
-        status["state"],
-        f"{step}{of}",
-        *(number(scores[name]) if name in scores else "" for name in ("dice", "iou")),
-        f"{seconds / step:.3f}" if seconds and step else "",
-        "" if memory is None else f"{memory:.2f}",
-    ]
+    except (AttributeError, TypeError, ValueError) as error:  # of a text where a number belongs, say
+        return [home.path.name, "damaged"], f"its status.json or manifest.json holds something else than a run's: {reason(error)}"
     return row, str(status.get("reason") or ("it failed" if status["state"] == "failed" else ""))
 
 

@@ -76,7 +76,7 @@ def check_evidence(run: RunFolder) -> None:
 def changed_weights(run: RunFolder) -> list[str]:
     """The weights that are not as they were recorded when the run was finished, one phrase each."""
     recorded = run.read("status.json").get("weights")
-    if recorded is None:
+    if not recorded:
         return ["no digests of them are kept; the run was made by an older version"]
     found = digests(run.weights)
     return [f"{name} {'is gone' if name not in found else 'has changed'}" for name in recorded if found.get(name) != recorded[name]]
