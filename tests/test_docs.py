@@ -48,12 +48,16 @@ ROOMS = ("cases", "data", "models", "scores", "inference", "training", "studies"
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder, the current one, with the documents' files: blocks that open with a comment that holds a path."""
-    for document in ("README.md", "docs/extending.md"):
+    for document in ("README.md", "docs/extending.md", "docs/walkthrough_scenes.md", "docs/walkthrough_volumes.md"):
         for _, block in fences((ROOT / document).read_text(encoding="utf-8")):
             if named := re.match(r"(?:# @package _global_\n)?# ([\w/]+\.(?:yaml|py))\n", block):
                 path = tmp_path / named[1]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block, encoding="utf-8")
+    for plan in ("brain_2d", "brain_3d"):  # what `voxtile plan` would write there
+        path = tmp_path / "my_conf" / "experiment" / f"{plan}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("# @package _global_\ndefaults:\n  - override /data: brain\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VOXTILE_DATA", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -62,12 +66,19 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
+def anchors(document: Path) -> set[str]:
+    """What links may name in a document: its headings as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_every_link_leads_to_a_file(path: Path) -> None:
+def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
-    local = [target.partition("#")[0] for target in targets if "://" not in target]
-    missing = [target for target in local if target and not (path.parent / target).exists()]
-    assert not missing
+    for file, _, anchor in (target.partition("#") for target in targets if "://" not in target):
+        document = path.parent / file if file else path
+        assert document.exists(), file
+        assert not anchor or anchor in anchors(document), f"{file}#{anchor}"
 
 
 def test_every_document_is_in_the_readmes_index() -> None:
