@@ -76,7 +76,7 @@ def test_maps_by_voxtile_come_to_the_same_scores(voxtile: Command, tmp_path: Pat
 
 def test_a_look_at_test_cases_is_recorded(voxtile: Command, copied_run: Run, tmp_path: Path) -> None:
     maps = copied(copied_run, tmp_path / "theirs", "test")
-    said = voxtile(*words_for(copied_run, f"maps={maps}", "split=test"))
+    said = voxtile(*words_for(copied_run, f"maps={maps}", "split=test", f"paths.runs={tmp_path / 'runs'}"))
     assert "look number 1 at this test split, recorded" in said.text
     assert summary_of(copied_run.home / "evaluations" / "test-maps-theirs")["scores"]["dice"] == 1
 
