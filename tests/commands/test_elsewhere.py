@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from tests.commands.conftest import Command, Run
-from tests.testers.tiny import blob, configured, scene, volumes
+from tests.commands.conftest import Command, Run, homes
+from tests.testers.tiny import blob, configured, scene, scene_words, volumes
 
 DISC, GROUND = 10, 20  # stored otherwise than in the run's own data, and named in another order
 LAYOUT = {"_target_": "voxtile.cases.layouts.FolderLayout", "images": "images/{id}.tif", "labels": "labels/{id}.tif"}
@@ -102,6 +102,24 @@ def test_cases_that_the_run_was_trained_on_are_refused(voxtile: Command, copied_
     assert "test cases of" in said.text
     assert "look number 1 at its test split, recorded" in said.text
     assert len(list((tmp_path / "runs" / "test_ledger").iterdir())) == 2
+
+
+def test_scenes_of_which_blocks_were_learned_are_refused(voxtile: Command, tmp_path: Path) -> None:
+    words = [*scene_words(tmp_path), "split=blocks", "split.blocks=[2,2]", f"paths.runs={tmp_path / 'runs'}"]
+    assert voxtile("train", *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    town(tmp_path / "town")
+    for kind in ("images", "labels"):
+        shutil.copy(tmp_path / "scenes" / kind / "s0.tif", tmp_path / "town" / kind / "copy.tif")
+    shared = ["evaluate", f"run={home}", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
+    labels = {DISC: "disc", GROUND: "ground", 0: "ground", 1: "disc"}
+    said = voxtile(*shared, *described(tmp_path, labels=labels))
+    assert said.code == 3
+    assert "'copy' (test) is the scene of which blocks were learned s0 (training)" in said.text
+    (tmp_path / "scenes").rename(tmp_path / "moved")
+    said = voxtile(*shared, *described(tmp_path, labels=labels))
+    assert said.code == 0, said.text
+    assert "it cannot be told whether these cases are scenes that it saw blocks of" in said.text
 
 
 def test_other_channels_are_refused(voxtile: Command, words: list[str], tmp_path: Path) -> None:

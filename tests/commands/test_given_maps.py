@@ -60,7 +60,7 @@ def test_maps_are_counted_like_predictions(voxtile: Command, copied_run: Run, tm
 
 @pytest.mark.parametrize("values", ["classes", "stored"])
 def test_maps_by_voxtile_come_to_the_same_scores(voxtile: Command, tmp_path: Path, values: str) -> None:
-    words = scene_words(tmp_path, labels={1: "ground", 0: "disc"})  # each is stored as the index of the other
+    words = [*scene_words(tmp_path), "~data.labels", "+data.labels={1: ground, 0: disc}"]  # stored as the index of the other
     assert voxtile("train", *words).code == 0
     (home,) = homes(tmp_path / "runs")
     copied_run = Run(words, home, tmp_path, "")
@@ -72,6 +72,37 @@ def test_maps_by_voxtile_come_to_the_same_scores(voxtile: Command, tmp_path: Pat
     own, given = (summary_of(copied_run.home / "evaluations" / name) for name in ("val-best", "val-maps-maps"))
     assert own["confusion"] == given["confusion"]
     assert own["scores"] == given["scores"]
+
+
+def test_class_indices_of_another_run_are_not_guessed(voxtile: Command, copied_run: Run, tmp_path: Path) -> None:
+    words = [*copied_run.words, "seed=1", f"paths.runs={tmp_path / 'others'}"]
+    assert voxtile("train", *words).code == 0
+    (other,) = homes(tmp_path / "others")
+    for values in ("classes", "stored"):
+        for name in names(copied_run, "val"):
+            image = copied_run.folder / "scenes" / "images" / f"{name}.tif"
+            voxtile("predict", f"run={other}", f"input={image}", f"output={tmp_path / values}", f"values={values}")
+    said = voxtile(*words_for(copied_run, f"maps={tmp_path / 'classes'}"))
+    # Where stored values are the indices, both are one map, which no tag tells apart.
+    assert "holds class indices of another run" in said.text
+    assert said.code == 3
+
+
+def test_scores_of_another_folder_of_the_same_name_are_kept(voxtile: Command, copied_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert voxtile(*words_for(copied_run, f"maps={copied(copied_run, tmp_path / 'a' / 'maps')}")).code == 0
+    said = voxtile(*words_for(copied_run, f"maps={copied(copied_run, tmp_path / 'b' / 'maps')}"))
+    assert said.code == 2
+    assert "another folder of the name 'maps'" in said.text
+
+
+def test_a_map_that_does_not_fit_is_no_look(voxtile: Command, copied_run: Run, tmp_path: Path) -> None:
+    maps = copied(copied_run, tmp_path / "theirs", "test")
+    with rasterio.open(maps / f"{names(copied_run, 'test')[0]}.tif", "r+") as file:
+        file.write(np.full(file.shape, 7, np.uint8), 1)
+    said = voxtile(*words_for(copied_run, f"maps={maps}", "split=test", f"paths.runs={tmp_path / 'runs'}"))
+    assert (said.code, "look number" in said.text) == (3, False)
 
 
 def test_a_look_at_test_cases_is_recorded(voxtile: Command, copied_run: Run, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
         )
 
     leaks = [replace(leak, other_side="training") for leak in leaks_of(learned_by(run.home), prepared)]
+    leaks += _whole_scenes(run, prepared, out)
     waived = settle(leaks, data.get("waive") or (), told)
     known = run.manifest["data"].get("contents", {}).values()  # an older run does not say
     looked_at = {each["image"] for each in known} - {each.image for each in learned_by(run.home)}
@@ -125,6 +126,33 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
         said = f"{listed(chosen)} chose the weights of {run.home.path}: scores may be too good"
         out.print(said, style="yellow", soft_wrap=True)
     return replace(prepared, waived=tuple(waived))
+
+
+def _whole_scenes(run: Trained, prepared: Prepared, out: Console) -> list[Leak]:
+    """Cases that are copies of what the run was trained on blocks of: of a block, the manifest knows its own pixels only."""
+    from voxtile.commands.parents import learned_by
+    from voxtile.data.leakage import Leak
+    from voxtile.data.survey import survey_all
+
+    names = {each.file for each in learned_by(run.home) if each.region is not None}
+    if not names:
+        return []
+    own = run.built.dataset
+    try:
+        cut = [own.open(files) for files in own.layout.find() if files.id in names]
+    except DataError:
+        said = (
+            f"the data of {run.home.path} are not there, so it cannot be told whether these cases are scenes that it saw blocks of"
+        )
+        out.print(said, style="yellow", soft_wrap=True)
+        return []
+    found = survey_all(cut, len(own.classes), prepared.cache, label=False)
+    seen = {each.image_digest: name for name, each in found.items()}
+    return [
+        Leak(name, "test", (seen[digest],), "training", "is the scene of which blocks were learned")
+        for name, digest in prepared.images.items()
+        if digest in seen
+    ]
 
 
 def _as_seen(run: Trained, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from voxtile.commands.scoring import Job, Scored, Scorer, mean_dice
 from voxtile.commands.sharing import score_all
 from voxtile.commands.trained import Trained
 from voxtile.data.survey import check_labels
-from voxtile.errors import DataError, RunError, listed
+from voxtile.errors import ConfigError, DataError, RunError, listed
 from voxtile.inference.postprocess_search import Search
 from voxtile.training.ledger import record_look
 from voxtile.training.recipe import ADDED
@@ -105,8 +105,7 @@ class Evaluation:
             self.predictor = self.runs[0].predictor(self.config, self.runs)
             self.post = self._post_processing()
         if self.config["maps"] is not None:
-            self.maps = GivenMaps(Path(str(self.config["maps"])).expanduser(), self.prepared[0].dataset)
-            self.maps.check([job.case for job in jobs])
+            self.maps = self._given_maps(jobs)
         scorer = Scorer(list(zip(self.runs, self.prepared, strict=True)), self.config, self.measures, self.post, self.maps)
         for numbers in {job.runs: None for job in jobs} if self.maps is None else ():
             scorer.predictor(numbers)  # refuses what cannot be averaged, before it is a look
@@ -185,24 +184,35 @@ class Evaluation:
 
     def folder(self, post: object) -> Path:
         """Where the scores go, of maps that were post-processed so."""
-        name = folder_name(self.split, self.config, self.predictor, post, self.runs)
         if self.maps is not None:
             name = f"{self.split}-maps-{self.maps.name}"
+        else:
+            name = folder_name(self.split, self.config, self.predictor, post, self.runs)
         return evaluations_of(self.config, [run.home for run in self.runs]) / name
 
     def facts(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """What else is in summary.json: `waived`, and which runs these are."""
         waivers = [*(run.manifest["data"]["waived"] for run in self.runs), *(each.waived for each in self.prepared)]
         waived = list(dict.fromkeys(sentence for sentences in waivers for sentence in sentences))
+        # By a name and a place alone, cases of another data set are not known.
+        of = {"fingerprint": self.prepared[0].test_fingerprint} if self.config["dataset"] else {}
         if self.maps is not None:
             nothing = dict.fromkeys(("weights", "overlap", "procedure"))  # what predictions are made with
-            return {"waived": waived, "maps": self.maps.name, "split_of": [run.identity for run in self.runs], **nothing}
+            where = str(self.maps.folder.resolve())
+            return {
+                "waived": waived,
+                "maps": self.maps.name,
+                "maps_folder": where,
+                "split_of": [run.identity for run in self.runs],
+                **nothing,
+                **of,
+            }
         if len(self.runs) > 1:
             runs = [{"run": run.home.path.name, "identity": run.identity, "fold": fold_of(run), **run.file} for run in self.runs]
-            return {"waived": waived, "runs": runs}
+            return {"waived": waived, "runs": runs, **of}
         (run,) = self.runs
         changed = {"changed_modules": run.changed_modules} if run.changed_modules else {}
-        return {"waived": waived, "run": run.identity, **run.file, **changed}
+        return {"waived": waived, "run": run.identity, **run.file, **changed, **of}
 
     def _post_processing(self) -> Postprocess | None:
         """What is done to whole maps; None for nothing, or what is still to be chosen."""
@@ -231,6 +241,25 @@ class Evaluation:
                 f"Scores are kept in {self.home}, which may not be written to. Copy the run folder to a place of your own, and "
                 "name it there; 'root=…' says where its data set lies."
             )
+
+    def _given_maps(self, jobs: Sequence[Job]) -> GivenMaps:
+        """The maps that are scored in the place of predictions.
+
+        Raises:
+            ConfigError: The scores of another folder of the same name are there.
+            DataError: A map does not fit.
+        """
+        folder, identities = Path(str(self.config["maps"])).expanduser(), [run.identity for run in self.runs]
+        maps = GivenMaps(folder, self.prepared[0].dataset, identities)
+        there = evaluations_of(self.config, [run.home for run in self.runs]) / f"{self.split}-maps-{maps.name}"
+        before = summary_in(there).get("maps_folder")
+        if before is not None and before != str(folder.resolve()):
+            raise ConfigError(
+                f"{there} holds the scores of the maps in {before}, another folder of the name '{maps.name}'. Rename one of the "
+                "two folders, or move those scores away."
+            )
+        maps.check([job.case for job in jobs], whole=self.side == "test")
+        return maps
 
     def _record_look(self) -> None:
         """Records a look at test cases before they are scored, and says which one it is.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,27 +43,33 @@ def check(config: Mapping[str, Any]) -> None:
 class GivenMaps:
     """A folder with a map of each case, called as the case is.
 
-    They hold the values that labels are stored with, as other programs write them; of maps that voxtile has made a tag says so, or
-    they hold class indices.
+    They hold the values that labels are stored with, as other programs write them. Of maps that voxtile has made a tag says so, or
+    they hold the class indices of their runs.
 
     Attributes:
         folder: the folder.
         dataset: whose cases they are of.
+        runs: identities of the runs whose class indices are those of the data set.
     """
 
     folder: Path
     dataset: Dataset
+    runs: Collection[str]
 
     @property
     def name(self) -> str:
         """By which their scores are told from others."""
         return self.folder.resolve().name
 
-    def check(self, cases: Sequence[Case]) -> None:
+    def check(self, cases: Sequence[Case], whole: bool) -> None:
         """Refuses cases without a map, before any is scored.
 
+        Args:
+            cases: the cases.
+            whole: whether each map is read as well, so that none is refused once the cases were looked at.
+
         Raises:
-            DataError: There is one.
+            DataError: There is one; or what `bands` raises.
         """
         names = {case.id: whole_id(case.id, case.region) for case in cases}
         if lacking := [name for name in dict.fromkeys(names.values()) if self._file(name) is None]:
@@ -73,6 +79,9 @@ class GivenMaps:
                 f"{self.folder} holds no map of {counted(len(lacking), 'case')}: {listed(lacking)}. Expected a file for each, with "
                 f"the case's name and one of the endings {endings}.{did_you_mean(lacking[0], there)} It holds {listed(there, 4)}."
             )
+        for case in cases if whole else ():
+            for _ in self.bands(case):
+                pass
 
     def _file(self, name: str) -> Path | None:
         files = (self.folder / f"{name}{ending}" for ending in SUFFIXES[self.dataset.format])
@@ -89,6 +98,11 @@ class GivenMaps:
         assert file is not None  # see `check`
         tags = tags_of(file, kind)
         by_index = MADE_FROM in tags and VALUES not in tags
+        if by_index and not {*str(tags.get("run", "")).split("+")} <= {*self.runs}:
+            raise DataError(
+                f"{file} holds class indices of another run, {tags.get('run')}, whose classes may stand in another order. Predict "
+                "it anew with 'values=stored overwrite=true', which are the values of labels."
+            )
         known = {index: index for index in range(len(self.dataset.classes))} if by_index else self.dataset.label_map.values
         source = open_label(kind, [file], native.image, known, VectorSettings())
         if source.working.shape != native.image.working.shape:

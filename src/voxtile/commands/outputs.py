@@ -74,7 +74,7 @@ class Outputs:
         """
         dataset, stored = self.runs.first.built.dataset, HEATMAPS[self.config["heatmaps"]]
         said = [("software", f"voxtile {__version__}"), ("run", self.runs.identity), ("weights", self.config["weights"])]
-        said += [(VALUES, "stored")] if self.results.values else []
+        said += [(VALUES, "stored")] if self.config["values"] == "stored" else []
         damaged = damaged or self.config["damaged"]
         key = self._key(case, image_digest, damaged)
 

@@ -145,6 +145,9 @@ def _say_replaced(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
             f"the earlier evaluation in {folder} was of other weights (of steps {steps}), and this one has taken its place",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
+    if before.get("fingerprint") != now.get("fingerprint") and before:
+        said = f"the earlier evaluation in {folder} was of other cases, and this one has taken its place"
+        out.print(said, style="yellow", soft_wrap=True)
     say_lost(before, now, f"the earlier evaluation in {folder} also held", "and this one has taken its place", out)
 
 
