@@ -270,18 +270,18 @@ def test_a_fourth_band_that_is_declared_as_alpha_is_a_channel_where_it_is_asked_
     assert valid.all()
     np.testing.assert_array_equal(pixels[:, 0], stored)
     assert source.key != GeoTiffSource([path]).key
-    assert source.notes() == []
+    assert source.doubts() == []
     with pytest.raises(DataError, match=r"gdal_edit\.py -colorinterp_4 undefined"):
         GeoTiffSource([path], scene=Scene.of({"resolution": 20}), asked=ALL_FOUR)
 
 
 def test_an_alpha_band_that_has_values_like_a_channel_is_noted(tmp_path):
     stored = np.random.default_rng(0).integers(0, 255, (4, 40, 40), dtype=np.uint8)
-    (note,) = GeoTiffSource([save(tmp_path / "a.tif", stored, ALPHA="YES")]).notes()
+    (note,) = GeoTiffSource([save(tmp_path / "a.tif", stored, ALPHA="YES")]).doubts()
     assert "declares its band 4 as alpha" in note
     assert "'data.channels=[band1,band2,band3,band4]'" in note
     stored[3] = np.where(stored[3] > 100, 255, 0)
-    assert GeoTiffSource([save(tmp_path / "b.tif", stored, ALPHA="YES")]).notes() == []
+    assert GeoTiffSource([save(tmp_path / "b.tif", stored, ALPHA="YES")]).doubts() == []
 
 
 @pytest.mark.parametrize("internal", [True, False])

@@ -82,8 +82,8 @@ def test_class_indices_of_another_run_are_not_guessed(voxtile: Command, copied_r
         for name in names(copied_run, "val"):
             image = copied_run.folder / "scenes" / "images" / f"{name}.tif"
             voxtile("predict", f"run={other}", f"input={image}", f"output={tmp_path / values}", f"values={values}")
+    assert voxtile(*words_for(copied_run, f"maps={tmp_path / 'stored'}")).code == 0
     said = voxtile(*words_for(copied_run, f"maps={tmp_path / 'classes'}"))
-    # Where stored values are the indices, both are one map, which no tag tells apart.
     assert "holds class indices of another run" in said.text
     assert said.code == 3
 

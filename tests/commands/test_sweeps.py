@@ -208,7 +208,7 @@ def test_every_network_of_ours_can_be_looked_at_before_a_sweep(name: str) -> Non
 
 def test_a_window_that_is_too_small_for_a_network_is_found_before_a_sweep() -> None:
     config = job_config(composed("train", ["data=satellite", "model.depth=9"], []))
-    with pytest.raises(ConfigError, match="'data.window=.*' is smaller than 1024|96 pixels, is smaller than"):
+    with pytest.raises(ConfigError, match="96 pixels, is smaller than"):
         check_without_data(config)
 
 

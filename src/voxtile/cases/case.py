@@ -132,6 +132,10 @@ class Source(ABC):
         """What is odd about the file without being wrong, one sentence each; `voxtile check` prints them."""
         return []
 
+    def doubts(self) -> list[str]:
+        """What may be read otherwise than is meant, which is said of the first case before its data set is read."""
+        return []
+
 
 class Wrapped(Source):
     """A source made of another one, whose files, facts and maps it has where a subclass does not say otherwise.
@@ -176,6 +180,10 @@ class Wrapped(Source):
     def notes(self) -> list[str]:
         """See `Source.notes`."""
         return self.source.notes()
+
+    def doubts(self) -> list[str]:
+        """See `Source.doubts`."""
+        return self.source.doubts()
 
 
 @dataclass(frozen=True)

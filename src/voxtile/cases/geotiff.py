@@ -389,7 +389,6 @@ class GeoTiffSource(Source):
                 "such pixels may count as data. See it with 'gdalinfo', and type it as 'data.nodata=<value>', which is exact."
             )
         found += self._area.notes if self._area else ()
-        found += self._doubtful_alpha() if not self._label else ()
         if not self._label and (constant := self._constant_corner()) is not None:
             found.append(
                 f"{self.path} holds {constant:g} in every band of a whole corner, and declares no nodata value: if that means 'no "
@@ -397,8 +396,8 @@ class GeoTiffSource(Source):
             )
         return found
 
-    def _doubtful_alpha(self) -> list[str]:
-        """A sentence where a band that says which pixels hold data has values like those of a channel."""
+    def doubts(self) -> list[str]:
+        """See `Source.doubts`: whether a band that says which pixels hold data has values like those of a channel."""
         for number, path in enumerate(self.paths):
             with open_raster(path) as dataset:
                 alpha = alpha_of(dataset)

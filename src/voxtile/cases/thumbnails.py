@@ -60,7 +60,9 @@ def thumbnail(path: Path, side: int) -> Thumbnail | None:
             image = dataset.read(bands, out_shape=(len(bands), *shape), resampling=Resampling.nearest)
             with warnings.catch_warnings():  # that an alpha band comes before a nodata value, as it should
                 warnings.simplefilter("ignore", NodataShadowWarning)
-                valid = dataset.dataset_mask(out_shape=shape, resampling=Resampling.nearest) > 0
+                mask = dataset.dataset_mask(out_shape=shape, resampling=Resampling.nearest)
+            # One of many values is no mask, but a channel that is declared as alpha.
+            valid = mask > 0 if len(np.unique(mask)) < 3 else np.ones(shape, dtype=np.bool_)
             if image.dtype.kind in "fc":
                 valid &= np.isfinite(image).all(axis=0)
             scale = Affine.scale(dataset.width / shape[1], dataset.height / shape[0])

@@ -161,7 +161,10 @@ def _as_seen(run: Trained, data: Mapping[str, Any]) -> dict[str, Any]:
     scene = dict(data.get("scene") or {})
     if resolution := (own.get("scene") or {}).get("resolution"):
         scene["resolution"] = resolution
-    return {**run.built.config, "data": {**data, **{name: own.get(name) for name in OWN}, "scene": scene or None}}
+    seen = {name: own.get(name) for name in OWN} | {"scene": scene or None}
+    if data.get("channels") is None:
+        seen["channels"] = own.get("channels")
+    return {**run.built.config, "data": {**data, **seen}}
 
 
 def _classes(run: Trained, data: Mapping[str, Any]) -> list[str]:

@@ -102,10 +102,7 @@ def confusion_of(
             continue
         of_these = {member.file["weights_sha256"] for member in runs.members}
         said = (each.get("weights_sha256") for each in summary.get("runs", [summary]))  # an older evaluation does not say
-        if (
-            summary.get("overlap") == config["overlap"]
-            and "confusion" in summary
-            and {digest for digest in said if digest} <= of_these
-        ):
+        whole = "confusion" in summary and summary.get("overlap") == config["overlap"]
+        if whole and {digest for digest in said if digest} <= of_these:
             return {"matrix": summary["confusion"], "source": f"{folder.parent.name}/{folder.name}"}
     return None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.formats import SUFFIXES, open_label, tags_of
 from voxtile.cases.maps import MADE_FROM, VALUES
-from voxtile.cases.names import whole_id
+from voxtile.cases.names import natural_key, whole_id
 from voxtile.cases.vector_settings import VectorSettings
 from voxtile.cases.window import IGNORE, Window
 from voxtile.commands.evaluated import EVALUATED
@@ -72,9 +72,9 @@ class GivenMaps:
             DataError: There is one; or what `bands` raises.
         """
         names = {case.id: whole_id(case.id, case.region) for case in cases}
-        if lacking := [name for name in dict.fromkeys(names.values()) if self._file(name) is None]:
+        if lacking := [name for name in dict.fromkeys(names.values()) if not self._files(name)]:
             there = sorted(each.name for each in self.folder.iterdir() if not each.name.startswith("."))
-            endings = listed(SUFFIXES[self.dataset.format], 20)
+            endings = listed(self._endings, 20)
             raise DataError(
                 f"{self.folder} holds no map of {counted(len(lacking), 'case')}: {listed(lacking)}. Expected a file for each, with "
                 f"the case's name and one of the endings {endings}.{did_you_mean(lacking[0], there)} It holds {listed(there, 4)}."
@@ -83,9 +83,19 @@ class GivenMaps:
             for _ in self.bands(case):
                 pass
 
-    def _file(self, name: str) -> Path | None:
-        files = (self.folder / f"{name}{ending}" for ending in SUFFIXES[self.dataset.format])
-        return next((file for file in files if file.exists()), None)
+    @property
+    def _endings(self) -> tuple[str, ...]:
+        kind = self.dataset.format
+        return (*SUFFIXES[kind], *(SUFFIXES["volume"] if kind == "dicom" else ()))
+
+    def _files(self, name: str) -> list[Path]:
+        """The map of a case: a file, or of a stack of pictures those in a folder; empty where there is none."""
+        stack = self.folder / name
+        if self.dataset.format == "picture" and stack.is_dir():
+            found = (each for each in stack.iterdir() if each.name.lower().endswith(self._endings))
+            return sorted(found, key=lambda each: natural_key(each.name))
+        files = (self.folder / f"{name}{ending}" for ending in self._endings)
+        return [file for file in files if file.exists()][:1]
 
     def bands(self, case: Case) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
         """The map of a case on the grid of its file, as `class_bands` gives that of a network.
@@ -94,9 +104,9 @@ class GivenMaps:
             DataError: It cannot be read, does not fit the case, or says nothing of a pixel that is judged.
         """
         native, kind = case.native, self.dataset.format
-        file = self._file(whole_id(case.id, case.region))
-        assert file is not None  # see `check`
-        tags = tags_of(file, kind)
+        files = self._files(whole_id(case.id, case.region))
+        file = files[0]
+        tags = tags_of(file if len(files) == 1 else file.parent, kind)
         by_index = MADE_FROM in tags and VALUES not in tags
         if by_index and not {*str(tags.get("run", "")).split("+")} <= {*self.runs}:
             raise DataError(
@@ -104,7 +114,7 @@ class GivenMaps:
                 "it anew with 'values=stored overwrite=true', which are the values of labels."
             )
         known = {index: index for index in range(len(self.dataset.classes))} if by_index else self.dataset.label_map.values
-        source = open_label(kind, [file], native.image, known, VectorSettings())
+        source = open_label(kind, files, native.image, known, VectorSettings())
         if source.working.shape != native.image.working.shape:
             raise DataError(
                 f"{file} has shape {source.working.shape} (D, H, W), and its image {native.image.working.shape}. Expected a map of "

@@ -26,6 +26,9 @@ from voxtile.errors import ConfigError, DataError, counted, listed, typed
 Progress = Callable[[int, str], Callable[[], object]]
 
 
+DOUBTED = 8  # cases that are asked for doubts
+
+
 def silent(total: int, title: str) -> Callable[[], object]:
     """Progress that shows nothing."""
     return lambda: None
@@ -155,6 +158,8 @@ def prepare(
     """
     cases = by_place(dataset.cases(), dataset.grouping.place)
     classes = len(dataset.classes)
+    if say and (doubts := next(filter(None, (case.image.doubts() for case in cases[:DOUBTED])), None)):
+        say(doubts[0])
     counts = None
     if scheme.needs_counts:
         readable = scheme.readable(cases)
