@@ -426,6 +426,29 @@ def test_channels_are_found_by_name_and_else_by_their_order(scene_run: Run, tmp_
     assert "band2 stands in another place, so neither names nor their order" in predicted("odd", [1, 0], ("band2", "red"))
 
 
+def test_channels_that_the_data_set_names_are_found_by_their_order_too(tmp_path: Path, voxtile: Command) -> None:
+    """Four bands of 8 bits, of which GDAL declares the last as alpha: as channels where they are named, and in files without names."""
+    words = [*scene_words(tmp_path), "data.channels=[red,green,blue,nir]"]
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "scenes" / "images").iterdir():
+        with rasterio.open(path) as file:
+            profile, shape = file.profile | {"count": 4, "dtype": "uint8"}, file.shape
+        with rasterio.open(path, "w", **profile) as file:
+            file.write(rng.integers(0, 255, (4, *shape), dtype=np.uint8))
+            file.descriptions = ("red", "green", "blue", "nir")
+    assert voxtile("train", *words).code == 0
+    (home,) = homes(tmp_path / "runs")
+    named, new = tmp_path / "scenes" / "images" / "s1.tif", tmp_path / "new.tif"
+    with rasterio.open(named) as file, rasterio.open(new, "w", **profile) as out:
+        out.write(file.read())
+    for number, source in enumerate((named, new)):
+        said = voxtile("predict", f"run={home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / str(number)}/")
+        assert said.code == 0, said.text
+    first, second = (rasterio.open(tmp_path / name).read() for name in ("0/s1.tif", "1/new.tif"))
+    np.testing.assert_array_equal(first, second)
+    assert (first != 255).all()
+
+
 def test_other_channels_are_refused(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
     source = scene_run.folder / "scenes" / "labels" / "s1.tif"
     said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'out'}")

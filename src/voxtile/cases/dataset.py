@@ -300,12 +300,16 @@ class Dataset:
         select: tuple[int, ...] = ()
         if self.channels is not None:
             missing = [name for name in self.channels if name not in image.channels]
-            if missing:
+            in_order = not grouped and len(missing) == len(self.channels) == len(
+                image.channels
+            )  # a new file, with names of its own
+            if missing and not in_order:
                 raise MissingBandError(
                     f"{image.path} has no channel {listed(missing)}; it has {listed(image.channels, 20)}."
                     f"{did_you_mean(missing[0], image.channels)} The channels are chosen by 'data.channels'."
                 )
-            select = tuple(image.channels.index(name) for name in self.channels)
+            if not in_order:
+                select = tuple(image.channels.index(name) for name in self.channels)
         labels = None
         if files.labels:
             if len(files.labels) > 1 and self.format != "picture":

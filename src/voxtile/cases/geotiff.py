@@ -230,7 +230,9 @@ class GeoTiffSource(Source):
         """
         if (alpha := alpha_of(dataset)) is None:
             return None
-        if (name := self._as_channel(dataset, file, alpha)) in asked:
+        name = self._as_channel(dataset, file, alpha)
+        unnamed = not any(dataset.descriptions) and len(self.paths) == 1
+        if name in asked or (unnamed and len(asked) == dataset.count):
             self._as_channels.append(name)
             return None
         return alpha
