@@ -427,7 +427,7 @@ def test_channels_are_found_by_name_and_else_by_their_order(scene_run: Run, tmp_
 
 
 def test_channels_that_the_data_set_names_are_found_by_their_order_too(tmp_path: Path, voxtile: Command) -> None:
-    """Four bands of 8 bits, of which GDAL declares the last as alpha: as channels where they are named, and in files without names."""
+    # Of four bands of 8 bits GDAL declares the last as alpha.
     words = [*scene_words(tmp_path), "data.channels=[red,green,blue,nir]"]
     rng = np.random.default_rng(0)
     for path in (tmp_path / "scenes" / "images").iterdir():
@@ -444,9 +444,10 @@ def test_channels_that_the_data_set_names_are_found_by_their_order_too(tmp_path:
     for number, source in enumerate((named, new)):
         said = voxtile("predict", f"run={home}", f"paths.runs={tmp_path}", f"input={source}", f"output={tmp_path / str(number)}/")
         assert said.code == 0, said.text
-    first, second = (rasterio.open(tmp_path / name).read() for name in ("0/s1.tif", "1/new.tif"))
-    np.testing.assert_array_equal(first, second)
-    assert (first != 255).all()
+    with rasterio.open(tmp_path / "0" / "s1.tif") as first, rasterio.open(tmp_path / "1" / "new.tif") as second:
+        found = first.read()
+        np.testing.assert_array_equal(found, second.read())
+    assert (found != 255).all()
 
 
 def test_other_channels_are_refused(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

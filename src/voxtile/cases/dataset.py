@@ -300,9 +300,8 @@ class Dataset:
         select: tuple[int, ...] = ()
         if self.channels is not None:
             missing = [name for name in self.channels if name not in image.channels]
-            in_order = not grouped and len(missing) == len(self.channels) == len(
-                image.channels
-            )  # a new file, with names of its own
+            # A new file may have names of its own for all of them.
+            in_order = not grouped and len(missing) == len(self.channels) == len(image.channels)
             if missing and not in_order:
                 raise MissingBandError(
                     f"{image.path} has no channel {listed(missing)}; it has {listed(image.channels, 20)}."

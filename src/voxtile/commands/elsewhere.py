@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from voxtile.errors import AbsentError, ConfigError, DataError, counted, listed,
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from voxtile.cases.dataset import Dataset
     from voxtile.commands.trained import Trained
     from voxtile.data.leakage import Leak
     from voxtile.data.prepared import Prepared
@@ -66,6 +67,8 @@ def described(config: Mapping[str, Any]) -> dict[str, Any]:
         except ConfigError as told:
             raise ConfigError(str(told).replace(f"'data={option}'", f"'dataset={option}'")) from error
         raise
+    if missing := [key for key in ("name", "format", "layout", "labels") if not found.get(key)]:
+        raise ConfigError(f"The data set '{option}' says no '{missing[0]}'. Write it under 'data:' in its file.")
     if (root := config["root"]) is not None:
         if not Path(root).expanduser().is_dir():
             raise DataError(f"The folder 'root={root}' does not exist. Name the one in which the data set '{option}' lies.")
@@ -104,9 +107,11 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
     with progress(out) as start:
         surveys = survey_all(cases, len(dataset.classes), cache, label=False, tick=start(len(cases), "reading data"))
     images = {name: found.image_digest for name, found in surveys.items()}
+    known_again = _known_again(dataset, cache)
     prepared = Prepared(
-        dataset, Split((), (), tuple(cases)), cache, surveys=surveys, images=images, test_files=(), waived=(),
-        normalisation=run.built.normalisation, intensity=run.intensity,
+        dataset, Split((), (), tuple(cases)), cache, surveys=surveys, images=images,
+        test_files=tuple(sorted(set().union(*known_again.values()))), waived=(), normalisation=run.built.normalisation,
+        intensity=run.intensity,
     )  # fmt: skip
 
     def told(left: Sequence[Leak], waiver: str) -> str:
@@ -118,7 +123,7 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
         )
 
     leaks = [replace(leak, other_side="training") for leak in leaks_of(learned_by(run.home), prepared)]
-    leaks += _whole_scenes(run, prepared, out)
+    leaks += [leak for leak in _parts(run, known_again, cache, out) if leak.case not in {each.case for each in leaks}]
     waived = settle(leaks, data.get("waive") or (), told)
     known = run.manifest["data"].get("contents", {}).values()  # an older run does not say
     looked_at = {each["image"] for each in known} - {each.image for each in learned_by(run.home)}
@@ -128,31 +133,52 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
     return replace(prepared, waived=tuple(waived))
 
 
-def _whole_scenes(run: Trained, prepared: Prepared, out: Console) -> list[Leak]:
-    """Cases that are copies of what the run was trained on blocks of: of a block, the manifest knows its own pixels only."""
-    from voxtile.commands.parents import learned_by
-    from voxtile.data.leakage import Leak
+def _known_again(dataset: Dataset, cache: Path, names: Collection[str] | None = None) -> dict[str, set[str]]:
+    """Digests by which the files of cases are known again, by id: of the whole image, and of pictures those of each file.
+
+    Args:
+        dataset: whose cases they are.
+        cache: where surveys are kept.
+        names: of the cases; all where None.
+
+    Raises:
+        DataError: The data are not there, or cannot be read.
+    """
+    from voxtile.cases.cache import content_hash
     from voxtile.data.survey import survey_all
 
-    names = {each.file for each in learned_by(run.home) if each.region is not None}
-    if not names:
-        return []
-    own = run.built.dataset
+    found = [each for each in dataset.layout.find() if names is None or each.id in names]
+    whole = [dataset.open(files, grouped=False, in_area=False) for files in found if files.id not in dataset.exclude]
+    surveys = survey_all(whole, len(dataset.classes), cache, label=False)
+    pictures = dataset.format == "picture"
+    return {
+        case.id: {surveys[case.id].image_digest, *(content_hash(path, cache) for path in case.image.paths if pictures)}
+        for case in whole
+    }
+
+
+def _parts(run: Trained, known: Mapping[str, set[str]], cache: Path, out: Console) -> list[Leak]:
+    """Cases of whose files the run was trained on other parts: of these, its manifest knows their own pixels only.
+
+    Args:
+        run: the run.
+        known: of the cases, see `_known_again`.
+        cache: where surveys are kept.
+        out: where it prints.
+    """
+    from voxtile.commands.parents import learned_by
+    from voxtile.data.leakage import Leak
+
+    own, learned = run.built.dataset, learned_by(run.home)
     try:
-        cut = [own.open(files) for files in own.layout.find() if files.id in names]
+        trained_on = _known_again(own, cache, {each.file for each in learned if each.data == own.name})
     except DataError:
-        said = (
-            f"the data of {run.home.path} are not there, so it cannot be told whether these cases are scenes that it saw blocks of"
-        )
-        out.print(said, style="yellow", soft_wrap=True)
+        if own.scene.area is not None or own.format == "picture" or any(each.region for each in learned):
+            said = f"the data of {run.home.path} are not there: whether these cases hold parts that it saw cannot be told"
+            out.print(said, style="yellow", soft_wrap=True)
         return []
-    found = survey_all(cut, len(own.classes), prepared.cache, label=False)
-    seen = {each.image_digest: name for name, each in found.items()}
-    return [
-        Leak(name, "test", (seen[digest],), "training", "is the scene of which blocks were learned")
-        for name, digest in prepared.images.items()
-        if digest in seen
-    ]
+    same = {name: tuple(other for other, its in trained_on.items() if its & mine) for name, mine in known.items()}
+    return [Leak(name, "test", others, "training", "is of the same files as") for name, others in same.items() if others]
 
 
 def _as_seen(run: Trained, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -276,7 +276,7 @@ class Evaluation:
         self.out.print(f"look number {looks} at {what}, recorded")
         for run in self.runs if self.split != "test" else ():
             own = run.manifest["data"]
-            if set(prepared.images.values()) & set(own["test_files"]) and own["test_fingerprint"] != prepared.test_fingerprint:
+            if set(prepared.test_files) & set(own["test_files"]) and own["test_fingerprint"] != prepared.test_fingerprint:
                 looks = record_look(run.ledger(self.config), own["test_fingerprint"], run.identity, "evaluate")
                 self.out.print(f"test cases of {run.home.path} are among them: look number {looks} at its test split, recorded")
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxtile.cases.case import Case, Labels
-from voxtile.cases.formats import SUFFIXES, open_label, tags_of
+from voxtile.cases.formats import SUFFIXES, open_label, open_map, tags_of
 from voxtile.cases.maps import MADE_FROM, VALUES
 from voxtile.cases.names import natural_key, whole_id
 from voxtile.cases.vector_settings import VectorSettings
@@ -35,6 +35,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"'maps={config['maps']}' is no folder. Name the one that holds a map of each case.")
     if given := [f"{name}={config[name]}" for name, usual in EVALUATED.items() if name != "weights" and config[name] != usual]:
         raise ConfigError(f"'{given[0]}' says how a network predicts, and 'maps' are scored as they are. Leave one of them out.")
+    if config["weights"] is not None:
+        raise ConfigError("'weights' says what a network predicts with, and 'maps' are there. Leave one of them out.")
     if config["devices"] != 1:
         raise ConfigError(f"'devices={config['devices']}' shares what networks have to do, and 'maps' are there. Type 'devices=1'.")
 
@@ -106,15 +108,19 @@ class GivenMaps:
         native, kind = case.native, self.dataset.format
         files = self._files(whole_id(case.id, case.region))
         file = files[0]
-        tags = tags_of(file if len(files) == 1 else file.parent, kind)
-        by_index = MADE_FROM in tags and VALUES not in tags
+        tags = tags_of(file, kind)
+        ours = MADE_FROM in tags
+        by_index = ours and VALUES not in tags
         if by_index and not {*str(tags.get("run", "")).split("+")} <= {*self.runs}:
             raise DataError(
                 f"{file} holds class indices of another run, {tags.get('run')}, whose classes may stand in another order. Predict "
                 "it anew with 'values=stored overwrite=true', which are the values of labels."
             )
         known = {index: index for index in range(len(self.dataset.classes))} if by_index else self.dataset.label_map.values
-        source = open_label(kind, files, native.image, known, VectorSettings())
+        if ours:
+            source, _ = open_map(kind, file if len(files) == 1 else file.parent, None, native.image)
+        else:
+            source = open_label(kind, files, native.image, known, VectorSettings())
         if source.working.shape != native.image.working.shape:
             raise DataError(
                 f"{file} has shape {source.working.shape} (D, H, W), and its image {native.image.working.shape}. Expected a map of "
