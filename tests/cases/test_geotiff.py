@@ -279,7 +279,7 @@ def test_an_alpha_band_that_has_values_like_a_channel_is_noted(tmp_path):
     stored = np.random.default_rng(0).integers(0, 255, (4, 40, 40), dtype=np.uint8)
     (note,) = GeoTiffSource([save(tmp_path / "a.tif", stored, ALPHA="YES")]).doubts()
     assert "declares its band 4 as alpha" in note
-    assert "'data.channels=[band1,band2,band3,band4]'" in note
+    assert '\'data.channels=["band1","band2","band3","band4"]\'' in note
     stored[3] = np.where(stored[3] > 100, 255, 0)
     assert GeoTiffSource([save(tmp_path / "b.tif", stored, ALPHA="YES")]).doubts() == []
 

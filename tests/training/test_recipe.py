@@ -79,6 +79,7 @@ def test_a_recipe_is_made_again_from_the_configuration_also_where_a_file_is_gone
     assert made.remade(config).identity == made.identity
 
 
+ADAPTED = {"_target_": "voxtile.models.adapter.Adapted"}
 LEARNS = {"_target_": "voxtile.models.fcn.FCN", "stride": 8, "learn_upsampling": True}
 V1, V2 = ({"_target_": f"voxtile.models.deeplab.DeepLab{name}", "width": 1.0} for name in ("V1", "V2"))
 
@@ -87,6 +88,9 @@ V1, V2 = ({"_target_": f"voxtile.models.deeplab.DeepLab{name}", "width": 1.0} fo
     ("model", "moved"),
     [
         (LEARNS, True), (LEARNS | {"stride": 16}, True), (LEARNS | {"stride": 32}, False),
+        (ADAPTED | {"network": {"_target_": "mine.U2Net"}}, True),
+        (ADAPTED | {"network": {"_target_": "mine.U2Net"}, "final": "last"}, False),
+        (ADAPTED | {"network": {"_target_": "monai.networks.nets.UNet"}}, False),
         (LEARNS | {"learn_upsampling": False}, False), (V2 | {"scales": [1.0, 0.75, 0.5]}, True), (V2, True),
         (V2 | {"scales": [1.0]}, False), (V1 | {"kernel": 1, "weights": "imagenet"}, True),
         (V1 | {"kernel": 1, "weights": None}, False), (V1 | {"kernel": 3, "weights": "imagenet"}, False),

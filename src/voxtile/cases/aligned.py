@@ -127,6 +127,7 @@ class AlignedFile:
         frames: whether its own grid is that of the file that the grid comes from.
         by_nan: whether it is warped and several bands of floats name no other value than NaN for pixels without data.
         masked: whether a mask or alpha band says where it holds data.
+        alpha: the number of the band that does, None where there is none.
     """
 
     def __init__(
@@ -157,12 +158,12 @@ class AlignedFile:
         self._path, self._onto, self._label = path, onto, label
         # No open handle of a file that was replaced since is used, nor of one whose mask was.
         self._key = str(path), *(stamp_of(each) for each in (path, *beside(dataset, path)))
-        self._alpha = alpha_of(dataset) if alpha else None
+        self.alpha = alpha_of(dataset) if alpha else None
         flags = {flag for flags in dataset.mask_flag_enums for flag in flags}
         # Beside a nodata value, and in other types than GDAL expects of it, GDAL's own masks pass over an alpha band.
         flagged = alpha if MaskFlags.alpha in flags else MaskFlags.per_dataset in flags
         self._mask_of_alpha = not flagged
-        self.masked = flagged or self._alpha is not None
+        self.masked = flagged or self.alpha is not None
         self._own, self._place = scene_grid(dataset), dataset.transform
         self.frames = self._own == onto.stored
         self._dtypes = dataset.dtypes
@@ -183,7 +184,7 @@ class AlignedFile:
         for band, value in nodata.items():
             dtype = np.dtype(self._dtypes[band - 1])
             # Beside an alpha band, which says it all, GDAL would count that as one of the bands that must be empty.
-            fits = value is not None and rasterio.dtypes.in_dtype_range(value, dtype.name) and self._alpha is None
+            fits = value is not None and rasterio.dtypes.in_dtype_range(value, dtype.name) and self.alpha is None
             # Outside of a file of floats is NaN, where it names no other value; whole numbers get a band that says where it is.
             self._nodata[band] = value if fits else math.nan if dtype.kind == "f" and not self.masked else None
         sentinels = [is_sentinel(value, np.dtype(self._dtypes[band - 1])) for band, value in nodata.items()]
@@ -239,8 +240,8 @@ class AlignedFile:
             if not self.masked:
                 return pixels, None
             dataset = HANDLES.get(self._key, self._open)
-            of_alpha = self._alpha is not None and self._mask_of_alpha
-            mask = dataset.read(self._alpha, window=_area(window)) if of_alpha else dataset.dataset_mask(window=_area(window))
+            of_alpha = self.alpha is not None and self._mask_of_alpha
+            mask = dataset.read(self.alpha, window=_area(window)) if of_alpha else dataset.dataset_mask(window=_area(window))
             return pixels, mask > 0
         except RasterioError as error:
             raise_failed_request()
@@ -380,7 +381,7 @@ class AlignedFile:
         return WarpedVRT(
             open_raster(self._path), src_crs=self._crs,
             crs=self._onto.grid.crs, transform=self._onto.transform, width=width, height=height,
-            resampling=Resampling[resampling], tolerance=TOLERANCE, add_alpha=nodata is None and self._alpha is None,
+            resampling=Resampling[resampling], tolerance=TOLERANCE, add_alpha=nodata is None and self.alpha is None,
             src_nodata=nodata, nodata=nodata, UNIFIED_SRC_NODATA="YES" if self._together else "NO",
             XSCALE="1", YSCALE="1",  # of the kernel, which GDAL would widen by what it guesses of each cell
         )  # fmt: skip

@@ -14,7 +14,10 @@ import rasterio
 import rasterio.dtypes
 from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.windows import Window as RasterWindow
 
+from voxtile.cases.address import RemoteFile
 from voxtile.cases.aligned import AlignedFile, OnTarget, Target, alpha_of, is_sentinel
 from voxtile.cases.area import SceneArea, area_on, exchanged
 from voxtile.cases.bands import Derived, Layer, decibel
@@ -27,11 +30,11 @@ from voxtile.cases.raster import MASK, NOTED, band_names, beside, open_raster
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.untrusted import sources_of
 from voxtile.cases.window import Window
-from voxtile.errors import DataError, did_you_mean, listed
+from voxtile.errors import DataError, did_you_mean, listed, typed
 
 EXACT = 2**53  # whole numbers up to here are floats, as which rasterio gives nodata values
 CORNER = 16  # side in pixels of the corners that `notes` looks at
-GLANCED = 256  # most rows and columns of an alpha band that it looks at
+GLANCED = 128  # side in pixels of the five squares that `doubts` looks at
 
 
 @dataclass(frozen=True)
@@ -400,21 +403,29 @@ class GeoTiffSource(Source):
 
     def doubts(self) -> list[str]:
         """See `Source.doubts`: whether a band that says which pixels hold data has values like those of a channel."""
-        for number, path in enumerate(self.paths):
-            with open_raster(path) as dataset:
-                alpha = alpha_of(dataset)
-                if alpha is None or any(band.file == number and band.number == alpha for band in self._bands.values()):
-                    continue
-                shape = tuple(min(length, GLANCED) for length in dataset.shape)
-                values = np.unique(dataset.read(alpha, out_shape=shape))
-                if len(values) > 2:
-                    names = [*(band.name for band in self._kept), self._as_channel(dataset, number, alpha)]
-                    return [
-                        f"{path} declares its band {alpha} as alpha, which says where the others hold data, and it has "
-                        f"{len(values)} values, from {values[0]:g} to {values[-1]:g}: many programs declare the fourth of 8-bit "
-                        "bands so. If it is a channel, such as near infrared, name all channels: "
-                        f"'data.channels=[{','.join(names)}]'."
-                    ]
+        for number, (path, file) in enumerate(zip(self.paths, self._files, strict=True)):
+            if file.alpha is None or self._label or isinstance(path, RemoteFile):
+                continue
+            try:
+                with open_raster(path) as dataset:
+                    values = np.unique(
+                        np.concatenate([dataset.read(file.alpha, window=at).ravel() for at in _glances(dataset.shape)])
+                    )
+                    name = self._as_channel(dataset, number, file.alpha)
+            except (DataError, RasterioError):  # which is told when it is read
+                continue
+            if len(values) > 2:
+                names = typed([*(band.name for band in self._kept), name])
+                remedy = (
+                    f"name all channels: 'data.channels={names}'"
+                    if len(self.paths) == 1
+                    else f"say so in the files: gdal_edit.py -colorinterp_{file.alpha} undefined {path}"
+                )
+                return [
+                    f"{path} declares its band {file.alpha} as alpha, which says where the others hold data, and it has values "
+                    f"from {values[0]:g} to {values[-1]:g}: many programs declare the fourth of 8-bit bands so. If it is a "
+                    f"channel, such as near infrared, {remedy}."
+                ]
         return []
 
     def _constant_corner(self) -> float | None:
@@ -436,6 +447,16 @@ def _facts(dataset: rasterio.DatasetReader) -> tuple[object, ...]:
     """What decides how pixels of an open raster are read and where they lie."""
     bands = (dataset.nodatavals, dataset.scales, dataset.offsets, dataset.descriptions, [int(each) for each in dataset.colorinterp])
     return (dataset.crs and dataset.crs.to_wkt(), tuple(dataset.transform), *bands)
+
+
+def _glances(shape: tuple[int, int]) -> list[RasterWindow]:
+    """Five squares of a raster of `shape` (height, width): in its corners and its middle."""
+    height, width = shape
+    side_y, side_x = min(GLANCED, height), min(GLANCED, width)
+    low, high = (0, 0), (height - side_y, width - side_x)
+    middle = (high[0] // 2, high[1] // 2)
+    places = {(y, x) for y in (low[0], high[0]) for x in (low[1], high[1])} | {middle}
+    return [RasterWindow(x, y, side_x, side_y) for y, x in sorted(places)]
 
 
 def _fitting(nodata: float | None, dtype: np.dtype[Any]) -> float | None:

@@ -80,6 +80,11 @@ class Parent:
                 f"{home.path} cannot be started from: it is {home.status['state']}, and its best weights are "
                 f"{'there' if file.is_file() else 'not there'}. Train it to its end first."
             )
+        if home.status.get("data") not in (None, home.data_digest()):
+            raise RunError(
+                f"{home.path} cannot be started from: what its manifest.json says of its data has changed since it was finished, so "
+                "what its weights were trained on cannot be told. Copy the folder anew, or train that run again."
+            )
         return cls(home, file_digest(file), learned_by(home))
 
     def hand_down(self, module: SegmentationModule, out: Console) -> None:

@@ -26,7 +26,7 @@ from voxtile.errors import ConfigError, DataError, counted, listed, typed
 Progress = Callable[[int, str], Callable[[], object]]
 
 
-DOUBTED = 8  # cases that are asked for doubts
+DOUBTED = 8  # images that are asked for doubts
 
 
 def silent(total: int, title: str) -> Callable[[], object]:
@@ -158,7 +158,8 @@ def prepare(
     """
     cases = by_place(dataset.cases(), dataset.grouping.place)
     classes = len(dataset.classes)
-    if say and (doubts := next(filter(None, (case.image.doubts() for case in cases[:DOUBTED])), None)):
+    asked = [*{case.image.paths: case.image for case in cases}.values()][:DOUBTED]  # blocks share theirs
+    if say and (doubts := next(filter(None, (image.doubts() for image in asked)), None)):
         say(doubts[0])
     counts = None
     if scheme.needs_counts:

@@ -75,10 +75,12 @@ class Adapted(Network):
         given = network.keywords
         self.network = _built(network, in_channels, num_classes)
         spatial = given.get("spatial_dims", _default(network, "spatial_dims", None))
-        self.dims = next(int(each) for each in (dims, spatial, getattr(self.network, "dims", None), 2) if each is not None)
+        own = getattr(self.network, "dims", None)  # which may mean anything in other people's networks
+        self.dims = next(int(each) for each in (dims, spatial, own if own in (2, 3) else None, 2) if each is not None)
         if self.dims not in (2, 3) or final not in (None, "first", "last"):
             raise ValueError(f"'dims' is 2 or 3, and 'final' first or last, not {self.dims} and {final}")
-        self.final = "last" if final is None and type(self.network).__name__ in LAST else final
+        last = any(kind.__name__ in LAST for kind in type(self.network).__mro__)
+        self.final = "last" if final is None and last else final
         self.strides = _strides(self.network, given, self.dims) if stride is None else (stride,) * self.dims
         if min(self.strides) < 1 or min_train_batch < 1:
             raise ValueError(f"'stride' and 'min_train_batch' are 1 or more, not {stride} and {min_train_batch}")

@@ -107,7 +107,14 @@ MOVED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     # A 1x1 fc6 starts from the middle of VGG16's taps. (Files of DeepLab's own layers are not told from those of VGG16.)
     "voxtile.models.deeplab.DeepLabV1": lambda given: given.get("kernel") == 1 and given.get("weights") is not None,
     "voxtile.models.deeplab.DeepLabV1MSc": lambda given: given.get("kernel") == 1 and given.get("weights") is not None,
+    # Of score maps of one size the first is the result; the libraries' networks give none, or are known.
+    "voxtile.models.adapter.Adapted": lambda given: given.get("final") is None and not _of_library(given.get("network")),
 }
+
+
+def _of_library(network: Any) -> bool:
+    maker = network.get("_target_", "") if isinstance(network, Mapping) else ""
+    return str(maker).partition(".")[0] in ("monai", "segmentation_models_pytorch", "torchvision", "timm")
 
 
 @dataclass(frozen=True)
