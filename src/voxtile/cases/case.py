@@ -186,6 +186,18 @@ class Wrapped(Source):
         return self.source.doubts()
 
 
+class UnknownValuesError(DataError):
+    """A label holds values that have no meaning.
+
+    Attributes:
+        found: which, and where, in a sentence.
+    """
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(f"{found} {remedy}")
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Labels:
     """A label's source and what its stored values mean.
@@ -237,15 +249,16 @@ class Labels:
             values = [int(value) if float(value).is_integer() else value.item() for value in found]
             holds = f"holds {listed(values)} as label value{'s' * (len(found) > 1)}, first at z y x = {first}"
             known = f"which the configuration does not know: it maps {listed(sorted(self.values))}"
+            told = f"{self.source.path} {holds}, {known}."
             if (found != np.floor(found)).any():
-                raise DataError(
-                    f"{self.source.path} {holds}, {known}. Values between classes "
-                    "come from a label that was interpolated. Resample it again by nearest neighbour, or round it to classes."
+                raise UnknownValuesError(
+                    told,
+                    "Values between classes come from a label that was interpolated. Resample it again by nearest neighbour, or "
+                    "round it to classes.",
                 )
-            raise DataError(
-                f"{self.source.path} {holds}, {known}. "
-                "Add them under 'labels:' in the data set's file, where they are not to be judged as "
-                f"'{values[0]}: ignore'."
+            raise UnknownValuesError(
+                told,
+                f"Add them under 'labels:' in the data set's file, where they are not to be judged as '{values[0]}: ignore'.",
             )
 
 

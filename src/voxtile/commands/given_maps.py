@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.case import Case, Labels
+from voxtile.cases.case import Case, Labels, UnknownValuesError
 from voxtile.cases.formats import SUFFIXES, open_label, open_map, tags_of
 from voxtile.cases.maps import MADE_FROM, VALUES
 from voxtile.cases.names import natural_key, whole_id
@@ -128,7 +128,10 @@ class GivenMaps:
             )
         drawn = Case(case.id, case.group, native.image, Labels(source, known), region=native.region)
         for window in _rows(native.shape):
-            found, (_, valid) = drawn.read_label(window), native.read(window)
+            try:
+                found, (_, valid) = drawn.read_label(window), native.read(window)
+            except UnknownValuesError as error:
+                raise DataError(f"{error.found} Expected in each pixel of a map a value that labels are stored with.") from error
             if lacking := int(np.count_nonzero((found == IGNORE) & valid & (native.read_label(window) != IGNORE))):
                 raise DataError(
                     f"{file} says of {counted(lacking, 'pixel')} that are to be judged nothing (no data, or a value that is "

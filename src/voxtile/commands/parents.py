@@ -82,8 +82,8 @@ class Parent:
             )
         if home.status.get("data") not in (None, home.data_digest()):
             raise RunError(
-                f"{home.path} cannot be started from: what its manifest.json says of its data has changed since it was finished, so "
-                "what its weights were trained on cannot be told. Copy the folder anew, or train that run again."
+                f"{home.path} cannot be started from: what its manifest.json says of its data has changed since it was finished, "
+                "so what its weights were trained on cannot be told. Copy the folder anew, or train that run again."
             )
         return cls(home, file_digest(file), learned_by(home))
 
