@@ -143,6 +143,8 @@ class Work(Outputs):
     def _warn_of_strange(self, case: Case, measured: Survey) -> None:
         """Says where an image can hardly be one like those of the training; its map would look like any other."""
         first, said = self.runs.first, ""
+        for sentence in case.image.doubts():
+            self.out.print(sentence, style="yellow", soft_wrap=True)
         if MADE_FROM in tags_of(case.image.path, first.built.dataset.format):
             said = "it is a map that voxtile has made"
         elif (known := first.intensity) is not None and not isinstance(first.built.normalisation, FixedNormalisation):

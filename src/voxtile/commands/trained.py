@@ -161,10 +161,11 @@ class Trained:
         """
         channels = self.manifest["data"]["channels"]
         if len(case.channels) != len(channels):
+            doubts = "".join(f" {sentence}" for sentence in case.image.doubts())
             raise DataError(
                 f"{case.image.path} has {counted(len(case.channels), 'channel')} ({', '.join(case.channels)}), and the run "
                 f"{self.home.path} was trained on {len(channels)} ({', '.join(channels)}). Expected the same: name an "
-                "image like those of the training, no map or heatmap, with all its channels."
+                f"image like those of the training, no map or heatmap, with all its channels.{doubts}"
             )
         if sorted(case.channels) == sorted(channels):
             return case.with_channels(channels)
