@@ -71,7 +71,7 @@ def test_sheared_scenes_keep_the_buffer(angle, seed, blocks):
 
     for side, other in itertools.combinations(split.sides.values(), 2):
         for a, b in itertools.product(side, other):
-            assert outline(a).distance(outline(b)) >= 100 - 1e-6
+            assert outline(a).distance(outline(b)) >= 100 * (1 - 1e-6)
 
 
 @pytest.mark.parametrize(("tilt", "step", "buffer", "gap"), [(25, 5.0, 29, 8), (0, float(np.float32(0.7)), 7, 10), (0, 0.7, 7, 10)])
