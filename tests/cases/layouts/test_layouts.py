@@ -273,6 +273,13 @@ def test_lists_name_pairs_by_split(root):
     }
 
 
+@pytest.mark.parametrize("line", ["a.png l.png\t", "\ta.png l.png", "a.png\tl.png\t", "a.png\t\tl.png"])
+def test_tabs_at_an_end_and_two_of_them_separate_no_more_names(root, line):
+    put(root, "a.png", "l.png")
+    (root / "train.txt").write_text(f"{line}\n")
+    assert found(ListLayout(root, {"train": "train.txt"})) == {"a": (["a.png"], ["l.png"], "train")}
+
+
 @pytest.mark.parametrize("line", ["a.png", "a.png l.png more.png"])
 def test_a_line_that_is_no_pair_is_named_by_its_number(root, line):
     put(root, "a.png", "l.png")

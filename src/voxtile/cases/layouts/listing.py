@@ -12,7 +12,7 @@ from voxtile.errors import DataError, listed, reason
 
 
 class ListLayout(Layout):
-    """One text file per split; each line names an image and its label, separated by a tab, or where there is none by blanks.
+    """One text file per split; each line names an image and its label, by a tab, or where that gives no pair by blanks.
 
     Names are relative to the root, or addresses (`https://…`, `http://…`, `s3://bucket/key`) of GeoTIFFs.
     """
@@ -42,7 +42,9 @@ class ListLayout(Layout):
                     f"{listing} cannot be read: {reason(error)}. Expected a text file with lines 'image label'."
                 ) from error
             for number, line in enumerate(lines, 1):
-                parts = [part for each in line.split("\t") if (part := each.strip())] if "\t" in line else line.split()
+                parts = [part for each in line.split("\t") if (part := each.strip())]
+                if len(parts) != 2:  # a tab may also stand at an end, or beside blanks
+                    parts = line.split()
                 if not parts:
                     continue
                 if len(parts) != 2:
