@@ -138,7 +138,9 @@ class Source(ABC):
 
 
 class Wrapped(Source):
-    """A source made of another one, whose files, facts and maps it has where a subclass does not say otherwise.
+    """A source made of another one, whose files, channels, grids, maps and notes it has where a subclass does not say otherwise.
+
+    How the other one is decoded (`is_one_piece`, `decoded_bytes`) and its grid for maps (`native`) are for a subclass to hand on.
 
     Attributes:
         source: the other one.
