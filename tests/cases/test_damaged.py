@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.testers.geotiff import save
+from tests.testers.geotiff import NORTH_UP, save
 from tests.testers.memory import MemorySource
 from voxtile.cases.damaged import Tolerant
 from voxtile.cases.fetch import FetchError
@@ -90,6 +91,12 @@ def test_an_intact_file_is_read_as_it_is(tmp_path):
         plain.working,
         plain.files,
     )
+
+
+def test_a_file_on_another_grid_frames_no_scene_here_either(tmp_path):
+    fine = save(tmp_path / "a.tif", STORED[:1])
+    plain = GeoTiffSource([fine, save(tmp_path / "b.tif", STORED[:1], transform=NORTH_UP @ Affine.scale(2))])
+    assert Tolerant(plain).framing == plain.framing == (fine,)
 
 
 def test_a_file_that_cannot_be_fetched_is_not_damaged():

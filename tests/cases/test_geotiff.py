@@ -178,6 +178,7 @@ def test_one_of_two_alike_bands_without_data_does_not_bleed(tmp_path, empty, nod
     pixels, valid = whole(source)
     assert set(pixels[:, valid].ravel().tolist()) == {5}
     assert 0.6 < valid.mean() < 0.75
+    assert ("NaN" in source.key) == bool(np.isnan(empty))  # such scenes were once read otherwise
 
 
 @pytest.mark.parametrize("resolution", [None, 5, 15, 20])

@@ -14,7 +14,7 @@ from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import FolderLayout
 from voxtile.cases.window import Window
-from voxtile.data import normalise, survey
+from voxtile.data import normalise, prepared, survey
 from voxtile.data.augment import Augment
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.datamodule import Steps, VoxtileData
@@ -141,6 +141,14 @@ def test_places_of_the_foreground_without_data_are_not_measured_and_move_the_fin
     assert holed.fingerprint != replace(holed, blank=0).fingerprint
     assert holed.fingerprint != replace(holed, cut_shapes=True).fingerprint
     assert min(holed.intensity.low) >= 1
+
+
+@pytest.mark.parametrize(("by_shape", "cut", "told"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_windows_drawn_by_shapes_that_blocks_cut_are_told_apart(root, monkeypatch, by_shape, cut, told):
+    monkeypatch.setattr(prepared, "shapes_are_cut", lambda cases: cut)
+    found = ready(root, by_shape=by_shape)
+    assert found.cut_shapes == told
+    assert (found.fingerprint != ready(root).fingerprint) == told
 
 
 def test_a_limit_keeps_the_first_cases_of_each_side(root):

@@ -98,6 +98,16 @@ def test_undefined_cases_are_counted_out_and_five_groups_are_the_fewest_that_hav
     assert [math.isnan(found[name].low) for name in ("dice/ring", "dice", "iou/ring", "iou")] == [not enough] * 4
 
 
+@pytest.mark.parametrize(("without", "has_one"), [(1, True), (2, False)])
+def test_means_over_classes_have_an_interval_where_five_groups_hold_any_of_them(without, has_one):
+    matrices, _ = made(6)
+    matrices[:without, 1:], matrices[:without, :, 1:] = 0, 0  # cases without any class but the background
+    groups = list("abcdef")
+    found = spreads(case_rows(matrices, groups, CLASSES), matrices, groups, CLASSES, 0)
+    assert found["dice"].cases == 6 - without
+    assert [math.isnan(found[name].low) for name in ("dice", "iou")] == [not has_one] * 2
+
+
 def test_draws_are_the_same_however_many_are_made_at_a_time(monkeypatch):
     values, groups = np.arange(20), [f"g{number // 2}" for number in range(20)]
     (expected,) = Resamples(groups).sums(values)
