@@ -206,12 +206,6 @@ def test_every_network_of_ours_can_be_looked_at_before_a_sweep(name: str) -> Non
         check_without_data({**config, "model": {**config["model"], "surplus": 1}})
 
 
-def test_a_window_that_is_too_small_for_a_network_is_found_before_a_sweep() -> None:
-    config = job_config(composed("train", ["data=satellite", "model.depth=9"], []))
-    with pytest.raises(ConfigError, match="96 pixels, is smaller than"):
-        check_without_data(config)
-
-
 def test_gpus_are_dealt_out_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voxtile.commands.sweep._gpus", lambda: ["0", "1", "5"])
     slots = Slots.of("auto", "auto")

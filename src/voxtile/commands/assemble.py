@@ -234,13 +234,16 @@ def check_network_fit(
     """
     import torch
 
-    from voxtile.commands.build import check_window
     from voxtile.commands.own import for_boxes, logits_in
     from voxtile.models.adapter import Adapted
     from voxtile.models.network import least_batch_of, least_size_of
 
-    check_window(network, window)
     least = least_size_of(network)
+    if min(window) < least:
+        raise ConfigError(
+            f"A side of 'data.window={list(window)}', {min(window)} pixels, is smaller than {least}, the least this network can "
+            "train on. Type a larger window, or a network with fewer halvings (of U-Net by a smaller 'model.depth')."
+        )
     batch, shares = least_batch_of(network), settings.accumulate * world
     if settings.batch_size // shares < batch:
         on = f" on each of {world} devices" if world > 1 else ""

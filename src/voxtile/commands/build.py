@@ -196,8 +196,7 @@ def check_without_data(config: Mapping[str, Any]) -> Parts:
         Its parts.
 
     Raises:
-        ConfigError: See `parts`; or the network cannot be built or trained on such windows, or there is no such score to choose
-            weights by.
+        ConfigError: See `parts`; or the network cannot be built, or there is no such score to choose weights by.
     """
     from voxtile.scores.confusion import check_monitor
 
@@ -208,24 +207,8 @@ def check_without_data(config: Mapping[str, Any]) -> Parts:
         import torch
 
         with torch.device("meta"):  # on which our networks load no weights
-            network = build_network(config["model"], built.trust, IMAGINED_CHANNELS, len(dataset.classes))
-        check_window(network, built.windowing.size)
+            build_network(config["model"], built.trust, IMAGINED_CHANNELS, len(dataset.classes))
     return built
-
-
-def check_window(network: nn.Module, window: Sequence[int]) -> None:
-    """Refuses a training window with a side that is too small for a network.
-
-    Raises:
-        ConfigError: It has one.
-    """
-    from voxtile.models.network import least_size_of
-
-    if min(window) < (least := least_size_of(network)):
-        raise ConfigError(
-            f"A side of 'data.window={list(window)}', {min(window)} pixels, is smaller than {least}, the least this network can "
-            "train on. Type a larger window, or a network with fewer halvings (of U-Net by a smaller 'model.depth')."
-        )
 
 
 def unused(config: Mapping[str, Any]) -> dict[str, Any]:
