@@ -300,10 +300,13 @@ def test_masks_inside_the_file_and_beside_it_are_kept(tmp_path, internal):
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_a_world_file_beside_the_file_places_it(tmp_path):
+@pytest.mark.parametrize("name", ["a.tfw", "a.TFW", "a.tifw", "a.wld"])
+def test_a_world_file_beside_the_file_places_it(tmp_path, name):
     path = save(tmp_path / "a.tif", bands((1, 5, 6)), crs=None, transform=None)
-    (tmp_path / "a.tfw").write_text("10\n0\n0\n-10\n505\n895\n")
-    assert GeoTiffSource([path]).stored.footprint == (500, 850, 560, 900)
+    (tmp_path / name).write_text("10\n0\n0\n-10\n505\n895\n")
+    source = GeoTiffSource([path])
+    assert source.stored.footprint == (500, 850, 560, 900)
+    assert source.beside == (tmp_path / name,)
 
 
 def test_a_system_without_a_place_on_earth_is_kept_in_maps_and_counts_as_none(tmp_path):

@@ -14,6 +14,7 @@ import rasterio.shutil
 from tests.testers.geotiff import masked_beside, save
 from tests.testers.memory import memory_case
 from tests.testers.surveys import CLASSES, VALUES, open_case
+from voxtile.cases import geotiff
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.nifti import NiftiSource
@@ -21,7 +22,7 @@ from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.data import survey as module
 from voxtile.data.rng import generator
-from voxtile.data.survey import blocks, fingerprint, foreground_sample, survey, survey_all
+from voxtile.data.survey import blocks, fingerprint, foreground_sample, survey, survey_all, survey_key
 from voxtile.errors import DataError
 
 
@@ -374,12 +375,36 @@ def test_statistics_beside_a_file_change_no_digest_and_are_no_reason_to_read_aga
     folder, cache = rewritten(tmp_path / "data", image, label), tmp_path / "cache"
     plain, *noted = [open_case(folder)]
     for mean in (3, 4):
-        metadata = f"<Metadata><MDI key='STATISTICS_MEAN'>{mean}</MDI></Metadata>"
+        metadata = f"<Metadata><MDI key='STATISTICS_MEAN'>{mean}</MDI></Metadata><Histograms/>"
         (folder / "a.tif.aux.xml").write_text(NOTES.format(metadata))
         noted.append(open_case(folder))
     surveys = [survey_all([case], CLASSES, cache) for case in (plain, *noted)]
     assert len({fingerprint([case], found) for case, found in zip((plain, *noted), surveys, strict=True)}) == 1
-    assert len(made) <= 2
+    assert len(made) == 1
+
+
+def test_what_a_vrt_is_made_of_is_found_once_for_all_its_blocks(folder, monkeypatch):
+    rasterio.shutil.copy(folder / "a.tif", folder / "a.vrt", driver="VRT")
+    masked_beside(folder / "a.tif", np.ones((50, 70), bool))
+    found, original = [], geotiff.sources_of
+    monkeypatch.setattr(geotiff, "sources_of", lambda path: found.append(path) or original(path))
+    case = Case("a", "a", GeoTiffSource([folder / "a.vrt"]))
+    assert len({survey_key(case.view(Window(0, y, 0, 1, 9, 9)), 2, False) for y in range(5)}) == 5
+    assert case.image.files == (folder / "a.vrt", folder / "a.tif")
+    assert case.image.beside == (folder / "a.tif.msk",)
+    assert found == [folder / "a.vrt"]
+
+
+def test_a_vendors_metadata_are_no_reason_to_read_again(tmp_path, made):
+    path, cache = save(tmp_path / "LC08_L1TP_042034_B4.TIF", np.ones((1, 8, 9), np.uint8)), tmp_path / "cache"
+    for text in (None, "L1_METADATA_FILE", "L1_METADATA"):
+        if text:
+            (tmp_path / "LC08_L1TP_042034_MTL.txt").write_text(f'GROUP = {text}\n  ORIGIN = "x"\nEND_GROUP = {text}\nEND\n')
+        (tmp_path / "LC08_L1TP_042034_B4.tfw").write_text(f"10\n0\n0\n-10\n{text and 9}5\n95\n")  # the file says its place itself
+        source = GeoTiffSource([path])
+        assert source.beside == ()
+        survey_all([Case("a", "a", source)], 2, cache, label=False)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(("spacing", "axis"), [((2.0, 1.0, 1.0), "z"), (None, "x"), ((3.0, 2.0, 1.5), "y")])

@@ -128,6 +128,7 @@ class AlignedFile:
         by_nan: whether it is warped and several bands of floats name no other value than NaN for pixels without data.
         masked: whether a mask or alpha band says where it holds data.
         alpha: the number of the band that does, None where there is none.
+        beside: the files that are read with it, see `voxtile.cases.raster.beside`.
     """
 
     def __init__(
@@ -156,8 +157,9 @@ class AlignedFile:
                 the grid and declares a channel as alpha.
         """
         self._path, self._onto, self._label = path, onto, label
-        # No open handle of a file that was replaced since is used, nor of one whose mask was.
-        self._key = str(path), *(stamp_of(each) for each in (path, *beside(dataset, path)))
+        self.beside = beside(dataset, path)
+        # No open handle of a file that was replaced since is used, nor of one whose own mask was. Not so for sources of a VRT.
+        self._key = str(path), *(stamp_of(each) for each in (path, *self.beside))
         self.alpha = alpha_of(dataset) if alpha else None
         flags = {flag for flags in dataset.mask_flag_enums for flag in flags}
         # Beside a nodata value, and in other types than GDAL expects of it, GDAL's own masks pass over an alpha band.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
@@ -26,7 +27,7 @@ from voxtile.cases.cog import open_cog
 from voxtile.cases.copying import Copies
 from voxtile.cases.grid import CanonicalGrid
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.raster import MASK, NOTED, band_names, beside, open_raster
+from voxtile.cases.raster import MASK, NOTED, band_names, open_raster
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.untrusted import sources_of
 from voxtile.cases.window import Window
@@ -143,18 +144,16 @@ class GeoTiffSource(Source):
                     self._by_points = bool(dataset.gcps[0])
                 alpha = self._alpha_in(dataset, number, asked)
                 bands += self._bands_of(dataset, number, nodata, alpha)
-                here = beside(dataset, path)
-                found += here
-                if any(each.name.endswith(NOTED) for each in here):
-                    noted.append(_facts(dataset))
                 own = {band.number: band.nodata for band in bands if band.file == number}
                 resampling = "nearest" if self._label else self.scene.resampling
                 aligned = AlignedFile(path, dataset, self.target, own, resampling, self._label, alpha is not None)
                 self._files.append(aligned)
+                found += aligned.beside
+                if any(each.name.endswith(NOTED) and _says_of_pixels(each) for each in aligned.beside):
+                    noted.append(_facts(dataset))
                 if number == 0:
                     self.profile = {"crs": dataset.crs if onto is None else onto.grid.crs, "transform": self.target.transform}
-        # What a program noted beside a file is known by what it says of pixels: mostly it is statistics, for which nothing is to be
-        # read again.
+        # What a program noted beside a file is known by what it says of pixels: mostly that is nothing, see `_says_of_pixels`.
         self._beside = tuple(each for each in found if not each.name.endswith(NOTED))
         self.stored, self.working = self.target.stored, self.target.grid
         self.canonical = self.stored.as_kind(CanonicalGrid)
@@ -190,9 +189,9 @@ class GeoTiffSource(Source):
             self.key += " NaN tells of its band alone"  # which such scenes were once read without
         self.key += f" {noted}" if noted else ""
 
-    @property
+    @cached_property
     def files(self) -> tuple[Path, ...]:
-        """See `Source.files`; a VRT is made of others."""
+        """See `Source.files`; a VRT is made of others, all of which are opened to find them: once, since it may be many cases."""
         return (*self.paths, *(each for path in self.paths if path.suffix.lower() == ".vrt" for each in sources_of(path)))
 
     @property
@@ -200,7 +199,7 @@ class GeoTiffSource(Source):
         """See `Source.framing`; a file of a whole region, stacked on each scene, is none of them."""
         return tuple(path for path, file in zip(self.paths, self._files, strict=True) if file.frames)
 
-    @property
+    @cached_property
     def beside(self) -> tuple[Path, ...]:
         """See `Source.beside`; of what a VRT is made of, masks."""
         masks = [each.with_name(each.name + MASK) for each in self.files[len(self.paths) :]]
@@ -441,6 +440,19 @@ class GeoTiffSource(Source):
                 if pixels.size > len(bands) and (pixels == pixels.flat[0]).all():
                     return float(pixels.flat[0])
         return None
+
+
+def _says_of_pixels(path: Path) -> bool:
+    """Whether an `.aux.xml` holds more than metadata and histograms, such as the statistics of a program that showed the raster."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if "<!" in text:  # entities, which nothing is expanded of
+            return True
+        root = ElementTree.fromstring(text)  # noqa: S314
+    except (OSError, ValueError, ElementTree.ParseError):
+        return True
+    of_bands = [each for band in root.iter("PAMRasterBand") for each in band]
+    return not {each.tag for each in (*root, *of_bands)} <= {"PAMRasterBand", "Metadata", "Histograms"}
 
 
 def _facts(dataset: rasterio.DatasetReader) -> tuple[object, ...]:

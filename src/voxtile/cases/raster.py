@@ -64,14 +64,21 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
 def beside(dataset: rasterio.DatasetReader, path: Path) -> tuple[Path, ...]:
     """The files that GDAL reads with an open raster: its mask, a world file, what other programs noted in an `.aux.xml`.
 
-    Not its overviews, which are the same pixels, nor what a VRT is made of.
+    Not its overviews, which are the same pixels, nor what a VRT is made of, nor a vendor's metadata, of which nothing is used.
     """
     if isinstance(path, RemoteFile):
         return ()
-    if path.suffix.lower() == ".vrt":  # of which GDAL would list all sources
-        named = [path.with_name(path.name + ending) for ending in (MASK, NOTED)]
-        return tuple(each for each in named if each.is_file())
-    return tuple(each for each in map(Path, dataset.files) if each.name != path.name and each.suffix != ".ovr")
+    vrt, names = path.suffix.lower() == ".vrt", [path.name + ending for ending in (MASK, NOTED)]
+    if not vrt:
+        kind = path.suffix[1:].lower()
+        endings = (kind[:1] + kind[-1:] + "w", kind + "w", "wld", "tab")
+        names += [path.name + MASK.upper(), *(f"{path.stem}.{each}" for ending in endings for each in (ending, ending.upper()))]
+    there = [name for name in names if path.with_name(name).is_file()]
+    # GDAL lists what it reads by looking for dozens of names, and lists all sources of a VRT. It is asked where something lies
+    # there, since it may pass that over, as a world file of a GeoTIFF that says its place itself.
+    if vrt or not there:
+        return tuple(map(path.with_name, there))
+    return tuple(each for each in map(Path, dataset.files) if each.name in there)
 
 
 @contextmanager
