@@ -6,7 +6,7 @@ Each way takes steps of 8 windows of 256x256 (4 bands) with the default U-Net an
 Imports, what happens before the first step, and validation are not counted.
 
 passes      forward, loss (cross-entropy and Dice), backward, clipping and the optimizer's step, on one batch that is normalised and
-            in memory
+            in memory, by a process that keeps freed memory as voxtile's commands do
 lightning   a LightningModule with automatic optimization, and a DataLoader of two worker processes that read random windows and
             their labels with rasterio and mirror them
 voxtile     `voxtile train`: windows drawn by class, validity, the default augmentation, checks for infinite values, rows
@@ -65,6 +65,9 @@ def loss(logits: Any, label: Any) -> Any:
 def passes(folder: Path, side: int, steps: int) -> float:
     import torch
 
+    from voxtile.commands.heap import keep_heap
+
+    keep_heap()
     trained = network()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=RATE)
     image = torch.randn(BATCH, BANDS, WINDOW, WINDOW).contiguous(memory_format=torch.channels_last)
