@@ -279,10 +279,20 @@ def test_samples_done_together_as_on_a_gpu_differ_by_rounding_only(size, monkeyp
     augment, whole = everything(0.6), batch(size, count=8)
     parameters = drawn(augment, range(8), size)
     one_by_one = augment.apply(*whole, parameters)
-    monkeypatch.setattr(module, "_groups", lambda on, device: [on.nonzero().flatten()])
+    monkeypatch.setattr(module, "_groups", lambda on, device: [(on.nonzero().flatten(),) * 2])
     together = augment.apply(*whole, parameters)
     torch.testing.assert_close(together[0], one_by_one[0], rtol=1e-4, atol=1e-4)
     assert same(together[1:], one_by_one[1:])
+
+
+@pytest.mark.parametrize("size", [FLAT, DEEP])
+def test_nothing_is_read_back_from_a_device(size):
+    """A meta tensor has no values, so that reading one raises; a GPU would have to finish all its work first."""
+    augment, whole = everything(0.6), batch(size, count=8)
+    del augment.intensity["noise"]  # there is no generator for it
+    parameters = drawn(augment, range(8), size) | {"keep_zero": torch.ones(8, dtype=torch.int64)}
+    for before, after in zip(whole, augment.apply(*(part.to("meta") for part in whole), parameters), strict=True):
+        assert (after.shape, after.dtype, after.device.type) == (before.shape, before.dtype, "meta")
 
 
 def test_the_same_call_gives_the_same_bits_and_touches_nothing_else():

@@ -146,10 +146,10 @@ class Augment:
         if self.elastic:
             field = torch.where(bent[:, None, None, None, None], drawn["elastic.field"], field)
         shift, field = shift.expand(len(image), -1), field.expand(len(image), *field.shape[1:])
-        for rows in _groups(turned | bent, image.device):
-            matrices, shifts, fields = (values[rows].to(image.device) for values in (matrix, shift, field))
+        for rows, there in _groups(turned | bent, image.device):
+            matrices, shifts, fields = (values[rows].to(image.device, non_blocking=True) for values in (matrix, shift, field))
             grid = sampling_grid(matrices, shifts, fields, image.shape[2:])
-            image[rows], valid[rows], label[rows] = resample(image[rows], valid[rows], label[rows], grid)
+            image[there], valid[there], label[there] = resample(image[there], valid[there], label[there], grid)
 
     def _recolour(self, image: Tensor, valid: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """Makes, in place, the changes of intensity on the samples for which they were drawn."""
@@ -157,14 +157,16 @@ class Augment:
         outside = None
         if self.intensity and (slices := int(keep_zero.max())):
             by_slice = image.view(len(image), -1, slices, *image.shape[2:])
-            outside = (by_slice == 0).all(dim=1, keepdim=True) & (keep_zero > 0).to(image.device).view(-1, *(1,) * (image.ndim))
+            outside = (by_slice == 0).all(dim=1, keepdim=True) & (
+                (keep_zero > 0).to(image.device, non_blocking=True).view(-1, *(1,) * image.ndim)
+            )
         for name, change in self.intensity.items():
             prefix = f"intensity.{name}."
             own = {key.removeprefix(prefix): values for key, values in drawn.items() if key.startswith(prefix)}
-            for rows in _groups(own.pop("on"), image.device):
-                picked, weight = image[rows], valid[rows][:, None].to(image.dtype)
+            for rows, there in _groups(own.pop("on"), image.device):
+                picked, weight = image[there], valid[there][:, None].to(image.dtype)
                 change.apply(picked, weight, {key: values[rows] for key, values in own.items()})
-                image[rows] = picked.mul_(weight)
+                image[there] = picked.mul_(weight)
         if outside is not None:  # as nnU-Net has it after all changes (batchgenerators' MaskImageTransform)
             by_slice.masked_fill_(outside, 0.0)
 
@@ -202,9 +204,13 @@ def _unstackable(name: str, operation: Operation, drawn: Any, place: Mapping[str
     )
 
 
-def _groups(on: Tensor, device: torch.device) -> list[slice] | list[Tensor]:
-    """The samples that are on, as indexes of a batch: one by one on a CPU, which keeps one in its cache; all together on a GPU."""
+def _groups(on: Tensor, device: torch.device) -> list[tuple[Any, Any]]:
+    """The samples that are on: one by one on a CPU, which keeps one in its cache; all together on a GPU.
+
+    Returns:
+        Indexes of a batch, on the CPU and on the device. Nothing waits until they are there: a GPU would be idle as long.
+    """
     rows = on.nonzero().flatten()
     if device.type == "cpu":
-        return [slice(row, row + 1) for row in rows.tolist()]
-    return [rows] if len(rows) else []
+        return [(slice(row, row + 1), slice(row, row + 1)) for row in rows.tolist()]
+    return [(rows, rows.to(device, non_blocking=True))] if len(rows) else []

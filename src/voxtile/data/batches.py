@@ -95,11 +95,13 @@ class ReadAhead(Generic[Made]):
         if self._pool is None:
             for item in items:
                 yield self.make(item)
+                del item  # its memory is wanted for the next one
             return
         waiting: deque[Future[Made]] = deque()
         try:
             for item in items:
                 waiting.append(self._pool.submit(self.make, item))
+                del item
                 if len(waiting) > self.ahead * self.workers:
                     yield waiting.popleft().result()
             while waiting:

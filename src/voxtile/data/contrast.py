@@ -169,7 +169,7 @@ class Bias(Contrast):
     def apply(self, image: Tensor, weight: Tensor, drawn: Mapping[str, Tensor]) -> None:
         """See `Contrast.apply`."""
         size = (1,) * (5 - image.ndim) + tuple(image.shape[2:])
-        gain = smooth(drawn["field"].to(image.device), size).exp().to(image.dtype).reshape(weight.shape)
+        gain = smooth(drawn["field"].to(image.device, non_blocking=True), size).exp().to(image.dtype).reshape(weight.shape)
         low, _ = _extremes(image, weight)
         image.sub_(low).mul_(gain).add_(low)
 
@@ -180,7 +180,7 @@ def _seed(rng: np.random.Generator) -> NDArray[np.int64]:
 
 def _like(values: Tensor, image: Tensor) -> Tensor:
     """`values` [n, 1 or C] in the image's type and on its device, with axes of length 1 after them."""
-    return values.to(image).view(*values.shape, *(1,) * (image.ndim - 2))
+    return values.to(image, non_blocking=True).view(*values.shape, *(1,) * (image.ndim - 2))
 
 
 def _extremes(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

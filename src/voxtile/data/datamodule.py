@@ -81,7 +81,7 @@ class VoxtileData(lightning.LightningDataModule):
         def make(step: int) -> Batch:
             rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
             first = step * self.steps.batch_size
-            return self.stream.batch(range(first + rank, first + self.steps.batch_size, world))
+            return self._ready(self.stream.batch(range(first + rank, first + self.steps.batch_size, world)))
 
         return ReadAhead(self.steps.coming, make, self.workers)
 
@@ -123,7 +123,13 @@ class VoxtileData(lightning.LightningDataModule):
 
     def _read(self, item: tuple[int, Sequence[Tile]]) -> Batch:
         number, part = item
-        return collate([self.window_of(number, tile) | self._intensities[number].arrays() for tile in part])
+        return self._ready(collate([self.window_of(number, tile) | self._intensities[number].arrays() for tile in part]))
+
+    def _ready(self, batch: Batch) -> Batch:
+        """The batch; what a GPU takes, in memory from which it copies beside whatever it does."""
+        if self.trainer is None or self.trainer.strategy.root_device.type != "cuda":
+            return batch
+        return {key: value if key == "augment" else value.pin_memory() for key, value in batch.items()}
 
     def window_of(self, number: int, tile: Tile) -> dict[str, Any]:
         """One window of a validation case as training would show it, filled up where the case is smaller, and its label.

@@ -139,13 +139,13 @@ def sampling_grid(matrix: Tensor, shift: Tensor, field: Tensor, size: Sequence[i
     """
     dims, device = len(size), matrix.device
     full = (1,) * (3 - dims) + tuple(size)
-    order = [2, 1, 0][:dims]
-    scale = torch.tensor([2.0 / full[axis] for axis in order], dtype=torch.float64, device=device)
-    matrix, shift = matrix[:, order].double() * scale[:, None], shift[:, order].double() * scale
+    scale = torch.tensor([2.0 / pixels for pixels in size[::-1]], dtype=torch.float64).to(device, non_blocking=True)
+    matrix, shift, field = (values[:, 3 - dims :].flip(1).double() for values in (matrix, shift, field))  # in the order (x, y, z)
+    matrix, shift = matrix * scale[:, None], shift * scale
     z, y, x = (torch.arange(n, dtype=torch.float64, device=device) - (n - 1) / 2 for n in full)
     wz, wy, wx = (cubic_weights(n, g, device) for n, g in zip(full, field.shape[2:], strict=True))
     # Along x everything is a sum of few functions: the control points' weights, a constant and x itself.
-    rows = torch.einsum("zk,nckyi->nczyi", wz, wy @ (field[:, order].double() * scale[:, None, None, None]))
+    rows = torch.einsum("zk,nckyi->nczyi", wz, wy @ (field * scale[:, None, None, None]))
     constant = matrix[:, :, 0, None, None] * z[:, None] + matrix[:, :, 1, None, None] * y + shift[:, :, None, None]
     slope = matrix[:, :, 2, None, None].expand_as(constant)
     terms = torch.cat([rows, constant[..., None], slope[..., None]], dim=-1)
@@ -163,7 +163,7 @@ def resample(image: Tensor, valid: Tensor, label: Tensor, grid: Tensor) -> tuple
     code = functional.grid_sample(code, grid, mode="nearest", padding_mode="zeros", align_corners=False).int()
     inside = code > 256
     weight = inside.to(image.dtype)
-    if not valid.all():
+    if valid.device.type != "cpu" or not valid.all():  # a GPU is not asked: the answer would wait for all that it has still to do
         # Invalid pixels are 0 and have weight 0: dividing by the interpolated weight keeps them out of their neighbours.
         weight /= _linear(valid[:, None].to(image.dtype), grid).clamp(min=1e-3)
     return _linear(image, grid).mul_(weight), inside[:, 0], ((code[:, 0] - 1) & 255).to(torch.uint8)

@@ -153,7 +153,7 @@ class PixelLoss(Loss):
 
     def _divisor(self, target: Tensor, margin: int) -> Tensor:
         if self.divide_by == "images":
-            return torch.tensor(float(len(target)), device=target.device)
+            return torch.full((), float(len(target)), device=target.device)
         valid = target != IGNORE
         counted = valid if self.divide_by == "pixels" else self._pixel_weights(target) * valid
         return _inside(counted, margin).sum(dtype=torch.float32)

@@ -125,6 +125,7 @@ class SegmentationModule(lightning.LightningModule):
         # Of the step under way, and of the latest validation.
         self._clock = 0.0  # when the step began
         self._batch: Batch = {}
+        self._loss = torch.zeros(())
         self.scores: dict[str, float] = {}
         self.counts = np.zeros((len(validation), len(classes), len(classes)), dtype=np.int64)  # confusion matrix of each case
 
@@ -249,19 +250,21 @@ class SegmentationModule(lightning.LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         factor = self._set_rates(optimizer.optimizer)
         optimizer.zero_grad()
-        loss = self._gradients(parts)
-        self._refuse_infinite("loss", loss)
+        self._loss = self._gradients(parts)
         optimizer.step()
         if self.average is not None and self.settings.ema is not None:
             follow(self.average, self.network, self.settings.ema)
         self.step += 1
         self._count_time()
-        self._log_loss(loss, factor)
+        self._log_loss(factor)
 
     def _seed_dropout(self) -> None:
         """From here on dropout and its like draw numbers that belong to this step and rank alone."""
         of = (self.seed, self.step, self.global_rank, "dropout")
-        torch.manual_seed(torch_seed(*of))
+        # As torch.manual_seed, which spends a millisecond on kinds of devices that are not in use.
+        torch.default_generator.manual_seed(torch_seed(*of))
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(torch_seed(*of))
         # Nothing of ours draws from these, but networks and losses of users may.
         np.random.seed(digest(*of) >> 96)  # noqa: NPY002  # it is this one that is drawn from, and it takes 32 bits
         random.seed(digest(*of))
@@ -273,7 +276,7 @@ class SegmentationModule(lightning.LightningModule):
             group["lr"] = group["initial_lr"] * factor
         return factor
 
-    def _gradients(self, parts: Sequence[tuple[Tensor, Tensor]]) -> float:
+    def _gradients(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Adds up this device's share of the gradient of the whole batch's loss, part by part, and returns that loss.
 
         Each part's share follows from its own statistics and from those of the whole batch, see `surrogate`. Those are known
@@ -289,7 +292,10 @@ class SegmentationModule(lightning.LightningModule):
             shares = [each.weight * surrogate(loss, own, total) for each, own, total in zip(maps, of_part, of_batch, strict=True)]
             self.manual_backward(torch.stack(shares).sum() * self.trainer.world_size)  # devices take the mean of their gradients
             summed = summed + of_part.detach()
-        return float(sum(each.weight * loss.value(total) for each, total in zip(maps, self._summed(summed), strict=True)))
+        value = torch.zeros((), device=self.device)
+        for each, total in zip(maps, self._summed(summed), strict=True):
+            value = value + each.weight * loss.value(total)
+        return value
 
     def _first_look(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
         """The statistics [M, S] of the whole batch's M score maps, where gradients need all scores before any part's backward."""
@@ -327,15 +333,19 @@ class SegmentationModule(lightning.LightningModule):
         return torch.stack(gathered).sum(dim=0)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips the gradient, which half precision has scaled back by now, and refuses one that is not finite."""
+        """Clips the gradient, which half precision has scaled back by now, and refuses it, and a loss, that are not finite."""
         if self.settings.clip is not None:
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-        norm = sharding.whole(norm)  # of weights that are cut, it is a sum still to be made
+        norm = sharding.whole(norm).to(self._loss)  # of weights that are cut, it is a sum still to be made
+        # Read together, once: each reading waits for all that a GPU has still to do.
+        loss, length = torch.stack([self._loss, norm]).tolist()
+        self._refuse_infinite("loss", loss)
         # Half precision's scaler expects infinite gradients now and then, and leaves the step out itself.
         if scaler_state(self.trainer) is None:
-            self._refuse_infinite("gradient", float(norm))
+            self._refuse_infinite("gradient", length)
+        self.last_loss = loss
 
     def _refuse_infinite(self, what: str, value: float) -> None:
         """Refuses a loss or gradient of the step under way that is no number."""
@@ -362,10 +372,9 @@ class SegmentationModule(lightning.LightningModule):
         if self.settings.minutes is not None:  # all devices end by the clock of the first
             self.seconds = self.trainer.strategy.broadcast(self.seconds)
 
-    def _log_loss(self, loss: float, factor: float) -> None:
+    def _log_loss(self, factor: float) -> None:
         """Keeps a step's loss; every `log_every` steps, records the mean since the last row, and the rate."""
-        self.last_loss = loss
-        self._recent_losses.append(loss)
+        self._recent_losses.append(self.last_loss)
         if self.step % self.settings.log_every == 0:
             mean = sum(self._recent_losses) / len(self._recent_losses)
             rate = self.trainer.optimizers[0].defaults["lr"] * factor  # groups may have other ones
