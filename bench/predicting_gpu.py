@@ -5,7 +5,8 @@ python bench/predicting_gpu.py [--side 8192]
 forward    the passes alone: windows that are normalised and on the GPU
 decoding   the scene's blocks read once, with a thread for each processor
 encoding   what is done when all pixels are known: overviews, the Cloud-Optimized GeoTIFF, and reading it back
-voxtile    what `voxtile predict` does, as in bench/predicting.py, with as many windows in a forward pass as the passes alone have
+voxtile    what `voxtile predict` does, as in bench/predicting.py, with as many windows in a forward pass as the passes alone have:
+           those that it takes unless told otherwise
 
 Networks: the one of bench/peers/network.py, the default U-Net, and U-Net at the paper's width, of which the passes take longest.
 Each way is taken twice, and the second time counts.
@@ -30,6 +31,7 @@ from voxtile.cases.raster import block_cache
 from voxtile.cases.tiling import tiles
 from voxtile.cases.window import Window
 from voxtile.data.normalise import Intensity
+from voxtile.inference.native import of_each
 from voxtile.inference.predictor import Predictor
 from voxtile.models.unet import UNet
 
@@ -38,7 +40,7 @@ sys.path += [str(HERE), str(HERE / "peers")]
 from network import CLASSES, MEAN, STD, Small  # noqa: E402  # lies in the folder that the line above names
 from scene import WINDOW, arguments, make, paths  # noqa: E402  # lies in the folder that the line above names
 
-BATCH = 8
+BATCH = 2**21 // WINDOW**2
 SPEC = MapSpec(tuple(f"class{index}" for index in range(CLASSES)))
 INTENSITY = Intensity((0.0,) * 4, (65535.0,) * 4, (MEAN,) * 4, (STD,) * 4)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -56,7 +58,7 @@ def second(work: Callable[..., float], *given: object) -> float:
 
 def forward(network: nn.Module, side: int, overlap: float, precision: torch.dtype) -> float:
     count = len(tiles((1, side, side), (1, WINDOW, WINDOW), overlap))
-    held = torch.randn(64 * BATCH, 4, WINDOW, WINDOW, device="cuda")  # more than the GPU's cache holds
+    held = torch.randn(16 * BATCH, 4, WINDOW, WINDOW, device="cuda")  # more than the GPU's cache holds
     torch.cuda.synchronize()
     began = time.perf_counter()
     with torch.inference_mode(), torch.autocast("cuda", precision, enabled=precision != torch.float32):
@@ -88,13 +90,13 @@ def encoding(case: Case, output: Path) -> float:
 
 
 def voxtile(network: nn.Module, image: Path, output: Path, overlap: float, precision: torch.dtype) -> float:
-    predictor = Predictor(network, (1, WINDOW, WINDOW), overlap, BATCH, "cuda", precision)
+    predictor = Predictor(network, (1, WINDOW, WINDOW), overlap, device="cuda", precision=precision)
     began = time.perf_counter()
     case = Case("scene", "scene", GeoTiffSource([image]))
     with block_cache(os.cpu_count() or 1), case.open_map(output, SPEC) as writer:
-        for band in predictor.bands(case, INTENSITY):
-            writer.write(band.window, band.classes())
-            del band
+        bands = predictor.bands(case, INTENSITY)
+        for _ in of_each(bands, lambda band: writer.write(band.window, band.classes()), predictor.judge.device):
+            pass
         rows = time.perf_counter() - began
         writer.close()
     print(f"             rows {rows:.2f}", flush=True)

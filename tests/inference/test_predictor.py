@@ -255,6 +255,28 @@ def test_strips_change_nothing_but_the_order(monkeypatch, widest, margin, overla
         np.testing.assert_allclose(strips, whole_width, atol=1e-6)
 
 
+@few
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 30), st.integers(1, 60)),
+    side=st.tuples(st.integers(1, 12), st.integers(1, 20)),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+    widest=st.sampled_from([9, 30, 100]),
+    margin=st.sampled_from([0, 2]),
+    seed=st.integers(0, 9),
+)
+def test_windows_cut_and_joined_in_bulk_as_on_a_gpu_differ_by_rounding_only(shape, side, overlap, widest, margin, seed):
+    rng = np.random.default_rng(seed)
+    valid = rng.random(shape) < 0.9
+    valid[:, :, shape[2] // 3 : shape[2] // 2] = rng.random() < 0.5
+    network, case = Convolutions(margin=margin), case_of(shape, valid=valid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("voxtile.inference.predictor.WIDEST", widest)
+        one_by_one = joined(Predictor(network, (1, *side), overlap, 3, workers=0), case)
+        patch.setattr(Predictor, "in_bulk", True)
+        in_bulk = joined(Predictor(network, (1, *side), overlap, 3, workers=0), case)
+    np.testing.assert_allclose(in_bulk[0], one_by_one[0], atol=1e-6)
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.data(), st.sampled_from([1, 13, None]), st.sampled_from([0, 2]))
 def test_whatever_bands_are_done_the_others_have_the_same_bits(data, widest, margin):

@@ -26,7 +26,7 @@ from voxtile.cases.window import IGNORE, Size3
 from voxtile.errors import DataError
 
 TILE = 512  # side of the finished file's tiles in pixels
-THREADS = 4  # each of which holds a chunk several times
+THREADS = 8  # at most, each of which holds a chunk several times
 CHUNK = 2**22  # bytes of a side file that are worked on at once: more would not stay in the cache of a core
 _GDAL_TYPES = {"uint8": "Byte", "float32": "Float32"}
 

@@ -26,7 +26,7 @@ from voxtile.data.normalise import FixedNormalisation
 from voxtile.data.survey import Survey, survey
 from voxtile.errors import DataError, VoxtileError, counted, listed, size
 from voxtile.inference.budget import check_room, memory_of
-from voxtile.inference.native import native_bands, native_windows
+from voxtile.inference.native import native_bands, native_windows, of_each
 from voxtile.inference.postprocess import BYTES_PER_PIXEL, check_size, pixel_size
 from voxtile.training.ledger import record_look
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from voxtile.cases.layouts import CaseFiles
     from voxtile.cases.maps import MapSpec
     from voxtile.inference.areas import Place
+    from voxtile.inference.predictor import Band
 
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
 STRANGE = 0.99  # share of a channel beyond what training images hold; of a volume, most may be air, which was not measured
@@ -226,18 +227,21 @@ class Work(Outputs):
                     writer.discard()
                 return []
             # What a killed command of the same kind has brought to the disk is not computed again.
-            done = set.intersection(*(set(writer.finished) for writer in writers))
-            rows = len(native_windows(self.predictor, case))
+            parts = native_windows(self.predictor, case)
+            done = set.intersection(set(parts), *(set(writer.finished) for writer in writers))  # another device's are others
             if done:
-                self.out.print(f"{case.id}: continuing, {len(done)} of {counted(rows, 'part')} are done")
-            tick = start(rows - len(done)) if self._windows(case) > FEW_WINDOWS else lambda: None
-            for band in native_bands(self.predictor, case, self.runs.intensities(measured), done):
+                self.out.print(f"{case.id}: continuing, {len(done)} of {counted(len(parts), 'part')} are done")
+            tick = start(len(parts) - len(done)) if self._windows(case) > FEW_WINDOWS else lambda: None
+
+            def store(band: Band) -> None:
                 writers[0].write(band.window, band.classes())
                 if self.config["heatmaps"]:
                     writers[1].write(band.window, band.probabilities.cpu().numpy())
                 if band.variance is not None and self.config["uncertainty"]:
                     writers[-1].write(band.window, band.variance[None].cpu().numpy())
-                del band  # its memory is wanted for the next one
+
+            bands = native_bands(self.predictor, case, self.runs.intensities(measured), done)
+            for _ in of_each(bands, store, self.predictor.judge.device):
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
             writers[0].make(None if self.post is None else partial(self._processed, case, specs[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -81,9 +82,7 @@ class Judge:
         total: Tensor | None = None
         squares: Tensor | None = None
         for network, symmetry, intensity in zip(self.networks, self._symmetries, intensities, strict=True):
-            rows = intensity.arrays().items()
-            tensors = {name: torch.from_numpy(row).to(self.device, non_blocking=True) for name, row in rows}
-            numbers = {name: row.expand(len(image), *row.shape) for name, row in tensors.items()}
+            numbers = {name: row.expand(len(image), *row.shape) for name, row in _numbers(intensity, self.device).items()}
             scaled = normalise(pixels, valid, **numbers)
             found = self._of_one(network, symmetry, scaled.squeeze(2) if self.planar else scaled, starts, size)
             total = found if total is None else total + found
@@ -154,3 +153,9 @@ class Judge:
             yield count
         finally:
             torch.set_num_threads(count)
+
+
+@lru_cache(maxsize=16)
+def _numbers(intensity: Intensity, device: torch.device) -> dict[str, Tensor]:
+    """What `normalise` takes, on the device: a batch of windows would bring it there again."""
+    return {name: torch.from_numpy(row).to(device) for name, row in intensity.arrays().items()}

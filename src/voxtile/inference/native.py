@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +15,20 @@ from torch.nn import functional
 from voxtile.cases.case import Case
 from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid, linear_taps, turned_back
+from voxtile.data.batches import ReadAhead
 from voxtile.data.normalise import Intensity
 from voxtile.inference.predictor import Band, Predictor
+
+Made = TypeVar("Made")
+
+
+def of_each(bands: Iterable[Band], work: Callable[[Band], Made], device: torch.device) -> Iterable[Made]:
+    """What `work` makes of each band, in order.
+
+    A GPU is given the next windows meanwhile, so that it need not wait for what is done with the band before; on a CPU the networks
+    want all processors.
+    """
+    return ReadAhead(lambda: bands, work, 0 if device.type == "cpu" else 1, ahead=1)
 
 
 def native_windows(predictor: Predictor, case: Case) -> list[Window]:

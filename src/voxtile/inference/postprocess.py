@@ -19,7 +19,7 @@ from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError
-from voxtile.inference.native import native_bands
+from voxtile.inference.native import native_bands, of_each
 from voxtile.inference.predictor import Predictor
 
 MOST_PIXELS = 2**27  # pixels of the largest map that is worked on
@@ -98,7 +98,8 @@ def class_bands(
         skipped: bands that are not wanted, where nothing is done with the map as a whole.
     """
     native = case.native
-    bands = ((band.window, band.classes()) for band in native_bands(predictor, case, intensity, skipped))
+    found = native_bands(predictor, case, intensity, skipped)
+    bands = of_each(found, lambda band: (band.window, band.classes()), predictor.judge.device)
     ordered = not isinstance(case.image, OnWorkingGrid) or list(case.image.order) == [0, 1, 2]
     if postprocess is None and ordered:
         yield from bands

@@ -70,24 +70,48 @@ class _Slab:
         held: which pixels hold data [d, h, w].
         pixels: [C, d, h, w]; where rows are kept on a GPU they are floats, for which it has every operation.
         seen: as `held`, where the pixels are.
+        whole: whether all pixels hold data.
     """
 
     window: Window
     held: NDArray[np.bool_]
     pixels: NDArray[Any] | Tensor
     seen: NDArray[np.bool_] | Tensor
+    whole: bool
 
     def areas(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        """Pixels [B, C, d, h, w] and validity [B, d, h, w] of windows of one size."""
+        """Pixels [B, C, d, h, w] and validity [B, d, h, w] of windows of one size, of tensors those that differ in x only."""
         inner = [window.within(self.window) for window in windows]
-        pixels, seen = ([array[..., *area] for area in inner] for array in (self.pixels, self.seen))
-        return _stacked(pixels), _stacked(seen)
+        if isinstance(self.pixels, Tensor) and isinstance(self.seen, Tensor):
+            columns = torch.from_numpy(_columns(windows, self.window)).to(self.pixels.device, non_blocking=True)
+            cut = (array[..., *inner[0][:2], :].index_select(-1, columns) for array in (self.pixels, self.seen))
+            pixels, seen = (each.reshape(*each.shape[:-1], len(windows), -1).movedim(-2, 0).contiguous() for each in cut)
+            return pixels, seen
+        pixels_of, seen_of = ([array[..., *area] for area in inner] for array in (self.pixels, self.seen))
+        return _stacked(pixels_of), _stacked(seen_of)
 
 
-# Of a window: weighted probabilities [K, d, h, w], and which pixels hold data [d, h, w].
-_Judged = tuple[Tensor, NDArray[np.bool_]]
-# Of a row: where what later rows add to lies, and its sums and validity so far, likewise.
-_Rest = tuple[Window, Tensor, NDArray[np.bool_]]
+@dataclass(frozen=True)
+class _Judged:
+    """What the networks say of some of a row's windows.
+
+    Attributes:
+        count: how many they are.
+        tiles: those of them that hold data.
+        weighted: of each of these, probabilities times its share in each pixel [n, K, d, h, w].
+        window: where all that the row's windows see lies.
+        held: which pixels of it hold data [d, h, w].
+    """
+
+    count: int
+    tiles: Sequence[Tile]
+    weighted: Tensor
+    window: Window
+    held: NDArray[np.bool_]
+
+
+# Of a row: where what later rows add to lies, and its sums so far [K, d, h, w].
+_Rest = tuple[Window, Tensor]
 
 
 class Predictor:
@@ -133,7 +157,8 @@ class Predictor:
         self.procedure, self.regions, self.trained_on = procedure or Procedure(), regions, trained_on
         self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
         self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size, workers
-        self.widest = None if self.procedure.crf else WIDEST
+        # A GPU takes longer to be asked than for a row of a strip.
+        self.widest = None if self.procedure.crf else WIDEST if self.judge.device.type == "cpu" else 2 * WIDEST
 
     @property
     def sums(self) -> torch.device:
@@ -143,6 +168,11 @@ class Predictor:
         on the CPU.
         """
         return self.judge.device if self.judge.planar and self.widest else torch.device("cpu")
+
+    @property
+    def in_bulk(self) -> bool:
+        """Whether windows are cut out and joined by few operations on many: asking a GPU takes longer than what it does then."""
+        return self.sums.type != "cpu"
 
     def bands(self, case: Case, intensity: Intensity | Sequence[Intensity], done: Collection[Window] = ()) -> Iterator[Band]:
         """Predicts `case`, normalised by `intensity`, and yields its bands in the order of `strips`.
@@ -191,7 +221,7 @@ class Predictor:
             rest: _Rest | None = None
             for row in strip:
                 total, valid = self._joined(row, judged, rest, buffers)
-                rest = _rest(row, total, valid)
+                rest = _rest(row, total)
                 band = self._finished(row.band, total, valid)
                 del total, valid  # whoever takes the band decides how long it lives
                 yield band
@@ -201,24 +231,32 @@ class Predictor:
         self, row: Row, judged: Iterator[_Judged], rest: _Rest | None, buffers: Buffers
     ) -> tuple[Tensor, NDArray[np.bool_]]:
         """Sums what a row's windows say of its box: probabilities [K, d, h, w] and validity [d, h, w]; complete in its band."""
-        total, valid = torch.empty(0), np.zeros(row.box.size, dtype=np.bool_)
-        for tile in row.tiles:
-            weighted, held = next(judged)
+        total, left = torch.empty(0), len(row.tiles)
+        while left:
+            part = next(judged)
+            left -= part.count
             if not len(total):
-                shape = (len(weighted), *row.box.size)
-                on_cpu = self.sums.type == "cpu"
-                total = torch.from_numpy(buffers.empty(shape, np.float32)) if on_cpu else weighted.new_empty(shape)
-                if not all(map(_alone, row.tiles)):  # else each pixel is written once
-                    total.zero_()
-                if rest is not None:
-                    inner = rest[0].clipped_to(row.box)
-                    total[(slice(None), *inner.within(row.box))] = rest[1][(slice(None), *inner.within(rest[0]))]
-                    valid[inner.within(row.box)] = rest[2][inner.within(rest[0])]
-            inner = tile.window.clipped_to(row.box)
-            place, part = total[(slice(None), *inner.within(row.box))], weighted[(slice(None), *inner.within(tile.window))]
-            place.copy_(part) if _alone(tile) else place.add_(part)
-            valid[inner.within(row.box)] |= held[inner.within(tile.window)]
+                valid = part.held[row.box.within(part.window)]
+                total = self._begun(row, part.weighted.shape[1], rest, buffers)
+            if self.in_bulk:
+                _add_in_bulk(total, row.box, part)
+                continue
+            for tile, weighted in zip(part.tiles, part.weighted, strict=True):
+                inner = tile.window.clipped_to(row.box)
+                place, own = total[(slice(None), *inner.within(row.box))], weighted[(slice(None), *inner.within(tile.window))]
+                place.copy_(own) if _alone(tile) else place.add_(own)
         return total, valid
+
+    def _begun(self, row: Row, maps: int, rest: _Rest | None, buffers: Buffers) -> Tensor:
+        """A row's sums [K, d, h, w] as the row before has left them; where one window alone lies, or none with data, anything."""
+        shape = (maps, *row.box.size)
+        total = torch.empty(shape, device=self.sums) if self.in_bulk else torch.from_numpy(buffers.empty(shape, np.float32))
+        if not all(map(_alone, row.tiles)):
+            total.zero_()
+        if rest is not None:
+            inner = rest[0].clipped_to(row.box)
+            total[(slice(None), *inner.within(row.box))] = rest[1][(slice(None), *inner.within(rest[0]))]
+        return total
 
     def _finished(self, window: Window, total: Tensor, valid: NDArray[np.bool_]) -> Band:
         part = Window.whole(window.size).slices
@@ -230,7 +268,7 @@ class Predictor:
         return Band(window, probabilities, held, regions=self.regions)
 
     def _judged(self, case: Case, intensities: Sequence[Intensity], rows: Sequence[Row]) -> Iterator[_Judged]:
-        """What the network says of each window, in order: weighted probabilities [K, d, h, w] and validity [d, h, w].
+        """What the networks say of the windows, in order.
 
         One thread reads rows ahead, so that each pixel is decoded once however windows overlap.
         """
@@ -239,11 +277,10 @@ class Predictor:
         batches = ((slab, part) for row, slab in zip(rows, slabs, strict=True) for part in self._parts(case, row))
         with self.judge.threads() as threads:
             if self.judge.classes is None and (first := next(batches, None)):  # it tells how many classes there are
-                yield from self._judged_part(case, intensities, *first)
-            for results in ReadAhead(
+                yield self._judged_part(case, intensities, *first)
+            yield from ReadAhead(
                 lambda: batches, lambda batch: self._judged_part(case, intensities, *batch), threads, BATCHES_AHEAD
-            ):
-                yield from results
+            )
 
     def at_once(self, case: Case, row: Row) -> int:
         """Most windows of a row in one forward pass."""
@@ -274,10 +311,10 @@ class Predictor:
         """Pixels and validity of all that a row's windows see."""
         window, device = self.seen(case, row), self.sums
         shape = (case.inputs, *window.size)
-        if device.type == "cpu":
+        if not self.in_bulk:
             own = buffers.empty(shape, case.dtype)
             held = self._held(case, row, case.read_into(own, window, "reflect"))
-            return _Slab(window, held, own, held)
+            return _Slab(window, held, own, held, bool(held.all()))
         # From memory that is pinned, the copy runs beside whatever the card does; PyTorch keeps the memory until it is done.
         pinned, stored = device.type == "cuda", torch.from_numpy(np.empty(0, case.dtype)).dtype
         waiting = torch.empty(shape, dtype=stored, pin_memory=pinned)
@@ -285,7 +322,7 @@ class Predictor:
         seen = torch.empty(window.size, dtype=torch.bool, pin_memory=pinned)
         seen.numpy()[...] = held
         pixels = waiting.to(device, non_blocking=True).to(exact(stored))
-        return _Slab(window, held, pixels, seen.to(device, non_blocking=True))
+        return _Slab(window, held, pixels, seen.to(device, non_blocking=True), bool(held.all()))
 
     def _held(self, case: Case, row: Row, held: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which pixels of a slab, of which those past the border are mirrored, hold data for the networks.
@@ -302,26 +339,21 @@ class Predictor:
                     held[(slice(None),) * axis + (beyond,)] = False
         return held
 
-    def _judged_part(self, case: Case, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> list[_Judged]:
-        """Weighted probabilities, where they are joined, and validity of some of a row's windows."""
-        valid = [slab.held[tile.window.within(slab.window)] for tile in part]
-        windows = self.shown(case, part)
-        size, margin = windows[0].size, self.judge.margin(windows[0].size)
+    def _judged_part(self, case: Case, intensities: Sequence[Intensity], slab: _Slab, part: Sequence[Tile]) -> _Judged:
+        """What the networks say of some of a row's windows, where it is joined."""
         # A window without data is not sent to the network, but for the first one of all.
-        first = self.judge.classes is None
-        sent = [number for number, each in enumerate(valid) if each.any() or (first and number == 0)]
-        found: dict[int, Tensor] = {}
-        if sent:
-            image, seen = slab.areas([windows[i].grown(margin) for i in sent])
-            starts = torch.tensor([part[i].window.start for i in sent])
-            probabilities = self.judge(image, seen, intensities, starts, size)
-            inner = part[0].window.within(windows[0])
-            weighted = _weighted(probabilities[:, :, *inner], [part[i] for i in sent]).to(self.sums)
-            found = dict(zip(sent, weighted, strict=True))
-        if len(sent) < len(part):
-            nothing = torch.zeros(self.judge.classes or 0, *part[0].window.size, device=self.sums)
-            found = {number: found.get(number, nothing) for number in range(len(part))}
-        return [(found[number], each) for number, each in enumerate(valid)]
+        sent = [tile for tile in part if slab.whole or slab.held[tile.window.within(slab.window)].any()]
+        if not sent and self.judge.classes is not None:
+            return _Judged(len(part), (), torch.empty(0, self.judge.classes, device=self.sums), slab.window, slab.held)
+        sent = sent or list(part[:1])
+        windows = self.shown(case, sent)
+        size, margin = windows[0].size, self.judge.margin(windows[0].size)
+        image, seen = slab.areas([window.grown(margin) for window in windows])
+        starts = torch.tensor([tile.window.start for tile in sent])
+        probabilities = self.judge(image, seen, intensities, starts, size)
+        inner = sent[0].window.within(windows[0])
+        weighted = _weighted(probabilities[:, :, *inner], sent).to(self.sums)
+        return _Judged(len(part), sent, weighted, slab.window, slab.held)
 
 
 def _stacked(parts: Sequence[Any]) -> Tensor:
@@ -329,6 +361,30 @@ def _stacked(parts: Sequence[Any]) -> Tensor:
     if isinstance(parts[0], Tensor):
         return torch.stack(list(parts))
     return torch.from_numpy(parts[0][None] if len(parts) == 1 and parts[0].flags.writeable else np.stack(parts))
+
+
+def _columns(windows: Sequence[Window], outer: Window) -> NDArray[np.int64]:
+    """Numbers of the columns of windows of one width, one window's after the other's, in an array that holds `outer`."""
+    columns: NDArray[np.int64] = np.add.outer([window.x - outer.x for window in windows], np.arange(windows[0].width)).ravel()
+    return columns
+
+
+def _add_in_bulk(total: Tensor, box: Window, part: _Judged) -> None:
+    """Adds slices' windows to the sums [K, d, h, w] of a row's box, those that do not touch at once."""
+    windows, every = [tile.window for tile in part.tiles], 1
+    while any(window.stop[2] > later.x for window, later in zip(windows, windows[every:], strict=False)):
+        every += 1
+    for first in range(min(every, len(windows))):
+        columns = _columns(windows[first::every], box)
+        maps = part.weighted[first::every].movedim(0, -2).flatten(-2)
+        inside = (columns >= 0) & (columns < box.width)
+        if not inside.all():  # at the sides of a strip
+            maps = maps.index_select(-1, torch.from_numpy(np.flatnonzero(inside)).to(maps.device, non_blocking=True))
+        at = torch.from_numpy(columns[inside]).to(maps.device, non_blocking=True)
+        if all(map(_alone, part.tiles)):
+            total.index_copy_(-1, at, maps)
+        else:
+            total.index_add_(-1, at, maps)
 
 
 def _alone(tile: Tile) -> bool:
@@ -345,11 +401,11 @@ def _weighted(probabilities: Tensor, tiles: Sequence[Tile]) -> Tensor:
     return probabilities.mul_(z[:, None, :, None, None] * (y[:, None, None, :, None] * x[:, None, None, None]))
 
 
-def _rest(row: Row, total: Tensor, valid: NDArray[np.bool_]) -> _Rest:
+def _rest(row: Row, total: Tensor) -> _Rest:
     """The part of a row's box behind its band, copied so that the band does not keep it alive."""
     start, size = list(row.box.start), list(row.box.size)
     start[row.axis] += row.thick
     size[row.axis] -= row.thick
     window = Window.of(start, size)
     inner = window.within(row.box)
-    return window, total[(slice(None), *inner)].clone(), valid[inner].copy()
+    return window, total[(slice(None), *inner)].clone()

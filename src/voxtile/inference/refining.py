@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from voxtile.cases.case import Case
@@ -92,7 +93,7 @@ class _Refiner:
         """Refines bands that follow one another, in blocks that see `far` pixels of what is held around them."""
         area, around = _joined(wanted), _joined(held)
         seen = torch.cat([band.probabilities for band in held], dim=2).cpu().numpy()
-        valid = torch.cat([torch.from_numpy(band.valid) for band in held], dim=1).numpy()
+        valid = np.concatenate([band.valid for band in held], axis=1)
         rows, columns = range(area.y, area.stop[1], self.side), range(area.x, area.stop[2], self.side)
         blocks = [
             Window.of((area.z, y, x), (area.depth, self.side, self.side)).clipped(area.stop) for y, x in product(rows, columns)
