@@ -16,14 +16,15 @@ DISC, GROUND = 10, 20  # stored otherwise than in the run's own data, and named 
 LAYOUT = {"_target_": "voxtile.cases.layouts.FolderLayout", "images": "images/{id}.tif", "labels": "labels/{id}.tif"}
 
 
-def town(folder: Path, count: int = 3) -> Path:
+def town(folder: Path, count: int = 3, pixel: float = 10) -> Path:
     """Scenes like those of the run, of another size and place."""
     rng = np.random.default_rng(7)
     for number in range(count):
         label = blob(rng, 44, 50)
         bands = np.stack([label * 2.0, np.zeros(label.shape)]) + rng.normal(0, 0.3, (2, *label.shape))
-        scene(folder / "images" / f"t{number}.tif", bands.astype(np.float32), 90 + number)
-        scene(folder / "labels" / f"t{number}.tif", np.where(label, DISC, GROUND).astype(np.uint8)[None], 90 + number)
+        scene(folder / "images" / f"t{number}.tif", bands.astype(np.float32), 90 + number, pixel=pixel)
+        known = np.where(label, DISC, GROUND).astype(np.uint8)
+        scene(folder / "labels" / f"t{number}.tif", known[None], 90 + number, pixel=pixel)
     return folder
 
 
@@ -52,6 +53,7 @@ def test_scores_are_those_of_the_maps(voxtile: Command, copied_run: Run, words: 
     said = voxtile(*words, *described(tmp_path))
     assert said.code == 0, said.text
     assert "look number 1 at these cases, recorded" in said.text
+    assert "pixels" not in said.text
     evaluation = copied_run.home / "evaluations" / "on-town-best"
     summary = json.loads((evaluation / "summary.json").read_text())
     voxtile("predict", f"run={copied_run.home}", f"input={tmp_path / 'town' / 'images'}", f"output={tmp_path / 'maps'}")
@@ -67,6 +69,16 @@ def test_scores_are_those_of_the_maps(voxtile: Command, copied_run: Run, words: 
     assert (summary["split"], summary["cases"]) == ("on-town", 3)
     assert [row.split(",")[0] for row in (evaluation / "cases.csv").read_text().splitlines()[1:]] == ["t0", "t1", "t2"]
     assert "look number 2 at these cases" in voxtile(*words, *described(tmp_path)).text
+
+
+def test_pixels_of_another_size_are_told(voxtile: Command, copied_run: Run, words: list[str], tmp_path: Path) -> None:
+    town(tmp_path / "town", pixel=2)
+    told = "its pixels measure 2x2 m, and in training they measured 10x10."
+    said = voxtile(*words, *described(tmp_path))
+    assert f"t0 (and 2 cases like it): {told}" in said.text
+    source = tmp_path / "town" / "images" / "t1.tif"
+    said = voxtile("predict", f"run={copied_run.home}", f"input={source}", f"output={tmp_path / 'maps'}")
+    assert f"{source}: {told}" in said.text
 
 
 def test_a_class_may_be_absent_and_none_may_be_new(voxtile: Command, words: list[str], tmp_path: Path) -> None:

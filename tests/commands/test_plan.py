@@ -24,7 +24,7 @@ def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtil
     text = path.read_text()
     settings = yaml.safe_load(text)
     assert settings["model"]["dims"] == dims
-    assert settings["data"]["spacing"] is None
+    assert settings["data"]["spacing"] == [3.0, 1.5, 1.5]
     assert settings["data"]["neighbours"] == (1 if dims == 2 else 0)
     assert settings["data"]["axis"] == "z"
     assert "all training cases have 3x1.5x1.5 mm" in text

@@ -29,7 +29,7 @@ def pixels_times(bytes_each):
 
 def test_alike_volumes_keep_their_grid_and_axial_slices():
     made = plan(facts(), 2, 8e9, pixels_times(40))
-    assert made.values["data.spacing"] is None
+    assert made.values["data.spacing"] == [1.0, 1.0, 1.0]
     assert made.values["data.axis"] == "z"
     assert made.values["model.depth"] == 3  # 36 / 8 is 4.5, and half of that less than 4
     assert made.values["data.window"] == [56, 40]  # 50 x 36, up to multiples of 8

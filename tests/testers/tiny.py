@@ -16,9 +16,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-def scene(path: Path, array: np.ndarray, corner: int = 0, nodata: float | None = None) -> Path:
-    """Writes bands [C, H, W] as a GeoTIFF whose corner lies `corner` kilometres east."""
-    return save(path, array, transform=from_origin(500_000 + 1000 * corner, 5_000_000, 10, 10), nodata=nodata)
+def scene(path: Path, array: np.ndarray, corner: int = 0, nodata: float | None = None, pixel: float = 10) -> Path:
+    """Writes bands [C, H, W] with pixels of so many metres as a GeoTIFF whose corner lies `corner` kilometres east."""
+    return save(path, array, transform=from_origin(500_000 + 1000 * corner, 5_000_000, pixel, pixel), nodata=nodata)
 
 
 def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -92,6 +92,7 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
     """
     from voxtile.commands.parents import leaks_of, learned_by
     from voxtile.data.leakage import settle
+    from voxtile.data.pixel_sizes import unlike
     from voxtile.data.places import by_place
     from voxtile.data.prepared import Prepared
     from voxtile.data.splits import Split
@@ -125,6 +126,11 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
     leaks = [replace(leak, other_side="training") for leak in leaks_of(learned_by(run.home), prepared)]
     leaks += [leak for leak in _parts(run, known_again, cache, out) if leak.case not in {each.case for each in leaks}]
     waived = settle(leaks, data.get("waive") or (), told)
+    sizes = run.manifest["data"].get("pixel_sizes")
+    if strange := {case.id: sentence for case in cases if (sentence := unlike(sizes, case, run.built.windowing))}:
+        name, sentence = next(iter(strange.items()))
+        more = f" (and {counted(len(strange) - 1, 'case')} like it)" if len(strange) > 1 else ""
+        out.print(f"{name}{more}: {sentence}", style="yellow", soft_wrap=True)
     known = run.manifest["data"].get("contents", {}).values()  # an older run does not say
     looked_at = {each["image"] for each in known} - {each.image for each in learned_by(run.home)}
     if chosen := [name for name, digest in images.items() if digest in looked_at]:

@@ -23,6 +23,7 @@ from voxtile.cases.scene import OutsideAreaError
 from voxtile.commands.inputs import UNCERTAINTY
 from voxtile.commands.outputs import Outputs
 from voxtile.data.normalise import FixedNormalisation
+from voxtile.data.pixel_sizes import unlike
 from voxtile.data.survey import Survey, survey
 from voxtile.errors import DataError, VoxtileError, counted, listed, size
 from voxtile.inference.budget import check_room, memory_of
@@ -146,6 +147,8 @@ class Work(Outputs):
         first, said = self.runs.first, ""
         for sentence in case.image.doubts():
             self.out.print(sentence, style="yellow", soft_wrap=True)
+        if sentence := unlike(first.manifest["data"].get("pixel_sizes"), case, first.built.windowing):
+            self.out.print(f"{case.image.path}: {sentence}", style="yellow", soft_wrap=True)
         if MADE_FROM in tags_of(case.image.path, first.built.dataset.format):
             said = "it is a map that voxtile has made"
         elif (known := first.intensity) is not None and not isinstance(first.built.normalisation, FixedNormalisation):

@@ -197,7 +197,7 @@ def _facts(
     from voxtile.commands.parents import learned_from
     from voxtile.studies.manifest import continued, manifest
 
-    facts = manifest(command_line(), prepared, devices, config["trust"])
+    facts = manifest(command_line(), prepared, devices, config["trust"], config["data"]["sampling"]["scales"])
     facts["data"]["learned"] = [asdict(case) for case in learned_from(prepared, parent)]
     facts["parent"] = None if parent is None else {"run": str(parent.home.path.absolute()), "weights": parent.digest}
     if home.resume.exists() and (home.path / "manifest.json").exists():

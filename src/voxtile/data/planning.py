@@ -138,15 +138,20 @@ def _spacing(facts: Facts, made: Plan) -> NDArray[np.float64]:
     """Decides `data.spacing` and returns it."""
     middle = np.median(facts.spacings, axis=0)
     if (np.abs(facts.spacings / middle - 1) < SAME).all():
-        made.set("data.spacing", None, f"all training cases have {_mm(middle)} already")
+        made.set("data.spacing", _typed(middle), f"all training cases have {_mm(middle)}; others are resampled")
         return middle
     reason = f"median of the training cases, {_mm(facts.spacings.min(axis=0))} to {_mm(facts.spacings.max(axis=0))}"
     coarse = int(middle.argmax())
     if middle[coarse] > COARSE * middle.min():
         middle[coarse] = np.percentile(facts.spacings[:, coarse], FINER)
         reason += f"; along {AXES[coarse]}, which is coarse, the {FINER}th percentile"
-    made.set("data.spacing", [round(float(side), 4) for side in middle], reason)
+    made.set("data.spacing", _typed(middle), reason)
     return middle
+
+
+def _typed(spacing: NDArray[np.float64]) -> list[float]:
+    """To six digits: no volume is so large that it would have a voxel more or less."""
+    return [float(f"{side:.6g}") for side in spacing]
 
 
 def _axis(spacing: NDArray[np.float64], made: Plan) -> str:

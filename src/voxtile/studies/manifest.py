@@ -51,9 +51,20 @@ class Devices:
     strategy: str = ""
 
 
-def manifest(command: str, prepared: Prepared, devices: Devices, trust: Sequence[str] = ()) -> dict[str, Any]:
-    """Command, code, versions, hardware and data of a run that starts now on these devices; `trust` as for `trusted`."""
+def manifest(
+    command: str, prepared: Prepared, devices: Devices, trust: Sequence[str] = (), scales: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Command, code, versions, hardware and data of a run that starts now.
+
+    Args:
+        command: that starts it.
+        prepared: its data.
+        devices: on which it is trained.
+        trust: see `trusted`.
+        scales: see `pixel_sizes`.
+    """
     from voxtile.data.distances import split_distances
+    from voxtile.data.pixel_sizes import pixel_sizes
 
     split = prepared.split
     return {
@@ -74,6 +85,7 @@ def manifest(command: str, prepared: Prepared, devices: Devices, trust: Sequence
             "inputs": split.train[0].input_names,
             "past_the_border": "repeat" if split.train[0].neighbours else None,
             "spacing": prepared.dataset.spacing,
+            "pixel_sizes": pixel_sizes(split.train, scales),
             "classes": list(prepared.dataset.classes),
             "background": prepared.dataset.background,
             "regions": {name: list(members) for name, members in prepared.dataset.regions.items()},

@@ -1,0 +1,60 @@
+"""How large pixels were in training, and whether those of another image are: networks know sizes in pixels only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from voxtile.cases.case import Case
+from voxtile.cases.windowing import Windowing
+
+FACTOR = 1.5  # from which sizes are unlike: the default augmentation shows things up to 1.25 times as large, or as small
+
+
+def pixel_sizes(cases: Sequence[Case], scales: Sequence[float] | None = None) -> dict[str, Any] | None:
+    """Smallest and largest distance between pixels along (z, y, x) on the working grids of the training cases, and its unit.
+
+    None where cases have none in common.
+
+    Args:
+        cases: the training cases.
+        scales: `data.sampling.scales`, by which samples were magnified at random.
+    """
+    units = {case.grid.unit for case in cases}
+    if units not in ({"mm"}, {"m"}):
+        return None
+    low, high = scales or (1.0, 1.0)
+    smallest, largest = ([pick(sides) for sides in zip(*(case.grid.spacing for case in cases), strict=True)] for pick in (min, max))
+    return {"unit": units.pop(), "smallest": [low * side for side in smallest], "largest": [high * side for side in largest]}
+
+
+def unlike(known: Mapping[str, Any] | None, case: Case, windowing: Windowing) -> str:
+    """What is to be said of a case whose pixels are of other sizes than in training; "" of others.
+
+    Args:
+        known: what `pixel_sizes` returned; None where nothing is known.
+        case: the case, on its working grid.
+        windowing: what networks see of it: of single slices, not how far they lie apart.
+    """
+    if known is None or case.grid.unit != known["unit"]:
+        return ""
+    boxes = len(windowing.size) == 3
+    first = 0 if boxes or windowing.neighbours else 1
+    own, smallest, largest = (list(sides)[first:] for sides in (case.grid.spacing, known["smallest"], known["largest"]))
+    if all(low / FACTOR < side < high * FACTOR for side, low, high in zip(own, smallest, largest, strict=True)):
+        return ""
+    theirs = _sides(smallest) if _sides(smallest) == _sides(largest) else f"{_sides(smallest)} to {_sides(largest)}"
+    if known["unit"] == "mm":
+        what, remedy = "voxels", "'data.spacing=median', which brings all volumes to one spacing"
+        axes = " (z, y, x)" if boxes else " (from slice to slice, then within one)" if windowing.neighbours else " in a slice"
+    else:
+        what, axes = "pixels", ""
+        remedy = f"'data.scene.resolution={smallest[-1]:.4g}', which brings all scenes to one resolution"
+    return (
+        f"its {what} measure {_sides(own)} {known['unit']}{axes}, and in training they measured {theirs}. A network knows sizes in "
+        f"{what} only, so this map may be poor: resample the image, or train with {remedy}."
+    )
+
+
+def _sides(sides: Sequence[float]) -> str:
+    return "x".join(f"{side:.3g}" for side in sides)

@@ -1,0 +1,64 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from voxtile.cases.grid import Grid, nested
+from voxtile.cases.windowing import Windowing
+from voxtile.data.pixel_sizes import pixel_sizes, unlike
+
+SLICES, NEIGHBOURS, BOXES = Windowing((32, 32)), Windowing((32, 32), neighbours=1), Windowing((8, 32, 32))
+
+
+@dataclass
+class Case:
+    """What is asked of a case here."""
+
+    grid: Grid
+
+
+def case(z, y, x, unit="mm"):
+    return Case(Grid((4, 4, 4), nested(np.diag([x, y, z, 1.0])), unit))
+
+
+TRAINED = pixel_sizes([case(3, 1, 1), case(5, 0.9, 0.8)])
+
+
+def test_the_range_is_that_of_the_training_cases():
+    assert TRAINED == {"unit": "mm", "smallest": [3, 0.9, 0.8], "largest": [5, 1, 1]}
+
+
+def test_random_resolutions_widen_it():
+    assert pixel_sizes([case(1, 10, 10, "m")], (0.5, 2.0)) == {"unit": "m", "smallest": [0.5, 5, 5], "largest": [2, 20, 20]}
+
+
+@pytest.mark.parametrize("cases", [[case(1, 1, 1, "px")], [case(1, 1, 1), case(1, 1, 1, "m")]])
+def test_without_a_unit_in_common_nothing_is_known_and_nothing_said(cases):
+    assert pixel_sizes(cases) is None
+    assert unlike(None, case(9, 9, 9), SLICES) == ""
+    assert unlike(TRAINED, case(9, 9, 9, "px"), SLICES) == ""
+
+
+@pytest.mark.parametrize("sides", [(3, 1, 1), (4, 0.95, 0.9), (7, 1.4, 0.6), (20, 1, 1)])
+def test_alike_sizes_are_passed_over(sides):
+    assert unlike(TRAINED, case(*sides), SLICES) == ""
+
+
+@pytest.mark.parametrize(
+    ("sides", "windowing", "said"),
+    [
+        ((4, 2, 2), SLICES, "voxels measure 2x2 mm in a slice, and in training they measured 0.9x0.8 to 1x1"),
+        ((1, 1, 1), NEIGHBOURS, "voxels measure 1x1x1 mm (from slice to slice, then within one), and in training"),
+        ((20, 1, 1), BOXES, "voxels measure 20x1x1 mm (z, y, x), and in training they measured 3x0.9x0.8 to 5x1x1"),
+    ],
+)
+def test_what_a_network_has_not_seen_is_told_with_what_to_do(sides, windowing, said):
+    sentence = unlike(TRAINED, case(*sides), windowing)
+    assert said in sentence
+    assert "data.spacing=median" in sentence
+
+
+def test_scenes_are_told_in_metres():
+    sentence = unlike(pixel_sizes([case(1, 10, 10, "m")]), case(1, 0.5, 0.5, "m"), SLICES)
+    assert "its pixels measure 0.5x0.5 m, and in training they measured 10x10." in sentence
+    assert "data.scene.resolution=10" in sentence
