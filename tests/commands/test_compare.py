@@ -104,6 +104,21 @@ def test_a_folder_may_have_any_name(pair: tuple[Path, Path], tmp_path: Path, vox
         assert voxtile("compare", f"evaluations=[{tmp_path / name / 'a'},{tmp_path / name / 'b'}]").code == 0
 
 
+def test_what_differs_is_said(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
+    said = voxtile("compare", f"evaluations=[{pair[0]},{pair[1]}]")
+    assert "first and other differ in mirrors ([] and ['y', 'x'])" in said.out
+    for folder, name in zip(pair, "ab", strict=True):
+        shutil.copytree(folder, tmp_path / name)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    summary["settings"]["model"]["width"] = 0.5
+    (tmp_path / "b" / "summary.json").write_text(json.dumps(summary))
+    said = voxtile("compare", f"evaluations=[{tmp_path / 'a'},{tmp_path / 'b'}]")
+    assert "first and other differ in model.width (0.0625 and 0.5)" in said.out
+    del summary["settings"]  # of an earlier version
+    (tmp_path / "b" / "summary.json").write_text(json.dumps(summary))
+    assert "differ in" not in voxtile("compare", f"evaluations=[{tmp_path / 'a'},{tmp_path / 'b'}]").out
+
+
 def test_several_runs_are_told_by_their_folder(pair: tuple[Path, Path], tmp_path: Path, voxtile: Command) -> None:
     for name, folder in zip(("s-2runs-a", "s-2runs-b"), pair, strict=True):
         shutil.copytree(folder, tmp_path / "evaluations" / name / "val-last")

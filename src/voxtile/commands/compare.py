@@ -88,6 +88,7 @@ def compare(config: Mapping[str, Any]) -> int:
     for place, other in enumerate(others):
         own = {score: (row[place], adjusted[score][place]) for score, row in found.items()}
         _show(out, f"{first.name} (first) and {other.name} (other)", own, len(others))
+        _say_unlike(out, first.summary, other.summary)
         for score, (each, p_holm) in own.items():
             row = {"evaluation": other.folder, "compared_with": first.folder, "score": score, **each._asdict(), "p_holm": p_holm}
             rows.append({name: "" if value != value else value for name, value in row.items()})
@@ -285,6 +286,20 @@ def _show(out: Console, title: str, found: Mapping[str, tuple[Difference, float]
         counts = (str(each.cases), str(each.groups))
         table.add_row(score, number(each.first), number(each.other), apart, interval, *chances, *counts)
     out.print(table)
+
+
+def _say_unlike(out: Console, first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Prints in what the runs differ, and what was done with them; of other programs' maps, and older evaluations, not known."""
+    from voxtile.commands.folders import differences
+
+    if first.get("settings") is None or other.get("settings") is None:
+        return
+    both = [
+        each["settings"] | each["procedure"] | {"weights": each["weights"], "overlap": each["overlap"]} for each in (first, other)
+    ]
+    unlike = differences(*both)
+    said = f"first and other differ in {listed(unlike, 8)}" if unlike else "first and other have the same settings"
+    out.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_limits(out: Console, evaluations: Sequence[Evaluation], fewest: int) -> None:

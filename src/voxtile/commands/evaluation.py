@@ -195,7 +195,7 @@ class Evaluation:
         waivers = [*(run.manifest["data"]["waived"] for run in self.runs), *(each.waived for each in self.prepared)]
         waived = list(dict.fromkeys(sentence for sentences in waivers for sentence in sentences))
         # By a name and a place alone, cases of another data set are not known.
-        of = {"fingerprint": self.prepared[0].test_fingerprint} if self.config["dataset"] else {}
+        of: dict[str, Any] = {"fingerprint": self.prepared[0].test_fingerprint} if self.config["dataset"] else {}
         if self.maps is not None:
             nothing = dict.fromkeys(("weights", "overlap", "procedure"))  # what predictions are made with
             where = str(self.maps.folder.resolve())
@@ -207,6 +207,7 @@ class Evaluation:
                 **nothing,
                 **of,
             }
+        of["settings"] = common_settings(self.runs[0].recipe)
         if len(self.runs) > 1:
             runs = [{"run": run.home.path.name, "identity": run.identity, "fold": fold_of(run), **run.file} for run in self.runs]
             return {"waived": waived, "runs": runs, **of}
@@ -289,7 +290,7 @@ def refuse_other_recipes(runs: Sequence[Trained]) -> None:
     """
     first = runs[0]
     for other in runs[1:]:
-        mine, its = (_compared(run.recipe) for run in (first, other))
+        mine, its = (common_settings(run.recipe) for run in (first, other))
         if unlike := differences(mine, its):
             raise RunError(
                 f"{first.home.path} and {other.home.path} cannot be evaluated together: they differ in {listed(unlike)}. Expected "
@@ -316,7 +317,7 @@ def refuse_other_data(runs: Sequence[Trained], prepared: Sequence[Prepared]) -> 
             )
 
 
-def _compared(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def common_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that must be the same: all but seed and fold; one that was added later counts as what stood for it."""
     settings = recipe["settings"]
     kept = {name: value for name, value in settings.items() if name != "seed" and not (name in ADDED and value == ADDED[name])}
