@@ -99,6 +99,7 @@ def test_cases_of_one_patient_on_different_sides_are_named(folder: Path, voxtile
     said = voxtile("check", *words)
     assert "cases on different sides share 'patient' (p" in said.text
     assert "type '+data.group={expression: patient}', or 'expression: visit', or" in said.text
+    assert "cases on different sides share 'patient' (p" in voxtile("train", *words, f"paths.runs={folder / 'runs'}").text
     for rule in ("patient", "id") if scheme == "groups" else ("id",):
         said = voxtile("check", *words, f"+data.group={{expression: {rule}}}")
         assert said.code == 0

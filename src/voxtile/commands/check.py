@@ -50,6 +50,7 @@ def check(config: Mapping[str, Any]) -> int:
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.words import command_line
+    from voxtile.data.leakage import shared_fields
 
     out = console()
     check_trainer(config["trainer"])
@@ -62,7 +63,7 @@ def check(config: Mapping[str, Any]) -> int:
     if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
-    remarks = built.remarks + look_at_groups(prepared.split, prepared.dataset.ungrouped)
+    remarks = built.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped)
     remarks += look_at_files(prepared) + look_at_values(prepared) + look_at_zeros(prepared)
     remarks += look_at_classes(prepared)
     remarks += look_at_sides(prepared.dataset.classes, built.symmetry)
@@ -142,32 +143,6 @@ def print_intensities(out: Console, prepared: Prepared) -> None:
         low, middle, high = np.percentile(values, (0.5, 50, 99.5))
         table.add_row(name, *(f"{value:.5g}" for value in (low, middle, high, values.mean(), values.std())))
     out.print(table)
-
-
-def look_at_groups(split: Split, fields: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Cases on different sides whose names say the same of something that may be their patient or place.
-
-    Args:
-        split: which case is where.
-        fields: what the layout's patterns find in the names of cases of whose groups nothing is said, by id.
-    """
-    sided = [(side, case.id) for side, cases in split.sides.items() for case in cases if case.region is None and case.id in fields]
-    seen: dict[tuple[str, str], tuple[str, str]] = {}
-    apart: dict[str, str] = {}
-    for side, name in sided:
-        for field, value in fields[name].items():
-            other, its = seen.setdefault((field, value), (side, name))
-            if other != side and field != "split":
-                apart.setdefault(field, f"'{field}' ({its} in {other} and {name} in {side} are both '{value}')")
-    if not apart:
-        return []
-    first, *others = (field for field in dict.fromkeys(field for field, _ in seen) if field in apart)
-    more = "".join(f", or 'expression: {other}'" for other in others)
-    return [
-        "'data.group' says nothing, so each case is a group of its own, and cases on different sides share "
-        f"{listed(apart[field] for field in (first, *others))}: where that is a patient or a place, the scores are too good; type "
-        f"'+data.group={{expression: {first}}}'{more}, or '+data.group={{expression: id}}' where all are independent"
-    ]
 
 
 def look_at_files(prepared: Prepared) -> list[str]:

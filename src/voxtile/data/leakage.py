@@ -144,6 +144,32 @@ def settle(leaks: Sequence[Leak], waivers: Sequence[str], told: Callable[[Sequen
     return [f"Leak waived by the user: {leak}." for leak in waived]
 
 
+def shared_fields(split: Split, fields: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A sentence about cases on different sides whose names say the same of something that may be their patient or place.
+
+    Args:
+        split: which case is where.
+        fields: what the layout's patterns find in the names of cases of whose groups nothing is said, by id.
+    """
+    sided = [(side, case.id) for side, cases in split.sides.items() for case in cases if case.region is None and case.id in fields]
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    apart: dict[str, str] = {}
+    for side, name in sided:
+        for field, value in fields[name].items():
+            other, its = seen.setdefault((field, value), (side, name))
+            if other != side and field != "split":
+                apart.setdefault(field, f"'{field}' ({its} in {other} and {name} in {side} are both '{value}')")
+    if not apart:
+        return []
+    first, *others = (field for field in dict.fromkeys(field for field, _ in seen) if field in apart)
+    more = "".join(f", or 'expression: {other}'" for other in others)
+    return [
+        "'data.group' says nothing, so each case is a group of its own, and cases on different sides share "
+        f"{listed(apart[field] for field in (first, *others))}: where that is a patient or a place, the scores are too good; type "
+        f"'+data.group={{expression: {first}}}'{more}, or '+data.group={{expression: id}}' where all are independent"
+    ]
+
+
 def suspicions(cases: Sequence[Case], distinct: Mapping[str, NDArray[Any]]) -> list[str]:
     """Sentences about cases in different groups that look as if they belonged together, for `voxtile check`.
 
