@@ -220,6 +220,13 @@ def test_a_heatmap_is_4d_with_classes_last(tmp_path):
     assert np.isnan(stored[::-1][2:]).all()
 
 
+def test_a_heatmap_of_one_map_is_3d(tmp_path):
+    source = NiftiSource([save(tmp_path / "a.nii", numbered((4, 5, 6)), np.eye(4))])
+    with source.open_map(tmp_path / "u.nii.gz", MapSpec(("uncertainty",), heatmap=True)) as writer:
+        writer.write(Window(0, 0, 0, 6, 5, 4), np.full((1, 6, 5, 4), 0.5, dtype=np.float32))
+        assert nib.load(writer.close()).shape == (4, 5, 6)
+
+
 def test_a_nifti_2_file_ends_as_a_nifti_2_map(tmp_path):
     nib.save(nib.Nifti2Image(numbered((4, 5, 6)), turned_affine(5)), tmp_path / "a.nii")
     source = NiftiSource([tmp_path / "a.nii"])

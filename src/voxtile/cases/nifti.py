@@ -121,7 +121,7 @@ def _finisher(header: Any, turn: NDArray[np.float64], spec: MapSpec) -> Callable
 
     def finish(array: NDArray[Any], making: Path) -> None:
         voxels = to_stored(array, turn)
-        image = kind(voxels if spec.heatmap else voxels[..., 0], header.get_best_affine(), header)
+        image = kind(voxels if voxels.shape[3] > 1 else voxels[..., 0], header.get_best_affine(), header)
         own = image.header
         own.set_data_dtype(spec.dtype)
         own.set_intent("none" if spec.heatmap else "label")
