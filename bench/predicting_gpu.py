@@ -95,7 +95,7 @@ def voxtile(network: nn.Module, image: Path, output: Path, overlap: float, preci
     case = Case("scene", "scene", GeoTiffSource([image]))
     with block_cache(os.cpu_count() or 1), case.open_map(output, SPEC) as writer:
         bands = predictor.bands(case, INTENSITY)
-        for _ in of_each(bands, lambda band: writer.write(band.window, band.classes()), predictor.judge.device):
+        for _ in of_each(bands, lambda band: writer.write(band.window, band.classes()), predictor.sums):
             pass
         rows = time.perf_counter() - began
         writer.close()

@@ -6,7 +6,13 @@ import torch
 from numpy.typing import NDArray
 
 from voxtile.cases.window import Window
-from voxtile.inference.decoding import best_class, best_class_on_device, class_in_regions, classes_of_logits
+from voxtile.inference.decoding import (
+    best_class,
+    best_class_on_device,
+    class_in_regions,
+    class_in_regions_on_device,
+    classes_of_logits,
+)  # fmt: skip
 from voxtile.inference.predictor import Band
 
 NESTED = [(1, 2, 3), (2, 3), (3,)]  # as in BraTS: whole tumour, core, enhancing
@@ -30,6 +36,15 @@ def pixels(*values: list[float]) -> NDArray[np.float32]:
 def test_a_device_finds_the_same_class_as_the_processor() -> None:
     equal = np.random.default_rng(0).integers(0, 4, (6, 2, 33, 65)).astype(np.float32)  # often equally probable
     assert np.array_equal(best_class_on_device(torch.from_numpy(equal)).numpy(), best_class(equal))
+
+
+@pytest.mark.parametrize("regions", [NESTED, [(1, 2), (1,), (2,)], [tuple(range(first, 14)) for first in range(1, 14)]])
+def test_a_device_finds_the_same_class_in_regions(regions: list[tuple[int, ...]]) -> None:
+    values = probabilities(1 + max(regions[0]), (2, 37, 50), sharpness=3.0)
+    values[:, :, 5] = 1 / len(values)
+    found = class_in_regions_on_device(torch.from_numpy(values), regions)
+    assert found.dtype == torch.uint8
+    assert np.array_equal(found.numpy(), class_in_regions(values, regions))
 
 
 def test_the_best_class_is_the_first_maximum() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tests.testers.networks import noise
-from tests.testers.windows import CLASSES, SCALE, Convolutions, case_of, joined, whole
+from tests.testers.waiting import nothing_waited_for
+from tests.testers.windows import CHANNELS, CLASSES, SCALE, Convolutions, case_of, joined, whole
 from voxtile.cases.window import Window
 from voxtile.data.normalise import Intensity
 from voxtile.data.symmetry import Symmetry
@@ -93,6 +94,16 @@ def test_classes_that_change_places_are_exchanged_in_the_copies_of_the_networks_
     assert np.abs(found(plain) - alone).max() > (0.2 if rotations == 1 else 0.005)
     np.testing.assert_allclose(found(swapping, plain), (found(swapping) + found(plain)) / 2, atol=1e-6)
     np.testing.assert_array_equal(found(swapping, mirrors=("y",)), found(plain, mirrors=("y",)))
+
+
+def test_a_gpu_is_not_waited_for():
+    procedure = Procedure(rotations=3, mirrors=("x",), symmetries=(Symmetry(("x",), swap={"x": [[1, 2]]}),))
+    judge, size = Judge([Convolutions()], "meta", torch.float32, procedure), (1, 16, 16)
+    margin = judge.margin(size)[1]
+    pixels = torch.empty(2, CHANNELS, 1, 16 + 2 * margin, 16 + 2 * margin, device="meta")
+    with nothing_waited_for():
+        found = judge(pixels, pixels[:, 0] == 0, [SCALE], torch.zeros(2, 3, dtype=torch.int64), size)
+    assert found.shape == (2, CLASSES, *size)
 
 
 def test_the_pairs_that_count_are_those_along_the_axes_that_are_mirrored():

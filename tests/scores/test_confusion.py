@@ -89,6 +89,17 @@ def test_prediction_of_another_shape_is_refused() -> None:
         confusion_matrix(torch.zeros(1, 4, dtype=torch.long), torch.zeros(4, dtype=torch.long), K)
 
 
+def test_windows_of_a_batch_are_counted_for_their_cases() -> None:
+    prediction, label = maps(3, (7, 5, 6))
+    cases = torch.tensor([0, 0, -1, 2, 2, 0, 1])
+    metric = CaseConfusion(3, K)
+    metric.update(cases, prediction, label)
+    for case in range(3):
+        assert metric.compute()[case].tolist() == by_hand(prediction[cases == case], label[cases == case], K)
+    with pytest.raises(ValueError, match="6 cases were named of 7 windows"):
+        metric.update(cases[:6], prediction, label)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_sums_over_ranks_are_the_same_integers(ranks: int) -> None:
     prediction, label = maps(3, (7, 5, 6))

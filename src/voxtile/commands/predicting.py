@@ -231,7 +231,9 @@ class Work(Outputs):
                 return []
             # What a killed command of the same kind has brought to the disk is not computed again.
             parts = native_windows(self.predictor, case)
-            done = set.intersection(set(parts), *(set(writer.finished) for writer in writers))  # another device's are others
+            there = set.intersection(*(set(writer.finished) for writer in writers))
+            if there and not (done := there.intersection(parts)):  # strips are wider beside a GPU
+                self.out.print(f"{case.id}: what is there was made on another kind of device, in other parts: it begins anew")
             if done:
                 self.out.print(f"{case.id}: continuing, {len(done)} of {counted(len(parts), 'part')} are done")
             tick = start(len(parts) - len(done)) if self._windows(case) > FEW_WINDOWS else lambda: None
@@ -244,7 +246,7 @@ class Work(Outputs):
                     writers[-1].write(band.window, band.variance[None].cpu().numpy())
 
             bands = native_bands(self.predictor, case, self.runs.intensities(measured), done)
-            for _ in of_each(bands, store, self.predictor.judge.device):
+            for _ in of_each(bands, store, self.predictor.sums):
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
             writers[0].make(None if self.post is None else partial(self._processed, case, specs[0]))

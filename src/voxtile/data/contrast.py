@@ -197,9 +197,8 @@ def _convolve(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
     Shifted sums need no library convolution, whose bits depend on the batch size (and on a GPU on TF32).
     """
     length, radius = image.shape[axis], kernel.shape[1] // 2
-    out = torch.zeros_like(image)
+    out, weights = torch.zeros_like(image), _like(kernel, image).movedim(1, 0)[:, :, None]
     for tap in range(max(-radius, 1 - length), min(radius, length - 1) + 1):
         rest = length - abs(tap)
-        weight = _like(kernel[:, tap + radius, None], image)
-        out.narrow(axis, max(-tap, 0), rest).addcmul_(image.narrow(axis, max(tap, 0), rest), weight)
+        out.narrow(axis, max(-tap, 0), rest).addcmul_(image.narrow(axis, max(tap, 0), rest), weights[tap + radius])
     return out

@@ -18,6 +18,7 @@ from voxtile.data.prepared import Prepared
 from voxtile.data.sampling import Sampling, strategy_of
 from voxtile.data.stream import SampleStream
 
+READ = ("augment", "case")  # of a batch, by the CPU, wherever the pixels are
 SMALLEST_BATCH = 8  # slices per validation batch: without gradients there is room for more than a small training batch
 
 
@@ -113,23 +114,23 @@ class VoxtileData(lightning.LightningDataModule):
         size = self.steps.batch_size
 
         def make(number: int) -> Batch:
-            return self.stream.batch(range(number * size, (number + 1) * size))
+            return self._ready(self.stream.batch(range(number * size, (number + 1) * size)))
 
         return ReadAhead(lambda: range(count), make, self.workers)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Moves pixels to the device; the augmentation's parameters are read on the CPU and stay there."""
-        return {key: value if key == "augment" else value.to(device, non_blocking=True) for key, value in batch.items()}
+        """Moves pixels to the device; what is read on the CPU stays there."""
+        return {key: value if key in READ else value.to(device, non_blocking=True) for key, value in batch.items()}
 
     def _read(self, item: tuple[int, Sequence[Tile]]) -> Batch:
         number, part = item
         return self._ready(collate([self.window_of(number, tile) | self._intensities[number].arrays() for tile in part]))
 
     def _ready(self, batch: Batch) -> Batch:
-        """The batch; what a GPU takes, in memory from which it copies beside whatever it does."""
+        """The batch; what a GPU takes, in memory from which it is copied without anybody waiting."""
         if self.trainer is None or self.trainer.strategy.root_device.type != "cuda":
             return batch
-        return {key: value if key == "augment" else value.pin_memory() for key, value in batch.items()}
+        return {key: value if key in READ else value.pin_memory() for key, value in batch.items()}
 
     def window_of(self, number: int, tile: Tile) -> dict[str, Any]:
         """One window of a validation case as training would show it, filled up where the case is smaller, and its label.

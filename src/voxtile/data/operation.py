@@ -104,7 +104,7 @@ def cubic_weights(pixels: int, points: int, device: torch.device) -> Tensor:
     """
     identity = torch.eye(points, dtype=torch.float64)[None, None]
     weights = functional.interpolate(identity, size=(pixels, points), mode="bicubic", align_corners=True)[0, 0]
-    return weights.to(device)
+    return weights.to(device, non_blocking=True)
 
 
 def smooth(field: Tensor, size: Sequence[int]) -> Tensor:

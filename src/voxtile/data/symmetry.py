@@ -145,7 +145,7 @@ class Symmetry:
         table = self.exchanged([axis for axis, flip in zip(AXES, flips, strict=True) if flip], 256)
         if table == list(range(256)):
             return label
-        return torch.tensor(table, dtype=torch.uint8, device=label.device)[label.int()]
+        return torch.tensor(table, dtype=torch.uint8).to(label.device, non_blocking=True)[label.int()]
 
 
 def _pairs(swap: Any) -> dict[str, list[Any]]:

@@ -70,10 +70,25 @@ def class_in_regions(probabilities: NDArray[np.float32], regions: Sequence[Seque
     return best
 
 
+def class_in_regions_on_device(probabilities: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
+    """As `class_in_regions`, of a tensor where it is: uint8 [d, h, w]."""
+    membership = [sum(1 << bit for bit, of in enumerate(regions) if index in of) for index in range(len(probabilities))]
+    inside = torch.zeros_like(probabilities[0], dtype=torch.int64)
+    for bit, members in enumerate(regions):
+        inside |= (functools.reduce(torch.add, [probabilities[index] for index in members]) > 0.5).long() << bit
+    highest, best = torch.full_like(probabilities[0], -1), torch.zeros_like(probabilities[0], dtype=torch.uint8)
+    for index, plane in enumerate(probabilities):
+        fitting = torch.where(inside == membership[index], plane, -1)
+        best.masked_fill_(fitting > highest, index)
+        highest = torch.maximum(highest, fitting)
+    return torch.where(highest < 0, best_class_on_device(probabilities), best)
+
+
 def classes_of_logits(logits: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
-    """The class of each pixel [B, *spatial] from logits [B, K, *spatial], on their device."""
+    """The class of each pixel, uint8 [B, *spatial], from logits [B, K, *spatial], on their device."""
     if not regions:
-        return logits.max(dim=1).indices  # several times faster than argmax over a strided axis on the CPU
+        return logits.max(dim=1).indices.to(torch.uint8)  # several times faster than argmax over a strided axis on the CPU
     flat = logits.detach().float().softmax(dim=1).transpose(0, 1).flatten(1, -3)  # [K, B·(D), H, W]
-    found = class_in_regions(flat.cpu().numpy(), regions)
-    return torch.from_numpy(found).to(logits.device).view(len(logits), *logits.shape[2:])
+    on_cpu = logits.device.type == "cpu"
+    found = torch.from_numpy(class_in_regions(flat.numpy(), regions)) if on_cpu else class_in_regions_on_device(flat, regions)
+    return found.view(len(logits), *logits.shape[2:])

@@ -158,4 +158,4 @@ class Judge:
 @lru_cache(maxsize=16)
 def _numbers(intensity: Intensity, device: torch.device) -> dict[str, Tensor]:
     """What `normalise` takes, on the device: a batch of windows would bring it there again."""
-    return {name: torch.from_numpy(row).to(device) for name, row in intensity.arrays().items()}
+    return {name: torch.from_numpy(row).to(device, non_blocking=True) for name, row in intensity.arrays().items()}

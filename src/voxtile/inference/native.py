@@ -25,8 +25,11 @@ Made = TypeVar("Made")
 def of_each(bands: Iterable[Band], work: Callable[[Band], Made], device: torch.device) -> Iterable[Made]:
     """What `work` makes of each band, in order.
 
-    A GPU is given the next windows meanwhile, so that it need not wait for what is done with the band before; on a CPU the networks
-    want all processors.
+    Args:
+        bands: the bands.
+        work: what is done with each.
+        device: where they lie, see `Predictor.sums`. A GPU is given the next windows meanwhile, so that it need not wait for what
+            is done with the band before. On a CPU the networks want all processors, and a band more takes as much memory again.
     """
     return ReadAhead(lambda: bands, work, 0 if device.type == "cpu" else 1, ahead=1)
 

@@ -99,7 +99,7 @@ def class_bands(
     """
     native = case.native
     found = native_bands(predictor, case, intensity, skipped)
-    bands = of_each(found, lambda band: (band.window, band.classes()), predictor.judge.device)
+    bands = of_each(found, lambda band: (band.window, band.classes()), predictor.sums)
     ordered = not isinstance(case.image, OnWorkingGrid) or list(case.image.order) == [0, 1, 2]
     if postprocess is None and ordered:
         yield from bands

@@ -17,7 +17,7 @@ from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.data.batches import ReadAhead
 from voxtile.data.normalise import Intensity, exact
 from voxtile.inference.buffers import Buffers
-from voxtile.inference.decoding import best_class, best_class_on_device, class_in_regions
+from voxtile.inference.decoding import best_class, best_class_on_device, class_in_regions, class_in_regions_on_device
 from voxtile.inference.judge import Judge
 from voxtile.inference.procedure import Procedure, crf_image
 from voxtile.inference.refining import reach, refined
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # numba takes half a second to import
     from voxtile.inference.crf_search import Judged
 
 
+WIDE_BELOW = 256  # pixels of a window's height up to which a GPU's memory takes wider strips, with many classes, too
 BATCHES_AHEAD = 2  # batches for each thread that are judged before they are joined
 VERSION = 3  # of how a case is judged: raise it when the same networks and settings say something else
 
@@ -51,10 +52,12 @@ class Band:
 
     def classes(self) -> NDArray[np.uint8]:
         """The class of each pixel [d, h, w], see `decoding`; 255 where the image holds no data."""
-        if self.probabilities.device.type != "cpu" and not self.regions:
-            best = best_class_on_device(self.probabilities).cpu().numpy()  # a byte for each pixel leaves the device
+        if self.probabilities.device.type != "cpu":  # a byte for each pixel leaves the device
+            found = self.probabilities
+            on_it = class_in_regions_on_device(found, self.regions) if self.regions else best_class_on_device(found)
+            best = on_it.cpu().numpy()
         else:
-            probabilities = self.probabilities.cpu().numpy()
+            probabilities = self.probabilities.numpy()
             best = class_in_regions(probabilities, self.regions) if self.regions else best_class(probabilities)
         if not self.valid.all():
             best[~self.valid] = IGNORE
@@ -83,7 +86,7 @@ class _Slab:
         """Pixels [B, C, d, h, w] and validity [B, d, h, w] of windows of one size, of tensors those that differ in x only."""
         inner = [window.within(self.window) for window in windows]
         if isinstance(self.pixels, Tensor) and isinstance(self.seen, Tensor):
-            columns = torch.from_numpy(_columns(windows, self.window)).to(self.pixels.device, non_blocking=True)
+            columns = _columns(windows, self.window, self.pixels.device)
             cut = (array[..., *inner[0][:2], :].index_select(-1, columns) for array in (self.pixels, self.seen))
             pixels, seen = (each.reshape(*each.shape[:-1], len(windows), -1).movedim(-2, 0).contiguous() for each in cut)
             return pixels, seen
@@ -101,6 +104,7 @@ class _Judged:
         weighted: of each of these, probabilities times its share in each pixel [n, K, d, h, w].
         window: where all that the row's windows see lies.
         held: which pixels of it hold data [d, h, w].
+        seen: as `held`, where the sums are.
     """
 
     count: int
@@ -108,6 +112,7 @@ class _Judged:
     weighted: Tensor
     window: Window
     held: NDArray[np.bool_]
+    seen: NDArray[np.bool_] | Tensor
 
 
 # Of a row: where what later rows add to lies, and its sums so far [K, d, h, w].
@@ -157,8 +162,9 @@ class Predictor:
         self.procedure, self.regions, self.trained_on = procedure or Procedure(), regions, trained_on
         self.judge = Judge([networks] if isinstance(networks, nn.Module) else networks, device, precision, self.procedure)
         self.size, self.overlap, self.batch_size, self.workers = size, overlap, batch_size, workers
-        # A GPU takes longer to be asked than for a row of a strip.
-        self.widest = None if self.procedure.crf else WIDEST if self.judge.device.type == "cpu" else 2 * WIDEST
+        self.widest = None if self.procedure.crf else WIDEST
+        if self.widest and self.judge.device.type != "cpu" and size[1] <= WIDE_BELOW:
+            self.widest = 2 * WIDEST  # a GPU is done with a narrower row before it has been asked for the next one
 
     @property
     def sums(self) -> torch.device:
@@ -220,23 +226,28 @@ class Predictor:
         for strip in wanted:
             rest: _Rest | None = None
             for row in strip:
-                total, valid = self._joined(row, judged, rest, buffers)
+                total, valid, seen = self._joined(row, judged, rest, buffers)
                 rest = _rest(row, total)
-                band = self._finished(row.band, total, valid)
-                del total, valid  # whoever takes the band decides how long it lives
+                band = self._finished(row.band, total, valid, seen)
+                del total, valid, seen  # whoever takes the band decides how long it lives
                 yield band
                 del band
 
     def _joined(
         self, row: Row, judged: Iterator[_Judged], rest: _Rest | None, buffers: Buffers
-    ) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Sums what a row's windows say of its box: probabilities [K, d, h, w] and validity [d, h, w]; complete in its band."""
+    ) -> tuple[Tensor, NDArray[np.bool_], NDArray[np.bool_] | Tensor]:
+        """Sums what a row's windows say of its box, complete in its band: probabilities [K, d, h, w], and validity [d, h, w].
+
+        Returns:
+            Sums and validity, and the latter where the sums are.
+        """
         total, left = torch.empty(0), len(row.tiles)
         while left:
             part = next(judged)
             left -= part.count
             if not len(total):
-                valid = part.held[row.box.within(part.window)]
+                box = row.box.within(part.window)
+                valid, seen = part.held[box], part.seen[box]
                 total = self._begun(row, part.weighted.shape[1], rest, buffers)
             if self.in_bulk:
                 _add_in_bulk(total, row.box, part)
@@ -245,7 +256,7 @@ class Predictor:
                 inner = tile.window.clipped_to(row.box)
                 place, own = total[(slice(None), *inner.within(row.box))], weighted[(slice(None), *inner.within(tile.window))]
                 place.copy_(own) if _alone(tile) else place.add_(own)
-        return total, valid
+        return total, valid, seen
 
     def _begun(self, row: Row, maps: int, rest: _Rest | None, buffers: Buffers) -> Tensor:
         """A row's sums [K, d, h, w] as the row before has left them; where one window alone lies, or none with data, anything."""
@@ -258,11 +269,14 @@ class Predictor:
             total[(slice(None), *inner.within(row.box))] = rest[1][(slice(None), *inner.within(rest[0]))]
         return total
 
-    def _finished(self, window: Window, total: Tensor, valid: NDArray[np.bool_]) -> Band:
+    def _finished(
+        self, window: Window, total: Tensor, valid: NDArray[np.bool_], seen: NDArray[np.bool_] | Tensor
+    ) -> Band:  # fmt: skip
         part = Window.whole(window.size).slices
         probabilities, held = total[(slice(None), *part)], valid[part]
         if not held.all():
-            probabilities.masked_fill_(torch.from_numpy(~held).to(total.device), torch.nan)
+            lacking = ~seen[part]
+            probabilities.masked_fill_(lacking if isinstance(lacking, Tensor) else torch.from_numpy(lacking), torch.nan)
         if self.procedure.varies:
             return Band(window, probabilities[:-1], held, probabilities[-1], self.regions)
         return Band(window, probabilities, held, regions=self.regions)
@@ -315,7 +329,7 @@ class Predictor:
             own = buffers.empty(shape, case.dtype)
             held = self._held(case, row, case.read_into(own, window, "reflect"))
             return _Slab(window, held, own, held, bool(held.all()))
-        # From memory that is pinned, the copy runs beside whatever the card does; PyTorch keeps the memory until it is done.
+        # From memory that is pinned, nobody waits for the copy; PyTorch keeps the memory until it is done.
         pinned, stored = device.type == "cuda", torch.from_numpy(np.empty(0, case.dtype)).dtype
         waiting = torch.empty(shape, dtype=stored, pin_memory=pinned)
         held = self._held(case, row, case.read_into(waiting.numpy(), window, "reflect"))
@@ -344,7 +358,7 @@ class Predictor:
         # A window without data is not sent to the network, but for the first one of all.
         sent = [tile for tile in part if slab.whole or slab.held[tile.window.within(slab.window)].any()]
         if not sent and self.judge.classes is not None:
-            return _Judged(len(part), (), torch.empty(0, self.judge.classes, device=self.sums), slab.window, slab.held)
+            return _Judged(len(part), (), torch.empty(0, self.judge.classes, device=self.sums), slab.window, slab.held, slab.seen)
         sent = sent or list(part[:1])
         windows = self.shown(case, sent)
         size, margin = windows[0].size, self.judge.margin(windows[0].size)
@@ -353,7 +367,7 @@ class Predictor:
         probabilities = self.judge(image, seen, intensities, starts, size)
         inner = sent[0].window.within(windows[0])
         weighted = _weighted(probabilities[:, :, *inner], sent).to(self.sums)
-        return _Judged(len(part), sent, weighted, slab.window, slab.held)
+        return _Judged(len(part), sent, weighted, slab.window, slab.held, slab.seen)
 
 
 def _stacked(parts: Sequence[Any]) -> Tensor:
@@ -363,10 +377,10 @@ def _stacked(parts: Sequence[Any]) -> Tensor:
     return torch.from_numpy(parts[0][None] if len(parts) == 1 and parts[0].flags.writeable else np.stack(parts))
 
 
-def _columns(windows: Sequence[Window], outer: Window) -> NDArray[np.int64]:
+def _columns(windows: Sequence[Window], outer: Window, device: torch.device) -> Tensor:
     """Numbers of the columns of windows of one width, one window's after the other's, in an array that holds `outer`."""
-    columns: NDArray[np.int64] = np.add.outer([window.x - outer.x for window in windows], np.arange(windows[0].width)).ravel()
-    return columns
+    starts = torch.tensor([window.x - outer.x for window in windows]).to(device, non_blocking=True)
+    return (starts[:, None] + torch.arange(windows[0].width, device=device)).flatten()
 
 
 def _add_in_bulk(total: Tensor, box: Window, part: _Judged) -> None:
@@ -375,12 +389,12 @@ def _add_in_bulk(total: Tensor, box: Window, part: _Judged) -> None:
     while any(window.stop[2] > later.x for window, later in zip(windows, windows[every:], strict=False)):
         every += 1
     for first in range(min(every, len(windows))):
-        columns = _columns(windows[first::every], box)
+        own = windows[first::every]
+        columns = _columns(own, box, total.device)
         maps = part.weighted[first::every].movedim(0, -2).flatten(-2)
-        inside = (columns >= 0) & (columns < box.width)
-        if not inside.all():  # at the sides of a strip
-            maps = maps.index_select(-1, torch.from_numpy(np.flatnonzero(inside)).to(maps.device, non_blocking=True))
-        at = torch.from_numpy(columns[inside]).to(maps.device, non_blocking=True)
+        # They are in order: what reaches out of a strip is the beginning of the first one, or the end of the last.
+        begin, end = max(0, box.x - own[0].x), len(columns) - max(0, own[-1].stop[2] - box.stop[2])
+        at, maps = columns[begin:end], maps[..., begin:end]
         if all(map(_alone, part.tiles)):
             total.index_copy_(-1, at, maps)
         else:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from voxtile.cases.window import Size3
-from voxtile.data.rng import torch_seed
+from voxtile.data.rng import seed_torch
 from voxtile.data.symmetry import Symmetry
 from voxtile.models.sizes import centre
 
@@ -101,7 +101,7 @@ def monte_carlo(softmax: Softmax, network: nn.Module, images: Tensor, starts: Te
         for image, start in zip(images, starts.tolist(), strict=True):
             total = squares = torch.zeros((), device=images.device)
             for sample in range(samples):
-                torch.manual_seed(torch_seed(sample, start, "monte carlo"))
+                seed_torch(images.device, sample, start, "monte carlo")
                 once = softmax(image[None])[0]
                 total, squares = total + once, squares + once**2
             mean = total / samples
@@ -148,7 +148,9 @@ def mirrored_mean(softmax: Softmax, images: Tensor, axes: Sequence[str], symmetr
             copy = softmax(images.flip(flips)).flip(flips)
             own = list(range(copy.shape[1]))
             classes = symmetry.exchanged(mirrored, len(own)) if symmetry else own
-            total = total + (copy if classes == own else copy[:, classes])
+            if classes != own:
+                copy = copy.index_select(1, torch.tensor(classes).to(copy.device, non_blocking=True))
+            total = total + copy
     return total / 2 ** len(axes) if axes else total
 
 
@@ -159,7 +161,7 @@ def _rotated(image: Tensor, angle: float) -> Tensor:
     height, width = image.shape[2:]
     cos, sin = math.cos(angle), math.sin(angle)
     # grid_sample's coordinates run from -1 to 1 along each axis, whatever its length.
-    matrix = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]], device=image.device)
+    matrix = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]]).to(image.device, non_blocking=True)
     grid = functional.affine_grid(matrix.expand(len(image), -1, -1), list(image.shape), align_corners=False)
     return functional.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
 

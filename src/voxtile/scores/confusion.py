@@ -7,6 +7,7 @@ prediction's. N cases, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,15 +89,22 @@ class CaseConfusion(Metric):
     def update(self, case_indices: Iterable[int] | Tensor, predictions: Tensor, labels: Tensor) -> None:
         """Adds a batch of windows; no pixel of a case may be in two windows, on whichever rank.
 
+        Neighbours of one case are counted together: each count waits for all that a GPU has still to do.
+
         Args:
             case_indices: B indices of cases in 0..N-1; a negative one marks a row that only fills up the batch.
             predictions: class indices [B, ...].
             labels: class indices [B, ...], `IGNORE` where nothing is judged.
         """
-        for index, prediction, label in zip(case_indices, predictions, labels, strict=True):
+        first = 0
+        for index, same in groupby(map(int, case_indices)):
+            rows = slice(first, first + len(list(same)))
+            first = rows.stop
             if index >= 0:
-                matrix = confusion_matrix(prediction, label, self.num_classes)
-                self.matrices[int(index)] += matrix.to(self.matrices.device)
+                matrix = confusion_matrix(predictions[rows], labels[rows], self.num_classes)
+                self.matrices[index] += matrix.to(self.matrices.device, non_blocking=True)
+        if first != len(predictions):
+            raise ValueError(f"{first} cases were named of {len(predictions)} windows")
 
     def compute(self) -> Tensor:
         """The matrices int64 [N, K, K], summed over ranks."""

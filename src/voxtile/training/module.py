@@ -21,7 +21,7 @@ from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, flattened
 from voxtile.data.datamodule import VoxtileData
 from voxtile.data.normalise import NUMBERS, normalise
-from voxtile.data.rng import digest, torch_seed
+from voxtile.data.rng import digest, seed_torch
 from voxtile.errors import RunError, listed
 from voxtile.inference.decoding import classes_of_logits
 from voxtile.models.network import ScoreMap, dims_of, logits_of, margin_of, score_maps
@@ -261,10 +261,7 @@ class SegmentationModule(lightning.LightningModule):
     def _seed_dropout(self) -> None:
         """From here on dropout and its like draw numbers that belong to this step and rank alone."""
         of = (self.seed, self.step, self.global_rank, "dropout")
-        # As torch.manual_seed, which spends a millisecond on kinds of devices that are not in use.
-        torch.default_generator.manual_seed(torch_seed(*of))
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(torch_seed(*of))
+        seed_torch(self.device, *of)
         # Nothing of ours draws from these, but networks and losses of users may.
         np.random.seed(digest(*of) >> 96)  # noqa: NPY002  # it is this one that is drawn from, and it takes 32 bits
         random.seed(digest(*of))
@@ -338,7 +335,7 @@ class SegmentationModule(lightning.LightningModule):
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-        norm = sharding.whole(norm).to(self._loss)  # of weights that are cut, it is a sum still to be made
+        norm = sharding.summed(norm).to(self._loss)
         # Read together, once: each reading waits for all that a GPU has still to do.
         loss, length = torch.stack([self._loss, norm]).tolist()
         self._refuse_infinite("loss", loss)
@@ -418,7 +415,7 @@ class SegmentationModule(lightning.LightningModule):
         image, label = self.inputs(batch, augment=False)
         logits = logits_of(self.evaluated, image)
         self.val_statistics += self.loss.statistics(logits, label).double().cpu()
-        self.confusion.update(batch["case"].tolist(), classes_of_logits(logits, list(self.regions.values())), label)
+        self.confusion.update(batch["case"], classes_of_logits(logits, list(self.regions.values())), label)
 
     def on_validation_epoch_end(self) -> None:
         """Turns the counts into scores and remembers whether they are the best."""

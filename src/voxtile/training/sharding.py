@@ -34,6 +34,11 @@ def whole(value: Any) -> Any:
     return [whole(item) for item in value] if isinstance(value, list) else value
 
 
+def summed(norm: Tensor) -> Tensor:
+    """A norm, of gradients that are cut the sum that is still to be made; all devices must ask for it together."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def cut(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """The whole state of an optimizer, cut as the weights are that it is to move."""
     found = {}

@@ -60,7 +60,7 @@ class StepTimes(lightning.Callback):
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Stops it; a step ends with reading the loss, so a GPU has done its work by now."""
+        """Stops it; a step reads the loss and the gradient's norm, so a GPU has done all but the optimizer's update by now."""
         self.step = time.perf_counter() - self._began
 
     def on_validation_batch_start(self, *_: Any) -> None:

@@ -66,7 +66,7 @@ def draw_validation(module: SegmentationModule, data: VoxtileData, shown: Sequen
         with torch.inference_mode():
             image, _ = module.inputs({k: v.to(module.device) for k, v in batch.items()}, augment=False)
             logits = logits_of(module.evaluated.eval(), image)
-            classes = classes_of_logits(logits, list(module.regions.values()))[0].to(torch.uint8).cpu().numpy()
+            classes = classes_of_logits(logits, list(module.regions.values()))[0].cpu().numpy()
         label = sample["label"][inner]
         z = pictures.telling_slice(label, data.prepared.surveys[case.id].counts)
         plane = classes[inner[1:]] if module.planar else classes[inner][z]
