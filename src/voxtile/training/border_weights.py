@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,15 @@ def border_weights(
     array = label.cpu().numpy() if isinstance(label, Tensor) else np.asarray(label)
     weights = np.zeros(array.shape, dtype=np.float32)
     if background is not None:
-        for sample, found in zip(array, weights, strict=True):
+
+        def fill(sample: NDArray[np.integer[Any]], found: NDArray[np.float32]) -> None:
             objects = _objects(sample, background)
             if objects.max(initial=0) > 1:
                 first, second = _two_nearest(objects)
                 found[...] = np.where(sample == background, w0 * np.exp(-((first + second) ** 2) / (2 * sigma**2)), 0)
+
+        with ThreadPoolExecutor(max(1, min(len(array), torch.get_num_threads()))) as pool:  # SciPy works without Python's lock
+            list(pool.map(fill, array, weights))
     return torch.from_numpy(weights).to(device)
 
 
