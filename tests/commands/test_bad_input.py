@@ -20,6 +20,7 @@ import yaml
 from tests.commands.conftest import Command, Outcome, Run, homes, read
 from tests.testers.formats import file_size_limit
 from tests.testers.tiny import scene, scene_words, volume_words
+from voxtile.commands.compose import conf_dir
 from voxtile.commands.devices import device_called
 from voxtile.commands.main import main
 from voxtile.errors import ConfigError
@@ -400,6 +401,19 @@ def test_a_file_that_names_a_number_twice_is_refused_before_the_first_job_of_a_s
 
 def test_an_option_of_ones_own_without_its_folder(voxtile) -> None:
     refused(voxtile("train", "data=mine"), 2, "'data=mine' does not exist", "needs '--config-dir <folder>'")
+
+
+@pytest.mark.parametrize(("group", "option", "more"), [("data", "satellite", []), ("model", "unet", ["-m", "seed=0,1"])])
+def test_a_file_with_the_name_of_one_that_comes_along_is_refused(
+    group: str, option: str, more: list[str], tmp_path: Path, voxtile: Command
+) -> None:
+    file = tmp_path / "conf" / group / f"{option}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text((conf_dir() / group / file.name).read_text())
+    outcome = voxtile("train", "--config-dir", tmp_path / "conf", "training.steps=1", f"paths.runs={tmp_path / 'runs'}", *more)
+    assert outcome.code == 2
+    assert f"{file} has the name of the '{group}={option}' that comes with voxtile" in outcome.text
+    assert not list((tmp_path / "runs").glob("*-s0-*"))
 
 
 @pytest.mark.parametrize("flag", ["--config-dir {}", "--config-dir={}", "-cd {}", "-cd={}", "--config-d={}", "--config-di {}"])

@@ -40,6 +40,15 @@ def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtil
     assert len(homes(tmp_path / "runs")) == 1
 
 
+def test_a_plan_has_no_name_of_an_experiment_that_comes_along(tmp_path: Path, voxtile: Command) -> None:
+    words = [word for word in volume_words(tmp_path) if not word.startswith("model.")]
+    assert voxtile("plan", *words, "data.name=hippocampus", "plan.memory=0.2").code == 0
+    assert [path.name for path in (tmp_path / "conf" / "experiment").iterdir()] == ["hippocampus_2d_plan.yaml"]
+    said = voxtile("plan", *words, "plan.name=hippocampus_3d")
+    assert said.code == 2
+    assert "'plan.name=hippocampus_3d' is an experiment that comes with voxtile" in said.text
+
+
 def test_a_plan_keeps_what_was_typed_and_turns_no_window_that_is_not_square(tmp_path: Path, voxtile: Command) -> None:
     words = [word for word in volume_words(tmp_path, symmetry={"flips": ["x"], "rot90": True}) if not word.startswith("model.")]
     said = voxtile("plan", *words, "data.limit=2", "data.neighbours=1", "model.width=0.75", "model=segnet",

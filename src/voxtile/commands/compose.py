@@ -100,6 +100,7 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
     def job(config: DictConfig) -> None:
         if HydraConfig.initialized():  # Hydra's own command line has composed
             hydra = HydraConfig.get()
+            _refuse_shadowed(hydra.runtime.choices, folder_of(name), folders)
             config = _with_choices(config, hydra.runtime.choices)
             _CURRENT.set((name, list(hydra.overrides.task), folders))
         else:
@@ -294,7 +295,24 @@ def composed(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> Di
     GlobalHydra.instance().clear()
     search = [_searchpath(folders)] if folders else []
     with initialize_config_dir(str(folder_of(name)), version_base="1.3"):
-        return hydra_compose(name, [*search, *overrides], return_hydra_config=True)
+        found = hydra_compose(name, [*search, *overrides], return_hydra_config=True)
+    _refuse_shadowed(found.hydra.runtime.choices, folder_of(name), folders)
+    return found
+
+
+def _refuse_shadowed(choices: Mapping[str, str | None], shipped: Path, folders: Sequence[Path]) -> None:
+    """Refuses a chosen option that the user has a file for, too: Hydra takes voxtile's own, and the other counts for nothing.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for group, option in choices.items():
+        file = Path(group) / f"{option}.yaml"
+        if (shipped / file).is_file() and (own := [folder / file for folder in folders if (folder / file).is_file()]):
+            raise ConfigError(
+                f"{own[0]} has the name of the '{group}={option}' that comes with voxtile, which would be taken in its place. "
+                f"Rename the file, and type '{group}=<its new name>'."
+            )
 
 
 def _searchpath(folders: Sequence[Path]) -> str:

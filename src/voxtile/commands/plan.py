@@ -41,7 +41,11 @@ def make_plan(config: Mapping[str, Any]) -> int:
     plain["data"] = {**plain["data"], "spacing": None, "axis": "z", "neighbours": 0, "window": [1, 1]}
     plain["data"]["symmetry"] = {**(plain["data"]["symmetry"] or {}), "rot90": False}
     built = parts(plain)
-    name = wanted["name"] or f"{built.dataset.name}_{wanted['dims']}d"
+    shipped, name = compose.conf_dir() / "experiment", wanted["name"] or f"{built.dataset.name}_{wanted['dims']}d"
+    if (shipped / f"{name}.yaml").exists():
+        if wanted["name"]:
+            raise ConfigError(f"'plan.name={name}' is an experiment that comes with voxtile. Give the plan another name.")
+        name += "_plan"
     folder = Path(wanted["output"] or next(iter(compose.further_folders()), "plans")).expanduser()
     path = folder / "experiment" / f"{name}.yaml"
     if not wanted["overwrite"] and path.exists():
