@@ -300,8 +300,8 @@ def look_at_classes(prepared: Prepared) -> list[str]:
     ]
     if bare:
         remarks.append(
-            f"{counted(len(bare), 'training case')} without any foreground: {listed(bare)}; where this is not what was seen, the "
-            "label file is an empty one"
+            f"{counted(len(bare), 'training case')} without any foreground: {listed(bare)}; where this is not what was seen, "
+            "the label is empty there"
         )
     empty = [case.id for case in prepared.split.train if prepared.surveys[case.id].valid < 0.5]
     if empty:
