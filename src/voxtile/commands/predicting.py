@@ -232,7 +232,8 @@ class Work(Outputs):
             # What a killed command of the same kind has brought to the disk is not computed again.
             parts = native_windows(self.predictor, case)
             there = set.intersection(*(set(writer.finished) for writer in writers))
-            if there and not (done := there.intersection(parts)):  # strips are wider beside a GPU
+            done = there.intersection(parts)
+            if there and not done:  # strips are wider beside a GPU
                 self.out.print(f"{case.id}: what is there was made on another kind of device, in other parts: it begins anew")
             if done:
                 self.out.print(f"{case.id}: continuing, {len(done)} of {counted(len(parts), 'part')} are done")

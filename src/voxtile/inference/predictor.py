@@ -102,17 +102,13 @@ class _Judged:
         count: how many they are.
         tiles: those of them that hold data.
         weighted: of each of these, probabilities times its share in each pixel [n, K, d, h, w].
-        window: where all that the row's windows see lies.
-        held: which pixels of it hold data [d, h, w].
-        seen: as `held`, where the sums are.
+        slab: what the row's windows see.
     """
 
     count: int
     tiles: Sequence[Tile]
     weighted: Tensor
-    window: Window
-    held: NDArray[np.bool_]
-    seen: NDArray[np.bool_] | Tensor
+    slab: _Slab
 
 
 # Of a row: where what later rows add to lies, and its sums so far [K, d, h, w].
@@ -226,28 +222,20 @@ class Predictor:
         for strip in wanted:
             rest: _Rest | None = None
             for row in strip:
-                total, valid, seen = self._joined(row, judged, rest, buffers)
+                total, slab = self._joined(row, judged, rest, buffers)
                 rest = _rest(row, total)
-                band = self._finished(row.band, total, valid, seen)
-                del total, valid, seen  # whoever takes the band decides how long it lives
+                band = self._finished(row.band, total, slab)
+                del total, slab  # whoever takes the band decides how long it lives
                 yield band
                 del band
 
-    def _joined(
-        self, row: Row, judged: Iterator[_Judged], rest: _Rest | None, buffers: Buffers
-    ) -> tuple[Tensor, NDArray[np.bool_], NDArray[np.bool_] | Tensor]:
-        """Sums what a row's windows say of its box, complete in its band: probabilities [K, d, h, w], and validity [d, h, w].
-
-        Returns:
-            Sums and validity, and the latter where the sums are.
-        """
+    def _joined(self, row: Row, judged: Iterator[_Judged], rest: _Rest | None, buffers: Buffers) -> tuple[Tensor, _Slab]:
+        """Sums what a row's windows say of its box: probabilities [K, d, h, w], complete in its band; and what they see."""
         total, left = torch.empty(0), len(row.tiles)
         while left:
             part = next(judged)
             left -= part.count
             if not len(total):
-                box = row.box.within(part.window)
-                valid, seen = part.held[box], part.seen[box]
                 total = self._begun(row, part.weighted.shape[1], rest, buffers)
             if self.in_bulk:
                 _add_in_bulk(total, row.box, part)
@@ -256,7 +244,7 @@ class Predictor:
                 inner = tile.window.clipped_to(row.box)
                 place, own = total[(slice(None), *inner.within(row.box))], weighted[(slice(None), *inner.within(tile.window))]
                 place.copy_(own) if _alone(tile) else place.add_(own)
-        return total, valid, seen
+        return total, part.slab
 
     def _begun(self, row: Row, maps: int, rest: _Rest | None, buffers: Buffers) -> Tensor:
         """A row's sums [K, d, h, w] as the row before has left them; where one window alone lies, or none with data, anything."""
@@ -269,13 +257,11 @@ class Predictor:
             total[(slice(None), *inner.within(row.box))] = rest[1][(slice(None), *inner.within(rest[0]))]
         return total
 
-    def _finished(
-        self, window: Window, total: Tensor, valid: NDArray[np.bool_], seen: NDArray[np.bool_] | Tensor
-    ) -> Band:  # fmt: skip
-        part = Window.whole(window.size).slices
-        probabilities, held = total[(slice(None), *part)], valid[part]
+    def _finished(self, window: Window, total: Tensor, slab: _Slab) -> Band:
+        probabilities, inner = total[(slice(None), *Window.whole(window.size).slices)], window.within(slab.window)
+        held = slab.held[inner]
         if not held.all():
-            lacking = ~seen[part]
+            lacking = ~slab.seen[inner]
             probabilities.masked_fill_(lacking if isinstance(lacking, Tensor) else torch.from_numpy(lacking), torch.nan)
         if self.procedure.varies:
             return Band(window, probabilities[:-1], held, probabilities[-1], self.regions)
@@ -358,7 +344,7 @@ class Predictor:
         # A window without data is not sent to the network, but for the first one of all.
         sent = [tile for tile in part if slab.whole or slab.held[tile.window.within(slab.window)].any()]
         if not sent and self.judge.classes is not None:
-            return _Judged(len(part), (), torch.empty(0, self.judge.classes, device=self.sums), slab.window, slab.held, slab.seen)
+            return _Judged(len(part), (), torch.empty(0, self.judge.classes, device=self.sums), slab)
         sent = sent or list(part[:1])
         windows = self.shown(case, sent)
         size, margin = windows[0].size, self.judge.margin(windows[0].size)
@@ -367,7 +353,7 @@ class Predictor:
         probabilities = self.judge(image, seen, intensities, starts, size)
         inner = sent[0].window.within(windows[0])
         weighted = _weighted(probabilities[:, :, *inner], sent).to(self.sums)
-        return _Judged(len(part), sent, weighted, slab.window, slab.held, slab.seen)
+        return _Judged(len(part), sent, weighted, slab)
 
 
 def _stacked(parts: Sequence[Any]) -> Tensor:
