@@ -68,6 +68,7 @@ def test_everything_is_made_of_the_same_map(copied_run: Run, source: Path, tmp_p
     assert set(polygons.columns) == {"class", "value", "area_ha", "probability", "geometry"}
     assert polygons["probability"].between(0.5, 1).all()
     (row,) = table(tmp_path / "maps" / "s1_areas.csv")
+    assert row["case"] == "s1"
     assert float(row["hectares/disc"]) == pytest.approx(polygons["area_ha"].sum(), rel=1e-6)
     assert "evaluations/val-best" in row["adjusted_by"]
     assert "which whole validation cases are not" in said.text
@@ -175,7 +176,7 @@ def test_results_that_exist_are_replaced_only_when_told(scene_run: Run, source: 
     assert "s1_areas.csv exists already" in said.text
     assert not (tmp_path / "s1.tif").exists()
     assert voxtile("predict", *where, "overwrite=true").code == 0
-    assert (tmp_path / "s1_areas.csv").read_text().startswith("area,")
+    assert (tmp_path / "s1_areas.csv").read_text().startswith("case,area,")
 
 
 def test_of_results_that_are_not_asked_for_only_noted_ones_are_forgotten(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_table_counts_each_class_in_each_place(found: FinishedMap, tmp_path: P
     shapes = [shapely.transform(shape, lambda places: corner + places * (pixel, -pixel)) for shape in (triangle, over)]
     areas = geopandas.GeoDataFrame({"name": ["a", "b"]}, geometry=shapes, crs="EPSG:32633").to_crs("EPSG:4326")
     areas.to_file(tmp_path / "areas.gpkg")
-    write_areas(found, tmp_path / "areas.csv", Places(tmp_path / "areas.gpkg", "name").on(found.grid))
+    write_areas(found, tmp_path / "areas.csv", "s1", Places(tmp_path / "areas.gpkg", "name").on(found.grid))
     whole, a, b = table(tmp_path / "areas.csv")
     assert [row["area"] for row in (whole, a, b)] == ["(all)", "a", "b"]
     assert float(a["outside"]) == 0
@@ -79,7 +79,7 @@ def test_each_polygon_has_a_row_and_a_name(found: FinishedMap, tmp_path: Path, e
     shapes = [shapely.box(*UTM @ (x, 20), *UTM @ (x + 10, 10)) for x in (5, 500, 20, 35)]
     areas = geopandas.GeoDataFrame({"name": ["a", None, None, " "]}, geometry=shapes, crs="EPSG:32633")
     areas.to_parquet(path) if ending == "parquet" else areas.to_crs("EPSG:4326").to_file(path)
-    write_areas(found, tmp_path / "areas.csv", Places(path, "name").on(found.grid))
+    write_areas(found, tmp_path / "areas.csv", "s1", Places(path, "name").on(found.grid))
     rows = table(tmp_path / "areas.csv")[1:]
     assert [row["area"] for row in rows] == ["a", "2", "3", "4"]
     assert [row["outside"] for row in rows] == ["0", "1", "0", "0"]
@@ -113,7 +113,7 @@ def test_a_mapped_class_without_samples_leaves_areas_undefined() -> None:
 
 def test_adjusted_areas_stand_in_the_first_row_with_what_they_assume(found: FinishedMap, tmp_path: Path) -> None:
     matrix = [[50, 5, 0], [2, 40, 3], [1, 0, 30]]
-    write_areas(found, tmp_path / "areas.csv", [], {"matrix": matrix, "source": "evaluations/val-best"})
+    write_areas(found, tmp_path / "areas.csv", "s1", [], {"matrix": matrix, "source": "evaluations/val-best"})
     (row,) = table(tmp_path / "areas.csv")
     mapped = np.array([float(row[f"hectares/{name}"]) for name in CLASSES])
     share = np.array(matrix) / np.sum(matrix, axis=0)

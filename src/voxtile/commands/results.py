@@ -323,7 +323,7 @@ class Results:
         def areas(making: Path) -> None:
             from voxtile.inference.areas import write_areas
 
-            write_areas(found, making, places, confusion)
+            write_areas(found, making, case.id, places, confusion)
 
         def volumes(making: Path) -> None:
             from voxtile.inference.volumes import write_volumes

@@ -171,16 +171,20 @@ def adjusted(size: NDArray[np.float64], confusion: NDArray[np.int64]) -> Adjuste
     return Adjusted(size.sum() * proportion, CONFIDENCE * size.sum() * np.sqrt(variance))
 
 
-def write_areas(found: FinishedMap, path: Path, places: Sequence[Place] = (), confusion: Mapping[str, Any] | None = None) -> None:
+def write_areas(
+    found: FinishedMap, path: Path, case: str, places: Sequence[Place] = (), confusion: Mapping[str, Any] | None = None
+) -> None:  # fmt: skip
     """Writes one row for the whole map and one per place as CSV.
 
-    Columns: `area` (name), `hectares` (of its pixels on the map), `unjudged` (their share that holds no class), `outside` (the
-    share of the place's ground that is not on the scene), and per class `pixels/<class>`, `hectares/<class>`. With a confusion
-    matrix, for the whole map also `adjusted_hectares/<class>`, `plus_minus_95/<class>` and, in `adjusted_by`, what they rest on.
+    Columns: `case`, `area` (name), `hectares` (of its pixels on the map), `unjudged` (their share that holds no class),
+    `outside` (the share of the place's ground that is not on the scene), and per class `pixels/<class>`, `hectares/<class>`.
+    With a confusion matrix, for the whole map also `adjusted_hectares/<class>`, `plus_minus_95/<class>` and, in `adjusted_by`,
+    what they rest on.
 
     Args:
         found: the map of a scene with a CRS.
         path: the file.
+        case: the case's id, which each row begins with, so that the tables of many cases can be put together.
         places: polygons of interest.
         confusion: `matrix` (rows by label, columns by prediction) and `source`, where it comes from; None where none is known.
     """
@@ -188,7 +192,7 @@ def write_areas(found: FinishedMap, path: Path, places: Sequence[Place] = (), co
     for place in (None, *places):
         area = area_of(found, place)
         total = area.size.sum()
-        row: dict[str, object] = {"area": WHOLE if place is None else place.name, "hectares": f"{total:.9g}"}
+        row: dict[str, object] = {"case": case, "area": WHOLE if place is None else place.name, "hectares": f"{total:.9g}"}
         row["unjudged"] = f"{area.size[-1] / total:.6g}" if total > 0 else ""
         row["outside"] = f"{0 if place is None else place.outside:g}"
         for index, name in enumerate(found.classes):
