@@ -57,6 +57,8 @@ def test_the_parent_is_trained_first_and_once(words: list[str], tmp_path: Path, 
     assert voxtile("train", *words, start, "optimizer.lr=0.5").code == 0  # another child
     assert voxtile("train", *words, start).text.count("This run is finished") == 2
     assert {path: path.stat().st_mtime_ns for path in parent.rglob("*")} == before
+    said = voxtile("status", f"paths.runs={tmp_path / 'runs'}")
+    assert f"init_from={parent.name}" in "".join(said.text.split())
     manifest = read(child, "manifest.json")
     assert manifest["parent"]["run"] == str(parent)
     assert read(child, "recipe.json")["parent"] == manifest["parent"]["weights"]

@@ -208,8 +208,10 @@ def _differences(runs: Sequence[RunFolder]) -> list[str]:
     told: list[dict[str, Any]] = []
     for home in runs:
         told.append({})
-        with suppress(RunError):
+        with suppress(RunError, AttributeError, KeyError):
             settings = home.read("recipe.json", "settings")["settings"]
+            began = home.read("manifest.json").get("parent") if (home.path / "manifest.json").exists() else None
+            told[-1]["init_from"] = Path(began["run"]).name if began else None
             told[-1] |= {AS_TYPED.get(path, path): value for path, value in _leaves(settings)}
     kinds = [home.path.name.rsplit("-", 2)[0] for home in runs]  # <data set>-<network>-s<seed>-<identity>
     first: dict[tuple[str, str], Any] = {}
