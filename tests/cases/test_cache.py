@@ -149,6 +149,17 @@ def test_an_array_larger_than_the_bound_is_kept_alone(path, folder, tmp_path, mo
     assert [name[:8] for name in arrays(folder)] == [SHA256_OF_ABC[:8]]
 
 
+def test_the_folder_is_looked_at_after_much_was_written_and_not_after_each_file(folder, tmp_path, monkeypatch):
+    looks, original = [], cache.trim
+    monkeypatch.setattr(cache, "trim", lambda *args: looks.append(len(arrays(folder))) or original(*args))
+    monkeypatch.setattr(cache, "_LOOK_EVERY", 4 * 10_000)
+    for number in range(10):
+        file = tmp_path / f"{number}.bin"
+        file.write_bytes(bytes([number]))
+        cached_array(file, Decoder(number, 5000))
+    assert looks == [1, 5, 9]
+
+
 def test_files_that_the_cache_did_not_write_stay(path, folder, monkeypatch):
     monkeypatch.setenv("VOXTILE_CACHE_BYTES", "10")
     folder.mkdir()

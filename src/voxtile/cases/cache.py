@@ -31,6 +31,9 @@ _MUCH = 1_000_000_000  # bytes from which on it is said how many they are
 _ARRAYS = re.compile(r"[0-9a-f]{64}\..+\.v[0-9]+\.npy")  # what `cached_array` calls its files, of all versions
 _ABANDONED = 86_400.0  # seconds in which nothing was written to a half file, after which nobody will
 _HASHES: dict[tuple[Path, Stamp], str] = {}
+_SMALLEST = 4096  # bytes on the disk that a small array takes
+_LOOK_EVERY = 1_000_000_000  # bytes written by this process between two looks at how much the cache holds
+_unseen: dict[Path, float] = {}  # bytes written to a folder since the last look
 _FRESH = 1.0  # seconds after which it is asked again whether one of several files has changed
 _MAPPED: Shared[NDArray[Any]] = Shared(64, lambda array: 1)  # few, since a memory map keeps its file descriptor
 Stamp = tuple[int, int, int]  # see `stamp_of`
@@ -43,12 +46,12 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "voxtile"
 
 
-def stamp_of(path: Path) -> Stamp:
+def stamp_of(path: Path | int) -> Stamp:
     """A file's size in bytes and when its content and its inode changed: they change when the file does.
 
-    The second time notices a file put in place with an old modification time, as `cp -p` does.
+    The second time notices a file put in place with an old modification time, as `cp -p` does. An open one goes by its descriptor.
     """
-    status = path.stat()
+    status = os.fstat(path) if isinstance(path, int) else path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -109,7 +112,8 @@ def cached_array(
 ) -> NDArray[Any]:
     """The array that `decode` makes of a file, or of several, as a read-only memory map.
 
-    Of the arrays in the cache folder, those used longest ago are deleted above `most_bytes()`; the one asked for is always kept.
+    Of the arrays in the cache folder, those used longest ago are deleted above `most_bytes()`, which is looked at when this process
+    writes its first array and after each further 1 GB, or an eighth of the bound where that is less. The one asked for is kept.
 
     Args:
         paths: the file, or the files in their order; their content is the key, not their names.
@@ -139,10 +143,22 @@ def cached_array(
                 f"The decoded form of {files[0]} ({made.nbytes / 1e6:.1f} MB) could not be written to the cache folder {folder}: "
                 f"{reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
             ) from error
-        trim(folder, _ARRAYS, file, most_bytes())
+        _bound(folder, file, made.nbytes)
         array = _mapped(file)
     # Another process may have trimmed it away at once: what was decoded here serves as well.
     return made if array is None else array
+
+
+def _bound(folder: Path, file: Path, written: int) -> None:
+    """Trims the folder, but not after each file: to look at all of them takes the longer the more there are.
+
+    The first one looks, for many short processes write little each, and the folder may be full of others'.
+    """
+    most = most_bytes()
+    _unseen[folder] = _unseen.get(folder, math.inf) + max(written, _SMALLEST)
+    if _unseen[folder] >= min(_LOOK_EVERY, most // 8):
+        _unseen[folder] = 0
+        trim(folder, _ARRAYS, file, most)
 
 
 def _mapped(file: Path) -> NDArray[Any] | None:
