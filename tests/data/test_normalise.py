@@ -1,6 +1,7 @@
 """Normalisation against NumPy, and on the values that break it."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxtile.data import normalise as module
-from voxtile.data.normalise import FixedNormalisation, Intensity, Normalisation, normalise
+from voxtile.data.normalise import FixedNormalisation, Intensity, Normalisation, Samples, normalise
 from voxtile.errors import ConfigError, DataError
 
 UNCLIPPED = {"low": (-np.inf,), "high": (np.inf,)}
@@ -42,6 +43,24 @@ def test_a_data_set_is_measured_on_all_its_pixels_together():
     rng = np.random.default_rng(0)
     samples = [rng.normal(i, 1 + i, (3, 50 * (i + 1))) for i in range(4)]
     assert Normalisation().of_dataset(samples) == Normalisation().of_case(np.concatenate(samples, axis=1))
+
+
+def test_samples_of_a_data_set_are_read_one_by_one_and_let_go(monkeypatch):
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(i, 1 + i, (2, 60 * (i + 1))) for i in range(4)]
+    monkeypatch.setattr(module, "MOST_MEASURED", 100)
+    read = []
+
+    def fresh(number):
+        assert all(each() is None for each in read[:-1])  # the last one goes when this one is there
+        made = samples[number].copy()
+        read.append(weakref.ref(made))
+        return made
+
+    each = Samples([sample.shape[1] for sample in samples], fresh)
+    assert Normalisation().of_dataset(each) == Normalisation().of_dataset(samples)
+    assert Normalisation().thinning(each) == 6
+    assert len(read) == len(samples)
 
 
 def test_a_weight_counts_like_pixels_repeated_as_often():

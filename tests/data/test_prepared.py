@@ -23,7 +23,7 @@ from voxtile.data.normalise import FixedNormalisation, Normalisation
 from voxtile.data.prepared import Prepared, copies, prepare, window_size
 from voxtile.data.sampling import Positions, Sampling
 from voxtile.data.splits import GivenSplit, GroupSplit, KFold, Split
-from voxtile.data.survey import Survey
+from voxtile.data.survey import Measured, Survey
 from voxtile.errors import ConfigError, DataError
 from voxtile.training.class_weights import class_weight_table
 
@@ -178,9 +178,8 @@ def test_median_frequency_weights_of_camvid_follow_from_its_surveys():
         counts[:holding, c] = total // holding
         counts[0, c] += total % holding
     cases = tuple(memory_case(f"p{n}", (1, 1, 1)) for n in range(367))
-    surveys = {
-        case.id: Survey("", "", row[:11], 360 * 480, 1.0, (), np.zeros((3, 0))) for case, row in zip(cases, counts, strict=True)
-    }
+    nothing = Measured((), np.zeros((3, 0)))
+    surveys = {case.id: Survey("", "", row[:11], 360 * 480, 1.0, 0, nothing) for case, row in zip(cases, counts, strict=True)}
     names = dict(enumerate("abcdefghijk"))
     data = Dataset("camvid", "picture", FolderLayout("nowhere", "{id}.png"), names)
     found = Prepared(data, Split(cases, cases[:1]), Path(), surveys, {}, (), (), Normalisation(), None)
@@ -309,6 +308,26 @@ def test_a_window_larger_than_every_block_is_refused_before_the_blocks_are_read(
 
 
 # --- identity and the locked side
+
+
+def test_intensities_of_cases_are_worked_out_once(root, monkeypatch):
+    found, read, original = ready(root, per="case"), [], survey._array_in
+    monkeypatch.setattr(survey, "_array_in", lambda file, name, dtype: read.append(name) or original(file, name, dtype))
+    first, second = ([found.intensity_of(case) for case in found.split.train] for _ in range(2))
+    assert first == second
+    assert read == ["sample"] * 3
+    assert replace(found, normalisation=Normalisation(clip=None)).intensity_of(found.split.train[0]) != first[0]
+
+
+def test_what_is_surveyed_anew_is_read_once_and_leaves_no_second_copy(root, monkeypatch):
+    scheme = GroupSplit(val=0.3, test=0.3, stratify=True)
+    ready(root, scheme=scheme)
+    folder = root.parent / "cache" / "surveys"
+    kept, read, original = sorted(folder.iterdir()), [], survey.survey
+    monkeypatch.setattr(survey, "survey", lambda case, *args: read.append(case.id) or original(case, *args))
+    ready(root, scheme=scheme, anew=True)
+    assert sorted(read) == [*"abcdefg"]
+    assert sorted(folder.iterdir()) == kept
 
 
 def test_the_fingerprint_depends_on_content_and_not_on_the_place(root):

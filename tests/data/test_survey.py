@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import weakref
 from dataclasses import replace
 
 import nibabel as nib
@@ -15,9 +16,11 @@ from tests.testers.geotiff import masked_beside, save
 from tests.testers.memory import memory_case
 from tests.testers.surveys import CLASSES, VALUES, open_case
 from voxtile.cases import geotiff
+from voxtile.cases.cache import stamp_of
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.nifti import NiftiSource
+from voxtile.cases.shared import Shared
 from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.data import survey as module
@@ -316,6 +319,95 @@ def test_a_damaged_cache_file_is_made_anew(folder, tmp_path, made, damage):
 def test_a_cache_that_cannot_be_written_is_no_error(folder, tmp_path):
     (tmp_path / "cache").write_text("a file where a folder should be")
     assert equal(survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"], survey(open_case(folder), CLASSES))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["made", "from the cache"])
+def test_what_grows_with_a_case_is_not_held_in_memory(folder, tmp_path, monkeypatch, kept):
+    cache, large = tmp_path / "cache", []
+    if kept:
+        survey_all([open_case(folder)], CLASSES, cache)
+    survey_was, read_was = module.survey, module._read
+
+    def watched(found):
+        large.extend(map(weakref.ref, (found.sample, *found.locations)))
+        return found
+
+    monkeypatch.setattr(module, "survey", lambda *args: watched(survey_was(*args)))
+    monkeypatch.setattr(module, "_read", lambda path: (lambda found, stamp: (watched(found), stamp))(*read_was(path)))
+    found = survey_all([open_case(folder)], CLASSES, cache)["a"]
+    assert len(large) == 1 + CLASSES
+    assert not any(each() is not None for each in large)
+    assert equal(found, survey_was(open_case(folder), CLASSES))
+    assert found.sampled == found.sample.shape[1]
+
+
+def test_places_asked_for_again_are_read_once_while_there_is_room(folder, tmp_path, monkeypatch):
+    found = survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"]
+    read, original = [], module._array_in
+    monkeypatch.setattr(module, "_array_in", lambda file, name, dtype: read.append(name) or original(file, name, dtype))
+    for room, times in ((10**9, 1), (0, 3)):
+        monkeypatch.setattr(module, "_PLACES", Shared(room, lambda places: places.nbytes))
+        read.clear()
+        for _ in range(3):
+            assert len(found.locations[0])
+            assert len(found.locations[1])
+        assert (read.count("locations_0"), read.count("locations_1"), len(read)) == (times, times, 2 * times)
+
+
+def rewritten_in_place(path):
+    path.write_bytes(path.read_bytes())
+
+
+def damaged_with_its_date(path):
+    data, status = path.read_bytes(), path.stat()
+    path.write_bytes(data[:400])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def taken_by_a_file(path):
+    shutil.rmtree(path.parent)
+    path.parent.write_text("a file where a folder should be")
+
+
+@pytest.mark.parametrize(("happens", "surveys"), [(lambda path: path.unlink(), 1), (lambda path: path.write_bytes(b""), 1),
+                                                 (damaged_with_its_date, 1), (rewritten_in_place, 0), (taken_by_a_file, 1),
+                                                 (lambda path: shutil.rmtree(path.parent), 1)])  # fmt: skip
+def test_a_survey_that_is_lost_while_it_is_in_use_is_made_again(folder, tmp_path, made, monkeypatch, happens, surveys):
+    expected = survey(open_case(folder), CLASSES)
+    monkeypatch.setattr(module, "_PLACES", Shared(0, lambda places: places.nbytes))
+    found = survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"]
+    (kept,) = (tmp_path / "cache" / "surveys").iterdir()
+    happens(kept)
+    made.clear()
+    for _ in range(2):
+        assert equal(found, expected)
+    assert len(made) == surveys
+
+
+def test_a_case_that_changed_when_its_survey_was_lost_is_told(folder, tmp_path, image, label):
+    found = survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"]
+    (kept,) = (tmp_path / "cache" / "surveys").iterdir()
+    kept.unlink()
+    label[0, 69] = 2 - label[0, 69] % 2
+    rewritten(folder, image, label)
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"{kept}.*have changed since this command began"):
+            assert found.sample is None
+
+
+def test_a_survey_made_anew_takes_nothing_from_the_cache_and_corrects_it(folder, tmp_path, made):
+    cache = tmp_path / "cache"
+    survey_all([open_case(folder)], CLASSES, cache)
+    (kept,) = (cache / "surveys").iterdir()
+    right, stamp = kept.read_bytes(), stamp_of(kept)
+    done = set()
+    for _ in range(2):
+        survey_all([open_case(folder)], CLASSES, cache, anew=done)
+    assert (made, done, stamp_of(kept)) == (["a"] * 2, {kept}, stamp)  # what is right already is not written
+    kept.write_bytes(module._written(replace(survey(open_case(folder), CLASSES), valid=0.5)))
+    found = survey_all([open_case(folder)], CLASSES, cache, anew=set())["a"]
+    assert found.valid != 0.5
+    assert kept.read_bytes() == right
 
 
 def test_the_cache_notices_what_could_change_a_survey(folder, tmp_path, made, image, label):

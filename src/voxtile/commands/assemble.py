@@ -155,18 +155,18 @@ def assembled(built: Parts, prepared: Prepared) -> tuple[SegmentationModule, Vox
     return module, data
 
 
-def prepare_data(built: Parts, out: Console, surveys: Path | None = None) -> Prepared:
-    """Opens, splits and surveys the data, with a progress bar; surveys are kept in the cache, or in the folder that is named."""
+def prepare_data(built: Parts, out: Console, anew: bool = False) -> Prepared:
+    """Opens, splits and surveys the data, with a progress bar; see `prepare`."""
     from voxtile.commands.console import progress
     from voxtile.data.prepared import prepare
 
     with progress(out) as start:
-        data, kept = built.config["data"], surveys or Path(built.config["paths"]["cache"]).expanduser()
+        data, kept = built.config["data"], Path(built.config["paths"]["cache"]).expanduser()
         prepared = prepare(
             built.dataset, built.scheme, built.normalisation, kept,
             waive=data["waive"] or (), limit=data["limit"], progress=start, weight_pattern=built.sampling.weights,
             by_shape=built.sampling.by == "polygon",
-            window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True),
+            window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True), anew=anew,
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)

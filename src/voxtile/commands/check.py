@@ -132,9 +132,9 @@ def print_intensities(out: Console, prepared: Prepared) -> None:
 
     from voxtile.data.rng import one_of_each
 
-    found = [prepared.surveys[case.id].sample for case in prepared.split.train]
-    every = 1 + sum(sample.shape[1] for sample in found) // MOST_PIXELS
-    parts = [sample[:, one_of_each(every, sample.shape[1], number)] for number, sample in enumerate(found)]
+    found = [prepared.surveys[case.id] for case in prepared.split.train]
+    every = 1 + sum(each.sampled for each in found) // MOST_PIXELS
+    parts = [each.sample[:, one_of_each(every, each.sampled, number)] for number, each in enumerate(found)]
     samples = np.concatenate(parts, axis=1).astype(np.float64)
     table = Table(
         "channel", "0.5 %", "median", "99.5 %", "mean", "std", title="intensities of the training cases", title_justify="left"
@@ -169,8 +169,13 @@ def look_at_files(prepared: Prepared) -> list[str]:
         for case in cases
         if case.grid.unit == "mm" and (found := prepared.surveys[case.id]).valid < 1
     ]
+    alike: dict[str, list[bool]] = {}  # whether all values of a channel are one
+    distinct = {}
+    for case in cases:
+        sample = prepared.surveys[case.id].sample
+        alike[case.id], distinct[case.id] = [*map(_is_flat, sample)], distinct_values(sample)
     for number, channel in enumerate(cases[0].channels):
-        flat = [case.id for case in cases if case.region is None and _is_flat(prepared.surveys[case.id].sample[number])]
+        flat = [case.id for case in cases if case.region is None and alike[case.id][number]]
         if flat:
             notes.append(
                 f"all values of channel '{channel}' that were looked at are one in {counted(len(flat), 'case')}: {listed(flat)}; "
@@ -185,7 +190,6 @@ def look_at_files(prepared: Prepared) -> list[str]:
             f"cases hold numbers of several types ({', '.join(f'{kind}: {path}' for kind, path in odd.items())}): batches take the "
             f"widest; see that their values mean the same, or {remedy}"
         )
-    distinct = {case.id: distinct_values(prepared.surveys[case.id].sample) for case in cases}
     return sorted(set(notes)) + list(suspicions(cases, distinct))
 
 
@@ -216,8 +220,8 @@ def look_at_values(prepared: Prepared) -> list[str]:
     if prepared.intensity is None:
         return []
     cases = [*prepared.split.train, *prepared.split.val]
-    samples = [prepared.surveys[case.id].sample for case in cases]
-    few = [abs(sample[:, :: 1 + sample.shape[1] // LOOKED_AT].astype(np.float64)) for sample in samples]
+    samples = (prepared.surveys[case.id].sample for case in cases)
+    few = (abs(sample[:, :: 1 + sample.shape[1] // LOOKED_AT].astype(np.float64)) for sample in samples)
     sizes = np.array([np.percentile(values, 99.5, axis=1) for values in few])  # [cases, channels]
     # A case that holds nothing but 0 in a channel has no magnitude there.
     known = np.where(sizes > 0, sizes, np.nan)
@@ -248,7 +252,7 @@ def look_at_zeros(prepared: Prepared) -> list[str]:
 
     if prepared.intensity is not None or prepared.normalisation.nonzero:
         return []
-    samples = [prepared.surveys[case.id].sample for case in prepared.split.train]
+    samples = (prepared.surveys[case.id].sample for case in prepared.split.train)
     zero = float(np.median([(sample == 0).all(axis=0).mean() for sample in samples]))
     if zero < MASKED:
         return []

@@ -255,14 +255,14 @@ class Trained:
         return int(halo)
 
 
-def prepared_for(trained: Trained, split: str, out: Console, surveys: Path | None = None) -> Prepared:
+def prepared_for(trained: Trained, split: str, out: Console, anew: bool = False) -> Prepared:
     """The data of a run, which must be those that it was trained on.
 
     Args:
         trained: the run.
         split: the side that is looked at.
         out: where it prints.
-        surveys: a folder to keep what is found out of each file, instead of the cache, by which files are known by their dates.
+        anew: whether all is read again, and nothing taken from the cache, by which files are known by their dates.
 
     Raises:
         DataError: They are other data, or cannot be read.
@@ -272,7 +272,7 @@ def prepared_for(trained: Trained, split: str, out: Console, surveys: Path | Non
 
     root = trained.built.dataset.layout.root
     try:
-        prepared = prepare_data(trained.built, out, surveys)
+        prepared = prepare_data(trained.built, out, anew)
     except DataError as error:
         said = error.found if isinstance(error, AbsentError) else error
         raise DataError(

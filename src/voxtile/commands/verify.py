@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,8 +40,7 @@ def verify(config: Mapping[str, Any]) -> int:
     home.refuse_unfinished("what it holds is not final")
     best_of(home)  # refuses, before the data are read, what cannot be looked at
     wrong = look_at_files(trained, out)
-    with tempfile.TemporaryDirectory(prefix="voxtile-") as fresh:  # for labels, and images' blocks, to be read anew
-        prepared = prepared_for(trained, "val", out, Path(fresh))
+    prepared = prepared_for(trained, "val", out, anew=True)
     what = "labels, and sampled blocks of images, as in the training"
     out.print(f"data: {what} (fingerprint {prepared.fingerprint})", soft_wrap=True)
     recorded = recorded_counts(home, len(prepared.dataset.classes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +67,27 @@ class Intensity:
         without = {"low": -math.inf, "high": math.inf}
         rows = {name: tuple(without[name] if v is None else float(v) for v in values[name]) for name in ROWS}
         return cls(**rows, masked=values.get("masked", False))
+
+
+class Samples(Sequence[NDArray[Any]]):
+    """Samples [C, n] of cases, which are read one by one when they are asked for, so that those of all are never in memory."""
+
+    def __init__(self, sizes: Sequence[int], read: Callable[[int], NDArray[Any]]) -> None:
+        """Takes what is known of them.
+
+        Args:
+            sizes: n of each.
+            read: the sample of a number.
+        """
+        self.sizes, self._read = sizes, read
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, number: int) -> NDArray[Any]:  # type: ignore[override]  # no slices are asked for
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self._read(number)
 
 
 class Normalisation:
@@ -147,8 +168,7 @@ class Normalisation:
 
     def thinning(self, samples: Sequence[NDArray[Any]]) -> int:
         """Of how many pixels of the samples [C, n] of a data set one is measured."""
-        pixels: int = sum(sample.shape[1] for sample in samples)
-        return max(1, pixels // MOST_MEASURED)
+        return max(1, sum(sizes_of(samples)) // MOST_MEASURED)
 
     def _measure(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float, float]:
         """Low, high, mean and std of one channel [n]."""
@@ -210,6 +230,11 @@ class FixedNormalisation(Normalisation):
     def thinning(self, samples: Sequence[NDArray[Any]]) -> int:
         """Always 1: nothing is measured."""
         return 1
+
+
+def sizes_of(samples: Sequence[NDArray[Any]]) -> Sequence[int]:
+    """How many pixels each of some samples [C, n] holds."""
+    return samples.sizes if isinstance(samples, Samples) else [sample.shape[1] for sample in samples]
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from voxtile.cases.cache import check_cache_room, content_hash
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.window import Size3
 from voxtile.data.leakage import find_leaks, gate
-from voxtile.data.normalise import Intensity, Normalisation
+from voxtile.data.normalise import Intensity, Normalisation, Samples, sizes_of
 from voxtile.data.places import by_place
 from voxtile.data.rng import digest
 from voxtile.data.shapes import shapes_are_cut
@@ -67,6 +69,7 @@ class Prepared:
     cut_shapes: bool = False
     thinned: bool = False
     blank: int = 0
+    _own: dict[str, Intensity] = field(default_factory=dict, init=False, repr=False, compare=False)  # of cases, see `intensity_of`
 
     @property
     def fingerprint(self) -> str:
@@ -115,7 +118,11 @@ class Prepared:
         """How `case` is normalised: as the training set, or by its own pixels."""
         if self.intensity is not None:
             return self.intensity
-        return self.normalisation.of_case((found or self.surveys[case.id]).sample)
+        if found is not None:
+            return self.normalisation.of_case(found.sample)
+        if case.id not in self._own:
+            self._own[case.id] = self.normalisation.of_case(self.surveys[case.id].sample)
+        return self._own[case.id]
 
 
 def fingerprint_of(digests: Iterable[str]) -> str:
@@ -135,6 +142,7 @@ def prepare(
     by_shape: bool = False,
     window: Sequence[int] | None = None,
     say: Callable[[str], object] | None = None,
+    anew: bool = False,
 ) -> Prepared:
     """Opens, surveys and splits a data set, and stops where the split leaks.
 
@@ -151,6 +159,7 @@ def prepare(
         window: size of a training window, checked before the cases are read; None where none is drawn.
         say: takes sentences for the user: that the data set's own split is not used, and about the disk that decoded data take,
             where that is much.
+        anew: whether cases are surveyed again of which the cache holds a survey, by which files are known by their dates.
 
     Raises:
         DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
@@ -162,9 +171,10 @@ def prepare(
     if say and (doubts := next(filter(None, (image.doubts() for image in asked)), None)):
         say(doubts[0])
     counts = None
+    surveyed: set[Path] | None = set() if anew else None
     if scheme.needs_counts:
         readable = scheme.readable(cases)
-        found = survey_all(readable, classes, cache, tick=progress(len(readable), "reading labels"))
+        found = survey_all(readable, classes, cache, tick=progress(len(readable), "reading labels"), anew=surveyed)
         first = dataset.background or 0
         counts = {name: [survey.counts[first], *np.delete(survey.counts, first)] for name, survey in found.items()}
     split = scheme(cases, counts)
@@ -183,9 +193,9 @@ def prepare(
     if window is not None:
         window_size(window, seen)  # of thousands of blocks, before minutes of reading
     tick = progress(len(seen) + len(split.test), "reading data")
-    surveys = survey_all(seen, classes, cache, tick=tick)
+    surveys = survey_all(seen, classes, cache, tick=tick, anew=surveyed)
     # The labels of test cases stay closed; their images are looked at for duplicates only.
-    locked = survey_all(split.test, classes, cache, label=False, tick=tick)
+    locked = survey_all(split.test, classes, cache, label=False, tick=tick, anew=surveyed)
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
     split = _judgeable(split, surveys)
     wholes = copies((*split.train, *split.val, *split.test), classes, cache, progress)
@@ -266,6 +276,7 @@ def _intensity(
     if normalisation.per == "case":
         return None, False, 0
     blank, found = 0, [surveys[case.id] for case in cases]
+    samples: Sequence[NDArray[Any]]
     if normalisation.foreground:
         if background is None:
             raise ConfigError(
@@ -278,9 +289,10 @@ def _intensity(
         blank = sum(left_out)
         pixels: list[float] = [each.judged - int(each.counts[background]) for each in found]
     else:
-        samples, pixels = [each.sample for each in found], [each.pixels * each.valid for each in found]
+        samples = Samples([each.sampled for each in found], lambda number: found[number].sample)
+        pixels = [each.pixels * each.valid for each in found]
     # A sampled pixel stands for as many as its case has for each pixel in the sample.
-    weights = [count / max(1, sample.shape[1]) for count, sample in zip(pixels, samples, strict=True)]
+    weights = [count / max(1, size) for count, size in zip(pixels, sizes_of(samples), strict=True)]
     return normalisation.of_dataset(samples, weights), normalisation.thinning(samples) > 1, blank
 
 

@@ -234,7 +234,7 @@ class ClassPixels(AroundPixel):
         """
         super().__init__(cases, surveys, jitter)
         self._locations = [found.locations for found in surveys]
-        holders = [[i for i, found in enumerate(surveys) if len(found.locations[c])] for c in classes]
+        holders = [[i for i, found in enumerate(surveys) if found.counts[c]] for c in classes]  # each has a place, see `Survey`
         weighed = zip(classes, holders, weights or [1.0] * len(classes), strict=True)
         kept = [(c, where, weight) for c, where, weight in weighed if where and weight > 0]
         self.holders = [(c, where) for c, where, _ in kept]

@@ -1,18 +1,22 @@
 """One pass over a case: what every later step needs to know of it, kept in the cache.
 
-Labels are read whole (their content is part of a run's identity), images in evenly spread blocks.
+Labels are read whole (their content is part of a run's identity), images in evenly spread blocks. Of a survey that is in the cache
+a few numbers are in memory; sampled pixels and places, of which thousands of cases have gigabytes, are read when they are needed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +26,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from voxtile.cases.atomic import atomic_write
-from voxtile.cases.cache import stamp_of
+from voxtile.cases.cache import Stamp, stamp_of
 from voxtile.cases.case import Case
+from voxtile.cases.shared import Shared
 from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.data.batches import ReadAhead
 from voxtile.data.rng import digest, generator, one_of_each
+from voxtile.errors import DataError
 
 VERSION = 7  # part of the cache's key: raise it when what a survey holds or how it is made changes
 BLOCK_SIDE = 1024  # side of a block in pixels
@@ -36,6 +42,21 @@ PIXELS_PER_LOCATION = 64 * 64
 CHECK = 4  # bytes of the checksum before a kept survey
 MOST_SAMPLED = 200_000  # in the intensity sample
 Made = TypeVar("Made")
+# Places of a class in a case, which drawing windows asks for again and again; a few hundred bytes of each are of keeping it.
+_PLACES: Shared[NDArray[np.int32]] = Shared(256_000_000, lambda places: places.nbytes + 400)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What of a survey grows with the case, in memory.
+
+    Attributes:
+        locations: see `Survey`.
+        sample: see `Survey`.
+    """
+
+    locations: Sequence[NDArray[np.int32]]
+    sample: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -51,8 +72,8 @@ class Survey:
         judged: pixels that are to be judged, the sum of `counts`.
         pixels: pixels in the case.
         valid: share of the sampled pixels that hold data.
-        locations: per class, (z, y, x) of evenly drawn pixels of those that `counts` counts, int32 [m, 3]; all or `most_locations`.
-        sample: about 200000 pixels that hold data, evenly spread, in the case's data type [C, n].
+        sampled: how many pixels `sample` holds.
+        measured: `locations` and `sample`, in memory or in the cache.
     """
 
     image_digest: str
@@ -60,8 +81,21 @@ class Survey:
     counts: NDArray[np.int64]
     pixels: int
     valid: float
-    locations: tuple[NDArray[np.int32], ...]
-    sample: NDArray[Any]
+    sampled: int
+    measured: Measured | Kept
+
+    @property
+    def locations(self) -> Sequence[NDArray[np.int32]]:
+        """Per class, (z, y, x) of evenly drawn pixels of those that `counts` counts, int32 [m, 3]; all or `most_locations`.
+
+        A class of which pixels are counted has a place. See `Kept` for errors.
+        """
+        return self.measured.locations
+
+    @property
+    def sample(self) -> NDArray[Any]:
+        """About 200000 pixels that hold data, evenly spread, in the case's data type [C, n]. Errors: `Kept`."""
+        return self.measured.sample
 
     @property
     def judged(self) -> int:
@@ -138,9 +172,10 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
             classes[~valid] = IGNORE
             counts += np.bincount(classes.ravel(), minlength=256)[:num_classes]
             found.add(classes, part, number)
+    measured = Measured(found.result(), np.concatenate(sample, axis=1))
     return Survey(
         image_hash.hexdigest(), label_hash.hexdigest() if label else "", counts, Window.whole(case.shape).pixels,
-        held / max(seen, 1), found.result(), np.concatenate(sample, axis=1),
+        held / max(seen, 1), measured.sample.shape[1], measured,
     )  # fmt: skip
 
 
@@ -240,25 +275,157 @@ def survey_key(case: Case, num_classes: int, label: bool) -> str:
     return f"{text:032x}"
 
 
-def _save(found: Survey, path: Path) -> None:
+class Kept:
+    """Sampled pixels and places of a survey, in its file of the cache, from which they are read whenever they are asked for.
+
+    Where the file is not what it was any more, since the cache was emptied or another process wrote it anew, it is looked at as a
+    whole, and where it is gone or damaged the case is surveyed again.
+
+    Raises:
+        DataError: Neither is what was surveyed: the case's files have changed meanwhile, or cannot be read.
+    """
+
+    def __init__(self, found: Survey, path: Path, stamp: Stamp, again: Callable[[], Survey]) -> None:
+        """Remembers where they are.
+
+        Args:
+            found: the survey.
+            path: its file.
+            stamp: of the file as it was read or written whole.
+            again: surveys the case once more.
+        """
+        self._digests, self._classes, self._dtype = (found.image_digest, found.label_digest), len(found.counts), found.sample.dtype
+        self._path, self._stamp, self._again = path, stamp, again
+        self._held: Measured | None = None  # where the cache cannot be written any more
+
+    @property
+    def sample(self) -> NDArray[Any]:
+        """See `Survey`."""
+        found = self._array("sample", self._dtype.newbyteorder("="))
+        return found if isinstance(found, np.ndarray) else found.sample
+
+    @property
+    def locations(self) -> Sequence[NDArray[np.int32]]:
+        """See `Survey`; those of a class are read when it is asked for."""
+        return _Places(self.places, self._classes)
+
+    def places(self, number: int) -> NDArray[np.int32]:
+        """Places of a class, of which those asked for lately stay in memory."""
+
+        def read() -> NDArray[np.int32]:
+            found = self._array(f"locations_{number}", np.dtype(np.int32))
+            return found if isinstance(found, np.ndarray) else found.locations[number]
+
+        return _PLACES.get((self._path, *self._digests, number), read)
+
+    def _array(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any] | Measured:
+        """The array called `name` of the file; where the file has changed, all that was measured."""
+        if self._held is None:
+            with contextlib.suppress(OSError, ValueError, KeyError), self._path.open("rb", buffering=0) as file:
+                if stamp_of(file.fileno()) == self._stamp:
+                    return _array_in(file, name, dtype)
+        return self._held or self._found_again()
+
+    def _found_again(self) -> Measured:
+        stamp: Stamp | None = None
+        try:
+            found, stamp = _read(self._path)
+        except _UNREADABLE:
+            found = self._again()
+        if self._digests != (found.image_digest, found.label_digest):
+            raise DataError(
+                f"What was measured of a case is gone from the cache ({self._path}), and the case is not what it was: its files "
+                "have changed since this command began. Put them back as they were, or start the command again."
+            )
+        measured = Measured(found.locations, found.sample)
+        if stamp is None:
+            try:
+                stamp = _write(found, self._path)
+            except OSError:
+                self._held = measured
+        self._stamp = stamp or self._stamp
+        return measured
+
+
+class _Places(Sequence[NDArray[np.int32]]):
+    """Places by class, each read when it is asked for."""
+
+    def __init__(self, read: Callable[[int], NDArray[np.int32]], classes: int) -> None:
+        self._read, self._classes = read, classes
+
+    def __len__(self) -> int:
+        return self._classes
+
+    def __getitem__(self, number: int) -> NDArray[np.int32]:  # type: ignore[override]  # no slices are asked for
+        if not 0 <= number < self._classes:
+            raise IndexError(number)
+        return self._read(number)
+
+
+def _written(found: Survey) -> bytes:
     # Not as NumPy's archive, of which reading thousands again takes ten times as long.
     arrays: dict[str, NDArray[Any]] = {f"locations_{i}": places for i, places in enumerate(found.locations)}
     arrays |= {"counts": found.counts, "sample": found.sample.astype(found.sample.dtype.newbyteorder("="), order="C")}
     facts = (found.image_digest, found.label_digest, str(found.pixels), repr(found.valid))
     arrays["facts"] = np.frombuffer(" ".join(facts).encode(), dtype=np.uint8)
     content = save(arrays)
-    checked = zlib.crc32(content).to_bytes(CHECK, "little") + content
-    atomic_write(path, lambda making: making.write_bytes(checked), sync=False)
+    return zlib.crc32(content).to_bytes(CHECK, "little") + content
 
 
-def _load(path: Path) -> Survey:
-    written = path.read_bytes()
+def _write(found: Survey, path: Path) -> Stamp:
+    """Keeps a survey, and returns the file's stamp; a file that says the same already stays as it is.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    content, there = _written(found), b""
+    with contextlib.suppress(OSError):
+        there = path.read_bytes()
+    if there != content:
+        atomic_write(path, lambda making: making.write_bytes(content), sync=False)
+    return stamp_of(path)
+
+
+def _read(path: Path) -> tuple[Survey, Stamp]:
+    """A survey, in memory, and the file's stamp.
+
+    Raises:
+        OSError: The file is not there, or cannot be read.
+        ValueError: It is damaged.
+        KeyError: Likewise.
+        SafetensorError: Likewise.
+    """
+    with path.open("rb") as file:
+        written, stamp = file.read(), stamp_of(file.fileno())
     if int.from_bytes(written[:CHECK], "little") != zlib.crc32(written[CHECK:]):
         raise ValueError(f"{path} is damaged")
     stored = load(written[CHECK:])
     image, label, pixels, valid = stored["facts"].tobytes().decode().split(" ")
-    places = tuple(stored[f"locations_{i}"] for i in range(len(stored["counts"])))
-    return Survey(image, label, stored["counts"], int(pixels), float(valid), places, stored["sample"])
+    measured = Measured(tuple(stored[f"locations_{i}"] for i in range(len(stored["counts"]))), stored["sample"])
+    counts, sampled = stored["counts"].copy(), measured.sample.shape[1]
+    return Survey(image, label, counts, int(pixels), float(valid), sampled, measured), stamp
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)  # what `_read` raises
+
+
+def _array_in(file: FileIO, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """One array of a kept survey, without the rest.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is damaged.
+        KeyError: Likewise.
+    """
+    start = file.read(CHECK + 8)
+    length = int.from_bytes(start[CHECK:], "little")  # of the header, as safetensors has it
+    place = json.loads(file.read(length))[name]
+    begin, end = place["data_offsets"]
+    found = np.empty(place["shape"], dtype)
+    file.seek(len(start) + length + begin)
+    if found.nbytes != end - begin or (found.size and file.readinto(found.data.cast("B")) != found.nbytes):
+        raise ValueError(f"{file.name} is damaged")
+    return found
 
 
 def _over(one: Callable[[Case], Made], cases: Sequence[Case]) -> list[Made]:
@@ -273,8 +440,11 @@ def survey_all(
     folder: Path,
     label: bool = True,
     tick: Callable[[], object] = lambda: None,
+    anew: set[Path] | None = None,
 ) -> dict[str, Survey]:
-    """Surveys cases by threads, taking from and adding to the cache in `folder`; a cache that cannot be written is done without.
+    """Surveys cases by threads, taking from and adding to the cache in `folder`.
+
+    What of a survey grows with its case stays there; where the cache cannot be written, it stays in memory.
 
     Args:
         cases: the cases.
@@ -282,6 +452,7 @@ def survey_all(
         folder: where surveys are kept.
         label: whether labels are read.
         tick: called after each case, for a progress bar.
+        anew: nothing is taken from the cache but these of its files, to which those that are made are added. None takes all.
 
     Returns:
         Surveys by case id.
@@ -289,14 +460,19 @@ def survey_all(
 
     def one(case: Case) -> Survey:
         path = folder / "surveys" / f"{survey_key(case, num_classes, label)}.survey"
-        try:
-            found = _load(path)
-        except (OSError, ValueError, KeyError, SafetensorError):  # not there, or damaged
-            found = survey(case, num_classes, label)
-            with contextlib.suppress(OSError):  # a survey is only kept to save time
-                _save(found, path)
+        again = partial(survey, case, num_classes, label)
+        stamp: Stamp | None = None
+        if anew is None or path in anew:
+            with contextlib.suppress(*_UNREADABLE):  # not there, or damaged
+                found, stamp = _read(path)
+        if stamp is None:
+            found = again()
+            with contextlib.suppress(OSError):  # a survey is only kept to save time, and memory
+                stamp = _write(found, path)
+            if anew is not None:
+                anew.add(path)
         tick()
-        return found
+        return found if stamp is None else replace(found, measured=Kept(found, path, stamp, again))
 
     return dict(zip([case.id for case in cases], _over(one, cases), strict=True))
 
