@@ -42,7 +42,7 @@ PIXELS_PER_LOCATION = 64 * 64
 CHECK = 4  # bytes of the checksum before a kept survey
 MOST_SAMPLED = 200_000  # in the intensity sample
 Made = TypeVar("Made")
-# Places of a class in a case, which drawing windows asks for again and again; a few hundred bytes of each are of keeping it.
+# Places of a class in a case, which drawing windows asks for again and again, at most 256 MB; keeping one takes some bytes itself.
 _PLACES: Shared[NDArray[np.int32]] = Shared(256_000_000, lambda places: places.nbytes + 400)
 
 
