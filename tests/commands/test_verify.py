@@ -17,7 +17,7 @@ from voxtile.training.recipe import Recipe
 
 
 def test_a_run_is_what_it_says(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: pytest.fail("surveys of all cases go into the temporary folder"))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *_, **__: pytest.fail("surveys of all cases go into the temporary folder"))
     said = voxtile("verify", f"run={copied_run.home}", "cases=all", f"paths.cache={copied_run.folder / 'cache'}")
     assert said.code == 0, said.text
     assert "weights: as recorded" in said.text
