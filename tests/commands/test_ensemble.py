@@ -95,7 +95,8 @@ def test_the_uncertainty_of_several_runs_is_the_variance_between_them(
         if kind == "scene":
             with rasterio.open(file) as found:
                 return found.read()
-        return np.moveaxis(nibabel.load(file).get_fdata(dtype=np.float32), -1, 0)
+        array = nibabel.load(file).get_fdata(dtype=np.float32)
+        return np.moveaxis(array, -1, 0) if array.ndim == 4 else array
 
     each = np.stack([pixels(name, "heatmap") for name in "01"])
     variance = pixels("both", "uncertainty")
