@@ -1,5 +1,6 @@
 """Weights on disk: one entry for each tensor, whatever layers share, and files of ordinary networks as they always were."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,14 @@ def test_files_of_ordinary_networks_are_what_safetensors_makes_of_their_state(tm
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(state, tmp_path / "b.safetensors", metadata={"step": "3"})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_rights_of_all_other_files(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_weights(nn.Linear(2, 2), tmp_path / "a.safetensors", 3)
+        (tmp_path / "b").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,18 @@ def save_weights(network: nn.Module, path: Path, step: int) -> None:
         value = tensor.detach().cpu().contiguous()
         state[name] = value.clone() if value.untyped_storage().data_ptr() in held else value
         held.add(value.untyped_storage().data_ptr())
-    try:
+
+    def write(making: Path) -> None:
+        # safetensors makes files that only their owner may read, whatever the umask: others could use nothing of the run.
+        making.touch()
+        rights = stat.S_IMODE(making.stat().st_mode)
         # One entry only: safetensors writes several in an order that changes from call to call.
-        atomic_write(path, lambda making: save_file(state, making, metadata={"step": str(step)}))
+        save_file(state, making, metadata={"step": str(step)})
+        if stat.S_IMODE(making.stat().st_mode) != rights:
+            making.chmod(rights)
+
+    try:
+        atomic_write(path, write)
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"The weights could not be saved to {path}: {reason(error)}. Free some disk space and give the same command again, "
