@@ -1,4 +1,6 @@
 import math
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
+from rasterio.errors import CRSError
 
 from tests.testers.formats import FormatTester, few, windows
 from tests.testers.geotiff import NORTH_UP, SPEC, UTM, bands, masked_beside, save, whole
+from voxtile.cases import raster
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.geotiff import GeoTiffSource, label_source
 from voxtile.cases.maps import MapSpec
@@ -317,6 +321,34 @@ def test_a_system_without_a_place_on_earth_is_kept_in_maps_and_counts_as_none(tm
     np.testing.assert_array_equal(whole(source)[0][:, 0], bands((1, 5, 6)))
     with source.open_map(tmp_path / "m.tif", SPEC) as writer, rasterio.open(path) as dataset, rasterio.open(writer.close()) as made:
         assert (made.crs, made.transform) == (dataset.crs, dataset.transform)
+
+
+@pytest.mark.parametrize("crs", [UTM, "EPSG:4326", None])
+def test_a_variable_of_another_program_that_leaves_no_system_known_is_named(tmp_path, monkeypatch, crs):
+    def unknown(code):
+        raise CRSError("The EPSG code is unknown. PROJ: internal_proj_create_from_database: Cannot find proj.db")
+
+    path = save(tmp_path / "a.tif", np.zeros((1, 4, 4), np.uint8), crs=crs)
+    monkeypatch.setenv("PROJ_LIB", "/opt/other")
+    monkeypatch.delenv("PROJ_DATA", raising=False)
+    monkeypatch.setattr(raster, "CRS", SimpleNamespace(from_epsg=unknown))
+    raster._check_systems.cache_clear()
+    with pytest.raises(DataError, match=r"has PROJ_LIB=/opt/other, .* type 'unset PROJ_LIB PROJ_DATA'"):
+        GeoTiffSource([path])
+
+
+def test_a_name_that_gdal_cannot_open_is_told(tmp_path):
+    path = save(tmp_path / "a.tif", np.zeros((1, 4, 4), np.uint8))
+    with pytest.raises(DataError, match=r"is no UTF-8 text.*Rename the file"):
+        GeoTiffSource([path.rename(tmp_path / os.fsdecode(b"a_\xe9.tif"))])
+
+
+@pytest.mark.parametrize(("readable", "said"), [(True, "Expected an intact raster"), (False, "Give yourself the right")])
+def test_a_file_without_the_right_to_read_it_is_not_called_damaged(tmp_path, monkeypatch, readable, said):
+    (tmp_path / "a.tif").write_bytes(b"II")
+    monkeypatch.setattr(os, "access", lambda path, mode: readable)  # root may read every file
+    with pytest.raises(DataError, match=said):
+        GeoTiffSource([tmp_path / "a.tif"])
 
 
 def test_scale_and_offset_tags_are_applied_after_nodata(tmp_path):

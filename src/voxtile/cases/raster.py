@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import rasterio
 import rasterio.warp
 from affine import Affine
 from rasterio._err import CPLE_BaseError  # GDAL's own errors, which have no public name
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 
 from voxtile.cases.address import RemoteFile
 from voxtile.cases.cells import CELLS
@@ -24,7 +26,7 @@ from voxtile.cases.grid import G, Grid, StoredGrid, degree_metres
 from voxtile.cases.handles import HandleCache
 from voxtile.cases.remote import open_remote, raise_failed_request
 from voxtile.cases.untrusted import check_files, check_header
-from voxtile.errors import DataError, reason
+from voxtile.errors import DataError, listed, reason
 
 _ECCENTRICITY = 0.0818191908426215  # of the WGS 84 ellipsoid
 HANDLES = HandleCache(most=32)
@@ -58,7 +60,15 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
                 return check_header(rasterio.open(path, driver=_DRIVERS.get(path.suffix.lower(), "GTiff")), path)
         except RasterioError as error:
             raise_failed_request()
-            raise DataError(f"{path} cannot be read as a GeoTIFF: {reason(error)}. Expected an intact raster file.") from error
+            intact = "Expected an intact raster file."
+            if not isinstance(path, RemoteFile) and path.exists() and not os.access(path, os.R_OK):
+                intact = "Give yourself the right to read it."
+            raise DataError(f"{path} cannot be read as a GeoTIFF: {reason(error)}. {intact}") from error
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"The name of {path} is no UTF-8 text, and the library of its format opens no others. Rename the file, or the "
+                "folder that it lies in."
+            ) from error
 
 
 def beside(dataset: rasterio.DatasetReader, path: Path) -> tuple[Path, ...]:
@@ -109,6 +119,8 @@ def band_names(dataset: rasterio.DatasetReader, path: Path) -> list[str]:
 def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
     """The grid of an open raster, with the affine moved from pixel corners to pixel centres."""
     size, transform = (dataset.height, dataset.width), dataset.transform
+    if dataset.crs is not None or not transform.is_identity:  # without its table PROJ gives no system, or a wrong one
+        _check_systems()
     if dataset.crs is None or not (dataset.crs.is_geographic or dataset.crs.is_projected):  # such as a drone's local one
         return StoredGrid((1, *size), _centred(transform))
     if dataset.crs.is_geographic:
@@ -117,6 +129,24 @@ def scene_grid(dataset: rasterio.DatasetReader) -> StoredGrid:
         factor = float(dataset.crs.linear_units_factor[1]) if dataset.crs.is_projected else 1.0  # a site's own: no unit is told
         metres = _ground_metres(dataset.crs, transform @ (dataset.width / 2, dataset.height / 2), factor)
     return StoredGrid((1, *size), _centred(transform), "m", dataset.crs.to_wkt(), metres)
+
+
+@cache
+def _check_systems() -> None:
+    """Looks whether PROJ, by which GDAL knows coordinate systems, finds its table of them.
+
+    Raises:
+        DataError: It does not: other programs leave variables behind that name a folder without one, or with one of another PROJ.
+    """
+    try:
+        CRS.from_epsg(4326)
+    except CRSError as error:
+        given = [f"{name}={os.environ[name]}" for name in ("PROJ_LIB", "PROJ_DATA") if name in os.environ]
+        blamed = f"The environment has {listed(given)}, which another program may have set: type 'unset PROJ_LIB PROJ_DATA' first."
+        raise DataError(
+            f"No coordinate system is known: PROJ finds no table of them that fits ({reason(error)}). "
+            f"{blamed if given else 'Install rasterio anew, which brings one.'}"
+        ) from error
 
 
 def _ground_metres(crs: rasterio.crs.CRS, middle: tuple[float, float], factor: float) -> tuple[float, float]:
