@@ -91,6 +91,12 @@ def test_a_colour_of_no_class_is_refused(tmp_path):
         dataset(tmp_path, colors={"watre": (0, 0, 255)})
 
 
+@pytest.mark.parametrize("value", ["red", [0, 0], [0, 0, 256], [0, 0, "255"], 7, None])
+def test_a_colour_that_is_none_is_refused(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"'data\.colors\.water=.*' is no colour; give red, green and blue from 0 to 255"):
+        dataset(tmp_path, colors={"water": value})
+
+
 def test_a_map_of_255_classes_is_possible():
     assert len(LabelMap.of({value: f"class{value}" for value in range(255)}).classes) == 255
 

@@ -94,9 +94,13 @@ def _stored_value(value: object, name: object) -> int:
     )
 
 
-def _color(name: str, values: Sequence[int]) -> tuple[int, int, int]:
-    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
-        raise ConfigError(f"'data.colors.{name}={list(values)}' is no colour; give red, green and blue from 0 to 255.")
+def _color(name: str, values: Any) -> tuple[int, int, int]:
+    numbers = isinstance(values, list | tuple) and len(values) == 3
+    if not numbers or not all(is_number(value, 0, 255) for value in values):
+        given = list(values) if isinstance(values, tuple) else values
+        raise ConfigError(
+            f"'data.colors.{name}={given}' is no colour; give red, green and blue from 0 to 255, for example [230,159,0]."
+        )
     red, green, blue = (int(value) for value in values)
     return red, green, blue
 

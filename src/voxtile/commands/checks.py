@@ -70,7 +70,7 @@ SWITCHES = ("retry", "inexact", "debug_errors", "trainer.deterministic", "data.s
 
 
 def check_files(chosen: Mapping[str, str | None], folders: Sequence[Path]) -> None:
-    """Refuses files of options that name a key of a mapping twice, of which the later one would count.
+    """Refuses files of options that name a key of a mapping twice, of which the later one would count, or begin with a mark.
 
     OmegaConf refuses that of keys that are texts, and passes over numbers, which the stored values of labels are.
 
@@ -79,12 +79,15 @@ def check_files(chosen: Mapping[str, str | None], folders: Sequence[Path]) -> No
         folders: of configurations, in the order in which Hydra looks into them.
 
     Raises:
-        ConfigError: There is such a key.
+        ConfigError: There is such a key, or a byte-order mark.
     """
     for group, option in chosen.items():
         paths = (folder / group / f"{option}.yaml" for folder in folders)
         if path := next((path for path in paths if path.is_file()), None):
-            _refuse_twice(yaml.compose(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)), path)
+            text = path.read_text(encoding="utf-8")
+            if text.startswith("\ufeff"):  # behind which Hydra sees no '# @package'
+                raise ConfigError(f"{path} begins with a byte-order mark. Save it as UTF-8 without one ('BOM' or 'signature').")
+            _refuse_twice(yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), path)
 
 
 def _refuse_twice(node: yaml.Node | None, path: Path) -> None:

@@ -140,6 +140,10 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
         return int(end.code or 0)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, VoxtileError) as error:
         problem: Exception = error
+    except UnicodeDecodeError as error:
+        if (file := _not_text(folders)) is None:
+            raise
+        problem = ConfigError(f"{file} is no UTF-8 text: {reason(error)}. Save it as UTF-8, without a byte-order mark.")
     except ValueError as error:
         if "Config group override must be a string" not in str(error):
             raise
@@ -147,6 +151,16 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
     from voxtile.commands.explain import explain
 
     return guarded(lambda: explain(problem, name, [conf_dir(), *folders]))
+
+
+def _not_text(folders: Sequence[Path]) -> Path | None:
+    """The first file of configurations that is no UTF-8: the error of whoever reads it does not name it."""
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+    return None
 
 
 def _refuse_no_flags(name: str, flags: Flags) -> None:
