@@ -7,6 +7,7 @@ import pickle
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import geopandas
 import nibabel
@@ -390,6 +391,20 @@ def test_a_data_set_file_that_is_wrong(tmp_path, voxtile, kind) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("latin-1", "conf/data/mine.yaml is no UTF-8 text"),
+        ("utf-16", "conf/data/mine.yaml is no UTF-8 text"),
+        ("utf-8-sig", "conf/data/mine.yaml begins with a byte-order mark"),
+    ],
+)
+def test_a_data_set_file_in_another_encoding(tmp_path, voxtile, encoding, said) -> None:
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text("# @package _global_\n# prés\ndata:\n  name: mine\n", encoding=encoding)
+    refused(voxtile("train", "--config-dir", tmp_path / "conf", "data=mine"), 2, said, "UTF-8", "without")
+
+
 def test_a_file_that_names_a_number_twice_is_refused_before_the_first_job_of_a_sweep(tmp_path, voxtile) -> None:
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\ndata:\n  labels: {0: field, 0: water}\n")
@@ -501,6 +516,16 @@ def test_a_run_folder_with_a_file_cut_off(copied_run: Run, tmp_path, voxtile, na
     path = copied_run.home / name
     path.write_bytes(path.read_bytes()[:40])
     refused(voxtile("evaluate", f"run={copied_run.home}"), 4, path, "rain the run again")
+
+
+def test_a_configuration_that_this_user_may_not_read(copied_run: Run, voxtile, monkeypatch) -> None:
+    def load(file: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr("voxtile.commands.trained.OmegaConf", SimpleNamespace(load=load, to_container=dict))
+    said = voxtile("evaluate", f"run={copied_run.home}")
+    refused(said, 4, copied_run.home / "config.yaml", "Give yourself the right to read it")
+    assert "damaged" not in said.text
 
 
 DAMAGED = {

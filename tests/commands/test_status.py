@@ -1,8 +1,10 @@
 """The tables of runs: what tells runs apart, and what is said of those that are damaged."""
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,30 @@ def test_a_run_whose_files_hold_something_else_is_damaged(damaged: Path, voxtile
     rows = [line.replace("│", " ").split() for line in said.out.splitlines()]
     assert ["other", "damaged"] in rows
     assert any("finished" in row for row in rows)
+
+
+def test_a_run_that_this_user_may_not_enter_takes_no_other_out_of_the_table(
+    damaged: Path, copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(inner: Callable) -> Callable:
+        def refusing(self: Path, *args: object, **kwargs: object) -> object:
+            if self.parent == damaged:
+                raise PermissionError(errno.EACCES, "Permission denied", str(self))
+            return inner(self, *args, **kwargs)
+
+        return refusing
+
+    for name in ("stat", "open"):
+        monkeypatch.setattr(Path, name, locked(getattr(Path, name)))
+    said = voxtile("status", f"runs={damaged.parent}/*")
+    assert said.code == 4
+    rows = [line.replace("│", " ").split() for line in said.out.splitlines()]
+    assert ["other", "damaged"] in rows
+    assert any(row[:2] == [copied_run.home.name, "finished"] for row in rows)
+    why = f"{damaged / 'recipe.json'} cannot be read: [Errno 13] Permission denied"
+    assert f"{damaged}: {why}" in said.text
+    assert "Give yourself the right to read it." in said.text
+    assert why in voxtile("evaluate", f"run={damaged}").text
 
 
 def test_a_run_of_another_version_is_called_so(damaged: Path, voxtile: Command) -> None:

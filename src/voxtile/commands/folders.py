@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.commands.words import list_word
 from voxtile.errors import ConfigError, RunError, listed
 from voxtile.training.recipe import PART_VERSION
-from voxtile.training.run_folder import RunFolder
+from voxtile.training.run_folder import RunFolder, holds_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,7 +121,7 @@ def _runs_among(found: Sequence[Path], pattern: str, out: Console) -> list[Path]
     Raises:
         RunError: There are none.
     """
-    runs = [each for each in found if (each / "recipe.json").is_file()]
+    runs = [each for each in found if holds_run(each)]
     others = [each for each in found if each not in runs]
     if not runs:
         there = f"only {listed(others)}, which hold no recipe.json" if others else "nothing"

@@ -19,13 +19,13 @@ def status(config: Mapping[str, Any]) -> int:
     from voxtile.commands.console import console
     from voxtile.commands.folders import named_folders
     from voxtile.commands.tables import print_runs
-    from voxtile.training.run_folder import EXPORT, RunFolder
+    from voxtile.training.run_folder import RunFolder, holds_run, is_bundle
 
     out = console()
     folders = named_folders(config["runs"], out)
     # One that is damaged is shown as such, beside the others; what is no run at all is refused.
-    runs = [RunFolder(each) if (each / "recipe.json").is_file() else RunFolder.existing(each, "runs") for each in folders]
-    bundles = [run.path for run in runs if (run.path / EXPORT).exists()]  # which have no state of their own
+    runs = [RunFolder(each) if holds_run(each) else RunFolder.existing(each, "runs") for each in folders]
+    bundles = [run.path for run in runs if is_bundle(run.path)]  # which have no state of their own
     if bundles and len(bundles) == len(runs):
         RunFolder.existing(bundles[0], "runs")  # says what a bundle is
     if bundles:

@@ -304,12 +304,14 @@ def configuration(home: RunFolder) -> Any:
     Raises:
         RunError: It cannot be read.
     """
+    path = home.path / "config.yaml"
     try:
-        return OmegaConf.to_container(OmegaConf.load(home.path / "config.yaml"))
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except PermissionError as error:
+        raise RunError(f"{path} cannot be read: {reason(error)}. Give yourself the right to read it.") from error
     except (OSError, ValueError, YAMLError) as error:
         raise RunError(
-            f"{home.path / 'config.yaml'} cannot be read: {reason(error)}. The run folder is damaged; "
-            "move it away and train the run again."
+            f"{path} cannot be read: {reason(error)}. The run folder is damaged; move it away and train the run again."
         ) from error
 
 

@@ -27,6 +27,23 @@ EXPORT = "export.json"  # of what voxtile export has made; a run folder with one
 SILENCE = 120.0  # seconds without one after which a run on another machine counts as dead
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder is one of a run, or may be: reading says of one that this user may not enter what is wrong."""
+    return _is_file(folder / "recipe.json", locked=True)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a run folder is an exported bundle."""
+    return _is_file(folder / EXPORT, locked=False)
+
+
+def _is_file(path: Path, locked: bool) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:
+        return locked
+
+
 class OtherVersionError(RunError):
     """A run folder was written by another version of the run format."""
 
@@ -88,7 +105,7 @@ class RunFolder:
             RunError: There is none, or it was written by another version.
         """
         folder = cls(Path(path).expanduser())
-        if not (folder.path / "recipe.json").is_file():
+        if not holds_run(folder.path):
             places = dict.fromkeys((folder.path, folder.path.parent, Path(os.environ.get("VOXTILE_RUNS", "runs"))))
             found = {each.resolve(): each.parent for place in places for each in sorted(place.glob("*/recipe.json"))}
             names = {each.name: each for each in found.values()}
@@ -102,7 +119,7 @@ class RunFolder:
                     "or move the folder away and train the run again."
                 )
             raise RunError(f"{folder.path} is no run folder: it {why}. Name the folder of a run with '{key}=<folder>'.{here}")
-        if not bundles and (folder.path / EXPORT).exists():
+        if not bundles and is_bundle(folder.path):
             raise RunError(
                 f"{folder.path} is a bundle, which is for 'voxtile predict'; all else that there is to know of a run lies in the "
                 f"folder that it was exported from. Name that one with '{key}=<folder>'."
