@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from traceback import print_exception
@@ -20,13 +21,23 @@ def is_out_of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError"
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that a library cannot be loaded for lack of memory; by what the system's loader says of it."""
+    return isinstance(error, ImportError) and bool(re.search("failed to map segment|annot allocate memory", str(error)))
+
+
+def stopped() -> int:
+    """Says that the command was stopped by Ctrl-C, and returns its exit code."""
+    print("Stopped. Give the same command again: it goes on from what was saved, or begins anew.", file=sys.stderr)
+    return STOPPED
+
+
 def guarded(task: Callable[[], int], traceback: bool = False) -> int:
     """Calls `task`; an error that the user can mend is printed as its paragraph and becomes an exit code."""
     try:
         return task()
     except KeyboardInterrupt:
-        print("Stopped. Give the same command again: it goes on from what was saved, or begins anew.", file=sys.stderr)
-        return STOPPED
+        return stopped()
     except VoxtileError as error:
         problem: VoxtileError = error
     except OSError as error:
@@ -35,6 +46,14 @@ def guarded(task: Callable[[], int], traceback: bool = False) -> int:
         problem = RunError(
             f"{error.filename} cannot be read or written: {error.strerror}. Expected a folder that this user may write to, with "
             "room; choose where results go with 'paths.runs=…' and 'paths.cache=…'."
+        )
+        problem.__cause__ = error
+    except ImportError as error:
+        if not lacks_memory(error):
+            raise
+        problem = RunError(
+            f"A library cannot be loaded, since this process may not have more memory: {reason(error)}. Raise the limit of the "
+            "shell ('ulimit -v unlimited'), the job or the container; libraries take some gigabytes of addresses."
         )
         problem.__cause__ = error
     except RuntimeError as error:

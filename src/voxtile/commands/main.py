@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from voxtile import __version__
+from voxtile.commands.guard import stopped
+from voxtile.commands.surroundings import interruptible, printing, set_right, to_nowhere
 from voxtile.errors import did_you_mean
 
 COMMANDS = {
@@ -23,6 +25,9 @@ COMMANDS = {
     "verify": "look whether a run's weights, data and scores are what its folder says",
     "reproduce": "train a run again from what its folder says, and compare bit by bit",
 }
+
+MAKING = ("train", "evaluate", "predict", "export", "reproduce")  # commands that go on when nobody reads what they print
+ASKING = {"-h", "--help", "-c", "--cfg", "-i", "--info", "--hydra-help"}  # by which they only print
 
 
 def usage() -> str:
@@ -53,7 +58,8 @@ def complete(words: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command and returns its exit code.
 
-    0 done, 1 unexpected, 2 configuration, 3 data, 4 run, 5 some of many inputs failed, 130 stopped and saved.
+    0 done, 1 unexpected, or not all could be printed, 2 configuration, 3 data, 4 run, 5 some of many inputs failed, 130 stopped
+    and saved.
     """
     words = list(sys.argv[1:] if argv is None else [*argv, *sys.argv[1:]])
     if not words or words[0] in ("-h", "--help", "help"):
@@ -70,10 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # A raster without a georeference is a fine image, and `check` says so. By its text, since rasterio is slow to import.
     warnings.filterwarnings("ignore", "Dataset has no geotransform")
-    try:
-        code: int = import_module(f"voxtile.commands.{name}").main(rest)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code
+    set_right()
+    told = ASKING & {word.partition("=")[0] for word in rest}
+    with interruptible(), printing(makes=name in MAKING and not told) as printed:
+        try:
+            code: int = import_module(f"voxtile.commands.{name}").main(rest)
+            printed.flush()
+        except KeyboardInterrupt:
+            return stopped()
+        except BrokenPipeError:  # the reader, such as `head`, has gone
+            to_nowhere(sys.stdout)
+            return 1
+    return code or int(printed.lost)

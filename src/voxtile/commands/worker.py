@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.cases.atomic import atomic_text
 from voxtile.commands.children import order_of, told
 from voxtile.commands.own import blaming
+from voxtile.commands.surroundings import printing
 from voxtile.errors import VoxtileError
 from voxtile.training.stopping import UNSAVED, InterruptedRunError
 
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Takes part in the training that the starter names."""
-    code = take_part(order_of(), int(os.environ["RANK"]))
-    sys.stdout.flush()
+    with printing(makes=True) as printed:
+        code = take_part(order_of(), int(os.environ["RANK"]))
+        printed.flush()
     sys.stderr.flush()
     os._exit(code)  # others may be gone, and the libraries that talk to them would wait for them at exit
 

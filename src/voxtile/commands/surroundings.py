@@ -1,0 +1,128 @@
+"""What a command finds around it: output that is closed or full, Ctrl-C while libraries are imported, variables that are empty."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, TextIO, cast
+
+PLACES = ("VOXTILE_DATA", "VOXTILE_RUNS", "VOXTILE_CACHE")
+AGAIN = 0.05  # seconds until Ctrl-C is tried again while something is imported
+
+
+def set_right() -> None:
+    """Takes variables that are set but empty as not set, and gives standard streams that are closed their numbers back.
+
+    Else the next file that is opened has the number of a closed stream, and what a library prints goes into it.
+    """
+    for name in PLACES:
+        if os.environ.get(name) == "":
+            del os.environ[name]
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which takes the lowest free number, this one
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While this is open, Ctrl-C waits until what is being imported is there.
+
+    Libraries swallow Python's exception while they are imported, and fail then for other reasons, or end the process. The signal
+    comes again until nothing is imported, so that it reaches whoever listens by then, as a training that has just begun.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    around = _imports(sys._getframe())  # of whoever calls a command while it is imported
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        if _imports(frame) == around:
+            raise KeyboardInterrupt
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    if ours:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _imports(frame: FrameType | None) -> int:
+    """How many calls of Python's import system a frame lies within."""
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_filename.startswith("<frozen importlib")
+        frame = frame.f_back
+    return count
+
+
+class Printed:
+    """Standard output that a command can do without: where it cannot be written, that is said once, and it goes nowhere then.
+
+    Attributes:
+        lost: whether something could not be written.
+    """
+
+    def __init__(self, stream: TextIO | None, makes: bool) -> None:
+        """Wraps a stream.
+
+        Args:
+            stream: standard output; None where it is closed.
+            makes: whether the command makes something, and goes on when nobody reads what it prints; `head` ends others.
+        """
+        self._stream, self._makes, self.lost = stream, makes, False
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the stream's."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes a text where that is possible."""
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream where that is possible."""
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, action: Callable[[TextIO], object]) -> None:
+        if self._stream is None:
+            return
+        try:
+            action(self._stream)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and not self._makes:
+                raise
+            self.lost = True
+            to_nowhere(self._stream)
+            with suppress(OSError, AttributeError):  # the same may have become of it, or it is closed
+                sys.stderr.write(f"What this command prints can no longer be written ({error.strerror}). It goes on without.\n")
+
+
+def to_nowhere(stream: TextIO) -> None:
+    """Has whatever is written into a stream from now on, by libraries and other processes too, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+@contextmanager
+def printing(makes: bool) -> Iterator[Printed]:
+    """While this is open, standard output is one that need not be there, see `Printed`."""
+    before = sys.stdout
+    printed = Printed(before, makes)
+    if before is not None:  # else Python and rich print nothing
+        sys.stdout = cast(TextIO, printed)
+    try:
+        yield printed
+    finally:
+        sys.stdout = before

@@ -1,0 +1,147 @@
+"""What a command finds around it: output that cannot be written, Ctrl-C at any moment, empty variables, too little memory."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Command, Run, homes, read
+from voxtile.commands.allowed import target
+from voxtile.commands.guard import guarded
+from voxtile.commands.surroundings import interruptible
+from voxtile.training.stopping import StopRequest
+
+# As libraries do: what comes while they are imported is swallowed, and they are half imported then.
+SWALLOWS = """
+import os, signal, time
+swallowed = False
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+except KeyboardInterrupt:
+    swallowed = True
+"""
+
+
+@pytest.fixture
+def swallows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """Imports a library during which Ctrl-C is pressed, and gives whether it has swallowed that."""
+    (tmp_path / "swallows_ctrl_c.py").write_text(SWALLOWS)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests' own runner has there
+    yield lambda: import_module("swallows_ctrl_c").swallowed
+    sys.modules.pop("swallows_ctrl_c", None)
+    signal.signal(signal.SIGINT, before)
+
+
+def waited(over: Callable[[], bool] = lambda: False) -> None:
+    """Waits until something is over, which takes part of a second."""
+    deadline = time.monotonic() + 20
+    while not over() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_ctrl_c_waits_until_a_library_is_imported(
+    swallows: Callable[[], bool], voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def command(words: list[str]) -> int:
+        found.append(swallows())
+        waited()
+        return 0
+
+    monkeypatch.setattr("voxtile.commands.status.main", command)
+    said = voxtile("status")
+    assert (said.code, found) == (130, [False])
+    assert said.err.startswith("Stopped. Give the same command again")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_during_an_import_reaches_a_training_that_begins_then(swallows: Callable[[], bool]) -> None:
+    stop = StopRequest()
+    with interruptible(), stop.installed():
+        assert not swallows()
+        waited(lambda: stop.signal is not None)
+    assert stop.signal == signal.SIGINT
+    stop = StopRequest()
+    with interruptible():
+        sys.modules.pop("swallows_ctrl_c")
+        swallows()
+        with stop.installed():
+            waited(lambda: stop.signal is not None)
+    assert stop.signal == signal.SIGINT
+
+
+def test_a_command_in_the_background_goes_on_ignoring_ctrl_c(swallows: Callable[[], bool]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        assert not swallows()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@contextmanager
+def printing_into(kind: str) -> Iterator[None]:
+    """While this is open, standard output is full, one whose reader has gone, or closed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full, os.fdopen(writer, "w") as gone, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123
+        patch.setattr(sys, "stdout", {"full": full, "gone": gone, "closed": None}[kind])
+        yield
+
+
+@pytest.mark.parametrize(("kind", "why"), [("full", "No space left on device"), ("gone", "Broken pipe"), ("closed", "")])
+def test_a_training_goes_on_where_nothing_can_be_printed(
+    scene_run: Run, tmp_path: Path, voxtile: Command, kind: str, why: str
+) -> None:
+    with printing_into(kind):
+        said = voxtile("train", *scene_run.words, f"paths.runs={tmp_path / 'runs'}")
+    (home,) = homes(tmp_path / "runs")
+    assert read(home, "status.json") == scene_run.read("status.json")
+    assert said.code == (1 if why else 0)
+    assert said.err == (f"What this command prints can no longer be written ({why}). It goes on without.\n" if why else "")
+
+
+@pytest.mark.parametrize(("kind", "code", "told"), [("full", 1, True), ("gone", 1, False), ("closed", 0, False)])
+@pytest.mark.parametrize("words", ["status", "train --help"])
+def test_a_command_that_only_prints_ends_quietly_when_its_reader_goes(
+    scene_run: Run, voxtile: Command, kind: str, code: int, told: bool, words: str
+) -> None:
+    with printing_into(kind):
+        said = voxtile(*words.split(), *([f"runs={scene_run.home}"] if words == "status" else []))
+    assert (said.code, "can no longer be written" in said.err) == (code, told)
+    assert told or said.err == ""
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from voxtile.commands.surroundings import set_right; os.close(0); os.close(1); set_right();"
+        f"number = os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_WRONLY);"
+        "print(number, [os.get_inheritable(each) for each in (0, 1)], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert int(done.stderr.partition(" ")[0]) > 2
+    assert "[True, True]" in done.stderr
+
+
+def test_a_variable_that_is_empty_counts_as_not_set(voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATA", "RUNS", "CACHE"):
+        monkeypatch.setenv(f"VOXTILE_{name}", "")
+    said = voxtile("train", "--cfg", "job", "--resolve")
+    assert "paths:\n  data: data\n  runs: runs\n  cache: ~/.cache/voxtile\n" in said.out
+
+
+def test_a_library_that_memory_has_no_room_for(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def loading(name: str) -> None:
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("voxtile.commands.allowed.importlib.import_module", loading)
+    assert guarded(lambda: target("voxtile.models.unet.UNet", "model")) == 4
+    assert "libtorch_cpu.so: failed to map segment from shared object. Raise the limit of the" in capfd.readouterr().err
