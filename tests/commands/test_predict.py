@@ -348,7 +348,7 @@ def test_one_bad_file_among_three_is_skipped(scene_run: Run, tmp_path: Path, vox
 @pytest.mark.parametrize(
     ("name", "said_of"),
     [
-        (os.fsdecode(b"f\xff.tif"), "or that of its map, is no UTF-8 text"),
+        (os.fsdecode(b"f\xff.tif"), "is no UTF-8 text, and the library of its format opens no others. Rename the file"),
         ("back\\slash.tif", "has a backslash in its name"),
         (f"{'n' * 247}.tif", "is a longer name than the file system takes. Give "),
         (f"{'n' * 243}.tif", "the names of the files beside it are longer than"),
@@ -368,6 +368,12 @@ def test_a_file_whose_name_cannot_be_worked_with_is_skipped(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["z.tif"]
     said = voxtile("predict", f"run={scene_run.home}", f"input={tmp_path / 'in' / name}", f"output={tmp_path / 'out'}")
     assert (said.code, said_of in said.text) == (3, True), said.text
+
+
+def test_a_folder_for_maps_whose_name_is_no_text_is_said(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    image = scene_run.folder / "scenes" / "images" / "s1.tif"
+    said = voxtile("predict", f"run={scene_run.home}", f"input={image}", f"output={tmp_path / os.fsdecode(bytes([255]))}")
+    assert (said.code, "or that of its map, is no UTF-8 text" in said.text) == (3, True), said.text
 
 
 def test_a_name_that_begins_with_a_blank_is_a_name(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
