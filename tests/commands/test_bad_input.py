@@ -497,6 +497,35 @@ def test_a_leak_between_splits(tmp_path, voxtile) -> None:
     refused(voxtile("train", *words), 3, "s0", "s1", "data.waive")
 
 
+def test_many_empty_scenes_on_all_sides_are_left_out_or_accepted_by_a_file(tmp_path, voxtile) -> None:
+    words = [*scene_words(tmp_path), f"paths.runs={tmp_path / 'my runs'}", "split.val=0.3", "split.test=0.3"]
+    for number in range(6, 20):
+        scene(images(tmp_path) / f"s{number}.tif", np.full((2, 24, 24), 7, np.float32), number)
+        scene(labels(tmp_path) / f"s{number}.tif", np.zeros((1, 24, 24), np.uint8), number)
+    said = voxtile("train", *words)
+    refused(said, 3, "14 cases hold one image, all of whose pixels are 7: s")
+    told = said.text
+    assert "one group" not in told
+    listed = Path(told.partition("'data.exclude=")[2].partition("'")[0])
+    assert listed.is_relative_to(tmp_path / "my runs" / "check" / "discs")
+    empty = [f"s{number}" for number in range(6, 20)]
+    assert sorted(listed.read_text().split()) == sorted(empty)
+
+    assert voxtile("train", *words, f"data.waive={listed}").code == 0
+    (home,) = homes(tmp_path / "my runs")
+    (sentence,) = read(home, "manifest.json")["data"]["waived"]
+    assert sentence.startswith("Leak waived by the user: 14 cases hold one image, all of whose pixels are 7: s")
+    listed.write_text("\n".join(reversed(empty)))  # a run is told by the names, not by their file
+    assert voxtile("train", *words, f"data.exclude={listed}").code == 0
+    (left,) = {*homes(tmp_path / "my runs")} - {home}
+    assert yaml.safe_load((left / "config.yaml").read_text())["data"]["exclude"] == empty[::-1]
+
+
+@pytest.mark.parametrize("word", ["data.exclude=s3", "data.waive=no.txt"])
+def test_a_list_of_cases_that_is_none_and_no_file(refuses, word) -> None:
+    refuses(2, f"'{word}'", "'data.exclude=[p7]'" if "exclude" in word else "'data.waive=[p7]'", "on each line", extra=(word,))
+
+
 def test_a_misspelt_key(refuses) -> None:
     refuses(2, "'training.stesp'. Did you mean 'training.steps'?", extra=("training.stesp=3",))
 

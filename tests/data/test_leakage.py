@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,17 @@ from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.window import Window
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.footprints import near_pairs
-from voxtile.data.leakage import alike_pairs, distinct_values, find_leaks, gate, suspicions
+from voxtile.data.leakage import (
+    SAME_GROUP,
+    SAME_IMAGE,
+    alike_pairs,
+    distinct_values,
+    find_leaks,
+    gate,
+    of_one_file,
+    single_values,
+    suspicions,
+)
 from voxtile.data.splits import GroupSplit, Split
 from voxtile.errors import ConfigError, DataError
 
@@ -152,6 +163,46 @@ def test_identical_images_leak():
     assert leaks(train, val, contents={"a": "", "c": ""}) == []
 
 
+@few
+@given(st.randoms(use_true_random=False))
+def test_leaks_by_group_and_image_are_all_pairs_that_have_one_in_common(random):
+    def case(number):
+        name, group = f"c{number:02}", random.choice("pqrs")
+        whole = memory_case(name, (1, 4, 40), group=group, path=random.choice(["one.npy", "two.npy", f"{name}.npy"]))
+        block = replace(whole.view(Window(0, 0, number, 1, 4, 1)), group=f"{group}#{number % 3}", within=group)
+        return random.choice([whole, block])
+
+    cases = [case(number) for number in range(24)]
+    contents = {each.id: random.choice(["", "1", "2"]) for each in cases if random.random() < 0.8}
+    split = Split(tuple(cases[:10]), tuple(cases[10:18]), tuple(cases[18:]))
+
+    def related(a, b):
+        return a.group == b.group or a.within == b.group or a.group == b.within
+
+    def alike(a, b):
+        return contents.get(a.id) and contents.get(a.id) == contents.get(b.id) and not of_one_file(a, b)
+
+    expected = [
+        (one.id, side, others, other_side, why)
+        for side, other_side in (("val", "train"), ("test", "train"), ("test", "val"))
+        for why, test in ((SAME_GROUP, related), (SAME_IMAGE, alike))
+        for one in split.sides[side]
+        if (others := tuple(other.id for other in split.sides[other_side] if test(one, other)))
+    ]
+    found = [leak for leak in find_leaks(split, contents) if leak.why in (SAME_GROUP, SAME_IMAGE)]
+    assert [(leak.case, leak.side, leak.others, leak.other_side, leak.why) for leak in found] == expected
+
+
+def test_thousands_of_cases_with_one_image_or_one_group_are_told_by_one_list_of_others():
+    split = Split(
+        tuple(memory_case(f"t{number}", group="p") for number in range(900)),
+        tuple(memory_case(f"v{n}", group="p") for n in range(300)),
+    )
+    found = find_leaks(split, {case.id: "blank" for side in split.sides.values() for case in side})
+    assert len(found) == 600
+    assert len({id(leak.others) for leak in found}) == 2
+
+
 def test_views_of_one_file_leak_only_where_their_regions_meet():
     whole = scene("a")
     left, right, middle = (whole.view(Window(0, 0, x, 1, 10, 5), f"#{x}") for x in (0, 5, 3))
@@ -254,6 +305,57 @@ def test_a_waiver_frees_the_leaks_of_its_case_only(leaking):
     assert len(gate(leaking, ["t#1", "t 2", "12"])) == 4  # the leaks' other cases, all of them
     with pytest.raises(DataError, match=r"sides of the split \(3\)"):
         gate(leaking, ["t#1"])  # one of two, and the only one with the same image
+
+
+@pytest.fixture
+def empty():
+    """A split of which 4 training, 5 validation and 3 test cases hold one image, and of each side one does not."""
+    sides = {"t": 4, "v": 5, "x": 3}
+    split = Split(*(tuple(memory_case(f"{side}{number}") for number in range(count + 1)) for side, count in sides.items()))
+    contents = {f"{side}{number}": "blank" for side, count in sides.items() for number in range(count)}
+    return split, find_leaks(split, contents)
+
+
+def test_many_cases_with_one_image_are_one_sentence_and_the_file_that_it_names_can_be_typed(empty, tmp_path):
+    split, found = empty
+    with pytest.raises(DataError) as caught:
+        gate(found, [], values=single_values(found, split), exclude=["gone"], lists=tmp_path / "check")
+    text = str(caught.value)
+    hold = "12 cases hold one image, all of whose pixels are 0: "
+    hold += "v0, v1, v2, v3 and 1 more (val), x0, x1, x2 (test), t0, t1, t2, t3 (train)."
+    assert text.count(hold) == 1
+    assert "group" not in text
+    names = {key: text.partition(f"'data.{key}=")[2].partition("'")[0] for key in ("exclude", "waive")}
+    assert set(Path(names["exclude"]).read_text().split("\n")) == {
+        "gone", "", *(f"{side}{number}" for side, count in {"t": 4, "v": 5, "x": 3}.items() for number in range(count))
+    }  # fmt: skip
+    assert names["waive"] == '["v0","v1","v2","v3","v4","x0","x1","x2"]'
+    waived = Path(names["exclude"]).read_text().split()
+    (sentence,) = gate(found, waived, ["gone"], single_values(found, split))
+    assert sentence.startswith("Leak waived by the user: 12 cases hold one image, all of whose pixels are 0: v0, ")
+
+
+def test_what_is_left_of_one_image_is_refused(empty):
+    for waived in (["v0"], ["v0", "v1", "v2", "v3", "x0", "x1", "x2"], ["t0", "t1", "t2"]):
+        with pytest.raises(DataError, match=r"hold one image|has the same image"):
+            gate(empty[1], waived)
+    assert len(gate(empty[1], ["t0", "t1", "t2", "t3", "x0", "x1", "x2"])) == 1  # all others of validation
+
+
+@pytest.mark.parametrize(("array", "value"), [([[0, 0], [255, 255]], {"blank": "(0, 255)"}), ([[0, 1], [0, 0]], {})])
+def test_an_image_is_called_by_the_value_of_all_its_pixels(empty, array, value):
+    split, found = empty
+    pixels = np.array(array, dtype=np.uint8).reshape(2, 1, 1, 2)
+    split = Split(*(tuple(memory_case(case.id, array=pixels) for case in side) for side in split.sides.values()))
+    assert single_values(found, split) == value
+    with pytest.raises(DataError) as caught:
+        gate(found, values=value)
+    assert ("Give what belongs together" in str(caught.value), "(0, 255): v0" in str(caught.value)) == (not value, bool(value))
+
+
+def test_a_waiver_that_is_to_be_typed_keeps_those_that_were(leaking):
+    with pytest.raises(DataError, match=r'data\.waive=\["12","x"\]'):
+        gate(leaking, ["12"])
 
 
 def test_a_waiver_that_names_no_case_is_an_error(leaking):

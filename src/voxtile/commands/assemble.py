@@ -166,11 +166,17 @@ def prepare_data(built: Parts, out: Console, anew: bool = False) -> Prepared:
             built.dataset, built.scheme, built.normalisation, kept,
             waive=data["waive"] or (), limit=data["limit"], progress=start, weight_pattern=built.sampling.weights,
             by_shape=built.sampling.by == "polygon",
-            window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True), anew=anew,
+            window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True), lists=lists_of(built.config),
+            anew=anew,
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)
     return prepared
+
+
+def lists_of(config: Mapping[str, Any]) -> Path:
+    """The folder of what `check` draws of a data set, where lists of cases that are too long to be printed lie, too."""
+    return Path(config["paths"]["runs"]).expanduser() / "check" / str(config["data"]["name"])
 
 
 def make_module(built: Parts, prepared: Prepared) -> SegmentationModule:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
 def check(config: Mapping[str, Any]) -> int:
     """Looks at a training configuration, its data, and one real step."""
-    from voxtile.commands.assemble import check_trainer, prepare_data
+    from voxtile.commands.assemble import check_trainer, lists_of, prepare_data
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.words import command_line
@@ -59,7 +59,7 @@ def check(config: Mapping[str, Any]) -> int:
     print_split(out, prepared)
     print_regions(out, prepared.dataset)
     print_distances(out, prepared.split)
-    path = draw_map(prepared.split, Path(config["paths"]["runs"]).expanduser() / "check" / prepared.dataset.name / "split.png")
+    path = draw_map(prepared.split, lists_of(config) / "split.png")
     if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)

@@ -131,6 +131,33 @@ def check_keys(config: Mapping[str, Any]) -> None:
         )
 
 
+def with_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the names of cases in the place of the text file that `data.exclude` or `data.waive` names.
+
+    So a run is told by the names, whatever becomes of the file.
+
+    Raises:
+        ConfigError: The file is not there, or is no text.
+    """
+    data = config.get("data")
+    if not isinstance(data, Mapping):  # of a command's own settings
+        return {**config}
+    given = {key: data[key] for key in ("exclude", "waive") if isinstance(data.get(key), str)}
+    return {**config, "data": {**data, **{key: _names_in(f"data.{key}", file) for key, file in given.items()}}}
+
+
+def _names_in(key: str, file: str) -> list[str]:
+    """The names in a text file, one a line."""
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"'{key}={file}' cannot be read: {reason(error)}. Expected a list of cases, for example '{key}=[p7]', or a text file "
+            "with the name of a case on each line."
+        ) from error
+    return [name for line in lines if (name := line.strip())]
+
+
 def check_values(config: Mapping[str, Any]) -> None:
     """Looks at values that no class of ours takes and checks.
 

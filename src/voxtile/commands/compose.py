@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import voxtile
+from voxtile.commands.checks import with_names
 from voxtile.commands.console import console
 from voxtile.commands.guard import STOPPED, StoppedError, guarded
 from voxtile.commands.heap import keep_heap
@@ -240,7 +241,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration with every interpolation resolved, as dicts and lists.
 
     Raises:
-        ConfigError: An interpolation points nowhere, or a value is missing.
+        ConfigError: An interpolation points nowhere, a value is missing, or a list of cases cannot be read.
     """
     try:
         content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -249,7 +250,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"The configuration cannot be resolved: {reason(error)}.") from error
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    return with_names({str(key): value for key, value in content.items()})
 
 
 @contextmanager

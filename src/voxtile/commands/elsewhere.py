@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from voxtile.commands import compose
 from voxtile.commands.build import parts
 from voxtile.commands.console import progress
-from voxtile.errors import AbsentError, ConfigError, DataError, counted, listed, typed
+from voxtile.errors import AbsentError, ConfigError, DataError, counted, listed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,7 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
         DataError: A file cannot be read or has not the run's channels; or the run was trained on a case.
     """
     from voxtile.commands.parents import leaks_of, learned_by
-    from voxtile.data.leakage import settle
+    from voxtile.data.leakage import clauses, settle, to_type
     from voxtile.data.pixel_sizes import unlike
     from voxtile.data.places import by_place
     from voxtile.data.prepared import Prepared
@@ -115,17 +115,21 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
         intensity=run.intensity,
     )  # fmt: skip
 
+    lists = Path(run.built.config["paths"]["runs"]).expanduser() / "check" / dataset.name
+
     def told(left: Sequence[Leak], waiver: str) -> str:
         last = {leak.case: leak for leak in left}  # one for each case says enough
+        names = to_type(last, lists)
         return (
             f"{run.home.path} was trained on what of '{dataset.name}' is to judge it, {counted(len(last), 'case')}: "
-            f"{listed(last.values(), 4)}. Leave them out in the data set's file, 'exclude: {typed(last, 8)}', or accept them there "
-            f"with 'waive: {typed(last, 8)}', which the scores will then say."
+            f"{listed(clauses(last.values()), 4)}. Leave them out in the data set's file, 'exclude: {names}', or accept them there "
+            f"with 'waive: {names}', which the scores will then say."
         )
 
     leaks = [replace(leak, other_side="training") for leak in leaks_of(learned_by(run.home), prepared)]
-    leaks += [leak for leak in _parts(run, known_again, cache, out) if leak.case not in {each.case for each in leaks}]
-    waived = settle(leaks, data.get("waive") or (), told)
+    already = {leak.case for leak in leaks}
+    leaks += [leak for leak in _parts(run, known_again, cache, out) if leak.case not in already]
+    waived = settle(leaks, data.get("waive") or (), told, lists=lists)
     sizes = run.manifest["data"].get("pixel_sizes")
     if strange := {case.id: sentence for case in cases if (sentence := unlike(sizes, case, run.built.windowing))}:
         name, sentence = next(iter(strange.items()))

@@ -12,6 +12,8 @@ from voxtile.commands import compose
 from voxtile.errors import ConfigError, DataError, RunError, counted, listed, reason
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from voxtile.cases.case import Case
@@ -165,33 +167,36 @@ def learned_from(prepared: Prepared, parent: Parent | None = None) -> list[Learn
     return list(dict.fromkeys([*own, *(parent.learned if parent else ())]))
 
 
-def check_leaks(learned: Iterable[Learned], prepared: Prepared, waive: Sequence[str]) -> list[str]:
+def check_leaks(
+    learned: Iterable[Learned], prepared: Prepared, waive: Sequence[str], lists: Path | None = None
+) -> list[str]:  # fmt: skip
     """Refuses to start from weights that were trained on what a run is judged by.
 
     Args:
         learned: what the weights were trained on.
         prepared: the data of the run that starts from them.
         waive: ids of cases whose leaks are accepted, as in `gate`.
+        lists: folder of lists of cases, as in `gate`.
 
     Returns:
-        One sentence for each waived leak.
+        Sentences about waived leaks, as of `gate`.
 
     Raises:
         DataError: A case of validation or test is not independent of what was learned, or that cannot be told.
     """
-    from voxtile.data.leakage import settle
+    from voxtile.data.leakage import clauses, settle
 
     def told(left: Sequence[Leak], waiver: str) -> str:
         last = {leak.case: leak for leak in left}  # one for each case says enough
         return (
             "The run that this one is to start from ('init_from') is trained on what this one is judged by, "
-            f"{counted(len(last), 'case')}: {listed(last.values(), 4)}. Start from a run with the same split "
+            f"{counted(len(last), 'case')}: {listed(clauses(last.values()), 4)}. Start from a run with the same split "
             "('init_from={model: …}' trains one), or from nothing with 'init_from=null'. To accept the leaks, which every report "
             f"will then say, type '{waiver}'."
         )
 
     leaks = [replace(leak, other_side="the parent's training") for leak in leaks_of(learned, prepared)]
-    return settle(leaks, waive, told)
+    return settle(leaks, waive, told, lists=lists)
 
 
 def leaks_of(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
@@ -200,7 +205,7 @@ def leaks_of(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
     Raises:
         DataError: That cannot be told.
     """
-    from voxtile.data.leakage import Leak, find_leaks, of_one_file
+    from voxtile.data.leakage import SAME_GROUP, SAME_IMAGE, Leak, find_leaks, of_one_file
     from voxtile.data.places import by_place
     from voxtile.data.prepared import copies
     from voxtile.data.splits import Split
@@ -222,14 +227,21 @@ def leaks_of(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
     every = find_leaks(Split(tuple(sides[0]), tuple(sides[1]), tuple(sides[2])), {}, known)
     leaks = [leak for leak in every if leak.other_side == "train"]
     gone = [other for other in others if other not in here and other.data == dataset.name]
+    images: dict[str, list[tuple[str, Case | None]]] = {}
+    for other in others:
+        images.setdefault(other.image, []).append((other.id, here.get(other)))
+    groups: dict[str, list[str]] = {}
+    for other in gone:
+        groups.setdefault(other.group, []).append(other.id)
     for side in ("val", "test"):
         for case in split.sides[side]:
-            same = [other for other in others if other.image == prepared.images[case.id]]
+            image = prepared.images[case.id]
             # Views of one file are compared by their regions only.
-            alike = [other for other in same if other not in here or not of_one_file(here[other], case)]
-            related = [other for other in gone if other.group == case.group]
-            for why, found in (("has the same image as", alike), ("is of the same group as", related)):
-                leaks += [Leak(case.id, side, tuple(other.id for other in found), "train", why)] if found else []
+            alike = [name for name, view in images.get(image, ()) if view is None or not of_one_file(view, case)]
+            if alike:
+                leaks.append(Leak(case.id, side, tuple(alike), "train", SAME_IMAGE, image))
+            if related := groups.get(case.group):
+                leaks.append(Leak(case.id, side, tuple(related), "train", SAME_GROUP))
     return leaks
 
 

@@ -104,7 +104,7 @@ def train_to_end(
         begun: given the run's folder, once it is known.
         patient: also then a run that another process trains is waited for.
     """
-    from voxtile.commands.assemble import assembled, check_fit, check_trainer, devices_of, prepare_data
+    from voxtile.commands.assemble import assembled, check_fit, check_trainer, devices_of, lists_of, prepare_data
     from voxtile.commands.build import parts
     from voxtile.commands.parents import check_leaks, learned_from, parent_of
     from voxtile.data.leakage import shared_fields
@@ -112,7 +112,7 @@ def train_to_end(
     check_trainer(config["trainer"])
     built = parts(config)
     devices = devices_of(config["trainer"])  # takes seconds to import, and comes after what can be refused without it
-    waive = config["data"]["waive"] or ()
+    waive, lists = config["data"]["waive"] or (), lists_of(config)
     read = cache(lambda: prepare_data(built, out))
 
     def fitting() -> tuple[SegmentationModule, VoxtileData]:
@@ -125,13 +125,13 @@ def train_to_end(
     def check(learned: Sequence[Learned]) -> None:
         if check_successor is not None:
             check_successor(learned)
-        check_leaks(learned, read(), waive)
+        check_leaks(learned, read(), waive, lists)
         fitting()
 
     parent = parent_of(config, lambda changed: train_to_end(changed, out, check))
     prepared = read()
     if parent is not None:
-        prepared = replace(prepared, waived=(*prepared.waived, *check_leaks(parent.learned, prepared, waive)))
+        prepared = replace(prepared, waived=(*prepared.waived, *check_leaks(parent.learned, prepared, waive, lists)))
     home = run_home(config, prepared, parent)
     if begun is not None:
         begun(home)

@@ -15,7 +15,7 @@ TEXTS = (
     "run", "input", "output", "root", "paths.data", "paths.runs", "paths.cache", "data.layout.root", "data.name",
     "data.group.csv", "split.file", "areas",
 )  # fmt: skip
-LISTS = ("runs", "evaluations")  # settings that hold one such text, or a list of them
+LISTS = ("runs", "evaluations", "data.exclude", "data.waive")  # settings that hold one such text, or a list of them
 
 
 def quoted(text: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from voxtile.cases.atomic import atomic_text
 from voxtile.cases.case import Case
 from voxtile.data.footprints import near_pairs
 from voxtile.data.places import EDGE
+from voxtile.data.rng import digest
 from voxtile.data.splits import Split
-from voxtile.errors import ConfigError, DataError, did_you_mean, listed, typed
+from voxtile.data.survey import blocks
+from voxtile.errors import ConfigError, DataError, VoxtileError, did_you_mean, listed, typed
 
 MOST_VALUES = 512  # kept of a case's distinct grey values
 LEAST_VALUES = 16  # fewer tell nothing
@@ -24,7 +29,8 @@ ROWS = 512  # cases that are compared with all others at once
 ALIKE = 0.5  # share of grey values in common that is suspicious; parts of one scan measured 0.81 to 1, others below 0.01
 REGROUP = "Give what belongs together one group, with 'data.group.pattern=…', 'data.group.expression=…' or 'data.group.csv=…'."
 PLACES = " Scenes less than a metre apart, or on each other, become one group with 'data.group.place=1'."
-SAME_GROUP, SAME_GROUND = "is of the same group as", "shows the same ground as"
+SAME_GROUP, SAME_GROUND, SAME_IMAGE = "is of the same group as", "shows the same ground as", "has the same image as"
+MOST_TYPED = 8  # names in a list that a user is to type; more are written into a file
 Pairs = Iterable[tuple[int, int]]
 
 
@@ -38,6 +44,7 @@ class Leak:
         others: ids of the cases it depends on.
         other_side: "train", or "val" for a test case.
         why: a verb phrase that joins `case` and `others`.
+        image: digest of the image that they have in common, where that is why: all leaks that are of it are said in one sentence.
     """
 
     case: str
@@ -45,6 +52,7 @@ class Leak:
     others: tuple[str, ...]
     other_side: str
     why: str
+    image: str = ""
 
     def __str__(self) -> str:
         return f"'{self.case}' ({self.side}) {self.why} {listed(self.others)} ({self.other_side})"
@@ -64,29 +72,86 @@ def find_leaks(split: Split, contents: Mapping[str, str], wholes: Mapping[tuple[
     leaks = []
     for side, other_side in (("val", "train"), ("test", "train"), ("test", "val")):
         first, second = split.sides[side], split.sides[other_side]
-        alike = set(_equal(first, second, lambda case: filter(None, [contents.get(case.id)])))
-        found: dict[str, Pairs] = {
-            SAME_GROUP: {
-                *_equal(first, second, lambda case: [case.group]),
-                *_equal(first, second, lambda case: [case.group], _within),  # a whole case, and a block of another of its group
-                *_equal(first, second, _within, lambda case: [case.group]),
-            },
-            "shares pixels of one file with": _overlapping(first, second, lambda case: case.image.framing),
-            "has the same image as": [(i, j) for i, j in alike if not of_one_file(first[i], second[j])],
-            "shares pixels of a copied file with": [
-                (i, j)
-                for i, j in _overlapping(first, second, lambda case: filter(None, [copy_of.get(case.image.paths)]))
-                if not of_one_file(first[i], second[j]) and (i, j) not in alike
-            ],
-            SAME_GROUND: [(i, j) for i, j in near_pairs(first, second, -EDGE) if not of_one_file(first[i], second[j])],
+        found: dict[str, Iterable[tuple[int, Sequence[str]]]] = {
+            SAME_GROUP: _of_one_group(first, second),
+            "shares pixels of one file with": _by_case(_overlapping(first, second, lambda case: case.image.framing), second),
+            SAME_IMAGE: _of_one_image(first, second, contents),
+            "shares pixels of a copied file with": _by_case(
+                (
+                    (i, j)
+                    for i, j in _overlapping(first, second, lambda case: filter(None, [copy_of.get(case.image.paths)]))
+                    if not of_one_file(first[i], second[j])
+                    and not (contents.get(first[i].id) and contents.get(first[i].id) == contents.get(second[j].id))
+                ),
+                second,
+            ),
+            SAME_GROUND: _by_case(
+                ((i, j) for i, j in near_pairs(first, second, -EDGE) if not of_one_file(first[i], second[j])), second
+            ),
         }
-        for why, pairs in found.items():
-            for i, group in itertools.groupby(sorted(pairs), key=lambda pair: pair[0]):
-                leaks.append(Leak(first[i].id, side, tuple(second[j].id for _, j in group), other_side, why))
+        for why, each in found.items():
+            for i, others in each:
+                image = contents[first[i].id] if why == SAME_IMAGE else ""
+                leaks.append(Leak(first[i].id, side, tuple(others), other_side, why, image))
     return leaks
 
 
-def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str] = ()) -> list[str]:
+def clauses(leaks: Iterable[Leak], values: Mapping[str, str] | None = None) -> list[str]:
+    """A clause for each leak, and one for all leaks that are of one image.
+
+    Args:
+        leaks: what was found.
+        values: of all pixels, by the digest of an image that has but one, see `single_values`.
+    """
+    sets: dict[object, list[Leak]] = {}
+    for number, leak in enumerate(leaks):
+        sets.setdefault(leak.image or number, []).append(leak)
+    return [str(each[0]) if len(each) == 1 else _set_said(each, (values or {}).get(each[0].image)) for each in sets.values()]
+
+
+def _set_said(leaks: Sequence[Leak], value: str | None) -> str:
+    """What is said of several leaks that are of one image."""
+    sides: dict[str, dict[str, None]] = {}
+    for leak in leaks:
+        sides.setdefault(leak.side, {})[leak.case] = None
+    for others, side in {(id(leak.others), leak.other_side): (leak.others, leak.other_side) for leak in leaks}.values():
+        sides.setdefault(side, {}).update(dict.fromkeys(others))
+    which = "one image" if value is None else f"one image, all of whose pixels are {value}"
+    names = ", ".join(f"{listed(held, 4)} ({side})" for side, held in sides.items())
+    return f"{sum(map(len, sides.values()))} cases hold {which}: {names}"
+
+
+def single_values(leaks: Iterable[Leak], split: Split) -> dict[str, str]:
+    """The value of all pixels, by the digest of each image that has but one and of which there are several leaks.
+
+    Such are the empty tiles of a grid: of each image one case is read, up to the first pixel that differs.
+    """
+    found = Counter(leak.image for leak in leaks if leak.image)
+    cases = {case.id: case for side in split.sides.values() for case in side}
+    first = {leak.image: cases[leak.case] for leak in leaks if found[leak.image] > 1}
+    return {image: value for image, case in first.items() if (value := _single_value(case)) is not None}
+
+
+def _single_value(case: Case) -> str | None:
+    """The value of all pixels with data of a case, None where they have several: "0", or "(0, 0, 255)" where channels differ."""
+    first: NDArray[Any] | None = None
+    for window in blocks(case.shape):
+        pixels, valid = case.read(window)
+        held = pixels[:, valid]
+        if held.size and first is None:
+            first = held[:, :1]
+        if first is not None and (held != first).any():
+            return None
+    if first is None:
+        return None
+    numbers = [f"{value:g}" for value in first[:, 0].astype(np.float64)]
+    return numbers[0] if len(set(numbers)) == 1 else f"({', '.join(numbers)})"
+
+
+def gate(
+    leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str] = (), values: Mapping[str, str] | None = None,
+    exclude: Sequence[str] = (), lists: Path | None = None,
+) -> list[str]:  # fmt: skip
     """Stops a run whose split leaks.
 
     Args:
@@ -94,54 +159,102 @@ def gate(leaks: Sequence[Leak], waivers: Sequence[str] = (), known: Iterable[str
         waivers: ids of cases whose leaks are accepted; a leak is waived by its case, or by all of its others. In a split
             without such a leak (another fold, say) a waiver is idle.
         known: ids of all cases.
+        values: see `single_values`.
+        exclude: ids of cases that are left out already.
+        lists: folder of lists of cases, see `to_type`.
 
     Returns:
-        One sentence for each waived leak, to be printed in everything that reports the run.
+        One sentence for each waived leak, or for all that are of one image, to be printed in everything that reports the run.
 
     Raises:
         DataError: Leaks are left.
         ConfigError: A waiver names no case.
     """
-    cases = sorted({*known, *(name for leak in leaks for name in (leak.case, *leak.others))})
+    leaky = _names(leaks)
+    cases = leaky.union(known)
     strange = [name for name in waivers if name not in cases]
     if strange:
-        leaky = sorted({name for leak in leaks for name in (leak.case, *leak.others)})
         raise ConfigError(
-            f"'data.waive' names {listed(strange)}, and no case is called so.{did_you_mean(strange[0], cases)} The cases that leak "
-            f"are {listed(leaky) or 'none'}. Take the name out."
+            f"'data.waive' names {listed(strange)}, and no case is called so.{did_you_mean(strange[0], sorted(cases))} The cases "
+            f"that leak are {listed(sorted(leaky)) or 'none'}. Take the name out."
         )
 
     def told(left: Sequence[Leak], waive: str) -> str:
+        empty = [leak for leak in left if leak.image in (values or {})]
         reasons = {leak.why for leak in left}
         places = PLACES if SAME_GROUND in reasons else ""
         groups = ", or split by group ('split=groups')" if SAME_GROUP in reasons else ""
+        remedies = f" {REGROUP}{places} Or leave cases out ('data.exclude=[…]'){groups}." if len(empty) < len(left) else ""
+        if empty:
+            names = _names(empty)
+            remedies += (
+                f" To leave out the {len(names)} cases whose pixels all have one value, which teach and test nothing, type "
+                f"'data.exclude={to_type([*exclude, *sorted(names)], lists)}'."
+            )
         return (
-            f"Leaks between the sides of the split ({len(left)}) would make its scores too good: {listed(left)}. {REGROUP}{places} "
-            f"Or leave cases out ('data.exclude=[…]'){groups}. To accept the leaks, which every report will then say, type "
-            f"'{waive}'."
+            f"Leaks between the sides of the split ({len(left)}) would make its scores too good: {listed(clauses(left, values))}."
+            f"{remedies} To accept the leaks, which every report will then say, type '{waive}'."
         )
 
-    return settle(leaks, waivers, told)
+    return settle(leaks, waivers, told, values, lists)
 
 
-def settle(leaks: Sequence[Leak], waivers: Sequence[str], told: Callable[[Sequence[Leak], str], str]) -> list[str]:
+def settle(
+    leaks: Sequence[Leak], waivers: Sequence[str], told: Callable[[Sequence[Leak], str], str],
+    values: Mapping[str, str] | None = None, lists: Path | None = None,
+) -> list[str]:  # fmt: skip
     """Refuses leaks that are not waived: by their case, or by all of its others.
 
     Args:
         leaks: what was found.
         waivers: ids of cases whose leaks are accepted.
         told: what is said of leaks that are left, given them and what is typed to waive them.
+        values: see `single_values`.
+        lists: folder of lists of cases, see `to_type`.
 
     Returns:
-        One sentence for each waived leak.
+        One sentence for each waived leak, or for all that are of one image.
 
     Raises:
         DataError: Leaks are left.
     """
-    waived = [leak for leak in leaks if leak.case in waivers or set(leak.others) <= set(waivers)]
-    if left := [leak for leak in leaks if leak not in waived]:
-        raise DataError(told(left, f"data.waive={typed(dict.fromkeys(leak.case for leak in left), 8)}"))
-    return [f"Leak waived by the user: {leak}." for leak in waived]
+    accepted = set(waivers)
+    covered = {key for key, others in _others(leaks).items() if accepted.issuperset(others)}
+    waived, left = list[Leak](), list[Leak]()
+    for leak in leaks:
+        (waived if leak.case in accepted or id(leak.others) in covered else left).append(leak)
+    if left:
+        raise DataError(told(left, f"data.waive={to_type([*waivers, *(leak.case for leak in left)], lists)}"))
+    return [f"Leak waived by the user: {sentence}." for sentence in clauses(waived, values)]
+
+
+def to_type(names: Iterable[str], lists: Path | None) -> str:
+    """Names as `data.exclude` and `data.waive` take them: a list, or of many the text file in which they are written down.
+
+    Args:
+        names: ids of cases.
+        lists: folder of such files, of which each is called by what is in it; where it is None, or cannot be written to, the names
+            after the first ones are "…".
+    """
+    names = list(dict.fromkeys(names))
+    if lists is None or len(names) <= MOST_TYPED:
+        return typed(names, MOST_TYPED)
+    path = lists.absolute() / f"cases-{f'{digest(names):032x}'[:8]}.txt"
+    try:
+        atomic_text(path, "".join(f"{name}\n" for name in names))
+    except (OSError, VoxtileError):  # what is to be said is about the leaks
+        return typed(names, MOST_TYPED)
+    return str(path)
+
+
+def _others(leaks: Iterable[Leak]) -> dict[int, tuple[str, ...]]:
+    """The distinct lists of others, by identity: thousands of leaks may have one."""
+    return {id(leak.others): leak.others for leak in leaks}
+
+
+def _names(leaks: Sequence[Leak]) -> set[str]:
+    """The cases that leak, and those that they depend on."""
+    return {leak.case for leak in leaks}.union(*_others(leaks).values())
 
 
 def shared_fields(split: Split, fields: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -276,23 +389,56 @@ def _hashes(values: NDArray[np.float64]) -> NDArray[np.uint64]:
     return bits ^ (bits >> np.uint64(31))
 
 
-def _equal(
-    first: Sequence[Case],
-    second: Sequence[Case],
-    keys: Callable[[Case], Iterable[Hashable]],
-    other_keys: Callable[[Case], Iterable[Hashable]] | None = None,
-) -> list[tuple[int, int]]:
-    """Indices of cases that have a key in common."""
-    holders: dict[Hashable, list[int]] = {}
-    for place, case in enumerate(second):
-        for key in (other_keys or keys)(case):
-            holders.setdefault(key, []).append(place)
-    return [(i, j) for i, case in enumerate(first) for key in keys(case) for j in holders.get(key, [])]
+def _of_one_group(first: Sequence[Case], second: Sequence[Case]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Indices of cases, and the ids of those that are of their group: also of a block's whole case, and of a whole case's blocks.
+
+    Cases of one group have one tuple.
+    """
+    groups, wholes = _holders(second, lambda case: case.group), _holders(second, lambda case: case.within)
+
+    @cache
+    def related(group: str, within: str) -> tuple[str, ...]:
+        places = {*groups.get(group, ()), *(wholes.get(group, ()) if group else ()), *(groups.get(within, ()) if within else ())}
+        return tuple(second[place].id for place in sorted(places))
+
+    for place, case in enumerate(first):
+        if others := related(case.group, case.within or ""):
+            yield place, others
 
 
-def _within(case: Case) -> list[str]:
-    """The group of the whole case that a block was cut from."""
-    return [case.within] if case.within else []
+def _of_one_image(
+    first: Sequence[Case], second: Sequence[Case], contents: Mapping[str, str]
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Indices of cases, and the ids of those with the same image that are no views of the same file.
+
+    Cases with one image have one tuple, but where a view of their file holds it, too.
+    """
+    images = _holders(second, lambda case: contents.get(case.id, ""))
+    files = {image: {path for place in places for path in second[place].image.framing} for image, places in images.items()}
+    shared: dict[tuple[str, tuple[Path, ...]], tuple[str, ...]] = {}
+    for place, case in enumerate(first):
+        if not (image := contents.get(case.id, "")) or image not in images:
+            continue
+        framing = () if files[image].isdisjoint(case.image.framing) else tuple(case.image.framing)
+        if (others := shared.get((image, framing))) is None:
+            others = tuple(second[j].id for j in images[image] if not framing or not of_one_file(case, second[j]))
+            shared[image, framing] = others
+        if others:
+            yield place, others
+
+
+def _holders(cases: Sequence[Case], key: Callable[[Case], str]) -> dict[str, list[int]]:
+    """Indices of the cases by what they hold."""
+    holders: dict[str, list[int]] = {}
+    for place, case in enumerate(cases):
+        holders.setdefault(key(case), []).append(place)
+    return holders
+
+
+def _by_case(pairs: Pairs, second: Sequence[Case]) -> Iterator[tuple[int, list[str]]]:
+    """Indices of cases, and the ids of those with which they make pairs."""
+    for place, group in itertools.groupby(sorted(pairs), key=lambda pair: pair[0]):
+        yield place, [second[other].id for _, other in group]
 
 
 def _unrelated(a: Case, b: Case) -> bool:

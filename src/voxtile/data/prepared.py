@@ -14,7 +14,7 @@ from voxtile.cases.cache import check_cache_room, content_hash
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.window import Size3
-from voxtile.data.leakage import find_leaks, gate
+from voxtile.data.leakage import find_leaks, gate, single_values
 from voxtile.data.normalise import Intensity, Normalisation, Samples, sizes_of
 from voxtile.data.places import by_place
 from voxtile.data.rng import digest
@@ -142,6 +142,7 @@ def prepare(
     by_shape: bool = False,
     window: Sequence[int] | None = None,
     say: Callable[[str], object] | None = None,
+    lists: Path | None = None,
     anew: bool = False,
 ) -> Prepared:
     """Opens, surveys and splits a data set, and stops where the split leaks.
@@ -159,6 +160,7 @@ def prepare(
         window: size of a training window, checked before the cases are read; None where none is drawn.
         say: takes sentences for the user: that the data set's own split is not used, and about the disk that decoded data take,
             where that is much.
+        lists: folder for lists of cases that are too long to be printed, see `to_type` in `leakage`.
         anew: whether cases are surveyed again of which the cache holds a survey, by which files are known by their dates.
 
     Raises:
@@ -199,7 +201,9 @@ def prepare(
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
     split = _judgeable(split, surveys)
     wholes = copies((*split.train, *split.val, *split.test), classes, cache, progress)
-    waived = gate(find_leaks(split, images, wholes), waive, (*images, *(case.id for case in cases)))
+    leaks = find_leaks(split, images, wholes)
+    known = (*images, *(case.id for case in cases))
+    waived = gate(leaks, waive, known, single_values(leaks, split), dataset.exclude, lists)
     intensity, thinned, blank = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache)
     maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
