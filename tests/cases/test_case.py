@@ -126,6 +126,8 @@ def test_views_nest_and_keep_their_place_in_the_world(case):
     assert isinstance(inner.grid, WorkingGrid)
     np.testing.assert_array_equal(inner.grid.matrix[:3, 3], (4, 3, 0))
     assert case.grid == WorkingGrid((1, 9, 8), plain_affine())
+    assert case.grid is case.grid  # every look at where thousands of cases lie asks for theirs
+    assert inner.grid is inner.grid
     with pytest.raises(DataError, match="reaches outside"):
         inner.view(Window(0, 1, 1, 1, 2, 1))
 

@@ -42,3 +42,9 @@ def test_a_picture_in_blocks_counts_pixels_and_whole_cases_without_a_place_are_n
     assert str(found["val"]).startswith("4 px (p#r0c")
     split = Split((memory_case("a", unit="mm"),), (memory_case("b", unit="mm"),))
     assert split_distances(split) == {"val": None, "test": None}
+
+
+def test_where_no_case_has_a_place_none_is_looked_for(monkeypatch):
+    monkeypatch.setattr("voxtile.data.ground._outlines", None)
+    here, nowhere = (scene("a"),), (memory_case("b", unit="mm"),)
+    assert distance(here, nowhere) is distance(nowhere, here) is distance((), here) is None

@@ -387,7 +387,7 @@ class Case:
         """Names of the channels that `read` returns."""
         return tuple(self.image.channels[index] for index in self._selected)
 
-    @cached_property  # like the next two: every read asks for them
+    @cached_property  # like the next ones: every read, or look at where cases lie, asks for them
     def _selected(self) -> tuple[int, ...]:
         return self.select or tuple(range(len(self.image.channels)))
 
@@ -406,10 +406,12 @@ class Case:
         """Data type of the pixels that `read` returns."""
         return self.image.dtype
 
-    @property
+    @cached_property
     def grid(self) -> WorkingGrid:
         """The source's working grid, cut to the region."""
         whole = self.image.working
+        if self.region is None:
+            return whole
         matrix = whole.matrix
         matrix[:, 3] = matrix @ np.array([*self.box.start[::-1], 1.0])
         return replace(whole, shape=self.shape, affine=nested(matrix))

@@ -211,11 +211,11 @@ class Dataset:
         if declared := self.layout.declared():
             named = {name: [self.classes[index] for index in members] for name, members in self.regions.items()}
             declared.check(self.label_map.meaning, named)
-        unknown = [name for name in self.exclude if name not in {f.id for f in files}]
+        excluded, ids = set(self.exclude), {found.id for found in files}
+        unknown = [name for name in self.exclude if name not in ids]
         if unknown:
             raise ConfigError(
-                f"'data.exclude' names {listed(unknown)}, and no case is called "
-                f"so.{did_you_mean(unknown[0], [f.id for f in files])}"
+                f"'data.exclude' names {listed(unknown)}, and no case is called so.{did_you_mean(unknown[0], sorted(ids))}"
             )
         twice = [name for name, count in Counter(f.id for f in files).items() if count > 1]
         if twice:
@@ -227,7 +227,7 @@ class Dataset:
         self.left_out = []
         self.ungrouped = {} if self._is_grouped else {found.id: found.fields for found in files if not found.group}
         for found in files:
-            if found.id in self.exclude:
+            if found.id in excluded:
                 continue
             try:
                 cases.append(self.open(found))

@@ -89,7 +89,7 @@ def nearest(first: Sequence[Case], second: Sequence[Case]) -> tuple[float, int, 
     """
     from scipy.spatial import cKDTree
 
-    if not first or not second:
+    if not all(any(case.grid.crs is not None for case in cases) for cases in (first, second)):
         return None
     a, b = _outlines(first, second)
     points = [each[np.isfinite(each).all(axis=(1, 2))].reshape(-1, 3) for each in (a, b)]
