@@ -243,6 +243,12 @@ def test_a_network_of_other_dimensions(refuses) -> None:
     refuses(2, "takes 3-dimensional windows", "'data.window=[16, 16]' has 2 sides", "'model.dims=2'", extra=("model.dims=3",))
 
 
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize(("word", "said"), [("model.depth=4", "is smaller than 32"), ("model.dims=3", "takes 3-dimensional")])
+def test_a_window_that_does_not_suit_the_network_is_found_before_any_file_is_read(words, voxtile, command, word, said) -> None:
+    refused(voxtile(command, *words, word, "data.layout.root=nowhere"), 2, said, "'data.window=[16, 16]'")
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

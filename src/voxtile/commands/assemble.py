@@ -223,6 +223,20 @@ def make_data(built: Parts, prepared: Prepared, network: nn.Module, coming: Call
     )  # fmt: skip
 
 
+def check_before_data(built: Parts) -> None:
+    """Refuses what `check_fit` would, as far as it can be told before minutes of reading.
+
+    Raises:
+        ConfigError: The network cannot be built, or not be trained on such windows.
+    """
+    from voxtile.commands.build import imagined_network
+    from voxtile.commands.own import check_network
+
+    if (network := imagined_network(built)) is not None:
+        check_network(network, built.windowing.size)
+        _check_window(network, built.windowing.size)
+
+
 def check_fit(module: SegmentationModule, built: Parts, prepared: Prepared, world: int) -> None:
     """Refuses a training whose parts and data do not fit each other or the number of processes; see `check_network_fit`."""
     channels, classes = prepared.channels, len(prepared.dataset.classes)
@@ -244,12 +258,7 @@ def check_network_fit(
     from voxtile.models.adapter import Adapted
     from voxtile.models.network import least_batch_of, least_size_of
 
-    least = least_size_of(network)
-    if min(window) < least:
-        raise ConfigError(
-            f"A side of 'data.window={list(window)}', {min(window)} pixels, is smaller than {least}, the least this network can "
-            "train on. Type a larger window, or a network with fewer halvings (of U-Net by a smaller 'model.depth')."
-        )
+    _check_window(network, window)
     batch, shares = least_batch_of(network), settings.accumulate * world
     if settings.batch_size // shares < batch:
         on = f" on each of {world} devices" if world > 1 else ""
@@ -258,6 +267,7 @@ def check_network_fit(
             f"{counted(settings.accumulate, 'part')}{on} give it {settings.batch_size // shares}. Type "
             f"'training.batch_size={batch * shares}' or more, or a lower 'training.accumulate'{' or fewer devices' if on else ''}."
         )
+    least = least_size_of(network)
     odd = [side - 1 if side > least else side for side in window]  # whole cases have sides of any length
     for size in (window, odd):
         shape = (1, channels, *size)
@@ -278,6 +288,22 @@ def check_network_fit(
     by_distance = loss is not None and loss.by_distance
     if by_distance or (isinstance(network, Adapted) and network.dims == 3):
         _check_maps(network, (batch, channels, *window), loss if by_distance else None)
+
+
+def _check_window(network: nn.Module, window: Sequence[int]) -> None:
+    """Refuses a training window with a side that is too small for a network.
+
+    Raises:
+        ConfigError: It has one.
+    """
+    from voxtile.models.network import least_size_of
+
+    least = least_size_of(network)
+    if min(window) < least:
+        raise ConfigError(
+            f"A side of 'data.window={list(window)}', {min(window)} pixels, is smaller than {least}, the least this network can "
+            "train on. Type a larger window, or a network with fewer halvings (of U-Net by a smaller 'model.depth')."
+        )
 
 
 def _check_maps(network: nn.Module, shape: Sequence[int], loss: Loss | None) -> None:

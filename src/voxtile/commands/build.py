@@ -190,7 +190,7 @@ def build_loss(config: Mapping[str, Any], dataset: Dataset, class_counts: Sequen
 def check_without_data(config: Mapping[str, Any]) -> Parts:
     """Refuses a training as far as it can be told before its data are read, in no time and without memory for weights.
 
-    Networks of other libraries and of the user's own, which may load files, are not built.
+    Whether the window suits the network is left to `check_before_data`: a search goes on past a trial in which it does not.
 
     Returns:
         Its parts.
@@ -201,14 +201,26 @@ def check_without_data(config: Mapping[str, Any]) -> Parts:
     from voxtile.scores.confusion import check_monitor
 
     built = parts(config)
-    dataset = built.dataset
-    check_monitor(built.settings.monitor, dataset.classes, dataset.regions)
-    if all(below(name, ("voxtile.models",)) for _, name in targets_of(config["model"], "model")):
-        import torch
-
-        with torch.device("meta"):  # on which our networks load no weights
-            build_network(config["model"], built.trust, IMAGINED_CHANNELS, len(dataset.classes))
+    check_monitor(built.settings.monitor, built.dataset.classes, built.dataset.regions)
+    imagined_network(built)
     return built
+
+
+def imagined_network(built: Parts) -> nn.Module | None:
+    """The network without memory for weights, for images that nobody has looked at.
+
+    None for one of another library or of the user's own, which may load files.
+
+    Raises:
+        ConfigError: It cannot be built.
+    """
+    if not all(below(name, ("voxtile.models",)) for _, name in targets_of(built.config["model"], "model")):
+        return None
+    import torch
+
+    with torch.device("meta"):  # on which our networks load no weights
+        network: nn.Module = build_network(built.config["model"], built.trust, IMAGINED_CHANNELS, len(built.dataset.classes))
+    return network
 
 
 def unused(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
 def check(config: Mapping[str, Any]) -> int:
     """Looks at a training configuration, its data, and one real step."""
-    from voxtile.commands.assemble import check_trainer, lists_of, prepare_data
+    from voxtile.commands.assemble import check_before_data, check_trainer, lists_of, prepare_data
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.words import command_line
@@ -55,6 +55,7 @@ def check(config: Mapping[str, Any]) -> int:
     out = console()
     check_trainer(config["trainer"])
     built = parts(config)
+    check_before_data(built)
     prepared = prepare_data(built, out)
     print_split(out, prepared)
     print_regions(out, prepared.dataset)

@@ -104,13 +104,14 @@ def train_to_end(
         begun: given the run's folder, once it is known.
         patient: also then a run that another process trains is waited for.
     """
-    from voxtile.commands.assemble import assembled, check_fit, check_trainer, devices_of, lists_of, prepare_data
+    from voxtile.commands.assemble import assembled, check_before_data, check_fit, check_trainer, devices_of, lists_of, prepare_data
     from voxtile.commands.build import parts
     from voxtile.commands.parents import check_leaks, learned_from, parent_of
     from voxtile.data.leakage import shared_fields
 
     check_trainer(config["trainer"])
     built = parts(config)
+    check_before_data(built)
     devices = devices_of(config["trainer"])  # takes seconds to import, and comes after what can be refused without it
     waive, lists = config["data"]["waive"] or (), lists_of(config)
     read = cache(lambda: prepare_data(built, out))
