@@ -107,7 +107,8 @@ def test_cases_that_the_run_was_trained_on_are_refused(voxtile: Command, copied_
     assert f"'copy' (test) has the same image as {sides['train'][0]['id']} (training)" in said.text
     assert "'exclude: [\"copy\"]'" in said.text
     assert not (tmp_path / "runs" / "test_ledger").exists()
-    said = voxtile(*words, *described(tmp_path, labels=labels, waive=["copy"]))
+    (tmp_path / "accepted.txt").write_text("copy\n")
+    said = voxtile(*words, *described(tmp_path, labels=labels, waive=str(tmp_path / "accepted.txt")))
     assert said.code == 0, said.text
     assert "waived: Leak waived by the user: 'copy'" in said.text
     assert "chosen chose the weights of" in said.text

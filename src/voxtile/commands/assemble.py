@@ -155,8 +155,15 @@ def assembled(built: Parts, prepared: Prepared) -> tuple[SegmentationModule, Vox
     return module, data
 
 
-def prepare_data(built: Parts, out: Console, anew: bool = False) -> Prepared:
-    """Opens, splits and surveys the data, with a progress bar; see `prepare`."""
+def prepare_data(built: Parts, out: Console, anew: bool = False, runs: Path | None = None) -> Prepared:
+    """Opens, splits and surveys the data, with a progress bar.
+
+    Args:
+        built: parts of a run.
+        out: where it prints.
+        anew: see `prepare`.
+        runs: the folder of runs, instead of the configuration's, which may be one of another machine.
+    """
     from voxtile.commands.console import progress
     from voxtile.data.prepared import prepare
 
@@ -166,17 +173,17 @@ def prepare_data(built: Parts, out: Console, anew: bool = False) -> Prepared:
             built.dataset, built.scheme, built.normalisation, kept,
             waive=data["waive"] or (), limit=data["limit"], progress=start, weight_pattern=built.sampling.weights,
             by_shape=built.sampling.by == "polygon",
-            window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True), lists=lists_of(built.config),
-            anew=anew,
+            window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True), anew=anew,
+            lists=lists_of(built.config, runs),
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)
     return prepared
 
 
-def lists_of(config: Mapping[str, Any]) -> Path:
+def lists_of(config: Mapping[str, Any], runs: Path | None = None) -> Path:
     """The folder of what `check` draws of a data set, where lists of cases that are too long to be printed lie, too."""
-    return Path(config["paths"]["runs"]).expanduser() / "check" / str(config["data"]["name"])
+    return (runs or Path(config["paths"]["runs"]).expanduser()) / "check" / str(config["data"]["name"])
 
 
 def make_module(built: Parts, prepared: Prepared) -> SegmentationModule:

@@ -115,7 +115,7 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
         intensity=run.intensity,
     )  # fmt: skip
 
-    lists = Path(run.built.config["paths"]["runs"]).expanduser() / "check" / dataset.name
+    lists = run.home.path.parent / "check" / dataset.name
 
     def told(left: Sequence[Leak], waiver: str) -> str:
         last = {leak.case: leak for leak in left}  # one for each case says enough

@@ -272,7 +272,7 @@ def prepared_for(trained: Trained, split: str, out: Console, anew: bool = False)
 
     root = trained.built.dataset.layout.root
     try:
-        prepared = prepare_data(trained.built, out, anew)
+        prepared = prepare_data(trained.built, out, anew, trained.home.path.parent)
     except DataError as error:
         said = error.found if isinstance(error, AbsentError) else error
         raise DataError(

@@ -188,7 +188,7 @@ def gate(
         if empty:
             names = _names(empty)
             remedies += (
-                f" To leave out the {len(names)} cases whose pixels all have one value, which teach and test nothing, type "
+                f" To leave out the {len(names)} cases whose pixels all have one value, type "
                 f"'data.exclude={to_type([*exclude, *sorted(names)], lists)}'."
             )
         return (
