@@ -1,3 +1,4 @@
+import gc
 import json
 
 import numpy as np
@@ -163,6 +164,21 @@ def test_excluded_cases_are_not_even_opened(tmp_path, label):
     with pytest.raises(DataError, match=r"broken\.tif cannot be read"):
         dataset(tmp_path).cases()
     assert [case.id for case in dataset(tmp_path, exclude=["broken"]).cases()] == ["good"]
+
+
+def test_garbage_is_seldom_looked_for_while_headers_are_read_and_as_often_as_before_afterwards(tmp_path, label, monkeypatch):
+    before = gc.get_threshold()
+    for name in ("good", "broken"):
+        scene(tmp_path, name, label)
+    seen = []
+    opened = Dataset.open
+    monkeypatch.setattr(Dataset, "open", lambda *args: (seen.append(gc.get_threshold()[0] > before[0]), opened(*args))[1])
+    assert len(dataset(tmp_path).cases()) == 2
+    (tmp_path / "images" / "broken.tif").write_bytes(b"no raster")
+    with pytest.raises(DataError):
+        dataset(tmp_path).cases()
+    assert all(seen)
+    assert gc.get_threshold() == before
 
 
 def test_excluding_a_case_that_is_not_there_suggests_the_nearest(tmp_path, label):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +120,21 @@ def _spacing(given: Sequence[float | None] | str | None) -> tuple[float | None, 
     return tuple(None if side is None else float(side) for side in given if not isinstance(side, str))
 
 
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Has Python seldom look for garbage in cycles: among the headers of thousands of files, which stay, it finds none.
+
+    It took a fifth of the time of reporting a finished run on 20,000 pictures. Not meant for where pixels are read: arrays that
+    hang in a cycle would pile up.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(20_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 class Dataset:
     """Opens the cases of one data set. `voxtile.commands.build` makes it of a configuration such as those of `conf/data/`."""
 
@@ -201,6 +218,7 @@ class Dataset:
         default = default_colors(len(self.classes))
         self.colors = tuple(_color(name, (colors or {}).get(name, default[i])) for i, name in enumerate(self.classes))
 
+    @_seldom_collected()
     def cases(self) -> list[Case]:
         """Opens every labelled case (headers only), in the layout's order.
 
