@@ -50,7 +50,6 @@ def check(config: Mapping[str, Any]) -> int:
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.words import command_line
-    from voxtile.data.leakage import shared_fields
 
     out = console()
     check_trainer(config["trainer"])
@@ -64,6 +63,8 @@ def check(config: Mapping[str, Any]) -> int:
     if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
+    from voxtile.data.leakage import shared_fields  # takes a second to import, and comes after what can be refused without it
+
     remarks = built.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped)
     remarks += look_at_files(prepared) + look_at_values(prepared) + look_at_zeros(prepared)
     remarks += look_at_classes(prepared)

@@ -107,7 +107,6 @@ def train_to_end(
     from voxtile.commands.assemble import assembled, check_before_data, check_fit, check_trainer, devices_of, lists_of, prepare_data
     from voxtile.commands.build import parts
     from voxtile.commands.parents import check_leaks, learned_from, parent_of
-    from voxtile.data.leakage import shared_fields
 
     check_trainer(config["trainer"])
     built = parts(config)
@@ -151,6 +150,8 @@ def train_to_end(
     with home.lease((lambda said: out.print(said, highlight=False)) if check_successor or patient else None):
         # Another process may have trained it, or failed, since the first look.
         if not refuse_or_finished(home, config, devices, held=True):
+            from voxtile.data.leakage import shared_fields
+
             for remark in built.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped):
                 out.print(remark, style="yellow", soft_wrap=True)
             _train(config, prepared, parent, module, data, home, devices, out)
