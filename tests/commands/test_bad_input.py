@@ -432,6 +432,7 @@ def test_a_file_with_the_name_of_one_that_comes_along_is_refused(
     file.parent.mkdir(parents=True)
     file.write_text((conf_dir() / group / file.name).read_text())
     outcome = voxtile("train", "--config-dir", tmp_path / "conf", "training.steps=1", f"paths.runs={tmp_path / 'runs'}", *more)
+    assert voxtile("train", "--config-dir", conf_dir(), "--cfg", "job").code == 0  # those that come along themselves
     assert outcome.code == 2
     assert f"{file} has the name of the '{group}={option}' that comes with voxtile" in outcome.text
     assert not list((tmp_path / "runs").glob("*-s0-*"))
@@ -525,6 +526,14 @@ def test_many_empty_scenes_on_all_sides_are_left_out_or_accepted_by_a_file(tmp_p
     assert voxtile("train", *words, f"data.exclude={listed}").code == 0
     (left,) = {*homes(tmp_path / "my runs")} - {home}
     assert yaml.safe_load((left / "config.yaml").read_text())["data"]["exclude"] == empty[::-1]
+
+
+def test_a_list_of_cases_may_begin_with_a_byte_order_mark_and_not_be_empty(refuses, tmp_path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("\ufeffs77\r\n", encoding="utf-8")
+    refuses(2, "'data.exclude' names s77, and no case is called so", extra=(f"data.exclude={file}",))
+    file.write_text("\n \n")
+    refuses(2, f"'data.exclude={file}' holds no name", extra=(f"data.exclude={file}",))
 
 
 @pytest.mark.parametrize("word", ["data.exclude=s3", "data.waive=no.txt"])

@@ -1,5 +1,6 @@
 """What a command finds around it: output that cannot be written, Ctrl-C at any moment, empty variables, too little memory."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from tests.commands.conftest import Command, Run, homes, read
 from voxtile.commands.allowed import target
 from voxtile.commands.guard import guarded
-from voxtile.commands.surroundings import interruptible
+from voxtile.commands.surroundings import Printed, interruptible
 from voxtile.training.stopping import StopRequest
 
 # As libraries do: what comes while they are imported is swallowed, and they are half imported then.
@@ -39,6 +40,10 @@ def swallows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     yield lambda: import_module("swallows_ctrl_c").swallowed
     sys.modules.pop("swallows_ctrl_c", None)
     signal.signal(signal.SIGINT, before)
+
+
+def test_wrapped_output_can_be_copied() -> None:
+    assert copy.copy(Printed(sys.__stdout__, makes=True)).encoding == sys.__stdout__.encoding
 
 
 def waited(over: Callable[[], bool] = lambda: False) -> None:

@@ -29,6 +29,7 @@ from voxtile.data.leakage import (
     of_one_file,
     single_values,
     suspicions,
+    to_type,
 )
 from voxtile.data.splits import GroupSplit, Split
 from voxtile.errors import ConfigError, DataError
@@ -333,6 +334,22 @@ def test_many_cases_with_one_image_are_one_sentence_and_the_file_that_it_names_c
     waived = Path(names["exclude"]).read_text().split()
     (sentence,) = gate(found, waived, ["gone"], single_values(found, split))
     assert sentence.startswith("Leak waived by the user: 12 cases hold one image, all of whose pixels are 0: v0, ")
+
+
+def test_blocks_cannot_be_left_out_and_are_not_advised_to_be():
+    sides = [tuple(memory_case(f"s0#r{row}c{column}") for column in range(4)) for row in range(2)]
+    split = Split(*sides)
+    found = find_leaks(split, {case.id: "blank" for side in sides for case in side})
+    with pytest.raises(DataError) as caught:
+        gate(found, values=single_values(found, split))
+    assert "type 'data.exclude=" not in str(caught.value)
+    assert "Give what belongs together" in str(caught.value)
+
+
+def test_names_that_no_line_of_a_file_holds_are_typed(tmp_path):
+    names = [f"t{number}" for number in range(12)]
+    assert Path(to_type(names, tmp_path)).read_text().split() == names
+    assert to_type([*names, "t "], tmp_path).startswith('["t0",')
 
 
 def test_what_is_left_of_one_image_is_refused(empty):

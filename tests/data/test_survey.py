@@ -410,6 +410,21 @@ def test_a_survey_made_anew_takes_nothing_from_the_cache_and_corrects_it(folder,
     assert kept.read_bytes() == right
 
 
+def test_an_old_survey_that_cannot_be_replaced_is_not_taken(folder, tmp_path, made, monkeypatch):
+    cache, done = tmp_path / "cache", set()
+    survey_all([open_case(folder)], CLASSES, cache)
+    (kept,) = (cache / "surveys").iterdir()
+    kept.write_bytes(module._written(replace(survey(open_case(folder), CLASSES), valid=0.5)))
+
+    def full(*_, **__):
+        raise OSError("no room")
+
+    monkeypatch.setattr(module, "atomic_write", full)
+    for _ in range(2):
+        assert survey_all([open_case(folder)], CLASSES, cache, anew=done)["a"].valid != 0.5
+    assert not done
+
+
 def test_the_cache_notices_what_could_change_a_survey(folder, tmp_path, made, image, label):
     cache = tmp_path / "cache"
     survey_all([open_case(folder)], CLASSES, cache)

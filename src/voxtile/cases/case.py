@@ -556,18 +556,12 @@ class Case:
 
 
 def distinct_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """What tells files that are stacked apart, the same for every case: "t1" and "flair" for p7_t1.nii.gz and p7_flair.nii.gz.
-
-    Where their names do not, those of the folders that they lie in do: "S1" and "S2" for S1/p7.tif and S2/p7.tif.
-    """
-    alike = len({len(path.parts) for path in paths}) == 1
-    for level in zip(*([path, *(path.parents if alike else ())] for path in paths), strict=True):
-        words = [path.name.split(".")[0].split("_") for path in level]
-        shared = set[str](words[0]).intersection(*words[1:])
-        names = ["_".join(word for word in each if word not in shared) for each in words]
-        if len(set(names)) == len(names) and all(names):
-            return tuple(names)
-    return tuple(f"file{number + 1}" for number in range(len(paths)))
+    """What tells files that are stacked apart, the same for every case: "t1" and "flair" for p7_t1.nii.gz and p7_flair.nii.gz."""
+    words = [path.name.split(".")[0].split("_") for path in paths]
+    shared = set[str](words[0]).intersection(*words[1:])
+    names = ["_".join(word for word in each if word not in shared) for each in words]
+    unique = len(set(names)) == len(names) and all(names)
+    return tuple(names if unique else [f"file{number + 1}" for number in range(len(paths))])
 
 
 def _outer(pad: Pad | None, start: int, stop: int, size: int) -> NDArray[np.intp]:

@@ -149,13 +149,16 @@ def with_names(config: Mapping[str, Any]) -> dict[str, Any]:
 def _names_in(key: str, file: str) -> list[str]:
     """The names in a text file, one a line."""
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"'{key}={file}' cannot be read: {reason(error)}. Expected a list of cases, for example '{key}=[p7]', or a text file "
             "with the name of a case on each line."
         ) from error
-    return [name for line in lines if (name := line.strip())]
+    names = [name for line in lines if (name := line.strip())]
+    if not names:
+        raise ConfigError(f"'{key}={file}' holds no name. Write the name of a case on each line, or take the setting out.")
+    return names
 
 
 def check_values(config: Mapping[str, Any]) -> None:

@@ -298,7 +298,8 @@ def _say_unlike(out: Console, first: Mapping[str, Any], other: Mapping[str, Any]
         each["settings"] | each["procedure"] | {"weights": each["weights"], "overlap": each["overlap"]} for each in (first, other)
     ]
     unlike = differences(*both)
-    said = f"first and other differ in {listed(unlike, 8)}" if unlike else "first and other have the same settings"
+    same = "first and other have the same settings, but for seed and fold"
+    said = f"first and other differ in {listed(unlike, 8)}" if unlike else same
     out.print(said, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -323,7 +323,8 @@ def _refuse_shadowed(choices: Mapping[str, str | None], shipped: Path, folders: 
     """
     for group, option in choices.items():
         file = Path(group) / f"{option}.yaml"
-        if (shipped / file).is_file() and (own := [folder / file for folder in folders if (folder / file).is_file()]):
+        own = [folder / file for folder in folders if (folder / file).is_file()]
+        if own and (shipped / file).is_file() and not own[0].samefile(shipped / file):
             raise ConfigError(
                 f"{own[0]} has the name of the '{group}={option}' that comes with voxtile, which would be taken in its place. "
                 f"Rename the file, and type '{group}=<its new name>'."

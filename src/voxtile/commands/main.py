@@ -26,7 +26,15 @@ COMMANDS = {
     "reproduce": "train a run again from what its folder says, and compare bit by bit",
 }
 
-MAKING = ("train", "evaluate", "predict", "export", "reproduce")  # commands that go on when nobody reads what they print
+MAKING = (
+    "train",
+    "plan",
+    "evaluate",
+    "compare",
+    "predict",
+    "export",
+    "reproduce",
+)  # commands that go on when nobody reads what they print
 ASKING = {"-h", "--help", "-c", "--cfg", "-i", "--info", "--hydra-help"}  # by which they only print
 
 

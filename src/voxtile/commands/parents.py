@@ -233,13 +233,16 @@ def leaks_of(learned: Iterable[Learned], prepared: Prepared) -> list[Leak]:
     groups: dict[str, list[str]] = {}
     for other in gone:
         groups.setdefault(other.group, []).append(other.id)
+    holders = {image: tuple(name for name, _ in held) for image, held in images.items()}
+    framed = {image: {path for _, view in held if view for path in view.image.framing} for image, held in images.items()}
     for side in ("val", "test"):
         for case in split.sides[side]:
             image = prepared.images[case.id]
-            # Views of one file are compared by their regions only.
-            alike = [name for name, view in images.get(image, ()) if view is None or not of_one_file(view, case)]
+            alike = holders.get(image, ())
+            if alike and not framed[image].isdisjoint(case.image.framing):  # views of one file are compared by their regions only
+                alike = tuple(name for name, view in images[image] if view is None or not of_one_file(view, case))
             if alike:
-                leaks.append(Leak(case.id, side, tuple(alike), "train", SAME_IMAGE, image))
+                leaks.append(Leak(case.id, side, alike, "train", SAME_IMAGE, image))
             if related := groups.get(case.group):
                 leaks.append(Leak(case.id, side, tuple(related), "train", SAME_GROUP))
     return leaks

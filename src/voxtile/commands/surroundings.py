@@ -83,6 +83,8 @@ class Printed:
 
     def __getattr__(self, name: str) -> Any:
         """All else is the stream's."""
+        if name == "_stream":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:

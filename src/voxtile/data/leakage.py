@@ -181,6 +181,8 @@ def gate(
 
     def told(left: Sequence[Leak], waive: str) -> str:
         empty = [leak for leak in left if leak.image in (values or {})]
+        if any("#" in name for name in _names(empty)):  # parts of scenes are cut after cases are left out
+            empty = []
         reasons = {leak.why for leak in left}
         places = PLACES if SAME_GROUND in reasons else ""
         groups = ", or split by group ('split=groups')" if SAME_GROUP in reasons else ""
@@ -237,7 +239,8 @@ def to_type(names: Iterable[str], lists: Path | None) -> str:
             after the first ones are "…".
     """
     names = list(dict.fromkeys(names))
-    if lists is None or len(names) <= MOST_TYPED:
+    odd = any(name != name.strip() or len(name.splitlines()) > 1 for name in names)  # which no line of a file holds
+    if lists is None or odd or len(names) <= MOST_TYPED:
         return typed(names, MOST_TYPED)
     path = lists.absolute() / f"cases-{f'{digest(names):032x}'[:8]}.txt"
     try:

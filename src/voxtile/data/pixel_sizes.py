@@ -18,7 +18,7 @@ def pixel_sizes(cases: Sequence[Case], scales: Sequence[float] | None = None) ->
 
     Args:
         cases: the training cases.
-        scales: `data.sampling.scales`, by which samples were magnified at random.
+        scales: `data.sampling.scales`, the multiples of these at which samples were drawn.
     """
     units = {case.grid.unit for case in cases}
     if units not in ({"mm"}, {"m"}):

@@ -28,10 +28,9 @@ def seed_torch(device: torch.device, *parts: object) -> None:
     As `torch.manual_seed`, which spends a millisecond on kinds of devices that are not in use.
     """
     torch.default_generator.manual_seed(torch_seed(*parts))
-    if device.type != "cpu":
-        module = torch.get_device_module(device)
-        with module.device(device):
-            module.manual_seed(torch_seed(*parts))
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(torch_seed(*parts))
 
 
 class _Key(ISeedSequence):

@@ -469,7 +469,7 @@ def survey_all(
             found = again()
             with contextlib.suppress(OSError):  # a survey is only kept to save time, and memory
                 stamp = _write(found, path)
-            if anew is not None:
+            if anew is not None and stamp is not None:  # else an older one may lie there
                 anew.add(path)
         tick()
         return found if stamp is None else replace(found, measured=Kept(found, path, stamp, again))
