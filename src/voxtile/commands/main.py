@@ -26,15 +26,8 @@ COMMANDS = {
     "reproduce": "train a run again from what its folder says, and compare bit by bit",
 }
 
-MAKING = (
-    "train",
-    "plan",
-    "evaluate",
-    "compare",
-    "predict",
-    "export",
-    "reproduce",
-)  # commands that go on when nobody reads what they print
+# Commands that go on when nobody reads what they print.
+MAKING = ("train", "plan", "evaluate", "compare", "predict", "export", "reproduce")
 ASKING = {"-h", "--help", "-c", "--cfg", "-i", "--info", "--hydra-help"}  # by which they only print
 
 
