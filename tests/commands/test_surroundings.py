@@ -97,7 +97,7 @@ def printing_into(kind: str) -> Iterator[None]:
     """While this is open, standard output is full, one whose reader has gone, or closed."""
     reader, writer = os.pipe()
     os.close(reader)
-    with open("/dev/full", "w") as full, os.fdopen(writer, "w") as gone, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123
+    with Path("/dev/full").open("w") as full, os.fdopen(writer, "w") as gone, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", {"full": full, "gone": gone, "closed": None}[kind])
         yield
 
