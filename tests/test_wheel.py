@@ -38,7 +38,7 @@ def test_the_wheel_holds_every_configuration_and_module(wheel: Path) -> None:
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"voxtile/{path.relative_to(ROOT)}" in held
     for path in (ROOT / "src" / "voxtile").rglob("*"):
-        if path.suffix in (".py", ".yaml"):
+        if path.suffix in (".py", ".yaml") or path.name == "py.typed":
             assert str(path.relative_to(ROOT / "src")) in held
     assert not [name for name in held if name.startswith("tests")]
 

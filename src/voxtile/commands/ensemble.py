@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.cases.cache import content_hash
+from voxtile.cases.layouts.folder import check_partners
 from voxtile.commands.bundle import without_area
 from voxtile.commands.folders import differences, home_of, run_folders
 from voxtile.commands.trained import Trained
@@ -20,6 +21,8 @@ from voxtile.models.network import dims_of
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from voxtile.cases.case import Case
+    from voxtile.cases.layouts import CaseFiles
     from voxtile.training.run_folder import RunFolder
 
 
@@ -56,6 +59,16 @@ class Ensemble:
                         f"{listed(differences(mine, its, where))}. Expected runs on the same kind of data.{remedy}"
                     )
         return cls(members)
+
+    def open_case(self, files: CaseFiles, in_area: bool = False) -> Case:
+        """An image, or its part in the data set's area of interest, with the channels that the runs were trained on.
+
+        Raises:
+            DataError: A file is not there or cannot be read, or the case has not these channels.
+        """
+        if len(files.images) > 1:
+            check_partners(files.images)
+        return self.first.ordered(self.first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area))
 
     @property
     def first(self) -> Trained:

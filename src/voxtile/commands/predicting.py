@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voxtile.cases.cache import content_hash
 from voxtile.cases.damaged import LEAST, Tolerant
 from voxtile.cases.formats import tags_of
-from voxtile.cases.layouts.folder import check_partners
 from voxtile.cases.maps import MADE_FROM, as_indices, discard_probabilities
 from voxtile.cases.raster import block_cache
-from voxtile.cases.scene import OutsideAreaError
 from voxtile.commands.inputs import UNCERTAINTY
+from voxtile.commands.looks import Looks
 from voxtile.commands.outputs import Outputs
 from voxtile.data.normalise import FixedNormalisation
 from voxtile.data.pixel_sizes import unlike
@@ -29,7 +26,6 @@ from voxtile.errors import DataError, VoxtileError, counted, listed, size
 from voxtile.inference.budget import check_room, memory_of
 from voxtile.inference.native import native_bands, native_windows, of_each
 from voxtile.inference.postprocess import BYTES_PER_PIXEL, check_size, pixel_size
-from voxtile.training.ledger import record_look
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,8 +45,9 @@ FEW_WINDOWS = 64  # up to which nothing is said of memory and disk, and no progr
 class Work(Outputs):
     """From an input to its maps, and what is made of them."""
 
-    # Numbers under which this command's looks at test cases were recorded, by the run's folder.
-    _looks: dict[Path, int] = field(default_factory=dict)
+    @cached_property
+    def _looks(self) -> Looks:
+        return Looks(self.runs, self.config, self.out)
 
     def check_names(self, inputs: Sequence[CaseFiles]) -> None:
         """Refuses inputs of which one's map would have the name of another one's heatmap or result.
@@ -71,7 +68,7 @@ class Work(Outputs):
     def _written(self, files: CaseFiles) -> set[Path]:
         """The maps and results of an input; none of one that cannot be opened, which is told when its turn comes."""
         try:
-            case = self._open(files)
+            case = self.runs.open_case(files)
             paths = self.named(case, files.id, self.specs(case))
         except (VoxtileError, OSError, UnicodeError):
             return set()
@@ -91,7 +88,7 @@ class Work(Outputs):
             DataError: The file cannot be read, has not the runs' channels, or a result cannot be written.
             BusyError: Another process is writing the map.
         """
-        case = self._open(files)
+        case = self.runs.open_case(files)
         tolerated = self.config["damaged"] == "nodata"
         if tolerated and not case.image.is_one_piece:
             case = replace(case, image=Tolerant(case.image))
@@ -102,8 +99,7 @@ class Work(Outputs):
         if self.post is not None:
             check_size(case.native)
         places = self.results.check(case.native)
-        on_cpu = self.predictor.judge.device.type == "cpu"  # where the networks need the processors
-        with block_cache(1 if on_cpu else min(16, os.cpu_count() or 1)):
+        with block_cache(self.predictor.decoding_threads):
             measured = survey(case, len(self.runs.first.built.dataset.classes), label=False)
             specs = self.specs_beside(case, paths[0], measured.image_digest)
             if self.config["share"] and paths[0].exists() and not self.is_same(paths[0], specs[0]):
@@ -117,7 +113,7 @@ class Work(Outputs):
                 said = "is finished and was made by the same runs with the same settings: it is kept"
                 self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
-            self._record_look(files, measured)
+            self._looks.record(files.id, measured, files)
             if not measured.valid:
                 said = "no pixel that was sampled holds data: they are nodata, masked or NaN, and so will be the map where all are"
                 self.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)
@@ -130,17 +126,6 @@ class Work(Outputs):
                 f"first at x {first.x}, y {first.y}: {why}", style="yellow", soft_wrap=True,
             )  # fmt: skip
         return made + self._results(case, paths, places) if made else []
-
-    def _open(self, files: CaseFiles, in_area: bool = False) -> Case:
-        """The case, or its part in the data set's area of interest, with the channels that the runs were trained on.
-
-        Raises:
-            DataError: A file is not there or cannot be read, or the case has not these channels.
-        """
-        first = self.runs.first
-        if len(files.images) > 1:
-            check_partners(files.images)
-        return first.ordered(first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area))
 
     def _warn_of_strange(self, case: Case, measured: Survey) -> None:
         """Says where an image can hardly be one like those of the training; its map would look like any other."""
@@ -164,31 +149,6 @@ class Work(Outputs):
         if said:
             said = f"{case.image.path}: {said}, so this map may mean nothing. See whether the image has their kind, unit and scale."
             self.out.print(said, style="yellow", soft_wrap=True)
-
-    def _record_look(self, files: CaseFiles, measured: Survey) -> None:
-        """Records a look at a test split where the case is of one; one command is one look for each run."""
-        known_by = {measured.image_digest}
-        if self.runs.first.built.dataset.format == "picture":  # slices of a stack are told by their files
-            known_by |= {content_hash(path) for path in files.images}
-        if self.runs.first.built.dataset.scene.area is not None:  # of which the data set knows a part of each scene
-            try:
-                part = survey(self._open(files, in_area=True), len(self.runs.first.built.dataset.classes), label=False)
-                known_by.add(part.image_digest)
-            except OutsideAreaError:
-                pass
-            except DataError as error:  # such as an area whose file is not on this machine
-                said = f"{files.id} could not be compared with the run's test cases, which lie in an area of interest: {error}"
-                self.out.print(said, style="yellow", soft_wrap=True)
-        for run in self.runs.members:
-            data = run.manifest["data"]
-            if not known_by & set(data["test_files"]):
-                continue
-            if (look := self._looks.get(run.home.path)) is None:
-                look = record_look(run.ledger(self.config), data["test_fingerprint"], run.identity, "predict")
-                self._looks[run.home.path] = look
-            self.out.print(
-                f"{files.id} is a test case of this run, or a part of one: look number {look} at this test split, recorded"
-            )
 
     def _windows(self, case: Case) -> int:
         """How many windows the networks judge."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -170,6 +171,11 @@ class Predictor:
         on the CPU.
         """
         return self.judge.device if self.judge.planar and self.widest else torch.device("cpu")
+
+    @property
+    def decoding_threads(self) -> int:
+        """How many threads may decode blocks of a scene for one read: on a CPU the networks need the processors."""
+        return 1 if self.judge.device.type == "cpu" else min(16, os.cpu_count() or 1)
 
     @property
     def in_bulk(self) -> bool:
