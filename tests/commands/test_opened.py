@@ -1,12 +1,14 @@
 """voxtile.open_run: what a program of one's own makes of a run."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import rasterio
+import torch
 
 import voxtile as package
 from tests.commands.conftest import Command, Run
@@ -51,6 +53,20 @@ def test_an_array_is_judged_as_the_file_that_holds_it(scene_run: Run) -> None:
     assert (holed.labels[:20] == 255).all()
     assert (holed.labels[20:] < 2).all()
     assert np.isnan(holed.probabilities[:, :20]).all()
+
+
+def test_threads_take_turns(scene_run: Run) -> None:
+    run, threads = package.open_run(scene_run.home), torch.get_num_threads()
+    images = np.random.default_rng(0).normal(1, 1, (6, 2, 40, 36))
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = [each.labels for each in pool.map(run.predict, images)]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    for image, labels in zip(images, found, strict=True):
+        np.testing.assert_array_equal(run.predict(image).labels, labels)
 
 
 def test_the_cases_of_a_run_and_looks_at_its_test_split(copied_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

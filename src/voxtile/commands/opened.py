@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ SETTINGS = (
     "window", "overlap", "crf", "postprocess", "rotations", "mirrors", "halo", "samples", "uncertainty", "batch_size", "device",
     "precision", "workers",
 )  # fmt: skip
+_TURN = threading.Lock()  # a prediction takes all processors, and says meanwhile how many threads torch has
 OWN = ("runs", "paths")  # those that this module looks at beside them
 
 
@@ -151,7 +153,7 @@ class Run:
         spacing: Sequence[float] | None = None,
         **settings: Any,
     ) -> Prediction:
-        """Predicts an image as `voxtile predict` does, into memory.
+        """Predicts an image as `voxtile predict` does, into memory; of several threads one after the other.
 
         Args:
             image: a file or folder of one case; a case of `cases`; or pixels [C, H, W], [C, D, H, W] with the run's channels in
@@ -175,7 +177,7 @@ class Run:
         labels = np.full(shape, IGNORE, dtype=np.uint8)
         maps = np.full((count, *shape), np.nan, dtype=np.float32) if probabilities else None
         variance = np.full(shape, np.nan, dtype=np.float32) if predictor.procedure.varies else None
-        with block_cache(predictor.decoding_threads):
+        with _TURN, block_cache(predictor.decoding_threads):
             measured = survey(case, count, label=False)
             self._looks.record(case.id, measured, files)
             for band in native_bands(predictor, case, self._runs.intensities(measured)):
