@@ -43,7 +43,7 @@ SETTINGS = (
     "window", "overlap", "crf", "postprocess", "rotations", "mirrors", "halo", "samples", "uncertainty", "batch_size", "device",
     "precision", "workers",
 )  # fmt: skip
-_TURN = threading.Lock()  # a prediction takes all processors, and says meanwhile how many threads torch has
+_TURN = threading.Lock()  # a prediction takes all processors, sets how many threads torch has, and may turn the network's layout
 OWN = ("runs", "paths")  # those that this module looks at beside them
 
 
@@ -167,8 +167,11 @@ class Run:
             DataError: The image cannot be read, or is not of the kind that the run was trained on.
         """
         refuse_unknown("predict", settings, SETTINGS)
-        config = self._settings | settings
         case, files = self._case(image, spacing)
+        with _TURN:
+            return self._predicted(case, files, self._settings | settings, probabilities)
+
+    def _predicted(self, case: Case, files: CaseFiles | None, config: Mapping[str, Any], probabilities: bool) -> Prediction:
         predictor = self._runs.predictor(config)
         post = postprocess_of(config["postprocess"], self.path, self._about, made_with(config, predictor))
         if post is not None:
@@ -177,7 +180,7 @@ class Run:
         labels = np.full(shape, IGNORE, dtype=np.uint8)
         maps = np.full((count, *shape), np.nan, dtype=np.float32) if probabilities else None
         variance = np.full(shape, np.nan, dtype=np.float32) if predictor.procedure.varies else None
-        with _TURN, block_cache(predictor.decoding_threads):
+        with block_cache(predictor.decoding_threads):
             measured = survey(case, count, label=False)
             self._looks.record(case.id, measured, files)
             for band in native_bands(predictor, case, self._runs.intensities(measured)):
