@@ -170,6 +170,7 @@ class AlignedFile:
         self.frames = self._own == onto.stored
         self._dtypes = dataset.dtypes
         self._nodata: dict[int, float | None] = {}
+        self._alike = len(set(self._dtypes)) == 1  # whether any bands can be read together
         self._tile = _tile_of(dataset)
         self._offset = self._direct_offset()
         self.direct, self.by_nan = self._offset is not None, False
@@ -194,6 +195,7 @@ class AlignedFile:
         alone = any(sentinels) or any(value is not None and math.isnan(value) for value in self._nodata.values())
         self._together = len({str(value) for value in self._nodata.values()}) == 1 and not alone
         self.by_nan = len(self._nodata) > 1 and {str(value) for value in self._nodata.values()} == {str(math.nan)}
+        self._alike = self._alike and len({str(value) for value in self._nodata.values()}) == 1
         self._everywhere = self._covers()
         finer = min(a / b for a, b in zip(self._own.spacing[1:], onto.grid.spacing[1:], strict=True)) < FINER
         self._resampling = "average" if finer and resampling != "nearest" else resampling
@@ -222,7 +224,7 @@ class AlignedFile:
             DataError: The file is damaged there.
         """
         # The bands of a VRT may be of any type, and GDAL knows one nodata value for all that it warps together.
-        if len({(self._dtypes[band - 1], str(self._nodata.get(band))) for band in bands}) > 1:
+        if not self._alike and len({(self._dtypes[band - 1], str(self._nodata.get(band))) for band in bands}) > 1:
             parts = [self.read([band], window, nearest) for band in bands]
             pixels = np.concatenate([part for part, _ in parts])
             if out is not None:

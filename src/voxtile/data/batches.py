@@ -13,56 +13,25 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 Batch = dict[str, Any]
 Made = TypeVar("Made")
 
 
-class _Stack:
-    """Arrays of samples, each copied into its row of the batch as it comes, while it still is in the processor's cache."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.parts: dict[str, Any] = {}  # arrays [count, …], lists of numbers, or stacks of what is nested
-        self.dtypes: dict[str, set[np.dtype[Any]]] = {}
-
-    def put(self, row: int, sample: Mapping[str, Any]) -> None:
-        """Copies one sample."""
-        for key, value in sample.items():
-            if isinstance(value, Mapping):
-                self.parts.setdefault(key, _Stack(self.count)).put(row, value)
-            elif isinstance(value, np.ndarray):
-                self._put_array(key, row, value)
-            else:
-                self.parts.setdefault(key, []).append(value)
-
-    def _put_array(self, key: str, row: int, value: NDArray[Any]) -> None:
-        seen = self.dtypes.setdefault(key, set())
-        if value.dtype not in seen:
-            seen.add(value.dtype)
-            dtype = np.result_type(*seen).newbyteorder("=")  # torch knows the machine's byte order only
-            held = self.parts.get(key)
-            self.parts[key] = np.empty((self.count, *value.shape), dtype) if held is None else held.astype(dtype, copy=False)
-        self.parts[key][row] = value
-
-    def batch(self) -> Batch:
-        """The stacked samples."""
-        out: Batch = {}
-        for key, part in self.parts.items():
-            if isinstance(part, _Stack):
-                out[key] = part.batch()
-            else:
-                out[key] = torch.from_numpy(part) if isinstance(part, np.ndarray) else torch.tensor(part)
-        return out
-
-
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
     """Stacks samples with the same keys and shapes; images of different data types are promoted to one that holds them all."""
-    stack = _Stack(len(samples))
-    for row, sample in enumerate(samples):
-        stack.put(row, sample)
-    return stack.batch()
+    out: Batch = {}
+    for key, first in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if isinstance(first, Mapping):
+            out[key] = collate(values)
+        elif isinstance(first, np.ndarray):
+            stacked = np.array(values)  # in a tenth of the time of np.stack, where arrays are small
+            native = stacked.dtype.newbyteorder("=")  # torch knows the machine's byte order only
+            out[key] = torch.from_numpy(stacked.astype(native, copy=False))
+        else:
+            out[key] = torch.tensor(values)
+    return out
 
 
 def flattened(batch: Batch) -> Batch:
