@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Looks:
-    """Those of one command: one for each run, however many of its test cases are predicted.
+    """Those of one command: one for each test split, however many of its cases are predicted, by however many runs.
 
     Attributes:
         runs: by which cases are predicted.
@@ -33,16 +34,30 @@ class Looks:
     runs: Ensemble
     config: Mapping[str, Any]
     out: Console
-    _numbers: dict[Path, int] = field(default_factory=dict)  # under which they were recorded, by the run's folder
+    _recorded: set[tuple[Path, str]] = field(default_factory=set)  # test splits, by ledger and fingerprint
+
+    @cached_property
+    def _splits(self) -> dict[tuple[Path, str], tuple[list[str], set[str]]]:
+        """Of each test split the identities of its runs, and the digests by which its cases are known."""
+        found: dict[tuple[Path, str], tuple[list[str], set[str]]] = {}
+        for run in self.runs.members:
+            data = run.manifest["data"]
+            identities, digests = found.setdefault((run.ledger(self.config), data["test_fingerprint"]), ([], set()))
+            identities.append(run.identity)
+            digests.update(data["test_files"])
+        return found
 
     def record(self, name: str, measured: Survey, files: CaseFiles | None) -> None:
-        """Records a look at the test split of each run of which a case is a test case, or a part of one.
+        """Records a look at each test split that a case is of, or is a part of a case of, unless it was recorded before.
 
         Args:
             name: the case's.
             measured: its survey.
             files: its files; None where it is known by its pixels alone.
         """
+        new = {split: about for split, about in self._splits.items() if split not in self._recorded}
+        if not any(digests for _, digests in new.values()):
+            return
         known_by, dataset = {measured.image_digest}, self.runs.first.built.dataset
         if files and dataset.format == "picture":  # slices of a stack are told by their files
             known_by |= {content_hash(path) for path in files.images}
@@ -55,11 +70,10 @@ class Looks:
             except DataError as error:  # such as an area whose file is not on this machine
                 said = f"{name} could not be compared with the run's test cases, which lie in an area of interest: {error}"
                 self.out.print(said, style="yellow", soft_wrap=True)
-        for run in self.runs.members:
-            data = run.manifest["data"]
-            if not known_by & set(data["test_files"]):
-                continue
-            if (look := self._numbers.get(run.home.path)) is None:
-                look = record_look(run.ledger(self.config), data["test_fingerprint"], run.identity, "predict")
-                self._numbers[run.home.path] = look
-            self.out.print(f"{name} is a test case of this run, or a part of one: look number {look} at this test split, recorded")
+        for (ledger, fingerprint), (identities, digests) in new.items():
+            if known_by & digests:
+                look = record_look(ledger, fingerprint, "+".join(identities), "predict")
+                self._recorded.add((ledger, fingerprint))
+                whose = "this run" if len(identities) == 1 else f"{len(identities)} of the runs"
+                said = f"{name} is a test case of {whose}, or a part of one: look number {look} at this test split, recorded"
+                self.out.print(said, soft_wrap=True)
