@@ -395,6 +395,9 @@ def _segmentation(
     )
     if kind == "FRACTIONAL":
         found.SegmentsOverlap = "UNDEFINED"
+    dimensions = generate_uid(entropy_srcs=["dimensions", *made_from])  # highdicom draws one, and the same map is to be the same
+    for item in (*found.DimensionOrganizationSequence, *found.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
     for keyword, value in filed.items():
         text = "" if value is None else str(value)
         element = DataElement(keyword, dictionary_VR(keyword), text, validation_mode=config.IGNORE)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+    from torch import Tensor
 
     from voxtile.cases.case import Case
     from voxtile.cases.dataset import Dataset
@@ -89,8 +90,13 @@ class Parent:
             )
         return cls(home, file_digest(file), learned_by(home))
 
-    def hand_down(self, module: SegmentationModule, out: Console) -> None:
+    def hand_down(self, module: SegmentationModule, model: Mapping[str, Any], out: Console) -> None:
         """Copies what has the same name and shape into a network, and into its average; the rest stays as it was initialised.
+
+        Args:
+            module: with the network.
+            model: the settings that it was built from.
+            out: where it prints.
 
         Raises:
             ConfigError: Nothing fits.
@@ -117,6 +123,7 @@ class Parent:
                     f"weight of the one fits the other. Start from a run of a {ours}D network, or train a {theirs}D one, for "
                     f"example with 'model=unet model.dims={theirs}'."
                 )
+            self._refuse_sizes(given, own, model)
             raise ConfigError(
                 f"No weight of {self.home.path} fits this network: it holds {listed(given, 4)}, the network {listed(own, 4)}. "
                 "Start from a network with layers of the same names and sizes."
@@ -135,6 +142,25 @@ class Parent:
                 f"{listed(still)} begin anew, and 'training.groups' gives them the rate 0: they stay as they were initialised. "
                 "Leave them out of the pattern.", style="yellow", soft_wrap=True,
             )  # fmt: skip
+
+    def _refuse_sizes(self, given: Mapping[str, Tensor], own: Mapping[str, Tensor], model: Mapping[str, Any]) -> None:
+        """Refuses weights of layers that have the same names and other sizes.
+
+        Raises:
+            ConfigError: There are some.
+        """
+        from voxtile.commands.folders import differences
+        from voxtile.commands.trained import configuration
+
+        unlike = [name for name, value in own.items() if value.ndim > 1 and name in given and given[name].shape != value.shape]
+        if unlike:
+            there, here = ("x".join(map(str, each[unlike[0]].shape)) for each in (given, own))
+            settings = differences(configuration(self.home).get("model"), model, "model")
+            raise ConfigError(
+                f"No weight of {self.home.path} fits this network: layers of the same names have other sizes, such as "
+                f"'{unlike[0]}', {there} there and {here} here. "
+                + (f"The two differ in {listed(settings)}: type what that run was trained with." if settings else "")
+            )
 
 
 def learned_by(home: RunFolder) -> list[Learned]:

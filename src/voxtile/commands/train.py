@@ -146,7 +146,7 @@ def train_to_end(
         check_successor(learned_from(prepared, parent))
     module, data = fitting()  # what does not fit together shows here, before there is a run folder
     if parent is not None:
-        parent.hand_down(module, out)
+        parent.hand_down(module, config["model"], out)
     with home.lease((lambda said: out.print(said, highlight=False)) if check_successor or patient else None):
         # Another process may have trained it, or failed, since the first look.
         if not refuse_or_finished(home, config, devices, held=True):

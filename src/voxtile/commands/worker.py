@@ -83,7 +83,7 @@ def work(order: Mapping[str, Any], leads: bool, held: RunFolder | None = None) -
     built = parts(config)
     module, data = assembled(built, prepare_data(built, out))
     if order["parent"] is not None:
-        Parent.of(RunFolder.existing(order["parent"])).hand_down(module, out)
+        Parent.of(RunFolder.existing(order["parent"])).hand_down(module, config["model"], out)
     out.quiet = not leads
     measured: dict[str, float] = {}
     fit_here(config, module, data, home, out, order["command"], measured, world_of(config["trainer"]), leads)
