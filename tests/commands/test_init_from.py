@@ -450,4 +450,4 @@ def test_a_run_whose_layers_do_not_fit_at_all_is_refused(words: list[str], scene
     assert said.code == 2
     assert "No weight of" in said.text
     assert re.search(r"have other sizes, such as '\S+', \d+x\d+x3x3 there and \d+x\d+x3x3 here", said.text), said.text
-    assert "The two differ in model.depth (2 and 1) and model.width (0.0625 and 0.05): type what that run" in said.text, said.text
+    assert "The two differ in model.depth (2 and 1), model.width (0.0625 and 0.05): type what that run" in said.text, said.text
