@@ -48,7 +48,7 @@ class Decoder:
 
 def forget(monkeypatch):
     """Leaves what only the disk knows, as in a new process."""
-    monkeypatch.setattr(cache, "_HASHES", {})
+    monkeypatch.setattr(cache, "_HASHES", Shared(cache._HASHES.most, lambda sha256: 1))
     monkeypatch.setattr(cache, "_MAPPED", Shared(cache._MAPPED.most, lambda array: 1))
 
 
@@ -212,17 +212,40 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(path, tmp_path, 
         cached_array(path, Decoder())
 
 
-def test_threads_that_ask_at_the_same_time_get_the_same(path, folder):
-    together = threading.Barrier(4)
+def test_threads_that_ask_at_the_same_time_decode_and_hash_once(path, folder, monkeypatch):
+    forget(monkeypatch)
+    hashed, original, decode, together = [], cache._remembered, Decoder(), threading.Barrier(4)
+    monkeypatch.setattr(cache, "_remembered", lambda *args: hashed.append(args) or time.sleep(0.1) or original(*args))
+
+    def slowly():
+        time.sleep(0.1)
+        return decode()
 
     def ask(_):
         together.wait()
-        return np.array(cached_array(path, Decoder()))
+        return np.array(cached_array(path, slowly))
 
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(ask, range(4)):
-            np.testing.assert_array_equal(found, Decoder().array)
-    assert len(arrays(folder)) == 1
+            np.testing.assert_array_equal(found, decode.array)
+    assert (len(arrays(folder)), decode.calls, len(hashed)) == (1, 1, 1)
+
+
+def test_an_array_that_is_trimmed_away_at_once_serves_as_decoded(path, folder, monkeypatch):
+    monkeypatch.setattr(cache, "_bound", lambda file, written: file.unlink())  # as another process may
+    decode = Decoder()
+    for _ in range(2):
+        np.testing.assert_array_equal(cached_array(path, decode), decode.array)
+    assert decode.calls == 2
+
+
+@pytest.mark.parametrize("error", [OSError("no"), ValueError("no")])
+def test_an_error_of_the_decoder_is_passed_on(error, path, folder):
+    def decode():
+        raise error
+
+    with pytest.raises(type(error), match="no"):
+        cached_array(path, decode)
 
 
 def test_few_arrays_are_kept_mapped(folder, tmp_path, monkeypatch):

@@ -30,11 +30,11 @@ _MOST_BYTES = 20_000_000_000
 _MUCH = 1_000_000_000  # bytes from which on it is said how many they are
 _ARRAYS = re.compile(r"[0-9a-f]{64}\..+\.v[0-9]+\.npy")  # what `cached_array` calls its files, of all versions
 _ABANDONED = 86_400.0  # seconds in which nothing was written to a half file, after which nobody will
-_HASHES: dict[tuple[Path, Stamp], str] = {}
 _SMALLEST = 4096  # bytes on the disk that a small array takes
 _LOOK_EVERY = 1_000_000_000  # bytes written by this process between two looks at how much the cache holds
 _unseen: dict[Path, float] = {}  # bytes written to a folder since the last look
 _FRESH = 1.0  # seconds after which it is asked again whether one of several files has changed
+_HASHES: Shared[str] = Shared(100_000, lambda sha256: 1)  # of files by path and stamp; what goes is noted in the cache folder
 _MAPPED: Shared[NDArray[Any]] = Shared(64, lambda array: 1)  # few, since a memory map keeps its file descriptor
 Stamp = tuple[int, int, int]  # see `stamp_of`
 Known = dict[tuple[Path, ...], tuple[float, str]]  # files -> when they were looked at, and the hash of what they held
@@ -68,12 +68,9 @@ def content_hash(path: Path, folder: Path | None = None) -> str:
     path = path.absolute()
     try:
         stamp = stamp_of(path)
-        key = (path, stamp)
-        if key not in _HASHES:
-            _HASHES[key] = _remembered(path, list(stamp), (folder or cache_folder()) / "hashes")
+        return _HASHES.get((path, stamp), lambda: _remembered(path, list(stamp), (folder or cache_folder()) / "hashes"))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}.") from error
-    return _HASHES[key]
 
 
 def _content(files: tuple[Path, ...], folder: Path, known: Known | None) -> str:
@@ -112,6 +109,8 @@ def cached_array(
 ) -> NDArray[Any]:
     """The array that `decode` makes of a file, or of several, as a read-only memory map.
 
+    Threads that ask for one array at the same time decode it once.
+
     Of the arrays in the cache folder, those used longest ago are deleted above `most_bytes()`, which is looked at when this process
     writes its first array and after each further 1 GB, or an eighth of the bound where that is less. The one asked for is kept.
 
@@ -134,27 +133,43 @@ def cached_array(
         known.clear()  # what is decoded now goes under what the files hold now
         file = folder / f"{_content(files, folder, known)}.{name}"
         array = _mapped(file)
-    if array is None:
+    return _decoded(file, decode, files[0]) if array is None else array
+
+
+def _decoded(file: Path, decode: Callable[[], NDArray[Any]], source: Path) -> NDArray[Any]:
+    """Decodes what is to lie in `file`, made of `source`, and maps it; see `cached_array`."""
+    made: NDArray[Any] | None = None
+
+    def make() -> NDArray[Any]:
+        nonlocal made
+        with contextlib.suppress(OSError, ValueError):  # another thread may have written it meanwhile
+            return _map(file)
         made = np.ascontiguousarray(decode())
         try:
             atomic_write(file, lambda making: np.save(making, made, allow_pickle=False))
         except OSError as error:
             raise DataError(
-                f"The decoded form of {files[0]} ({made.nbytes / 1e6:.1f} MB) could not be written to the cache folder {folder}: "
-                f"{reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE to another one."
+                f"The decoded form of {source} ({made.nbytes / 1e6:.1f} MB) could not be written to the cache folder "
+                f"{file.parent}: {reason(error)}. Expected a writable folder with room; set the environment variable VOXTILE_CACHE "
+                "to another one."
             ) from error
-        _bound(folder, file, made.nbytes)
-        array = _mapped(file)
-    # Another process may have trimmed it away at once: what was decoded here serves as well.
-    return made if array is None else array
+        _bound(file, made.nbytes)
+        return _map(file)
+
+    try:
+        return _MAPPED.get(file, make)
+    except (OSError, ValueError):
+        if made is None:
+            raise
+        return made  # another process has trimmed the file away at once: what was decoded here serves as well
 
 
-def _bound(folder: Path, file: Path, written: int) -> None:
-    """Trims the folder, but not after each file: to look at all of them takes the longer the more there are.
+def _bound(file: Path, written: int) -> None:
+    """Trims the folder of `file`, but not after each file: to look at all of them takes the longer the more there are.
 
     The first one looks, for many short processes write little each, and the folder may be full of others'.
     """
-    most = most_bytes()
+    folder, most = file.parent, most_bytes()
     _unseen[folder] = _unseen.get(folder, math.inf) + max(written, _SMALLEST)
     if _unseen[folder] >= min(_LOOK_EVERY, most // 8):
         _unseen[folder] = 0

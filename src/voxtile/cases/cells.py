@@ -37,7 +37,8 @@ class CellCache:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._cells: OrderedDict[Key, Pixels] = OrderedDict()
-        self._numbers: dict[Hashable, int] = {}  # of what is read: a number is found faster than a path
+        # Of what is read: a number is found faster than a path. All are kept, some hundred bytes for each file and choice of bands.
+        self._numbers: dict[Hashable, int] = {}
         self._held = 0
         self._found = self._missed = 0  # since one had to go for another
         self._allowed = 0
