@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxtile.data import normalise as module
-from voxtile.data.normalise import FixedNormalisation, Intensity, Normalisation, Samples, normalise
+from voxtile.data.normalise import FixedNormalisation, Intensity, Normalisation, normalise
 from voxtile.errors import ConfigError, DataError
 
 UNCLIPPED = {"low": (-np.inf,), "high": (np.inf,)}
@@ -57,9 +57,10 @@ def test_samples_of_a_data_set_are_read_one_by_one_and_let_go(monkeypatch):
         read.append(weakref.ref(made))
         return made
 
-    each = Samples([sample.shape[1] for sample in samples], fresh)
-    assert Normalisation().of_dataset(each) == Normalisation().of_dataset(samples)
-    assert Normalisation().thinning(each) == 6
+    every = Normalisation().thinning(sample.shape[1] for sample in samples)
+    assert every == 6
+    found = Normalisation().of_dataset((fresh(number) for number in range(4)), every=every)
+    assert found == Normalisation().of_dataset(samples, every=every)
     assert len(read) == len(samples)
 
 
@@ -72,11 +73,18 @@ def test_a_weight_counts_like_pixels_repeated_as_often():
         np.testing.assert_allclose(weighted.arrays()[name], values, err_msg=name)
 
 
+@given(n=st.integers(1, 3000), clip=st.sampled_from([(0.5, 99.5), (0.1, 99.9), (5, 95), (0, 100)]))
+def test_without_weights_the_numbers_are_those_of_equal_ones_to_the_bit(n, clip):
+    sample = np.random.default_rng(n).normal(3, 1, (2, n))
+    assert Normalisation(clip=clip).of_case(sample) == Normalisation(clip=clip).of_dataset([sample], weights=[1.0])
+
+
 def test_of_many_pixels_a_part_is_measured_in_all_columns(monkeypatch):
     rows = [np.arange(64, dtype=np.int16)[None]] * 500  # as wide as the steps
     monkeypatch.setattr(module, "MOST_MEASURED", 500)
-    assert Normalisation("dataset").thinning(rows) == 64
-    found = Normalisation("dataset", clip=None).of_dataset(rows)
+    every = Normalisation("dataset").thinning([64] * 500)
+    assert every == 64
+    found = Normalisation("dataset", clip=None).of_dataset(rows, every=every)
     assert found.mean[0] == pytest.approx(31.5, abs=5 * 18.5 / np.sqrt(500))
     assert found.std[0] == pytest.approx(18.5, rel=0.1)
 

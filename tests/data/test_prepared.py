@@ -313,7 +313,7 @@ def test_a_window_larger_than_every_block_is_refused_before_the_blocks_are_read(
 def test_intensities_of_cases_are_worked_out_once(root, monkeypatch):
     found, read, original = ready(root, per="case"), [], survey._array_in
     monkeypatch.setattr(survey, "_array_in", lambda file, name, dtype: read.append(name) or original(file, name, dtype))
-    first, second = ([found.intensity_of(case) for case in found.split.train] for _ in range(2))
+    first, second = found.intensities_of(found.split.train), [found.intensity_of(case) for case in found.split.train]
     assert first == second
     assert read == ["sample"] * 3
     assert replace(found, normalisation=Normalisation(clip=None)).intensity_of(found.split.train[0]) != first[0]

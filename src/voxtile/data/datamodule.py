@@ -65,14 +65,14 @@ class VoxtileData(lightning.LightningDataModule):
         """
         super().__init__()
         self.prepared, self.size, self.steps, self.workers, self.margin = prepared, size, steps, workers, margin
-        self._intensities = [prepared.intensity_of(case) for case in prepared.split.val]
+        self._intensities = prepared.intensities_of(prepared.split.val)
         cases = prepared.split.train
         surveys = [prepared.surveys[case.id] for case in cases]
         maps = [prepared.weight_maps[case.id] for case in cases if prepared.weight_maps]
         balanced = [c for c in range(len(prepared.dataset.classes)) if c != prepared.dataset.background]
         strategy = strategy_of(sampling, cases, surveys, prepared.dataset.classes, balanced, maps)
         self.stream = SampleStream(
-            cases, surveys, [prepared.intensity_of(case) for case in cases], size, seed, augment, balance, balanced, margin,
+            cases, surveys, prepared.intensities_of(cases), size, seed, augment, balance, balanced, margin,
             sampling, strategy,
         )  # fmt: skip
 

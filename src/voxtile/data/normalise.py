@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,27 +69,6 @@ class Intensity:
         return cls(**rows, masked=values.get("masked", False))
 
 
-class Samples(Sequence[NDArray[Any]]):
-    """Samples [C, n] of cases, which are read one by one when they are asked for, so that those of all are never in memory."""
-
-    def __init__(self, sizes: Sequence[int], read: Callable[[int], NDArray[Any]]) -> None:
-        """Takes what is known of them.
-
-        Args:
-            sizes: n of each.
-            read: the sample of a number.
-        """
-        self.sizes, self._read = sizes, read
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, number: int) -> NDArray[Any]:  # type: ignore[override]  # no slices are asked for
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        return self._read(number)
-
-
 class Normalisation:
     """Measures how intensities are normalised; built from the configuration."""
 
@@ -145,33 +124,34 @@ class Normalisation:
         """
         return self.of_dataset([sample])
 
-    def of_dataset(self, samples: Sequence[NDArray[Any]], weights: Sequence[float] | None = None) -> Intensity:
+    def of_dataset(self, samples: Iterable[NDArray[Any]], weights: Sequence[float] | None = None, every: int = 1) -> Intensity:
         """Measures cases together.
 
         Args:
-            samples: of each training case, valid pixels [C, n] of any real type.
-            weights: what one pixel of each sample counts: how many pixels of the case it stands for. 1 where None.
+            samples: of each training case, valid pixels [C, n] of any real type; looked at one after another, so that a generator
+                need not hold those of all cases.
+            weights: what one pixel of each sample counts: how many pixels of the case it stands for. The same where None.
+            every: of how many pixels of a sample one is measured, see `thinning`.
 
         Raises:
             DataError: There are no samples.
         """
-        if not samples:
-            raise DataError("No case to measure intensities on: the training split is empty. Check `split` in the configuration.")
-        every = self.thinning(samples)
         parts = [sample[:, one_of_each(every, sample.shape[1], number)] for number, sample in enumerate(samples)]
+        if not parts:
+            raise DataError("No case to measure intensities on: the training split is empty. Check `split` in the configuration.")
         if self.nonzero:
             parts = [part[:, (part != 0).any(axis=0)] for part in parts]
-        each = np.repeat(np.ones(len(parts)) if weights is None else weights, [part.shape[1] for part in parts])
+        each = None if weights is None else np.repeat(weights, [part.shape[1] for part in parts])
         channels = (np.concatenate([part[c] for part in parts]).astype(np.float64) for c in range(len(parts[0])))
         low, high, mean, std = zip(*(self._measure(values, each) for values in channels), strict=True)
         return Intensity(low, high, mean, std, self.keep_zero)
 
-    def thinning(self, samples: Sequence[NDArray[Any]]) -> int:
-        """Of how many pixels of the samples [C, n] of a data set one is measured."""
-        return max(1, sum(sizes_of(samples)) // MOST_MEASURED)
+    def thinning(self, sizes: Iterable[int]) -> int:
+        """Of how many pixels of a data set's samples one is measured, given how many pixels each of them holds."""
+        return max(1, sum(sizes) // MOST_MEASURED)
 
-    def _measure(self, values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float, float, float]:
-        """Low, high, mean and std of one channel [n]."""
+    def _measure(self, values: NDArray[np.float64], weights: NDArray[Any] | None) -> tuple[float, float, float, float]:
+        """Low, high, mean and std of one channel [n]; without weights, quantiles need no sorting."""
         if not len(values):
             return -math.inf, math.inf, 0.0, 1.0
         low, high = -math.inf, math.inf
@@ -212,29 +192,25 @@ class FixedNormalisation(Normalisation):
         """False: nothing is measured."""
         return False
 
-    def of_dataset(self, samples: Sequence[NDArray[Any]], weights: Sequence[float] | None = None) -> Intensity:
-        """The given numbers, whatever the samples [C, n] hold.
+    def of_dataset(self, samples: Iterable[NDArray[Any]], weights: Sequence[float] | None = None, every: int = 1) -> Intensity:
+        """The given numbers, whatever the samples [C, n] hold, of which the first is looked at.
 
         Raises:
             ConfigError: The images have another number of channels.
         """
         count = len(self.mean)
-        if samples and len(samples[0]) != count:
+        channels = len(next(iter(samples), self.mean))
+        if channels != count:
             raise ConfigError(
-                f"'normalise' holds numbers for {counted(count, 'channel')}, and the images have {len(samples[0])}. Give as many "
+                f"'normalise' holds numbers for {counted(count, 'channel')}, and the images have {channels}. Give as many "
                 "as there are channels ('normalise.mean=[…]', 'normalise.std=[…]'), choose three with 'data.channels=[…]', or type "
                 "'normalise=dataset'."
             )
         return Intensity((-math.inf,) * count, (math.inf,) * count, self.mean, self.std)
 
-    def thinning(self, samples: Sequence[NDArray[Any]]) -> int:
+    def thinning(self, sizes: Iterable[int]) -> int:
         """Always 1: nothing is measured."""
         return 1
-
-
-def sizes_of(samples: Sequence[NDArray[Any]]) -> Sequence[int]:
-    """How many pixels each of some samples [C, n] holds."""
-    return samples.sizes if isinstance(samples, Samples) else [sample.shape[1] for sample in samples]
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:

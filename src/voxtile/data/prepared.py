@@ -15,12 +15,12 @@ from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.window import Size3
 from voxtile.data.leakage import find_leaks, gate, single_values
-from voxtile.data.normalise import Intensity, Normalisation, Samples, sizes_of
+from voxtile.data.normalise import Intensity, Normalisation
 from voxtile.data.places import by_place
 from voxtile.data.rng import digest
 from voxtile.data.shapes import shapes_are_cut
 from voxtile.data.splits import Split, SplitScheme, unlike_given
-from voxtile.data.survey import Survey, fingerprint, foreground_sample, survey_all
+from voxtile.data.survey import Survey, by_threads, fingerprint, foreground_sample, survey_all
 from voxtile.data.weight_map import WeightMap, open_weights
 from voxtile.errors import ConfigError, DataError, counted, listed, typed
 
@@ -123,6 +123,10 @@ class Prepared:
         if case.id not in self._own:
             self._own[case.id] = self.normalisation.of_case(self.surveys[case.id].sample)
         return self._own[case.id]
+
+    def intensities_of(self, cases: Sequence[Case]) -> list[Intensity]:
+        """How each of `cases` is normalised; those that are by their own pixels are measured by threads."""
+        return by_threads(self.intensity_of, cases)
 
 
 def fingerprint_of(digests: Iterable[str]) -> str:
@@ -280,7 +284,7 @@ def _intensity(
     if normalisation.per == "case":
         return None, False, 0
     blank, found = 0, [surveys[case.id] for case in cases]
-    samples: Sequence[NDArray[Any]]
+    samples: Iterable[NDArray[Any]]
     if normalisation.foreground:
         if background is None:
             raise ConfigError(
@@ -291,13 +295,16 @@ def _intensity(
             *(foreground_sample(case, each, background) for case, each in zip(cases, found, strict=True)), strict=True
         )
         blank = sum(left_out)
+        sizes = [sample.shape[1] for sample in samples]
         pixels: list[float] = [each.judged - int(each.counts[background]) for each in found]
     else:
-        samples = Samples([each.sampled for each in found], lambda number: found[number].sample)
+        samples = (each.sample for each in found)
+        sizes = [each.sampled for each in found]
         pixels = [each.pixels * each.valid for each in found]
     # A sampled pixel stands for as many as its case has for each pixel in the sample.
-    weights = [count / max(1, size) for count, size in zip(pixels, sizes_of(samples), strict=True)]
-    return normalisation.of_dataset(samples, weights), normalisation.thinning(samples) > 1, blank
+    weights = [count / max(1, size) for count, size in zip(pixels, sizes, strict=True)]
+    every = normalisation.thinning(sizes)
+    return normalisation.of_dataset(samples, weights, every), every > 1, blank
 
 
 def window_size(window: Sequence[int], cases: Sequence[Case]) -> Size3:

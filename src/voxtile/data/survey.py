@@ -428,7 +428,7 @@ def _array_in(file: FileIO, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
     return found
 
 
-def _over(one: Callable[[Case], Made], cases: Sequence[Case]) -> list[Made]:
+def by_threads(one: Callable[[Case], Made], cases: Sequence[Case]) -> list[Made]:
     """What `one` makes of each case, by threads."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(one, cases))
@@ -474,7 +474,7 @@ def survey_all(
         tick()
         return found if stamp is None else replace(found, measured=Kept(found, path, stamp, again))
 
-    return dict(zip([case.id for case in cases], _over(one, cases), strict=True))
+    return dict(zip([case.id for case in cases], by_threads(one, cases), strict=True))
 
 
 def check_labels(cases: Sequence[Case], tick: Callable[[], object] = lambda: None) -> None:
@@ -493,7 +493,7 @@ def check_labels(cases: Sequence[Case], tick: Callable[[], object] = lambda: Non
             case.read_label(part)
         tick()
 
-    _over(one, [case.native for case in cases])
+    by_threads(one, [case.native for case in cases])
 
 
 def fingerprint(cases: Sequence[Case], surveys: Mapping[str, Survey]) -> str:
