@@ -7,7 +7,7 @@ import pytest
 
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.layouts import CaseFiles
-from voxtile.cases.torchgeo import TorchGeoLayout
+from voxtile.cases.torchgeo import TorchGeoLayout, told_apart
 from voxtile.commands.allowed import build
 from voxtile.errors import ConfigError
 
@@ -57,3 +57,8 @@ def test_settings_that_its_rows_would_not_follow_are_refused(settings):
     dataset = Dataset("set", "geotiff", TorchGeoLayout("data", partial(never)), {0: "a", 1: "b"}, **settings)
     with pytest.raises(ConfigError, match=r"'data\.scene' and 'data\.vectors' say .* TorchGeoLayout has another library"):
         dataset.open(files)
+
+
+@pytest.mark.parametrize(("ids", "told"), [("x x x", "x x_2 x_3"), ("x x_2 x", "x x_2 x_3"), ("x x x_2 x_2", "x x_2 x_2_2 x_2_3")])
+def test_cases_of_one_id_never_get_the_id_of_another(ids, told):
+    assert [case.id for case in told_apart([CaseFiles(name, ()) for name in ids.split()])] == told.split()

@@ -155,3 +155,12 @@ def test_a_second_sigterm_does_not_end_a_run_that_saves_and_a_second_ctrl_c_does
     assert stop.signal == signal.SIGTERM
     with pytest.raises(KeyboardInterrupt):
         stop(signal.SIGINT, None)
+
+
+def test_a_handler_that_was_set_outside_python_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, original = [], signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else original(number))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: taken.append(number) or original(number))
+    with StopRequest().installed():
+        assert taken == [signal.SIGINT, signal.SIGUSR1]
+    assert taken == [signal.SIGINT, signal.SIGUSR1] * 2

@@ -330,6 +330,18 @@ def test_what_is_surveyed_anew_is_read_once_and_leaves_no_second_copy(root, monk
     assert sorted(folder.iterdir()) == kept
 
 
+def test_whole_images_of_blocks_are_surveyed_anew_once_too(root, monkeypatch):
+    scheme = BlockSplit([2, 2])
+    ready(root, scheme=scheme)
+    read, original = [], survey.survey
+    monkeypatch.setattr(survey, "survey", lambda case, *args: read.append((case.image.paths, case.box)) or original(case, *args))
+    found = ready(root, scheme=scheme, anew=True)
+    assert {paths for paths, box in read if box == Window.whole((1, 24, 40))} == {
+        case.image.paths for case in found.dataset.cases()
+    }
+    assert len(read) == len(set(read)) == 7 * (4 + 1)
+
+
 def test_the_fingerprint_depends_on_content_and_not_on_the_place(root):
     before = ready(root)
     moved = root.rename(root.with_name("elsewhere"))

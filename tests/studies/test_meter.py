@@ -1,7 +1,10 @@
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from voxtile.studies import meter as module
 from voxtile.studies.meter import Meter
 
 
@@ -23,6 +26,38 @@ def test_joules_are_those_of_all_packages_also_where_a_counter_begins_anew(tmp_p
     for place, kind in (("intel-rapl:0:0", "core"), ("intel-rapl:2", "psys")):
         counter(tmp_path, place, 9_000_000, kind)
     assert meter.read()["cpu_joules"] == pytest.approx(2.5 + 2.0)
+
+
+def test_a_counter_that_cannot_be_read_once_is_not_lost(tmp_path: Path) -> None:
+    for name in ("intel-rapl:0", "intel-rapl:1"):
+        counter(tmp_path, name, 0)
+    meter = Meter(tmp_path)
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("busy")
+    counter(tmp_path, "intel-rapl:0", 1_000_000)
+    meter._add()
+    for name in ("intel-rapl:0", "intel-rapl:1"):
+        counter(tmp_path, name, 3_000_000)
+    assert meter.read()["cpu_joules"] == pytest.approx(3.0 + 3.0)
+
+
+def test_a_look_under_way_is_waited_for_when_counting_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter(tmp_path, "intel-rapl:0", 0)
+    monkeypatch.setattr(module, "OFTEN", 0.0)
+    looking, original = threading.Event(), Meter._counters
+
+    def slowly(meter: Meter) -> dict[Path, int]:
+        found = original(meter)
+        if threading.current_thread().name == "meter" and any(found.values()):
+            looking.set()
+            time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(Meter, "_counters", slowly)
+    meter = Meter(tmp_path)
+    counter(tmp_path, "intel-rapl:0", 2_000_000)
+    assert looking.wait(10)
+    assert meter.read()["cpu_joules"] == 2.0
+    assert "meter" not in [thread.name for thread in threading.enumerate()]  # which would add to what was read
 
 
 def test_without_counters_there_are_processor_seconds_alone(tmp_path: Path) -> None:

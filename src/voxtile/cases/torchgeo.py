@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,7 @@ class TorchGeoLayout(Layout):
             kind = type(made)
             key = repr((kind.__module__, kind.__qualname__, torchgeo.__version__, self.dataset.keywords, arguments))
             cases += (rows if isinstance(made, GeoDataset) else decoded)(made, self.root, split, key)
-        seen: dict[str, int] = {}
-        for number, each in enumerate(cases):
-            seen[each.id] = seen.get(each.id, 0) + 1
-            if seen[each.id] > 1:
-                cases[number] = replace(each, id=f"{each.id}_{seen[each.id]}")
-        return cases
+        return told_apart(cases)
 
     def _made(self, node: functools.partial[Any], extra: Mapping[str, Any]) -> Any:
         """Makes the data set that a node of the configuration describes, inner ones first."""
@@ -123,3 +118,16 @@ class TorchGeoLayout(Layout):
         if isinstance(given, list | tuple):
             return [self._below(each) for each in given]
         return str(self.root / Path(str(given)).expanduser())
+
+
+def told_apart(cases: Sequence[CaseFiles]) -> list[CaseFiles]:
+    """Cases of which a second one of an id is called id_2, and so on, or by the next number where a case has that id already."""
+    counts: dict[str, int] = {}
+    named: dict[str, CaseFiles] = {}
+    for case in cases:
+        name = case.id
+        while name in named:
+            counts[case.id] = counts.get(case.id, 1) + 1
+            name = f"{case.id}_{counts[case.id]}"
+        named[name] = replace(case, id=name)
+    return list(named.values())

@@ -204,12 +204,12 @@ def prepare(
     locked = survey_all(split.test, classes, cache, label=False, tick=tick, anew=surveyed)
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
     split = _judgeable(split, surveys)
-    wholes = copies((*split.train, *split.val, *split.test), classes, cache, progress)
+    wholes = copies((*split.train, *split.val, *split.test), classes, cache, progress, surveyed)
     leaks = find_leaks(split, images, wholes)
     known = (*images, *(case.id for case in cases))
     waived = gate(leaks, waive, known, single_values(leaks, split), dataset.exclude, lists)
     intensity, thinned, blank = _intensity(normalisation, split.train, surveys, dataset.background)
-    files = known_again(split.test, classes, cache)
+    files = known_again(split.test, classes, cache, surveyed)
     maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
     ready = Prepared(
         dataset, split, cache, surveys=surveys, images=images, test_files=files, waived=tuple(waived), normalisation=normalisation,
@@ -224,17 +224,22 @@ def prepare(
     return ready
 
 
-def known_again(cases: Sequence[Case], classes: int, cache: Path) -> tuple[str, ...]:
-    """Digests of the whole images that `cases` are or are cut from and, where they are stacked of slices, of each file."""
-    whole = _digests(cases, classes, cache)
+def known_again(cases: Sequence[Case], classes: int, cache: Path, anew: set[Path] | None = None) -> tuple[str, ...]:
+    """Digests of the whole images that `cases` are or are cut from and, where they are stacked of slices, of each file.
+
+    For `anew` see `survey_all`.
+    """
+    whole = _digests(cases, classes, cache, anew=anew)
     slices = [path for paths in whole if len(paths) > 1 for path in paths]
     return tuple(sorted({*whole.values(), *(content_hash(path, cache) for path in slices)}))
 
 
-def copies(cases: Sequence[Case], classes: int, cache: Path, progress: Progress = silent) -> dict[tuple[Path, ...], str]:
+def copies(
+    cases: Sequence[Case], classes: int, cache: Path, progress: Progress = silent, anew: set[Path] | None = None
+) -> dict[tuple[Path, ...], str]:
     """Digests of the whole images that `cases` are or are parts of, by their files, where one is cut and another may be its copy.
 
-    Only of images of which another has the same size and kind: they are read once more for it.
+    Only of images of which another has the same size and kind: they are read once more for it. For `anew` see `survey_all`.
     """
     alike: dict[tuple[object, ...], dict[tuple[Path, ...], Case]] = {}
     for case in cases:
@@ -242,17 +247,17 @@ def copies(cases: Sequence[Case], classes: int, cache: Path, progress: Progress 
         alike.setdefault(kind, {})[case.image.paths] = case
     cut = {case.image.paths for case in cases if case.region is not None}
     parts = [case for images in alike.values() if len(images) > 1 and cut & images.keys() for case in images.values()]
-    return _digests(parts, classes, cache, progress(len(parts), "looking for copies")) if parts else {}
+    return _digests(parts, classes, cache, progress(len(parts), "looking for copies"), anew) if parts else {}
 
 
 def _digests(
-    cases: Sequence[Case], classes: int, cache: Path, tick: Callable[[], object] = lambda: None
+    cases: Sequence[Case], classes: int, cache: Path, tick: Callable[[], object] = lambda: None, anew: set[Path] | None = None
 ) -> dict[tuple[Path, ...], str]:
     """Digests of the whole images that `cases` are or are cut from, by their files."""
     # A first file may be that of several images, so that it is no name.
     whole = {case.image.paths: replace(case, region=None) for case in cases}
     named = [replace(case, id=str(number)) for number, case in enumerate(whole.values())]
-    found = survey_all(named, classes, cache, label=False, tick=tick)
+    found = survey_all(named, classes, cache, label=False, tick=tick, anew=anew)
     return {case.image.paths: found[case.id].image_digest for case in named}
 
 

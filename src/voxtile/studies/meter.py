@@ -28,8 +28,9 @@ class Meter:
                     self._ranges[place] = int((place / "max_energy_range_uj").read_text(encoding="ascii")) + 1
         self._before = self._counters()
         self._ended = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="meter", daemon=True)
         if self._before:
-            threading.Thread(target=self._watch, name="meter", daemon=True).start()
+            self._watching.start()
 
     def read(self) -> dict[str, float]:
         """Ends counting: `cpu_seconds` of this process and those that it has waited for, `cpu_joules` of all processors here.
@@ -39,6 +40,7 @@ class Meter:
         self._ended.set()
         found = {"cpu_seconds": round(_processor_seconds() - self._seconds, 1)}
         if self._before:
+            self._watching.join()  # else both might add what was used since the same look
             self._add()
             found["cpu_joules"] = round(self._joules, 1)
         return found
@@ -50,7 +52,7 @@ class Meter:
     def _add(self) -> None:
         now = self._counters()
         used = [(now[place] - before) % self._ranges[place] for place, before in self._before.items() if place in now]
-        self._joules, self._before = self._joules + sum(used) / 1e6, now or self._before
+        self._joules, self._before = self._joules + sum(used) / 1e6, self._before | now
 
     def _counters(self) -> dict[Path, int]:
         """Microjoules by package."""

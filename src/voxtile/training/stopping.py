@@ -29,8 +29,11 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def handled_by(handler: Callable[[int, Any], object] | signal.Handlers) -> Iterator[None]:
-    """While this is open, the signals that ask to stop have this handler; afterwards handlers are as they were."""
-    before = {number: signal.signal(number, handler) for number in stop_signals()}
+    """While this is open, the signals that ask to stop have this handler; afterwards handlers are as they were.
+
+    Those that a host program has set outside Python (None) could not be put back, and stay.
+    """
+    before = {number: signal.signal(number, handler) for number in stop_signals() if signal.getsignal(number) is not None}
     try:
         yield
     finally:
