@@ -39,6 +39,7 @@ def sample_stream(folder: Path, side: int) -> Any:
     from voxtile.cases.geotiff import GeoTiffSource
     from voxtile.data.augment import Augment
     from voxtile.data.normalise import Intensity
+    from voxtile.data.sampling import JudgedPixels
     from voxtile.data.stream import SampleStream
     from voxtile.data.survey import survey_all
 
@@ -46,7 +47,9 @@ def sample_stream(folder: Path, side: int) -> Any:
     case = Case("scene", "scene", image, Labels(label, {index: index for index in range(CLASSES)}))
     found = survey_all([case], CLASSES, folder)  # kept there, so that only the first process reads all of the scene
     plain = Intensity((0.0,) * 4, (5000.0,) * 4, (2000.0,) * 4, (1000.0,) * 4)
-    return SampleStream([case], [found["scene"]], [plain], (1, WINDOW, WINDOW), 0, Augment())
+    cases, surveys = [case], [found["scene"]]
+    strategy = JudgedPixels(cases, surveys, jitter=1.0)
+    return SampleStream(cases, surveys, [plain], (1, WINDOW, WINDOW), 0, augment=Augment(), strategy=strategy)
 
 
 class Pairs:

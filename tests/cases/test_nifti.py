@@ -6,6 +6,8 @@ import pytest
 
 from tests.testers.formats import FormatTester
 from tests.testers.nifti import ORIENTATIONS, save, turned_affine
+from voxtile.cases import volumes
+from voxtile.cases.cache import cached_array
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.maps import MapSpec
 from voxtile.cases.nifti import NiftiSource
@@ -120,6 +122,14 @@ def test_voxels_that_are_not_finite_in_a_channel_that_is_read_hold_no_data(tmp_p
     assert sorted(map(tuple, np.argwhere(~valid))) == [(2, 1, 0), (3, 2, 1)]
     _, valid = source.read(Window(0, 0, 0, 4, 3, 2), (0,))
     assert np.argwhere(~valid).tolist() == [[2, 1, 0]]
+
+
+def test_a_window_asks_the_cache_once_for_each_file(tmp_path, monkeypatch):
+    source = NiftiSource([save(tmp_path / name, numbered((2, 3, 4, 3))) for name in ("a.nii", "b.nii")])
+    expected, asked = whole(source)[0], []
+    monkeypatch.setattr(volumes, "cached_array", lambda *args, **options: asked.append(args[0]) or cached_array(*args, **options))
+    np.testing.assert_array_equal(source.read(Window(0, 0, 0, 4, 3, 2), (4, 0, 5, 1))[0], expected[[4, 0, 5, 1]])
+    assert sorted(asked) == [(path,) for path in source.paths]
 
 
 def test_float_labels_are_compared_by_value(tmp_path):

@@ -27,8 +27,9 @@ def stream_of(cases, size=(1, 8, 8), seed=0, *, maps=(), augment=None, margin=(0
     sampling = Sampling.of(values)
     strategy = strategy_of(sampling, cases, found, NAMES, [1, 2], maps)
     return SampleStream(
-        cases, found, [PLAIN] * len(cases), size, seed, augment or Augment(), balance, (1, 2), margin, sampling, strategy
-    )
+        cases, found, [PLAIN] * len(cases), size, seed, augment=augment or Augment(), strategy=strategy, sampling=sampling,
+        balance=balance, balanced=(1, 2), margin=margin,
+    )  # fmt: skip
 
 
 def labelled(name, label):

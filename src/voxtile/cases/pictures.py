@@ -6,7 +6,7 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +113,11 @@ class PictureSource(Source):
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`; only the slices in the window are decoded."""
-        _, rows, columns = window.slices
+        depths, rows, columns = window.slices
         out = np.empty((len(channels), *window.size), dtype=self.dtype)
         valid = np.ones(window.size, dtype=np.bool_)
-        for depth in range(window.depth):
-            planes = self._planes(window.z + depth)[:, rows, columns]
+        for depth, whole in enumerate(self._planes(depths)):
+            planes = whole[:, rows, columns]
             out[:, depth] = planes[list(channels)]
             if self._kind.alpha:
                 valid[depth] = planes[-1] > 0
@@ -125,12 +125,13 @@ class PictureSource(Source):
             valid &= np.isfinite(out).all(axis=0)
         return out, valid
 
-    def _planes(self, z: int) -> NDArray[Any]:
-        """The channels of slice `z`, and its alpha where there is one [C, H, W]."""
+    def _planes(self, depths: slice) -> Iterable[NDArray[Any]]:
+        """Of some slices, one by one, the channels and the alpha where there is one [C, H, W]."""
         if self._on_disk:
-            planes: NDArray[Any] = cached_array(self.path, self._decode_all, "label" if self._label else "image")[z]
-            return planes
-        part = self._slices[z]
+            return cached_array(self.path, self._decode_all, "label" if self._label else "image")[depths]
+        return map(self._slice, self._slices[depths])
+
+    def _slice(self, part: _Slice) -> NDArray[Any]:
         return _SLICES.get((part, self._label), lambda: self._decode([part])[0])
 
     def _decode_all(self) -> NDArray[Any]:

@@ -90,9 +90,10 @@ class VolumeSource(Source):
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`."""
         out = np.empty((len(channels), *window.size), dtype=self.dtype)
-        for row, channel in enumerate(channels):
-            file, number = self._parts[channel]
-            out[row] = self._decoded(self.paths[file])[number][window.slices]
+        parts = [self._parts[channel] for channel in channels]
+        arrays = {file: self._decoded(self.paths[file]) for file in {file for file, _ in parts}}
+        for row, (file, number) in enumerate(parts):
+            out[row] = arrays[file][number][window.slices]
         return out, np.asarray(np.isfinite(out).all(axis=0))
 
     def whole(self, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -50,14 +50,15 @@ class _Blocks(SplitScheme):
             )
         if grid == "ground" and side is None:
             raise ConfigError("'split.grid=ground' needs the side of a block in metres. Type, for example, 'split.side=5000'.")
-        self.scheme, self.blocks, self.length, self.grid, self.buffer = scheme, list(blocks), side, grid, float(buffer)
+        self.scheme, self.blocks, self.side, self.grid, self.buffer = scheme, list(blocks), side, grid, float(buffer)
         self.needs_counts = scheme.needs_counts
         self.remedy = "Cut into more blocks, keep a smaller 'split.buffer', or try another 'split.seed'."
 
     def _cut(self, cases: Sequence[Case]) -> list[Block]:
-        if self.grid == "ground" and self.length is not None:
-            return list(ground_blocks(cases, self.length, self.buffer))
-        return list(case_blocks(cases, self.blocks, self.length, self.buffer))
+        if self.grid == "ground":
+            assert self.side is not None  # see the constructor
+            return list(ground_blocks(cases, self.side, self.buffer))
+        return list(case_blocks(cases, self.blocks, self.side, self.buffer))
 
     def _sides(self, cases: Sequence[Case], counts: ClassCounts | None) -> tuple[dict[str, list[Case]], list[str]]:
         blocks = self._cut(cases)

@@ -72,8 +72,8 @@ class VoxtileData(lightning.LightningDataModule):
         balanced = [c for c in range(len(prepared.dataset.classes)) if c != prepared.dataset.background]
         strategy = strategy_of(sampling, cases, surveys, prepared.dataset.classes, balanced, maps)
         self.stream = SampleStream(
-            cases, surveys, prepared.intensities_of(cases), size, seed, augment, balance, balanced, margin,
-            sampling, strategy,
+            cases, surveys, prepared.intensities_of(cases), size, seed, augment=augment, strategy=strategy, sampling=sampling,
+            balance=balance, balanced=balanced, margin=margin,
         )  # fmt: skip
 
     def train_dataloader(self) -> ReadAhead[Batch]:

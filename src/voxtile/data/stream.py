@@ -20,9 +20,8 @@ from voxtile.data.batches import Batch, collate
 from voxtile.data.normalise import Intensity
 from voxtile.data.operation import log_uniform
 from voxtile.data.rng import generator
-from voxtile.data.sampling import ClassPixels, JudgedPixels, Sampling, Strategy
+from voxtile.data.sampling import ClassPixels, Sampling, Strategy
 from voxtile.data.survey import Survey
-from voxtile.errors import DataError, counted, listed, typed
 
 # Part of a run's identity: raise it when the same (seed, i) gives another sample, or validation shows a case otherwise.
 STREAM_VERSION = 2
@@ -80,12 +79,13 @@ class SampleStream:
         intensities: Sequence[Intensity],
         size: Size3,
         seed: int,
+        *,
         augment: Augment,
+        strategy: Strategy,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
         balance: float = 0.0,
         balanced: Sequence[int] = (),
         margin: Size3 = (0, 0, 0),
-        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-        strategy: Strategy | None = None,
     ) -> None:
         """Deals the deck.
 
@@ -96,27 +96,18 @@ class SampleStream:
             size: (depth, height, width) of the windows.
             seed: the run's seed.
             augment: draws each sample's augmentation parameters.
+            strategy: draws where windows lie, see `strategy_of`.
+            sampling: jitter, scales and the share of nodata.
             balance: probability of a class-balanced draw.
             balanced: classes it chooses from.
             margin: pixels along (z, y, x) that image, valid and label have around the window on each side: real ones, mirrored
                 past the case's border, where no label is.
-            sampling: jitter, scales and the share of nodata.
-            strategy: draws where windows lie, see `strategy_of`; around judged pixels where None.
-
-        Raises:
-            DataError: A case has no pixel that could be judged.
         """
-        empty = [case.id for case, found in zip(cases, surveys, strict=True) if found.judged == 0]
-        if empty:
-            raise DataError(
-                f"{counted(len(empty), 'training case')} hold no pixel that could be judged (all nodata, or all labels ignored): "
-                f"{listed(empty)}. Leave them out with 'data.exclude={typed(empty)}'."
-            )
         self.cases = cases
         self.size, self.seed, self.augment, self.balance = size, seed, augment, balance
         self.margin, self.sampling = margin, sampling
         self._outer = Window.of((0, 0, 0), size).grown(margin).size
-        self.strategy = strategy or JudgedPixels(cases, surveys, sampling.jitter)
+        self.strategy = strategy
         self.classes = ClassPixels(cases, surveys, balanced, sampling.jitter)
         # Cases of several types are stacked as one that holds them all; torch knows the machine's byte order only.
         self._dtype = np.result_type(*{case.dtype for case in cases}).newbyteorder("=")

@@ -170,8 +170,9 @@ def survey(case: Case, num_classes: int, label: bool = True) -> Survey:
             classes = case.read_label(part)
             label_hash.update(classes.tobytes())
             classes[~valid] = IGNORE
-            counts += np.bincount(classes.ravel(), minlength=256)[:num_classes]
-            found.add(classes, part, number)
+            here = np.bincount(classes.ravel(), minlength=256)[:num_classes]
+            counts += here
+            found.add(classes, part, number, np.flatnonzero(here).tolist())
     measured = Measured(found.result(), np.concatenate(sample, axis=1))
     return Survey(
         image_hash.hexdigest(), label_hash.hexdigest() if label else "", counts, Window.whole(case.shape).pixels,
@@ -238,8 +239,9 @@ class _Locations:
         self.parts: list[list[tuple[NDArray[np.float64], NDArray[np.int32]]]] = [[] for _ in range(num_classes)]
         self.bounds = [math.inf] * num_classes  # keys above are not among the smallest any more
 
-    def add(self, classes: NDArray[np.uint8], part: Window, number: int) -> None:
-        for index, kept in enumerate(self.parts):
+    def add(self, classes: NDArray[np.uint8], part: Window, number: int, present: Sequence[int]) -> None:
+        for index in present:
+            kept = self.parts[index]
             hits = np.flatnonzero(classes == index)
             new = generator(index, number, "location").random(len(hits))
             small = np.flatnonzero(new < self.bounds[index])

@@ -142,9 +142,10 @@ class Symmetry:
 
     def relabel(self, label: Tensor, flips: Sequence[bool]) -> Tensor:
         """Exchanges the classes of one sample's label (uint8, any shape) that change places under `flips`."""
-        table = self.exchanged([axis for axis, flip in zip(AXES, flips, strict=True) if flip], 256)
-        if table == list(range(256)):
+        mirrored = [axis for axis, flip in zip(AXES, flips, strict=True) if flip]
+        if not any(self.swap.get(axis) for axis in mirrored):
             return label
+        table = self.exchanged(mirrored, 256)
         return torch.tensor(table, dtype=torch.uint8).to(label.device, non_blocking=True)[label.int()]
 
 

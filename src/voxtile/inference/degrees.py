@@ -107,9 +107,10 @@ class Degrees:
         plain = ~odd[polygon]
         if plain.any():
             found[~odd] = self._plain(places[plain[rings.ring]], np.bincount(rings.ring, minlength=len(sizes))[plain], counts[~odd])
+        start = np.searchsorted(rings.ring, np.arange(len(sizes) + 1))  # a ring's corners follow one another
         for index in np.flatnonzero(odd):
             own = np.flatnonzero(polygon == index)
-            found[index] = self._odd([places[rings.ring == ring] for ring in own], winding[own])
+            found[index] = self._odd([places[start[ring] : start[ring + 1]] for ring in own], winding[own])
         return np.asarray(shapely.orient_polygons(shapely.transform(found, lambda degrees: np.round(degrees, _DIGITS))))
 
     def _refined(self, rings: _Rings) -> _Rings:
