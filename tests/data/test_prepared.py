@@ -143,10 +143,10 @@ def test_places_of_the_foreground_without_data_are_not_measured_and_move_the_fin
     assert min(holed.intensity.low) >= 1
 
 
-@pytest.mark.parametrize(("by_shape", "cut", "told"), [(True, True, True), (True, False, False), (False, True, False)])
-def test_windows_drawn_by_shapes_that_blocks_cut_are_told_apart(root, monkeypatch, by_shape, cut, told):
+@pytest.mark.parametrize(("by", "cut", "told"), [("polygon", True, True), ("polygon", False, False), ("pixels", True, False)])
+def test_windows_drawn_by_shapes_that_blocks_cut_are_told_apart(root, monkeypatch, by, cut, told):
     monkeypatch.setattr(prepared, "shapes_are_cut", lambda cases: cut)
-    found = ready(root, by_shape=by_shape)
+    found = ready(root, sampling=Sampling(by))
     assert found.cut_shapes == told
     assert (found.fingerprint != ready(root).fingerprint) == told
 

@@ -14,6 +14,7 @@ from voxtile.data import weight_map as module
 from voxtile.data.normalise import Normalisation
 from voxtile.data.prepared import prepare
 from voxtile.data.rng import generator
+from voxtile.data.sampling import Sampling
 from voxtile.data.splits import GroupSplit
 from voxtile.data.weight_map import WeightMap, open_weights
 from voxtile.errors import DataError
@@ -127,8 +128,8 @@ def test_missing_rasters_are_named(root):
 
 def test_the_weights_of_training_cases_are_part_of_the_fingerprint(root):
     def fingerprint(weights):
-        scheme = GroupSplit(val=0.3, test=0)
-        found = prepare(dataset(root), scheme, Normalisation("dataset"), root / "cache", weight_pattern=weights)
+        scheme, sampling = GroupSplit(val=0.3, test=0), Sampling("weights", weights=weights) if weights else Sampling()
+        found = prepare(dataset(root), scheme, Normalisation("dataset"), root / "cache", sampling=sampling)
         assert set(found.weight_maps) == ({case.id for case in found.split.train} if weights else set())
         return found.fingerprint
 

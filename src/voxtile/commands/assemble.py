@@ -171,10 +171,8 @@ def prepare_data(built: Parts, out: Console, anew: bool = False, runs: Path | No
         data, kept = built.config["data"], Path(built.config["paths"]["cache"]).expanduser()
         prepared = prepare(
             built.dataset, built.scheme, built.normalisation, kept,
-            waive=data["waive"] or (), limit=data["limit"], progress=start, weight_pattern=built.sampling.weights,
-            by_shape=built.sampling.by == "polygon",
-            window=built.windowing.size, say=lambda sentence: out.print(sentence, soft_wrap=True), anew=anew,
-            lists=lists_of(built.config, runs),
+            waive=data["waive"] or (), limit=data["limit"], window=built.windowing.size, sampling=built.sampling, anew=anew,
+            progress=start, say=lambda sentence: out.print(sentence, soft_wrap=True), lists=lists_of(built.config, runs),
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,6 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
     """
     from voxtile.commands.parents import leaks_of, learned_by
     from voxtile.data.leakage import clauses, settle, to_type
-    from voxtile.data.pixel_sizes import unlike
     from voxtile.data.places import by_place
     from voxtile.data.prepared import Prepared
     from voxtile.data.splits import Split
@@ -130,17 +129,26 @@ def prepared_on(run: Trained, data: Mapping[str, Any], out: Console) -> Prepared
     already = {leak.case for leak in leaks}
     leaks += [leak for leak in _parts(run, known_again, cache, out) if leak.case not in already]
     waived = settle(leaks, data.get("waive") or (), told, lists=lists)
-    sizes = run.manifest["data"].get("pixel_sizes")
+    for remark in _remarks(run, prepared):
+        out.print(remark, style="yellow", soft_wrap=True)
+    return replace(prepared, waived=tuple(waived))
+
+
+def _remarks(run: Trained, prepared: Prepared) -> Iterator[str]:
+    """What is odd about judging a run on other data without being wrong: pixels of other sizes, cases that chose its weights."""
+    from voxtile.commands.parents import learned_by
+    from voxtile.data.pixel_sizes import unlike
+
+    data = run.manifest["data"]
+    sizes, cases = data.get("pixel_sizes"), prepared.split.test
     if strange := {case.id: sentence for case in cases if (sentence := unlike(sizes, case, run.built.windowing))}:
         name, sentence = next(iter(strange.items()))
         more = f" (and {counted(len(strange) - 1, 'case')} like it)" if len(strange) > 1 else ""
-        out.print(f"{name}{more}: {sentence}", style="yellow", soft_wrap=True)
-    known = run.manifest["data"].get("contents", {}).values()  # an older run does not say
+        yield f"{name}{more}: {sentence}"
+    known = data.get("contents", {}).values()  # an older run does not say
     looked_at = {each["image"] for each in known} - {each.image for each in learned_by(run.home)}
-    if chosen := [name for name, digest in images.items() if digest in looked_at]:
-        said = f"{listed(chosen)} chose the weights of {run.home.path}: scores may be too good"
-        out.print(said, style="yellow", soft_wrap=True)
-    return replace(prepared, waived=tuple(waived))
+    if chosen := [name for name, digest in prepared.images.items() if digest in looked_at]:
+        yield f"{listed(chosen)} chose the weights of {run.home.path}: scores may be too good"
 
 
 def _known_again(dataset: Dataset, cache: Path, names: Collection[str] | None = None) -> dict[str, set[str]]:

@@ -18,6 +18,7 @@ from voxtile.data.leakage import find_leaks, gate, single_values
 from voxtile.data.normalise import Intensity, Normalisation
 from voxtile.data.places import by_place
 from voxtile.data.rng import digest
+from voxtile.data.sampling import Sampling
 from voxtile.data.shapes import shapes_are_cut
 from voxtile.data.splits import Split, SplitScheme, unlike_given
 from voxtile.data.survey import Survey, by_threads, fingerprint, foreground_sample, survey_all
@@ -139,15 +140,15 @@ def prepare(
     scheme: SplitScheme,
     normalisation: Normalisation,
     cache: Path,
+    *,
     waive: Sequence[str] = (),
     limit: int | None = None,
-    progress: Progress = silent,
-    weight_pattern: str | None = None,
-    by_shape: bool = False,
     window: Sequence[int] | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    anew: bool = False,
+    progress: Progress = silent,
     say: Callable[[str], object] | None = None,
     lists: Path | None = None,
-    anew: bool = False,
 ) -> Prepared:
     """Opens, surveys and splits a data set, and stops where the split leaks.
 
@@ -158,14 +159,13 @@ def prepare(
         cache: folder that keeps surveys.
         waive: ids of cases whose leaks are accepted.
         limit: most training and most validation cases that are used; None for all.
-        progress: shows how far reading has come.
-        weight_pattern: of the names of the rasters by which training windows are drawn, see `Sampling`.
-        by_shape: whether training windows are drawn by labelled shapes.
         window: size of a training window, checked before the cases are read; None where none is drawn.
+        sampling: how training windows are drawn.
+        anew: whether cases are surveyed again of which the cache holds a survey, by which files are known by their dates.
+        progress: shows how far reading has come.
         say: takes sentences for the user: that the data set's own split is not used, and about the disk that decoded data take,
             where that is much.
         lists: folder for lists of cases that are too long to be printed, see `to_type` in `leakage`.
-        anew: whether cases are surveyed again of which the cache holds a survey, by which files are known by their dates.
 
     Raises:
         DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
@@ -210,10 +210,11 @@ def prepare(
     waived = gate(leaks, waive, known, single_values(leaks, split), dataset.exclude, lists)
     intensity, thinned, blank = _intensity(normalisation, split.train, surveys, dataset.background)
     files = known_again(split.test, classes, cache, surveyed)
-    maps = open_weights(dataset, weight_pattern, split.train, cases) if weight_pattern else {}
+    maps = open_weights(dataset, sampling.weights, split.train, cases) if sampling.weights else {}
+    cut = sampling.by == "polygon" and shapes_are_cut(split.train)
     ready = Prepared(
         dataset, split, cache, surveys=surveys, images=images, test_files=files, waived=tuple(waived), normalisation=normalisation,
-        intensity=intensity, weight_maps=maps, cut_shapes=by_shape and shapes_are_cut(split.train), thinned=thinned, blank=blank,
+        intensity=intensity, weight_maps=maps, cut_shapes=cut, thinned=thinned, blank=blank,
     )  # fmt: skip
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all
