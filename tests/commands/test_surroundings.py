@@ -1,6 +1,7 @@
 """What a command finds around it: output that cannot be written, Ctrl-C at any moment, empty variables, too little memory."""
 
 import copy
+import mmap
 import os
 import signal
 import subprocess
@@ -11,11 +12,15 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.commands.conftest import Command, Run, homes, read
 from voxtile.commands.allowed import target
+from voxtile.commands.children import how_it_ended
 from voxtile.commands.guard import guarded
+from voxtile.commands.own import blaming
 from voxtile.commands.surroundings import PLACES, Printed, interruptible
 from voxtile.training.stopping import StopRequest
 
@@ -150,3 +155,42 @@ def test_a_library_that_memory_has_no_room_for(capfd: pytest.CaptureFixture[str]
     monkeypatch.setattr("voxtile.commands.allowed.importlib.import_module", loading)
     assert guarded(lambda: target("voxtile.models.unet.UNet", "model")) == 4
     assert "libtorch_cpu.so: failed to map segment from shared object. Raise the limit of the" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: np.empty(10**17, np.uint8), "Unable to allocate 88.8 PiB for an array"),
+        (lambda: torch.empty(10**17, dtype=torch.uint8), "DefaultCPUAllocator: can't allocate memory"),
+        (lambda: bytearray(10**17), "There is not enough memory: MemoryError."),
+        (lambda: mmap.mmap(-1, 2**62), "There is not enough memory: [Errno 12] Cannot allocate memory."),
+    ],
+)
+def test_an_array_that_memory_has_no_room_for(make: Callable[[], object], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def task() -> int:
+        with blaming([__name__]):  # code of the user's own is not blamed either
+            make()
+        return 0
+
+    assert guarded(task) == 4
+    err = capfd.readouterr().err
+    assert said in err
+    assert "fewer 'workers=…'" in err
+
+
+def test_other_errors_are_not_said_to_be_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        guarded(lambda: int(torch.zeros(2).view(3)[0]))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (1, "ended with exit code 1"),
+        (-9, "was ended by SIGKILL, as"),
+        (-15, "was ended by SIGTERM"),
+        (-35, "was ended by signal 35"),
+    ],
+)
+def test_how_a_process_ended(code: int, said: str) -> None:
+    assert said in how_it_ended(code)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from voxtile.commands.guard import lacks_memory
+from voxtile.commands.guard import no_memory
 from voxtile.commands.own import check_is, raised_at
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed, reason
 
@@ -148,7 +148,7 @@ def _imported(module_name: str, name: str, where: str, trusted: bool) -> Any:
     try:
         return importlib.import_module(module_name)
     except Exception as error:  # what a module runs when it is imported fails in any way
-        if lacks_memory(error):  # `guarded` says what can be done
+        if no_memory(error):  # `guarded` says what can be done
             raise
         library = module_name.partition(".")[0]
         if isinstance(error, ImportError) and library in EXTRAS and importlib.util.find_spec(library) is None:

@@ -60,8 +60,11 @@ def how_it_ended(code: int) -> str:
     """How a process ended by its exit code, to stand behind its name."""
     if code >= 0:
         return f"ended with exit code {code}"
-    number = signal.Signals(-code)
-    return f"was ended by {number.name}" + (", as the system does where memory runs out" if number is signal.SIGKILL else "")
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # of real-time signals, only the first and the last have names
+        name = f"signal {-code}"
+    return f"was ended by {name}" + (", as the system does where memory runs out" if name == "SIGKILL" else "")
 
 
 def told(error: BaseException) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from errno import ENOMEM
 from traceback import print_exception
 
 from voxtile.errors import RunError, VoxtileError, reason
@@ -16,14 +17,37 @@ class StoppedError(BaseException):
     """Ends a multirun whose job was asked to stop; not an Exception, since Hydra keeps those of a job and goes on."""
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a GPU's memory is full; by its name, since PyTorch is slow to import."""
-    return type(error).__name__ == "OutOfMemoryError"
+def no_memory(error: Exception) -> str | None:
+    """What to say of an error that comes from a lack of memory: of a GPU's, a library's, an array's; None of any other error."""
+    if type(error).__name__ == "OutOfMemoryError":  # by its name, since PyTorch is slow to import
+        return (
+            f"The GPU's memory is full: {reason(error)}. Type a smaller 'batch_size=…' of evaluate and predict, a larger "
+            "'training.accumulate=…' of train, or smaller windows; see with 'nvidia-smi' who else uses the GPU."
+        )
+    if isinstance(error, ImportError) and re.search("failed to map segment|annot allocate memory", str(error)):  # the loader's
+        return (
+            f"A library cannot be loaded, since this process may not have more memory: {reason(error)}. Raise the limit of the "
+            "shell ('ulimit -v unlimited'), the job or the container; libraries take some gigabytes of addresses."
+        )
+    refused = isinstance(error, OSError) and error.errno == ENOMEM  # by the system, which maps files and starts processes
+    pytorchs = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if isinstance(error, MemoryError) or refused or pytorchs:
+        return (
+            f"There is not enough memory: {reason(error)}. Type a smaller 'batch_size=…' of evaluate and predict, a larger "
+            "'training.accumulate=…' of train, fewer 'workers=…', or smaller windows; or raise the limit of the shell "
+            "('ulimit -v unlimited'), the job or the container."
+        )
+    return None
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether an error says that a library cannot be loaded for lack of memory; by what the system's loader says of it."""
-    return isinstance(error, ImportError) and bool(re.search("failed to map segment|annot allocate memory", str(error)))
+def _no_file(error: Exception) -> str | None:
+    """What to say of a file that cannot be read or written; None of an error that is not about a file."""
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    return (
+        f"{error.filename} cannot be read or written: {error.strerror}. Expected a folder that this user may write to, with room; "
+        "choose where results go with 'paths.runs=…' and 'paths.cache=…'."
+    )
 
 
 def stopped() -> int:
@@ -40,29 +64,10 @@ def guarded(task: Callable[[], int], traceback: bool = False) -> int:
         return stopped()
     except VoxtileError as error:
         problem: VoxtileError = error
-    except OSError as error:
-        if not error.filename:  # not about a file
+    except Exception as error:
+        if (said := no_memory(error) or _no_file(error)) is None:
             raise
-        problem = RunError(
-            f"{error.filename} cannot be read or written: {error.strerror}. Expected a folder that this user may write to, with "
-            "room; choose where results go with 'paths.runs=…' and 'paths.cache=…'."
-        )
-        problem.__cause__ = error
-    except ImportError as error:
-        if not lacks_memory(error):
-            raise
-        problem = RunError(
-            f"A library cannot be loaded, since this process may not have more memory: {reason(error)}. Raise the limit of the "
-            "shell ('ulimit -v unlimited'), the job or the container; libraries take some gigabytes of addresses."
-        )
-        problem.__cause__ = error
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        problem = RunError(
-            f"The GPU's memory is full: {reason(error)}. Type a smaller 'batch_size=…' of evaluate and predict, a larger "
-            "'training.accumulate=…' of train, or smaller windows; see with 'nvidia-smi' who else uses the GPU."
-        )
+        problem = RunError(said)
         problem.__cause__ = error
     if traceback:
         print_exception(problem)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import voxtile
-from voxtile.commands.guard import is_out_of_memory
+from voxtile.commands.guard import no_memory
 from voxtile.errors import ConfigError, RunError, VoxtileError, listed, reason
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def blaming(trust: Any) -> Iterator[None]:
     """Turns what trusted code raises into a paragraph that says where it did.
 
     Raises:
-        RunError: Trusted code raised something else than an error of ours, and the GPU's memory is not full.
+        RunError: Trusted code raised something else than an error of ours, and memory is not full.
     """
     try:
         yield
@@ -49,7 +49,7 @@ def blaming(trust: Any) -> Iterator[None]:
     except Exception as error:
         modules = tuple(map(str, trust)) if isinstance(trust, list | tuple) else ()
         # `guarded` says of a full memory what can be done.
-        if is_out_of_memory(error) or not (where := _within(error, modules)):
+        if no_memory(error) or not (where := _within(error, modules)):
             raise
         raise RunError(
             f"{type(error).__name__} at {where}: {reason(error)}. This was raised in code that is not voxtile's: correct it there, "
