@@ -66,7 +66,7 @@ def native_bands(
     waiting = [number for number, window in enumerate(windows) if window not in done]
     needed = {z for number in waiting for z in range(taps[number][0], taps[number][0] + len(taps[number][1]))}
     rows = [row.band for strip in predictor.plan(case) for row in strip]
-    skipped = [band for band in rows if not needed.intersection(range(band.z, band.stop[0]))]
+    skipped = {band for band in rows if not needed.intersection(range(band.z, band.stop[0]))}
     slices: OrderedDict[int, Tensor] = OrderedDict()
     for z, probabilities in _slices(predictor.bands(case, intensity, skipped), case.shape[1:]):
         slices[z] = probabilities

@@ -204,7 +204,7 @@ class Predictor:
                 yield band
             del band  # whoever took it decides how long it lives
 
-    def plan(self, case: Case) -> list[list[Row]]:
+    def plan(self, case: Case) -> tuple[tuple[Row, ...], ...]:
         """The rows of windows of `case`, by strips; each row ends in one band."""
         return strips(case.shape, self.size, self.overlap, self.judge.planar, self.widest)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from voxtile.cases.tiling import Tile, tiles
@@ -41,7 +43,10 @@ class Row:
         return self.box.start[self.axis], self.box.stop[self.axis]
 
 
-def strips(shape: Size3, size: Size3, overlap: float, planar: bool, widest: int | None = WIDEST) -> list[list[Row]]:
+@lru_cache(maxsize=1)  # a case's rows are asked for some times, and those of a large scene take seconds
+def strips(
+    shape: Size3, size: Size3, overlap: float, planar: bool, widest: int | None = WIDEST
+) -> tuple[tuple[Row, ...], ...]:  # fmt: skip
     """The rows of a case's strips: of each slice the strips from left to right, of each strip the rows from top to bottom.
 
     A window that reaches over the side of a strip belongs to both.
@@ -62,15 +67,16 @@ def strips(shape: Size3, size: Size3, overlap: float, planar: bool, widest: int 
     for by_start in planes.values():
         first = next(iter(by_start.values()))
         for left, right in _sides(first, widest) if planar and widest else [(0, shape[2])]:
+            columns = [place for place, tile in enumerate(first) if tile.window.x < right and tile.window.stop[2] > left]
             rows = []
             for start, after in pairwise([*by_start, shape[axis]]):
-                inside = tuple(tile for tile in by_start[start] if tile.window.x < right and tile.window.stop[2] > left)
+                inside = tuple(by_start[start][columns[0] : columns[-1] + 1])
                 window = inside[0].window
                 z, y = window.start[:2] if planar else (window.z, 0)
                 box = Window(z, y, left, window.depth, window.height if planar else shape[1], right - left)
                 rows.append(Row(inside, box, axis, after - start))
-            found.append(rows)
-    return found
+            found.append(tuple(rows))
+    return tuple(found)
 
 
 def _sides(row: Sequence[Tile], widest: int) -> list[tuple[int, int]]:
@@ -86,5 +92,8 @@ def needed(strip: Sequence[Row], done: Collection[Window], margin: int = 0) -> l
     """The rows that reach into a band which is not done, or come closer to it than `margin` pixels."""
     if not done:
         return list(strip)
-    missing = [(row.span[0] - margin, row.span[0] + row.thick + margin) for row in strip if row.band not in done]
-    return [row for row in strip if any(row.span[0] < stop and row.span[1] > start for start, stop in missing)]
+    missing = [row for row in strip if row.band not in done]
+    # Rows are in order, and so are the ends of what is missing: of one that a row meets, the start is before the row's stop, and
+    # the stop is not before its start.
+    starts, stops = [row.span[0] - margin for row in missing], [row.span[0] + row.thick + margin for row in missing]
+    return [row for row in strip if bisect_right(stops, row.span[0]) < bisect_left(starts, row.span[1])]
