@@ -90,3 +90,14 @@ def test_the_middle_of_a_window_weighs_more_than_its_border():
 def test_an_overlap_that_is_no_share_is_refused(overlap):
     with pytest.raises(ValueError, match="overlap must lie in"):
         tiles((1, 8, 8), (1, 4, 4), overlap)
+
+
+@few
+@given(shapes, sizes, overlaps)
+def test_a_window_is_alone_where_no_other_shares_a_pixel_with_it(shape, size, overlap):
+    times = np.zeros(shape, dtype=int)
+    found = tiles(shape, size, overlap)
+    for tile in found:
+        times[tile.window.slices] += 1
+    for tile in found:
+        assert tile.alone == (times[tile.window.slices] == 1).all()

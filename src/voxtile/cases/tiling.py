@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise, product
 
 import numpy as np
@@ -25,6 +26,11 @@ class Tile:
     window: Window
     core: Window
     weights: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether no other tile shares a pixel with this one."""
+        return all(bool((axis == 1).all()) for axis in self.weights)
 
 
 def starts(length: int, side: int, overlap: float) -> list[int]:

@@ -249,14 +249,14 @@ class Predictor:
             for tile, weighted in zip(part.tiles, part.weighted, strict=True):
                 inner = tile.window.clipped_to(row.box)
                 place, own = total[(slice(None), *inner.within(row.box))], weighted[(slice(None), *inner.within(tile.window))]
-                place.copy_(own) if _alone(tile) else place.add_(own)
+                place.copy_(own) if tile.alone else place.add_(own)
         return total, part.slab
 
     def _begun(self, row: Row, maps: int, rest: _Rest | None, buffers: Buffers) -> Tensor:
         """A row's sums [K, d, h, w] as the row before has left them; where one window alone lies, or none with data, anything."""
         shape = (maps, *row.box.size)
         total = torch.empty(shape, device=self.sums) if self.in_bulk else torch.from_numpy(buffers.empty(shape, np.float32))
-        if not all(map(_alone, row.tiles)):
+        if not all(tile.alone for tile in row.tiles):
             total.zero_()
         if rest is not None:
             inner = rest[0].clipped_to(row.box)
@@ -387,20 +387,15 @@ def _add_in_bulk(total: Tensor, box: Window, part: _Judged) -> None:
         # They are in order: what reaches out of a strip is the beginning of the first one, or the end of the last.
         begin, end = max(0, box.x - own[0].x), len(columns) - max(0, own[-1].stop[2] - box.stop[2])
         at, maps = columns[begin:end], maps[..., begin:end]
-        if all(map(_alone, part.tiles)):
+        if all(tile.alone for tile in part.tiles):
             total.index_copy_(-1, at, maps)
         else:
             total.index_add_(-1, at, maps)
 
 
-def _alone(tile: Tile) -> bool:
-    """Whether no other window shares a pixel with this one."""
-    return all(bool((axis == 1).all()) for axis in tile.weights)
-
-
 def _weighted(probabilities: Tensor, tiles: Sequence[Tile]) -> Tensor:
     """Windows' probabilities [B, K, d, h, w] times their shares in each pixel, in place."""
-    if all(map(_alone, tiles)):
+    if all(tile.alone for tile in tiles):
         return probabilities
     axes = (np.stack(axis) for axis in zip(*(tile.weights for tile in tiles), strict=True))
     z, y, x = (torch.from_numpy(axis).to(probabilities.device, non_blocking=True) for axis in axes)
