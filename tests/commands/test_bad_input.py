@@ -587,13 +587,17 @@ def test_a_run_folder_with_something_else_in_a_file(copied_run: Run, voxtile, na
     refused(voxtile(*command), 4, copied_run.home / name, "train the run again")
 
 
-@pytest.mark.parametrize("state", [{}, {"step": 2}, [1, 2], "text"])
+OTHERS = {"step": 2, "best": {}, "network": {}, "metrics": 0}  # state, with too little for this run
+
+
+@pytest.mark.parametrize("state", [{}, {"step": 2}, [1, 2], "text", OTHERS])
 def test_a_resume_state_that_is_none(copied_run: Run, voxtile, state) -> None:
     status = '{"state": "interrupted", "step": 2}'
     (copied_run.home / "status.json").write_text(status)
     torch.save(state, copied_run.home / "resume.pt")
-    what = "it lacks" if isinstance(state, dict) else "it holds a"
-    refused(voxtile("train", *copied_run.words), 4, copied_run.home / "resume.pt", what, "Type 'retry=true': the same command")
+    what = "no state of this run" if state is OTHERS else "it lacks" if isinstance(state, dict) else "it holds a"
+    said = "Type" if state is not OTHERS else "type"
+    refused(voxtile("train", *copied_run.words), 4, copied_run.home / "resume.pt", what, f"{said} 'retry=true': the same command")
     assert (copied_run.home / "status.json").read_text() == status
 
 

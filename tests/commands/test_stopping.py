@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 from tests.commands.conftest import Command, Run, homes
 from voxtile.training.module import SegmentationModule
@@ -73,9 +75,12 @@ def test_a_signal_saves_and_the_same_command_ends_in_the_same_bits(
     assert not list(home.glob("*.ckpt"))
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", ["voxtile"])
+    load = Mock(side_effect=torch.load)
+    monkeypatch.setattr("voxtile.training.weights.torch.load", load)
     said = voxtile("train", *words)
     assert said.code == 0
     assert f"continuing at step {step} of 6" in said.text
+    load.assert_called_once()  # states may be large
     assert not (home / "resume.pt").exists()
     for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "status.json"):
         assert (home / name).read_bytes() == (scene_run.home / name).read_bytes()

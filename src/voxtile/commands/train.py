@@ -169,7 +169,7 @@ def _train(
     from voxtile.commands.worker import fit_here
     from voxtile.studies.meter import forget_peak_memory
 
-    state = _saved(home, config["retry"], out)
+    written = _taken_up(module, home, config["retry"], out)
     facts = _facts(config, prepared, parent, home, devices)
     atomic_text(home.path / "config.yaml", _kept(config))
     home.write("manifest.json", facts)
@@ -177,9 +177,6 @@ def _train(
     home.set_status("running", **({"step": 0, "steps": module.settings.steps} | reached))
     _announce(prepared, module, home, devices, out)
     with _recording(home, module, devices, facts) as measured:
-        if devices.count > 1 and state is not None:
-            module.load_state(state)
-        del state  # which may be large, and is not needed while training
         if devices.count > 1 and not module.done:  # what is trained to its end needs no others to say so
             began_from = None if parent is None else str(parent.home.path.absolute())
             order = {"config": config, "home": str(home.path), "parent": began_from, "command": command_line()}
@@ -188,7 +185,7 @@ def _train(
         else:
             with blaming(config["trust"]):
                 forget_peak_memory()
-                fit_here(config, module, data, home, out, command_line(), measured)
+                fit_here(config, module, data, home, out, command_line(), measured, written)
             for path in home.path.glob("*-profile.txt"):
                 out.print(path.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
 
@@ -277,23 +274,24 @@ def _recording(
             home.write("manifest.json", facts)
 
 
-def _saved(home: RunFolder, retry: bool, out: Console) -> dict[str, Any] | None:
-    """The state that a run goes on from, read before anything of the run is written; None where it begins.
+def _taken_up(module: SegmentationModule, home: RunFolder, retry: bool, out: Console) -> int:
+    """As `take_up`, before anything of the run is written; with `retry`, a damaged state is put aside and the run begins anew.
 
     Raises:
-        RunError: It cannot be read, and the user has not said to begin anew then.
+        RunError: The state cannot be read, or is not the module's.
     """
-    from voxtile.training.weights import DamagedStateError, load_resume
+    from voxtile.training.fit import take_up
+    from voxtile.training.weights import DamagedStateError
 
     try:
-        return load_resume(home.resume)
+        return take_up(module, home)
     except DamagedStateError:
         if not retry:
             raise
         aside = home.resume.replace(home.path / "resume.damaged")
         out.print(f"{home.resume} is damaged and now called {aside.name}: the run is trained from its start", style="yellow",
                   soft_wrap=True)  # fmt: skip
-        return None
+        return 0
 
 
 def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Console) -> None:

@@ -75,6 +75,7 @@ def work(order: Mapping[str, Any], leads: bool, held: RunFolder | None = None) -
     from voxtile.commands.console import console
     from voxtile.commands.heap import keep_heap
     from voxtile.commands.parents import Parent
+    from voxtile.training.fit import take_up
     from voxtile.training.run_folder import RunFolder
 
     keep_heap()
@@ -84,26 +85,28 @@ def work(order: Mapping[str, Any], leads: bool, held: RunFolder | None = None) -
     module, data = assembled(built, prepare_data(built, out))
     if order["parent"] is not None:
         Parent.of(RunFolder.existing(order["parent"])).hand_down(module, config["model"], out)
+    written = take_up(module, home)
     out.quiet = not leads
     measured: dict[str, float] = {}
-    fit_here(config, module, data, home, out, order["command"], measured, world_of(config["trainer"]), leads)
+    fit_here(config, module, data, home, out, order["command"], measured, written, world_of(config["trainer"]), leads)
     return measured
 
 
 def fit_here(
     config: Mapping[str, Any], module: SegmentationModule, data: VoxtileData, home: RunFolder, out: Console, command: str,
-    measured: dict[str, float], world: int = 1, leads: bool = True,
+    measured: dict[str, float], written: int, world: int = 1, leads: bool = True,
 ) -> None:  # fmt: skip
     """Trains in this process.
 
     Args:
         config: resolved.
-        module: what is trained.
+        module: what is trained, where the run stands.
         data: its data.
         home: the run's folder.
         out: where progress is shown.
         command: what the user types to continue.
         measured: where it is put what training takes, also where it fails: seconds, those of all segments of the run, and memory.
+        written: see `fit`.
         world: how many processes train.
         leads: whether this one is the first, which writes into the run folder.
     """
@@ -119,7 +122,7 @@ def fit_here(
         options["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
     loggers, well = make_loggers(config, home) if leads else [], False
     try:
-        fit(module, data, home, options, loggers, out, command, leads)
+        fit(module, data, home, options, loggers, out, command, written, leads)
         well = True
     finally:
         measured |= {"training_seconds": module.seconds, "peak_memory_gib": peak_memory()}

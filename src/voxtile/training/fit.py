@@ -168,29 +168,32 @@ def fit(
     loggers: Sequence[Logger],
     console: Console,
     command: str,
+    written: int = 0,
     leads: bool = True,
 ) -> None:
     """Trains until nothing is left to do.
 
     Args:
-        module: the module, at its start.
+        module: the module, where the run stands: see `take_up`.
         data: its data.
-        folder: where the run lives; where it holds a resume state, training goes on there.
+        folder: where the run lives.
         options: of `lightning.Trainer` (accelerator, devices, precision, …).
         loggers: Lightning loggers besides the metrics file.
         console: where progress is shown.
         command: what the user types to continue.
+        written: bytes of the metrics file that belong to where the run stands.
         leads: whether this process is the only, or the first, of those that train the run together: it writes into the folder.
 
     Raises:
         InterruptedRunError: A signal came; the state is saved.
         RunError: The loss became NaN, or a file could not be written.
     """
-    size = _take_up(module, folder, console)
+    if module.step:
+        console.print(f"continuing at step {module.step} of {module.settings.steps}", highlight=False)
     metrics, stop = MetricsFile(folder.metrics), StopRequest(leads)
     callbacks: list[lightning.Callback] = [Keeper(folder, metrics, stop, command, leads)]
     if leads:
-        metrics.start(size)
+        metrics.start(written)
         module.record = partial(_record, folder, metrics, loggers)
         callbacks.append(Reporter(console, data, folder))
     making = bare_trainer(callbacks, max_epochs=-1, logger=list(loggers) or False, default_root_dir=folder.path, **options)
@@ -212,25 +215,24 @@ def fit(
         _finish(module, folder, metrics)
 
 
-def _take_up(module: SegmentationModule, folder: RunFolder, console: Console) -> int:
-    """Puts the module where the run stands, and returns how long its metrics file was there: 0 bytes at the start.
+def take_up(module: SegmentationModule, folder: RunFolder) -> int:
+    """Puts the module where the run stands, and returns how many bytes its metrics file had there: 0 at the start.
 
     Raises:
-        RunError: The resume state is not the module's.
+        DamagedStateError: The resume state cannot be read.
+        RunError: It is not the module's.
     """
     state = load_resume(folder.resume)
     if state is None:
         return 0
     try:
         module.load_state(state)
-        size = int(state["metrics"])
+        return int(state["metrics"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise RunError(
             f"{folder.resume} is no state of this run: {reason(error)}. Delete it and type 'retry=true': the same command then "
             "trains the run from its start."
         ) from error
-    console.print(f"continuing at step {module.step} of {module.settings.steps}", highlight=False)
-    return size
 
 
 def _record(
