@@ -161,6 +161,13 @@ def test_options_are_judged_as_they_act_on_maps():
         assert trial.dice == pytest.approx(np.mean(dice)), trial
 
 
+def test_each_map_is_unpacked_once_for_the_removals_of_all_classes(monkeypatch):
+    unpacked, unpack = [], KeptMap.classes
+    monkeypatch.setattr(KeptMap, "classes", lambda kept: unpacked.append(kept.case.id) or unpack(kept))
+    Search(noisy_maps(), CLASSES, 0)
+    assert unpacked == ["c0", "c1", "c2", "c3"]
+
+
 def test_a_choice_looks_at_the_given_cases_only():
     label = blob((1, 20, 20), (1, np.s_[:, 2:9, 2:9]), (1, np.s_[:, 12:19, 12:18]))
     odd = kept("odd", label, label)  # here the largest component alone would be wrong

@@ -89,7 +89,7 @@ class Search:
         self._known: dict[tuple[object, ...], float] = {}
         self.classes = [index for index in range(classes) if index != background]
         # Dice of each case, class and removal.
-        self._removed = np.array([[_removal_dice(each, index) for index in self.classes] for each in maps])
+        self._removed = np.array([_removal_dice(each, self.classes) for each in maps])
 
     def choose(self, cases: Collection[int]) -> tuple[Postprocess, list[Trial]]:
         """What is best for some of the cases, by their places, and what was tried."""
@@ -131,11 +131,16 @@ REMOVALS: Mapping[str, tuple[bool, float]] = {
 }  # fmt: skip
 
 
-def _removal_dice(kept: KeptMap, index: int) -> list[float]:
-    """Dice of a class in one case after each of `REMOVALS`; NaN where it is in neither label nor map."""
+def _removal_dice(kept: KeptMap, indices: Sequence[int]) -> list[list[float]]:
+    """Dice of each class in one case after each of `REMOVALS`; NaN where it is in neither label nor map."""
     classes = kept.classes()
     label = kept.case.read_label(Window.whole(kept.case.shape))
     label[classes == IGNORE] = IGNORE
+    return [_dice_of_class(classes, label, index, pixel_size(kept.case)) for index in indices]
+
+
+def _dice_of_class(classes: NDArray[np.uint8], label: NDArray[np.uint8], index: int, pixel: float) -> list[float]:
+    """See `_removal_dice`, of one class in a map and a label [D, H, W]; `pixel` is the size of a pixel."""
     in_label = np.count_nonzero(label == index)
     found = components_of(classes, index)
     if found is None:
@@ -143,7 +148,6 @@ def _removal_dice(kept: KeptMap, index: int) -> list[float]:
     box, ids, sizes = found
     part = label[box]
     judged, hit = (pixels_by_id(ids, len(sizes), mask) for mask in (part != IGNORE, part == index))
-    pixel = pixel_size(kept.case)
     stays = [which_stay(sizes, largest, least / pixel)[1:] for largest, least in REMOVALS.values()]
     hits, predicted = (np.array([counts[1:][each].sum() for each in stays]) for counts in (hit, judged))
     return list(scores_of(Counts(hits, np.full(len(hits), in_label), predicted)).dice)
