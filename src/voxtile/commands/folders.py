@@ -80,8 +80,12 @@ def named_paths(given: Any, fitting: Callable[[str, list[Path]], list[Path]] = l
 
 def first_twice(paths: Sequence[Path]) -> Path | None:
     """The first path to what an earlier one leads to, or None."""
-    places = [path.resolve() for path in paths]
-    return next((path for number, path in enumerate(paths) if places[number] in places[:number]), None)
+    known: set[Path] = set()
+    for path in paths:
+        if (place := path.resolve()) in known:
+            return path
+        known.add(place)
+    return None
 
 
 def home_of(config: Mapping[str, Any], homes: Sequence[RunFolder]) -> Path:
@@ -122,7 +126,8 @@ def _runs_among(found: Sequence[Path], pattern: str, out: Console) -> list[Path]
         RunError: There are none.
     """
     runs = [each for each in found if holds_run(each)]
-    others = [each for each in found if each not in runs]
+    kept = set(runs)
+    others = [each for each in found if each not in kept]
     if not runs:
         there = f"only {listed(others)}, which hold no recipe.json" if others else "nothing"
         raise RunError(f"'runs={pattern}' finds no run folder: the pattern fits {there}. Correct it, or name the folders.")

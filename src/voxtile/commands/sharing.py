@@ -276,10 +276,10 @@ def _count(order: Mapping[str, Any], say: Callable[[Mapping[str, Any]], None]) -
     data = opened[0].manifest["data"]
     post = postprocess_of(config["postprocess"], Path(), data, {})  # settings, as the starter has found them
     scorer = Scorer(runs, config, measures_of(config, data), post)
+    sides = [{(case.id, case.region): case for case in prepared.split.sides[side_of(config)]} for _, prepared in runs]
     for part in order["parts"]:
-        sides = runs[part["runs"][0]][1].split.sides[side_of(config)]
         region = None if part["region"] is None else Window(*part["region"])
-        case = next(case for case in sides if case.id == part["case"] and case.region == region)
+        case = sides[part["runs"][0]][part["case"], region]
         scored = scorer.score(Job(case, tuple(part["runs"])), part["rows"])
         counted_there = {"matrix": scored.matrix.tolist(), "labels": scored.labels, "measured": list(scored.measured)}
         say({"job": part["job"], **counted_there})

@@ -228,7 +228,7 @@ def counted_again(trained: Trained, prepared: Prepared, chosen: Sequence[int], d
     module.network.load_state_dict(trained.network.state_dict())
     module.to(where).eval()
     confusion = CaseConfusion(len(prepared.split.val), len(prepared.dataset.classes))
-    batches: Iterable[Any] = data.val_dataloader([number for number in range(len(prepared.split.val)) if number in chosen])
+    batches: Iterable[Any] = data.val_dataloader(chosen)
     kind = torch_type(trained.built.config["trainer"]["precision"])
     with torch.inference_mode(), torch.autocast(where.type, dtype=kind, enabled=kind != torch.float32):
         for batch in batches:
