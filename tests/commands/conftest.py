@@ -99,6 +99,7 @@ def _no_one_elses_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for name in ("DATA", "RUNS", "CACHE"):
             patch.setenv(f"VOXTILE_{name}", str(tmp_path_factory.mktemp(name.lower())))
         # The checkout may be edited while the tests run, which is no concern of theirs.
+        patch.setattr("voxtile.studies.manifest.own_sources", lambda: "0" * 64)
         patch.setattr("voxtile.studies.manifest.code", lambda: {"sources": "0" * 64, "commit": "0" * 40, "diff": ""})
         yield
 

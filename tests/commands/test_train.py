@@ -161,7 +161,7 @@ def test_a_finished_run_says_when_versions_have_changed_since(copied_run: Run, v
 def test_a_finished_run_says_when_the_code_has_changed_since(
     scene_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("voxtile.studies.manifest.code", lambda: {"sources": "1" * 64})
+    monkeypatch.setattr("voxtile.studies.manifest.own_sources", lambda: "1" * 64)
     assert "nothing was trained. Since then: the code has changed." in voxtile("train", *scene_run.words).text
 
 

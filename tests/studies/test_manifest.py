@@ -1,4 +1,4 @@
-"""What made a run: digests of source files."""
+"""What made a run: digests of source files, and what has changed since."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from voxtile.studies.manifest import sources_of, trusted
+from voxtile.studies import manifest
+from voxtile.studies.manifest import Devices, changes, code, hardware, sources_of, trusted, versions
 
 
 def test_trusted_modules_have_digests_of_all_their_package_and_are_not_imported(
@@ -27,3 +28,15 @@ def test_trusted_modules_have_digests_of_all_their_package_and_are_not_imported(
     assert sources_of("alone_of_tests") == before["alone_of_tests"]
     (tmp_path / "alone_of_tests.py").write_text("raise SystemError")
     assert sources_of("alone_of_tests") != before["alone_of_tests"]
+
+
+def test_what_has_changed_is_found_by_one_look_at_each_thing(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices("cpu", 1, 1)
+    old = {"code": code(), "versions": versions(), "hardware": hardware(devices)}
+    asked: list[object] = []
+    monkeypatch.setattr(manifest.subprocess, "run", lambda *words, **_: asked.append(words))
+    monkeypatch.setattr(manifest, "versions", lambda: asked.append("versions") or old["versions"])
+    assert changes(old, devices) == []
+    assert asked == ["versions"]
+    older = {**old, "code": {"sources": ""}, "versions": {**old["versions"], "torch": "0.1"}}
+    assert changes(older, devices) == ["the code has changed", f"torch was 0.1, is {old['versions']['torch']}"]

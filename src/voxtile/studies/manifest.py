@@ -180,15 +180,19 @@ def cpu() -> str:
 
 def code() -> dict[str, str]:
     """A digest of voxtile's source files; where it runs from a checkout, also its commit and uncommitted changes."""
-    package = Path(voxtile.__file__).parent
-    root = package.parents[1]
-    found = {"sources": sources(package)}
+    root = Path(voxtile.__file__).parents[2]
+    found = {"sources": own_sources()}
     if (root / ".git").exists():
         # Without git, or in a checkout without a commit, the digest is all there is.
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
             commit = _git(root, "rev-parse", "HEAD").strip()
             found |= {"commit": commit, "diff": _git(root, "diff", *PLAIN, "HEAD", "--", "src", "train.py")}
     return found
+
+
+def own_sources() -> str:
+    """The digest of voxtile's own source files."""
+    return sources(Path(voxtile.__file__).parent)
 
 
 def sources(package: Path) -> str:
@@ -227,14 +231,13 @@ def changes(old: Mapping[str, Any], devices: Devices) -> list[str]:
     """What has changed since a manifest was written, one phrase each: code, versions, devices, threads and GPUs."""
     found = []
     old = segment(old)  # the latest start is what would be continued
-    if old["code"].get("sources") != code().get("sources"):
+    if old["code"].get("sources") != own_sources():
         found.append("the code has changed")
     for name, digest in old["code"].get("trusted", {}).items():  # a manifest from elsewhere: only a package's name is looked up
         if sources_of(name.partition(".")[0]) != digest:
             found.append(f"the trusted module '{name}' has changed")
-    found += [
-        f"{name} was {value}, is {versions().get(name)}" for name, value in old["versions"].items() if versions().get(name) != value
-    ]
+    now = versions()
+    found += [f"{name} was {value}, is {now.get(name)}" for name, value in old["versions"].items() if now.get(name) != value]
     count = old["hardware"].get("devices", 1)
     before = {"devices": count, "strategy": "ddp" if count > 1 else ""}  # of older manifests, which do not say
     here, there = hardware(devices), before | old["hardware"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def _weights(first: RunFolder, second: RunFolder, name: str) -> str:
     from safetensors.torch import load_file
 
     mine, its = (run.weights / f"{name}.safetensors" for run in (first, second))
-    if mine.read_bytes() == its.read_bytes():
+    if filecmp.cmp(mine, its, shallow=False):
         return ""
     a, b = load_file(mine), load_file(its)
     if {key: value.shape for key, value in a.items()} != {key: value.shape for key, value in b.items()}:

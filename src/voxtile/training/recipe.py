@@ -211,7 +211,9 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
     if isinstance(value, Mapping) and isinstance(name := value.get(CONTENTS.get(path, "")), str):
         file = Path(name).expanduser()
         if file.is_file():
-            value = {**value, CONTENTS[path]: hashlib.sha256(file.read_bytes()).hexdigest()}
+            from voxtile.training.weights import file_digest  # imports PyTorch
+
+            value = {**value, CONTENTS[path]: file_digest(file)}
     # JSON has text keys only; {1: forest} must hash as it will be read back.
     return json.loads(json.dumps(value, default=str))
 
