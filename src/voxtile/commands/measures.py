@@ -129,7 +129,9 @@ class ObjectMeasure(Measure):
 
     def check(self, cases: Sequence[Case]) -> None:
         """Sees how many neighbours a pixel has in these cases; see `Measure.check`."""
-        self.connectivity = max(self.collector_of(case, self.classes).connectivity for case in cases)  # in a plane 26 are 8
+        from voxtile.scores.objects import neighbours
+
+        self.connectivity = max(neighbours(case.shape) for case in cases)  # in a plane 26 are 8
 
     def collector_of(self, case: Case, classes: Mapping[int, str]) -> ObjectCounter:
         """Counts the objects of a case."""
@@ -172,8 +174,10 @@ class LesionMeasure(Measure):
 
     def check(self, cases: Sequence[Case]) -> None:
         """Refuses cases of several units; see `Measure.check`."""
+        from voxtile.scores.objects import neighbours
+
         self.unit = _unit(cases, "lesions") + ("3" if any(case.shape[0] > 1 for case in cases) else "2")
-        self.connectivity = max(self.collector_of(case, self.classes).connectivity for case in cases)
+        self.connectivity = max(neighbours(case.shape, self.corners) for case in cases)
 
     def collector_of(self, case: Case, classes: Mapping[int, str]) -> LesionCounter:
         """Counts the lesions of a case."""

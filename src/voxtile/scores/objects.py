@@ -44,12 +44,13 @@ class Objects(NamedTuple):
     common: coo_array
 
 
-class ObjectFinder(ABC):
-    """Finds the objects of one case that comes in bands; memory grows with the number of objects, not of pixels.
+def neighbours(shape: Size3, corners: bool = True) -> int:
+    """Most neighbours of a pixel of a case [D, H, W] are of its object: 8 in a plane, 26 in a volume; without corners 4, 6."""
+    return (8 if corners else 4) if shape[0] == 1 else (26 if corners else 6)
 
-    Attributes:
-        connectivity: how many neighbours of a pixel may be of its object: 8 in a plane and 26 in a volume, without corners 4 and 6.
-    """
+
+class ObjectFinder(ABC):
+    """Finds the objects of one case that comes in bands; memory grows with the number of objects, not of pixels."""
 
     def __init__(self, shape: Size3, classes: Mapping[int, str], corners: bool = True) -> None:
         """Starts before the first band.
@@ -60,7 +61,6 @@ class ObjectFinder(ABC):
             corners: whether pixels that meet at a corner or edge only are connected, see `Components`.
         """
         self.shape, self.classes = shape, dict(classes)
-        self.connectivity = (8 if corners else 4) if shape[0] == 1 else (26 if corners else 6)
         axis = slab_axis(shape)
         self._label, self._predicted = (Components(list(classes), corners, axis) for _ in range(2))
         self._sizes: list[NDArray[np.int64]] = []  # pixels of each object of the label, slab by slab

@@ -84,7 +84,7 @@ def draw_split(split: Split) -> Image.Image | None:
     places = _places(cases)
     above = _legend(split)
     if len(places) == 1:
-        return _stacked([above, _map(cases, outlines, SOLE)])
+        return _joined([above, _map(cases, outlines, SOLE)], axis=1)
     maps = []
     wholes = [whole_id(case.id, case.region) for case, _ in cases]
     shown = [(sorted({wholes[member] for member in members}, key=natural_key), members) for members in places]
@@ -92,11 +92,11 @@ def draw_split(split: Split) -> Image.Image | None:
         title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         maps.append(_titled(_map([cases[member] for member in members], outlines[members], SMALL), title))
     columns = (WIDE + GAP) // (SMALL + GAP)
-    rows = [_row(maps[start : start + columns]) for start in range(0, len(maps), columns)]
+    rows = [_joined(maps[start : start + columns], axis=0) for start in range(0, len(maps), columns)]
     points = f"all {counted(len(places), 'place')}, each point one or more cases"
     below = f"{MOST_PLACES} of {len(places)} places" if len(places) > MOST_PLACES else "each place"
     overview = _titled(_overview([side for _, side in cases], outlines), points)
-    return _stacked([above, overview, _titled(None, below), *rows])
+    return _joined([above, overview, _titled(None, below), *rows], axis=1)
 
 
 def _places(sided: Sequence[tuple[Case, str]]) -> list[list[int]]:
@@ -213,21 +213,14 @@ def _draw_scale(draw: ImageDraw.ImageDraw, frame: _Frame) -> None:
     draw.text((right - 4, 21), "N", fill="black", font=font)
 
 
-def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
-    picture = Image.new("RGB", (max(part.width for part in parts), sum(part.height + GAP for part in parts)), "white")
-    y = 0
+def _joined(parts: Sequence[Image.Image], axis: int) -> Image.Image:
+    """Parts from left to right (axis 0), or from top to bottom (1)."""
+    size = [max(part.size[each] for part in parts) for each in range(2)]
+    size[axis] = sum(part.size[axis] + GAP for part in parts)
+    picture, place = Image.new("RGB", (size[0], size[1]), "white"), [0, 0]
     for part in parts:
-        picture.paste(part, (0, y))
-        y += part.height + GAP
-    return picture
-
-
-def _row(parts: Sequence[Image.Image]) -> Image.Image:
-    picture = Image.new("RGB", (sum(part.width + GAP for part in parts), max(part.height for part in parts)), "white")
-    x = 0
-    for part in parts:
-        picture.paste(part, (x, 0))
-        x += part.width + GAP
+        picture.paste(part, (place[0], place[1]))
+        place[axis] += part.size[axis] + GAP
     return picture
 
 
