@@ -107,3 +107,7 @@ def test_a_scene_of_three_windows_is_cut_where_their_cores_meet():
     assert [row.box for row in strip + other] == [Window(0, 0, 0, 1, 8, 16), Window(0, 0, 16, 1, 8, 8)]
     assert [len(row.tiles) for row in strip + other] == [2, 1]
     assert len(strips((1, 8, 24), (1, 8, 8), 0.5, True, 16)[0][0].tiles) == 4  # one reaches over the side
+
+
+def test_a_case_that_is_asked_for_again_is_not_planned_again():
+    assert strips((1, 8, 24), (1, 8, 8), 0.0, True, 16) is strips((1, 8, 24), (1, 8, 8), 0.0, True, 16)
