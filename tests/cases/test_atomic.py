@@ -1,3 +1,4 @@
+import shutil
 from unittest.mock import patch
 
 import pytest
@@ -27,11 +28,14 @@ def test_with_stable_names_what_a_killed_process_left_is_replaced_and_deleted(tm
         raise KeyboardInterrupt
 
     for _ in range(2):
-        with stable_names(), patch.object(atomic, "remove"), pytest.raises(KeyboardInterrupt):
+        with stable_names(tmp_path), patch.object(atomic, "remove"), pytest.raises(KeyboardInterrupt):
             atomic_write(path, killed)
     with pytest.raises(KeyboardInterrupt):
         atomic_write(path, killed)
-    assert [making.name == ".making.a_instances.tif" for making in made] == [True, True, False]
+    with stable_names(tmp_path), pytest.raises(KeyboardInterrupt):  # of others' files the lock says nothing
+        atomic_write(tmp_path / "cache" / path.name, killed)
+    shutil.rmtree(tmp_path / "cache")
+    assert [making.name == ".making.a_instances.tif" for making in made] == [True, True, False, False]
     made[2].with_name(f"{made[2].name}-journal").unlink()
     made[2].with_name(f"{made[2].stem}.rows.tif").unlink()
     assert len(list(tmp_path.iterdir())) == 3

@@ -97,14 +97,25 @@ def test_variant_and_code_version_are_part_of_the_key(path, folder, monkeypatch)
     assert cached_array(path, Decoder(3), "a")[0, 0] == 3
 
 
-def test_a_damaged_array_is_made_again(path, folder, monkeypatch):
+@pytest.mark.parametrize("damage", [lambda held: held[:100], lambda held: b"", lambda held: b"PK\x03\x04" + held[4:]])
+def test_a_damaged_array_is_made_again(path, folder, monkeypatch, damage):
     cached_array(path, Decoder())
     (file,) = folder.glob("*.npy")
-    file.write_bytes(file.read_bytes()[:100])
+    file.write_bytes(damage(file.read_bytes()))
     forget(monkeypatch)
     decode = Decoder()
     np.testing.assert_array_equal(cached_array(path, decode), decode.array)
     assert decode.calls == 1
+
+
+def test_a_folder_in_the_place_of_an_array_is_named(path, folder, monkeypatch):
+    cached_array(path, Decoder())
+    (file,) = folder.glob("*.npy")
+    file.unlink()
+    file.mkdir()
+    forget(monkeypatch)
+    with pytest.raises(DataError, match=f"{file.name} is a folder, .* Delete it"):
+        cached_array(path, Decoder())
 
 
 def test_pickles_are_never_loaded(path, folder, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import nibabel as nib
 import numpy as np
@@ -6,11 +7,12 @@ import pytest
 
 from tests.testers.formats import FormatTester
 from tests.testers.nifti import ORIENTATIONS, save, turned_affine
-from voxtile.cases import volumes
+from voxtile.cases import cache, volumes
 from voxtile.cases.cache import cached_array
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.maps import MapSpec
 from voxtile.cases.nifti import NiftiSource
+from voxtile.cases.shared import Shared
 from voxtile.cases.volumes import on_image
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
@@ -305,3 +307,16 @@ def test_a_file_replaced_by_one_of_another_shape_is_noticed(tmp_path):
     save(tmp_path / "a.nii", numbered((2, 3, 5)))
     with pytest.raises(DataError, match="replaced meanwhile"):
         whole(source)
+
+
+def test_a_wrong_array_in_the_cache_is_made_again_by_the_next_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("VOXTILE_CACHE", str(tmp_path / "arrays"))
+    source = NiftiSource([save(tmp_path / "a.nii", numbered((2, 3, 4)))])
+    right = whole(source)[0].copy()
+    (file,) = (tmp_path / "arrays").glob("*.npy")
+    file.unlink()
+    np.save(file, np.zeros((1, 4, 3, 3)))
+    for opened in (lambda: pytest.raises(DataError, match="the cache held a wrong array"), nullcontext):
+        monkeypatch.setattr(cache, "_MAPPED", Shared(cache._MAPPED.most, lambda array: 1))  # as in a new process
+        with opened():
+            np.testing.assert_array_equal(whole(source)[0], right)

@@ -15,7 +15,7 @@ from pathlib import Path
 from voxtile.errors import DataError
 
 HIDDEN_NAME = r"\.([0-9]+)-[0-9]+\."  # how the name of a file that is being made begins, with its process; see `hidden_name`
-_STABLE: ContextVar[bool] = ContextVar("stable", default=False)  # see `stable_names`
+_STABLE: ContextVar[Path | None] = ContextVar("stable", default=None)  # see `stable_names`
 
 
 class BusyError(DataError):
@@ -51,12 +51,13 @@ def side_file(path: Path) -> Path:
 
 
 @contextmanager
-def stable_names() -> Iterator[None]:
-    """Makes hidden file names the same in every process and thread.
+def stable_names(folder: Path) -> Iterator[None]:
+    """Makes hidden names of files in a folder the same in every process and thread.
 
-    For the holder of the target's lock only: it then finds, and replaces, what a killed process left.
+    For the holder of the target's lock only: it then finds, and replaces, what a killed process left. What is written into other
+    folders meanwhile, such as the cache, is not under that lock, and two processes must not write it under one name.
     """
-    token = _STABLE.set(True)
+    token = _STABLE.set(folder)
     try:
         yield
     finally:
@@ -70,7 +71,7 @@ def discard_half(path: Path) -> None:
     """
     if side_file(path).exists():
         return
-    with stable_names():
+    with stable_names(path.parent):
         making = hidden_name(path)
     beside = (making.with_name(f"{making.name}-{kind}") for kind in ("journal", "wal", "shm"))
     for each in (making, *beside, rows_of(making)):
@@ -84,14 +85,14 @@ def rows_of(making: Path) -> Path:
 
 def hidden_name(path: Path) -> Path:
     """A hidden name beside `path` for what is being made; the suffix stays last, since libraries choose the format by it."""
-    if _STABLE.get():
+    if _STABLE.get() == path.parent:
         return path.with_name(f".making.{path.name}")
     return path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
 
 
 def replaced_name(path: Path) -> Path:
     """A hidden name beside `path` for the older folder whose place a new one is taking."""
-    if _STABLE.get():
+    if _STABLE.get() == path.parent:
         return path.with_name(f".replaced.{path.name}")
     return path.with_name(f".{os.getpid()}-{threading.get_ident()}.replaced.{path.name}")
 

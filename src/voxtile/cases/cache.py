@@ -185,7 +185,14 @@ def _mapped(file: Path) -> NDArray[Any] | None:
 
 
 def _map(file: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    try:
+        # Not `np.load`, which takes what does not begin as an array does for other kinds of file, and fails in other ways then.
+        array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")
+    except IsADirectoryError as error:
+        raise DataError(
+            f"{file} is a folder, and in its place the cache keeps a decoded array. Delete it, or move it away, and give the same "
+            "command again."
+        ) from error
     with contextlib.suppress(OSError):  # a cache that is only readable serves, too
         os.utime(file)  # the modification time says when it was used last; access times are often switched off
     return array

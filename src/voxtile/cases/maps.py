@@ -131,7 +131,7 @@ class MapWriter:
         self._synced = -math.inf  # when they last had
         self._part = side_file(path)
         self._journal = _journal_of(path)
-        with stable_names():
+        with stable_names(path.parent):
             self._making, self._old = hidden_name(path), replaced_name(path)
         self._changed = path.with_name(f".changed.{path.name}")
         self._array_shape = (len(spec.classes) if spec.heatmap else 1, *shape)
@@ -282,7 +282,7 @@ class MapWriter:
         if not self._made:
             self.make()
         try:
-            with stable_names():
+            with stable_names(self.path.parent):
                 publish(self._making, self.path)
         except OSError as error:
             raise self._failed(error) from error
@@ -333,7 +333,7 @@ def discard_probabilities(path: Path) -> None:
         with claimed(side, path), journal.open(encoding="utf-8") as lines:
             head = json.loads(lines.readline())
             if head["shape"][0] > 1 or np.dtype(head["dtype"]).kind == "f":
-                with stable_names():
+                with stable_names(path.parent):
                     making = hidden_name(path)
                 # What GDAL reads a scene's map from lies beside it.
                 for each in (making, *(making.with_name(f"{making.stem}.{kind}") for kind in ("work", "vrt"))):

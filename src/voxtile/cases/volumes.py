@@ -127,9 +127,12 @@ class VolumeSource(Source):
         """All of a file in canonical orientation [C, D, H, W], from the cache."""
         array = cached_array(self._files(path), lambda: self._decode(path), self.variant, known=self._known)
         if array.shape[1:] != self.canonical.shape:
+            if isinstance(array, np.memmap) and array.filename:
+                Path(array.filename).unlink(missing_ok=True)  # where it is the cache that is wrong, the file is decoded again then
             raise DataError(
                 f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "
-                "opened: it was replaced meanwhile. Give the same command again."
+                "opened: it was replaced meanwhile, or the cache held a wrong array of it, which is deleted now. Give the same "
+                "command again."
             )
         return array
 

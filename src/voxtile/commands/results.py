@@ -278,7 +278,7 @@ class Results:
             return []
         file = lacking[0]
         try:
-            with _noted(path) as note, stable_names():
+            with _noted(path) as note, stable_names(path.parent):
                 for each in self._files(path).values():
                     discard_half(each)
                 missing = {kind: each for kind, each in wanted.items() if not each.exists()}
