@@ -1,6 +1,7 @@
 """What is exported is the network, runs where it should, and tells no more than it must."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,6 +292,21 @@ def test_an_export_that_a_killed_command_left_comes_back_and_none_of_another_nam
     with pytest.raises(KeyError), made_whole(tmp_path / "a[b]"):
         raise KeyError
     assert (tmp_path / "a[b]").is_dir()
+
+
+def test_what_killed_exports_left_is_taken_away_and_what_others_are_making_is_not(tmp_path: Path) -> None:
+    target, gone = tmp_path / "a[b]", 2**22 + 1  # a number that no process has
+    names = (f".{gone}-a[b]", f".{os.getpid()}-a[b]", f".{gone}-a[b]-before", f".{gone + 1}-a[b]", f".{os.getppid()}-a[b]")
+    ours, stay = [tmp_path / name for name in names[:3]], [tmp_path / name for name in (*names[3:], f".{gone}-other")]
+    for folder in (target, *ours, *stay):
+        (folder / "weights").mkdir(parents=True)
+        (folder / f".{gone}-1.export.json").touch()
+    (target / f".{gone}-1.export.json").rename(target / "export.json")
+    (target / "export.json").write_text(json.dumps(dict.fromkeys(["version", "format", "voxtile", "run"], 1)))
+    (stay[0] / "notes.txt").touch()  # of the user's
+    with pytest.raises(KeyError), made_whole(target):
+        raise KeyError
+    assert set(tmp_path.iterdir()) == {target, *stay}
 
 
 def test_what_cannot_be_exported_is_said(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,8 @@ def _written(
 def made_whole(target: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `target`, an earlier export; nothing is left of it where filling fails.
 
+    What commands that were killed have left of an export of this name is taken away.
+
     Raises:
         DataError: The place is taken by something else, or cannot be written.
     """
@@ -163,6 +166,8 @@ def made_whole(target: Path) -> Iterator[Path]:
         raise DataError(
             f"{target} exists and is no export of this program, or holds more than that. Name another folder with 'output=…'."
         )
+    for left in left_of(target):
+        shutil.rmtree(left, ignore_errors=True)
     making, before = (target.with_name(f".{os.getpid()}-{target.name}{end}") for end in ("", "-before"))
     try:
         making.mkdir(parents=True)
@@ -181,6 +186,23 @@ def made_whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def left_of(target: Path) -> Iterator[Path]:
+    """Folders beside `target` that commands which do not live any more were filling, or had put aside to put theirs in its place.
+
+    One with this process's number is an earlier process's, as in a container begun anew.
+    """
+    from voxtile.cases.atomic import HIDDEN_NAME
+    from voxtile.training.processes import is_alive
+
+    for left in target.parent.glob(f".*-{escape(target.name)}*"):
+        known = re.fullmatch(rf"\.([0-9]+)-{re.escape(target.name)}(-before)?", left.name)
+        if known and left.is_dir() and (int(known[1]) == os.getpid() or not is_alive(int(known[1]))):
+            held = {re.sub(f"^{HIDDEN_NAME}", "", path.name) for path in left.iterdir()}
+            # The whole one that was put aside is needed where the place is empty.
+            if held <= MADE and (known[2] is None or target.exists()):
+                yield left
 
 
 def is_export(folder: Path) -> bool:
