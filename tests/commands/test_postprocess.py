@@ -1,6 +1,7 @@
 """evaluate and predict with post-processing of whole maps."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel
@@ -113,6 +114,12 @@ def test_what_helps_on_validation_is_searched_kept_and_used(
     (folder / "cases.csv").unlink()
     assert voxtile("evaluate", f"run={rough_run}", "postprocess=best").code == 0
     assert (folder / "cases.csv").exists()
+    halves = [rough_run / f".{10**8}-5.postprocess.json", folder / f".{10**8}-5.cases.csv"]  # of processes that were killed
+    for half in halves:
+        half.touch()
+        os.utime(half, (0, 0))
+    assert voxtile("evaluate", f"run={rough_run}", "postprocess=search").code == 0
+    assert not any(half.exists() for half in halves)
     typed = json.dumps(kept["settings"]).replace('"', "")
     assert voxtile("predict", *where, f"output={tmp_path / 'best'}", "postprocess=best").code == 0
     assert voxtile("predict", *where, f"output={tmp_path / 'typed'}", f"postprocess={typed}").code == 0

@@ -15,7 +15,7 @@ from voxtile.errors import RunError
 from voxtile.training import run_folder
 from voxtile.training.processes import start_time
 from voxtile.training.recipe import Recipe
-from voxtile.training.run_folder import SILENCE, RunFolder
+from voxtile.training.run_folder import SILENCE, RunFolder, clear_halves
 
 RECIPE = Recipe({"seed": 0}, "data", "split", 1)
 
@@ -204,6 +204,18 @@ def test_what_killed_processes_were_writing_goes_and_what_others_are_writing_sta
         file.touch()
     with home.lease():
         assert [file for file in (*left, *kept) if file.exists()] == kept
+
+
+def test_without_a_lease_what_other_machines_may_be_writing_stays(
+    tmp_path: Path,
+) -> None:
+    names = (f".{10**8}-5.cases.csv", f".{10**8}-6.cases.csv", f".{os.getppid()}-5.cases.csv", ".1-a.txt", "cases.csv")
+    for name in names:
+        (tmp_path / name).touch()
+        if name != names[1]:
+            os.utime(tmp_path / name, (0, 0))
+    clear_halves(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
 
 
 def test_the_lease_ends_with_an_error_too(home: RunFolder) -> None:

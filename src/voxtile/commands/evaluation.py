@@ -28,6 +28,7 @@ from voxtile.errors import ConfigError, DataError, RunError, listed
 from voxtile.inference.postprocess_search import Search
 from voxtile.training.ledger import record_look
 from voxtile.training.recipe import ADDED
+from voxtile.training.run_folder import clear_halves
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -172,6 +173,7 @@ class Evaluation:
             how: it was chosen, to stand behind that.
         """
         file = self.home / FILE
+        clear_halves(self.home)
         atomic_text(file, stored(settings, made_with(self.config, self.predictor), tried, self.data["classes"]))
         kept = (
             "nothing helps, which is what is kept" if settings is None else f"kept for 'postprocess=best': {json.dumps(settings)}"

@@ -25,6 +25,7 @@ from voxtile.inference.predictor import Predictor
 from voxtile.scores.confusion import averaged_over, case_rows, summarise
 from voxtile.scores.intervals import LEAST_GROUPS, Spread, spreads
 from voxtile.scores.volumes import summarise_volumes, volume_columns
+from voxtile.training.run_folder import clear_halves
 from voxtile.values import finite
 
 FEW_GROUPS = 10  # below which bootstrap intervals are too narrow
@@ -116,6 +117,7 @@ def write_scores(
     """
     notes = {name: note for measure in table.measures for name, note in measure.note().items()}
     before = summary_in(folder)
+    clear_halves(folder)
     atomic_csv(folder / "cases.csv", list(table.rows[0]), table.rows)
     summary = {
         "split": config["split"], "weights": config["weights"], "cases": len(table.cases), "overlap": config["overlap"],

@@ -44,6 +44,26 @@ def _is_file(path: Path, locked: bool) -> bool:
         return locked
 
 
+def is_left(half: Path) -> bool:
+    """Whether a file is a half one of a process of this machine that was killed.
+
+    One with this process's number counts as an earlier process's, as in a container begun anew.
+    """
+    known = re.match(HIDDEN_NAME, half.name)
+    return known is not None and half.is_file() and (int(known[1]) == os.getpid() or not is_alive(int(known[1])))
+
+
+def clear_halves(folder: Path) -> None:
+    """Takes away what killed processes were writing right in a folder that needs no lease.
+
+    Processes of other machines may be writing there: what was changed in the last `SILENCE` seconds stays.
+    """
+    for half in folder.glob(".*-*.*"):
+        with suppress(OSError):  # another process has just given it its name, or deleted it
+            if is_left(half) and time.time() - half.stat().st_mtime > SILENCE:
+                half.unlink()
+
+
 class OtherVersionError(RunError):
     """A run folder was written by another version of the run format."""
 
@@ -293,11 +313,7 @@ class RunFolder:
     def _clear(self) -> None:
         """Takes away what killed processes were writing, but not evaluations, which need no lease and may come from elsewhere."""
         for half in self.path.rglob(".*-*.*"):
-            known = re.match(HIDDEN_NAME, half.name)
-            if known is None or half.is_relative_to(self.path / "evaluations") or not half.is_file():
-                continue
-            # This process is only about to train: a half file with its number is an earlier one's, as in a container begun anew.
-            if (pid := int(known[1])) == os.getpid() or not is_alive(pid):
+            if not half.is_relative_to(self.path / "evaluations") and is_left(half):
                 half.unlink(missing_ok=True)
 
     @staticmethod
