@@ -13,7 +13,7 @@ import pytest
 from tests.testers.formats import file_size_limit
 from voxtile.cases import maps
 from voxtile.cases.atomic import BusyError
-from voxtile.cases.maps import MapSpec, MapWriter, discard_probabilities
+from voxtile.cases.maps import MapSpec, MapWriter, discard_finished, discard_probabilities
 from voxtile.cases.window import Window
 from voxtile.errors import DataError
 
@@ -282,3 +282,19 @@ def test_what_a_killed_process_has_left_of_a_heatmap_is_taken_away_and_nothing_e
     for name in names:
         discard_probabilities(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["map.tif.journal", "map.tif.part", "unknown.tif.part"]
+
+
+def test_what_lies_beside_a_finished_map_goes_unless_it_is_in_use_or_of_another_key(tmp_path):
+    journal, side = tmp_path / "map.npy.journal", tmp_path / "map.npy.part"
+    begun(tmp_path)
+    (tmp_path / ".replaced.map.npy").mkdir()
+    with opened(tmp_path):
+        discard_finished(tmp_path / "map.npy", SPEC.key)
+    discard_finished(tmp_path / "map.npy", "another")
+    assert len(list(tmp_path.iterdir())) == 3
+    discard_finished(tmp_path / "map.npy", SPEC.key)
+    assert list(tmp_path.iterdir()) == []
+    begun(tmp_path)
+    journal.unlink()
+    discard_finished(tmp_path / "map.npy", SPEC.key)
+    assert not side.exists()

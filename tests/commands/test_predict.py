@@ -29,7 +29,7 @@ from tests.testers.maps import written
 from tests.testers.predicting import forked, nothing_is_predicted
 from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
 from voxtile.cases.geotiff import GeoTiffSource
-from voxtile.cases.maps import MapSpec
+from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.raster import plain_allowed
 from voxtile.cases.window import Window
 from voxtile.data.survey import survey
@@ -781,6 +781,26 @@ def test_a_command_that_was_killed_ends_in_the_same_bytes(scene_run: Run, wide: 
     assert sorted(path.name for path in out.iterdir()) == ["wide.tif", "wide_heatmap.tif"]
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / "once" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("further", [[], ["share=true"]])
+def test_nothing_stays_beside_a_map_whose_command_was_killed_when_it_had_its_name(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch, further: list[str]
+) -> None:
+    source, out = scene_run.folder / "scenes" / "images" / "s1.tif", tmp_path / "out"
+    words = ["predict", f"run={scene_run.home}", f"input={source}", f"output={out}", "heatmaps=true"]
+
+    def killed(writer: MapWriter) -> None:
+        if writer.path.name == "s1.tif":  # the last one
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MapWriter, "discard", killed)
+        assert voxtile(*words).code == 130
+    assert len(list(out.glob("*.part"))) == 2
+    with nothing_is_predicted():
+        assert voxtile(*words, *further).code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["s1.tif", "s1_heatmap.tif"]
 
 
 def test_results_of_a_command_that_was_killed_are_made_by_the_same_command(

@@ -344,6 +344,32 @@ def discard_probabilities(path: Path) -> None:
         return
 
 
+def discard_finished(path: Path, key: str) -> None:
+    """Takes away what a process left that was killed when the map at `path`, of this key, already had its name.
+
+    Unfinished work of another key stays, and so does what is being written.
+    """
+    side, journal = side_file(path), _journal_of(path)
+    with suppress(BusyError, OSError):
+        if not side.exists():
+            return
+        with claimed(side, path):
+            if not journal.exists() or _key_of(journal) == key:  # the journal goes first
+                with stable_names(path.parent):
+                    remove(replaced_name(path))
+                journal.unlink(missing_ok=True)
+                side.unlink()
+
+
+def _key_of(journal: Path) -> str | None:
+    """The key in a journal; None where it is damaged."""
+    try:
+        with journal.open(encoding="utf-8") as lines:
+            return str(json.loads(lines.readline())["key"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def write_at(file: int, data: bytes, at: int) -> None:
     """Writes all of `data` at the position `at`: one call of the system may write less, and then the disk is about to be full."""
     while data:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile import __version__
+from voxtile.cases.atomic import side_file
 from voxtile.cases.formats import tags_of
 from voxtile.cases.maps import MADE_FROM, VALUES, MapSpec
 from voxtile.commands.ensemble import Ensemble
@@ -214,6 +215,7 @@ class Outputs:
         if taken := self.results.foreign(case.native, paths[0], bool(self.config["heatmaps"]), self.confusion):
             self.pass_over(taken[0], "is not noted as made of this map with these settings")
             return True
+        known = known and not any(side_file(path).exists() for path in paths)  # left by a process that was killed, or in use
         return known and all(path.exists() for path in self.results.paths(paths[0]).values())
 
     def is_same(self, path: Path, spec: MapSpec) -> bool:

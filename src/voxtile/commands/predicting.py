@@ -14,7 +14,7 @@ import numpy as np
 
 from voxtile.cases.damaged import LEAST, Tolerant
 from voxtile.cases.formats import tags_of
-from voxtile.cases.maps import MADE_FROM, as_indices, discard_probabilities
+from voxtile.cases.maps import MADE_FROM, as_indices, discard_finished, discard_probabilities
 from voxtile.cases.raster import block_cache
 from voxtile.commands.inputs import UNCERTAINTY
 from voxtile.commands.looks import Looks
@@ -107,6 +107,9 @@ class Work(Outputs):
                 return []
             kept = self.are_kept(paths, specs)
             self._warn_of_strange(case, measured)
+            if kept:
+                for path, spec in zip(paths, specs, strict=True):
+                    discard_finished(path, spec.key)
             if kept and self.config["share"]:  # another process has made them since this one looked
                 return self._results(case, paths, places)
             if kept:
