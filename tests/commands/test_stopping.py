@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -84,6 +85,13 @@ def test_a_signal_saves_and_the_same_command_ends_in_the_same_bits(
     assert not (home / "resume.pt").exists()
     for name in ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "status.json"):
         assert (home / name).read_bytes() == (scene_run.home / name).read_bytes()
+
+
+def test_a_thread_of_a_program_trains_without_listening(scene_run: Run, words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(voxtile, "train", *words).result().code == 0
+    (home,) = homes(tmp_path / "runs")
+    assert (home / "metrics.csv").read_bytes() == (scene_run.home / "metrics.csv").read_bytes()
 
 
 def test_stopping_a_multirun_starts_no_further_run(words: list[str], tmp_path: Path, voxtile: Command, signalled: Callable) -> None:

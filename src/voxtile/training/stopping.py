@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -18,11 +19,13 @@ class InterruptedRunError(VoxtileError):
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """The signals that ask this process to stop.
+    """The signals that ask this process to stop; none in a thread beside the main one, which Python lets listen to none.
 
     By SIGUSR1 Slurm tells a job that its time is about to end (`sbatch --signal=USR1@90`), unless whoever started this process
     acts on it, and has it ignored here.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return ()
     warned = () if signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN else (signal.SIGUSR1,)
     return signal.SIGINT, signal.SIGTERM, *warned
 
