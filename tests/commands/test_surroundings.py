@@ -1,4 +1,4 @@
-"""What a command finds around it: output that cannot be written, Ctrl-C at any moment, empty variables, too little memory."""
+"""What a command finds around it: output that cannot be written, being asked to stop, empty variables, too little memory."""
 
 import copy
 import mmap
@@ -29,22 +29,31 @@ SWALLOWS = """
 import os, signal, time
 swallowed = False
 try:
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.NUMBER)
     time.sleep(0.2)
 except KeyboardInterrupt:
     swallowed = True
 """
 
 
+USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+@pytest.fixture(params=USUAL)
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    before = {each: signal.signal(each, handler) for each, handler in USUAL.items()}  # whatever the tests' own runner has there
+    yield request.param
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 @pytest.fixture
-def swallows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
-    """Imports a library during which Ctrl-C is pressed, and gives whether it has swallowed that."""
-    (tmp_path / "swallows_ctrl_c.py").write_text(SWALLOWS)
+def swallows(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """Imports a library during which the command is asked to stop, and gives whether it has swallowed that."""
+    (tmp_path / "swallows_ctrl_c.py").write_text(SWALLOWS.replace("NUMBER", number.name))
     monkeypatch.syspath_prepend(tmp_path)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests' own runner has there
     yield lambda: import_module("swallows_ctrl_c").swallowed
     sys.modules.pop("swallows_ctrl_c", None)
-    signal.signal(signal.SIGINT, before)
 
 
 def test_wrapped_output_can_be_copied() -> None:
@@ -58,7 +67,7 @@ def waited(over: Callable[[], bool] = lambda: False) -> None:
         time.sleep(0.01)
 
 
-def test_ctrl_c_waits_until_a_library_is_imported(
+def test_being_asked_to_stop_waits_until_a_library_is_imported(
     swallows: Callable[[], bool], voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
@@ -72,29 +81,45 @@ def test_ctrl_c_waits_until_a_library_is_imported(
     said = voxtile("status")
     assert (said.code, found) == (130, [False])
     assert said.err.startswith("Stopped. Give the same command again")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert {each: signal.getsignal(each) for each in USUAL} == USUAL
 
 
-def test_ctrl_c_during_an_import_reaches_a_training_that_begins_then(swallows: Callable[[], bool]) -> None:
+def test_being_asked_to_stop_during_an_import_reaches_a_training_that_begins_then(
+    number: signal.Signals, swallows: Callable[[], bool]
+) -> None:
     stop = StopRequest()
     with interruptible(), stop.installed():
         assert not swallows()
         waited(lambda: stop.signal is not None)
-    assert stop.signal == signal.SIGINT
+    assert stop.signal == number
     stop = StopRequest()
     with interruptible():
         sys.modules.pop("swallows_ctrl_c")
         swallows()
         with stop.installed():
             waited(lambda: stop.signal is not None)
-    assert stop.signal == signal.SIGINT
+    assert stop.signal == number
 
 
-def test_a_command_in_the_background_goes_on_ignoring_ctrl_c(swallows: Callable[[], bool]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def test_a_command_in_the_background_goes_on_ignoring_what_it_ignores(number: signal.Signals, swallows: Callable[[], bool]) -> None:
+    signal.signal(number, signal.SIG_IGN)
     with interruptible():
         assert not swallows()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_a_further_sigterm_does_not_disturb_the_clearing_up(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> bool:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    with interruptible():
+        assert [asked(), asked()] == [True, number == signal.SIGINT]
+        monkeypatch.setattr("voxtile.commands.surroundings.SAME", 0.0)  # as later, where the first was swallowed
+        assert asked()
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def _no_file(error: Exception) -> str | None:
 
 
 def stopped() -> int:
-    """Says that the command was stopped by Ctrl-C, and returns its exit code."""
+    """Says that the command was stopped by Ctrl-C or SIGTERM, and returns its exit code."""
     print("Stopped. Give the same command again: it goes on from what was saved, or begins anew.", file=sys.stderr)
     return STOPPED
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command and returns its exit code.
 
     0 done, 1 unexpected, or not all could be printed, 2 configuration, 3 data, 4 run, 5 some of many inputs failed, 130 stopped
-    and saved.
+    by Ctrl-C or SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else [*argv, *sys.argv[1:]])
     if not words or words[0] in ("-h", "--help", "help"):

@@ -1,18 +1,21 @@
-"""What a command finds around it: output that is closed or full, Ctrl-C while libraries are imported, variables that are empty."""
+"""What a command finds around it: output that is closed or full, being asked to stop at any moment, variables that are empty."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO, cast
 
 PLACES = ("VOXTILE_DATA", "VOXTILE_RUNS", "VOXTILE_CACHE")
-AGAIN = 0.05  # seconds until Ctrl-C is tried again while something is imported
+SAME = 5.0  # seconds for which further SIGTERMs are the same request: whoever ends a group of processes sends several
+AGAIN = 0.05  # seconds until a signal is tried again while something is imported
 
 
 def set_right() -> None:
@@ -32,28 +35,36 @@ def set_right() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While this is open, Ctrl-C waits until what is being imported is there.
+    """While this is open, Ctrl-C waits until what is being imported is there, and SIGTERM ends a command as Ctrl-C does.
 
     Libraries swallow Python's exception while they are imported, and fail then for other reasons, or end the process. The signal
     comes again until nothing is imported, so that it reaches whoever listens by then, as a training that has just begun.
     """
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    on_main = threading.current_thread() is threading.main_thread()  # no other thread can listen
+    ours = [number for number, handler in usual.items() if on_main and signal.getsignal(number) is handler]
+    heard = -math.inf
     around = _imports(sys._getframe())  # of whoever calls a command while it is imported
 
     def interrupted(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
         if _imports(frame) == around:
+            if number == signal.SIGTERM:
+                if time.monotonic() - heard < SAME:  # what has been begun is cleared up now
+                    return
+                heard = time.monotonic()
             raise KeyboardInterrupt
         again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()
 
-    if ours:
-        signal.signal(signal.SIGINT, interrupted)
+    for number in ours:
+        signal.signal(number, interrupted)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, usual[number])
 
 
 def _imports(frame: FrameType | None) -> int:
