@@ -106,15 +106,18 @@ def test_an_array_says_its_spacing_where_volumes_are_resampled(tmp_path: Path, v
     assert voxtile("train", *words, "training.steps=1", "training.val_every=1").code == 0
     (home,) = (path.parent for path in tmp_path.rglob("recipe.json"))
     run = package.open_run(home)
-    source = next(volumes(tmp_path / "more").glob("imagesTr/v1*"))
-    pixels = np.asarray(nibabel.as_closest_canonical(nibabel.load(source)).dataobj).transpose(2, 1, 0)[None]
+    sources = sorted(volumes(tmp_path / "more").glob("imagesTr/*"))
+    arrays = [np.asarray(nibabel.as_closest_canonical(nibabel.load(each)).dataobj).transpose(2, 1, 0)[None] for each in sources]
+    pixels = arrays[0]
     with pytest.raises(ConfigError, match=r"was trained on volumes at \(3.0, 2.0, 2.0\) mm .* 'spacing=\(z, y, x\)'"):
         run.predict(pixels)
     with pytest.raises(ConfigError, match="three numbers of mm above 0"):
         run.predict(pixels, spacing=(3, 1.5, 0))
-    found = run.predict(pixels, spacing=(3, 1.5, 1.5))
-    np.testing.assert_array_equal(found.labels, run.predict(source).labels)
-    assert found.labels.shape == pixels.shape[1:]
+    found = [run.predict(array, spacing=(3, 1.5, 1.5), probabilities=True) for array in arrays]
+    for each, source in zip(found, sources, strict=True):
+        np.testing.assert_array_equal(each.probabilities, run.predict(source, probabilities=True).probabilities)
+    assert found[0].labels.shape == pixels.shape[1:]
+    assert (found[0].probabilities != found[1].probabilities).any()
 
 
 def test_a_bundle_says_the_same(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +91,10 @@ class OnWorkingGrid(Wrapped):
         if not self.resampled:
             array, valid = self.source.read(inner, channels)
             return array.transpose(turn), valid.transpose(self.order)
-        volume = cached_array(self.source.files, self._made, self._variant(), known=self._known)
+        if self.source.files:
+            volume = cached_array(self.source.files, self._made, self._variant(), known=self._known)
+        else:
+            volume = self._in_memory
         array = np.ascontiguousarray(volume[list(channels), *inner.slices].transpose(turn))
         return array, np.asarray(np.isfinite(array).all(axis=0))
 
@@ -98,6 +102,11 @@ class OnWorkingGrid(Wrapped):
         """What tells this volume from others that are made of the same files."""
         native = hashlib.sha256(f"{self.source.key} {getattr(self.source, 'variant', '')}".encode()).hexdigest()[:16]
         return "-".join(["x".join(map(str, self._size)), self._kernel, native])
+
+    @cached_property
+    def _in_memory(self) -> NDArray[Any]:
+        """Of pixels that a program holds, which no file tells from others, as `_made`."""
+        return self._made()
 
     def _made(self) -> NDArray[Any]:
         """All channels [C, D, H, W], resampled; images are NaN where there are no data."""
