@@ -219,7 +219,12 @@ def picture_dataset(root):
 def test_a_label_of_another_size_is_an_error_that_names_both(tmp_path):
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a_1.png")
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a_1_mask.png")
-    with pytest.raises(DataError, match=r"a_1_mask\.png has shape \(1, 4, 6\) .*a_1\.png \(1, 4, 5\).*image's size"):
+    with pytest.raises(DataError, match=r"a_1_mask\.png has shape \(1, 4, 6\) .*a_1\.png \(1, 4, 5\).*image's size\.$"):
+        picture_dataset(tmp_path).cases()
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a_1.png", exif=exif)
+    with pytest.raises(DataError, match=r"image's size\. .*a_1\.png asks viewers to turn it"):
         picture_dataset(tmp_path).cases()
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 import zlib
 
@@ -7,10 +8,12 @@ import pytest
 from PIL import Image
 
 from tests.testers.formats import FormatTester
+from tests.testers.geotiff import save as save_scene
 from voxtile.cases import pictures
 from voxtile.cases.cache import cache_folder
 from voxtile.cases.case import Case, Labels
 from voxtile.cases.colors import default_colors
+from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.maps import MapSpec
 from voxtile.cases.names import natural_key
 from voxtile.cases.pictures import PictureSource
@@ -39,6 +42,10 @@ def palette_image(indices, colors):
 
 def whole(source):
     return source.read(Window.whole(source.canonical.shape), range(len(source.channels)))
+
+
+def whole_scene(source):
+    return source.read(Window.whole(source.working.shape), range(len(source.channels)))[0][:, 0]
 
 
 def written(source, path, spec, values):
@@ -183,6 +190,27 @@ class TestTransparency:
         _, valid = whole(PictureSource([save(tmp_path / "a.tif", stored)]))
         assert np.argwhere(~valid[0]).tolist() == [[1, 2], [3, 4]]
 
+    @pytest.mark.parametrize("suffix", ["png", "tif"])
+    def test_an_alpha_that_looks_like_a_channel_is_doubted(self, tmp_path, suffix):
+        stored = noise((20, 30, 4))
+        source = PictureSource([save(tmp_path / f"a.{suffix}", stored)])
+        (doubt,) = source.doubts()
+        assert f"values from {stored[..., 3].min()} to {stored[..., 3].max()}" in doubt
+        channels = re.search(r"data\.channels=(\S+)'", doubt)[1]
+        told = GeoTiffSource(source.paths, asked=json.loads(channels))
+        np.testing.assert_array_equal(np.moveaxis(whole_scene(told), 0, -1), stored)
+
+    @pytest.mark.parametrize("alpha", [[0, 255], [128], [0, 0, 0, 0, 9, 255, 255, 255, 255, 255, 255, 255, 255]])
+    def test_an_alpha_that_is_one_is_not(self, tmp_path, alpha):
+        stored = noise((20, 30, 4))
+        stored[..., 3] = np.resize(alpha, (20, 30))
+        assert not PictureSource([save(tmp_path / "a.png", stored)]).doubts()
+
+    def test_a_fourth_band_that_pillow_leaves_out_is_refused(self, tmp_path):
+        save_scene(tmp_path / "a.tif", noise((4, 7, 6)), photometric="RGB", ALPHA="UNSPECIFIED")
+        with pytest.raises(DataError, match=r"a\.tif has 4 bands, of which Pillow reads 3.*data\.format=geotiff"):
+            PictureSource([tmp_path / "a.tif"])
+
 
 class TestPalettes:
     COLORS = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
@@ -326,15 +354,44 @@ class TestUnreadable:
             PictureSource([tmp_path / "a.png"])
 
 
-def test_a_turned_photograph_is_noted(tmp_path):
-    exif = Image.Exif()
-    exif[274] = 6
-    save(tmp_path / "a.jpg", noise((20, 30, 3)), exif=exif)
-    save(tmp_path / "b.jpg", noise((20, 30, 3)))
-    turned = PictureSource([tmp_path / "a.jpg"])
-    assert turned.canonical.shape == (1, 20, 30)
-    assert any("EXIF orientation" in note for note in turned.notes())
-    assert PictureSource([tmp_path / "b.jpg"]).notes() == []
+class TestOrientation:
+    def turned(self, path, orientation, pages=1):
+        """A picture that asks to be turned, of pages [pages, 20, 30, 3], which are returned."""
+        exif = Image.Exif()
+        exif[274] = orientation
+        stored = [noise((20, 30, 3), seed=page) for page in range(pages)]
+        first, *rest = [Image.fromarray(page) for page in stored]
+        first.save(path, exif=exif, **({"save_all": True, "append_images": rest} if rest else {}))
+        return np.stack(stored)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize(("name", "pages"), [("a.png", 1), ("a.tif", 1), ("a.tif", 2)])
+    def test_pixels_are_read_as_stored(self, tmp_path, name, pages, orientation):
+        stored = self.turned(tmp_path / name, orientation, pages)
+        for label in (False, True):  # of which a colour is refused, and its place named
+            source = PictureSource([tmp_path / name], label=label)
+            assert source.canonical.shape == (pages, 20, 30)
+        pixels, _ = whole(PictureSource([tmp_path / name]))
+        np.testing.assert_array_equal(np.moveaxis(pixels, 0, -1), stored)
+
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+    def test_it_is_told(self, tmp_path, name):
+        self.turned(tmp_path / name, 3)
+        source = PictureSource([tmp_path / name])
+        assert source.canonical.shape == (1, 20, 30)
+        assert source.notes() == source.doubts()
+        assert "asks viewers to turn it" in source.notes()[0]
+        self.turned(tmp_path / name, 1)
+        assert not PictureSource([tmp_path / name]).notes()
+
+    def test_only_what_was_once_read_turned_is_known_by_another_key(self, tmp_path):
+        for name, orientation, key in (("a.tif", 6, "as stored"), ("b.tif", 1, ""), ("c.jpg", 6, ""), ("d.png", 6, "")):
+            self.turned(tmp_path / name, orientation)
+            assert PictureSource([tmp_path / name]).key == key
+
+    def test_broken_exif_says_nothing(self, tmp_path):
+        save(tmp_path / "a.png", noise((20, 30, 3)), exif=b"no exif at all")
+        assert not PictureSource([tmp_path / "a.png"]).notes()
 
 
 class TestMaps:

@@ -341,9 +341,10 @@ class Dataset:
             source = open_label(self.format, files.labels, image, self.label_map.values, self.vectors)
         if source is not None:
             if source.working.shape != image.working.shape:
+                turned = [*image.notes(), *source.notes()][:1] if self.format == "picture" else []
                 raise DataError(
                     f"{source.path} has shape {source.working.shape} (D, H, W) and its image {image.path} "
-                    f"{image.working.shape}. A label must have its image's size."
+                    f"{image.working.shape}. A label must have its image's size.{''.join(f' {note}' for note in turned)}"
                 )
             labels = Labels(source, self.label_map.values)
         group = self.grouping(files.id, files.fields, files.group) if grouped else files.id

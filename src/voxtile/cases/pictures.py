@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from voxtile.cases.cache import Stamp, cached_array, stamp_of
 from voxtile.cases.case import Source
@@ -23,12 +23,19 @@ from voxtile.cases.grid import CanonicalGrid, StoredGrid, plain_affine
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.shared import Shared
 from voxtile.cases.window import IGNORE, Size3, Window
-from voxtile.errors import DataError, listed, reason
+from voxtile.errors import DataError, listed, reason, typed
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _BIG = 64_000_000  # bytes of a decoded file above which it goes through the disk cache, not the memory of each process
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_WIDTH, _HEIGHT, _SAMPLES = 256, 257, 277  # tags of a TIFF: pixels in a row, rows, values of a pixel
+_BETWEEN = 0.1  # share of pixels that are neither clear nor opaque, above which an alpha channel looks like a measurement
+# How viewers are asked to turn a picture: what undoes it where Pillow has followed.
+_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,10 @@ class _Kind:
 class PictureSource(Source):
     """One picture, a multi-page TIFF as a volume, or several files as the slices of one, ordered by the numbers in their names.
 
-    Palettes become red, green and blue; an alpha channel or a transparent colour says where there is no data and is no
-    channel. As a label, a palette's indices are the values, transparent colours mean nothing, and grey that was saved as
-    red, green and blue is taken as one channel.
+    Pixels are read as they are stored, whatever orientation a file asks viewers for: masks that programs made lie on these, and
+    maps are written for them. Palettes become red, green and blue; an alpha channel or a transparent colour says where there is
+    no data and is no channel. As a label, a palette's indices are the values, transparent colours mean nothing, and grey that was
+    saved as red, green and blue is taken as one channel.
     """
 
     def __init__(self, paths: Sequence[Path], label: bool = False) -> None:
@@ -72,11 +80,12 @@ class PictureSource(Source):
             label: whether the values are classes.
 
         Raises:
-            DataError: A file cannot be read, slices differ in size or mode, or Pillow would silently lose precision.
+            DataError: A file cannot be read, slices differ in size or mode, or Pillow would silently lose precision or a band.
         """
         self.paths = tuple(paths)
         self._label = label
         self._notes: list[str] = []
+        self._was_turned = False  # whether Pillow, and so an earlier version, turns pixels of these files
         found = [pair for path in self.paths for pair in self._inspect(path)]
         self._slices = [part for part, _ in found]
         self._kind = found[0][1]
@@ -95,13 +104,19 @@ class PictureSource(Source):
         self.dtype = _dtype(self._kind.mode)
         self.channels = ("label",) if label else _channel_names(self._kind.mode)
         size = int(np.prod(shape)) * (len(self.channels) + self._kind.alpha) * self.dtype.itemsize
+        self.key = "as stored" if self._was_turned else ""
         # Pages can only be reached one after the other, and a big picture is as slow to decode as a volume.
         self._on_disk = len(self.paths) == 1 and (len(found) > 1 or size > _BIG)
 
     def _inspect(self, path: Path) -> list[tuple[_Slice, _Kind]]:
         with _opened(path) as image:
-            if image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                self._notes.append(f"{path} asks viewers to turn it (EXIF orientation); its pixels are read as they are stored.")
+            if _orientation(image) != 1:
+                self._notes.append(
+                    f"{path} asks viewers to turn it (its orientation tag, of EXIF or TIFF); its pixels are read as stored, "
+                    "and maps lie on these. A label that was drawn on the turned picture does not fit: write such pictures anew "
+                    "turned and without the tag, for example with 'mogrify -auto-orient', or turn the labels back."
+                )
+                self._was_turned |= image.format == "TIFF"
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             stamp = stamp_of(path)
             return [(_Slice(path, page, stamp), _kind(image, path, page, self._label)) for page in range(pages)]
@@ -128,7 +143,8 @@ class PictureSource(Source):
     def _planes(self, depths: slice) -> Iterable[NDArray[Any]]:
         """Of some slices, one by one, the channels and the alpha where there is one [C, H, W]."""
         if self._on_disk:
-            return cached_array(self.path, self._decode_all, "label" if self._label else "image")[depths]
+            variant = ("label" if self._label else "image") + ("-stored" if self._was_turned else "")
+            return cached_array(self.path, self._decode_all, variant)[depths]
         return map(self._slice, self._slices[depths])
 
     def _slice(self, part: _Slice) -> NDArray[Any]:
@@ -192,6 +208,25 @@ class PictureSource(Source):
         """See `Source.notes`."""
         return list(self._notes)
 
+    def doubts(self) -> list[str]:
+        """See `Source.doubts`: that viewers turn a picture, and whether alpha has values like those of a channel."""
+        found = self._notes[:1]
+        if self._label or not _has_alpha(self._kind.mode):
+            return found
+        try:
+            alpha = self._planes(0)[-1]
+        except DataError:  # which is told when it is read
+            return found
+        low, high = int(alpha.min()), int(alpha.max())
+        if ((alpha > 0) & (alpha < np.iinfo(alpha.dtype).max)).mean() > _BETWEEN and low < high:
+            names = typed(f"band{number + 1}" for number in range(len(self.channels) + 1))
+            found.append(
+                f"{self.path} declares its last band as alpha, which says where the others hold data, and it has values from {low} "
+                f"to {high}: many programs declare the fourth of 8-bit bands so. If it is a channel, such as near infrared, read "
+                f"all bands with 'data.format=geotiff' and 'data.channels={names}'."
+            )
+        return found
+
 
 _SLICES: Shared[NDArray[Any]] = Shared(128_000_000, lambda planes: planes.nbytes)
 
@@ -222,16 +257,46 @@ def _kind(image: ImageFile.ImageFile, path: Path, page: int, label: bool) -> _Ki
             f"{path} has more than 8 bits per channel in several channels, which Pillow would cut to 8. Read it with "
             "'data.format=geotiff', which takes PNG files as well, or save each channel as a file."
         )
+    samples, read = _samples(image), len(image.getbands())
+    if samples > read and not label:
+        raise DataError(
+            f"{path} has {samples} bands, of which Pillow reads {read}, since nothing says what the last is. Read it with "
+            "'data.format=geotiff', which reads all of them, or leave the band out of the file."
+        )
     alpha = _has_alpha(mode) or (not label and "transparency" in image.info)
     if mode in ("P", "PA") and not label:
         mode = "RGBA" if alpha else "RGB"
-    return _Kind(image.height, image.width, mode, alpha)
+    height, width = _stored_size(image)
+    return _Kind(height, width, mode, alpha)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the current page asks viewers to turn it, from 1 (not) to 8."""
+    try:
+        # Not PNG's own way, which decodes the picture for it.
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except (*_UNREADABLE, TypeError):
+        return 1
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Rows and columns as they are stored; Pillow gives those of a TIFF as they are shown."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return int(tags.get(_HEIGHT, image.height)), int(tags.get(_WIDTH, image.width))
+
+
+def _samples(image: Image.Image) -> int:
+    """How many values a pixel of the current page has, where the header says so."""
+    return int(image.tag_v2.get(_SAMPLES, 1)) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
 
 
 def _pixels(image: Image.Image, kind: _Kind) -> NDArray[Any]:
     """Decodes the current page into planes [C, H, W], the last of which is alpha where `kind` says so."""
+    turned = _BACK.get(_orientation(image)) if image.format == "TIFF" else None  # which Pillow turns, as no other format
     image.load()
     stored = image if image.mode == kind.mode else image.convert(kind.mode)
+    if turned is not None:
+        stored = stored.transpose(turned)
     array = np.asarray(stored).astype(_dtype(kind.mode), copy=False)
     planes = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     if kind.alpha and not _has_alpha(kind.mode):
