@@ -311,6 +311,8 @@ def test_a_window_that_does_not_suit_the_network_is_found_before_any_file_is_rea
         ("augment=default augment.intensity.bias.control=0", "control=0; expected a number from 1 up, for example control=128.0."),
         ("loss=ce loss.class_weights=[0,0]", "'loss.class_weights=[0, 0]' must be 2 numbers"),
         ("loss=ce loss.class_weights=[nan,1]", "'loss.class_weights=[nan, 1]' must be"),
+        ("loss=ce loss.class_weights={disk:2}", "'loss.class_weights' names 'disk', which is no class. Did you mean 'disc'?"),
+        ("loss=ce loss.class_weights={disc:-2}", "'loss.class_weights.disc=-2' must be a number that is at least 0"),
         ("loss=dice_ce loss.smooth=-1", "`loss.smooth` is -1"),
         ("+loss.smooth=1", "'loss.smooth' is there already: type 'loss.smooth=1', without the plus."),
         ("optimizer=sgd optimizer.momentum=nan", "'optimizer.momentum=nan' must be a number."),

@@ -187,6 +187,13 @@ def test_a_run_elsewhere_has_the_same_identity_and_bits(scene_run: Run, words: l
         assert (home / name).read_bytes() == (scene_run.home / name).read_bytes()
 
 
+def test_weights_by_class_name_are_those_of_a_list(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    for weights in ("{disc: 3}", "[1,3]"):
+        assert voxtile("train", *words, f"loss.class_weights={weights}").code == 0
+    one, other = homes(tmp_path / "runs")
+    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+
+
 @pytest.mark.parametrize(
     "change", ["seed=1", "training.batch_size=3", "trainer.precision=bf16-mixed", "training.steps=3", "split.seed=1"]
 )  # fmt: skip

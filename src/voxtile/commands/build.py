@@ -174,13 +174,17 @@ def build_loss(config: Mapping[str, Any], dataset: Dataset, class_counts: Sequen
     Raises:
         ConfigError: It cannot be built, or is none.
     """
+    from voxtile.training.class_weights import weights_in_order
     from voxtile.training.losses import Loss
 
-    trust = config["trust"]
+    trust, settings = config["trust"], config["loss"]
     if inspect.isclass(maker := target(str(config["loss"].get("_target_")), "loss", trust)):  # takes what others do not
         check_is(maker, Loss, "loss", "voxtile.training.losses.Loss")
+    weights = settings.get("class_weights")
+    if isinstance(weights, Mapping) and maker.__module__ == Loss.__module__:  # a loss of the user's own may take names
+        settings = {**settings, "class_weights": weights_in_order(weights, dataset.classes)}
     loss: Loss = build(
-        config["loss"], "loss", trust, class_counts=class_counts, present_counts=present_counts, background=dataset.background,
+        settings, "loss", trust, class_counts=class_counts, present_counts=present_counts, background=dataset.background,
         num_classes=len(dataset.classes), regions=tuple(dataset.regions.values()) or None,
     )  # fmt: skip
     check_is(loss, Loss, "loss", "voxtile.training.losses.Loss")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.errors import ConfigError, did_you_mean
+from voxtile.errors import ConfigError, did_you_mean, listed
 from voxtile.values import is_number
 
-WeightRule = str | Sequence[float] | None
+WeightRule = str | Sequence[float] | Mapping[str, float] | None
 RULES = ("inverse", "median_frequency")
 
 
@@ -22,7 +22,8 @@ def class_weight_table(
     A class without a pixel in the training set cannot be learned and gets weight 0; `voxtile check` warns of it.
 
     Args:
-        rule: None gives every class 1. A list is taken as it is. "inverse" is N / (K'·n(c)) with N judged pixels, n(c) of
+        rule: None gives every class 1. A list is taken as it is; weights by name must have been made one, see `weights_in_order`.
+            "inverse" is N / (K'·n(c)) with N judged pixels, n(c) of
             them of class c, and K' classes that occur: the mean weight over the training set's pixels is 1.
             "median_frequency" is median(f) / f(c) over the classes that occur, f(c) being n(c) divided by the pixels of those
             cases in which c occurs, void ones included (Eigen and Fergus 2015; SegNet, Badrinarayanan et al. 2017, section 3);
@@ -36,6 +37,8 @@ def class_weight_table(
     """
     if rule is None:
         return [1.0] * num_classes
+    if isinstance(rule, Mapping):
+        raise ConfigError(f"'loss.class_weights={dict(rule)}' names classes, which a loss does not know. Give a list.")
     if not isinstance(rule, str):
         weights = [float(weight) for weight in rule]
         if len(weights) != num_classes or not all(is_number(weight, 0) for weight in weights) or not any(weights):
@@ -56,6 +59,22 @@ def class_weight_table(
     extent = _counts(rule, "present_counts", present_counts, num_classes)
     frequency = counts / np.maximum(extent, 1)
     return _inverted(frequency / np.median(frequency[counts > 0]) if counts.any() else frequency)
+
+
+def weights_in_order(given: Mapping[str, float], classes: Sequence[str]) -> list[float]:
+    """Weights by class name as a list in the order of the classes; 1 for those that are not named.
+
+    Raises:
+        ConfigError: A name is no class, or a weight no number.
+    """
+    if strange := [str(name) for name in given if name not in classes]:
+        raise ConfigError(
+            f"'loss.class_weights' names '{strange[0]}', which is no class.{did_you_mean(strange[0], classes)} The classes are "
+            f"{listed(classes, 30)}."
+        )
+    if wrong := [name for name, weight in given.items() if not is_number(weight, 0)]:
+        raise ConfigError(f"'loss.class_weights.{wrong[0]}={given[wrong[0]]}' must be a number that is at least 0.")
+    return [given.get(name, 1) for name in classes]
 
 
 def _counts(rule: str, name: str, counts: Sequence[int] | None, num_classes: int) -> NDArray[np.float64]:
