@@ -170,7 +170,7 @@ def test_labels_without_an_image_are_named(root, unlabelled):
 )
 def test_files_that_share_an_id_without_being_slices_are_an_error_that_names_them(root, files, pattern, case):
     put(root, *files)
-    with pytest.raises(DataError, match=r"Several files .* make case 'a' .*" + ", ".join(files)):
+    with pytest.raises(DataError, match=rf"Several files .* make case 'a' .*{', '.join(files)}.*'\+\+data\.layout\.case="):
         FolderLayout(root, pattern, case=case).find()
 
 
@@ -286,6 +286,12 @@ def test_a_line_that_is_no_pair_is_named_by_its_number(root, line):
     (root / "train.txt").write_text(f"a.png l.png\n{line}\n")
     with pytest.raises(DataError, match=rf"train\.txt, line 2: expected 'image label', found '{line}'"):
         ListLayout(root, {"train": "train.txt"}).find()
+
+
+def test_a_table_is_led_to_a_layout_of_ones_own(root):
+    (root / "index.csv").write_text("image,mask,split\n")
+    with pytest.raises(DataError, match=r"index\.csv, line 1: .*docs/extending\.md"):
+        ListLayout(root, {"train": "index.csv"}).find()
 
 
 def test_a_case_that_is_listed_twice_is_named_with_both_places(root):

@@ -216,7 +216,7 @@ class FolderLayout(Layout):
             raise DataError(
                 f"Several files below {self.root} make case '{name}' and are no slices of one: "
                 f"{listed(path.relative_to(self.root) for path, _ in parts)}. Expected one split per case, and ids that tell "
-                "cases apart: put more names of the pattern into the id, for example 'data.layout.case=\"{split}_{id}\"'."
+                "cases apart: put more names of the pattern into the id, for example '++data.layout.case=\"{split}_{id}\"'."
             )
 
     def _match(self, pattern: str) -> list[tuple[Path, dict[str, str]]]:

@@ -49,8 +49,10 @@ class ListLayout(Layout):
                     continue
                 if len(parts) != 2:
                     found = " ".join(masked(part) if is_address(part) else part for part in parts)
+                    table = " A table with columns is read by a layout of your own: docs/extending.md has one." * ("," in line)
                     raise DataError(
                         f"{listing}, line {number}: expected 'image label', found '{found}'. Type a tab between names with blanks."
+                        f"{table}"
                     )
                 where = f"{listing}, line {number},"
                 image, label = (RemoteFile(part) if is_address(part) else self._inside(part, where) for part in parts)
