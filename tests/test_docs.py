@@ -1,6 +1,7 @@
 """The documents: links lead somewhere, commands compose, examples work, scores are defined."""
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
 from tests.testers.composing import ROOT, command_words, composed, fences
 from tests.testers.field import receptive_field
@@ -184,14 +186,43 @@ def test_the_examples_of_own_code_train(
         own = [word for word in volume_words(examples, window=[4, 16, 16]) if not word.startswith("model.")]
     else:
         scenes(examples / "listed")
-        rows = [f"s{number},images/s{number}.tif,labels/s{number}.tif,site{number}" for number in range(6)]
-        (examples / "listed" / "index.csv").write_text("\n".join(["id,image,label,site", *rows]) + "\n")
+        sides = ["train", "train", "train", "val", "val", "test"]
+        rows = [f"s{number},images/s{number}.tif,labels/s{number}.tif,site{number},{side}" for number, side in enumerate(sides)]
+        (examples / "listed" / "index.csv").write_text("\n".join(["id,image,label,site,split", *rows]) + "\n")
         own = ["data=listed", "data.window=[32,32]", "trainer=cpu", "training.batch_size=2"]
         own += [f"paths.{name}={examples / name}" for name in ("cache", "runs")]
     others = [word for word in words[1:] if not word.startswith("data")]
     monkeypatch.setattr(sys, "argv", ["voxtile", words[0], *others, *own, "training.steps=2", "training.val_every=2"])
     assert main() == 0, capfd.readouterr().err
     assert len(list((examples / "runs").glob("*/weights/best.safetensors"))) == (words[0] == "train")
+
+
+def test_a_data_sets_own_split_is_that_of_the_table(examples: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    scenes(examples / "listed")
+    (examples / "listed" / "index.csv").write_text("id,image,label,site,split\na,images/s0.tif,labels/s0.tif,there,train\n")
+    layout = OmegaConf.load(examples / "my_conf" / "data" / "listed.yaml").data.layout
+    layout.root = str(examples / "listed")
+    (case,) = build(layout, "data.layout", ["mylab"]).find()
+    assert (case.id, case.split, case.fields) == ("a", "train", {"site": "there"})
+
+
+def test_annotations_of_coco_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    box = [2, 1, 5, 1, 5, 3, 2, 3]  # x and y of the corners
+    document = {
+        "images": [{"id": 7, "file_name": "there/a.jpg", "width": 9, "height": 6}],
+        "annotations": [
+            {"image_id": 7, "category_id": 3, "iscrowd": 0, "segmentation": [box]},
+            {"image_id": 7, "category_id": 4, "iscrowd": 1, "segmentation": {"counts": [54], "size": [6, 9]}},
+        ],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    (block,) = [block for _, block in fences((ROOT / "docs" / "data.md").read_text(encoding="utf-8")) if "coco =" in block]
+    exec(compile(block, "data.md", "exec"), {})
+    expected = np.zeros((6, 9))
+    expected[1:4, 2:6] = 3
+    with Image.open(tmp_path / "labels" / "a.png") as label:
+        np.testing.assert_array_equal(np.asarray(label), expected)
 
 
 def test_each_example_of_own_code_is_used(examples: Path) -> None:

@@ -228,6 +228,15 @@ def test_a_label_of_another_size_is_an_error_that_names_both(tmp_path):
         picture_dataset(tmp_path).cases()
 
 
+@pytest.mark.parametrize("kind", ["picture", "geotiff"])
+def test_coco_annotations_are_told_to_be_drawn(tmp_path, kind):
+    save(tmp_path / "a.tif", np.zeros((1, 4, 5), np.uint8))
+    (tmp_path / "annotations.json").write_text(json.dumps({"info": "x" * 5000, "images": [], "annotations": [], "categories": []}))
+    layout = FolderLayout(tmp_path, "{id}.tif", "annotations.json")
+    with pytest.raises(DataError, match=r"annotations\.json holds COCO's annotations.*docs/data\.md"):
+        Dataset("d", kind, layout, {0: "ground", 1: "water"}).cases()
+
+
 def test_slices_are_one_volume_with_labels_in_the_same_order(tmp_path):
     for number in (1, 2, 10):
         Image.fromarray(np.full((4, 5), number, np.uint8)).save(tmp_path / f"a_{number}.png")

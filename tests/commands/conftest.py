@@ -61,7 +61,7 @@ def opened(run: Run, weights: str = "best") -> Trained:
     return Trained.of({"trust": [], "paths": {"cache": None}}, str(run.home), weights)
 
 
-def renumbered(run: Run, folder: Path, values: tuple[int, int] = (40, 10)) -> Path:
+def renumbered(run: Run, folder: Path, values: tuple[int | str, int | str] = (40, 10)) -> Path:
     """A copy of a run whose data set calls its two classes by other stored values."""
     home = shutil.copytree(run.home, folder / run.home.name)
     config = yaml.safe_load((home / "config.yaml").read_text())

@@ -753,6 +753,17 @@ def test_stored_values_that_no_map_can_hold_are_refused(
     )
 
 
+def test_maps_of_labels_in_colours_have_these_and_no_stored_values(scene_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    home = renumbered(scene_run, tmp_path / "runs", ("#102030", "#804080"))
+    source = scene_run.folder / "scenes" / "images" / "s1.tif"
+    common = ("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'maps'}")
+    said = voxtile(*common, "values=stored")
+    assert (said.code, "these labels hold colours (data.labels)" in said.text) == (2, True), said.text
+    assert voxtile(*common).code == 0
+    with rasterio.open(tmp_path / "maps" / "s1.tif") as made:
+        assert {number: made.colormap(1)[number][:3] for number in (0, 1)} == {0: (16, 32, 48), 1: (128, 64, 128)}
+
+
 # --- killed, shared, and what is imported
 
 

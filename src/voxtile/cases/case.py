@@ -128,6 +128,10 @@ class Source(ABC):
     def map_name(self, stem: str, spec: MapSpec) -> str:
         """The file or folder name, with this format's suffix, of a map called `stem`."""
 
+    def value_text(self, value: int) -> str:
+        """How the value of a label is written in the configuration."""
+        return str(value)
+
     def notes(self) -> list[str]:
         """What is odd about the file without being wrong, one sentence each; `voxtile check` prints them."""
         return []
@@ -178,6 +182,10 @@ class Wrapped(Source):
     def map_name(self, stem: str, spec: MapSpec) -> str:
         """See `Source.map_name`."""
         return self.source.map_name(stem, spec)
+
+    def value_text(self, value: int) -> str:
+        """See `Source.value_text`."""
+        return self.source.value_text(value)
 
     def notes(self) -> list[str]:
         """See `Source.notes`."""
@@ -248,20 +256,30 @@ class Labels:
             found = np.unique(numbers[unknown])
             place = np.unravel_index(int(unknown.argmax()), unknown.shape)
             first = tuple(int(a + b) for a, b in zip(window.start, place, strict=True))
-            values = [int(value) if float(value).is_integer() else value.item() for value in found]
+            text = self.source.value_text
+            values = [text(int(value)) if float(value).is_integer() else value.item() for value in found]
             holds = f"holds {listed(values)} as label value{'s' * (len(found) > 1)}, first at z y x = {first}"
-            known = f"which the configuration does not know: it maps {listed(sorted(self.values))}"
+            known = f"which the configuration does not know: it maps {listed(map(text, sorted(self.values)))}"
             told = f"{self.source.path} {holds}, {known}."
+            if str(self.source.path).lower().endswith((".jpg", ".jpeg")):
+                raise UnknownValuesError(
+                    told,
+                    "JPEG is the cause: it changes values, most of all at edges between classes. Save the labels as PNG where they "
+                    "come from; those that are lost cannot be made good.",
+                )
             if (found != np.floor(found)).any():
                 raise UnknownValuesError(
                     told,
                     "Values between classes come from a label that was interpolated. Resample it again by nearest neighbour, or "
                     "round it to classes.",
                 )
-            raise UnknownValuesError(
-                told,
-                f"Add them under 'labels:' in the data set's file, where they are not to be judged as '{values[0]}: ignore'.",
-            )
+            add = "Add them under 'labels:' in the data set's file, where they are not to be judged as"
+            raise UnknownValuesError(told, f"{add} '{_quoted(values[0])}: ignore'.")
+
+
+def _quoted(value: object) -> str:
+    """A stored value as a key in a file, where a colour would begin a comment."""
+    return f'"{value}"' if str(value).startswith("#") else str(value)
 
 
 def _classes(numbers: NDArray[Any], values: tuple[tuple[int, int], ...]) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:

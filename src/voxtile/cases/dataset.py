@@ -16,6 +16,7 @@ from voxtile.cases.case import Case, Labels, Source
 from voxtile.cases.colors import default_colors
 from voxtile.cases.formats import SUFFIXES, open_image, open_label
 from voxtile.cases.groups import Grouping
+from voxtile.cases.label_colors import color_text, packed, red_green_blue
 from voxtile.cases.layouts import CaseFiles, Layout
 from voxtile.cases.regions import regions_of
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
@@ -36,10 +37,12 @@ class LabelMap:
     Attributes:
         classes: names; the position is the class index.
         values: stored value -> class index, or `IGNORE`.
+        colored: whether the values stand for colours, see `voxtile.cases.label_colors`.
     """
 
     classes: tuple[str, ...]
     values: dict[int, int]
+    colored: bool = False
 
     @property
     def meaning(self) -> dict[int, str]:
@@ -51,17 +54,24 @@ class LabelMap:
         """Builds the map from `{stored value: class name}`; the name "ignore" marks values that are not to be judged.
 
         Args:
-            meaning: class name by stored value.
+            meaning: class name by stored value, or by colour ('#804080').
             classes: all classes in their order, where values stand for some of them; in the order of the values where None.
 
         Raises:
-            ConfigError: A stored value is no whole number, or is there twice; there are fewer than two classes; or a class name
-                cannot stand in a score's name.
+            ConfigError: A stored value is no whole number and no colour, or is there twice; there are colours and numbers; there
+                are fewer than two classes; or a class name cannot stand in a score's name.
         """
         values = [_stored_value(value, name) for value, name in meaning.items()]
-        if twice := [value for value, count in Counter(values).items() if count > 1]:
+        colored = [packed(value) is not None for value in meaning]
+        if any(colored) and not all(colored):
             raise ConfigError(
-                f"'data.labels' names the stored value {twice[0]} twice. Expected one class for each value; to change what a "
+                f"'data.labels' names colours and numbers ({listed(meaning)}). Expected one or the other; a label of numbers that "
+                "has a palette is read by its numbers where these are named."
+            )
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            known = color_text(twice[0]) if any(colored) else twice[0]
+            raise ConfigError(
+                f"'data.labels' names the stored value {known} twice. Expected one class for each value; to change what a "
                 "data set's file says, type '~data.labels' '+data.labels={…}'."
             )
         names = tuple(classes or dict.fromkeys(name for name in meaning.values() if name != "ignore"))
@@ -80,7 +90,12 @@ class LabelMap:
         if blank := [name for name in names if name != name.strip()]:
             raise ConfigError(f"'data.labels' holds a class name that begins or ends with a blank: '{blank[0]}'. Take it out.")
         indices = [IGNORE if name == "ignore" else names.index(name) for name in meaning.values()]
-        return cls(names, dict(zip(values, indices, strict=True)))
+        return cls(names, dict(zip(values, indices, strict=True)), any(colored))
+
+    def color_of(self, index: int) -> tuple[int, int, int] | None:
+        """The first colour that stands for a class in labels; None where numbers do."""
+        found = (red_green_blue(value) for value, of in self.values.items() if self.colored and of == index)
+        return next(found, None)
 
 
 def _stored_value(value: object, name: object) -> int:
@@ -88,11 +103,13 @@ def _stored_value(value: object, name: object) -> int:
     whole = is_whole(value) or (isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value))
     if whole and isinstance(name, str):
         return int(str(value))
+    if (color := packed(value)) is not None and isinstance(name, str):
+        return color
     key, said = ("null" if each is None else str(each).lower() if isinstance(each, bool) else str(each) for each in (value, name))
-    wrong = f"{said} is no text" if whole else f"{key} is no whole number"
+    wrong = f"{said} is no text" if whole or color is not None else f"{key} is no whole number and no colour"
     raise ConfigError(
-        f"'data.labels' holds '{key}: {said}', and {wrong}. Expected stored value: class name, as in {{0: ground, 1: building}}; "
-        "numbers, yes, no, on and off that are names need quotes."
+        f"'data.labels' holds '{key}: {said}', and {wrong}. Expected stored value: class name, as in {{0: ground, 1: building}}, "
+        'or colour: class name, as in {"#804080": road}; numbers, yes, no, on and off that are names need quotes.'
     )
 
 
@@ -163,7 +180,7 @@ class Dataset:
             name: short name, used for run folders.
             format: "geotiff", "volume" ("nifti" in older configurations), "dicom" or "picture".
             layout: which files make a case.
-            labels: class name by stored label value; "ignore" for values that are not to be judged.
+            labels: class name by stored label value, or by the colour of a label; "ignore" for values that are not to be judged.
             background: the class that is left out of means over foreground classes, or None.
             regions: class names by name of region: unions of classes that scores and the Dice loss are about, see `regions_of`.
             group: how the group follows from the name, see `Grouping`; each case is its own group where None.
@@ -202,6 +219,8 @@ class Dataset:
         self.name, self.format = name, format
         self.layout = layout if isinstance(layout, Layout) else layout()
         self.label_map = LabelMap.of(labels, classes)
+        if self.label_map.colored and format not in ("picture", "geotiff"):
+            raise ConfigError(f"'data.labels' names colours, which labels of 'data.format={format}' have not. Name stored values.")
         self.classes = self.label_map.classes
         if background is not None and background not in self.classes:
             raise ConfigError(f"'data.background={background}' is no class; the classes are {listed(self.classes, 30)}.")
@@ -215,7 +234,7 @@ class Dataset:
                 f"'data.colors' names '{strange[0]}', which is no class.{did_you_mean(str(strange[0]), self.classes)} The classes "
                 f"are {listed(self.classes, 30)}; '~data.colors' takes all colours out."
             )
-        default = default_colors(len(self.classes))
+        default = [self.label_map.color_of(i) or color for i, color in enumerate(default_colors(len(self.classes)))]
         self.colors = tuple(_color(name, (colors or {}).get(name, default[i])) for i, name in enumerate(self.classes))
 
     @_seldom_collected()
@@ -338,7 +357,8 @@ class Dataset:
                     f"Case '{files.id}' has {len(files.labels)} label files: {listed(files.labels)}. Only pictures are stacked as "
                     f"slices; expected one label for format '{self.format}'. Make the ids unique ('data.layout.case=…')."
                 )
-            source = open_label(self.format, files.labels, image, self.label_map.values, self.vectors)
+            named, colored = self.label_map.values, self.label_map.colored
+            source = open_label(self.format, files.labels, image, named, self.vectors, colored)
         if source is not None:
             if source.working.shape != image.working.shape:
                 turned = [*image.notes(), *source.notes()][:1] if self.format == "picture" else []

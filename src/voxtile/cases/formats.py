@@ -17,6 +17,7 @@ from voxtile.cases.case import Source
 from voxtile.cases.id_maps import Slabs
 from voxtile.cases.scene import Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
+from voxtile.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: Sc
     return FORMATS[kind].open_image(paths, nodata, scene, asked)
 
 
-def open_label(kind: str, paths: Sequence[Path], image: Source, named: Collection[int], vectors: VectorSettings) -> Source:
+def open_label(
+    kind: str, paths: Sequence[Path], image: Source, named: Collection[int], vectors: VectorSettings, colored: bool = False
+) -> Source:
     """Opens a label, or another raster of one channel, on the grid of its image.
 
     Args:
@@ -67,11 +70,21 @@ def open_label(kind: str, paths: Sequence[Path], image: Source, named: Collectio
         image: what it is a label of.
         named: stored values that have a meaning.
         vectors: what the shapes of a vector file mean.
+        colored: whether stored values stand for colours; of scenes and pictures only.
 
     Raises:
         DataError: It cannot be read, or does not fit its image.
     """
-    return FORMATS[kind].open_label(paths, image, named, vectors)
+    if paths[0].suffix.lower() == ".json" and _is_coco(paths[0]):
+        raise DataError(
+            f"{paths[0]} holds COCO's annotations, of all images in one file. Expected a label for each image: draw them once, "
+            "with the lines that docs/data.md has for it."
+        )
+    if not colored:
+        return FORMATS[kind].open_label(paths, image, named, vectors)
+    from voxtile.cases.label_colors import ColorLabel
+
+    return ColorLabel(_picture(paths) if kind == "picture" else _scene_colors(paths[0], image, named))
 
 
 def open_map(kind: str, path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:
@@ -137,6 +150,26 @@ def _scene_label(paths: Sequence[Path], image: Source, named: Collection[int], v
 
     assert isinstance(image, OnTarget)
     return label_source(paths[0], image, named)
+
+
+def _scene_colors(path: Path, image: Source, named: Collection[int]) -> Source:
+    if path.suffix.lower() in VECTOR_SUFFIXES:
+        raise DataError(f"{path} is a vector file, whose shapes have no colours. Name stored values in 'data.labels'.")
+    from voxtile.cases.aligned import OnTarget
+    from voxtile.cases.geotiff import color_source
+
+    assert isinstance(image, OnTarget)
+    return color_source(path, image, named)
+
+
+def _is_coco(path: Path) -> bool:
+    """Whether a file is a COCO annotation file; GeoJSON, which may be large, is known by its beginning."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(4096)
+        text = b"" if b'"FeatureCollection"' in start else start + file.read()
+    return all(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
 def _scene_map(path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:

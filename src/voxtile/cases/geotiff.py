@@ -522,3 +522,26 @@ def label_source(path: Path, onto: OnTarget, named: Collection[int] = ()) -> Geo
     if next(iter(label._bands.values())).nodata in named:
         return GeoTiffSource([path], nodata=math.nan, onto=onto.target)  # which no whole number equals
     return label
+
+
+def color_source(path: Path, onto: OnTarget, named: Collection[int]) -> GeoTiffSource:
+    """Opens a raster in whose colours a label is drawn, aligned as `label_source` does.
+
+    Args:
+        path: the raster.
+        onto: its image.
+        named: colours that have a meaning, which a nodata tag does not take away, see `voxtile.cases.label_colors`.
+
+    Raises:
+        DataError: It has one band, whose numbers are no colours, or cannot be aligned.
+    """
+    label = GeoTiffSource([path], onto=onto.target)
+    if len(label.channels) == 1:
+        raise DataError(
+            f"{path} has one band, of numbers, and 'data.labels' names colours. Name the numbers; those of a palette are read as "
+            "its colours with 'data.format=picture'."
+        )
+    empty = {band.nodata for band in label._bands.values()}
+    if any(nodata in empty and nodata * 0x010101 in named for nodata in range(256)):  # a grey: no data is what all bands say
+        return GeoTiffSource([path], nodata=math.nan, onto=onto.target)
+    return label

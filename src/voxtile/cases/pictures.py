@@ -167,9 +167,13 @@ class PictureSource(Source):
         values = planes[: len(planes) - self._kind.alpha]
         if (values != values[:1]).any():
             y, x = np.argwhere((values != values[:1]).any(axis=0))[0]
+            pixel = values[:, y, x].tolist()
+            told = f"The label {part} is a colour picture: its pixel (y {y}, x {x}) is {tuple(pixel)}."
+            if part.path.suffix.lower() in (".jpg", ".jpeg"):
+                raise DataError(f"{told} JPEG changes values, so that no label can be kept as one. Save the labels as PNG.")
             raise DataError(
-                f"The label {part} is a colour picture: its pixel (y {y}, x {x}) is {tuple(values[:, y, x].tolist())}. Expected "
-                "class values (grey, or a palette whose indices are the classes); convert the colours to class values."
+                f"{told} Expected class values (grey, or a palette whose indices are the classes); where colours stand for "
+                f"classes, name all of them: 'labels: {{\"#{bytes(pixel[:3]).hex()}\": road, …}}' in the data set's file."
             )
         return np.delete(planes, range(1, len(values)), axis=0)
 

@@ -120,7 +120,7 @@ class GivenMaps:
         if ours:
             source, _ = open_map(kind, file if len(files) == 1 else file.parent, None, native.image)
         else:
-            source = open_label(kind, files, native.image, known, VectorSettings())
+            source = open_label(kind, files, native.image, known, VectorSettings(), self.dataset.label_map.colored)
         if source.working.shape != native.image.working.shape:
             raise DataError(
                 f"{file} has shape {source.working.shape} (D, H, W), and its image {native.image.working.shape}. Expected a map of "

@@ -362,6 +362,11 @@ def _values(asked: Any, dataset: Dataset) -> tuple[int, ...]:
         raise ConfigError(f"'values={asked}' is unknown; choose from classes, stored.")
     if asked == "classes":
         return ()
+    if dataset.label_map.colored:
+        raise ConfigError(
+            "'values=stored' writes the numbers that labels hold into maps, and these labels hold colours (data.labels). Leave the "
+            "setting out: maps hold class indices, and have the colours of the labels as their colour table."
+        )
     stored: dict[str, list[int]] = {name: [] for name in dataset.classes}
     for value, name in dataset.label_map.meaning.items():
         stored.get(name, []).append(value)  # not those of "ignore"

@@ -146,7 +146,7 @@ class GivenSplit(SplitScheme):
         if unknown:
             raise DataError(
                 f"The data set calls splits {listed(unknown)}; expected {listed(SPLITS)}.{did_you_mean(unknown[0], SPLITS)} Say "
-                "what they mean with 'data.layout.splits={…: train, …}'."
+                "what they mean with 'data.layout.splits={…: train, …}', or in a layout of your own."
             )
         sides = {side: [case for case in cases if case.split == side] for side in SPLITS}
         if self.val is None:
