@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from PIL import Image
 
-from tests.commands.conftest import Command, Outcome
+from tests.commands.conftest import Command, Outcome, homes
 from tests.testers.geotiff import save
 from tests.testers.surveys import CLASSES, open_case
 from tests.testers.tiny import scene, scene_words, volume_words
@@ -146,6 +146,49 @@ def test_what_to_look_at_is_listed(folder: Path, voxtile: Command) -> None:
     assert "'data.balance=0.5' draws windows with it more often" in said.text
     assert "class 'pole' occurs in no validation case" in said.text
     assert "'split.stratify=true'" in said.text
+
+
+def pictures_of(folder: Path, words: list[str]) -> None:
+    """Makes pictures of the scenes that `words` train on, as PNG files without a place that ask to be turned by 180 degrees."""
+    exif = Image.Exif()
+    exif[274] = 3
+    for path in sorted((folder / "scenes").rglob("*.tif")):
+        with rasterio.open(path) as file:
+            pixels = file.read(1)
+        if path.parent.name == "images":
+            pixels = np.clip(60 + 50 * pixels, 0, 255).astype(np.uint8)
+        options = {"exif": exif} if path.parent.name == "images" else {}
+        Image.fromarray(pixels).save(path.with_suffix(".png"), **options)
+    words += ["data.layout.images='images/{id}.png'", "data.layout.labels='labels/{id}.png'"]
+
+
+def test_what_is_odd_about_many_files_is_one_remark(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder, format="picture"), "split.test=0"]
+    pictures_of(folder, words)
+    said = voxtile("check", *words)
+    assert said.code == 0, said.text
+    assert re.search(r"s0\.png asks viewers to turn it .* So it is with 5 other files: \S*s1\.png, .* and 2 more\.", said.text)
+    assert len(re.findall("  - .*asks viewers to turn it", said.out)) == 1
+    assert "asks viewers to turn it" in voxtile("train", *words).text
+    (home,) = homes(folder / "runs")
+    common = ("predict", f"run={home}", f"output={folder / 'maps'}")
+    assert "asks viewers to turn it" in voxtile(*common, f"input={folder / 'scenes' / 'images' / 's1.png'}").text
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_pictures_among_scenes_have_no_place_and_those_alone_need_none(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder), "split.test=0"]
+    for number in range(5):
+        for kind in ("images", "labels"):
+            with rasterio.open(folder / "scenes" / kind / f"s{number}.tif") as file:
+                pixels = file.read()
+            save(folder / "scenes" / kind / f"s{number}.tif", pixels, crs=None, transform=None)
+        said = voxtile("check", *words).text if number in (0, 4) else ""
+        if number == 0:
+            assert re.search(r"1 image without a place on Earth among 6, of which the others have one: \S*s0\.tif", said)
+    assert "5 images without a place on Earth among 6" in said
+    assert "s0.tif has no coordinate reference system" not in said
+    assert "place on Earth" not in voxtile("check", *words, "data.exclude=[s5]").text
 
 
 def test_a_pair_of_cases_that_share_their_values_is_suspicious(folder: Path, voxtile: Command) -> None:

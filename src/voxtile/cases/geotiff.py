@@ -377,16 +377,23 @@ class GeoTiffSource(Source):
 
     def notes(self) -> list[str]:
         """See `Source.notes`."""
-        found = []
+        found: list[str] = []
         if self._label:  # maps are its image's
             pass
         elif self.stored.crs is None and self.profile["crs"] is None:
+            if self.target.place.is_identity and not self._by_points:  # a picture, of which nobody expects a place
+                return found + self._notes_on_pixels()
             where = " Ground control points say where it lies, which are not followed: 'gdalwarp' makes a scene of it."
             found.append(
                 f"{self.path} has no coordinate reference system; its maps will have none either.{where if self._by_points else ''}"
             )
         elif self.stored.crs is None:
             found.append(f"{self.path} has a coordinate reference system without a place on Earth: it counts as having none.")
+        return found + self._notes_on_pixels()
+
+    def _notes_on_pixels(self) -> list[str]:
+        """What is odd about values, wherever they lie."""
+        found: list[str] = []
         if self._inexact:
             found.append(
                 f"{self.path} declares a nodata value beyond 2^53, of which only the nearest floating-point number can be read: "

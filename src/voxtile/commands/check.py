@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,9 +154,13 @@ def look_at_files(prepared: Prepared) -> list[str]:
 
     split = prepared.split
     cases = [*split.train, *split.val]
-    notes = [
-        note for case in cases for source in (case.image, case.labels and case.labels.source) if source for note in source.notes()
-    ]
+    notes = told_once([(str(source.path), note) for case in cases for source in case.sources for note in source.notes()])
+    somewhere = {case.image.path: case.image.working.crs is not None for case in cases}
+    if nowhere := [path for path, placed in somewhere.items() if not placed and any(somewhere.values())]:
+        notes.append(
+            f"{counted(len(nowhere), 'image')} without a place on Earth among {len(somewhere)}, of which the others have one: "
+            f"{listed(nowhere, 3)}"
+        )
     notes += [
         f"{case.image.path} is so large that {MOST_IMAGE_BLOCKS} of its {number} blocks were looked at, and "
         f"{100 * (1 - valid):.0f} % of their pixels hold no data: in the other blocks such pixels count as their label says, "
@@ -193,6 +197,19 @@ def look_at_files(prepared: Prepared) -> list[str]:
             f"widest; see that their values mean the same, or {remedy}"
         )
     return sorted(set(notes)) + list(suspicions(cases, distinct))
+
+
+def told_once(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """Remarks on single files, each with the file's name; of those that say the same of several files the first."""
+    alike: dict[str, dict[str, str]] = {}  # by what they say, the remark by file
+    for path, note in notes:
+        alike.setdefault(note.replace(path, "…"), {}).setdefault(path, note)
+    told = []
+    for same in alike.values():
+        first, *others = same
+        more = f" So it is with {counted(len(others), 'other file')}: {listed(others, 3)}." if others else ""
+        told.append(same[first] + more)
+    return told
 
 
 def _is_flat(values: NDArray[Any]) -> bool:
