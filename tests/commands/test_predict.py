@@ -205,7 +205,7 @@ def test_a_scene_whose_blocks_are_test_is_known_again(tmp_path: Path, voxtile: C
     words = [*scene_words(tmp_path), "split=blocks", "split.blocks=[2,2]", "data.exclude=[s1,s2,s3,s4,s5]"]
     said = voxtile("train", *words)
     (home,) = homes(tmp_path / "runs")
-    assert (said.code, f"voxtile predict run={home} input=<folder> output=predictions" in said.text) == (0, True), said.text
+    assert (said.code, f"voxtile predict run={home} input=… output=predictions" in said.text) == (0, True), said.text
     source = tmp_path / "scenes" / "images" / "s0.tif"
     said = voxtile("predict", f"run={home}", f"input={source}", f"output={tmp_path / 'out'}")
     assert said.code == 0

@@ -311,7 +311,7 @@ def report(home: RunFolder, prepared: Prepared, trusted: Sequence[str], out: Con
         file for case in prepared.split.test for file in case.image.files
     }  # predicting these would be a look at the test split
     files = next((case.image.files for case in prepared.split.val if not tested.intersection(case.image.files)), ())
-    example = word("input", files[0]) if len(files) == 1 else "input=<folder>"
+    example = word("input", files[0]) if len(files) == 1 else "input=…"  # no "<folder>", which a shell reads as a redirection
     # What a run was trusted with counts for nothing when it is opened: the user says it again.
     trust = f" 'trust=[{','.join(trusted)}]'" if trusted else ""
     lines = (
