@@ -218,7 +218,7 @@ class PictureSource(Source):
         if self._label or not _has_alpha(self._kind.mode):
             return found
         try:
-            alpha = self._planes(0)[-1]
+            alpha = next(iter(self._planes(slice(1))))[-1]
         except DataError:  # which is told when it is read
             return found
         low, high = int(alpha.min()), int(alpha.max())
