@@ -1,5 +1,7 @@
 """Folders of DICOM studies."""
 
+from pathlib import PurePath
+
 import nibabel
 import numpy as np
 import pydicom
@@ -97,6 +99,27 @@ def test_files_beside_a_series_that_are_no_dicom_are_noted(tmp_path):
     notes = [case.image.notes() for case in dataset(DicomLayout(str(root), RULES, labels="seg")).cases()]
     assert "1 file passed over, since no DICOM image: README" in notes[0][0]
     assert notes[1:] == [[], []]
+
+
+def test_files_beside_series_are_looked_at_once_each_and_not_once_per_study(tmp_path, monkeypatch):
+    for number in range(6):
+        made.series(tmp_path / f"s{number}", plain()[:1], "MR", study=f"study{number}")
+
+    def asked():
+        """How often a folder is asked for."""
+        calls = []
+        with monkeypatch.context() as patch:
+            of = PurePath.parent.fget
+            patch.setattr(PurePath, "parent", property(lambda path: calls.append(path) or of(path)))
+            assert len(DicomLayout(str(tmp_path)).find()) == 6
+        return len(calls)
+
+    asked()  # headers are remembered now
+    before = asked()
+    for number in range(20):
+        (tmp_path / "s0" / f"{number}.txt").touch()
+    asked()
+    assert asked() - before <= 40
 
 
 def test_a_series_may_lie_in_several_folders(tmp_path):

@@ -93,9 +93,12 @@ class DicomLayout(Layout):
         studies: dict[str, list[FileHeader]] = {}
         for header in found:
             studies.setdefault(header.study, []).append(header)
+        beside: dict[Path, list[Path]] = {}
+        for path in others:
+            beside.setdefault(path.parent, []).append(path)
         cases, missing, contours = [], [], ""
         for its in studies.values():
-            case = self._case(its, others)
+            case = self._case(its, beside)
             if case is not None and self.labels and not case.labels:
                 missing.append(case.id)
                 contours = contours or next((str(header.path) for header in its if header.modality == "RTSTRUCT"), "")
@@ -120,8 +123,8 @@ class DicomLayout(Layout):
                 )
         return sorted(cases, key=lambda case: case.id)
 
-    def _case(self, its: Sequence[FileHeader], others: Sequence[Path]) -> CaseFiles | None:
-        """The case of a study; None where it holds no volume. `others` are files that are no DICOM, which are noted."""
+    def _case(self, its: Sequence[FileHeader], others: Mapping[Path, Sequence[Path]]) -> CaseFiles | None:
+        """The case of a study; None where it holds no volume. `others` are files that are no DICOM, by folder, which are noted."""
         grouped: dict[str, list[FileHeader]] = {}
         for header in its:
             grouped.setdefault(header.series, []).append(header)
@@ -140,7 +143,7 @@ class DicomLayout(Layout):
         fields = {"patient": its[0].patient, "study": its[0].study, "folder": folder}
         label = self._label(its, {series.uid for series in chosen}, name, folder)
         folders = {path.parent for path in paths}
-        beside = [path for path in others if path.parent in folders and path not in label]
+        beside = sorted(path for folder in folders for path in others.get(folder, ()) if path not in label)
         files = [list(series.paths) for series in chosen]
         opener = partial(_opened, [files[0] + beside, *files[1:]], tuple(self.series))
         return CaseFiles(name, paths, label, fields=fields, sources=opener)
