@@ -1,6 +1,7 @@
 """voxtile check: what it says of the data and the costs, and that it leaves nothing but a picture."""
 
 import re
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rich.console import Console
 
 from tests.commands.conftest import Command, Outcome, homes
 from tests.testers.geotiff import save
 from tests.testers.surveys import CLASSES, open_case
 from tests.testers.tiny import scene, scene_words, volume_words
-from voxtile.commands.check import look_at_files, look_at_sides
+from voxtile.commands.check import look_at_files, look_at_sides, print_split
 from voxtile.data import survey
 from voxtile.data.splits import Split
 from voxtile.data.symmetry import Symmetry
@@ -35,17 +37,36 @@ def test_a_sound_data_set_ends_with_the_command_to_train(folder: Path, voxtile: 
     words = scene_words(folder)
     said = voxtile("check", *words)
     assert said.code == 0
-    train, val, test = (row(said, side) for side in ("train", "val", "test"))
+    assert row(said, "cases") == ["cases", "4", "1", "1"]
+    assert row(said, "groups") == ["groups", "4", "1", "1"]
+    assert row(said, "pixels") == ["pixels", f"{4 * 40 * 36:,}", f"{40 * 36:,}", "locked"]
     shares = [np.mean([(rasterio.open(p).read() == c).mean() for p in (folder / "scenes/labels").glob("*.tif")]) for c in (0, 1)]
-    assert train[1:4] == ["4", "4", f"{4 * 40 * 36:,}"]
-    assert float(train[6]) == pytest.approx(100 * shares[0], abs=10)
-    assert val[1:4] == ["1", "1", f"{40 * 36:,}"]
-    assert test == ["test", "1", "1", "locked", "locked", "locked", "locked"]
+    for name, share in zip(("ground", "disc"), shares, strict=True):
+        of_class = row(said, name)
+        assert float(of_class[1]) == pytest.approx(100 * share, abs=10)
+        assert of_class[2::2] == ["%", "%"]
+        assert of_class[5] == "locked"
     assert len(row(said, "band1")) == len(row(said, "band2")) == 6
     assert float(row(said, "band1")[4]) > float(row(said, "band2")[4])  # the first band shows the discs
     assert re.search(r"one step [\d.]+ s, one validation [\d.]+ s: 6 steps take about \d+ s here", said.text)
     assert re.search(r"memory [\d.]+ GiB; disk \d+ MiB, of which \d+ MiB \(the resume state\)", said.text)
     assert said.text.endswith(f"to train: voxtile train {' '.join(words)}")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_table_of_many_classes_with_long_names_is_readable(width: int) -> None:
+    names = [f"class number {number} with a very long name, of buildings_and_other_structures" for number in range(150)]
+    found = SimpleNamespace(counts=np.arange(150), pixels=123_456_789_012)
+    cases = [SimpleNamespace(id="a", group="g")] * 1000
+    split = SimpleNamespace(sides=dict.fromkeys(("train", "val", "test"), cases))
+    prepared = SimpleNamespace(dataset=SimpleNamespace(classes=names, name="many"), split=split, surveys={"a": found})
+    out = Console(file=StringIO(), width=width)
+    print_split(out, prepared)
+    lines = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in out.file.getvalue().splitlines()]
+    assert ["pixels", *["123,456,789,012,000"] * 2, "locked"] in lines
+    said = re.sub(r"\s", "", "".join(line[0] for line in lines))
+    assert all(re.sub(r"\s", "", name) in said for name in names)
+    assert [line[1:] for line in lines if line[1:] and "1.33 %" in line[1]] == [["1.33 %", "1.33 %", "locked"]]
 
 
 def test_a_warmup_that_is_never_over_is_said_before_and_in_training(folder: Path, voxtile: Command) -> None:

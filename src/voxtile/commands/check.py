@@ -81,24 +81,26 @@ def check(config: Mapping[str, Any]) -> int:
 
 
 def print_split(out: Console, prepared: Prepared) -> None:
-    """Cases, groups, pixels and class shares of each side."""
+    """Cases, groups, pixels and class shares of each side: a column per side, since there may be 150 classes."""
     import numpy as np
-    from rich.table import Table
+
+    from voxtile.commands.console import table_of
 
     names = prepared.dataset.classes
-    table = Table(
-        "split", "cases", "groups", "pixels", "judged", *names, title=f"data set {prepared.dataset.name}", title_justify="left"
-    )
+    columns = [["cases", "groups", "pixels", "judged", *names]]
     for side, cases in prepared.split.sides.items():
-        groups = str(len({case.group for case in cases}))
+        column = [str(len(cases)), str(len({case.group for case in cases}))]
         if side == "test":
-            table.add_row(side, str(len(cases)), groups, *["locked"] * (2 + len(names)))
+            columns.append([*column, *["locked"] * (2 + len(names))])
             continue
         found = [prepared.surveys[case.id] for case in cases]
         counts = np.sum([survey.counts for survey in found], axis=0)
         pixels, judged = sum(survey.pixels for survey in found), int(counts.sum())
-        shares = [f"{100 * n / max(judged, 1):.2f} %" for n in counts]
-        table.add_row(side, str(len(cases)), groups, f"{pixels:,}", f"{100 * judged / max(pixels, 1):.1f} %", *shares)
+        column += [f"{pixels:,}", f"{100 * judged / max(pixels, 1):.1f} %"]
+        columns.append([*column, *(f"{100 * n / max(judged, 1):.2f} %" for n in counts)])
+    table = table_of("split", *prepared.split.sides, title=f"data set {prepared.dataset.name}")
+    for number, row in enumerate(zip(*columns, strict=True)):
+        table.add_row(*row, end_section=number == 3)
     out.print(table)
 
 
@@ -130,17 +132,15 @@ def draw_map(split: Split, path: Path) -> Path | None:
 def print_intensities(out: Console, prepared: Prepared) -> None:
     """What each channel's values look like in the training cases."""
     import numpy as np
-    from rich.table import Table
 
+    from voxtile.commands.console import table_of
     from voxtile.data.rng import one_of_each
 
     found = [prepared.surveys[case.id] for case in prepared.split.train]
     every = 1 + sum(each.sampled for each in found) // MOST_PIXELS
     parts = [each.sample[:, one_of_each(every, each.sampled, number)] for number, each in enumerate(found)]
     samples = np.concatenate(parts, axis=1).astype(np.float64)
-    table = Table(
-        "channel", "0.5 %", "median", "99.5 %", "mean", "std", title="intensities of the training cases", title_justify="left"
-    )
+    table = table_of("channel", "0.5 %", "median", "99.5 %", "mean", "std", title="intensities of the training cases")
     for name, values in zip(prepared.split.train[0].channels, samples, strict=True):
         low, middle, high = np.percentile(values, (0.5, 50, 99.5))
         table.add_row(name, *(f"{value:.5g}" for value in (low, middle, high, values.mean(), values.std())))

@@ -272,13 +272,12 @@ def _scores(wanted: Any, evaluations: Sequence[Evaluation]) -> dict[str, list[st
 
 
 def _show(out: Console, title: str, found: Mapping[str, tuple[Difference, float]], comparisons: int) -> None:
-    from rich.table import Table
-
+    from voxtile.commands.console import table_of
     from voxtile.commands.tables import number
 
     further = ("p (Holm)",) if comparisons > 1 else ()
     columns = ("score", "first", "other", "difference", "95 % interval", "p", *further, "cases", "groups")
-    table = Table(*columns, title=title, title_justify="left")
+    table = table_of(*columns, title=title)
     for score, (each, adjusted) in found.items():
         interval = "–" if each.low != each.low else f"{each.low:+.4f} to {each.high:+.4f}"
         apart = "undefined" if each.difference != each.difference else f"{each.difference:+.4f}"

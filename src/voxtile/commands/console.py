@@ -9,6 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 from voxtile.errors import counted
 
@@ -25,6 +26,11 @@ def print_any_name(stream: TextIO) -> None:
     """Has a stream write bytes of a file's name that are no text in its encoding as digits, where it would raise an error."""
     if reconfigure := getattr(stream, "reconfigure", None):
         reconfigure(errors="backslashreplace")
+
+
+def table_of(*headers: str, title: str) -> Table:
+    """A table of which nothing is cut: what is wider than the screen leaves room for goes on in the next line."""
+    return Table(*(Column(header, overflow="fold") for header in headers), title=title, title_justify="left")
 
 
 @contextmanager

@@ -397,13 +397,14 @@ def _lives(trial: FrozenTrial) -> bool:
 def report(study: optuna.Study, objectives: Mapping[str, str], fixed: Sequence[str], place: Path, out: Console) -> None:
     """Prints a study's trials, and writes the best settings as a configuration where a trial has come to its end."""
     from optuna.trial import TrialState
-    from rich.table import Table
+
+    from voxtile.commands.console import table_of
 
     def is_anothers(trial: FrozenTrial) -> bool:
         """Whether another command is at a trial, which ours no longer is."""
         return _lives(trial) and trial.user_attrs.get(OWNER) != this_process()
 
-    table = Table("trial", "state", *objectives, "settings", "run", title=f"study {study.study_name}", title_justify="left")
+    table = table_of("trial", "state", *objectives, "settings", "run", title=f"study {study.study_name}")
     for trial in study.trials:
         values = [f"{value:.4f}" for value in trial.values] if trial.values else [""] * len(objectives)
         params = " ".join(f"{path}={value if isinstance(value, str) else f'{value:.4g}'}" for path, value in trial.params.items())

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from voxtile.commands.compose import as_typed
+from voxtile.commands.console import table_of
 from voxtile.commands.guard import STOPPED
 from voxtile.commands.names import titles
 from voxtile.commands.words import list_word
@@ -47,7 +48,7 @@ def print_scores(
     """
     further = ("95 % interval", "median") if spread else ()
     columns = (_of(regions), "Dice (mean over cases)", *further, "IoU (pooled)", "missed", "false alarms")
-    table = Table(*columns, title=title, title_justify="left")
+    table = table_of(*columns, title=title)
 
     def spread_of(name: str) -> list[str]:
         if not spread:
@@ -85,17 +86,22 @@ def _mean(regions: Sequence[str]) -> str:
 def print_folds(out: Console, folds: Sequence[Mapping[str, Any]], classes: Sequence[str], regions: Sequence[str]) -> None:
     """Prints Dice of each fold of a cross-validation, as the summary has them."""
     names = (*(name for name in classes if name not in regions), *regions)
-    table = Table("fold", "cases", *names, _mean(regions), title="Dice by fold", title_justify="left")
+    rows = [["fold", "cases", *names, _mean(regions)]]
     for fold in folds:
         dice = [number(fold["scores"][f"dice/{name}"]) for name in names]
-        table.add_row(fold["fold"], str(fold["cases"]), *dice, number(fold["scores"]["dice"]))
+        rows.append([fold["fold"], str(fold["cases"]), *dice, number(fold["scores"]["dice"])])
+    if len(names) > len(folds):  # a screen is narrower than it is long
+        rows = [list(column) for column in zip(*rows, strict=True)]
+    table = table_of(*rows[0], title="Dice by fold")
+    for row in rows[1:]:
+        table.add_row(*row)
     out.print(table)
 
 
 def print_objects(out: Console, threshold: float, scores: Mapping[str, float], classes: Sequence[str]) -> None:
     """Prints precision, recall and F1 of objects, and how many there are."""
     title = f"objects, matched where their IoU is {threshold:g} or more"
-    table = Table("class", "precision", "recall", "F1", "in label", "predicted", "matched", title=title, title_justify="left")
+    table = table_of("class", "precision", "recall", "F1", "in label", "predicted", "matched", title=title)
     for name in classes:
         shares = [number(scores[f"object_{kind}/{name}"]) for kind in ("precision", "recall", "f1")]
         table.add_row(name, *shares, *(f"{scores[f'{kind}_objects/{name}']:.0f}" for kind in ("label", "predicted", "matched")))
@@ -105,7 +111,7 @@ def print_objects(out: Console, threshold: float, scores: Mapping[str, float], c
 def print_lesions(out: Console, scores: Mapping[str, float], classes: Sequence[str]) -> None:
     """Prints how many lesions were found, and how many made up."""
     columns = ("sensitivity", "F1", "in label", "found", "false", "false per case")
-    table = Table("class", *columns, title="lesions, shares are means over cases", title_justify="left")
+    table = table_of("class", *columns, title="lesions, shares are means over cases")
     for name in classes:
         shares = [number(scores[f"lesion_{kind}/{name}"]) for kind in ("sensitivity", "f1")]
         counts = [f"{scores[f'{kind}_lesions/{name}']:.0f}" for kind in ("label", "found", "false")]
@@ -117,7 +123,7 @@ def print_surfaces(out: Console, unit: str, tolerances: Mapping[str, float], sco
     """Prints distances between surfaces, mean and median over cases, and how many structures were missed."""
     columns = (f"HD95 ({unit})", "median", f"ASSD ({unit})", "median", "NSD", "median", f"tolerance ({unit})")
     title = "surfaces, mean and median over cases; a missed one is as far as the case is large"
-    table = Table("class", *columns, "missed", "false alarms", title=title, title_justify="left")
+    table = table_of("class", *columns, "missed", "false alarms", title=title)
     for name, tolerance in tolerances.items():
         values = [number(scores[f"{kind}{of}/{name}"]) for kind in ("hd95", "assd", "nsd") for of in ("", "_median")]
         counts = [f"{scores[f'{kind}/{name}']:.0f}" for kind in ("missed", "false_alarm")]
@@ -128,7 +134,7 @@ def print_surfaces(out: Console, unit: str, tolerances: Mapping[str, float], sco
 def print_volumes(out: Console, scores: Mapping[str, float], classes: Sequence[str]) -> None:
     """Prints errors of volume."""
     columns = ("error (ml)", "absolute (ml)", "relative", "absolute relative")
-    table = Table("class", *columns, title="volume, means over cases", title_justify="left")
+    table = table_of("class", *columns, title="volume, means over cases")
     for name in classes:
         kinds = ("volume_error_ml", "absolute_volume_error_ml", "relative_volume_error", "absolute_relative_volume_error")
         table.add_row(name, *(number(scores[f"{kind}/{name}"]) for kind in kinds))
@@ -175,7 +181,7 @@ def print_runs(out: Console, runs: Sequence[RunFolder]) -> bool:
 
 
 def _table_of_runs(*first: str, title: str) -> Table:
-    return Table(*first, "run", "state", "step", "Dice", "IoU", "s/step", "GiB", title=title, title_justify="left")
+    return table_of(*first, "run", "state", "step", "Dice", "IoU", "s/step", "GiB", title=title)
 
 
 def _row(home: RunFolder) -> tuple[list[str], str]:
