@@ -814,6 +814,20 @@ def test_nothing_stays_beside_a_map_whose_command_was_killed_when_it_had_its_nam
     assert sorted(path.name for path in out.iterdir()) == ["s1.tif", "s1_heatmap.tif"]
 
 
+def test_many_objects_are_said_before_they_are_written(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["predict", f"run={scene_run.home}", f"input={scene_run.folder / 'scenes' / 'images' / 's1.tif'}"]
+    words += ["polygons=gpkg", "object_classes=[ground,disc]"]
+    assert "objects, which" not in voxtile(*words, f"output={tmp_path / 'few'}").text
+    monkeypatch.setattr("voxtile.commands.results.MANY", 0)
+    said = voxtile(*words, f"output={tmp_path / 'many'}", "min_pixels=2").text
+    assert re.search(
+        r"s1: \d+ objects, which take long to write; \d+ of them have fewer than 20 pixels, and 'min_pixels=20' ", said
+    )
+    assert said.index("objects, which") < said.index("s1_polygons.gpkg")
+
+
 def test_results_of_a_command_that_was_killed_are_made_by_the_same_command(
     scene_run: Run, tmp_path: Path, voxtile: Command
 ) -> None:

@@ -16,6 +16,7 @@ from voxtile.cases.formats import write_id_map
 from voxtile.cases.id_maps import id_map_name
 from voxtile.cases.nifti import NiftiSource
 from voxtile.cases.pictures import PictureSource
+from voxtile.inference import instances
 from voxtile.inference.finished import FinishedMap
 from voxtile.inference.instances import find_instances, write_table
 
@@ -111,6 +112,19 @@ def test_a_picture_s_objects_are_a_tiff_in_pixels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(ids), labelled(indices[None], True)[0])
     row = table(tmp_path / "ids.csv")[0]
     assert list(row) == ["id", "class", "pixels", "x", "y", "x_min", "y_min", "x_max", "y_max"]
+
+
+def test_what_is_kept_of_an_object_is_little_and_its_row_is_the_same_in_any_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scene_map(tmp_path, patches(2, 40, 30))
+    objects = find_instances(found, [1, 2], False)
+    kept = (objects.index, objects.pixels, objects.size, objects.low, objects.high, objects.centre)
+    assert sum(each.nbytes for each in kept if each is not None) <= 70 * len(objects.index)
+    write_table(objects, found, tmp_path / "whole.csv")
+    monkeypatch.setattr(instances, "_CHUNK", 7)
+    write_table(objects, found, tmp_path / "parts.csv")
+    assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
 def test_a_map_without_objects_has_an_empty_table(tmp_path: Path) -> None:

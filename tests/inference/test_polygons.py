@@ -62,6 +62,19 @@ def test_each_object_is_one_polygon_without_seams(tmp_path: Path, seed: int, hei
     assert sorted(shapely.normalize(shape).wkt for shape in pieces.values()) == expected  # the same corners, and none on a seam
 
 
+def test_outlines_of_a_slab_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A speckled one has a million, which as lists would take gigabytes."""
+    found = scene_map(tmp_path, patches(0, 30, 40), slab_pixels=600)
+    objects, read, shapes = find_instances(found, [1, 2], False), list[int](), rasterio.features.shapes
+    whole = {row: shape.wkt for row, shape in polygons.traced(found, objects)}
+    monkeypatch.setattr(polygons, "_CHUNK", 7)
+    monkeypatch.setattr(rasterio.features, "shapes", lambda *a, **b: (read.append(1) or each for each in shapes(*a, **b)))
+    parts = polygons.traced(found, objects)
+    row, shape = next(parts)
+    assert len(read) <= 14 < len(objects.index)
+    assert {row: shape.wkt, **{row: shape.wkt for row, shape in parts}} == whole
+
+
 def test_attributes_say_how_much_ground_and_how_sure(tmp_path: Path) -> None:
     indices = np.zeros((20, 30))
     indices[3:9, 4:24], indices[12:15, 2:5] = 2, 1

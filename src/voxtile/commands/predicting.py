@@ -234,4 +234,5 @@ class Work(Outputs):
 
     def _results(self, case: Case, paths: Sequence[Path], places: list[Place]) -> list[Path]:
         heat = paths[1] if self.config["heatmaps"] else None
-        return self.results.write(case.native, paths[0], heat, places, self.confusion)
+        say = partial(self.out.print, style="yellow", soft_wrap=True)
+        return self.results.write(case.native, paths[0], heat, places, self.confusion, say)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 VERSION = 3  # of how results are made of maps: raise it when results of the same map change
 TILTED = "voxels of a sheared grid"  # what earlier versions measured otherwise
 POLYGONS = ("gpkg", "geojson")
+MANY, SPECK = 100_000, 10  # objects, of which the user is told; pixels of one that is hardly meant, in times of 'min_pixels'
 HEATMAPS = {False: None, True: "float32", "float16": "float16", "uint8": "uint8"}  # how they are stored
 
 
@@ -256,6 +257,7 @@ class Results:
         heat: Path | None,
         places: Sequence[Place],
         confusion: Mapping[str, Any] | None,
+        say: Callable[[str], None],
     ) -> list[Path]:
         """Makes the results of one finished map, but for those that are there.
 
@@ -265,6 +267,7 @@ class Results:
             heat: its heatmap, or None.
             places: what `check` returned.
             confusion: see `voxtile.inference.areas.write_areas`.
+            say: tells the user a sentence.
 
         Returns:
             The files that were made.
@@ -283,7 +286,7 @@ class Results:
                     discard_half(each)
                 missing = {kind: each for kind, each in wanted.items() if not each.exists()}
                 made_from = self._made_from(case, path, heat is not None, confusion)
-                makers = self._makers(case, path, heat, places, confusion)
+                makers = self._makers(case, path, heat, places, confusion, say)
                 for kind, file in missing.items():
                     note(file.name, made_from[kind])
                     makers[kind](file)
@@ -296,8 +299,14 @@ class Results:
         return list(missing.values())
 
     def _makers(
-        self, case: Case, path: Path, heat: Path | None, places: Sequence[Place], confusion: Mapping[str, Any] | None
-    ) -> dict[str, Callable[[Path], None]]:  # fmt: skip
+        self,
+        case: Case,
+        path: Path,
+        heat: Path | None,
+        places: Sequence[Place],
+        confusion: Mapping[str, Any] | None,
+        say: Callable[[str], None],
+    ) -> dict[str, Callable[[Path], None]]:
         """What writes each result, by its name."""
         found = self._reopened(path, heat, case)
 
@@ -305,7 +314,14 @@ class Results:
         def objects(corners: bool) -> Instances:
             from voxtile.inference.instances import find_instances
 
-            return find_instances(found, self.objects, corners, self.min_pixels)
+            objects = find_instances(found, self.objects, corners, self.min_pixels)
+            if (number := len(objects.index)) > MANY:
+                speck = SPECK * self.min_pixels
+                say(
+                    f"{case.id}: {number:,} objects, which take long to write; {int((objects.pixels < speck).sum()):,} of them "
+                    f"have fewer than {speck} pixels, and 'min_pixels={speck}' leaves those out"
+                )
+            return objects
 
         def polygons(making: Path) -> None:
             from voxtile.inference.polygons import write_polygons

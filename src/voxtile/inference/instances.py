@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from voxtile.cases.csv_table import atomic_csv
 from voxtile.cases.window import Window
 from voxtile.inference.finished import FinishedMap
 from voxtile.scores.components import Components
+
+_CHUNK = 20_000  # rows of a table that are made at once
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Instances:
     index: NDArray[np.uint8]
     pixels: NDArray[np.int64]
     size: NDArray[np.float64] | None
-    low: NDArray[np.int64]
-    high: NDArray[np.int64]
+    low: NDArray[np.int32]
+    high: NDArray[np.int32]
     centre: NDArray[np.float64]
     probability: NDArray[np.float64] | None
 
@@ -66,21 +69,25 @@ def find_instances(found: FinishedMap, classes: Sequence[int], corners: bool, mi
     components = Components(classes, corners, found.axis)
     parts = [_measured(found, window, components) for window in found.slabs()]
     final, index = components.joined()
-    counted = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     owner, count = final[1:] - 1, len(index) - 1
 
-    def summed(values: NDArray[Any]) -> NDArray[np.float64]:
-        return np.bincount(owner, values, count).astype(np.float64)
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([part.pop(name) for part in parts])  # and gone, since there may be millions of objects
 
-    pixels = np.rint(summed(counted["pixels"])).astype(np.int64)
-    low, high = _box(owner, counted["low"], counted["high"], count)
-    centre = np.stack([summed(counted["sum"][:, axis]) for axis in range(3)], axis=1) / pixels[:, None]
+    def summed(values: NDArray[Any]) -> NDArray[np.float64]:
+        return np.bincount(owner, values, count).astype(np.float64, copy=False)
+
+    pixels = np.rint(summed(joined("pixels"))).astype(np.int64)
     kept = pixels >= min_pixels
     number = np.concatenate([[0], np.where(kept, np.cumsum(kept), 0)])
+    low, high = (corner[kept] for corner in _box(owner, joined("low"), joined("high"), count))
+    sums = joined("sum")
+    centre = np.stack([(summed(sums[:, axis]) / pixels)[kept] for axis in range(3)], axis=1)
+    del sums
+    size = summed(joined("size"))[kept] if "size" in parts[0] else None
+    probability = (summed(joined("probability")) / pixels)[kept] if "probability" in parts[0] else None
     return Instances(
-        number[final], tuple(classes), corners, index[1:][kept], pixels[kept],
-        summed(counted["size"])[kept] if "size" in counted else None, low[kept], high[kept], centre[kept],
-        (summed(counted["probability"]) / pixels)[kept] if "probability" in counted else None,
+        number[final], tuple(classes), corners, index[1:][kept], pixels[kept], size, low, high, centre, probability
     )  # fmt: skip
 
 
@@ -95,7 +102,7 @@ def _measured(found: FinishedMap, window: Window, components: Components) -> dic
     owner = ids[inside] - before - 1
     low, high = _box(owner, places, places + 1, count)
     out: dict[str, NDArray[Any]] = {
-        "pixels": np.bincount(owner, minlength=count),
+        "pixels": np.bincount(owner, minlength=count).astype(np.int32),
         "low": low,
         "high": high,
         "sum": np.stack([np.bincount(owner, places[:, axis], count) for axis in range(3)], axis=1),
@@ -109,10 +116,10 @@ def _measured(found: FinishedMap, window: Window, components: Components) -> dic
 
 
 def _box(
-    owner: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    owner: NDArray[np.int64], low: NDArray[Any], high: NDArray[Any], count: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The least of `low` and the greatest of `high` [n, 3] over the rows of each owner [count, 3]."""
-    least, greatest = np.full((3, count), np.iinfo(np.int64).max), np.zeros((3, count), dtype=np.int64)
+    least, greatest = np.full((3, count), np.iinfo(np.int32).max, dtype=np.int32), np.zeros((3, count), dtype=np.int32)
     for axis in range(3):
         np.minimum.at(least[axis], owner, low[:, axis])
         np.maximum.at(greatest[axis], owner, high[:, axis])
@@ -132,22 +139,28 @@ def write_table(instances: Instances, found: FinishedMap, path: Path) -> None:
     def world(places: NDArray[np.float64]) -> NDArray[np.float64]:  # (z, y, x) to (x, y, z)
         return (places[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3])[:, axes]
 
-    edges = [instances.low - 0.5, instances.high - 0.5]
-    corners = [np.stack([edges[z][:, 0], edges[y][:, 1], edges[x][:, 2]], axis=1) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
-    placed = np.stack([world(corner) for corner in corners])
     names = [
         "id", "class", "pixels", *([found.measure] if found.measure else []), *("xyz"[axis] for axis in axes),
         *(f"{'xyz'[axis]}_min" for axis in axes), *(f"{'xyz'[axis]}_max" for axis in axes),
         *(["probability"] if instances.probability is not None else []),
     ]  # fmt: skip
-    columns = [world(instances.centre), placed.min(axis=0), placed.max(axis=0)]
+
+    def placed(part: slice) -> list[NDArray[np.float64]]:
+        """Centres, least and greatest coordinates of some objects."""
+        edges = [instances.low[part] - 0.5, instances.high[part] - 0.5]
+        corners = [
+            world(np.stack([edges[z][:, 0], edges[y][:, 1], edges[x][:, 2]], axis=1)) for z, y, x in product((0, 1), repeat=3)
+        ]
+        return [world(instances.centre[part]), np.min(corners, axis=0), np.max(corners, axis=0)]
 
     def rows() -> Iterator[dict[str, object]]:
-        for n in range(len(instances.index)):
-            row: list[object] = [n + 1, found.classes[instances.index[n]], int(instances.pixels[n])]
-            row += [] if instances.size is None else [f"{instances.size[n]:.9g}"]
-            row += [f"{value:.12g}" for column in columns for value in column[n]]
-            row += [] if instances.probability is None else [f"{instances.probability[n]:.6g}"]
-            yield dict(zip(names, row, strict=True))
+        for first in range(0, len(instances.index), _CHUNK):
+            columns = placed(slice(first, first + _CHUNK))
+            for n, coordinates in enumerate(np.concatenate(columns, axis=1), first):
+                row: list[object] = [n + 1, found.classes[instances.index[n]], int(instances.pixels[n])]
+                row += [] if instances.size is None else [f"{instances.size[n]:.9g}"]
+                row += [f"{value:.12g}" for value in coordinates]
+                row += [] if instances.probability is None else [f"{instances.probability[n]:.6g}"]
+                yield dict(zip(names, row, strict=True))
 
     atomic_csv(path, names, rows())

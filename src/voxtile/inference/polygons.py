@@ -12,6 +12,7 @@ import math
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,13 @@ def traced(found: FinishedMap, objects: Instances) -> Iterator[tuple[int, Any]]:
         numbers = ids[0].astype(np.int32)
         place = Affine.translation(window.x, window.y)
         shapes = rasterio.features.shapes(numbers, mask=numbers > 0, connectivity=4, transform=place)
-        found_here = [(int(number) - 1, shape["coordinates"]) for shape, number in shapes]
-        for (row, _), polygon in zip(found_here, _polygons([rings for _, rings in found_here]), strict=True):
-            pieces.setdefault(row, []).append(polygon)
+        # In parts: as Python's lists of corners, the outlines of a speckled slab would take gigabytes.
+        while found_here := [(int(number) - 1, shape["coordinates"]) for shape, number in islice(shapes, _CHUNK)]:
+            for (row, _), polygon in zip(found_here, _polygons([rings for _, rings in found_here]), strict=True):
+                if objects.low[row, 1] >= window.start[1] and objects.high[row, 1] <= window.stop[1]:
+                    yield row, polygon
+                else:
+                    pieces.setdefault(row, []).append(polygon)
         for row in [row for row in pieces if objects.high[row, 1] <= window.stop[1]]:
             parts = pieces.pop(row)
             # On the grid of pixel corners, where all corners lie, a union is exact; it leaves points on the seams.
