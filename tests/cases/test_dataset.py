@@ -63,7 +63,9 @@ def test_an_unknown_label_value_is_an_error_that_lists_the_values_and_the_file(t
     [
         ({0: "ground"}, r"names 1 class \(ground\)"),
         ({0: "ground", 1: "ignore"}, r"names 1 class \("),
-        ({0: "ground", 1: "a/b"}, r"other signs .* a/b"),
+        ({0: "ground", 1: "a/b"}, r"other signs .*: '/' \(solidus\) in a/b\."),
+        ({0: "größe", 1: "one–two", 2: "two–three"}, r": '–' \(en dash\) in one–two, two–three\."),
+        ({0: "ground", 1: ""}, r"a name without letters"),
         ({value: f"class{value}" for value in range(256)}, r"256 classes; a map holds at most 255"),
         ({0: "ground", 1: "red", 2.9: "blue"}, r"'2\.9: blue', and 2\.9 is no whole number"),
         ({0: "ground", 1: "red", 2.5: "ignore"}, r"2\.5 is no whole number"),

@@ -125,7 +125,15 @@ LIGHT = {
     "train data.window=32": (2, "'data.window=32' must be [height, width]"),
     "train trainer.precision=8": (2, "'trainer.precision=8' is unknown"),
     "check +data.windo=1": (2, "Did you mean 'window'?"),
-}
+    **{
+        f"{command} run=nothere{more}": (4, "nothere is no run folder: it does not exist. Name the folder of a run with 'run=")
+        for command, more in (
+            ("evaluate", ""), ("predict", " input=a output=b"), ("export", " format=onnx"), ("verify", ""), ("reproduce", ""),
+        )
+    },
+    "predict runs=[nothere,northere] input=a output=b": (4, "nothere is no run folder"),
+    "compare evaluations=[nothere,northere]": (4, "nothere holds no evaluation"),
+}  # fmt: skip
 
 
 def test_help_and_configuration_errors_import_nothing_heavy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from voxtile.errors import ConfigError, did_you_mean, listed
@@ -45,8 +46,8 @@ def regions_of(
                 f"'data.regions' names a region '{region}', and 'data.labels' a class; their scores would have one name. Name the "
                 "region otherwise. (Only a region of one class may be called like that class.)"
             )
-        if not re.fullmatch(r"[\w .()+-]+", region):
-            raise ConfigError(f"'data.regions' names a region '{region}' with other signs than letters, digits and _ . ( ) + -.")
+        if bad := other_signs([region]):
+            raise ConfigError(f"'data.regions' names a region with other signs than letters, digits and _ . ( ) + -: {bad}.")
         out[region] = tuple(sorted({classes.index(name) for name in members}))
     if len(out) > MOST:
         raise ConfigError(f"'data.regions' names {len(out)} regions; {MOST} are the most.")
@@ -66,3 +67,15 @@ def structures_of(
     if regions:
         return {name: tuple(members) for name, members in regions.items()}
     return {name: (index,) for index, name in enumerate(classes) if index != background}
+
+
+def other_signs(names: Sequence[str]) -> str:
+    """The first sign that no name of a class or region may have, and the names that have it; "" where there is none."""
+    for name in names:
+        if not name:
+            return "a name without letters"
+        if found := re.search(r"[^\w .()+-]", name):
+            sign = found[0]
+            called = unicodedata.name(sign, f"U+{ord(sign):04X}").lower()
+            return f"'{sign}' ({called}) in {listed([each for each in names if sign in each])}"
+    return ""

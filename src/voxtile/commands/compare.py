@@ -64,13 +64,13 @@ class Evaluation:
 
 def compare(config: Mapping[str, Any]) -> int:
     """Compares the evaluations that the configuration names with the first of them."""
-    from voxtile.cases.csv_table import atomic_csv
+    path = None if config["output"] is None else Path(config["output"]).expanduser()
+    first, *others = _named(config["evaluations"])
+    from voxtile.cases.csv_table import atomic_csv  # takes seconds, and comes after what can be refused without it
     from voxtile.commands.console import console
     from voxtile.scores.paired import differences, holm
 
     out = console()
-    path = None if config["output"] is None else Path(config["output"]).expanduser()
-    first, *others = _named(config["evaluations"])
     if path is not None:
         _check_output(path)
     for other in others:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.cases.cache import content_hash
 from voxtile.cases.layouts.folder import check_partners
 from voxtile.commands.bundle import without_area
-from voxtile.commands.folders import differences, home_of, run_folders
+from voxtile.commands.folders import differences, home_of
 from voxtile.commands.trained import Trained
 from voxtile.data.normalise import Intensity
 from voxtile.data.survey import Survey
@@ -37,14 +37,12 @@ class Ensemble:
     members: tuple[Trained, ...]
 
     @classmethod
-    def open(cls, config: Mapping[str, Any], out: Console) -> Ensemble:
-        """Opens the run of a command's `run`, or the several of its `runs`.
+    def open(cls, config: Mapping[str, Any], folders: Sequence[str], out: Console) -> Ensemble:
+        """Opens the run, or the several, in the folders that `run_folders` has found.
 
         Raises:
-            ConfigError: It is not clear which are meant, see `run_folders`.
             RunError: One cannot be opened, or two differ in their classes, channels, regions or the way in which images are read.
         """
-        folders = run_folders(config, out)
         members = tuple(Trained.of(config, folder, config["weights"], bundles=True) for folder in folders)
         for member in members:
             member.warn(out)

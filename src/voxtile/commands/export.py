@@ -41,16 +41,18 @@ def main(argv: Sequence[str]) -> int:
 
 def export(config: Mapping[str, Any]) -> int:
     """Exports the run that the configuration names."""
+    from voxtile.training.run_folder import EXPORT, RunFolder
+
+    _check(config)
+    RunFolder.existing(config["run"])  # before what takes seconds to import
     from voxtile.cases.atomic import atomic_text
     from voxtile.commands.bundle import describe
     from voxtile.commands.console import console
     from voxtile.commands.trained import Trained, prepared_for
     from voxtile.commands.words import word
     from voxtile.inference.exporting import check_packages
-    from voxtile.training.run_folder import EXPORT
 
     out = console()
-    _check(config)
     if config["format"] == "onnx":
         check_packages()
     trained = Trained.of(config, config["run"], config["weights"])

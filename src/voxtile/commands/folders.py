@@ -26,7 +26,7 @@ def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
 
     Raises:
         ConfigError: Not exactly one of the two is given, `run` holds several folders, or `runs` fewer than two or one twice.
-        RunError: A folder of `runs` is no run, or one that is not finished.
+        RunError: A folder is no run, or one of `runs` that is not finished.
     """
     run, runs = config["run"], config["runs"]
     if (run is None) == (runs is None):
@@ -38,6 +38,7 @@ def run_folders(config: Mapping[str, Any], out: Console) -> list[str]:
     if run is not None:
         several = list(map(str, run)) if isinstance(run, list) else _typed_list(str(run))
         if several is None:
+            RunFolder.existing(run, bundles=True)
             return [str(run)]
         raise ConfigError(f"'run' takes one folder, and several are given. Type {list_word('runs', several)}.")
     folders = named_folders(runs, out)

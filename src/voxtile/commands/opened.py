@@ -21,6 +21,7 @@ from voxtile.cases.window import IGNORE, Window
 from voxtile.commands.compose import folder_of
 from voxtile.commands.console import console
 from voxtile.commands.ensemble import Ensemble
+from voxtile.commands.folders import run_folders
 from voxtile.commands.inputs import find_inputs
 from voxtile.commands.looks import Looks
 from voxtile.commands.postprocess import made_with, postprocess_of
@@ -83,7 +84,7 @@ class Run:
         """
         given = {"run": str(path), "weights": weights, "root": root and str(root), "trust": list(trust)}
         self._settings, self._out = _defaults() | given, console()
-        self._runs = Ensemble.open(self._settings, self._out)
+        self._runs = Ensemble.open(self._settings, run_folders(self._settings, self._out), self._out)
         self._looks = Looks(self._runs, self._settings, self._out)
         self._trained = self._runs.first
         self._about: Mapping[str, Any] = self._trained.manifest["data"]

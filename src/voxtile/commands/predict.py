@@ -29,10 +29,12 @@ def main(argv: Sequence[str]) -> int:
 def predict(config: Mapping[str, Any]) -> int:
     """Applies the run, or the runs, that the configuration names to its input."""
     from voxtile.commands.console import console, progress
+    from voxtile.commands.folders import run_folders
 
     out = console()
+    folders = run_folders(config, out)  # before what takes seconds to import
     _check(config)
-    work, inputs = _work(config, out)
+    work, inputs = _work(config, folders, out)
     tally = Tally(work, len(inputs))
     with progress(out) as start:
         tick = start(len(inputs), "predicting")
@@ -47,7 +49,7 @@ def predict(config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _work(config: Mapping[str, Any], out: Console) -> tuple[Work, list[CaseFiles]]:
+def _work(config: Mapping[str, Any], folders: Sequence[str], out: Console) -> tuple[Work, list[CaseFiles]]:
     """What is to be made by which runs, and of which inputs; says what may not be as the user thinks.
 
     Raises:
@@ -62,7 +64,7 @@ def _work(config: Mapping[str, Any], out: Console) -> tuple[Work, list[CaseFiles
     from voxtile.commands.predicting import Work
     from voxtile.commands.results import Results
 
-    runs = Ensemble.open(config, out)
+    runs = Ensemble.open(config, folders, out)
     dataset, data = runs.first.built.dataset, runs.first.manifest["data"]
     if config["heatmaps"] in ("float16", "uint8") and dataset.format != "geotiff":
         raise DataError(f"'heatmaps={config['heatmaps']}' is for scenes; type 'heatmaps=true' for format '{dataset.format}'.")

@@ -34,14 +34,16 @@ def main(argv: Sequence[str]) -> int:
 
 def reproduce(config: Mapping[str, Any]) -> int:
     """Trains the run that the configuration names once more and compares."""
+    from voxtile.training.run_folder import RunFolder
+
+    first = RunFolder.existing(config["run"])  # before what takes seconds to import
     from voxtile.commands.console import console
     from voxtile.commands.trained import Trained, prepared_for
     from voxtile.commands.verify import other_identity, other_name
     from voxtile.studies.reproduction import check_evidence, compare
     from voxtile.training.recipe import Recipe
-    from voxtile.training.run_folder import RunFolder
 
-    out, first = console(), RunFolder.existing(config["run"])
+    out = console()
     if config["code"] not in ("same", "here"):
         raise ConfigError(f"'code={config['code']}' is unknown; choose from same, here.")
     first.refuse_unfinished("there is nothing to compare with yet")

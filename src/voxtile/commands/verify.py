@@ -29,6 +29,9 @@ def main(argv: Sequence[str]) -> int:
 
 def verify(config: Mapping[str, Any]) -> int:
     """Compares the run that the configuration names with what was recorded when it was trained."""
+    from voxtile.training.run_folder import RunFolder
+
+    RunFolder.existing(config["run"])  # before what takes seconds to import
     from voxtile.commands.console import console
     from voxtile.commands.trained import Trained, prepared_for
 
