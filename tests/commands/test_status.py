@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,16 @@ def test_a_damaged_run_takes_no_other_out_of_the_table(damaged: Path, copied_run
     assert ["other", "damaged"] in rows
     assert any(row[:2] == [copied_run.home.name, "finished"] for row in rows)
     assert f"{damaged}: {damaged / name} cannot be read" in said.text
+
+
+def test_a_long_table_ends_with_how_many_runs_are_in_each_state(
+    damaged: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(damaged / "status.json", 100)
+    assert "2 runs: " not in voxtile("status", f"runs={damaged.parent}/*").out
+    monkeypatch.setattr("voxtile.commands.tables.MOST_ROWS", 1)
+    said = voxtile("status", f"runs={damaged.parent}/*").out
+    assert re.search(r"2 runs: 1 (finished, 1 damaged|damaged, 1 finished); 'runs=<pattern with \*>' shows some", said)
 
 
 @pytest.mark.parametrize("part", ["status.json", "metrics.csv"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from voxtile.training.run_folder import OtherVersionError, RunFolder
 
 AS_TYPED = {"split.fold": "fold"}  # what a recipe calls otherwise
 MOST_WORDS = 6  # about a run in a table
+MOST_ROWS = 40  # of a table whose title is still on the screen when its end is
 
 if TYPE_CHECKING:
     from voxtile.commands.sweep import Outcome
@@ -170,13 +172,18 @@ def print_runs(out: Console, runs: Sequence[RunFolder]) -> bool:
     settings = _differences(runs)
     first = ("settings",) if any(settings) else ()
     table, troubles = _table_of_runs(*first, title=f"{counted(len(runs), 'run')}, best validation"), list[str]()
+    states = Counter[str]()
     for home, differing in zip(runs, settings, strict=True):
         row, trouble = _row(home)
+        states[row[1]] += 1
         table.add_row(*([differing] if first else []), *row)
         troubles += [f"{home.path}: {trouble}"] if trouble else []
     out.print(table)
     for trouble in troubles:
         out.print(trouble, style="red", soft_wrap=True)
+    if len(runs) > MOST_ROWS:
+        in_each = ", ".join(f"{number:,} {state}" for state, number in states.most_common())
+        out.print(f"{counted(len(runs), 'run')}: {in_each}; 'runs=<pattern with *>' shows some of them", soft_wrap=True)
     return bool(troubles)
 
 
