@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from voxtile import errors as errors
 
 if TYPE_CHECKING:
-    from voxtile.commands.opened import Run
+    from voxtile.commands.opened import Prediction as Prediction
+    from voxtile.commands.opened import Run as Run
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of what `open_run` returns, for annotations: torch is imported only where they are asked for."""
+    if name in ("Prediction", "Run"):
+        from voxtile.commands import opened
+
+        return getattr(opened, name)
+    raise AttributeError(f"module 'voxtile' has no attribute '{name}'")
 
 
 def open_run(path: str | Path, weights: str = "best", *, root: str | Path | None = None, trust: Sequence[str] = ()) -> Run:

@@ -1,6 +1,8 @@
 """voxtile.open_run: what a program of one's own makes of a run."""
 
 import json
+import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import torch
 import voxtile as package
 from tests.commands.conftest import Command, Run
 from tests.testers.composing import fences
-from tests.testers.tiny import volume_words, volumes
+from tests.testers.tiny import scene_words, volume_words, volumes
 from voxtile.cases.window import Window
-from voxtile.commands.opened import SETTINGS, _defaults
+from voxtile.commands.opened import Settings, _defaults
 from voxtile.errors import ConfigError, DataError, RunError, VoxtileError
 
 ROOT = Path(__file__).parents[2]
@@ -81,12 +83,146 @@ def test_the_cases_of_a_run_and_looks_at_its_test_split(copied_run: Run, monkeyp
     np.testing.assert_array_equal(label, case.read_label(Window.whole(case.shape))[0])
     assert run.predict(case).labels.shape == label.shape
     assert ledger(copied_run) == []
-    run.predict(tested[0])
+    with pytest.warns(UserWarning, match="s4 is a test case of this run.*look number 1 at this test split, recorded"):
+        run.predict(tested[0])
     run.predict(run.read(tested[0])[0])
     run.predict(tested[0].image.path)
     assert [look["what"] for look in ledger(copied_run)] == ["predict"]
-    package.open_run(copied_run.home).predict(tested[0])
-    assert len(ledger(copied_run)) == 2
+    for number, given in enumerate((run.read(tested[0])[0], tested[0].image.path), start=2):
+        with pytest.warns(UserWarning, match=f"look number {number}"):
+            package.open_run(copied_run.home).predict(given)
+    assert len(ledger(copied_run)) == 3
+
+
+def test_a_block_of_the_test_split_is_known_by_its_place(tmp_path: Path, voxtile: Command) -> None:
+    words = [*scene_words(tmp_path), "split=blocks", "split.blocks=[2,2]", "data.exclude=[s1,s2,s3,s4,s5]"]
+    assert voxtile("train", *words, "training.steps=1", "training.val_every=1").code == 0
+    run = package.open_run(*(tmp_path / "runs").glob("*/"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for case in run.cases("val"):
+            run.predict(case)
+    with pytest.warns(UserWarning, match="look number 1 at this test split"):
+        run.predict(run.cases("test")[-1])
+
+
+@pytest.mark.parametrize("normalisation", ["dataset", "case"])
+def test_masks_and_nodata_go_with_the_pixels(tmp_path: Path, voxtile: Command, normalisation: str) -> None:
+    words = scene_words(tmp_path, nodata=-9.0)
+    for path in (tmp_path / "scenes" / "images").iterdir():
+        with rasterio.open(path, "r+") as scene:
+            scene.nodata = -9
+            pixels = scene.read()
+            pixels[:, :15] = -9
+            scene.write(pixels)
+    said = voxtile("train", *words, f"normalise={normalisation}", "training.steps=1", "training.val_every=1")
+    assert said.code == 0, said.text
+    run = package.open_run(*(tmp_path / "runs").glob("*/"))
+    for case in run.cases("train"):
+        found = run.predict(case, probabilities=True)
+        image, label = run.read(case)
+        assert image.mask[:, :15].all()
+        assert (label[:15] == 255).all()
+        assert (found.labels[:15] == 255).all()
+        with rasterio.open(case.image.path) as scene:
+            for array in (image, scene.read(masked=True), np.ma.filled(image, np.nan)):
+                np.testing.assert_array_equal(run.predict(array, probabilities=True).probabilities, found.probabilities)
+
+
+@pytest.mark.filterwarnings("ignore:.* is a test case of this run")  # the other's training cases may be
+def test_cases_of_another_run_are_read_as_ones_own(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    words = volume_words(tmp_path, spacing=[3.0, 2.0, 2.0], axis="y", neighbours=1)
+    assert voxtile("train", *words, "training.steps=1", "training.val_every=1").code == 0
+    one, other = package.open_run(volume_run.home), package.open_run(*(tmp_path / "runs").glob("*/"))
+    for mine, its in ((one, other), (other, one)):
+        for case in its.cases():
+            np.testing.assert_array_equal(mine.predict(case).labels, mine.predict(case.image.path).labels)
+
+
+def test_maps_are_saved_in_the_format_of_their_image(scene_run: Run, volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    for run, source in (
+        (scene_run, scene_run.folder / "scenes" / "images" / "s1.tif"),
+        (volume_run, volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"),
+    ):
+        file = tmp_path / "saved" / source.name
+        assert voxtile("predict", f"run={run.home}", f"input={source}", f"output={tmp_path}").code == 0
+        found = package.open_run(run.home).predict(source)
+        found.save(file)
+        if file.suffix == ".tif":
+            with rasterio.open(file) as saved, rasterio.open(tmp_path / source.name) as written:
+                np.testing.assert_array_equal(saved.read(), written.read())
+                assert (saved.crs, saved.transform, saved.colormap(1)) == (written.crs, written.transform, written.colormap(1))
+        else:
+            saved, written = nibabel.load(file), nibabel.load(tmp_path / source.name)
+            np.testing.assert_array_equal(saved.dataobj, written.dataobj)
+            np.testing.assert_array_equal(saved.affine, written.affine)
+        with pytest.raises(DataError, match="exists already"):
+            found.save(file)
+        found.save(file, overwrite=True)
+        with pytest.raises(DataError, match=rf"such maps end in '\{'.tif' if file.suffix == '.tif' else '.nii'}"):
+            found.save(tmp_path / "map.png")
+    with pytest.raises(DataError, match="no file format"):
+        package.open_run(scene_run.home).predict(np.zeros((2, 20, 20))).save(tmp_path / "map.tif")
+
+
+def test_what_the_network_sees_gives_the_probabilities(scene_run: Run, volume_run: Run) -> None:
+    for trained, shape in ((scene_run, (2, 40, 36)), (volume_run, (1, 5, 16, 18))):
+        run = package.open_run(trained.home)
+        pixels = np.random.default_rng(0).normal(1, 1, shape)
+        seen = torch.from_numpy(run.normalised(pixels))
+        slices = seen[None] if seen.ndim == 3 else seen.movedim(1, 0)
+        with torch.inference_mode():
+            own = run.network(slices).softmax(dim=1)
+        whole = run.predict(pixels, window=pixels.shape[-2:], probabilities=True).probabilities
+        np.testing.assert_allclose(own.movedim(0, 1).reshape(whole.shape), whole, atol=1e-5)
+
+
+def test_odd_images_are_warned_of(scene_run: Run, tmp_path: Path) -> None:
+    run = package.open_run(scene_run.home)
+    with pytest.warns(UserWarning, match="array: 100% of channel 'band1', which holds .*, so this map may mean nothing"):
+        run.predict(np.full((2, 30, 30), 1e6))
+    with pytest.warns(UserWarning, match="array: no pixel that was sampled holds data"):
+        run.predict(np.full((2, 30, 30), np.nan))
+
+
+def test_a_run_goes_to_other_processes_and_leaves_the_program_as_it_is(scene_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOXTILE_CACHE", "")
+    pixels = np.random.default_rng(0).normal(1, 1, (2, 40, 36))
+    torch.manual_seed(5)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    run = package.open_run(scene_run.home, weights="last")
+    torch.testing.assert_close(torch.rand(3), drawn, rtol=0, atol=0)
+    first = run.predict(pixels, probabilities=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(run.predict(pixels, probabilities=True).probabilities, first.probabilities)
+    again = pickle.loads(pickle.dumps(run))
+    np.testing.assert_array_equal(again.predict(pixels, probabilities=True).probabilities, first.probabilities)
+    assert np.array_equal(pickle.loads(pickle.dumps(first)).labels, first.labels)
+    run.config["data"]["window"] = [1, 1]
+    assert run.config["data"]["window"] == [16, 16]
+    assert (package.Run, package.Prediction) == (type(run), type(first))
+    with pytest.raises(AttributeError, match="no attribute 'Runs'"):
+        package.Runs  # noqa: B018  # asking is what is tested
+
+
+def test_settings_and_arrays_come_as_programs_have_them(scene_run: Run, volume_run: Run) -> None:
+    run, pixels = package.open_run(scene_run.home), np.random.default_rng(0).normal(1, 1, (2, 40, 36)).astype(np.float32)
+    wanted = run.predict(pixels, overlap=0.5, mirrors=["y", "x"], window=[16, 24], batch_size=2).labels
+    found = run.predict(pixels, overlap=np.float32(0.5), mirrors=("y", "x"), window=np.array([16, 24]), batch_size=np.int64(2))
+    np.testing.assert_array_equal(found.labels, wanted)
+    plain = run.predict(pixels).labels
+    for given in (
+        torch.from_numpy(pixels),
+        pixels.tolist(),
+        np.asfortranarray(pixels),
+        pixels.astype(">f4"),
+        pixels[:, ::-1][:, ::-1],
+    ):
+        np.testing.assert_array_equal(run.predict(given).labels, plain)
+    slices = np.random.default_rng(0).normal(1, 1, (1, 5, 16, 18))
+    volumes = package.open_run(volume_run.home)
+    assert volumes.predict(slices, spacing=np.array([3, 1.5, 1.5], np.float32)).grid.spacing == (3.0, 1.5, 1.5)
 
 
 def test_volumes_lie_in_the_patient_s_order(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
@@ -101,6 +237,7 @@ def test_volumes_lie_in_the_patient_s_order(volume_run: Run, tmp_path: Path, vox
     np.testing.assert_array_equal(run.predict(pixels[None]).labels, found.labels)
 
 
+@pytest.mark.filterwarnings("ignore:.* is a test case of this run")  # which is not what this is about
 def test_an_array_says_its_spacing_where_volumes_are_resampled(tmp_path: Path, voxtile: Command) -> None:
     words = volume_words(tmp_path, spacing=[3.0, 2.0, 2.0], axis="y", neighbours=1)
     assert voxtile("train", *words, "training.steps=1", "training.val_every=1").code == 0
@@ -135,7 +272,16 @@ def test_what_is_wrong_is_said(scene_run: Run, tmp_path: Path) -> None:
         (lambda: run.predict(pixels[0]), DataError, r"\(20, 20\) .* Expected whole or real numbers \[C, H, W\]"),
         (lambda: run.predict(pixels[:1]), DataError, "with 2 in the place of C"),
         (lambda: run.predict(pixels > 0), DataError, "type bool"),
-        (lambda: run.predict(pixels[:, :0]), DataError, r"shape \(2, 1, 0, 20\)"),
+        (lambda: run.predict(pixels[:, :0]), DataError, r"shape \(2, 0, 20\)"),
+        (lambda: run.predict(np.stack([pixels, pixels])), DataError, r"\(2, 2, 20, 20\) .* of one scene, with 2"),
+        (lambda: run.predict(np.moveaxis(pixels, 0, -1)), DataError, r"shape \(20, 20, 2\) .* 'np.moveaxis\(array, -1, 0\)'"),
+        (lambda: run.predict(None), DataError, "type object"),
+        (lambda: run.predict([[1], [2, 3]]), DataError, "A list was given as an image"),
+        (lambda: run.predict(pixels.astype(np.longdouble)), DataError, "type float128"),
+        (lambda: run.predict(""), DataError, "The image '' does not exist"),
+        (lambda: run.predict("http://127.0.0.1:9/a.tif"), DataError, "http://127.0.0.1:9/a.tif"),
+        (lambda: run.predict(pixels, mirrors=3), ConfigError, "'mirrors=3' must be a list"),
+        (lambda: package.open_run(scene_run.home, trust=[package]), ConfigError, "names of modules"),
         (lambda: run.predict(scene_run.folder / "scenes" / "images"), DataError, "holds 6 cases: s0, s1"),
         (lambda: run.predict(tmp_path / "none.tif"), DataError, "does not exist"),
         (lambda: run.predict(scene_run.folder / "scenes/images/s0.tif", spacing=(1, 1, 1)), ConfigError, "a file says its own"),
@@ -150,21 +296,24 @@ def test_what_is_wrong_is_said(scene_run: Run, tmp_path: Path) -> None:
 
 
 def test_the_settings_are_those_of_predict() -> None:
-    assert set(SETTINGS) < set(_defaults())
+    assert set(Settings.__annotations__) < set(_defaults())
     assert _defaults()["overlap"] == 0.25
 
 
 def test_the_example_of_the_document_runs(scene_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ((_, code),) = [block for block in fences((ROOT / "docs/python.md").read_text(encoding="utf-8")) if block[0] == "python"]
     images = scene_run.folder / "scenes" / "images"
-    for written, meant in (
-        ("runs/satellite-unet-s0-63850357", str(scene_run.home)), ("scene.tif", str(images / "s0.tif")), ('"water"', '"disc"'),
-        ("(4, 300, 280)", "(2, 30, 28)"),
+    for written, meant, times in (
+        ("runs/satellite-unet-s0-63850357", str(scene_run.home), 1), ("scene.tif", str(images / "s0.tif"), 2),
+        ("(4, 300, 280)", "(2, 30, 28)", 1), (":96, :96", ":32, :32", 1),
     ):  # fmt: skip
-        assert code.count(written) == 1
+        assert code.count(written) == times
         code = code.replace(written, meant)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code, "docs/python.md", "exec"), names)
-    with rasterio.open(tmp_path / "water.tif") as water:
-        np.testing.assert_array_equal(water.read(1), names["found"].probabilities[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an array of zeros
+        exec(compile(code, "docs/python.md", "exec"), names)
+    with rasterio.open(tmp_path / "map.tif") as written:
+        np.testing.assert_array_equal(written.read(1), names["found"].labels)
+    assert names["logits"].shape == (1, 2, 32, 32)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from voxtile.cases.case import Source
+from voxtile.cases.case import Source, everywhere
 from voxtile.cases.grid import CanonicalGrid, StoredGrid, Unit, plain_affine
 from voxtile.cases.maps import MapSpec
 from voxtile.cases.window import Size3, Window
@@ -19,31 +19,30 @@ from voxtile.errors import DataError
 class ArraySource(Source):
     """An array of pixels [C, D, H, W]; no file, so that no map can be written beside it.
 
-    A pixel holds data where all its channels are finite.
+    A pixel holds data where all its channels are finite, and where `valid` says so.
     """
 
-    def __init__(self, pixels: NDArray[Any], channels: Sequence[str], spacing: tuple[float, float, float] | None = None) -> None:
+    def __init__(
+        self,
+        pixels: NDArray[Any],
+        channels: Sequence[str],
+        valid: NDArray[np.bool_] | None = None,
+        spacing: tuple[float, float, float] | None = None,
+    ) -> None:
         """Takes the array as it is, without a copy.
 
         Args:
-            pixels: [C, D, H, W], of whole or real numbers.
+            pixels: [C, D, H, W], of whole or real numbers of up to 64 bits.
             channels: their names, in order.
+            valid: which pixels hold data [D, H, W]; all where None.
             spacing: distance between pixels along (z, y, x) in mm; None where a pixel has no size.
-
-        Raises:
-            DataError: The pixels are no numbers, there are none, or there are more or fewer channels than names.
         """
-        if pixels.dtype.kind not in "uif" or pixels.ndim != 4 or not pixels.size or len(pixels) != len(channels):
-            raise DataError(
-                f"The array has the shape {pixels.shape} and the type {pixels.dtype}. Expected whole or real numbers [C, H, W] "
-                f"of a slice, or [C, D, H, W] of a volume, with {len(channels)} in the place of C: {', '.join(channels)}."
-            )
         shape: Size3 = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
         affine = plain_affine(spacing or (1.0, 1.0, 1.0))
         unit: Unit = "mm" if spacing else "px"
         self.paths, self.channels, self.dtype = (Path("array"),), tuple(channels), pixels.dtype
         self.stored, self.canonical = StoredGrid(shape, affine, unit), CanonicalGrid(shape, affine, unit)
-        self._pixels = pixels
+        self._pixels, self._valid = pixels, valid
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -52,8 +51,9 @@ class ArraySource(Source):
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`."""
-        pixels = self._pixels[list(channels)][:, *window.slices]
-        return pixels, np.isfinite(pixels).all(axis=0)
+        pixels = self._pixels[:, *window.slices][list(channels)]  # the window first: a list copies
+        valid = everywhere(window.size) if self._valid is None else self._valid[window.slices]
+        return pixels, valid & np.isfinite(pixels).all(axis=0) if pixels.dtype.kind == "f" else valid
 
     def open_map(self, path: Path, spec: MapSpec) -> NoReturn:
         """Refuses: there is no format to write it in.

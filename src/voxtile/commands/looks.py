@@ -47,13 +47,14 @@ class Looks:
             digests.update(data["test_files"])
         return found
 
-    def record(self, name: str, measured: Survey, files: CaseFiles | None) -> None:
+    def record(self, name: str, measured: Survey, files: CaseFiles | None, tested: bool = False) -> None:
         """Records a look at each test split that a case is of, or is a part of a case of, unless it was recorded before.
 
         Args:
             name: the case's.
             measured: its survey.
             files: its files; None where it is known by its pixels alone.
+            tested: whether it is known to be a test case.
         """
         new = {split: about for split, about in self._splits.items() if split not in self._recorded}
         if not any(digests for _, digests in new.values()):
@@ -71,7 +72,7 @@ class Looks:
                 said = f"{name} could not be compared with the run's test cases, which lie in an area of interest: {error}"
                 self.out.print(said, style="yellow", soft_wrap=True)
         for (ledger, fingerprint), (identities, digests) in new.items():
-            if known_by & digests:
+            if tested or known_by & digests:
                 look = record_look(ledger, fingerprint, "+".join(identities), "predict")
                 self._recorded.add((ledger, fingerprint))
                 whose = "this run" if len(identities) == 1 else f"{len(identities)} of the runs"

@@ -2,63 +2,85 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 from torch import nn
 
-from voxtile.cases.arrays import ArraySource
+import voxtile
 from voxtile.cases.case import Case
-from voxtile.cases.grid import WorkingGrid
+from voxtile.cases.maps import MapSpec
 from voxtile.cases.raster import block_cache
 from voxtile.cases.window import IGNORE, Window
 from voxtile.commands.compose import folder_of
-from voxtile.commands.console import console
+from voxtile.commands.doubts import doubts_of
 from voxtile.commands.ensemble import Ensemble
-from voxtile.commands.folders import run_folders
-from voxtile.commands.inputs import find_inputs
+from voxtile.commands.given_images import Image, case_of, plain
 from voxtile.commands.looks import Looks
 from voxtile.commands.postprocess import made_with, postprocess_of
 from voxtile.commands.trained import prepared_for
+from voxtile.data.normalise import normalise
 from voxtile.data.survey import survey
-from voxtile.errors import ConfigError, DataError, listed
+from voxtile.errors import ConfigError, DataError, listed, reason
 from voxtile.inference.native import native_bands
 from voxtile.inference.postprocess import check_size, pixel_size
-from voxtile.values import is_number, refuse_unknown
+from voxtile.values import refuse_unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from voxtile.cases.grid import WorkingGrid
     from voxtile.cases.layouts import CaseFiles
     from voxtile.data.prepared import Prepared
 
-Image = str | Path | Case | NDArray[Any]
+AnyPath = str | os.PathLike[str]
 Scalar = TypeVar("Scalar", bound=np.generic)
 SIDES = ("train", "val", "test")
-# Settings of `voxtile predict` that say how a map is made, and not which files are read and written.
-SETTINGS = (
-    "window", "overlap", "crf", "postprocess", "rotations", "mirrors", "halo", "samples", "uncertainty", "batch_size", "device",
-    "precision", "workers",
-)  # fmt: skip
+OWN = ("runs", "uncertainty", "paths")  # settings of `voxtile predict` that this module looks at beside `Settings`
 _TURN = threading.Lock()  # a prediction takes all processors, sets how many threads torch has, and may turn the network's layout
-OWN = ("runs", "paths")  # those that this module looks at beside them
 
 
-@dataclass(frozen=True)
+class Settings(TypedDict, total=False):
+    """Those of `voxtile predict` that say how a map is made; `voxtile predict --help` explains them."""
+
+    window: Sequence[int] | None
+    overlap: float
+    crf: str | Mapping[str, Any] | None
+    postprocess: str | Mapping[str, Any] | None
+    rotations: int
+    mirrors: Sequence[str]
+    halo: int | str
+    samples: int
+    batch_size: int | None
+    device: str
+    precision: str
+    workers: int
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What a run says of an image.
 
-    Arrays are [H, W] where the image is a scene or a single picture, and [D, H, W] of volumes; those of files lie in the order
-    and direction of `grid`: of volumes slices from the feet up, rows from back to front, columns from the patient's left to right.
+    Arrays are [H, W] where the image is a scene or a single picture, and [D, H, W] of volumes: those of files lie in the order and
+    direction of `grid`, slices from the feet up, rows from back to front, columns from the patient's left to right.
 
     Attributes:
         labels: uint8, the index of each pixel's class; 255 where the image holds no data.
         probabilities: float32 [K, …], or None where they were not asked for; NaN where the image holds no data.
-        uncertainty: float32, the variance over samples, or None.
+        uncertainty: float32, the variance over `samples`, or None without.
         classes: names in the order of their indices.
         grid: where pixels lie: `transform` and `crs` of scenes, `matrix` of volumes (index (x, y, z) to mm), `spacing` (z, y, x).
     """
@@ -68,24 +90,50 @@ class Prediction:
     uncertainty: NDArray[np.float32] | None
     classes: tuple[str, ...]
     grid: WorkingGrid
+    _case: Case = field(repr=False)
+    _spec: MapSpec = field(repr=False)
+
+    def save(self, path: AnyPath, overwrite: bool = False) -> None:
+        """Writes the map of a file or case as `voxtile predict` does: in the image's format, grid and geometry.
+
+        Args:
+            path: the file, or of a stack of pictures the folder.
+            overwrite: whether a file of this name is replaced.
+
+        Raises:
+            DataError: The image was an array, which has no format; the name's ending is not the format's; or it exists.
+        """
+        native, file = self._case.native, Path(path).expanduser()
+        if not native.image.files:
+            raise DataError(f"{file} cannot be written: the image was an array, which has no file format. Predict the file itself.")
+        ending = native.image.map_name("", self._spec)
+        if not file.name.lower().endswith(ending):
+            raise DataError(f"{file} is a map of {native.image.path}, and such maps end in '{ending}'. Name it so.")
+        if file.exists() and not overwrite:
+            raise DataError(f"{file} exists already. Name another one, or give 'overwrite=True'.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with native.open_map(file, self._spec) as writer:
+            writer.write(native.box, self._spec.encoded(self.labels.reshape(native.shape)))
+            writer.close()
 
 
 class Run:
-    """A trained run, or an exported bundle; see `voxtile.open_run`."""
+    """A trained run, or an exported bundle; see `voxtile.open_run`.
 
-    def __init__(self, path: str | Path, weights: str, root: str | Path | None, trust: Sequence[str]) -> None:
-        """Opens it.
+    What is to be said of an image or of the run comes as a warning of Python's, and nothing is printed.
+    """
 
-        Args:
-            path: the folder.
-            weights: "best" or "last".
-            root: the folder in which the run's data lie now; None for where they lay.
-            trust: modules outside voxtile's allow-list whose classes may be built.
-        """
-        given = {"run": str(path), "weights": weights, "root": root and str(root), "trust": list(trust)}
-        self._settings, self._out = _defaults() | given, console()
-        self._runs = Ensemble.open(self._settings, run_folders(self._settings, self._out), self._out)
-        self._looks = Looks(self._runs, self._settings, self._out)
+    def __init__(self, path: AnyPath, weights: str, root: AnyPath | None, trust: Sequence[str]) -> None:
+        """Opens it; see `voxtile.open_run`."""
+        trusted = [trust] if isinstance(trust, str) else list(trust)
+        if not all(isinstance(each, str) for each in (weights, *trusted)):
+            raise ConfigError(f"'weights={weights!r}' must be text, and 'trust={trust!r}' names of modules.")
+        home = Path(path).expanduser().absolute()
+        given = {"run": str(home), "weights": weights, "root": root and str(Path(root).expanduser().absolute()), "trust": trusted}
+        self._settings = _defaults() | given
+        with torch.random.fork_rng(devices=[]):  # weights are drawn before those that were learned take their place
+            self._runs = Ensemble.open(self._settings, [str(home)], _AsWarnings())
+        self._looks = Looks(self._runs, self._settings, _AsWarnings())
         self._trained = self._runs.first
         self._about: Mapping[str, Any] = self._trained.manifest["data"]
         self._prepared: dict[bool, Prepared] = {}
@@ -94,6 +142,11 @@ class Run:
         """What a notebook shows."""
         return f"<run {self.path}: {', '.join(self.channels)} to {', '.join(self.classes)}>"
 
+    def __reduce__(self) -> tuple[Callable[[], Run], tuple[()]]:
+        """Other processes open it anew."""
+        given = self._settings
+        return partial(voxtile.open_run, self.path, given["weights"], root=given["root"], trust=given["trust"]), ()
+
     @property
     def path(self) -> Path:
         """The run folder."""
@@ -101,13 +154,13 @@ class Run:
 
     @property
     def network(self) -> nn.Module:
-        """The network with its weights, in evaluation mode: normalised windows [B, C, H, W] or [B, C, D, H, W] to logits."""
+        """The network with its weights, in evaluation mode: windows of `normalised` [B, C, H, W] or [B, C, D, H, W] to logits."""
         return self._trained.network.eval()
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> dict[str, Any]:
         """What the run was composed of, as its `config.yaml` holds it."""
-        return self._trained.built.config
+        return deepcopy(dict(self._trained.built.config))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -133,18 +186,42 @@ class Run:
             raise ConfigError(f"'{side}' is no side of a split; choose from {listed(SIDES)}.")
         locked = side == "test"  # only then is it asked whether these cases are what they were
         if locked not in self._prepared:
-            self._prepared[locked] = prepared_for(self._trained, side, self._out)
+            self._prepared[locked] = prepared_for(self._trained, side, Console(quiet=True))
         return list(self._prepared[locked].split.sides[side])
 
-    def read(self, case: Case) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """The pixels [C, …] of a case as they come from its files, on the grid of its map, and its label; see `Prediction`.
+    def read(self, case: Case) -> tuple[np.ma.MaskedArray[Any, np.dtype[Any]], NDArray[np.uint8]]:
+        """The pixels [C, …] of a case on the grid of its map, masked where they hold no data, and its label; see `Prediction`.
+
+        The label is 255 where nothing is judged, which is so where there are no data.
 
         Raises:
-            DataError: A file cannot be read.
+            DataError: A file cannot be read, or the case has no label.
         """
         native = case.native
         whole = Window.whole(native.shape)
-        return self._shaped(native.read(whole)[0]), self._shaped(native.read_label(whole))
+        pixels, valid = native.read(whole)
+        label = native.read_label(whole)
+        label[~valid] = IGNORE
+        masked = np.ma.MaskedArray(self._shaped(pixels), mask=np.broadcast_to(self._shaped(~valid), self._shaped(pixels).shape))
+        return masked, self._shaped(label)
+
+    def normalised(self, image: Image, *, spacing: Sequence[float] | None = None) -> NDArray[np.float32]:
+        """What the network sees of an image [C, …]: on the run's own grid and normalised, 0 where there are no data.
+
+        Args:
+            image: as for `predict`. Cut windows out of large ones by hand: all of it comes.
+            spacing: as for `predict`.
+        """
+        case, _ = case_of(self._runs, image, spacing)
+        with _TURN:
+            intensity = self._runs.intensities(survey(case, len(self.classes), label=False))[0]
+        pixels = np.empty((case.inputs, *case.shape), dtype=case.dtype)
+        valid = case.read_into(pixels, Window.whole(case.shape))
+        numbers = {name: torch.from_numpy(row)[None] for name, row in intensity.arrays().items()}
+        seen: NDArray[np.float32] = normalise(torch.from_numpy(pixels)[None], torch.from_numpy(valid.copy())[None], **numbers)[
+            0
+        ].numpy()
+        return self._shaped(seen)
 
     def predict(
         self,
@@ -152,25 +229,27 @@ class Run:
         *,
         probabilities: bool = False,
         spacing: Sequence[float] | None = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> Prediction:
         """Predicts an image as `voxtile predict` does, into memory; of several threads one after the other.
 
         Args:
-            image: a file or folder of one case; a case of `cases`; or pixels [C, H, W], [C, D, H, W] with the run's channels in
-                their order, of whole or real numbers, where what is not finite holds no data.
+            image: a file, address or folder of one case; a case; or an array of pixels, whole or real numbers [C, H, W] or, of
+                volumes and stacks of pictures, [C, D, H, W], with the run's channels in their order. What is masked or not finite
+                holds no data.
             probabilities: whether these are wanted too, of all classes at each pixel: 4 K bytes for each.
             spacing: of an array that is a volume: distance between its pixels along (z, y, x) in mm.
-            settings: any of those of `voxtile predict` that say how a map is made, such as `overlap=0.5` or `mirrors=["y", "x"]`.
+            settings: see `Settings`.
 
         Raises:
             ConfigError: A setting is unknown or out of range.
             DataError: The image cannot be read, or is not of the kind that the run was trained on.
         """
-        refuse_unknown("predict", settings, SETTINGS)
-        case, files = self._case(image, spacing)
-        with _TURN:
-            return self._predicted(case, files, self._settings | settings, probabilities)
+        refuse_unknown("predict", settings, [*Settings.__annotations__, "probabilities", "spacing"])
+        case, files = case_of(self._runs, image, spacing)
+        config = self._settings | {name: plain(value) for name, value in settings.items()}
+        with _TURN, _told():
+            return self._predicted(case, files, config, probabilities)
 
     def _predicted(self, case: Case, files: CaseFiles | None, config: Mapping[str, Any], probabilities: bool) -> Prediction:
         predictor = self._runs.predictor(config)
@@ -183,7 +262,9 @@ class Run:
         variance = np.full(shape, np.nan, dtype=np.float32) if predictor.procedure.varies else None
         with block_cache(predictor.decoding_threads):
             measured = survey(case, count, label=False)
-            self._looks.record(case.id, measured, files)
+            for sentence in doubts_of(self._runs, case, measured):
+                _warn(sentence)
+            self._looks.record(case.id, measured, files, self._is_tested(case))
             for band in native_bands(predictor, case, self._runs.intensities(measured)):
                 labels[band.window.slices] = band.classes()
                 if maps is not None:
@@ -193,33 +274,15 @@ class Run:
         if post is not None:
             post.apply(labels, pixel_size(case.native))
         shaped = [None if each is None else self._shaped(each) for each in (maps, variance)]
-        return Prediction(self._shaped(labels), shaped[0], shaped[1], self.classes, case.native.grid)
-
-    def _case(self, image: Image, spacing: Sequence[float] | None) -> tuple[Case, CaseFiles | None]:
-        """What is to be predicted, and its files where they are named by a path."""
-        if isinstance(image, np.ndarray):
-            return self._of_array(image, spacing), None
-        if spacing is not None:
-            raise ConfigError("'spacing' is that of an array; a file says its own.")
-        if isinstance(image, Case):
-            return image, None
-        found, _ = find_inputs(Path(image).expanduser(), self._trained.built.dataset, len(self.channels))
-        if len(found) > 1:
-            raise DataError(f"{image} holds {len(found)} cases: {listed(files.id for files in found)}. Name one of them.")
-        return self._runs.open_case(found[0]), found[0]
-
-    def _of_array(self, pixels: NDArray[Any], spacing: Sequence[float] | None) -> Case:
         dataset = self._trained.built.dataset
-        if spacing is not None and (len(spacing) != 3 or not all(is_number(each, 0) and each for each in spacing)):
-            raise ConfigError(f"'spacing={spacing}' must be three numbers of mm above 0, along (z, y, x).")
-        if spacing is None and dataset.spacing is not None:
-            raise ConfigError(
-                f"{self.path} was trained on volumes at {dataset.spacing} mm along (z, y, x). Say how far apart the pixels of the "
-                "array are, as 'spacing=(z, y, x)'."
-            )
-        at = None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2]))
-        source = ArraySource(pixels[:, None] if pixels.ndim == 3 else pixels, self.channels, at)
-        return dataset.placed(Case("array", "array", source, neighbours=dataset.windowing.neighbours))
+        tags = (("software", f"voxtile {voxtile.__version__}"), ("run", self._runs.identity), ("weights", config["weights"]))
+        spec = MapSpec(self.classes, colors=dataset.colors, tags=tags, background=dataset.background)
+        return Prediction(self._shaped(labels), shaped[0], shaped[1], self.classes, case.native.grid, case, spec)
+
+    def _is_tested(self, case: Case) -> bool:
+        """Whether a case is a block of the test split, of which digests of whole images tell nothing."""
+        tested = [(row["id"], row["region"]) for row in self._about["split"]["test"]] if case.region else []
+        return case.region is not None and (case.id, list(case.region)) in tested
 
     def _shaped(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """Maps [..., D, H, W]; without D where they are of a scene or of a single picture."""
@@ -227,10 +290,40 @@ class Run:
         return array[..., 0, :, :] if planar else array
 
 
+class _AsWarnings(Console):
+    """Takes what commands print of runs and images, and warns of it."""
+
+    def print(self, *said: Any, **_: Any) -> None:
+        _warn(" ".join(map(str, said)))
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Makes what the system refuses an error of voxtile's.
+
+    Raises:
+        DataError: A file cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not error.filename:
+            raise
+        raise DataError(
+            f"{error.filename} cannot be read or written: {reason(error)}. The ledger of looks at test splits lies where the "
+            "environment variable VOXTILE_RUNS says, and decoded files where VOXTILE_CACHE does."
+        ) from error
+
+
 def _defaults() -> dict[str, Any]:
     """The settings of `voxtile predict` where nothing is typed."""
     written = OmegaConf.load(folder_of("predict") / "predict.yaml")
     assert isinstance(written, DictConfig)
-    found = OmegaConf.to_container(OmegaConf.masked_copy(written, [*OWN, *SETTINGS]), resolve=True)
+    found = OmegaConf.to_container(OmegaConf.masked_copy(written, [*OWN, *Settings.__annotations__]), resolve=True)
     assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    paths = {name: place or None for name, place in found["paths"].items()}  # a variable may be set, and empty
+    return {str(key): value for key, value in found.items()} | {"paths": paths}

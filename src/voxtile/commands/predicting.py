@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxtile.cases.damaged import LEAST, Tolerant
-from voxtile.cases.formats import tags_of
-from voxtile.cases.maps import MADE_FROM, as_indices, discard_finished, discard_probabilities
+from voxtile.cases.maps import as_indices, discard_finished, discard_probabilities
 from voxtile.cases.raster import block_cache
+from voxtile.commands.doubts import doubts_of
 from voxtile.commands.inputs import UNCERTAINTY
 from voxtile.commands.looks import Looks
 from voxtile.commands.outputs import Outputs
-from voxtile.data.normalise import FixedNormalisation
-from voxtile.data.pixel_sizes import unlike
 from voxtile.data.survey import Survey, survey
 from voxtile.errors import DataError, VoxtileError, counted, listed, size
 from voxtile.inference.budget import check_room, memory_of
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from voxtile.inference.predictor import Band
 
 Start = Callable[[int], Callable[[], object]]  # begins a progress bar of so many steps, and returns what advances it
-STRANGE = 0.99  # share of a channel beyond what training images hold; of a volume, most may be air, which was not measured
 FEW_WINDOWS = 64  # up to which nothing is said of memory and disk, and no progress is shown within a case
 
 
@@ -106,7 +103,8 @@ class Work(Outputs):
                 self.pass_over(paths[0])
                 return []
             kept = self.are_kept(paths, specs)
-            self._warn_of_strange(case, measured)
+            for sentence in doubts_of(self.runs, case, measured):
+                self.out.print(sentence, style="yellow", soft_wrap=True)
             if kept:
                 for path, spec in zip(paths, specs, strict=True):
                     discard_finished(path, spec.key)
@@ -117,9 +115,6 @@ class Work(Outputs):
                 self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
             self._looks.record(files.id, measured, files)
-            if not measured.valid:
-                said = "no pixel that was sampled holds data: they are nodata, masked or NaN, and so will be the map where all are"
-                self.out.print(f"{files.id}: {said}", style="yellow", soft_wrap=True)
             self._announce(case, measured, specs, paths)
             made = self._write_maps(case, measured, specs, paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
@@ -129,29 +124,6 @@ class Work(Outputs):
                 f"first at x {first.x}, y {first.y}: {why}", style="yellow", soft_wrap=True,
             )  # fmt: skip
         return made + self._results(case, paths, places) if made else []
-
-    def _warn_of_strange(self, case: Case, measured: Survey) -> None:
-        """Says where an image can hardly be one like those of the training; its map would look like any other."""
-        first, said = self.runs.first, ""
-        for sentence in case.image.doubts():
-            self.out.print(sentence, style="yellow", soft_wrap=True)
-        if sentence := unlike(first.manifest["data"].get("pixel_sizes"), case, first.built.windowing):
-            self.out.print(f"{case.image.path}: {sentence}", style="yellow", soft_wrap=True)
-        if MADE_FROM in tags_of(case.image.path, first.built.dataset.format):
-            said = "it is a map that voxtile has made"
-        elif (known := first.intensity) is not None and not isinstance(first.built.normalisation, FixedNormalisation):
-            for name, values, low, high in zip(case.channels, measured.sample, *known.bounds, strict=True):
-                outside = float(((values < low) | (values > high)).mean()) if values.size else 0.0
-                if outside > STRANGE:
-                    own, theirs = (f"{a:.4g} to {b:.4g}" for a, b in ((values.min(), values.max()), (low, high)))
-                    said = (
-                        f"{outside:.0%} of channel '{name}', which holds {own}, lie outside the {theirs} of the training images "
-                        f"of {first.home.path}"
-                    )
-                    break
-        if said:
-            said = f"{case.image.path}: {said}, so this map may mean nothing. See whether the image has their kind, unit and scale."
-            self.out.print(said, style="yellow", soft_wrap=True)
 
     def _windows(self, case: Case) -> int:
         """How many windows the networks judge."""
