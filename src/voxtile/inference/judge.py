@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -133,9 +133,11 @@ class Judge:
         return logits
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == torch.float32:  # also in a program that has switched it on
-            return torch.autocast(self.device.type, enabled=False)
-        return torch.autocast(self.device.type, dtype=self.precision)
+        if self.precision != torch.float32:
+            return torch.autocast(self.device.type, dtype=self.precision)
+        if self.device.type not in ("cpu", "cuda"):
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)  # a program around this may have switched it on
 
     @contextmanager
     def threads(self) -> Iterator[int]:
