@@ -84,7 +84,8 @@ def test_help_lists_every_group_and_option() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [("launcher", "processes"), ("launcher", "slurm"), ("launcher", "ray"), ("sweeper", "study")]
+    ("group", "name"),
+    [("launcher", "processes"), ("launcher", "slurm"), ("launcher", "ray"), ("sweeper", "combinations"), ("sweeper", "study")],
 )
 def test_settings_of_a_plug_in_stand_in_its_file_alone(group: str, name: str) -> None:
     composed(["train"])  # plug-ins are found then

@@ -23,6 +23,8 @@ for _name, _class in (("processes", "ProcessLauncher"), ("slurm", "SlurmLauncher
 class ProcessLauncher(Launcher):
     """Starts `voxtile train` with the words of each job: a crash ends one job only, and a job may have several devices."""
 
+    composes_all_first = True  # so that the sweeper need not
+
     def __init__(self, jobs: object, gpus: object) -> None:
         self.jobs, self.gpus = jobs, gpus
 

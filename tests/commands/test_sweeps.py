@@ -9,18 +9,24 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from random import Random
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
+from rich.console import Console
 
 from tests.commands.conftest import Command, homes
 from tests.testers.tiny import scene_words
 from voxtile.commands import job
 from voxtile.commands.build import check_without_data
 from voxtile.commands.compose import composed, job_config
+from voxtile.commands.guard import STOPPED
 from voxtile.commands.names import sweep_name
-from voxtile.commands.sweep import Slots
+from voxtile.commands.sweep import NOT_BEGUN, Outcome, Slots
+from voxtile.commands.tables import print_jobs
 from voxtile.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +171,7 @@ def test_ctrl_c_saves_the_job_under_way_and_begins_no_other(words: list[str], tm
     assert process.returncode == 130, out
     assert "Stopped by SIGINT at step" in out
     assert [row[2] for row in table(out)] == ["interrupted", "queued"]
-    assert "seed=1: not begun" in out
+    assert "1 job not begun" in out
     assert len(homes(runs)) == 1
 
 
@@ -191,8 +197,36 @@ def test_a_value_that_no_job_can_have_stops_the_sweep_before_its_first_job(
 def test_a_value_that_is_typed_twice_is_one_job(words: list[str], voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     monkeypatch.setattr("voxtile.commands.sweep.run_jobs", lambda *_, count: begun.append(count))
-    voxtile("train", *words[:-1], "seed=0,0,1,0")
+    said = voxtile("train", *words[:-1], "seed=0,0,1,0")
     assert begun == [2]
+    assert said.out.startswith("looking at 2 jobs first\n")
+
+
+@pytest.mark.parametrize(("launch", "each"), [("turn", 1), ("here", 2)])
+def test_jobs_are_composed_once_where_all_of_them_are_before_the_first_one_begins(
+    words: list[str], voxtile: Command, monkeypatch: pytest.MonkeyPatch, launch: str, each: int
+) -> None:
+    made: list[str] = []
+    usual = ConfigLoaderImpl.load_sweep_config
+
+    def composing(loader: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        made.append(sweep_overrides[-1])
+        return usual(loader, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", composing)
+    monkeypatch.setattr("voxtile.commands.sweep.run_jobs", lambda *_, count: None)
+    monkeypatch.setattr("voxtile.commands.train.train_to_end", lambda *_, **__: None)
+    voxtile("train", *words[:-1], f"launch={launch}", "seed=0,1,2")
+    assert sorted(made) == sorted(each * ["seed=0", "seed=1", "seed=2"])
+
+
+def test_jobs_that_have_not_begun_are_one_line() -> None:
+    out = Console(file=StringIO(), width=120)
+    jobs = [Outcome([f"seed={seed}"], STOPPED, reason="saved at step 3" if seed == 0 else NOT_BEGUN) for seed in range(5)]
+    print_jobs(out, jobs)
+    said = out.file.getvalue()
+    assert "seed=0: saved at step 3\n4 jobs not begun\n" in said
+    assert said.count("queued") == 5
 
 
 @pytest.mark.parametrize("name", OWN_NETWORKS)

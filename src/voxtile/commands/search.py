@@ -23,7 +23,7 @@ from voxtile.commands import compose
 from voxtile.commands.guard import STOPPED, StoppedError
 from voxtile.commands.names import NO_MATTER
 from voxtile.commands.space import NOT_COMPOSED, TrialMaker, parsed_words, space_of, typed_words
-from voxtile.commands.sweep import Job, Outcome, Slots, collected, run_jobs
+from voxtile.commands.sweep import NOT_BEGUN, Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
 from voxtile.training.processes import exclusive, is_alive, is_here, this_process
 from voxtile.training.run_folder import RunFolder
@@ -298,7 +298,7 @@ class _Search:
             trial.set_user_attr(REASON, outcome.reason)
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             return None
-        outcome = Outcome(self.maker.words(params), STOPPED, reason="not begun")
+        outcome = Outcome(self.maker.words(params), STOPPED, reason=NOT_BEGUN)
         # Two trials may ask for the same settings, which are one run: the later one waits for it.
         more = {"patient": True, "group": self.study.study_name, "kind": "search"}
         job = Job(" ".join(typed_words(params)), outcome, config, more=more)

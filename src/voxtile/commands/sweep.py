@@ -27,6 +27,7 @@ from voxtile.errors import ConfigError
 from voxtile.values import is_whole
 
 UNDER_WAY = -1  # stands for an exit code until there is one
+NOT_BEGUN = "not begun"  # the reason of a job that the command was asked to stop before
 
 
 @dataclass
@@ -349,7 +350,7 @@ def jobs_of(jobs: Sequence[tuple[Sequence[str], DictConfig]], folder: Path) -> t
     words = [tuple(words) for words, _ in jobs]
     more = {"group": sweep_name(words), "kind": "sweep"}
     made = [
-        Job(name, Outcome(own, STOPPED, reason="not begun"), config, more=more)
+        Job(name, Outcome(own, STOPPED, reason=NOT_BEGUN), config, more=more)
         for name, own, (_, config) in zip(titles(words), words, jobs, strict=True)
     ]
     return made, make_job_folder(folder, [job.outcome for job in made])

@@ -15,6 +15,7 @@ from voxtile.commands.compose import as_typed
 from voxtile.commands.console import table_of
 from voxtile.commands.guard import STOPPED
 from voxtile.commands.names import titles
+from voxtile.commands.sweep import NOT_BEGUN
 from voxtile.commands.words import list_word
 from voxtile.errors import RunError, counted, reason
 from voxtile.studies.manifest import segment
@@ -146,18 +147,23 @@ def print_volumes(out: Console, scores: Mapping[str, float], classes: Sequence[s
 def print_jobs(out: Console, jobs: Sequence[Outcome]) -> None:
     """Prints what became of the jobs of a sweep: state and best validation of their runs, and what a step cost."""
     table, troubles = _table_of_runs("job", title=f"{counted(len(jobs), 'job')}, best validation"), list[str]()
+    left = 0
     for job, title in zip(jobs, titles([job.words for job in jobs]), strict=True):
         home, trouble = RunFolder(Path(job.home)) if job.home else None, ""
         row = ["", "queued" if job.code == STOPPED else "failed"]
         if home and home.path.exists():
             row, trouble = _row(home)
         table.add_row(title, *row)
-        if job.code:
+        if job.reason == NOT_BEGUN and job.code == STOPPED:
+            left += 1
+        elif job.code:
             trouble = job.reason or "stopped; the same command goes on"
         troubles += [f"{title}: {trouble}"] if trouble else []
     out.print(table)
     for trouble in troubles:
         out.print(trouble, style="red", soft_wrap=True)
+    if left:
+        out.print(f"{counted(left, 'job')} not begun", style="red", soft_wrap=True)
     folds = [word.startswith("fold=") for title in titles([job.words for job in jobs]) for word in title.split()]
     if len(folds) == len(jobs) and all(folds) and not any(job.code for job in jobs):
         out.print(f"next         voxtile evaluate {list_word('runs', [job.home for job in jobs])}", soft_wrap=True)
