@@ -1,5 +1,6 @@
 """voxtile plan writes an experiment that trains."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,16 @@ def test_a_plan_can_be_trained_and_is_not_lost_by_another(tmp_path: Path, voxtil
     data = volume_words(tmp_path, neighbours=1, axis="y")  # of slices: boxes have neither
     words = [word for word in data if not word.startswith(("model.", "normalise=", "training.", "trainer="))]
     more = [f"plan.dims={dims}", "plan.memory=0.2"]
+    half = tmp_path / "conf" / "experiment" / f".{10**8}-5.tubes_{dims}d.yaml"  # of a process that was killed
+    half.parent.mkdir()
+    half.write_text("defaults:")
+    os.utime(half, (0, 0))
+    said = voxtile("train", *words, "experiment=tubes")
+    assert "The options of 'experiment' are: " in said.text
+    assert half.stem not in said.text
     assert voxtile("plan", *words, *more).code == 0
     path = tmp_path / "conf" / "experiment" / f"tubes_{dims}d.yaml"
+    assert list(half.parent.iterdir()) == [path]
     text = path.read_text()
     settings = yaml.safe_load(text)
     assert settings["model"]["dims"] == dims

@@ -50,6 +50,7 @@ def check(config: Mapping[str, Any]) -> int:
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.commands.words import command_line
+    from voxtile.training.run_folder import clear_halves
 
     out = console()
     check_trainer(config["trainer"])
@@ -59,7 +60,10 @@ def check(config: Mapping[str, Any]) -> int:
     print_split(out, prepared)
     print_regions(out, prepared.dataset)
     print_distances(out, prepared.split)
-    path = draw_map(prepared.split, lists_of(config) / "split.png")
+    drawn = lists_of(config)
+    for folder in (drawn, drawn.parent):
+        clear_halves(folder)
+    path = draw_map(prepared.split, drawn / "split.png")
     if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)

@@ -453,9 +453,10 @@ def groups_of(name: str) -> list[str]:
 
 
 def options_of(folder: Path, group: str) -> list[str]:
-    """The options of a group, those in folders of their own as `monai/unet`, after the others."""
+    """The options of a group, those in folders of their own as `monai/unet`, after the others; hidden files are no options."""
     files = sorted((folder / group).rglob("*.yaml"), key=lambda path: (len(path.parts), path))
-    return [path.relative_to(folder / group).with_suffix("").as_posix() for path in files]
+    own = [path.relative_to(folder / group).with_suffix("") for path in files]
+    return [option.as_posix() for option in own if not any(part.startswith(".") for part in option.parts)]
 
 
 def without_nulls(words: Sequence[str], groups: Sequence[str]) -> list[str]:

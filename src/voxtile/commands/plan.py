@@ -33,6 +33,7 @@ def make_plan(config: Mapping[str, Any]) -> int:
     from voxtile.commands.build import parts
     from voxtile.commands.console import console
     from voxtile.data.planning import facts_of, plan
+    from voxtile.training.run_folder import clear_halves
 
     out = console()
     wanted = _checked(config["plan"])
@@ -67,6 +68,7 @@ def make_plan(config: Mapping[str, Any]) -> int:
             made.set(setting, value, "boxes have none")
     command, left = command_to_train(folder, name, made.values)
     text = written(made, facts, classes, config["chosen"]["data"], command)
+    clear_halves(path.parent)
     atomic_text(path, text)
     out.print(text, soft_wrap=True)
     if left:
