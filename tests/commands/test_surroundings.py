@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -201,6 +202,17 @@ def test_an_array_that_memory_has_no_room_for(make: Callable[[], object], said: 
     err = capfd.readouterr().err
     assert said in err
     assert "fewer 'workers=…'" in err
+
+
+def test_a_thread_that_the_system_refuses(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading._start_new_thread", refused)
+    assert guarded(lambda: Thread(target=int).start()) == 4
+    err = capfd.readouterr().err
+    assert "the system refused a thread" in err
+    assert "'ulimit -u'" in err
 
 
 def test_other_errors_are_not_said_to_be_of_memory() -> None:

@@ -18,7 +18,10 @@ class StoppedError(BaseException):
 
 
 def no_memory(error: Exception) -> str | None:
-    """What to say of an error that comes from a lack of memory: of a GPU's, a library's, an array's; None of any other error."""
+    """What to say of an error that comes from a lack of memory: of a GPU's, a library's, an array's; None of any other error.
+
+    A thread that the system refuses counts as one, too.
+    """
     if type(error).__name__ == "OutOfMemoryError":  # by its name, since PyTorch is slow to import
         return (
             f"The GPU's memory is full: {reason(error)}. Type a smaller 'batch_size=…' of evaluate and predict, a larger "
@@ -36,6 +39,12 @@ def no_memory(error: Exception) -> str | None:
             f"There is not enough memory: {reason(error)}. Type a smaller 'batch_size=…' of evaluate and predict, a larger "
             "'training.accumulate=…' of train, fewer 'workers=…', or smaller windows; or raise the limit of the shell "
             "('ulimit -v unlimited'), the job or the container."
+        )
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":  # Python's
+        return (
+            "This user or container may have no more processes and threads: the system refused a thread. Type fewer 'workers=…' of "
+            "train, evaluate and predict, run fewer commands at once, or raise the limit of the shell ('ulimit -u' shows it), the "
+            "job or the container."
         )
     return None
 
