@@ -113,7 +113,7 @@ def test_cases_that_the_run_was_trained_on_are_refused(voxtile: Command, copied_
     assert "waived: Leak waived by the user: 'copy'" in said.text
     assert "chosen chose the weights of" in said.text
     assert "test cases of" in said.text
-    assert "look number 1 at its test split, recorded" in said.text
+    assert "look number 1 at their test split, recorded" in said.text
     assert len(list((tmp_path / "runs" / "test_ledger").iterdir())) == 2
 
 

@@ -53,9 +53,9 @@ def test_several_runs_say_the_mean_of_each_alone(
 def test_several_runs_look_once_at_their_test_split(scene_run: Run, other_run: Path, tmp_path: Path, voxtile: Command) -> None:
     data = [json.loads((home / "manifest.json").read_text())["data"] for home in (scene_run.home, other_run)]
     assert data[0]["test_fingerprint"] == data[1]["test_fingerprint"]
-    words = [f"runs=[{scene_run.home},{other_run}]", f"input={scene_run.folder / 'scenes' / 'images'}", f"paths.runs={tmp_path}"]
+    words = [f"runs=[{scene_run.home},{other_run}]", f"input={scene_run.folder / 'scenes' / 'images'}"]
     for number in (1, 2):  # both scenes of the test split are predicted
-        said = voxtile("predict", *words, f"output={tmp_path / f'out{number}'}")
+        said = voxtile("predict", *words, f"output={tmp_path / f'out{number}'}", f"paths.runs={tmp_path}")
         assert (said.code, said.text.count(f"look number {number} at this test split, recorded")) == (0, 1), said.text
         assert said.text.count("look number") == 1
     (ledger,) = (tmp_path / "test_ledger").iterdir()

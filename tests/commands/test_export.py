@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -294,7 +296,9 @@ def test_an_export_that_a_killed_command_left_comes_back_and_none_of_another_nam
     assert (tmp_path / "a[b]").is_dir()
 
 
-def test_what_killed_exports_left_is_taken_away_and_what_others_are_making_is_not(tmp_path: Path) -> None:
+def test_what_killed_exports_left_is_taken_away_and_what_others_are_making_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target, gone = tmp_path / "a[b]", 2**22 + 1  # a number that no process has
     names = (f".{gone}-a[b]", f".{os.getpid()}-a[b]", f".{gone}-a[b]-before", f".{gone + 1}-a[b]", f".{os.getppid()}-a[b]")
     ours, stay = [tmp_path / name for name in names[:3]], [tmp_path / name for name in (*names[3:], f".{gone}-other")]
@@ -306,7 +310,27 @@ def test_what_killed_exports_left_is_taken_away_and_what_others_are_making_is_no
     (stay[0] / "notes.txt").touch()  # of the user's
     with pytest.raises(KeyError), made_whole(target):
         raise KeyError
+    assert set(tmp_path.iterdir()) == {target, *ours, *stay}  # another machine may be filling them
+    now = time.time()
+    monkeypatch.setattr("voxtile.commands.export.time.time", lambda: now + 4000)
+    with pytest.raises(KeyError), made_whole(target):
+        raise KeyError
     assert set(tmp_path.iterdir()) == {target, *stay}
+
+
+def test_half_an_export_takes_no_place(copied_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("export", f"run={copied_run.home}", "format=bundle", f"output={tmp_path / 'bundle'}")
+    assert voxtile(*words).code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "bundle").rglob("*") if path.is_file()}
+
+    def swept(*_: object) -> dict[str, float]:
+        for folder in tmp_path.glob(".*-bundle"):
+            shutil.rmtree(folder)
+        return {"windows": 1, "largest_error": 0.0, "largest_logit": 1.0, "other_class": 0, "pixels": 1}
+
+    monkeypatch.setattr("voxtile.commands.export.compared", swept)
+    assert voxtile(*words).code != 0
+    assert {path: path.read_bytes() for path in (tmp_path / "bundle").rglob("*") if path.is_file()} == before
 
 
 def test_what_cannot_be_exported_is_said(copied_run: Run, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,7 @@ def test_masks_and_nodata_go_with_the_pixels(tmp_path: Path, voxtile: Command, n
         found = run.predict(case, probabilities=True)
         image, label = run.read(case)
         assert image.mask[:, :15].all()
+        image[0, 20, 20] = image[0, 20, 20] + 0  # it may be written to
         assert (label[:15] == 255).all()
         assert (found.labels[:15] == 255).all()
         with rasterio.open(case.image.path) as scene:
@@ -159,6 +160,12 @@ def test_maps_are_saved_in_the_format_of_their_image(scene_run: Run, volume_run:
         with pytest.raises(DataError, match="exists already"):
             found.save(file)
         found.save(file, overwrite=True)
+        (folder := tmp_path / "folder" / source.name).mkdir(parents=True)
+        with pytest.raises(DataError, match="exists already"):
+            found.save(folder, overwrite=True)
+        with pytest.raises(DataError, match="File name too long"):
+            found.save(tmp_path / f"{'x' * 300}{''.join(source.suffixes)}")
+        assert sorted(path.name for path in file.parent.iterdir())[-1] == source.name
         with pytest.raises(DataError, match=rf"such maps end in '\{'.tif' if file.suffix == '.tif' else '.nii'}"):
             found.save(tmp_path / "map.png")
     with pytest.raises(DataError, match="no file format"):
@@ -201,6 +208,14 @@ def test_a_run_goes_to_other_processes_and_leaves_the_program_as_it_is(scene_run
     assert np.array_equal(pickle.loads(pickle.dumps(first)).labels, first.labels)
     run.config["data"]["window"] = [1, 1]
     assert run.config["data"]["window"] == [16, 16]
+    assert len(pickle.dumps(first)) < 2 * (first.labels.nbytes + first.probabilities.nbytes) + 10_000
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = package.open_run(scene_run.home, weights="last")
+        np.testing.assert_array_equal(other.predict(pixels, probabilities=True).probabilities, first.probabilities)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert run.device == torch.device("cpu")
     assert (package.Run, package.Prediction) == (type(run), type(first))
     with pytest.raises(AttributeError, match="no attribute 'Runs'"):
         package.Runs  # noqa: B018  # asking is what is tested
@@ -279,6 +294,8 @@ def test_what_is_wrong_is_said(scene_run: Run, tmp_path: Path) -> None:
         (lambda: run.predict([[1], [2, 3]]), DataError, "A list was given as an image"),
         (lambda: run.predict(pixels.astype(np.longdouble)), DataError, "type float128"),
         (lambda: run.predict(""), DataError, "The image '' does not exist"),
+        (lambda: run.predict(pixels, spacing=(1, 1, 1)), ConfigError, "trained on scenes or pictures"),
+        (lambda: run.predict("x" * 400), DataError, "File name too long"),
         (lambda: run.predict("http://127.0.0.1:9/a.tif"), DataError, "http://127.0.0.1:9/a.tif"),
         (lambda: run.predict(pixels, mirrors=3), ConfigError, "'mirrors=3' must be a list"),
         (lambda: package.open_run(scene_run.home, trust=[package]), ConfigError, "names of modules"),

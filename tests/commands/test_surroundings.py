@@ -16,6 +16,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from omegaconf.errors import ConfigTypeError
 
 from tests.commands.conftest import Command, Run, homes, read
 from voxtile.commands.allowed import target
@@ -231,3 +232,19 @@ def test_other_errors_are_not_said_to_be_of_memory() -> None:
 )
 def test_how_a_process_ended(code: int, said: str) -> None:
     assert said in how_it_ended(code)
+
+
+@pytest.mark.parametrize("where", ["compose", "task"])
+def test_being_stopped_is_told_though_a_library_fails_while_it_clears_up(
+    where: str, volume_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_made(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ConfigTypeError("half made" if where == "compose" else "of a task")
+
+    name = "voxtile.commands.compose.composed" if where == "compose" else "voxtile.commands.trained.Trained.of"
+    monkeypatch.setattr(name, half_made)
+    said = voxtile("predict", f"run={volume_run.home}", f"input={tmp_path}", f"output={tmp_path}")
+    assert (said.code, "Stopped. Give the same command again" in said.err) == (130, True), said.text

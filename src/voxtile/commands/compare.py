@@ -66,7 +66,7 @@ def compare(config: Mapping[str, Any]) -> int:
     """Compares the evaluations that the configuration names with the first of them."""
     path = None if config["output"] is None else Path(config["output"]).expanduser()
     first, *others = _named(config["evaluations"])
-    from voxtile.cases.csv_table import atomic_csv  # takes seconds, and comes after what can be refused without it
+    from voxtile.cases.csv_table import atomic_csv  # takes seconds, and comes after what is not there is refused
     from voxtile.commands.console import console
     from voxtile.scores.paired import differences, holm
 

@@ -24,7 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import voxtile
 from voxtile.commands.checks import with_names
 from voxtile.commands.console import console
-from voxtile.commands.guard import STOPPED, StoppedError, guarded
+from voxtile.commands.guard import STOPPED, StoppedError, guarded, stopped, was_stopped
 from voxtile.commands.heap import keep_heap
 from voxtile.commands.own import blaming
 from voxtile.commands.words import check_whole, escaped, quoted, readable
@@ -149,6 +149,8 @@ def run(name: str, argv: Sequence[str], task: Callable[[dict[str, Any]], int], a
         if "Config group override must be a string" not in str(error):
             raise
         problem = ConfigError(f"An option is chosen by its name: {reason(error)}. Look at the group with 'voxtile {name} --help'.")
+    if was_stopped(problem):
+        return stopped()
     from voxtile.commands.explain import explain
 
     return guarded(lambda: explain(problem, name, [conf_dir(), *folders]))

@@ -277,11 +277,15 @@ class Evaluation:
         looks = record_look(first.ledger(self.config), prepared.test_fingerprint, identity, "evaluate")
         what = "this test split" if self.split == "test" else "these cases"
         self.out.print(f"look number {looks} at {what}, recorded")
+        others: dict[tuple[Path, str], list[Trained]] = {}  # test splits of the runs that these cases are of, too
         for run in self.runs if self.split != "test" else ():
             own = run.manifest["data"]
             if set(prepared.test_files) & set(own["test_files"]) and own["test_fingerprint"] != prepared.test_fingerprint:
-                looks = record_look(run.ledger(self.config), own["test_fingerprint"], run.identity, "evaluate")
-                self.out.print(f"test cases of {run.home.path} are among them: look number {looks} at its test split, recorded")
+                others.setdefault((run.ledger(self.config).resolve(), own["test_fingerprint"]), []).append(run)
+        for (ledger, fingerprint), runs in others.items():
+            looks = record_look(ledger, fingerprint, "+".join(run.identity for run in runs), "evaluate")
+            said = f"test cases of {listed(run.home.path for run in runs)} are among them: look number {looks} at their test split"
+            self.out.print(f"{said}, recorded", soft_wrap=True)
 
 
 def refuse_other_recipes(runs: Sequence[Trained]) -> None:

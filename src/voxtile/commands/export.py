@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -31,6 +33,7 @@ MADE = {
     "status.json", "crf.json", "postprocess.json",
 }  # fmt: skip
 BATCH = 4  # windows that are compared at once, after one alone: an export takes any number
+LONG = 3600.0  # seconds: of an export that is still being made, something changes more often
 LARGEST_ERROR = 1e-3  # of a logit, relative to the largest one; rounding alone comes to about 1e-6
 
 
@@ -45,7 +48,6 @@ def export(config: Mapping[str, Any]) -> int:
 
     _check(config)
     RunFolder.existing(config["run"])  # before what takes seconds to import
-    from voxtile.cases.atomic import atomic_text
     from voxtile.commands.bundle import describe
     from voxtile.commands.console import console
     from voxtile.commands.trained import Trained, prepared_for
@@ -65,7 +67,8 @@ def export(config: Mapping[str, Any]) -> int:
     with made_whole(target.resolve()) as folder:
         description = describe(trained, config["format"], config["weights"])
         check = compared(trained, _written(trained, config, folder, description), images)
-        atomic_text(folder / EXPORT, json.dumps({**description, "check": check}, indent=1) + "\n")
+        # Not by a function that makes a folder that has gone: half an export would take the place of a whole one.
+        (folder / EXPORT).write_text(json.dumps({**description, "check": check}, indent=1) + "\n", encoding="utf-8")
     out.print(
         f"{check['windows']} validation windows: largest error of a logit {check['largest_error']:.2g} (the largest logit is "
         f"{check['largest_logit']:.3g}); another class in {check['other_class']} of {check['pixels']} pixels", soft_wrap=True,
@@ -161,7 +164,7 @@ def made_whole(target: Path) -> Iterator[Path]:
     """
     if not target.exists():  # a command that was killed may have left it under another name
         for left in target.parent.glob(".*-before"):
-            if re.fullmatch(rf"\.[0-9]+-{re.escape(target.name)}-before", left.name) and is_export(left):
+            if re.fullmatch(rf"\.(?:[0-9a-f]{{8}}-)?[0-9]+-{re.escape(target.name)}-before", left.name) and is_export(left):
                 left.rename(target)
                 break
     if target.exists() and not is_export(target):
@@ -170,7 +173,9 @@ def made_whole(target: Path) -> Iterator[Path]:
         )
     for left in left_of(target):
         shutil.rmtree(left, ignore_errors=True)
-    making, before = (target.with_name(f".{os.getpid()}-{target.name}{end}") for end in ("", "-before"))
+    # Several machines may write here, and their processes have the same numbers.
+    mine = f".{secrets.token_hex(4)}-{os.getpid()}-{target.name}"
+    making, before = target.with_name(mine), target.with_name(f"{mine}-before")
     try:
         making.mkdir(parents=True)
     except OSError as error:
@@ -193,18 +198,27 @@ def made_whole(target: Path) -> Iterator[Path]:
 def left_of(target: Path) -> Iterator[Path]:
     """Folders beside `target` that commands which do not live any more were filling, or had put aside to put theirs in its place.
 
-    One with this process's number is an earlier process's, as in a container begun anew.
+    One with this process's number is an earlier process's, as in a container begun anew. Processes of other machines, whose numbers
+    say nothing here, may be writing there: only what has been silent for long is left.
     """
     from voxtile.cases.atomic import HIDDEN_NAME
     from voxtile.training.processes import is_alive
 
     for left in target.parent.glob(f".*-{escape(target.name)}*"):
-        known = re.fullmatch(rf"\.([0-9]+)-{re.escape(target.name)}(-before)?", left.name)
+        known = re.fullmatch(rf"\.(?:[0-9a-f]{{8}}-)?([0-9]+)-{re.escape(target.name)}(-before)?", left.name)
         if known and left.is_dir() and (int(known[1]) == os.getpid() or not is_alive(int(known[1]))):
             held = {re.sub(f"^{HIDDEN_NAME}", "", path.name) for path in left.iterdir()}
             # The whole one that was put aside is needed where the place is empty.
-            if held <= MADE and (known[2] is None or target.exists()):
+            if held <= MADE and (known[2] is None or target.exists()) and _is_silent(left):
                 yield left
+
+
+def _is_silent(folder: Path) -> bool:
+    """Whether nothing in a folder, nor its name, has changed for `LONG`."""
+    with suppress(OSError):  # its process has just renamed it
+        latest = max(path.stat().st_ctime for path in (folder, *folder.rglob("*")))
+        return bool(time.time() - latest > LONG)
+    return False
 
 
 def is_export(folder: Path) -> bool:

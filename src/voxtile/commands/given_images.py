@@ -62,6 +62,8 @@ def _of_array(runs: Ensemble, image: ArrayLike, spacing: Sequence[float] | None)
         kind = type(image).__name__
         raise DataError(f"A {kind} was given as an image: {reason(error)}. Expected a path, a case, or an array.") from error
     stacks = dataset.format != "geotiff"
+    if spacing is not None and dataset.format in ("geotiff", "picture"):
+        raise ConfigError("'spacing' is that of a volume, and this run is trained on scenes or pictures. Leave it out.")
     numbers = pixels.dtype.kind in "uif" and pixels.dtype.itemsize <= 8
     if not numbers or not pixels.size or pixels.ndim not in ((3, 4) if stacks else (3,)) or len(pixels) != len(channels):
         raise DataError(

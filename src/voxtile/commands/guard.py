@@ -59,6 +59,13 @@ def _no_file(error: Exception) -> str | None:
     )
 
 
+def was_stopped(error: BaseException | None) -> bool:
+    """Whether an error was raised while a command was being stopped, by a library's clearing up."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 def stopped() -> int:
     """Says that the command was stopped by Ctrl-C or SIGTERM, and returns its exit code."""
     print("Stopped. Give the same command again: it goes on from what was saved, or begins anew.", file=sys.stderr)
@@ -74,6 +81,8 @@ def guarded(task: Callable[[], int], traceback: bool = False) -> int:
     except VoxtileError as error:
         problem: VoxtileError = error
     except Exception as error:
+        if was_stopped(error):
+            return stopped()
         if (said := no_memory(error) or _no_file(error)) is None:
             raise
         problem = RunError(said)

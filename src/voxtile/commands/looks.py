@@ -42,7 +42,8 @@ class Looks:
         found: dict[tuple[Path, str], tuple[list[str], set[str]]] = {}
         for run in self.runs.members:
             data = run.manifest["data"]
-            identities, digests = found.setdefault((run.ledger(self.config), data["test_fingerprint"]), ([], set()))
+            split = run.ledger(self.config).resolve(), data["test_fingerprint"]
+            identities, digests = found.setdefault(split, ([], set()))
             identities.append(run.identity)
             digests.update(data["test_files"])
         return found
@@ -75,6 +76,6 @@ class Looks:
             if tested or known_by & digests:
                 look = record_look(ledger, fingerprint, "+".join(identities), "predict")
                 self._recorded.add((ledger, fingerprint))
-                whose = "this run" if len(identities) == 1 else f"{len(identities)} of the runs"
+                whose = "this run" if len(identities) == 1 else "these runs"
                 said = f"{name} is a test case of {whose}, or a part of one: look number {look} at this test split, recorded"
                 self.out.print(said, soft_wrap=True)

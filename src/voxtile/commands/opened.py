@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import warnings
@@ -22,7 +23,7 @@ from torch import nn
 
 import voxtile
 from voxtile.cases.case import Case
-from voxtile.cases.maps import MapSpec
+from voxtile.cases.maps import MADE_FROM, MapSpec
 from voxtile.cases.raster import block_cache
 from voxtile.cases.window import IGNORE, Window
 from voxtile.commands.compose import folder_of
@@ -34,7 +35,7 @@ from voxtile.commands.postprocess import made_with, postprocess_of
 from voxtile.commands.trained import prepared_for
 from voxtile.data.normalise import normalise
 from voxtile.data.survey import survey
-from voxtile.errors import ConfigError, DataError, listed, reason
+from voxtile.errors import ConfigError, DataError, listed
 from voxtile.inference.native import native_bands
 from voxtile.inference.postprocess import check_size, pixel_size
 from voxtile.values import refuse_unknown
@@ -90,7 +91,7 @@ class Prediction:
     uncertainty: NDArray[np.float32] | None
     classes: tuple[str, ...]
     grid: WorkingGrid
-    _case: Case = field(repr=False)
+    _case: Case | None = field(repr=False)  # of a file
     _spec: MapSpec = field(repr=False)
 
     def save(self, path: AnyPath, overwrite: bool = False) -> None:
@@ -103,18 +104,25 @@ class Prediction:
         Raises:
             DataError: The image was an array, which has no format; the name's ending is not the format's; or it exists.
         """
-        native, file = self._case.native, Path(path).expanduser()
-        if not native.image.files:
+        file = Path(path).expanduser()
+        if self._case is None:
             raise DataError(f"{file} cannot be written: the image was an array, which has no file format. Predict the file itself.")
+        native = self._case.native
         ending = native.image.map_name("", self._spec)
         if not file.name.lower().endswith(ending):
             raise DataError(f"{file} is a map of {native.image.path}, and such maps end in '{ending}'. Name it so.")
-        if file.exists() and not overwrite:
-            raise DataError(f"{file} exists already. Name another one, or give 'overwrite=True'.")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with native.open_map(file, self._spec) as writer:
-            writer.write(native.box, self._spec.encoded(self.labels.reshape(native.shape)))
-            writer.close()
+        with _told():
+            if file.exists() and (not overwrite or file.is_dir() != bool(not ending)):
+                raise DataError(f"{file} exists already. Name another one, or, of a file of its kind, give 'overwrite=True'.")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with native.open_map(file, self._spec) as writer:
+                try:
+                    writer.write(native.box, self._spec.encoded(self.labels.reshape(native.shape)))
+                    writer.make()
+                except BaseException:
+                    writer.discard()
+                    raise
+                writer.close()
 
 
 class Run:
@@ -135,6 +143,7 @@ class Run:
             self._runs = Ensemble.open(self._settings, [str(home)], _AsWarnings())
         self._looks = Looks(self._runs, self._settings, _AsWarnings())
         self._trained = self._runs.first
+        self._trained.network.float()  # the program's default type may be another
         self._about: Mapping[str, Any] = self._trained.manifest["data"]
         self._prepared: dict[bool, Prepared] = {}
 
@@ -154,8 +163,16 @@ class Run:
 
     @property
     def network(self) -> nn.Module:
-        """The network with its weights, in evaluation mode: windows of `normalised` [B, C, H, W] or [B, C, D, H, W] to logits."""
+        """The network with its weights, in evaluation mode: windows of `normalised` [B, C, H, W] or [B, C, D, H, W] to logits.
+
+        It lies where the last prediction was made, see `device`.
+        """
         return self._trained.network.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self._trained.network.parameters()).device
 
     @property
     def config(self) -> dict[str, Any]:
@@ -202,15 +219,23 @@ class Run:
         pixels, valid = native.read(whole)
         label = native.read_label(whole)
         label[~valid] = IGNORE
-        masked = np.ma.MaskedArray(self._shaped(pixels), mask=np.broadcast_to(self._shaped(~valid), self._shaped(pixels).shape))
-        return masked, self._shaped(label)
+        image = self._shaped(pixels)
+        return np.ma.MaskedArray(image, mask=np.broadcast_to(self._shaped(~valid), image.shape).copy()), self._shaped(label)
 
     def normalised(self, image: Image, *, spacing: Sequence[float] | None = None) -> NDArray[np.float32]:
-        """What the network sees of an image [C, …]: on the run's own grid and normalised, 0 where there are no data.
+        """What the network sees of an image: on the run's own grid and normalised, 0 where there are no data.
 
         Args:
             image: as for `predict`. Cut windows out of large ones by hand: all of it comes.
             spacing: as for `predict`.
+
+        Returns:
+            [C, H, W] of a scene or a single picture, else [C, D, H, W], with D along the axis across which slices lie, and a
+            channel for each of the slices that the network sees together.
+
+        Raises:
+            ConfigError: An array needs a spacing, or the one given is none.
+            DataError: The image cannot be read, or is not of the kind that the run was trained on.
         """
         case, _ = case_of(self._runs, image, spacing)
         with _TURN:
@@ -246,9 +271,9 @@ class Run:
             DataError: The image cannot be read, or is not of the kind that the run was trained on.
         """
         refuse_unknown("predict", settings, [*Settings.__annotations__, "probabilities", "spacing"])
-        case, files = case_of(self._runs, image, spacing)
         config = self._settings | {name: plain(value) for name, value in settings.items()}
         with _TURN, _told():
+            case, files = case_of(self._runs, image, spacing)
             return self._predicted(case, files, config, probabilities)
 
     def _predicted(self, case: Case, files: CaseFiles | None, config: Mapping[str, Any], probabilities: bool) -> Prediction:
@@ -275,9 +300,12 @@ class Run:
             post.apply(labels, pixel_size(case.native))
         shaped = [None if each is None else self._shaped(each) for each in (maps, variance)]
         dataset = self._trained.built.dataset
-        tags = (("software", f"voxtile {voxtile.__version__}"), ("run", self._runs.identity), ("weights", config["weights"]))
-        spec = MapSpec(self.classes, colors=dataset.colors, tags=tags, background=dataset.background)
-        return Prediction(self._shaped(labels), shaped[0], shaped[1], self.classes, case.native.grid, case, spec)
+        tags = [("software", f"voxtile {voxtile.__version__}"), ("run", self._runs.identity), ("weights", config["weights"])]
+        made_from = repr((self._runs.weights(config["weights"]), sorted(config.items(), key=str), measured.image_digest))
+        tags.append((MADE_FROM, hashlib.sha256(made_from.encode()).hexdigest()[:16]))  # by which a map is known as one
+        spec = MapSpec(self.classes, colors=dataset.colors, tags=tuple(tags), background=dataset.background)
+        saved = case if case.image.files else None
+        return Prediction(self._shaped(labels), shaped[0], shaped[1], self.classes, case.native.grid, saved, spec)
 
     def _is_tested(self, case: Case) -> bool:
         """Whether a case is a block of the test split, of which digests of whole images tell nothing."""
@@ -314,8 +342,8 @@ def _told() -> Iterator[None]:
         if not error.filename:
             raise
         raise DataError(
-            f"{error.filename} cannot be read or written: {reason(error)}. The ledger of looks at test splits lies where the "
-            "environment variable VOXTILE_RUNS says, and decoded files where VOXTILE_CACHE does."
+            f"{error.filename} cannot be read or written: {error.strerror}. Maps lie where they are saved, the ledger of looks at "
+            "test splits where the environment variable VOXTILE_RUNS says, and decoded files where VOXTILE_CACHE does."
         ) from error
 
 
@@ -325,5 +353,6 @@ def _defaults() -> dict[str, Any]:
     assert isinstance(written, DictConfig)
     found = OmegaConf.to_container(OmegaConf.masked_copy(written, [*OWN, *Settings.__annotations__]), resolve=True)
     assert isinstance(found, dict)
-    paths = {name: place or None for name, place in found["paths"].items()}  # a variable may be set, and empty
+    # A variable may be set, and empty; and the program may go to another folder.
+    paths = {name: place and str(Path(place).expanduser().absolute()) for name, place in found["paths"].items()}
     return {str(key): value for key, value in found.items()} | {"paths": paths}

@@ -155,11 +155,13 @@ class Parent:
         unlike = [name for name, value in own.items() if value.ndim > 1 and name in given and given[name].shape != value.shape]
         if unlike:
             there, here = ("x".join(map(str, each[unlike[0]].shape)) for each in (given, own))
-            settings = differences(configuration(self.home).get("model"), model, "model")
+            found = configuration(self.home)
+            settings = differences(found["model"], model, "model") if isinstance(found, Mapping) and "model" in found else []
             raise ConfigError(
                 f"No weight of {self.home.path} fits this network: layers of the same names have other sizes, such as "
-                f"'{unlike[0]}', {there} there and {here} here. "
-                + (f"The two differ in {listed(settings)}: type what that run was trained with." if settings else "")
+                f"'{unlike[0]}', {there} there and {here} here."
+                + (f" The two differ in {listed(settings)}: type what that run was trained with." if settings else "")
+                + (" Start from a run of this network on images with as many channels." if not settings else "")
             )
 
 
