@@ -98,7 +98,8 @@ def _measured(found: FinishedMap, window: Window, components: Components) -> dic
     ids = components.add(indices)
     count = components.count - before
     inside = ids > 0
-    places = np.stack(np.nonzero(inside), axis=1) + window.start
+    # Of the type of the boxes: NumPy takes thirty times as long where it must convert each value.
+    places = (np.stack(np.nonzero(inside), axis=1) + window.start).astype(np.int32)
     owner = ids[inside] - before - 1
     low, high = _box(owner, places, places + 1, count)
     out: dict[str, NDArray[Any]] = {
