@@ -16,7 +16,7 @@ CLASSES = np.array([0, 1, 0, 255])
 DRAWN = np.array([[0, 1, 2, 3, 1], [3, 3, 1, 0, 2]], dtype=np.uint8)  # which of the colours
 
 
-def picture(path, drawn, mode="RGB"):
+def picture(path, drawn, mode="RGB", **options):
     """A label in colours; a palette's indices are shuffled, so that they are no class values."""
     if mode == "P":
         image = Image.fromarray(np.array([9, 4, 7, 5], np.uint8)[drawn])
@@ -27,7 +27,7 @@ def picture(path, drawn, mode="RGB"):
         image = Image.fromarray(COLORS[drawn])
         if mode == "RGBA":
             image.putalpha(Image.fromarray(np.where(drawn == 2, 0, 255).astype(np.uint8)))
-    image.save(path)
+    image.save(path, **options)
 
 
 def dataset(root, ending="png", **settings):
@@ -54,6 +54,28 @@ def test_colours_of_pictures_become_classes(tmp_path, mode):
     if mode == "RGBA":
         expected = np.where(DRAWN == 2, 255, expected)
     np.testing.assert_array_equal(classes(data), expected)
+
+
+@pytest.mark.parametrize(("mode", "clear"), [("RGB", (255, 0, 0)), ("P", 4), ("P", bytes([255] * 4 + [0, 128]))])
+def test_a_colour_that_the_file_calls_transparent_is_a_class_all_the_same(tmp_path, mode, clear):
+    picture(tmp_path / "a_label.png", DRAWN, mode, transparency=clear)
+    data = dataset(tmp_path)
+    np.testing.assert_array_equal(classes(data), CLASSES[DRAWN])
+    assert data.cases()[0].labels.source.key == "as drawn colours"  # it was once taken away
+
+
+def test_in_a_picture_of_one_bit_white_is_white(tmp_path):
+    Image.fromarray(DRAWN > 1).save(tmp_path / "a_label.png")
+    named = {"#000000": "road", "#ffffff": "roof"}
+    np.testing.assert_array_equal(classes(dataset(tmp_path, labels=named)), (DRAWN > 1).astype(int))
+
+
+@pytest.mark.parametrize("mode", ["LAB", "YCbCr"])
+def test_other_colours_than_red_green_and_blue_are_refused(tmp_path, mode):
+    Image.fromarray(COLORS[DRAWN], mode=mode).save(tmp_path / "a_label.tif")
+    Image.fromarray(np.zeros(DRAWN.shape, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"holds colours as {mode}.*by red, green and blue"):
+        classes(dataset(tmp_path, layout=FolderLayout(str(tmp_path), "{id}.png", "{id}_label.tif")))
 
 
 @pytest.mark.parametrize("nodata", [None, 0])

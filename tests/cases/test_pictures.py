@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from tests.testers.formats import FormatTester
 from tests.testers.geotiff import save as save_scene
@@ -206,10 +206,24 @@ class TestTransparency:
         stored[..., 3] = np.resize(alpha, (20, 30))
         assert not PictureSource([save(tmp_path / "a.png", stored)]).doubts()
 
-    def test_a_fourth_band_that_pillow_leaves_out_is_refused(self, tmp_path):
-        save_scene(tmp_path / "a.tif", noise((4, 7, 6)), photometric="RGB", ALPHA="UNSPECIFIED")
-        with pytest.raises(DataError, match=r"a\.tif has 4 bands, of which Pillow reads 3.*data\.format=geotiff"):
-            PictureSource([tmp_path / "a.tif"])
+    def test_of_a_palette_nothing_is_doubted_nor_of_slices(self, tmp_path):
+        clear = palette_image(noise((20, 30)) % 200, noise((200, 3)).tolist())
+        clear.save(tmp_path / "a.png", transparency=bytes(range(200)))
+        assert not PictureSource([tmp_path / "a.png"]).doubts()
+        assert not PictureSource([save(tmp_path / f"b{z}.png", noise((20, 30, 4))) for z in range(2)]).doubts()
+
+    @pytest.mark.parametrize(
+        ("count", "colored", "told"),
+        [
+            (4, False, r"what the other is\. .*data\.format=geotiff.* runs that were trained on such pictures saw no more"),
+            (5, False, r"what the others are\. .*data\.format=geotiff"),
+            (4, True, r"what the other is\. As a label whose colours are named, write the file anew with the 3 alone"),
+        ],
+    )
+    def test_bands_that_pillow_leaves_out_are_refused(self, tmp_path, count, colored, told):
+        save_scene(tmp_path / "a.tif", noise((count, 7, 6)), photometric="RGB", ALPHA="UNSPECIFIED")
+        with pytest.raises(DataError, match=rf"a\.tif has {count} bands, of which Pillow reads 3.*{told}"):
+            PictureSource([tmp_path / "a.tif"], colored=colored)
 
 
 class TestPalettes:
@@ -368,11 +382,33 @@ class TestOrientation:
     @pytest.mark.parametrize(("name", "pages"), [("a.png", 1), ("a.tif", 1), ("a.tif", 2)])
     def test_pixels_are_read_as_stored(self, tmp_path, name, pages, orientation):
         stored = self.turned(tmp_path / name, orientation, pages)
-        for label in (False, True):  # of which a colour is refused, and its place named
-            source = PictureSource([tmp_path / name], label=label)
-            assert source.canonical.shape == (pages, 20, 30)
+        assert PictureSource([tmp_path / name], label=True).canonical.shape == (pages, 20, 30)
         pixels, _ = whole(PictureSource([tmp_path / name]))
         np.testing.assert_array_equal(np.moveaxis(pixels, 0, -1), stored)
+
+    @pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
+    @pytest.mark.parametrize("stored", [noise((20, 30)), noise((20, 30), "uint16"), noise((20, 30, 4))], ids=["L", "I;16", "RGBA"])
+    def test_so_are_those_of_modes_that_pillow_maps_into_memory(self, tmp_path, stored, orientation):
+        exif = Image.Exif()
+        exif[274] = orientation
+        path = save(tmp_path / "a.tif", stored, exif=exif)
+        for label in (False, True) if stored.ndim == 2 else (False,):
+            pixels, _ = whole(PictureSource([path], label=label))
+            np.testing.assert_array_equal(pixels[0, 0], stored if stored.ndim == 2 else stored[..., 0])
+
+    def test_each_page_is_asked(self, tmp_path):
+        turned = Image.Exif()
+        turned[274] = 3
+        stored = [noise((20, 30), seed=page) for page in range(2)]
+        with TiffImagePlugin.AppendingTiffWriter(tmp_path / "a.tif", new=True) as file:
+            for page, exif in zip(stored, (Image.Exif(), turned), strict=True):
+                Image.fromarray(page).save(file, format="TIFF", exif=exif)
+                file.newFrame()
+        source = PictureSource([tmp_path / "a.tif"])
+        assert source.key == "as stored"  # page 2 was once read turned
+        assert len(source.notes()) == 1
+        np.testing.assert_array_equal(whole(source)[0][0], stored)
+        assert [file.name.split(".")[1] for file in cache_folder().glob("*.npy")] == ["image-stored"]
 
     @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
     def test_it_is_told(self, tmp_path, name):
@@ -381,11 +417,18 @@ class TestOrientation:
         assert source.canonical.shape == (1, 20, 30)
         assert source.notes() == source.doubts()
         assert "asks viewers to turn it" in source.notes()[0]
-        self.turned(tmp_path / name, 1)
-        assert not PictureSource([tmp_path / name]).notes()
+        for nothing in (0, 1, 9):
+            self.turned(tmp_path / name, nothing)
+            assert not PictureSource([tmp_path / name]).notes()
 
     def test_only_what_was_once_read_turned_is_known_by_another_key(self, tmp_path):
-        for name, orientation, key in (("a.tif", 6, "as stored"), ("b.tif", 1, ""), ("c.jpg", 6, ""), ("d.png", 6, "")):
+        for name, orientation, key in (
+            ("a.tif", 6, "as stored"),
+            ("b.tif", 1, ""),
+            ("e.tif", 0, ""),
+            ("c.jpg", 6, ""),
+            ("d.png", 6, ""),
+        ):
             self.turned(tmp_path / name, orientation)
             assert PictureSource([tmp_path / name]).key == key
 

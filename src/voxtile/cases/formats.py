@@ -84,7 +84,7 @@ def open_label(
         return FORMATS[kind].open_label(paths, image, named, vectors)
     from voxtile.cases.label_colors import ColorLabel
 
-    return ColorLabel(_picture(paths) if kind == "picture" else _scene_colors(paths[0], image, named))
+    return ColorLabel(_picture_colors(paths) if kind == "picture" else _scene_colors(paths[0], image, named))
 
 
 def open_map(kind: str, path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:
@@ -255,6 +255,12 @@ def _picture_label(paths: Sequence[Path], *_: Any) -> Source:
     from voxtile.cases.pictures import PictureSource
 
     return PictureSource(paths, label=True)
+
+
+def _picture_colors(paths: Sequence[Path]) -> Source:
+    from voxtile.cases.pictures import PictureSource
+
+    return PictureSource(paths, colored=True)
 
 
 def _picture_map(path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:

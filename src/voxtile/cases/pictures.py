@@ -72,20 +72,24 @@ class PictureSource(Source):
     saved as red, green and blue is taken as one channel.
     """
 
-    def __init__(self, paths: Sequence[Path], label: bool = False) -> None:
+    def __init__(self, paths: Sequence[Path], label: bool = False, colored: bool = False) -> None:
         """Reads the headers.
 
         Args:
             paths: one file, or the slices of a volume in their order; a layout sorts images and takes their labels along.
             label: whether the values are classes.
+            colored: whether the colours are: a file that calls one of them transparent takes none away, and white is 255 in a
+                picture of one bit, too.
 
         Raises:
             DataError: A file cannot be read, slices differ in size or mode, or Pillow would silently lose precision or a band.
         """
         self.paths = tuple(paths)
-        self._label = label
+        self._label, self._colored = label, colored
         self._notes: list[str] = []
         self._was_turned = False  # whether Pillow, and so an earlier version, turns pixels of these files
+        self._was_otherwise = False  # whether an earlier version read other colours, or none
+        self._alpha_is_band = False
         found = [pair for path in self.paths for pair in self._inspect(path)]
         self._slices = [part for part, _ in found]
         self._kind = found[0][1]
@@ -104,22 +108,29 @@ class PictureSource(Source):
         self.dtype = _dtype(self._kind.mode)
         self.channels = ("label",) if label else _channel_names(self._kind.mode)
         size = int(np.prod(shape)) * (len(self.channels) + self._kind.alpha) * self.dtype.itemsize
-        self.key = "as stored" if self._was_turned else ""
+        self.key = " ".join(["as stored"] * self._was_turned + ["as drawn"] * self._was_otherwise)
         # Pages can only be reached one after the other, and a big picture is as slow to decode as a volume.
         self._on_disk = len(self.paths) == 1 and (len(found) > 1 or size > _BIG)
 
     def _inspect(self, path: Path) -> list[tuple[_Slice, _Kind]]:
         with _opened(path) as image:
-            if _orientation(image) != 1:
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            stamp = stamp_of(path)
+            found, is_turned = [], False
+            for page in range(pages):
+                image.seek(page)
+                is_turned |= _orientation(image) != 1
+                self._was_otherwise |= self._colored and ("transparency" in image.info or image.mode == "1")
+                self._alpha_is_band |= image.mode in ("LA", "RGBA")
+                found.append((_Slice(path, page, stamp), _kind(image, path, self._label, self._colored)))
+            if is_turned:
                 self._notes.append(
                     f"{path} asks viewers to turn it (its orientation tag, of EXIF or TIFF); its pixels are read as stored, "
                     "and maps lie on these. A label that was drawn on the turned picture does not fit: write such pictures anew "
                     "turned and without the tag, for example with 'mogrify -auto-orient', or turn the labels back."
                 )
                 self._was_turned |= image.format == "TIFF"
-            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            stamp = stamp_of(path)
-            return [(_Slice(path, page, stamp), _kind(image, path, page, self._label)) for page in range(pages)]
+            return found
 
     @property
     def is_one_piece(self) -> bool:
@@ -144,11 +155,11 @@ class PictureSource(Source):
         """Of some slices, one by one, the channels and the alpha where there is one [C, H, W]."""
         if self._on_disk:
             variant = ("label" if self._label else "image") + ("-stored" if self._was_turned else "")
-            return cached_array(self.path, self._decode_all, variant)[depths]
+            return cached_array(self.path, self._decode_all, variant + ("-drawn" if self._was_otherwise else ""))[depths]
         return map(self._slice, self._slices[depths])
 
     def _slice(self, part: _Slice) -> NDArray[Any]:
-        return _SLICES.get((part, self._label), lambda: self._decode([part])[0])
+        return _SLICES.get((part, self._label, self._was_otherwise), lambda: self._decode([part])[0])
 
     def _decode_all(self) -> NDArray[Any]:
         return self._decode(self._slices)
@@ -215,7 +226,7 @@ class PictureSource(Source):
     def doubts(self) -> list[str]:
         """See `Source.doubts`: that viewers turn a picture, and whether alpha has values like those of a channel."""
         found = self._notes[:1]
-        if self._label or not _has_alpha(self._kind.mode):
+        if self._label or not self._alpha_is_band or len(self._slices) > 1:
             return found
         try:
             alpha = next(iter(self._planes(slice(1))))[-1]
@@ -250,9 +261,8 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         ) from error
 
 
-def _kind(image: ImageFile.ImageFile, path: Path, page: int, label: bool) -> _Kind:
-    """What one page of an open picture is, from its header."""
-    image.seek(page)
+def _kind(image: ImageFile.ImageFile, path: Path, label: bool, colored: bool) -> _Kind:
+    """What the current page of an open picture is, from its header."""
     mode = image.mode
     arguments = image.tile[0].args if image.tile else ""
     raw = arguments[0] if isinstance(arguments, tuple) else arguments
@@ -261,26 +271,40 @@ def _kind(image: ImageFile.ImageFile, path: Path, page: int, label: bool) -> _Ki
             f"{path} has more than 8 bits per channel in several channels, which Pillow would cut to 8. Read it with "
             "'data.format=geotiff', which takes PNG files as well, or save each channel as a file."
         )
+    if colored and mode in ("LAB", "YCbCr", "CMYK"):
+        raise DataError(
+            f"The label {path} holds colours as {mode}, and 'data.labels' names them by red, green and blue. Write it anew, for "
+            "example with 'mogrify -colorspace sRGB'."
+        )
     samples, read = _samples(image), len(image.getbands())
     if samples > read and not label:
+        left = f"the {'other is' if samples - read == 1 else 'others are'}"
+        anew = f"write the file anew with the {read} alone"
         raise DataError(
-            f"{path} has {samples} bands, of which Pillow reads {read}, since nothing says what the last is. Read it with "
-            "'data.format=geotiff', which reads all of them, or leave the band out of the file."
+            f"{path} has {samples} bands, of which Pillow reads {read}, since nothing says what {left}. "
+            + (
+                f"As a label whose colours are named, {anew}."
+                if colored
+                else f"Read all of them with 'data.format=geotiff', or {anew}: runs that were trained on such pictures saw no more."
+            )
         )
-    alpha = _has_alpha(mode) or (not label and "transparency" in image.info)
+    alpha = _has_alpha(mode) or (not label and not colored and "transparency" in image.info)
     if mode in ("P", "PA") and not label:
         mode = "RGBA" if alpha else "RGB"
+    elif mode == "1" and colored:
+        mode = "L"
     height, width = _stored_size(image)
     return _Kind(height, width, mode, alpha)
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the current page asks viewers to turn it, from 1 (not) to 8."""
+    """How the current page asks viewers to turn it, from 1 (not) to 8; other numbers mean nothing."""
     try:
         # Not PNG's own way, which decodes the picture for it.
-        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+        found = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except (*_UNREADABLE, TypeError):
         return 1
+    return found if found in _BACK else 1
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -294,10 +318,14 @@ def _samples(image: Image.Image) -> int:
     return int(image.tag_v2.get(_SAMPLES, 1)) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
 
 
-def _pixels(image: Image.Image, kind: _Kind) -> NDArray[Any]:
+def _pixels(image: ImageFile.ImageFile, kind: _Kind) -> NDArray[Any]:
     """Decodes the current page into planes [C, H, W], the last of which is alpha where `kind` says so."""
     turned = _BACK.get(_orientation(image)) if image.format == "TIFF" else None  # which Pillow turns, as no other format
+    if turned is not None:
+        image.filename = ""  # lest Pillow maps the file into memory, by the wrong shape: the turned one
     image.load()
+    if not kind.alpha:
+        image.info.pop("transparency", None)  # of a label, of which Pillow's conversion would warn
     stored = image if image.mode == kind.mode else image.convert(kind.mode)
     if turned is not None:
         stored = stored.transpose(turned)
