@@ -195,7 +195,7 @@ def test_two_cases_of_one_name_are_an_error(tmp_path, label):
     scene(tmp_path, "a", label)
     pairs = [{"image": "images/a.tif", "label": "labels/a.tif"}] * 2
     (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs}))
-    with pytest.raises(DataError, match=r"Several cases .* are called a: they are listed twice"):
+    with pytest.raises(DataError, match=r"Several cases .* are called a: they are listed twice.* by '\+\+data\.layout\.case=…'"):
         dataset(tmp_path, layout=MsdLayout(tmp_path)).cases()
 
 

@@ -7,6 +7,8 @@ from PIL import Image
 from tests.testers.geotiff import save
 from voxtile.cases.dataset import Dataset, LabelMap
 from voxtile.cases.layouts import FolderLayout
+from voxtile.cases.layouts.layout import CaseFiles
+from voxtile.cases.pictures import PictureSource
 from voxtile.cases.window import Window
 from voxtile.errors import ConfigError, DataError
 
@@ -120,13 +122,23 @@ def test_a_coloured_jpeg_is_told_to_be_the_cause(tmp_path):
     ("labels", "said"),
     [
         ({"#804080": "road", 1: "roof"}, "names colours and numbers"),
-        ({"#8040FF": "road", "#8040ff": "roof"}, "names the stored value #8040ff twice"),
+        (
+            {"#8040FF": "road", "#8040ff": "roof"},
+            r"names the stored value #8040ff twice.*, write that file, since",
+        ),
         ({"#84F": "road", "#000000": "roof"}, "#84F is no whole number and no colour"),
     ],
 )
 def test_colours_that_are_none_or_are_named_twice_are_refused(labels, said):
     with pytest.raises(ConfigError, match=said):
         LabelMap.of(labels)
+
+
+def test_labels_that_another_library_reads_have_no_colours(tmp_path):
+    data = dataset(tmp_path)
+    files = CaseFiles("a", (), sources=lambda nodata: (PictureSource([tmp_path / "a.png"]), None))
+    with pytest.raises(ConfigError, match=r"names colours, and FolderLayout has another library read labels, as numbers"):
+        data.open(files)
 
 
 def test_volumes_have_no_colours(tmp_path):

@@ -1,5 +1,6 @@
 import json
-from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -309,14 +310,22 @@ def test_a_file_replaced_by_one_of_another_shape_is_noticed(tmp_path):
         whole(source)
 
 
-def test_a_wrong_array_in_the_cache_is_made_again_by_the_next_command(tmp_path, monkeypatch):
+@pytest.mark.parametrize("deletable", [True, False])
+def test_a_wrong_array_in_the_cache_is_made_again_by_the_next_look(tmp_path, monkeypatch, deletable):
     monkeypatch.setenv("VOXTILE_CACHE", str(tmp_path / "arrays"))
     source = NiftiSource([save(tmp_path / "a.nii", numbered((2, 3, 4)))])
     right = whole(source)[0].copy()
     (file,) = (tmp_path / "arrays").glob("*.npy")
     file.unlink()
     np.save(file, np.zeros((1, 4, 3, 3)))
-    for opened in (lambda: pytest.raises(DataError, match="the cache held a wrong array"), nullcontext):
-        monkeypatch.setattr("voxtile.cases.cache._MAPPED", Shared(64, lambda array: 1))  # as in a new process
-        with opened():
-            np.testing.assert_array_equal(whole(source)[0], right)
+    monkeypatch.setattr("voxtile.cases.cache._MAPPED", Shared(64, lambda array: 1))  # as in a new process
+    if not deletable:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", Mock(side_effect=PermissionError))
+            with pytest.raises(DataError, match=f"cache holds a wrong array of it: delete {file}"):
+                whole(source)
+        file.unlink()
+    else:
+        with pytest.raises(DataError, match="the cache held a wrong array"):
+            whole(source)
+    np.testing.assert_array_equal(whole(source)[0], right)

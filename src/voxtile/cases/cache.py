@@ -136,6 +136,18 @@ def cached_array(
     return _decoded(file, decode, files[0]) if array is None else array
 
 
+def forget(array: NDArray[Any]) -> Path | None:
+    """Deletes a wrong array of `cached_array`'s, which is decoded again then; its file where this may not delete it."""
+    _MAPPED.forget(array)
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return None
+    try:
+        Path(array.filename).unlink(missing_ok=True)
+    except OSError:
+        return Path(array.filename)
+    return None
+
+
 def _decoded(file: Path, decode: Callable[[], NDArray[Any]], source: Path) -> NDArray[Any]:
     """Decodes what is to lie in `file`, made of `source`, and maps it; see `cached_array`."""
     made: NDArray[Any] | None = None

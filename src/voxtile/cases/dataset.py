@@ -70,9 +70,10 @@ class LabelMap:
             )
         if twice := [value for value, count in Counter(values).items() if count > 1]:
             known = color_text(twice[0]) if any(colored) else twice[0]
+            change = "write that file, since no colour can be typed" if any(colored) else "type '~data.labels' '+data.labels={…}'"
             raise ConfigError(
                 f"'data.labels' names the stored value {known} twice. Expected one class for each value; to change what a "
-                "data set's file says, type '~data.labels' '+data.labels={…}'."
+                f"data set's file says, {change}."
             )
         names = tuple(classes or dict.fromkeys(name for name in meaning.values() if name != "ignore"))
         if len(names) < 2:
@@ -255,7 +256,7 @@ class Dataset:
         if twice:
             raise DataError(
                 f"Several cases below {self.layout.root} are called {listed(twice)}: they are listed twice, or their files have "
-                "one name. Expected a name of its own for each; FolderLayout makes it by 'data.layout.case=…' of patterns' names."
+                "one name. Expected a name of its own for each; FolderLayout makes it by '++data.layout.case=…' of patterns' names."
             )
         cases: list[Case] = []
         self.left_out = []
@@ -323,6 +324,11 @@ class Dataset:
                     f"'data.scene' and 'data.vectors' say how this package reads scenes, and {type(self.layout).__name__} has "
                     "another library read them. Take the settings out, or describe the folders with 'FolderLayout'."
                 )
+            if self.label_map.colored:
+                raise ConfigError(
+                    f"'data.labels' names colours, and {type(self.layout).__name__} has another library read labels, as numbers. "
+                    "Name these, or describe the folders with 'FolderLayout'."
+                )
             image, source = files.sources(self.nodata)
         else:
             scene = self.scene if in_area else replace(self.scene, area=None)
@@ -352,7 +358,7 @@ class Dataset:
             if len(files.labels) > 1 and self.format != "picture":
                 raise DataError(
                     f"Case '{files.id}' has {len(files.labels)} label files: {listed(files.labels)}. Only pictures are stacked as "
-                    f"slices; expected one label for format '{self.format}'. Make the ids unique ('data.layout.case=…')."
+                    f"slices; expected one label for format '{self.format}'. Make the ids unique ('++data.layout.case=…')."
                 )
             named, colored = self.label_map.values, self.label_map.colored
             source = open_label(self.format, files.labels, image, named, self.vectors, colored)

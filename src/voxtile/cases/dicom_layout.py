@@ -119,7 +119,7 @@ class DicomLayout(Layout):
             if (other := folders.setdefault(case.id, case.fields["study"])) != case.fields["study"]:
                 raise DataError(
                     f"The folder '{case.id}' below {self.root} holds several studies (hashes {other}, {case.fields['study']}). "
-                    "Expected a folder per study; or call cases by a hash of their study with 'data.layout.case=study'."
+                    "Expected a folder per study; or call cases by a hash of their study with '++data.layout.case=study'."
                 )
         return sorted(cases, key=lambda case: case.id)
 
@@ -188,7 +188,7 @@ class DicomLayout(Layout):
         if len(names) > 1 and self.case == "folder":
             raise DataError(
                 f"The series of one study lie in several folders below {self.root}: {listed(sorted(names))}. Expected a folder per "
-                "study; or call cases by a hash of their study with 'data.layout.case=study'."
+                "study; or call cases by a hash of their study with '++data.layout.case=study'."
             )
         return min(names)
 

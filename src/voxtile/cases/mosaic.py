@@ -134,7 +134,7 @@ def _places(tiles: Sequence[_Tile]) -> NDArray[np.int64]:
                 raise DataError(
                     f"{tile.path} and {first.path} cannot be tiles of one mosaic: the {what} is {value} in the one and "
                     f"{first.like[what]} in the other. Expected the same in all; change one with 'gdalwarp' or 'gdal_translate', "
-                    "or give such files ids of their own with 'data.layout.case=…'."
+                    "or give such files ids of their own with '++data.layout.case=…'."
                 )
         height, width = tile.size
         onto = ~first.transform @ tile.transform  # the tile's pixels to the first's

@@ -50,3 +50,9 @@ class Shared(Generic[Value]):
                 while len(self._kept) > 1 and self._total > self.most:
                     self._total -= self._size(self._kept.popitem(last=False)[1])
         return value
+
+    def forget(self, value: Value) -> None:
+        """Keeps this very value no longer."""
+        with self._lock:
+            for key in [key for key, kept in self._kept.items() if kept is value]:
+                self._total -= self._size(self._kept.pop(key))

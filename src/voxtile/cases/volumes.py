@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from voxtile.cases.cache import Known, cached_array
+from voxtile.cases.cache import Known, cached_array, forget
 from voxtile.cases.case import Source, distinct_names
 from voxtile.cases.grid import CanonicalGrid, Grid, StoredGrid, nested
 from voxtile.cases.window import Window
@@ -127,12 +127,11 @@ class VolumeSource(Source):
         """All of a file in canonical orientation [C, D, H, W], from the cache."""
         array = cached_array(self._files(path), lambda: self._decode(path), self.variant, known=self._known)
         if array.shape[1:] != self.canonical.shape:
-            if isinstance(array, np.memmap) and array.filename:
-                Path(array.filename).unlink(missing_ok=True)  # where it is the cache that is wrong, the file is decoded again then
+            left = forget(array)  # where it is the cache that is wrong, the file is decoded again then
+            held = f"holds a wrong array of it: delete {left}" if left else "held a wrong array of it, which is deleted now"
             raise DataError(
                 f"{path} holds an array of shape {array.shape[1:]} (D, H, W) now, and had {self.canonical.shape} when it was "
-                "opened: it was replaced meanwhile, or the cache held a wrong array of it, which is deleted now. Give the same "
-                "command again."
+                f"opened: it was replaced meanwhile, or the cache {held}. Give the same command again."
             )
         return array
 
