@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,11 +195,14 @@ def test_what_is_odd_about_many_files_is_one_remark(folder: Path, voxtile: Comma
     said = voxtile("check", *words)
     assert said.code == 0, said.text
     assert re.search(r"s0\.png asks viewers to turn it .* So it is with 5 other files: \S*s1\.png, .* and 2 more\.", said.text)
-    assert len(re.findall("  - .*asks viewers to turn it", said.out)) == 1
+    assert said.text.count("asks viewers to turn it") == 1
     assert "asks viewers to turn it" in voxtile("train", *words).text
     (home,) = homes(folder / "runs")
     common = ("predict", f"run={home}", f"output={folder / 'maps'}")
-    assert "asks viewers to turn it" in voxtile(*common, f"input={folder / 'scenes' / 'images' / 's1.png'}").text
+    (folder / "two").mkdir()
+    for name in ("s0.png", "s1.png"):
+        shutil.copy(folder / "scenes" / "images" / name, folder / "two")
+    assert voxtile(*common, f"input={folder / 'two'}").text.count("asks viewers to turn it") == 1
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -125,9 +125,8 @@ class PictureSource(Source):
                 found.append((_Slice(path, page, stamp), _kind(image, path, self._label, self._colored)))
             if is_turned:
                 self._notes.append(
-                    f"{path} asks viewers to turn it (its orientation tag, of EXIF or TIFF); its pixels are read as stored, "
-                    "and maps lie on these. A label that was drawn on the turned picture does not fit: write such pictures anew "
-                    "turned and without the tag, for example with 'mogrify -auto-orient', or turn the labels back."
+                    f"{path} asks viewers to turn it (its orientation tag); it is read as stored, and maps lie on that. Labels "
+                    "drawn on the turned picture do not fit: turn them back, or write such pictures anew ('mogrify -auto-orient')."
                 )
                 self._was_turned |= image.format == "TIFF"
             return found

@@ -155,7 +155,7 @@ def assembled(built: Parts, prepared: Prepared) -> tuple[SegmentationModule, Vox
     return module, data
 
 
-def prepare_data(built: Parts, out: Console, anew: bool = False, runs: Path | None = None) -> Prepared:
+def prepare_data(built: Parts, out: Console, anew: bool = False, runs: Path | None = None, noted: bool = False) -> Prepared:
     """Opens, splits and surveys the data, with a progress bar.
 
     Args:
@@ -163,6 +163,7 @@ def prepare_data(built: Parts, out: Console, anew: bool = False, runs: Path | No
         out: where it prints.
         anew: see `prepare`.
         runs: the folder of runs, instead of the configuration's, which may be one of another machine.
+        noted: see `prepare`.
     """
     from voxtile.commands.console import progress
     from voxtile.data.prepared import prepare
@@ -173,6 +174,7 @@ def prepare_data(built: Parts, out: Console, anew: bool = False, runs: Path | No
             built.dataset, built.scheme, built.normalisation, kept,
             waive=data["waive"] or (), limit=data["limit"], window=built.windowing.size, sampling=built.sampling, anew=anew,
             progress=start, say=lambda sentence: out.print(sentence, soft_wrap=True), lists=lists_of(built.config, runs),
+            noted=noted,
         )  # fmt: skip
     for sentence in built.dataset.left_out:
         out.print(f"left out: {sentence}", soft_wrap=True)

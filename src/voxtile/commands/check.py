@@ -56,7 +56,7 @@ def check(config: Mapping[str, Any]) -> int:
     check_trainer(config["trainer"])
     built = parts(config)
     check_before_data(built)
-    prepared = prepare_data(built, out)
+    prepared = prepare_data(built, out, noted=True)
     print_split(out, prepared)
     print_regions(out, prepared.dataset)
     print_distances(out, prepared.split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,16 +19,21 @@ if TYPE_CHECKING:
 STRANGE = 0.99  # share of a channel beyond what training images hold; of a volume, most may be air, which was not measured
 
 
-def doubts_of(runs: Ensemble, case: Case, measured: Survey) -> Iterator[str]:
+def doubts_of(runs: Ensemble, case: Case, measured: Survey, told: set[str]) -> Iterator[str]:
     """Sentences about an image that can hardly be one like those of the training.
 
     Args:
         runs: that are to predict it.
         case: the image.
         measured: its survey.
+        told: what was said before of how files are read, which is said of one file only.
     """
     first = runs.first
-    yield from case.image.doubts()
+    for doubt in case.image.doubts():
+        said = re.sub("[0-9]+", "", doubt.replace(str(case.image.path), ""))
+        if said not in told:
+            told.add(said)
+            yield doubt
     if sentence := unlike(first.manifest["data"].get("pixel_sizes"), case, first.built.windowing):
         yield f"{case.image.path}: {sentence}"
     if said := _strange(runs, case, measured):

@@ -142,6 +142,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):  # weights are drawn before those that were learned take their place
             self._runs = Ensemble.open(self._settings, [str(home)], _AsWarnings())
         self._looks = Looks(self._runs, self._settings, _AsWarnings())
+        self._doubts: set[str] = set()  # that were said
         self._trained = self._runs.first
         self._trained.network.float()  # the program's default type may be another
         self._about: Mapping[str, Any] = self._trained.manifest["data"]
@@ -287,7 +288,7 @@ class Run:
         variance = np.full(shape, np.nan, dtype=np.float32) if predictor.procedure.varies else None
         with block_cache(predictor.decoding_threads):
             measured = survey(case, count, label=False)
-            for sentence in doubts_of(self._runs, case, measured):
+            for sentence in doubts_of(self._runs, case, measured, self._doubts):
                 _warn(sentence)
             self._looks.record(case.id, measured, files, self._is_tested(case))
             for band in native_bands(predictor, case, self._runs.intensities(measured)):

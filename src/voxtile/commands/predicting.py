@@ -43,6 +43,10 @@ class Work(Outputs):
     """From an input to its maps, and what is made of them."""
 
     @cached_property
+    def _told(self) -> set[str]:
+        return set()
+
+    @cached_property
     def _looks(self) -> Looks:
         return Looks(self.runs, self.config, self.out)
 
@@ -103,7 +107,7 @@ class Work(Outputs):
                 self.pass_over(paths[0])
                 return []
             kept = self.are_kept(paths, specs)
-            for sentence in doubts_of(self.runs, case, measured):
+            for sentence in doubts_of(self.runs, case, measured, self._told):
                 self.out.print(sentence, style="yellow", soft_wrap=True)
             if kept:
                 for path, spec in zip(paths, specs, strict=True):

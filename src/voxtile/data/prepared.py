@@ -149,6 +149,7 @@ def prepare(
     progress: Progress = silent,
     say: Callable[[str], object] | None = None,
     lists: Path | None = None,
+    noted: bool = False,
 ) -> Prepared:
     """Opens, surveys and splits a data set, and stops where the split leaks.
 
@@ -166,6 +167,7 @@ def prepare(
         say: takes sentences for the user: that the data set's own split is not used, and about the disk that decoded data take,
             where that is much.
         lists: folder for lists of cases that are too long to be printed, see `to_type` in `leakage`.
+        noted: whether the caller says what is noted of files, which `say` is not told then.
 
     Raises:
         DataError: A file is wrong, the split is empty or leaks, or a class is absent from training.
@@ -174,8 +176,9 @@ def prepare(
     cases = by_place(dataset.cases(), dataset.grouping.place)
     classes = len(dataset.classes)
     asked = [*{case.image.paths: case.image for case in cases}.values()][:DOUBTED]  # blocks share theirs
-    if say and (doubts := next(filter(None, (image.doubts() for image in asked)), None)):
-        say(doubts[0])
+    doubts = (doubt for image in asked for doubt in image.doubts() if not (noted and doubt in image.notes()))
+    if say and (doubt := next(doubts, None)):
+        say(doubt)
     counts = None
     surveyed: set[Path] | None = set() if anew else None
     if scheme.needs_counts:
