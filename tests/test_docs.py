@@ -210,9 +210,13 @@ def test_annotations_of_coco_are_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     box = [2, 1, 5, 1, 5, 3, 2, 3]  # x and y of the corners
     document = {
-        "images": [{"id": 7, "file_name": "there/a.jpg", "width": 9, "height": 6}],
+        "images": [
+            {"id": 7, "file_name": "there/a.jpg", "width": 9, "height": 6},
+            {"id": 8, "file_name": "b.jpg", "width": 9, "height": 6},
+        ],
+        "categories": [{"id": 4, "name": "crowd"}, {"id": 300, "name": "box"}],
         "annotations": [
-            {"image_id": 7, "category_id": 3, "iscrowd": 0, "segmentation": [box]},
+            {"image_id": 7, "category_id": 300, "iscrowd": 0, "segmentation": [box]},
             {"image_id": 7, "category_id": 4, "iscrowd": 1, "segmentation": {"counts": [54], "size": [6, 9]}},
         ],
     }
@@ -220,9 +224,10 @@ def test_annotations_of_coco_are_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     (block,) = [block for _, block in fences((ROOT / "docs" / "data.md").read_text(encoding="utf-8")) if "coco =" in block]
     exec(compile(block, "data.md", "exec"), {})
     expected = np.zeros((6, 9))
-    expected[1:4, 2:6] = 3
-    with Image.open(tmp_path / "labels" / "a.png") as label:
-        np.testing.assert_array_equal(np.asarray(label), expected)
+    expected[1:4, 2:6] = 2
+    for name, drawn in (("a", expected), ("b", 0 * expected)):
+        with Image.open(tmp_path / "labels" / f"{name}.png") as label:
+            np.testing.assert_array_equal(np.asarray(label), drawn)
 
 
 def test_each_example_of_own_code_is_used(examples: Path) -> None:

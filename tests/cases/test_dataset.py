@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.testers.geotiff import save
+from voxtile.cases import formats
 from voxtile.cases.dataset import Dataset, LabelMap
 from voxtile.cases.layouts import FolderLayout
 from voxtile.cases.window import Window
@@ -65,7 +66,7 @@ def test_an_unknown_label_value_is_an_error_that_lists_the_values_and_the_file(t
         ({0: "ground", 1: "ignore"}, r"names 1 class \("),
         ({0: "ground", 1: "a/b"}, r"other signs .*: '/' \(solidus\) in a/b\."),
         ({0: "größe", 1: "one–two", 2: "two–three"}, r": '–' \(en dash\) in one–two, two–three\."),
-        ({0: "ground", 1: ""}, r"a name without letters"),
+        ({0: "ground", 1: ""}, r"'data\.labels' holds an empty name\."),
         ({value: f"class{value}" for value in range(256)}, r"256 classes; a map holds at most 255"),
         ({0: "ground", 1: "red", 2.9: "blue"}, r"'2\.9: blue', and 2\.9 is no whole number"),
         ({0: "ground", 1: "red", 2.5: "ignore"}, r"2\.5 is no whole number"),
@@ -237,6 +238,16 @@ def test_coco_annotations_are_told_to_be_drawn(tmp_path, kind):
     layout = FolderLayout(tmp_path, "{id}.tif", "annotations.json")
     with pytest.raises(DataError, match=r"annotations\.json holds COCO's annotations.*docs/data\.md"):
         Dataset("d", kind, layout, {0: "ground", 1: "water"}).cases()
+
+
+def test_a_vector_file_of_many_scenes_is_looked_at_once_for_coco(tmp_path):
+    path = tmp_path / "shapes.json"
+    path.write_text("{}")
+    before = formats._holds_coco.cache_info().misses
+    assert [formats._is_coco(path) for _ in range(3)] == [False] * 3
+    assert formats._holds_coco.cache_info().misses == before + 1
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    assert formats._is_coco(path)
 
 
 def test_slices_are_one_volume_with_labels_in_the_same_order(tmp_path):

@@ -27,6 +27,7 @@ def test_regions_unite_classes_by_name_and_may_be_one_class() -> None:
         ({"edema": ["necrosis"]}, "names a region 'edema', and 'data.labels' a class"),
         ({"ignore": ["necrosis"]}, "names a region 'ignore'"),
         ({"a/b": ["necrosis"]}, r"with other signs .*: '/' \(solidus\) in a/b\."),
+        ({"": ["necrosis"]}, r"'data\.regions' holds an empty name\."),
         ({f"r{n}": ["edema"] for n in range(33)}, "names 33 regions; 32 are the most"),
     ],
 )

@@ -206,9 +206,7 @@ def test_what_killed_processes_were_writing_goes_and_what_others_are_writing_sta
         assert [file for file in (*left, *kept) if file.exists()] == kept
 
 
-def test_without_a_lease_what_other_machines_may_be_writing_stays(
-    tmp_path: Path,
-) -> None:
+def test_without_a_lease_what_other_machines_may_be_writing_stays(tmp_path: Path) -> None:
     names = (f".{10**8}-5.cases.csv", f".{10**8}-6.cases.csv", f".{os.getppid()}-5.cases.csv", ".1-a.txt", "cases.csv")
     for name in names:
         (tmp_path / name).touch()

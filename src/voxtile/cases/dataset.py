@@ -18,7 +18,7 @@ from voxtile.cases.formats import SUFFIXES, open_image, open_label
 from voxtile.cases.groups import Grouping
 from voxtile.cases.label_colors import color_text, packed, red_green_blue
 from voxtile.cases.layouts import CaseFiles, Layout
-from voxtile.cases.regions import other_signs, regions_of
+from voxtile.cases.regions import check_names, regions_of
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 from voxtile.cases.window import IGNORE
@@ -83,8 +83,7 @@ class LabelMap:
             raise ConfigError(
                 f"'data.labels' names {len(names)} classes; a map holds at most {IGNORE}, since {IGNORE} is 'ignore'."
             )
-        if bad := other_signs(names):
-            raise ConfigError(f"'data.labels' holds class names with other signs than letters, digits and _ . ( ) + -: {bad}.")
+        check_names(names, "data.labels")
         if blank := [name for name in names if name != name.strip()]:
             raise ConfigError(f"'data.labels' holds a class name that begins or ends with a blank: '{blank[0]}'. Take it out.")
         indices = [IGNORE if name == "ignore" else names.index(name) for name in meaning.values()]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from voxtile.cases import id_maps
 from voxtile.cases.atomic import atomic_write
+from voxtile.cases.cache import Stamp, stamp_of
 from voxtile.cases.case import Source
 from voxtile.cases.id_maps import Slabs
 from voxtile.cases.scene import Scene
@@ -163,9 +165,13 @@ def _scene_colors(path: Path, image: Source, named: Collection[int]) -> Source:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a file is a COCO annotation file; GeoJSON, which may be large, is known by its beginning."""
-    if not path.is_file():
-        return False
+    """Whether a file is a COCO annotation file."""
+    return path.is_file() and _holds_coco(path, stamp_of(path))
+
+
+@lru_cache(maxsize=64)  # a vector file may be large, and the label of many scenes
+def _holds_coco(path: Path, stamp: Stamp) -> bool:
+    """Reads a file of this stamp; GeoJSON is mostly known by its beginning."""
     with path.open("rb") as file:
         start = file.read(4096)
         text = b"" if b'"FeatureCollection"' in start else start + file.read()

@@ -46,8 +46,7 @@ def regions_of(
                 f"'data.regions' names a region '{region}', and 'data.labels' a class; their scores would have one name. Name the "
                 "region otherwise. (Only a region of one class may be called like that class.)"
             )
-        if bad := other_signs([region]):
-            raise ConfigError(f"'data.regions' names a region with other signs than letters, digits and _ . ( ) + -: {bad}.")
+        check_names([region], "data.regions")
         out[region] = tuple(sorted({classes.index(name) for name in members}))
     if len(out) > MOST:
         raise ConfigError(f"'data.regions' names {len(out)} regions; {MOST} are the most.")
@@ -69,13 +68,23 @@ def structures_of(
     return {name: (index,) for index, name in enumerate(classes) if index != background}
 
 
-def other_signs(names: Sequence[str]) -> str:
-    """The first sign that no name of a class or region may have, and the names that have it; "" where there is none."""
+def check_names(names: Sequence[str], setting: str) -> None:
+    """Refuses names that cannot stand in a score's.
+
+    Args:
+        names: of classes or regions.
+        setting: where they stand.
+
+    Raises:
+        ConfigError: One is empty, or has a sign that is no letter, no digit and none of _ . ( ) + -.
+    """
     for name in names:
         if not name:
-            return "a name without letters"
+            raise ConfigError(f"'{setting}' holds an empty name. Expected letters, digits and _ . ( ) + -.")
         if found := re.search(r"[^\w .()+-]", name):
             sign = found[0]
             called = unicodedata.name(sign, f"U+{ord(sign):04X}").lower()
-            return f"'{sign}' ({called}) in {listed([each for each in names if sign in each])}"
-    return ""
+            raise ConfigError(
+                f"'{setting}' holds names with other signs than letters, digits and _ . ( ) + -: '{sign}' ({called}) in "
+                f"{listed([each for each in names if sign in each])}."
+            )

@@ -151,7 +151,7 @@ class Normalisation:
         return max(1, sum(sizes) // MOST_MEASURED)
 
     def _measure(self, values: NDArray[np.float64], weights: NDArray[Any] | None) -> tuple[float, float, float, float]:
-        """Low, high, mean and std of one channel [n]; without weights, quantiles need no sorting."""
+        """Low, high, mean and std of one channel's values [n]; `weights` [n], without which quantiles need no sorting, or None."""
         if not len(values):
             return -math.inf, math.inf, 0.0, 1.0
         low, high = -math.inf, math.inf

@@ -35,7 +35,7 @@ from voxtile.inference.instances import Instances
 from voxtile.values import finite
 
 DRIVERS = {"gpkg": "GPKG", "geojson": "GeoJSON"}
-_CHUNK = 20_000  # polygons that are written at once
+_CHUNK = 20_000  # polygons that are handled at once
 
 Traced = tuple[NDArray[np.int64], NDArray[Any]]  # rows of `Instances`, and their polygons
 Features = tuple[dict[str, NDArray[Any]], NDArray[Any]]  # attributes by their names, and the polygons in pixels
