@@ -23,6 +23,12 @@ from voxtile.errors import ConfigError, DataError, RunError, VoxtileError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _looks_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at test splits are counted for each test by itself: those of other files look at the same data."""
+    monkeypatch.setenv("VOXTILE_RUNS", str(tmp_path / "looks"))
+
+
 def ledger(run: Run) -> list[dict]:
     """The looks that were recorded beside a run."""
     return [json.loads(line) for path in run.home.parent.glob("test_ledger/*") for line in path.read_text().splitlines()]
