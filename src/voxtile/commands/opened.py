@@ -112,7 +112,7 @@ class Prediction:
         if not file.name.lower().endswith(ending):
             raise DataError(f"{file} is a map of {native.image.path}, and such maps end in '{ending}'. Name it so.")
         with _told():
-            if file.exists() and (not overwrite or file.is_dir() != bool(not ending)):
+            if file.exists() and (not overwrite or file.is_dir() == bool(ending)):
                 raise DataError(f"{file} exists already. Name another one, or, of a file of its kind, give 'overwrite=True'.")
             file.parent.mkdir(parents=True, exist_ok=True)
             with native.open_map(file, self._spec) as writer:
