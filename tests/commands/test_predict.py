@@ -28,6 +28,7 @@ from tests.commands.conftest import Command, Run, homes, renumbered
 from tests.testers.maps import written
 from tests.testers.predicting import forked, nothing_is_predicted
 from tests.testers.tiny import SMALL, blob, configured, scene, scene_words
+from voxtile import open_run
 from voxtile.cases.geotiff import GeoTiffSource
 from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.raster import plain_allowed
@@ -131,6 +132,8 @@ def test_a_folder_of_slices_becomes_a_folder_of_maps(slice_run: Run, tmp_path: P
     assert voxtile("predict", *common, f"input={slice_run.folder / 'set'}", f"output={tmp_path / 'all'}").code == 0
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == list("abcdef")
     assert voxtile("predict", *common, f"input={slice_run.folder / 'set' / 'b'}", f"output={tmp_path / 'one'}").code == 0
+    for _ in range(2):
+        open_run(slice_run.home).predict(slice_run.folder / "set" / "b").save(tmp_path / "saved" / "b", overwrite=True)
     files = sorted((tmp_path / "one" / "b").iterdir())
     assert sorted(path.name for path in files) == ["b_1.png", "b_10.png", "b_2.png"]
     for path in files:
@@ -138,6 +141,8 @@ def test_a_folder_of_slices_becomes_a_folder_of_maps(slice_run: Run, tmp_path: P
             assert found.size == (20, 24)
             assert set(np.unique(np.asarray(found))) <= {0, 1}
             np.testing.assert_array_equal(np.asarray(found), np.asarray(same))
+        with Image.open(path) as found, Image.open(tmp_path / "saved" / "b" / path.name) as saved:
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(saved))
     with nothing_is_predicted():
         said = voxtile(
             "predict", *common, f"input={slice_run.folder / 'set' / 'b'}", f"output={tmp_path / 'one'}", "quicklook=true"
