@@ -223,8 +223,7 @@ def test_a_run_goes_to_other_processes_and_leaves_the_program_as_it_is(scene_run
         torch.set_default_dtype(torch.float32)
     assert run.device == torch.device("cpu")
     assert (package.Run, package.Prediction) == (type(run), type(first))
-    with pytest.raises(AttributeError, match="no attribute 'Runs'"):
-        package.Runs  # noqa: B018  # asking is what is tested
+    assert not hasattr(package, "Runs")
 
 
 def test_settings_and_arrays_come_as_programs_have_them(scene_run: Run, volume_run: Run) -> None:

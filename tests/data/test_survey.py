@@ -341,6 +341,16 @@ def test_what_grows_with_a_case_is_not_held_in_memory(folder, tmp_path, monkeypa
     assert found.sampled == found.sample.shape[1]
 
 
+def test_places_of_a_kept_survey_are_a_sequence(folder, tmp_path):
+    places = survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"].locations
+    held = survey(open_case(folder), CLASSES).locations
+    assert len(places) == len(held) == CLASSES
+    for found, meant in ((places, held), (places[1:], held[1:]), (places[::-1], held[::-1]), ([places[-1]], [held[-1]])):
+        assert all(np.array_equal(a, b) for a, b in zip(found, meant, strict=True))
+    with pytest.raises(IndexError):
+        places[CLASSES]
+
+
 def test_places_asked_for_again_are_read_once_while_there_is_room(folder, tmp_path, monkeypatch):
     found = survey_all([open_case(folder)], CLASSES, tmp_path / "cache")["a"]
     read, original = [], module._array_in

@@ -15,7 +15,7 @@ from voxtile.cases.window import IGNORE, Size3
 from voxtile.data.augment import Augment
 from voxtile.data.batches import Batch, ReadAhead, collate
 from voxtile.data.prepared import Prepared
-from voxtile.data.sampling import Sampling, strategy_of
+from voxtile.data.sampling import DEFAULT, Sampling, strategy_of
 from voxtile.data.stream import SampleStream
 
 READ = ("augment", "case")  # of a batch, by the CPU, wherever the pixels are
@@ -48,7 +48,7 @@ class VoxtileData(lightning.LightningDataModule):
         balance: float = 0.0,
         workers: int = 2,
         margin: Size3 = (0, 0, 0),
-        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        sampling: Sampling = DEFAULT,
     ) -> None:
         """Makes the stream.
 

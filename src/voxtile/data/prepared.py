@@ -18,7 +18,7 @@ from voxtile.data.leakage import find_leaks, gate, single_values
 from voxtile.data.normalise import Intensity, Normalisation
 from voxtile.data.places import by_place
 from voxtile.data.rng import digest
-from voxtile.data.sampling import Sampling
+from voxtile.data.sampling import DEFAULT, Sampling
 from voxtile.data.shapes import shapes_are_cut
 from voxtile.data.splits import Split, SplitScheme, unlike_given
 from voxtile.data.survey import Survey, by_threads, fingerprint, foreground_sample, survey_all
@@ -144,7 +144,7 @@ def prepare(
     waive: Sequence[str] = (),
     limit: int | None = None,
     window: Sequence[int] | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    sampling: Sampling = DEFAULT,
     anew: bool = False,
     progress: Progress = silent,
     say: Callable[[str], object] | None = None,

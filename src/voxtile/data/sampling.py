@@ -124,6 +124,9 @@ class Sampling:
         return found
 
 
+DEFAULT = Sampling()  # as it is where nothing is set
+
+
 class Strategy(ABC):
     """Draws where a window lies.
 

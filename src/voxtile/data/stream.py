@@ -20,7 +20,7 @@ from voxtile.data.batches import Batch, collate
 from voxtile.data.normalise import Intensity
 from voxtile.data.operation import log_uniform
 from voxtile.data.rng import generator
-from voxtile.data.sampling import ClassPixels, Sampling, Strategy
+from voxtile.data.sampling import DEFAULT, ClassPixels, Sampling, Strategy
 from voxtile.data.survey import Survey
 
 # Part of a run's identity: raise it when the same (seed, i) gives another sample, or validation shows a case otherwise.
@@ -82,7 +82,7 @@ class SampleStream:
         *,
         augment: Augment,
         strategy: Strategy,
-        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        sampling: Sampling = DEFAULT,
         balance: float = 0.0,
         balanced: Sequence[int] = (),
         margin: Size3 = (0, 0, 0),

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -358,10 +358,15 @@ class _Places(Sequence[NDArray[np.int32]]):
     def __len__(self) -> int:
         return self._classes
 
-    def __getitem__(self, number: int) -> NDArray[np.int32]:  # type: ignore[override]  # no slices are asked for
-        if not 0 <= number < self._classes:
-            raise IndexError(number)
-        return self._read(number)
+    @overload
+    def __getitem__(self, number: int) -> NDArray[np.int32]: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[NDArray[np.int32]]: ...
+
+    def __getitem__(self, number: int | slice) -> NDArray[np.int32] | list[NDArray[np.int32]]:
+        chosen = range(self._classes)[number]
+        return self._read(chosen) if isinstance(chosen, int) else [self._read(each) for each in chosen]
 
 
 def _written(found: Survey) -> bytes:
