@@ -23,6 +23,7 @@ from torch import nn
 
 import voxtile
 from voxtile.cases.case import Case
+from voxtile.cases.layouts import SPLITS
 from voxtile.cases.maps import MADE_FROM, MapSpec
 from voxtile.cases.raster import block_cache
 from voxtile.cases.window import IGNORE, Window
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 AnyPath = str | os.PathLike[str]
 Scalar = TypeVar("Scalar", bound=np.generic)
-SIDES = ("train", "val", "test")
 OWN = ("runs", "uncertainty", "paths")  # settings of `voxtile predict` that this module looks at beside `Settings`
 _TURN = threading.Lock()  # a prediction takes all processors, sets how many threads torch has, and may turn the network's layout
 
@@ -200,8 +200,8 @@ class Run:
             ConfigError: There is no such side.
             DataError: The data are not there, or are not those that the run was trained on.
         """
-        if side not in SIDES:
-            raise ConfigError(f"'{side}' is no side of a split; choose from {listed(SIDES)}.")
+        if side not in SPLITS:
+            raise ConfigError(f"'{side}' is no side of a split; choose from {listed(SPLITS)}.")
         locked = side == "test"  # only then is it asked whether these cases are what they were
         if locked not in self._prepared:
             self._prepared[locked] = prepared_for(self._trained, side, Console(quiet=True))
