@@ -110,6 +110,20 @@ def test_a_command_in_the_background_goes_on_ignoring_what_it_ignores(number: si
         assert signal.getsignal(number) is signal.SIG_IGN
 
 
+def test_being_asked_to_stop_while_an_object_goes_ends_the_command(number: signal.Signals) -> None:
+    class Going:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)  # Python swallows what is raised here
+
+    usual = sys.unraisablehook
+    with interruptible():
+        del (going := [Going()])[0]
+        with pytest.raises(KeyboardInterrupt):
+            waited()
+        assert not going
+    assert sys.unraisablehook is usual
+
+
 def test_a_further_sigterm_does_not_disturb_the_clearing_up(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked() -> bool:
         try:

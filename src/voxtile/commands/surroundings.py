@@ -15,7 +15,7 @@ from typing import Any, TextIO, cast
 
 PLACES = ("VOXTILE_DATA", "VOXTILE_RUNS", "VOXTILE_CACHE")
 SAME = 5.0  # seconds for which further SIGTERMs are the same request: whoever ends a group of processes sends several
-AGAIN = 0.05  # seconds until a signal is tried again while something is imported
+AGAIN = 0.05  # seconds until a signal that came while something was imported, or came to nothing, is tried again
 
 
 def set_right() -> None:
@@ -37,32 +37,50 @@ def set_right() -> None:
 def interruptible() -> Iterator[None]:
     """While this is open, Ctrl-C waits until what is being imported is there, and SIGTERM ends a command as Ctrl-C does.
 
-    Libraries swallow Python's exception while they are imported, and fail then for other reasons, or end the process. The signal
-    comes again until nothing is imported, so that it reaches whoever listens by then, as a training that has just begun.
+    Libraries swallow Python's exception while they are imported, and fail then for other reasons, or end the process; Python does
+    in what it calls when an object goes. The signal comes again then, so that it reaches whoever listens by then, as a training
+    that has just begun.
     """
     usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     on_main = threading.current_thread() is threading.main_thread()  # no other thread can listen
     ours = [number for number, handler in usual.items() if on_main and signal.getsignal(number) is handler]
-    heard = -math.inf
+    heard, latest = -math.inf, signal.SIGINT
     around = _imports(sys._getframe())  # of whoever calls a command while it is imported
+    report = sys.unraisablehook
+
+    def again(number: int) -> None:
+        later = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+        later.daemon = True
+        later.start()
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
+        nonlocal heard, latest
         if _imports(frame) == around:
             if number == signal.SIGTERM:
                 if time.monotonic() - heard < SAME:  # what has been begun is cleared up now
                     return
                 heard = time.monotonic()
+            latest = signal.Signals(number)
             raise KeyboardInterrupt
-        again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        again(number)
+
+    def swallowed(lost: Any) -> None:
+        nonlocal heard
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            report(lost)
+            return
+        heard = -math.inf
+        again(latest)
 
     for number in ours:
         signal.signal(number, interrupted)
+    if ours:
+        sys.unraisablehook = swallowed
     try:
         yield
     finally:
+        if ours:
+            sys.unraisablehook = report
         for number in ours:
             signal.signal(number, usual[number])
 
