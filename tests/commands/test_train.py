@@ -306,6 +306,17 @@ def test_tensorboard_gets_scalars_and_pictures(
     assert events.Images("validation")
 
 
+def test_tensorboard_shows_each_step_of_a_killed_run_once(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = [*words, "logger=tensorboard", "training.log_every=1"]
+    home = killed_after(5, words, tmp_path, voxtile).home
+    assert "continuing at step 4 of 6" in voxtile("train", *words).text
+    events = EventAccumulator(str(home / "tensorboard"))
+    events.Reload()
+    assert [row.step for row in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
 def test_wandb_can_be_disabled(short: list[str], tmp_path: Path, voxtile: Command) -> None:
     assert voxtile("train", *short, "logger=wandb", "logger.wandb.mode=disabled").code == 0
     (home,) = homes(tmp_path / "runs")
@@ -400,23 +411,28 @@ def test_a_failed_run_is_refused_until_told_to_retry(copied_run: Run, voxtile: C
     assert copied_run.read("status.json")["state"] == "finished"
 
 
-@pytest.fixture
-def half_run(words: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run whose process was killed after its fourth step."""
+def killed_after(steps: int, words: list[str], folder: Path, voxtile: Command) -> Run:
+    """A run whose process was killed after so many steps."""
 
     def killed(self: SegmentationModule, batch: dict, index: int) -> None:
-        if self.step == 4:
+        if self.step == steps:
             raise ZeroDivisionError
         step(self, batch, index)
 
     step = SegmentationModule.training_step
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SegmentationModule, "training_step", killed)
         with pytest.raises(ZeroDivisionError):
             voxtile("train", *words)
-    (home,) = homes(tmp_path / "runs")
-    (home / "status.json").write_text('{"state": "interrupted", "step": 4}')
-    return Run(words, home, tmp_path, "")
+    (home,) = homes(folder / "runs")
+    (home / "status.json").write_text(json.dumps({"state": "interrupted", "step": steps}))
+    return Run(words, home, folder, "")
+
+
+@pytest.fixture
+def half_run(words: list[str], tmp_path: Path, voxtile: Command) -> Run:
+    """A run whose process was killed after its fourth step."""
+    return killed_after(4, words, tmp_path, voxtile)
 
 
 def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(half_run: Run, voxtile: Command) -> None:
