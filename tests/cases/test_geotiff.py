@@ -460,7 +460,7 @@ class TestLabels:
         stored = np.zeros((1, *scene.stored.shape[1:]), dtype=np.uint8)
         stored[0, 2, 3] = 1
         path = save(tmp_path / "l.tif", stored, transform=NORTH_UP @ Affine.translation(shift, 0), nodata=0)
-        for named, judged in (({0, 1}, True), ({1}, False)):
+        for named, judged in (({0: 0, 1: 1}, True), ({1: 0}, False)):
             _, valid = whole(label_source(path, scene, named))
             assert valid[0, 2, 3 + shift]
             assert valid[0, 5, 5] == judged

@@ -180,7 +180,7 @@ class TestAroundTheWorld:
         values = np.broadcast_to(np.where(west, 1, 2).astype(np.uint8), (1, rows, width))
         at = Affine(step, 0, left, 0, -step, top)
         path = save(tmp_path / "l.tif", values, crs="EPSG:4269" if origin == "other" else "EPSG:4326", transform=at)
-        found, valid = label_source(path, image, (1, 2)).read(Window.whole(image.working.shape), (0,))
+        found, valid = label_source(path, image, {1: 0, 2: 1}).read(Window.whole(image.working.shape), (0,))
         columns, rows = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
         x, y = transform @ (columns.ravel(), rows.ravel())
         longitude = np.asarray(rasterio.warp.transform(crs, "EPSG:4326", x, y)[0]).reshape(side, side)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -94,6 +94,13 @@ class Target:
         transform = self.transform @ Affine.translation(box.x, box.y)
         grid = grid_at(WorkingGrid, (box.height, box.width), transform, self.stored)
         return Target(self.path, self.stored, self.place, grid, transform)
+
+    def divided(self, parts: tuple[int, int]) -> Target:
+        """This grid with each pixel cut into parts along (y, x)."""
+        transform = self.transform @ Affine.scale(1 / parts[1], 1 / parts[0])
+        _, height, width = self.grid.shape
+        grid = grid_at(WorkingGrid, (height * parts[0], width * parts[1]), transform, self.stored)
+        return replace(self, grid=grid, transform=transform)
 
     def offset_in(self, place: Affine, grid: StoredGrid) -> tuple[int, int] | None:
         """(columns, rows) from the first pixel of a file to the first of this grid; None where their pixels are not the same."""

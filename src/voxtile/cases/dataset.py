@@ -359,8 +359,8 @@ class Dataset:
                     f"Case '{files.id}' has {len(files.labels)} label files: {listed(files.labels)}. Only pictures are stacked as "
                     f"slices; expected one label for format '{self.format}'. Make the ids unique ('++data.layout.case=…')."
                 )
-            named, colored = self.label_map.values, self.label_map.colored
-            source = open_label(self.format, files.labels, image, named, self.vectors, colored)
+            meaning, colored = self.label_map.values, self.label_map.colored
+            source = open_label(self.format, files.labels, image, meaning, self.vectors, colored)
         if source is not None:
             if source.working.shape != image.working.shape:
                 turned = [*image.notes(), *source.notes()][:1] if self.format == "picture" else []
@@ -407,7 +407,7 @@ class Dataset:
         """
         if path.suffix.lower() in VECTOR_SUFFIXES:
             raise DataError(f"{path} is a vector file. Expected a raster; make one, for example with 'gdal_rasterize'.")
-        source = self._on_grid(open_label(self.format, [path], case.image.native, (), self.vectors), "linear")
+        source = self._on_grid(open_label(self.format, [path], case.image.native, {}, self.vectors), "linear")
         if source.working.shape != case.image.working.shape:
             raise DataError(
                 f"{path} has shape {source.working.shape} (D, H, W) and {case.image.path} {case.image.working.shape}. Expected "

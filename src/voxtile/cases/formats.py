@@ -39,7 +39,7 @@ class Format:
     suffixes: tuple[str, ...]
     map_suffixes: tuple[str, ...]
     open_image: Callable[[Sequence[Path], float | None, Scene, Collection[str]], Source]
-    open_label: Callable[[Sequence[Path], Source, Collection[int], VectorSettings], Source]
+    open_label: Callable[[Sequence[Path], Source, Mapping[int, int], VectorSettings], Source]
     open_map: Callable[[Path, Path | None, Source], tuple[Source, Source | None]]
     read_tags: Callable[[Path], Any]
     write_ids: Callable[[Slabs, Source, Path], None]
@@ -62,7 +62,7 @@ def open_image(kind: str, paths: Sequence[Path], nodata: float | None, scene: Sc
 
 
 def open_label(
-    kind: str, paths: Sequence[Path], image: Source, named: Collection[int], vectors: VectorSettings, colored: bool = False
+    kind: str, paths: Sequence[Path], image: Source, meaning: Mapping[int, int], vectors: VectorSettings, colored: bool = False
 ) -> Source:
     """Opens a label, or another raster of one channel, on the grid of its image.
 
@@ -70,7 +70,7 @@ def open_label(
         kind: the format of the image.
         paths: the label's files.
         image: what it is a label of.
-        named: stored values that have a meaning.
+        meaning: stored value -> class index; none for a raster of other numbers.
         vectors: what the shapes of a vector file mean.
         colored: whether stored values stand for colours; of scenes and pictures only.
 
@@ -83,10 +83,8 @@ def open_label(
             "with the lines that docs/data.md has for it."
         )
     if not colored:
-        return FORMATS[kind].open_label(paths, image, named, vectors)
-    from voxtile.cases.label_colors import ColorLabel
-
-    return ColorLabel(_picture_colors(paths) if kind == "picture" else _scene_colors(paths[0], image, named))
+        return FORMATS[kind].open_label(paths, image, meaning, vectors)
+    return _picture_colors(paths) if kind == "picture" else _scene_colors(paths[0], image, meaning)
 
 
 def open_map(kind: str, path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:
@@ -142,26 +140,26 @@ def _scene(paths: Sequence[Path], nodata: float | None, scene: Scene, asked: Col
     return GeoTiffSource(paths, nodata, scene, asked)
 
 
-def _scene_label(paths: Sequence[Path], image: Source, named: Collection[int], vectors: VectorSettings) -> Source:
+def _scene_label(paths: Sequence[Path], image: Source, meaning: Mapping[int, int], vectors: VectorSettings) -> Source:
     if paths[0].suffix.lower() in VECTOR_SUFFIXES:
         from voxtile.cases.vectors import VectorLabel
 
-        return VectorLabel(paths[0], image, vectors, named)
+        return VectorLabel(paths[0], image, vectors, meaning)
     from voxtile.cases.aligned import OnTarget
     from voxtile.cases.geotiff import label_source
 
     assert isinstance(image, OnTarget)
-    return label_source(paths[0], image, named)
+    return label_source(paths[0], image, meaning)
 
 
-def _scene_colors(path: Path, image: Source, named: Collection[int]) -> Source:
+def _scene_colors(path: Path, image: Source, meaning: Mapping[int, int]) -> Source:
     if path.suffix.lower() in VECTOR_SUFFIXES:
         raise DataError(f"{path} is a vector file, whose shapes have no colours. Name stored values in 'data.labels'.")
     from voxtile.cases.aligned import OnTarget
     from voxtile.cases.geotiff import color_source
 
     assert isinstance(image, OnTarget)
-    return color_source(path, image, named)
+    return color_source(path, image, meaning)
 
 
 def _is_coco(path: Path) -> bool:
@@ -264,9 +262,10 @@ def _picture_label(paths: Sequence[Path], *_: Any) -> Source:
 
 
 def _picture_colors(paths: Sequence[Path]) -> Source:
+    from voxtile.cases.label_colors import ColorLabel
     from voxtile.cases.pictures import PictureSource
 
-    return PictureSource(paths, colored=True)
+    return ColorLabel(PictureSource(paths, colored=True))
 
 
 def _picture_map(path: Path, heat: Path | None, image: Source) -> tuple[Source, Source | None]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,13 +22,15 @@ from rasterio.windows import Window as RasterWindow
 from voxtile.cases.address import RemoteFile
 from voxtile.cases.aligned import AlignedFile, OnTarget, Target, alpha_of, is_sentinel
 from voxtile.cases.area import SceneArea, area_on, exchanged
-from voxtile.cases.bands import Derived, Layer, decibel
+from voxtile.cases.bands import Derived, Layer, Mask, decibel
 from voxtile.cases.case import Source, distinct_names, everywhere
 from voxtile.cases.cog import open_cog
 from voxtile.cases.copying import Copies
+from voxtile.cases.finer import Parts, any_part, divided, majority, parts_of
 from voxtile.cases.grid import CanonicalGrid
+from voxtile.cases.label_colors import ColorLabel
 from voxtile.cases.maps import MapSpec, MapWriter
-from voxtile.cases.raster import MASK, NOTED, band_names, open_raster
+from voxtile.cases.raster import MASK, NOTED, band_names, open_raster, scene_grid
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.untrusted import sources_of
 from voxtile.cases.window import Window
@@ -35,6 +38,7 @@ from voxtile.errors import DataError, did_you_mean, listed, typed
 
 EXACT = 2**53  # whole numbers up to here are floats, as which rasterio gives nodata values
 CORNER = 16  # side in pixels of the corners that `notes` looks at
+NO_CLASSES: Mapping[int, int] = MappingProxyType({})
 GLANCED = 128  # side in pixels of the five squares that `doubts` looks at
 
 
@@ -137,6 +141,8 @@ class GeoTiffSource(Source):
         found: list[Path] = []
         noted: list[object] = []
         self._files: list[AlignedFile] = []
+        # Of files that are finer than the grid, by their index: as they are read in parts of pixels, and these parts.
+        self._finer: dict[int, tuple[AlignedFile, Parts]] = {}
         for number, path in enumerate(self.paths):
             with open_raster(path) as dataset:
                 if number == 0:
@@ -148,6 +154,10 @@ class GeoTiffSource(Source):
                 resampling = "nearest" if self._label else self.scene.resampling
                 aligned = AlignedFile(path, dataset, self.target, own, resampling, self._label, alpha is not None)
                 self._files.append(aligned)
+                parts = parts_of(scene_grid(dataset), self.target)
+                if self.scene.masks and parts != (1, 1) and not aligned.direct:
+                    in_parts = self.target.divided(parts)
+                    self._finer[number] = AlignedFile(path, dataset, in_parts, own, "nearest", alpha=alpha is not None), parts
                 found += aligned.beside
                 if any(each.name.endswith(NOTED) and _says_of_pixels(each) for each in aligned.beside):
                     noted.append(_facts(dataset))
@@ -188,6 +198,8 @@ class GeoTiffSource(Source):
         if any(file.by_nan for file in self._files) or (told_by_nan and any(band.telling for band in used)):
             self.key += " NaN tells of its band alone"  # which such scenes were once read without
         self.key += f" {noted}" if noted else ""
+        if any(self._bands[mask.band].file in self._finer for mask in self.scene.masks):
+            self.key += " masked where a part is"  # of which a single part once spoke for the pixel
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -319,11 +331,12 @@ class GeoTiffSource(Source):
         everything: tuple[Band | Derived, ...] = (*self._kept, *self.scene.derived)
         wanted = [everything[channel] for channel in channels]
         used = {name for each in wanted for name in (each.bands if isinstance(each, Derived) else (each.name,))}
-        stored, valid = self._stored(window, used | {mask.band for mask in self.scene.masks})
+        whole = {mask.band for mask in self.scene.masks if self._bands[mask.band].file not in self._finer}
+        stored, valid = self._stored(window, used | whole)
         bands = [band for name, band in self._bands.items() if name in used]
         valid = valid & _hold_data([stored[band.name] for band in bands], bands)[0]
         for mask in self.scene.masks:
-            valid &= ~mask.marks(stored[mask.band])
+            valid &= ~(mask.marks(stored[mask.band]) if mask.band in whole else self._marked_in_part(mask, window))
         if self._area is not None:
             valid &= self._area.inside(window)
         values = {band.name: band.value(stored[band.name]) for band in bands}
@@ -366,6 +379,13 @@ class GeoTiffSource(Source):
             if allowed is not None:
                 valid &= allowed
         return found, valid
+
+    def _marked_in_part(self, mask: Mask, window: Window) -> NDArray[np.bool_]:
+        """Pixels [h, w] of which a part is marked: the other bands are averages of all parts."""
+        band = self._bands[mask.band]
+        file, parts = self._finer[band.file]
+        stored, _ = file.read([band.number], divided(window, parts), nearest=True)
+        return any_part(mask.marks(stored[0]), parts)
 
     def map_name(self, stem: str, spec: MapSpec) -> str:
         """See `Source.map_name`."""
@@ -511,38 +531,48 @@ def _hold_data(layers: Sequence[Layer] | NDArray[Any], bands: Sequence[Band]) ->
     return valid
 
 
-def label_source(path: Path, onto: OnTarget, named: Collection[int] = ()) -> GeoTiffSource:
-    """Opens a label raster, aligned to the grid of its image by nearest neighbour where it lies on another one.
+def label_source(path: Path, onto: OnTarget, meaning: Mapping[int, int] = NO_CLASSES) -> Source:
+    """Opens a label raster, aligned to the grid of its image where it lies on another one.
+
+    Its pixels that are as large as the grid's, or larger, come by nearest neighbour; of smaller ones the most frequent class.
 
     Args:
         path: the raster.
         onto: its image.
-        named: values that the configuration gives a meaning; a nodata tag does not take it away from them, since many a tool
-            writes nodata=0 into masks in which 0 is a class.
+        meaning: stored value -> class index; none for what has no classes, of which nearest neighbours are taken. A nodata tag does
+            not take its meaning away from a value, since many a tool writes nodata=0 into masks in which 0 is a class.
 
     Raises:
         DataError: The label has several bands, or cannot be aligned.
     """
-    label = GeoTiffSource([path], onto=onto.target)
-    if len(label.channels) != 1:
-        raise DataError(f"{path} has {len(label.channels)} bands; a label has one band of class values.")
-    if next(iter(label._bands.values())).nodata in named:
-        return GeoTiffSource([path], nodata=math.nan, onto=onto.target)  # which no whole number equals
-    return label
+    return majority(path, lambda target: _label_on(path, target, meaning), onto.target, meaning)
 
 
-def color_source(path: Path, onto: OnTarget, named: Collection[int]) -> GeoTiffSource:
+def color_source(path: Path, onto: OnTarget, meaning: Mapping[int, int]) -> Source:
     """Opens a raster in whose colours a label is drawn, aligned as `label_source` does.
 
     Args:
         path: the raster.
         onto: its image.
-        named: colours that have a meaning, which a nodata tag does not take away, see `voxtile.cases.label_colors`.
+        meaning: colour -> class index, see `voxtile.cases.label_colors`; a nodata tag does not take a meaning away.
 
     Raises:
         DataError: It has one band, whose numbers are no colours, or cannot be aligned.
     """
-    label = GeoTiffSource([path], onto=onto.target)
+    return majority(path, lambda target: ColorLabel(_colors_on(path, target, meaning)), onto.target, meaning)
+
+
+def _label_on(path: Path, target: Target, named: Collection[int]) -> GeoTiffSource:
+    label = GeoTiffSource([path], onto=target)
+    if len(label.channels) != 1:
+        raise DataError(f"{path} has {len(label.channels)} bands; a label has one band of class values.")
+    if next(iter(label._bands.values())).nodata in named:
+        return GeoTiffSource([path], nodata=math.nan, onto=target)  # which no whole number equals
+    return label
+
+
+def _colors_on(path: Path, target: Target, named: Collection[int]) -> GeoTiffSource:
+    label = GeoTiffSource([path], onto=target)
     if len(label.channels) == 1:
         raise DataError(
             f"{path} has one band, of numbers, and 'data.labels' names colours. Name the numbers; those of a palette are read as "
@@ -550,5 +580,5 @@ def color_source(path: Path, onto: OnTarget, named: Collection[int]) -> GeoTiffS
         )
     empty = {band.nodata for band in label._bands.values()}
     if any(nodata in empty and nodata * 0x010101 in named for nodata in range(256)):  # a grey: no data is what all bands say
-        return GeoTiffSource([path], nodata=math.nan, onto=onto.target)
+        return GeoTiffSource([path], nodata=math.nan, onto=target)
     return label

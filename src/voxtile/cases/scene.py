@@ -32,7 +32,7 @@ class Scene:
     Attributes:
         resolution: side of a pixel of the working grid in metres on the ground; that of the first file where None.
         resampling: how a file as coarse as the working grid or coarser is brought onto it, one of `RESAMPLINGS`. A finer one is
-            averaged, and bands of masks are always read by nearest neighbour.
+            averaged; of masks and labels see `voxtile.cases.finer`.
         scale: see `linear`; by name of band, "" for all.
         offset: likewise.
         decibel: names of bands of linear power that are read as 10 log10 of it.
