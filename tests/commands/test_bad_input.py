@@ -786,7 +786,7 @@ def test_a_full_disk_while_training(words, tmp_path, voxtile) -> None:
     assert voxtile("train", *words, "retry=true").code == 0
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "status.json", "manifest.json", "config.yaml"])
+@pytest.mark.parametrize("name", ["metrics.csv", "status.json", "manifest.json", "config.yaml", "validation.json"])
 def test_a_full_disk_is_said_of_any_file(words, tmp_path, voxtile, monkeypatch, name) -> None:
     inner = Path.open
 
@@ -798,7 +798,9 @@ def test_a_full_disk_is_said_of_any_file(words, tmp_path, voxtile, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         said = voxtile("train", *words)
-    refused(said, 4, f"{name} cannot be read or written: No space left on device", "'paths.runs=…'")
+    before_training = name in ("status.json", "manifest.json", "config.yaml")
+    told = ("cannot be read or written", "'paths.runs=…'") if before_training else ("could not be written", "'retry=true'")
+    refused(said, 4, f"{name} {told[0]}: No space left on device", told[1])
     assert voxtile("train", *words, "retry=true").code == 0
 
 

@@ -80,8 +80,13 @@ def test_numbers_and_weights_that_were_changed_later_are_not_blamed_on_the_hardw
 @pytest.mark.slow
 def test_code_that_has_changed_since_is_brought_back(tmp_path: Path) -> None:
     """A checkout with a change that was not committed trains a run, and goes on; the run is trained again as it was."""
-    tree, words = tmp_path / "tree", scene_words(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(tree / "src")}
+    tree, words, left = (
+        tmp_path / "tree",
+        scene_words(tmp_path),
+        tmp_path / "temporary" / f"voxtile-code-{2**22 + 1}-killed",
+    )
+    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "TMPDIR": str(left.parent)}
+    left.mkdir(parents=True)  # Linux gives no process that number
 
     def git(*given: str) -> None:
         who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org")
@@ -107,12 +112,14 @@ def test_code_that_has_changed_since_is_brought_back(tmp_path: Path) -> None:
     git("commit", "-qam", "second")
     module.write_text(module.read_text() + "\nraise SystemExit('this is not the code that made the run')\n")
     git("commit", "-qam", "third")
+    git("worktree", "add", "--detach", str(left / "tree"))
     said = ran("reproduce", f"run={home}", f"paths.cache={tmp_path / 'cache'}", "patch=true")
     assert "with the code of commit" in said
     assert "not quite" not in said
     assert "identical: all" in said
     found = subprocess.run(["git", "worktree", "list"], cwd=tree, capture_output=True, text=True, check=True).stdout
     assert len(found.splitlines()) == 1
+    assert not left.exists()
 
 
 def test_changed_data_are_told_before_anything_is_trained(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:

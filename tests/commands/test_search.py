@@ -432,6 +432,7 @@ def test_a_killed_search_goes_on_with_the_run_that_it_was_at(tmp_path: Path, vox
     assert said.code == 0
     assert "continuing at step" in said.text
     assert homes(runs) == [home]
+    assert not list((runs / "studies").glob("*/jobs/*"))
     (trial,) = study_of(runs).trials
     assert trial.state == TrialState.COMPLETE
     assert trial.values[0] == json.loads((home / "status.json").read_text())["best"]["score"]

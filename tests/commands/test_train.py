@@ -429,6 +429,23 @@ def killed_after(steps: int, words: list[str], folder: Path, voxtile: Command) -
     return Run(words, home, folder, "")
 
 
+def test_a_run_killed_while_its_best_picture_is_drawn_has_that_picture_in_the_end(
+    words: list[str], tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*given: object) -> None:
+        raise ZeroDivisionError
+
+    words = [*words, "training.steps=2", "training.val_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("voxtile.training.fit.draw_validation", killed)
+        with pytest.raises(ZeroDivisionError):
+            voxtile("train", *words)
+    (home,) = homes(tmp_path / "runs")
+    (home / "status.json").write_text('{"state": "interrupted", "step": 2}')
+    assert voxtile("train", *words).code == 0
+    assert (home / "pictures" / "validation.png").exists()
+
+
 @pytest.fixture
 def half_run(words: list[str], tmp_path: Path, voxtile: Command) -> Run:
     """A run whose process was killed after its fourth step."""

@@ -23,6 +23,6 @@ def ends(starts: list[tuple[list[str], tuple[str, int] | None]]) -> list[int]:
 
 def bits(runs: Path) -> dict[str, bytes]:
     (home,) = [path for path in runs.iterdir() if (path / "recipe.json").exists()]
-    names = ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "status.json")
+    names = ("weights/best.safetensors", "weights/last.safetensors", "metrics.csv", "status.json", "pictures/validation.png")
     assert not (home / "resume.pt").exists()
     return {name: (home / name).read_bytes() for name in names}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from voxtile.training.run_folder import RunFolder
+
+CHECKOUT = "voxtile-code-"  # how folders of checkouts begin; the process's number follows
 
 
 def main(argv: Sequence[str]) -> int:
@@ -170,21 +173,19 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
             f"The run was made by commit {made['commit'][:12]} with uncommitted changes ({lines} of a diff, see manifest.json)."
             f" Read them, since they run as code, then type 'patch=true'. {advice}"
         )
-    with tempfile.TemporaryDirectory(prefix="voxtile-") as place:
+    with tempfile.TemporaryDirectory(prefix=f"{CHECKOUT}{os.getpid()}-") as place:
         tree = Path(place) / "tree"
         try:
-            _git(root, "worktree", "prune")  # of commands that were killed
-            _git(root, "worktree", "add", "--detach", str(tree), made["commit"])
-            if made["diff"]:
-                _git(tree, "apply", "--whitespace=nowarn", "-", given=made["diff"])
-        except (OSError, subprocess.CalledProcessError) as error:
-            said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
-            with suppress(OSError, subprocess.CalledProcessError):
-                _git(root, "worktree", "remove", "--force", str(tree))
-            raise RunError(
-                f"Commit {made['commit'][:12]} could not be brought back: {reason(Exception(said))}. {advice}"
-            ) from error
-        try:
+            try:
+                _clear_up(root)
+                _git(root, "worktree", "add", "--detach", str(tree), made["commit"])
+                if made["diff"]:
+                    _git(tree, "apply", "--whitespace=nowarn", "-", given=made["diff"])
+            except (OSError, subprocess.CalledProcessError) as error:
+                said = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace")
+                raise RunError(
+                    f"Commit {made['commit'][:12]} could not be brought back: {reason(Exception(said))}. {advice}"
+                ) from error
             out.print(f"with the code of commit {made['commit'][:12]}", soft_wrap=True)
             if sources(tree / "src" / "voxtile") != made.get("sources"):
                 out.print("it is not quite what made the run: files that git did not track were part of it", style="yellow")
@@ -192,6 +193,17 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
         finally:
             with suppress(OSError, subprocess.CalledProcessError):
                 _git(root, "worktree", "remove", "--force", str(tree))
+
+
+def _clear_up(root: Path) -> None:
+    """Takes away what commands that were killed have left: their checkouts, and what git remembers of them."""
+    from voxtile.training.processes import is_alive
+
+    for left in Path(tempfile.gettempdir()).glob(f"{CHECKOUT}*"):
+        known = re.fullmatch(rf"{CHECKOUT}([0-9]+)-\w+", left.name)
+        if known and not is_alive(int(known[1])) and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)
+    _git(root, "worktree", "prune")
 
 
 def _is_ours(root: Path, commit: str) -> bool:

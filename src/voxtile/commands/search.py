@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
 import os
 import re
 import shlex
+import shutil
 import socket
 import time
 import warnings
@@ -106,8 +108,7 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
             begun = sum(trial.state.name != "WAITING" for trial in study.trials)
             out.print(f"study {name}: {begun} of {trials} trials begun before; {place / 'study.db'}", soft_wrap=True)
             found.adopt()
-        own = place / "jobs" / f"{socket.gethostname()}-{os.getpid()}"  # another command may work on the study
-        own.mkdir(parents=True, exist_ok=True)
+        own = _own_folder(place / "jobs")
         try:
             stopped = run_jobs(found.take, slots, own, found.ended, found.look, trials)
         finally:
@@ -129,6 +130,18 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
         out.print(f"Stopped. The same command continues the search: {command_line()}", soft_wrap=True)
         raise StoppedError
     return found.outcomes
+
+
+def _own_folder(jobs: Path) -> Path:
+    """A folder for this process's jobs, since another command may work on the study; those of killed ones are taken away."""
+    host = socket.gethostname()
+    for left in jobs.glob(f"{glob.escape(host)}-*"):
+        number = left.name.removeprefix(f"{host}-")
+        if number.isdecimal() and not is_alive(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    own = jobs / f"{host}-{os.getpid()}"
+    own.mkdir(parents=True, exist_ok=True)
+    return own
 
 
 def _objectives(given: Any) -> dict[str, str]:

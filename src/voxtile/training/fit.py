@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -95,11 +98,7 @@ class Keeper(lightning.Callback):
             atomic_write(self.folder.resume, lambda making: torch.save(state, making))
         except (OSError, RuntimeError) as error:  # of a full disk torch says where in a file it stands
             why = reason(error) if isinstance(error, OSError) else "PyTorch could not write all of it; the disk is probably full"
-            kept = "What was saved before is still there" if self.folder.resume.exists() else "Nothing was saved before"
-            raise RunError(
-                f"The state of the run could not be saved to {self.folder.resume}: {why}. {kept}. Free some disk space and give "
-                "the same command again, with 'retry=true'."
-            ) from error
+            raise _unsaved(self.folder, f"The state of the run could not be saved to {self.folder.resume}: {why}") from error
 
     def _leave_if_asked(self, module: SegmentationModule, asked: int | None) -> None:
         if asked is not None and self.leads:  # others wait, and are ended once the first has left
@@ -193,11 +192,13 @@ def fit(
     metrics, stop = MetricsFile(folder.metrics), StopRequest(leads)
     callbacks: list[lightning.Callback] = [Keeper(folder, metrics, stop, command, leads)]
     if leads:
-        metrics.start(written)
+        with _written_in(folder):
+            metrics.start(written)
         module.record = partial(_record, folder, metrics, loggers)
-        callbacks.append(Reporter(console, data, folder))
+        # It draws the best before that is saved, so that a kill in between repeats the validation and the picture.
+        callbacks.insert(0, Reporter(console, data, folder))
     making = bare_trainer(callbacks, max_epochs=-1, logger=list(loggers) or False, default_root_dir=folder.path, **options)
-    with stop.installed(), making as trainer:
+    with stop.installed(), _written_in(folder), making as trainer:
         try:
             if module.pending:
                 trainer.validate(module, datamodule=data, verbose=False)
@@ -212,7 +213,8 @@ def fit(
         )
     folder.check_held()
     if leads:
-        _finish(module, folder, metrics)
+        with _written_in(folder):
+            _finish(module, folder, metrics)
 
 
 def take_up(module: SegmentationModule, folder: RunFolder) -> int:
@@ -233,6 +235,26 @@ def take_up(module: SegmentationModule, folder: RunFolder) -> int:
             f"{folder.resume} is no state of this run: {reason(error)}. Delete it and type 'retry=true': the same command then "
             "trains the run from its start."
         ) from error
+
+
+@contextmanager
+def _written_in(folder: RunFolder) -> Iterator[None]:
+    """While this is open, a file of the run's folder that cannot be written is told together with how the run goes on.
+
+    Raises:
+        RunError: One cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not error.filename or folder.path.absolute() not in Path(os.fsdecode(error.filename)).absolute().parents:
+            raise
+        raise _unsaved(folder, f"{error.filename} could not be written: {error.strerror}") from error
+
+
+def _unsaved(folder: RunFolder, what: str) -> RunError:
+    kept = "What was saved before is still there" if folder.resume.exists() else "Nothing was saved before"
+    return RunError(f"{what}. {kept}. Free some disk space and give the same command again, with 'retry=true'.")
 
 
 def _record(
