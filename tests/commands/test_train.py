@@ -471,6 +471,20 @@ def test_an_interrupted_run_with_other_versions_continues_only_when_told_to(half
     SCHEMA.validate(done)
 
 
+def test_an_interrupted_run_whose_data_have_changed_is_named_beside_the_new_one(tmp_path: Path, voxtile: Command) -> None:
+    words = [*scene_words(tmp_path), "workers=0"]
+    half_run = killed_after(4, words, tmp_path, voxtile)
+    case = half_run.read("manifest.json")["data"]["split"]["train"][0]["id"]
+    with rasterio.open(tmp_path / "scenes" / "images" / f"{case}.tif", "r+") as scene:
+        scene.write(scene.read() + 1)
+    said = voxtile("train", *words)
+    assert said.code == 0
+    assert f"{half_run.home} has the same settings and stopped at step 4, and its data was another" in said.text
+    assert "continuing" not in said.text
+    assert half_run.read("status.json")["state"] == "interrupted"
+    assert "the same settings" not in voxtile("train", *words).text
+
+
 def test_a_run_begun_on_a_gpu_does_not_go_on_here_unless_told_to(half_run: Run, voxtile: Command) -> None:
     manifest = half_run.home / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"device": "cpu"', '"device": "cuda"'))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,30 @@ def run_home(config: Mapping[str, Any], prepared: Prepared, parent: Parent | Non
     chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
     name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
     return RunFolder.of(Path(config["paths"]["runs"]).expanduser(), name, recipe)
+
+
+def interrupted_on_other_data(home: RunFolder) -> str | None:
+    """What to say where a run begins although one of the same settings was interrupted; None where there is none.
+
+    Args:
+        home: the folder of the run that begins, which is not there yet.
+    """
+    from voxtile.training.recipe import Recipe
+    from voxtile.training.run_folder import RunFolder
+
+    mine = home.recipe
+    assert mine is not None  # else it would be there
+    for path in sorted(home.path.parent.glob(f"{escape(home.path.name[:-8])}*")):
+        with suppress(RunError, KeyError, TypeError):  # what is damaged is none
+            other = RunFolder(path)
+            theirs, status = Recipe.written(other.read("recipe.json")), other.status
+            if (theirs.settings, theirs.parent) == (mine.settings, mine.parent) and status["state"] == "interrupted":
+                what = "data" if theirs.data != mine.data else "split" if theirs.split != mine.split else "sample stream"
+                return (
+                    f"{path} has the same settings and stopped at step {status.get('step', '?')}, and its {what} was another: "
+                    "files have changed since, or how this version reads them. A new run begins, and that one stays as it is."
+                )
+    return None
 
 
 def refuse_or_finished(home: RunFolder, config: Mapping[str, Any], devices: Devices, held: bool = False) -> bool:

@@ -14,7 +14,7 @@ from voxtile.commands import compose, elastic
 from voxtile.commands.devices import torchrun_world
 from voxtile.commands.guard import guarded
 from voxtile.commands.own import blaming
-from voxtile.commands.standing import changed_since, refuse_or_finished, run_home
+from voxtile.commands.standing import changed_since, interrupted_on_other_data, refuse_or_finished, run_home
 from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, collecting
 from voxtile.commands.words import command_line, word
 from voxtile.errors import RunError, VoxtileError, counted
@@ -145,6 +145,8 @@ def train_to_end(
     if check_successor is not None:
         check_successor(learned_from(prepared, parent))
     module, data = fitting()  # what does not fit together shows here, before there is a run folder
+    if not home.path.exists() and (told := interrupted_on_other_data(home)):
+        out.print(told, style="yellow", soft_wrap=True)
     if parent is not None:
         parent.hand_down(module, config["model"], out)
     with home.lease((lambda said: out.print(said, highlight=False)) if check_successor or patient else None):

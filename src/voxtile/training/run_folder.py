@@ -75,12 +75,16 @@ class RunFolder:
     `validation.json` (counts by case), `resume.pt` (until finished), `weights/{best,last}.safetensors`, `pictures/`,
     `lease.json` and `.lock` (who trains it now), `ranks/` (what its processes on several devices print and report). Of a finished
     run: `evaluations/`, `crf.json` and `postprocess.json` (what searches have found), `exports/`.
+
+    Attributes:
+        path: the folder.
+        recipe: the run's, where the folder may not be there yet.
     """
 
     def __init__(self, path: Path, recipe: Recipe | None = None) -> None:
         self.path = path
         self.lost = threading.Event()  # set where another machine, which believed this process dead, has taken the run over
-        self._recipe = recipe
+        self.recipe = recipe
         self.weights = path / "weights"
         self.metrics = path / "metrics.csv"
         self.resume = path / "resume.pt"
@@ -252,8 +256,8 @@ class RunFolder:
         return held if lives else None
 
     def _make(self) -> None:
-        if self._recipe is not None and not (self.path / "recipe.json").exists():
-            self.write("recipe.json", self._recipe.as_dict() | {"identity": self._recipe.identity})
+        if self.recipe is not None and not (self.path / "recipe.json").exists():
+            self.write("recipe.json", self.recipe.as_dict() | {"identity": self.recipe.identity})
 
     @contextmanager
     def lease(self, wait: Callable[[str], object] | None = None) -> Iterator[None]:
