@@ -464,7 +464,7 @@ WRONG = {
     "polygons=shp": "'polygons=shp' is no vector format; choose from gpkg, geojson",
     "simplify=-1": "'simplify=-1' must be metres above 0",
     "simplify=inf": "'simplify=inf' must be metres above 0",
-    "simplify=5": "'simplify=5' is of no effect without 'polygons=gpkg'",
+    "simplify=5 heatmaps=true postprocess={holes:[disc]}": "'simplify=5' is of no effect without 'polygons=gpkg'",
     "areas_layer=districts areas=true": "is of no effect without 'areas=<vector file>'",
     "area_name=district": "is of no effect without 'areas=<vector file>'",
     "instances=yes please": "'instances=yes please' must be true or false",
@@ -473,6 +473,9 @@ WRONG = {
     "object_classes=[disk]": "'object_classes' names disk; the classes of this run are ground, disc. Did you mean 'disc'?",
     "object_classes=disc": "'object_classes=disc' must be a list",
     "rgb=[band1,band2] quicklook=true": "must name three channels",
+    "min_pixels=5": "'min_pixels=5' is of no effect without 'instances=true' or 'polygons=gpkg'. Type that too, or",
+    "object_classes=[disc] areas=true": "'object_classes=['disc']' is of no effect without 'instances=true'",
+    "connectivity=4 quicklook=true": "'connectivity=4' is of no effect without 'instances=true'",
     "rgb=[band1]": "is of no effect without 'quicklook=true'",
     "polygon=gpkg": "no key 'polygon'. Did you mean 'polygons'?",
 }
@@ -484,6 +487,7 @@ def test_a_wrong_setting_is_named(scene_run: Run, source: Path, tmp_path: Path, 
     said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={tmp_path / 'maps'}", *words)
     assert said.code == 2
     assert expected in said.text
+    assert not said.out  # nothing is said beside it of maps that are not made
     assert not (tmp_path / "maps").exists()
 
 

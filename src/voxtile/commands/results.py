@@ -113,20 +113,25 @@ class Results:
                 f"'itksnap=true' describes the labels of volumes, and the data of this run are of format '{dataset.format}'. Take "
                 "it out; their maps hold names and colours themselves."
             )
-        for name, needed, there in (
-            ("simplify", "polygons=gpkg", polygons),
-            ("area_name", "areas=<vector file>", places),
-            ("areas_layer", "areas=<vector file>", places),
-            ("rgb", "quicklook=true", config["quicklook"]),
+        classes = _classes(config["object_classes"], dataset)
+        objects = (polygons or config["instances"], "instances=true" + "' or 'polygons=gpkg" * (dataset.format == "geotiff"))
+        for name, usual, there, needed in (
+            ("simplify", None, polygons, "polygons=gpkg"),
+            ("object_classes", None, *objects),
+            ("connectivity", 8, *objects),
+            ("min_pixels", 1, *objects),
+            ("area_name", None, places, "areas=<vector file>"),
+            ("areas_layer", None, places, "areas=<vector file>"),
+            ("rgb", None, config["quicklook"], "quicklook=true"),
         ):
-            if config[name] is not None and not there:
+            if config[name] != usual and not there:
                 raise ConfigError(f"'{name}={config[name]}' is of no effect without '{needed}'. Type that too, or take it out.")
         rgb = config["rgb"]
         if rgb is not None and (not isinstance(rgb, list) or len(rgb) not in (1, 3)):
             raise ConfigError(f"'rgb={rgb}' must name three channels, for example 'rgb=[red,green,blue]', or one to show in grey.")
         return cls(
             dataset=dataset, polygons=polygons, simplify=simplify, instances=config["instances"],
-            objects=_classes(config["object_classes"], dataset), corners=config["connectivity"] == 8,
+            objects=classes, corners=config["connectivity"] == 8,
             min_pixels=config["min_pixels"], areas=wanted, places=places,
             place_name=None if config["area_name"] is None else str(config["area_name"]),
             place_layer=None if config["areas_layer"] is None else str(config["areas_layer"]),
