@@ -49,6 +49,37 @@ def test_a_bundle_predicts_the_same_bytes_as_its_run(scene_run: Run, tmp_path: P
     np.testing.assert_array_equal(*maps)
 
 
+def test_a_bundle_adjusts_hectares_as_its_run_does(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:
+    exported(copied_run, tmp_path / "bundle", "bundle", voxtile)
+    scene = next((copied_run.folder / "scenes" / "images").iterdir())
+    where = [f"input={scene}", f"paths.runs={tmp_path}", "areas=true", "overlap=0.5"]
+    said = voxtile("predict", f"run={tmp_path / 'bundle'}", f"output={tmp_path / 'early.tif'}", *where)
+    assert said.code == 0
+    assert "with the run that was exported, and export it again: voxtile evaluate run=… overlap=0.5" in said.text
+    (copied_run.home / "evaluations" / "val-maps-nnunet").mkdir(parents=True)
+    (copied_run.home / "evaluations" / "val-maps-nnunet" / "summary.json").write_text('{"confusion": [], "maps_folder": "/home"}')
+    assert voxtile("evaluate", f"run={copied_run.home}", "overlap=0.5", f"paths.runs={tmp_path}").code == 0
+    exported(copied_run, tmp_path / "bundle", "bundle", voxtile)
+    assert exported(copied_run, tmp_path / "bundle", "bundle", voxtile)["format"] == "bundle"  # it is known as an export
+    (summary,) = (tmp_path / "bundle" / "evaluations").rglob("*.json")
+    assert set(json.loads(summary.read_text())) == {"confusion", "overlap", "weights_sha256"}
+    for name, run in (("run", copied_run.home), ("bundle", tmp_path / "bundle")):
+        said = voxtile("predict", f"run={run}", f"output={tmp_path / name / 's.tif'}", *where)
+        assert (said.code, "adjusted hectares rest on evaluations/val-best-overlap0.5" in said.text) == (0, True)
+    areas = [(tmp_path / name / "s_areas.csv").read_text() for name in ("run", "bundle")]
+    assert areas[0] == areas[1]
+    assert "adjusted_by" in areas[0]
+
+
+@pytest.mark.parametrize("name", ["crf", "postprocess"])
+def test_a_bundle_without_a_search_is_not_to_be_searched(scene_run: Run, tmp_path: Path, voxtile: Command, name: str) -> None:
+    exported(scene_run, tmp_path / "bundle", "bundle", voxtile)
+    scene = next((scene_run.folder / "scenes" / "images").iterdir())
+    said = voxtile("predict", f"run={tmp_path / 'bundle'}", f"input={scene}", f"output={tmp_path / 'maps'}", f"{name}=best")
+    assert said.code == 4
+    assert f"Type 'voxtile evaluate run=… split=val {name}=search' with that run, and export it again" in said.text
+
+
 def test_a_bundle_needs_no_code_that_was_for_the_training_only(
     scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

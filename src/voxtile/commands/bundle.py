@@ -19,6 +19,7 @@ from voxtile.commands.allowed import below, without_weights
 from voxtile.commands.build import unused
 from voxtile.commands.checks import SECTIONS
 from voxtile.commands.crf import FILE as CRF
+from voxtile.commands.evaluated import COUNTED, summary_in
 from voxtile.commands.postprocess import FILE as POSTPROCESS
 from voxtile.data.normalise import FixedNormalisation, Normalisation
 from voxtile.models.network import margin_of
@@ -127,6 +128,10 @@ def write_bundle(trained: Trained, weights: str, folder: Path) -> None:
     for found in (CRF, POSTPROCESS):  # settings that searches have found, for crf=best and postprocess=best
         if (trained.home.path / found).exists():
             shutil.copyfile(trained.home.path / found, folder / found)
+    for split in ("val", "test"):  # whose sums adjust hectares; those of others' maps and data have names in them
+        for scored in (trained.home.path / "evaluations").glob(f"{split}-{weights}*"):
+            if counted := {key: value for key, value in summary_in(scored).items() if key in COUNTED}:
+                atomic_text(folder / "evaluations" / scored.name / "summary.json", json.dumps(counted, indent=1) + "\n")
     data = {key: value for key, value in trained.manifest["data"].items() if key in KEPT}
     code = segment(trained.manifest)["code"]
     code = {

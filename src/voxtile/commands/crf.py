@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxtile.commands.words import word
 from voxtile.errors import ConfigError, RunError, counted, listed
+from voxtile.training.run_folder import is_bundle
 from voxtile.values import refuse_unknown
 
 if TYPE_CHECKING:
@@ -33,6 +35,23 @@ def asks_for_search(value: Any) -> bool:
     return value == "search" or (isinstance(value, Mapping) and "search" in value)
 
 
+def refuse_bundle(folder: Path, search: str) -> None:
+    """Refuses a bundle that lacks what a search finds: it cannot be searched.
+
+    Args:
+        folder: of a run, or of several.
+        search: what evaluate is told to search.
+
+    Raises:
+        RunError: It is a bundle.
+    """
+    if is_bundle(folder):
+        raise RunError(
+            f"{folder} is a bundle of a run for which nobody had searched when it was exported. Type 'voxtile evaluate run=… "
+            f"split=val {search}' with that run, and export it again; or type settings."
+        )
+
+
 def crf_of(value: Any, home: RunFolder, channels: Sequence[str]) -> DenseCRF | None:
     """The CRF that a command's `crf` asks for: null for none, "best" for what the search has found, or settings.
 
@@ -49,6 +68,7 @@ def crf_of(value: Any, home: RunFolder, channels: Sequence[str]) -> DenseCRF | N
         return None
     if value == "best":
         if not (home.path / FILE).exists():
+            refuse_bundle(home.path, "crf=search")
             raise RunError(
                 f"{home.path} holds no {FILE}: nobody has searched for the CRF's settings. Type: voxtile evaluate "
                 f"{word('run', home.path)} split=val crf=search"

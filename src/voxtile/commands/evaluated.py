@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.commands.folders import evaluations_of
 from voxtile.commands.postprocess import as_typed
 from voxtile.commands.words import list_word, word
+from voxtile.training.run_folder import is_bundle
 
 if TYPE_CHECKING:
     from voxtile.commands.ensemble import Ensemble
@@ -24,6 +25,8 @@ EVALUATED: Mapping[str, Any] = {  # settings that an evaluation must share with 
     "weights": "best", "window": None, "overlap": 0.25, "crf": None, "postprocess": None, "rotations": 1, "mirrors": [], "halo": 0,
     "samples": 0, "precision": "32-true",
 }  # fmt: skip
+
+COUNTED = ("confusion", "overlap", "weights_sha256")  # what hectares are adjusted by, of a summary
 
 
 def procedure_name(config: Mapping[str, Any], crf: Mapping[str, Any] | None, post: object) -> str:
@@ -74,13 +77,16 @@ def said_of(confusion: Mapping[str, Any] | None, runs: Ensemble, config: Mapping
             for name, usual in EVALUATED.items()
             if config[name] != usual
         ]
+        said = "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by"
+        if any(is_bundle(member.home.path) for member in runs.members):  # which cannot be evaluated
+            if len(runs.members) > 1:
+                return f"{said}; one of the runs that bundles were exported from, with this 'paths.runs', counts for them, too"
+            words = " ".join(["run=…", *given])
+            return f"{said}; type first, with the run that was exported, and export it again: voxtile evaluate {words}"
         several = list_word("runs", [member.home.path for member in runs.members])
         alone = [word("run", runs.first.home.path)]
         which = alone if len(runs.members) == 1 else [several, f"weights={config['weights']}", "split=test"]
-        return (
-            "hectares are those of the map: there is no evaluation with these runs, weights and settings to adjust them by; type "
-            f"first: voxtile evaluate {' '.join(dict.fromkeys([*which, *given]))}"
-        )
+        return f"{said}; type first: voxtile evaluate {' '.join(dict.fromkeys([*which, *given]))}"
     return (
         f"adjusted hectares rest on {confusion['source']}: their intervals hold if its pixels are a random sample of this map "
         "within each class, which whole validation cases are not"

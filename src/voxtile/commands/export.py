@@ -30,7 +30,7 @@ FORMATS = ("bundle", "onnx", "torch_export")
 # The names of what an export may hold.
 MADE = {
     "export.json", "network.onnx", "network.onnx.data", "network.pt2", "weights", "config.yaml", "recipe.json", "manifest.json",
-    "status.json", "crf.json", "postprocess.json",
+    "status.json", "crf.json", "postprocess.json", "evaluations",
 }  # fmt: skip
 BATCH = 4  # windows that are compared at once, after one alone: an export takes any number
 LONG = 3600.0  # seconds: of an export that is still being made, something changes more often

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voxtile.commands.crf import refuse_bundle
 from voxtile.errors import ConfigError, RunError, did_you_mean, listed, reason
 from voxtile.values import finite, is_number, refuse_unknown
 
@@ -93,6 +94,7 @@ def stored(settings: Mapping[str, Any] | None, made: Mapping[str, Any], tried: S
 def _found(folder: Path, made: Mapping[str, Any]) -> Any:
     file = folder / FILE
     if not file.exists():
+        refuse_bundle(folder, "postprocess=search")
         raise RunError(
             f"{folder} holds no {FILE}: nobody has searched for what helps. Type 'voxtile evaluate … postprocess=search' with the "
             "same run or runs; a search looks at validation cases only."
