@@ -18,6 +18,9 @@ from tests.commands.conftest import Command, Outcome, homes
 from tests.testers.geotiff import save
 from tests.testers.surveys import CLASSES, open_case
 from tests.testers.tiny import scene, scene_words, volume_words
+from voxtile.cases.dataset import Dataset
+from voxtile.cases.layouts import FolderLayout
+from voxtile.cases.windowing import Windowing
 from voxtile.commands.check import look_at_files, look_at_sides, print_split
 from voxtile.data import survey
 from voxtile.data.splits import Split
@@ -76,6 +79,48 @@ def test_a_warmup_that_is_never_over_is_said_before_and_in_training(folder: Path
     for command in ("check", "train"):
         assert "rises over 'scheduler.warmup=2' steps, and training ends after 2: it never" in voxtile(command, *words).text
     assert "learning rate rises" not in voxtile("train", *words[:-1], "scheduler.warmup=1").text
+
+
+IDLE = {
+    "data.vectors.border=3": "all labels are rasters: its border is of no effect",
+    "training.norm_statistics=2 model.norm=group": "'training.norm_statistics=2' is of no effect: this network has no batch",
+    "split=blocks split.side=200 split.blocks=[2,2]": "'split.side=200' takes the place of 'split.blocks=[2, 2]', which is of no",
+    "scheduler=step scheduler.every=2": "falls after each 'scheduler.every=2' steps, and training ends after 2: it never falls",
+}
+ALIVE = (
+    "training.norm_statistics=2",
+    "split=blocks split.side=200",
+    "split=blocks split.blocks=[2,2]",
+    "scheduler=step scheduler.every=1",
+)
+
+
+def test_settings_that_do_nothing_are_said_before_and_in_training(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder), "model.depth=1", "training.steps=2", "training.val_every=2"]
+    for typed, said in IDLE.items():
+        for command in ("check", "train"):
+            outcome = voxtile(command, *words, *typed.split())
+            assert (outcome.code, said in outcome.text) == (0, True), outcome.text
+    for typed in ALIVE:
+        outcome = voxtile("train", *words, *typed.split())
+        assert outcome.code == 0
+        assert not [word for word in ("of no effect", "takes the place", "never falls") if word in outcome.text], typed
+
+
+def test_slices_around_a_single_one_are_said_to_be_it(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.zeros((8, 8), np.uint8))
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        picture.save(tmp_path / kind / "a.tif")
+    layout = FolderLayout(tmp_path, images="images/{id}.tif", labels="labels/{id}.tif")
+    dataset = Dataset("one", "picture", layout, {0: "ground", 1: "disc"}, windowing=Windowing((8, 8), neighbours=1))
+    dataset.cases()
+    (said,) = dataset.idle
+    assert "every case has one alone: the network sees it 3 times" in said
+    picture.save(tmp_path / "images" / "a.tif", save_all=True, append_images=[picture])
+    picture.save(tmp_path / "labels" / "a.tif", save_all=True, append_images=[picture])
+    dataset.cases()
+    assert not dataset.idle
 
 
 def test_the_command_it_ends_with_trains(folder: Path, voxtile: Command) -> None:

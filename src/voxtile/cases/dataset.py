@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from voxtile.cases.regions import check_names, regions_of
 from voxtile.cases.scene import MissingBandError, OutsideAreaError, Scene
 from voxtile.cases.vector_settings import VECTOR_SUFFIXES, VectorSettings
 from voxtile.cases.window import IGNORE
-from voxtile.cases.windowing import Windowing
+from voxtile.cases.windowing import AXES, Windowing
 from voxtile.errors import ConfigError, DataError, counted, did_you_mean, listed, typed
 from voxtile.values import is_number, is_whole
 
@@ -204,6 +204,7 @@ class Dataset:
             raise ConfigError(f"'data.scene' is for 'data.format=geotiff' only; take it out for format '{format}'.")
         self.scene = Scene.of(scene)
         self.left_out: list[str] = []  # why scenes outside of the area of interest are no cases
+        self.idle: list[str] = []  # settings that do nothing with the files that were found
         self.vectors = VectorSettings.of(vectors or {})
         if self.vectors != VectorSettings() and format != "geotiff":
             raise ConfigError(f"'data.vectors' is for 'data.format=geotiff' only; take it out for format '{format}'.")
@@ -278,7 +279,24 @@ class Dataset:
             raise DataError(f"No scene touches the area of interest. {self.left_out[0]} Expected one that lies on the scenes.")
         if cases:
             self._check_alike(cases)
+        self.idle = list(self._idle(files, cases))
         return cases
+
+    def _idle(self, files: Sequence[CaseFiles], cases: Sequence[Case]) -> Iterator[str]:
+        """Settings that do nothing with these files, which the configuration of several data sets may hold on purpose."""
+        shapes = any(path.suffix.lower() in VECTOR_SUFFIXES for found in files for path in found.labels)
+        if self.vectors != VectorSettings() and not shapes:
+            names = [f.name for f in fields(self.vectors) if getattr(self.vectors, f.name) != f.default]
+            yield (
+                f"'data.vectors' says what the shapes of vector files mean, and all labels are rasters: its {listed(names)} "
+                f"{'is' if len(names) == 1 else 'are'} of no effect"
+            )
+        across, neighbours = AXES.index(self.windowing.axis), self.windowing.neighbours
+        if neighbours and all(case.native.shape[across] == 1 for case in cases):
+            yield (
+                f"'data.neighbours={neighbours}' shows the slices around each one, and every case has one alone: the network sees "
+                f"it {1 + 2 * neighbours} times"
+            )
 
     def _check_alike(self, cases: Sequence[Case]) -> None:
         """Raises an error where cases have not the channels that most have."""

@@ -76,14 +76,22 @@ class Parts:
 
     @property
     def remarks(self) -> list[str]:
-        """What is allowed, and seldom meant."""
+        """What is allowed, and seldom meant; of the data set's settings once its cases are open."""
+        from voxtile.training.schedules import Step
+
+        found = [*self.dataset.idle, *self.scheme.remarks]
         warmup, steps = getattr(self.schedule, "warmup", 0), self.settings.steps
-        if warmup < steps:
-            return []
-        return [
-            f"the learning rate rises over 'scheduler.warmup={warmup}' steps, and training ends after {steps}: it never reaches "
-            "'optimizer.lr'"
-        ]
+        if warmup >= steps:
+            found.append(
+                f"the learning rate rises over 'scheduler.warmup={warmup}' steps, and training ends after {steps}: it never "
+                "reaches 'optimizer.lr'"
+            )
+        elif isinstance(self.schedule, Step) and self.schedule.every >= steps - warmup:
+            found.append(
+                f"the learning rate falls after each 'scheduler.every={self.schedule.every}' steps, and training ends after "
+                f"{steps}: it never falls"
+            )
+        return found
 
 
 def parts(config: Mapping[str, Any], trained: bool = False, classes: Sequence[str] | None = None) -> Parts:

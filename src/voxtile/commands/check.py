@@ -75,7 +75,7 @@ def check(config: Mapping[str, Any]) -> int:
     remarks += look_at_sides(prepared.dataset.classes, built.symmetry)
     remarks += look_at_window(prepared, built.windowing.box)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]
-    try_a_step(out, config, built, prepared)
+    remarks += try_a_step(out, config, built, prepared)
     if remarks:
         out.print(f"\n{counted(len(remarks), 'thing')} to look at:", style="bold")
         for remark in remarks:
@@ -336,8 +336,12 @@ def look_at_classes(prepared: Prepared) -> list[str]:
     return remarks
 
 
-def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: Prepared) -> None:
-    """Takes a few steps of the training and a batch of its validation, times them, and says what the whole will cost."""
+def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: Prepared) -> list[str]:
+    """Takes a few steps of the training and a batch of its validation, times them, and says what the whole will cost.
+
+    Returns:
+        What is to be said of the network with these settings.
+    """
     import torch
 
     from voxtile.commands.assemble import check_fit, make_data, make_module, trainer_options, world_of
@@ -369,6 +373,7 @@ def try_a_step(out: Console, config: Mapping[str, Any], built: Parts, prepared: 
         module.cpu(), data, prepared, Path(config["paths"]["runs"]).expanduser() / "check" / f"{prepared.dataset.name}.png"
     )
     out.print(f"samples as the network sees them: {path}", soft_wrap=True)
+    return module.remarks
 
 
 def draw_samples(module: SegmentationModule, data: VoxtileData, prepared: Prepared, path: Path) -> Path:

@@ -154,7 +154,7 @@ def train_to_end(
         if not refuse_or_finished(home, config, devices, held=True):
             from voxtile.data.leakage import shared_fields
 
-            for remark in built.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped):
+            for remark in built.remarks + module.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped):
                 out.print(remark, style="yellow", soft_wrap=True)
             _train(config, prepared, parent, module, data, home, devices, out)
     report(home, prepared, built.trust, out)

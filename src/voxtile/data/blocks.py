@@ -14,6 +14,7 @@ from voxtile.errors import ConfigError, DataError, did_you_mean
 from voxtile.values import is_number
 
 GRIDS = ("case", "ground")
+BLOCKS = (4, 4)  # where nothing is said of them
 
 
 class _Blocks(SplitScheme):
@@ -51,6 +52,8 @@ class _Blocks(SplitScheme):
         if grid == "ground" and side is None:
             raise ConfigError("'split.grid=ground' needs the side of a block in metres. Type, for example, 'split.side=5000'.")
         self.scheme, self.blocks, self.side, self.grid, self.buffer = scheme, list(blocks), side, grid, float(buffer)
+        if side is not None and tuple(blocks) != BLOCKS:
+            self.remarks = [f"'split.side={side:g}' takes the place of 'split.blocks={self.blocks}', which is of no effect"]
         self.needs_counts = scheme.needs_counts
         self.remedy = "Cut into more blocks, keep a smaller 'split.buffer', or try another 'split.seed'."
 
@@ -106,7 +109,7 @@ class BlockSplit(_Blocks):
 
     def __init__(
         self,
-        blocks: Sequence[int] = (4, 4),
+        blocks: Sequence[int] = BLOCKS,
         buffer: float = 0.0,
         val: float = 0.2,
         test: float = 0.2,
@@ -138,7 +141,7 @@ class BlockKFold(_Blocks):
 
     def __init__(
         self,
-        blocks: Sequence[int] = (4, 4),
+        blocks: Sequence[int] = BLOCKS,
         buffer: float = 0.0,
         folds: int = 5,
         fold: int = 0,

@@ -66,10 +66,12 @@ class SplitScheme(ABC):
     Attributes:
         needs_counts: whether the class counts of the cases that are not for test are needed.
         remedy: what to type where a side comes out empty.
+        remarks: which of its settings do nothing beside others.
     """
 
     needs_counts: bool = False
     remedy: str = ""
+    remarks: Sequence[str] = ()
 
     def __call__(self, cases: Sequence[Case], counts: ClassCounts | None = None) -> Split:
         """Splits `cases`.

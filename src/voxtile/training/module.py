@@ -30,7 +30,7 @@ from voxtile.training import sharding
 from voxtile.training.average import follow
 from voxtile.training.compiling import compiled
 from voxtile.training.losses import Loss, surrogate
-from voxtile.training.norms import measure, unmoved
+from voxtile.training.norms import measurable, measure, unmoved
 from voxtile.training.schedules import Schedule
 from voxtile.training.settings import Settings
 
@@ -144,6 +144,16 @@ class SegmentationModule(lightning.LightningModule):
         self.gathered = copy.deepcopy(self.evaluated).requires_grad_(False)
         for network in filter(None, (self.network, self.average)):
             sharding.shard(network)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Settings that do nothing with this network; an experiment may hold them for another."""
+        if self.settings.norm_statistics is None or measurable(self.network):
+            return []
+        return [
+            f"'training.norm_statistics={self.settings.norm_statistics}' is of no effect: this network has no batch normalisation "
+            "whose statistics could be measured"
+        ]
 
     @property
     def done(self) -> bool:

@@ -15,6 +15,17 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
+def measurable(network: nn.Module) -> list[_BatchNorm]:
+    """The batch normalisations that keep running statistics, but for frozen ones, which stay in evaluation."""
+    found = []
+    for norm in batch_norms(network):
+        training = norm.training
+        if norm.track_running_stats and norm.train().training:
+            found.append(norm)
+        norm.train(training)
+    return found
+
+
 @contextmanager
 def unmoved(network: nn.Module) -> Iterator[None]:
     """Has all running statistics of a network afterwards as they were before."""
@@ -34,11 +45,13 @@ def measure(network: nn.Module, images: Iterable[Tensor], run: Callable[[Tensor]
 
     Args:
         network: in evaluation, where it is left; normalisations that stay in it, being frozen, are left alone.
-        images: batches that the network takes.
+        images: batches that the network takes; none is read where there is nothing to measure.
         run: has the network look at one.
     """
-    norms = [norm for norm in batch_norms(network) if norm.track_running_stats]
-    norms = [norm for norm in norms if norm.train().training]  # frozen ones stay as they are
+    if not (norms := measurable(network)):
+        return
+    for norm in norms:
+        norm.train()
     with _averaging(norms):
         for image in images:
             run(image)
