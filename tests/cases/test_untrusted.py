@@ -213,6 +213,27 @@ def test_the_largest_block_that_is_read_holds_a_scene_in_one_strip(tmp_path):
     np.testing.assert_array_equal(whole(GeoTiffSource([path]))[0][:, 0], stored)
 
 
+@pytest.mark.parametrize("shape", [(1, 3000, 400), (1, 3000, 1), (3, 2500, 40)])
+@pytest.mark.parametrize("compress", ["deflate", "lzw", "zstd", "lerc"])
+def test_so_does_one_that_is_compressed_to_less_than_places_of_its_rows_would_take(tmp_path, shape, compress):
+    stored = np.zeros(shape, np.uint8)
+    stored[:, 100:120, :30] = 1
+    path = save(tmp_path / "a.tif", stored, compress=compress, blockysize=shape[1])
+    assert path.stat().st_size < 4 * shape[0] * shape[1]
+    np.testing.assert_array_equal(whole(GeoTiffSource([path]))[0][:, 0], stored)
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(3000, True), (1, False)])
+def test_a_strip_that_is_decoded_whole_counts_with_all_its_rows(tmp_path, monkeypatch, rows, refused):
+    path = save(tmp_path / "a.tif", bands((1, 3000, 40)), compress="lerc", blockysize=rows)
+    monkeypatch.setattr("voxtile.cases.untrusted.MOST_BLOCK", 100_000)
+    if refused:
+        with pytest.raises(DataError, match=r"a\.tif is stored in blocks of 3000 x 40 pixels"):
+            open_raster(path)
+    else:
+        assert open_raster(path).shape == (3000, 40)
+
+
 def test_a_large_vrt_of_many_sources_is_looked_through_quickly(folder):
     more = "".join(
         '<SimpleSource><SourceFilename relativeToVRT="1">tiles/../t.tif</SourceFilename></SimpleSource>' for _ in range(500)

@@ -20,6 +20,8 @@ MOST_BANDS = 2000
 MOST_BLOCK = 2**28  # bytes of a decoded block: GDAL allocates one whole, whatever little of it is asked for
 _MOST_VRT = 2**26  # bytes of a VRT's text
 _LEAST_ENTRY = 4  # bytes that each block's place takes in a TIFF's table at least, also where the block is left out
+_MOST_ROWS = 2000  # of a TIFF in one strip; GDAL shows one of more rows as blocks of a row each, and reads most by rows, too
+_DECODED_WHOLE = ("LERC", "WEBP", "JXL")  # what begins the names of compressions of which libtiff decodes a strip at once
 
 # What begins a TIFF, a JPEG 2000 file or codestream, a PNG or a JPEG. GDAL opens the sources of a VRT by their content.
 _PICTURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"\x89PNG", b"\xff\xd8\xff")
@@ -173,6 +175,12 @@ def _header_problem(dataset: rasterio.DatasetReader, path: Path) -> str:
     together = dataset.count if dataset.interleaving and dataset.interleaving.name == "pixel" else 1
     height, width = dataset.block_shapes[0]
     size = height * width * together * max(math.ceil(_bits(name) / 8) for name in dataset.dtypes)
+    packed = dataset.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION", "") if dataset.driver == "GTiff" else ""
+    # One strip, or as many as there are rows: GDAL shows both alike.
+    by_rows = packed and (height, width) == (1, dataset.width) and dataset.height > _MOST_ROWS
+    if by_rows and size * dataset.height > MOST_BLOCK and packed.startswith(_DECODED_WHOLE):
+        height = _rows_of_strips(dataset)
+        size *= height
     if size > MOST_BLOCK:
         return (
             f"is stored in blocks of {height} x {width} pixels, {size / 1e6:,.0f} MB each when decoded, and "
@@ -181,16 +189,26 @@ def _header_problem(dataset: rasterio.DatasetReader, path: Path) -> str:
     if dataset.driver == "GTiff":
         blocks = math.ceil(dataset.height / height) * math.ceil(dataset.width / width) * (1 if together > 1 else dataset.count)
         file = path.stat().st_size
-        if blocks * min(_LEAST_ENTRY, size) > file:  # one strip that is not compressed is read row by row, without a table
+        # One strip has one place, and may be compressed to less than places of all its rows would take. One that is not compressed
+        # is read row by row, without a table.
+        one = by_rows and size * dataset.height <= MOST_BLOCK
+        if not one and blocks * min(_LEAST_ENTRY, size) > file:
             return (
                 f"claims {dataset.height:,} x {dataset.width:,} pixels in {blocks:,} blocks, and with its {file:,} bytes has no "
-                "room even to say where each of them lies. The file is cut off or made to deceive; fetch it again."
+                "room even to say where each of them lies. The file is cut off or made to deceive; fetch it again, or where you "
+                "trust it, rewrite it in tiles, with 'gdal_translate -of COG'."
             )
     for domain, key in (("OVERVIEWS", "OVERVIEW_FILE"), ("ProxyOverviewRequest", "FILENAME")):
         if key in dataset.tags(ns=domain):
             other = dataset.tags(ns=domain)[key]
             return f"says that its overviews lie in {other!r}, a file that would be read with it. Take the tag {key} out."
     return ""
+
+
+def _rows_of_strips(dataset: rasterio.DatasetReader) -> int:
+    """Rows of a strip as the file has them, also where GDAL shows blocks of a row."""
+    with rasterio.Env(GDAL_ENABLE_TIFF_SPLIT=False), rasterio.open(dataset.name, driver="GTiff", sharing=False) as same:
+        return int(same.block_shapes[0][0])
 
 
 def _bits(dtype: str) -> int:
