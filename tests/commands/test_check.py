@@ -123,6 +123,16 @@ def test_slices_around_a_single_one_are_said_to_be_it(tmp_path: Path) -> None:
     assert not dataset.idle
 
 
+def test_quarter_turns_of_pixels_that_are_not_square_are_said_before_and_in_training(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder), "training.steps=2", "training.val_every=2"]
+    for path in (folder / "scenes").glob("*/*.tif"):
+        with rasterio.open(path, "r+") as scene:
+            scene.transform @= rasterio.Affine.scale(1, 2)
+    for command in ("check", "train"):
+        assert "4 training cases are not square" in voxtile(command, *words).text
+    assert "are not square" not in voxtile("train", *words, "data.scene.resolution=20").text
+
+
 def test_the_command_it_ends_with_trains(folder: Path, voxtile: Command) -> None:
     said = voxtile("check", *scene_words(folder), "training.steps=2", "training.val_every=2")
     line = said.out.splitlines()[-1]

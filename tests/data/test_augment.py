@@ -3,6 +3,7 @@
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from voxtile.data import augment as module
 from voxtile.data.augment import Augment
 from voxtile.data.contrast import Bias, Blur, Contrast, Gain, Gamma, Noise
 from voxtile.data.operation import Operation, smooth
+from voxtile.data.stream import STREAM_VERSION, stream_version
 from voxtile.data.symmetry import Symmetry
 from voxtile.data.warp import Affine, Elastic, moved_axes, resample, sampling_grid
 from voxtile.errors import ConfigError
@@ -104,6 +106,43 @@ def test_scales_are_log_uniform_within_their_bounds():
     assert 0.8 - 1e-6 <= scales.min() < 0.82
     assert 1.22 < scales.max() <= 1.25 + 1e-6
     assert abs(np.log(scales).mean()) < 0.02
+
+
+@pytest.mark.parametrize("spacing", [(1, 2, 1), (4, 1, 3), (1, 1, 1)])
+@pytest.mark.parametrize("size", [(1, 48, 48), (12, 24, 24)])
+def test_rotations_are_rigid_on_the_ground_after_quarter_turns_too(size, spacing):
+    augment = Augment({"rot90": True}, Affine(1.0, rotation=15))
+    met = set()
+    for index in range(12):
+        sample = augment.draw(0, index, size, spacing)
+        z, y, x = spacing
+        now = np.array((z, x, y) if sample["turns"] % 2 else spacing)  # sides of the pixels that are deformed
+        on_the_ground = sample["affine.matrix"] * now[:, None] / now
+        np.testing.assert_allclose(np.linalg.svd(on_the_ground)[1], 1, atol=1e-6)
+        met.add(int(sample["turns"]))
+    assert met == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("augment", "spacing", "moved"),
+    [
+        (Augment({"rot90": True}, Affine(0.5, rotation=5)), (1, 2, 1), True),
+        (Augment({"rot90": True}, intensity={"blur": Blur(0.5)}), (1, 2, 1), True),
+        (Augment({"rot90": True}, elastic=Elastic(0.5)), (3, 1, 2), True),
+        (Augment({"rot90": True}, Affine(0.5, rotation=5)), (3, 1, 1.000001), False),
+        (Augment({"flips": ["y"]}, Affine(0.5, rotation=5)), (1, 2, 1), False),
+        (Augment({"rot90": True}, Affine(0.0, rotation=5), intensity={"gain": Gain(1.0), "noise": Noise(1.0)}), (1, 2, 1), False),
+    ],
+)
+def test_only_streams_in_which_turns_change_what_is_drawn_have_another_version(augment, spacing, moved):
+    cases = [SimpleNamespace(grid=SimpleNamespace(spacing=each)) for each in (UNIT, spacing)]
+    assert stream_version(cases, FLAT, augment) == STREAM_VERSION + moved
+    before = Augment({**vars(augment.symmetry), "rot90": False}, augment.affine, augment.elastic, augment.intensity)
+    changed = False
+    for index in range(40):
+        now, then = (each.draw(0, index, FLAT, spacing) for each in (augment, before))
+        changed |= any(not np.array_equal(now[key], then[key]) for key in now.keys() - {"flips", "turns"})
+    assert changed == moved
 
 
 @pytest.mark.parametrize(

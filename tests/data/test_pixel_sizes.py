@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -5,7 +6,8 @@ import pytest
 
 from voxtile.cases.grid import Grid, nested
 from voxtile.cases.windowing import Windowing
-from voxtile.data.pixel_sizes import pixel_sizes, unlike
+from voxtile.data.pixel_sizes import pixel_sizes, squeezed, unlike
+from voxtile.data.symmetry import Symmetry
 
 SLICES, NEIGHBOURS, BOXES = Windowing((32, 32)), Windowing((32, 32), neighbours=1), Windowing((8, 32, 32))
 
@@ -15,6 +17,7 @@ class Case:
     """What is asked of a case here."""
 
     grid: Grid
+    id: str = ""
 
 
 def case(z, y, x, unit="mm"):
@@ -62,3 +65,24 @@ def test_scenes_are_told_in_metres():
     sentence = unlike(pixel_sizes([case(1, 10, 10, "m")]), case(1, 0.5, 0.5, "m"), SLICES)
     assert "its pixels measure 0.5x0.5 m, and in training they measured 10x10." in sentence
     assert "data.scene.resolution=10" in sentence
+
+
+@pytest.mark.parametrize(
+    ("sides", "unit", "rot90", "said"),
+    [
+        ((1, 11.13, 5.57), "m", True, "of x1, 11.1x5.57 m (y, x): .*squeezed 2 times.*'data.scene.resolution=11.13'"),
+        ((3, 1, 1.5), "mm", True, "of x1, 1x1.5 mm (y, x): .*squeezed 1.5 times.*'data.spacing'"),
+        ((1, 11.13, 5.57), "m", False, None),
+        ((1, 10, 9.5), "m", True, None),
+        ((9, 1, 1), "mm", True, None),
+    ],
+)
+def test_quarter_turns_of_pixels_that_are_not_square_are_told(sides, unit, rot90, said):
+    cases = [case(1, 1, 1, unit), case(*sides, unit)]
+    for number, each in enumerate(cases):
+        each.id = f"x{number}"
+    found = squeezed(cases, Symmetry(rot90=rot90))
+    assert len(found) == (said is not None)
+    if said:
+        assert re.search(said.replace("(", r"\(").replace(")", r"\)"), found[0])
+        assert "pixels of 1 training case are not square" in found[0]

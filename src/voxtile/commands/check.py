@@ -68,10 +68,12 @@ def check(config: Mapping[str, Any]) -> int:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
     from voxtile.data.leakage import shared_fields  # takes a second to import, and comes after what can be refused without it
+    from voxtile.data.pixel_sizes import squeezed
 
     remarks = built.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped)
     remarks += look_at_files(prepared) + look_at_values(prepared) + look_at_zeros(prepared)
     remarks += look_at_classes(prepared)
+    remarks += squeezed(prepared.split.train, built.augment.symmetry)
     remarks += look_at_sides(prepared.dataset.classes, built.symmetry)
     remarks += look_at_window(prepared, built.windowing.box)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]

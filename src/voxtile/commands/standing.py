@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from voxtile.errors import RunError, listed, sentence
 
 if TYPE_CHECKING:
+    from voxtile.commands.build import Parts
     from voxtile.commands.parents import Parent
     from voxtile.data.prepared import Prepared
     from voxtile.studies.manifest import Devices
@@ -33,19 +34,20 @@ def finished_run(config: Mapping[str, Any]) -> tuple[RunFolder, str] | None:
     if config["init_from"] is not None:
         return None
     built = parts(config)
-    home, devices = run_home(config, prepare_data(built, Console(quiet=True)), None), devices_of(config["trainer"])
+    home, devices = run_home(built, prepare_data(built, Console(quiet=True)), None), devices_of(config["trainer"])
     if home.status["state"] != "finished" or not refuse_or_finished(home, config, devices):
         return None
     return home, changed_since(home, devices)
 
 
-def run_home(config: Mapping[str, Any], prepared: Prepared, parent: Parent | None) -> RunFolder:
+def run_home(built: Parts, prepared: Prepared, parent: Parent | None) -> RunFolder:
     """The folder of a configuration's run."""
-    from voxtile.data.stream import STREAM_VERSION
+    from voxtile.data.stream import stream_version
     from voxtile.training.recipe import Recipe
     from voxtile.training.run_folder import RunFolder
 
-    recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, STREAM_VERSION, parent.digest if parent else "")
+    config, version = built.config, stream_version(prepared.split.train, built.windowing.box, built.augment)
+    recipe = Recipe.of(config, prepared.fingerprint, prepared.split.digest, version, parent.digest if parent else "")
     chosen = config["chosen"].get("model") or str(config["model"]["_target_"]).rpartition(".")[2].lower()
     name = f"{config['data']['name']}-{chosen.replace('/', '_')}-s{config['seed']}"
     return RunFolder.of(Path(config["paths"]["runs"]).expanduser(), name, recipe)

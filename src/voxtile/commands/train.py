@@ -132,7 +132,7 @@ def train_to_end(
     prepared = read()
     if parent is not None:
         prepared = replace(prepared, waived=(*prepared.waived, *check_leaks(parent.learned, prepared, waive, lists)))
-    home = run_home(config, prepared, parent)
+    home = run_home(built, prepared, parent)
     if begun is not None:
         begun(home)
     if refuse_or_finished(home, config, devices):
@@ -153,8 +153,10 @@ def train_to_end(
         # Another process may have trained it, or failed, since the first look.
         if not refuse_or_finished(home, config, devices, held=True):
             from voxtile.data.leakage import shared_fields
+            from voxtile.data.pixel_sizes import squeezed
 
-            for remark in built.remarks + module.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped):
+            remarks = built.remarks + module.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped)
+            for remark in remarks + squeezed(prepared.split.train, built.augment.symmetry):
                 out.print(remark, style="yellow", soft_wrap=True)
             _train(config, prepared, parent, module, data, home, devices, out)
     report(home, prepared, built.trust, out)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from voxtile.cases.window import Size3
 from voxtile.data.contrast import Contrast
-from voxtile.data.operation import Operation, Spacing
+from voxtile.data.operation import Operation, Spacing, turned
 from voxtile.data.rng import digest, generator
 from voxtile.data.symmetry import Symmetry
 from voxtile.data.warp import Affine, Elastic, resample, sampling_grid
@@ -85,6 +85,8 @@ class Augment:
         """
         moves = self.symmetry.flips or self.symmetry.rot90
         drawn = self.symmetry.draw(generator(seed, index, "symmetry"), size) if moves else dict(_STILL)
+        if drawn["turns"] % 2:
+            spacing = turned(spacing)  # operations meet the window as it lies then
         for name, operation in self._operations.items():
             # Whether it happens comes from the digest alone: making a generator takes ten times as long.
             on = digest(seed, index, name, "on") < operation.probability * 2**128
@@ -95,6 +97,16 @@ class Augment:
                     raise _unstackable(name, operation, values, place)
             drawn |= {f"{name}.on": np.array(on)} | {f"{name}.{key}": value for key, value in values.items()}
         return drawn
+
+    def minds_turns(self, size: Size3, spacing: Spacing) -> bool:
+        """Whether a quarter turn changes what any operation draws for a window of `size`, since its pixels are not square."""
+        if not self.symmetry.rot90 or turned(spacing) == spacing:
+            return False
+        for name, operation in self._operations.items():
+            lying, standing = (operation.draw(generator(0, 0, name), size, each) for each in (spacing, turned(spacing)))
+            if operation.probability > 0 and any(not np.array_equal(lying[key], standing[key]) for key in lying):
+                return True
+        return False
 
     def _zeros(self, name: str, size: Size3, spacing: Spacing) -> dict[str, NDArray[Any]]:
         """What holds the place of an operation's parameters in samples for which it was not drawn."""

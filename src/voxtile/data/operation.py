@@ -21,6 +21,13 @@ from voxtile.values import is_number
 
 MOST = 1000  # of factors and widths in pixels: kernels and images of much larger ones fit no memory and no float32
 Spacing = tuple[float, float, float]  # distance between neighbouring pixels along (z, y, x) in the case's unit of length
+SQUARE = 0.01  # share of the longer side by which those of a pixel in the plane may differ, and it is as good as square
+
+
+def turned(spacing: Spacing) -> Spacing:
+    """The spacing of a window after a quarter turn in the plane, y and x exchanged; the same where pixels are square."""
+    z, y, x = spacing
+    return spacing if abs(y - x) <= SQUARE * max(y, x) else (z, x, y)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ from typing import Any
 
 from voxtile.cases.case import Case
 from voxtile.cases.windowing import Windowing
+from voxtile.data.symmetry import Symmetry
+from voxtile.errors import counted
 
+SQUEEZED = 1.1  # from which factor a quarter turn shows things in another shape
 FACTOR = 1.5  # from which sizes are unlike: the default augmentation shows things up to 1.25 times as large, or as small
 
 
@@ -54,6 +57,21 @@ def unlike(known: Mapping[str, Any] | None, case: Case, windowing: Windowing) ->
         f"its {what} measure {_sides(own)} {known['unit']}{axes}, and in training they measured {theirs}. A network knows sizes in "
         f"{what} only, so this map may be poor: resample the image, or train with {remedy}."
     )
+
+
+def squeezed(cases: Sequence[Case], symmetry: Symmetry) -> list[str]:
+    """What is to be said of training cases in which quarter turns show things in another shape, since pixels are not square."""
+    factors = {case.id: max(case.grid.spacing[1:]) / min(case.grid.spacing[1:]) for case in cases}
+    worst = max(cases, key=lambda case: factors[case.id])
+    if not symmetry.rot90 or factors[worst.id] < SQUEEZED:
+        return []
+    many, unit, sides = sum(factor >= SQUEEZED for factor in factors.values()), worst.grid.unit, worst.grid.spacing[1:]
+    remedy = f"'data.scene.resolution={max(sides):.4g}'" if unit == "m" else "sides of one length in 'data.spacing'"
+    return [
+        f"pixels of {counted(many, 'training case')} are not square, such as those of {worst.id}, {_sides(sides)} {unit} (y, x): "
+        f"quarter turns ('data.symmetry.rot90=true') show things there squeezed {factors[worst.id]:.2g} times, as no map will have "
+        f"them; make pixels square, with {remedy}, or type 'data.symmetry.rot90=false'"
+    ]
 
 
 def _sides(sides: Sequence[float]) -> str:

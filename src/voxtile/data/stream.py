@@ -61,6 +61,11 @@ class _Read:
         return 1 - np.count_nonzero(self.valid[self.spec.window.within(self.window)]) / self.spec.window.pixels
 
 
+def stream_version(cases: Sequence[Case], size: Size3, augment: Augment) -> int:
+    """The version of a run's sample stream; one more where operations once drew as if quarter turns left its pixels as they were."""
+    return STREAM_VERSION + any(augment.minds_turns(size, spacing) for spacing in {case.grid.spacing for case in cases})
+
+
 _Sample = tuple[Spec, NDArray[np.bool_], dict[str, NDArray[Any]]]  # spec, valid [d, h, w], the augmentation's parameters
 
 
