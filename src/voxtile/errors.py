@@ -1,6 +1,7 @@
 """The errors a user can cause. Each is one paragraph: what, where, what was expected, what to type next."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -73,8 +74,12 @@ def reason(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the nearest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """Returns " Did you mean 'x'?" for the nearest known word, or an empty string.
+
+    Not one in which only digits are others, such as another band or date: it is near, and not what was meant.
+    """
+    likely = [each for each in known if re.sub(r"[0-9]", "0", each) != re.sub(r"[0-9]", "0", word)]
+    close = difflib.get_close_matches(word, likely, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

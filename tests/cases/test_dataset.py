@@ -145,6 +145,19 @@ def test_channels_are_chosen_by_name_in_the_order_asked_for(tmp_path, label):
     np.testing.assert_array_equal(pixels[:, 0], np.arange(1, 19).reshape(3, 2, 3)[[2, 0]])
 
 
+def test_of_many_channels_the_one_that_is_missing_is_named(tmp_path, label):
+    names = [f"2023{month:02}01_B{band:02}" for month in range(1, 6) for band in range(1, 7)]
+    for name in "abc":
+        lacking = {"b": "20230401_B03"}.get(name)
+        scene(tmp_path, name, label, bands=30 - (name == "b"), names=[each for each in names if each != lacking])
+    with pytest.raises(DataError, match=r"b\.tif has 29 channels .* The first lacks 20230401_B03\.$") as refused:
+        dataset(tmp_path).cases()
+    assert len(str(refused.value)) < 1800
+    with pytest.raises(DataError, match=r"b\.tif has no channel 20230401_B03") as refused:
+        dataset(tmp_path, channels=names).cases()
+    assert "Did you mean" not in str(refused.value)
+
+
 def test_choosing_common_channels_makes_unlike_scenes_alike(tmp_path, label):
     scene(tmp_path, "a", label)
     scene(tmp_path, "b", label, bands=3)

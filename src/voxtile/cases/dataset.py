@@ -304,12 +304,18 @@ class Dataset:
         usual = [case for case in cases if len(case.channels) == most]
         if odd := [case for case in cases if len(case.channels) != most]:
             shared = [name for name in usual[0].channels if all(name in case.channels for case in cases)]
-            choose = f"choose those that all have with 'data.channels={typed(shared)}', or " if shared else ""
+            choose = f"choose those that all have with 'data.channels={typed(shared, 20)}', or " if shared else ""
+            lacks, besides = (
+                [name for name in these.channels if name not in those.channels]
+                for these, those in ((usual[0], odd[0]), (odd[0], usual[0]))
+            )
+            apart = [f"lacks {listed(lacks)}"] * bool(lacks) + [f"has {listed(besides)} besides"] * bool(besides)
+            first = f" The first {' and '.join(apart)}." if apart else ""
             raise DataError(
                 f"{odd[0].image.path} has {counted(len(odd[0].channels), 'channel')} ({listed(odd[0].channels, 20)}), and "
                 f"{usual[0].image.path} has {most} ({listed(usual[0].channels, 20)}): {len(usual)} of {len(cases)} cases have "
                 f"{most}, and {len(odd)} not. All need the same; {choose}leave cases out with "
-                f"'data.exclude={typed([*self.exclude, *(case.id for case in odd)])}'."
+                f"'data.exclude={typed([*self.exclude, *(case.id for case in odd)])}'.{first}"
             )
         orders = Counter(case.channels for case in cases).most_common()
         usual_order = {frozenset(names): (names, count) for names, count in reversed(orders)}

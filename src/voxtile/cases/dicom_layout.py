@@ -112,7 +112,7 @@ class DicomLayout(Layout):
             )
             raise DataError(
                 f"{counted(len(missing), 'case')} below {self.root} have no {what}: {listed(missing)}.{unread if contours else ''} "
-                "Add the labels, or leave these cases out with 'data.layout.unlabelled=true'."
+                "Add the labels, or leave these cases out with '++data.layout.unlabelled=true'."
             )
         folders: dict[str, str] = {}
         for case in cases:

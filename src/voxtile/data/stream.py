@@ -62,7 +62,7 @@ class _Read:
 
 
 def stream_version(cases: Sequence[Case], size: Size3, augment: Augment) -> int:
-    """The version of a run's sample stream; one more where operations once drew as if quarter turns left its pixels as they were."""
+    """The version of a run's sample stream; one more where operations once drew as if quarter turns left pixels as they were."""
     return STREAM_VERSION + any(augment.minds_turns(size, spacing) for spacing in {case.grid.spacing for case in cases})
 
 

@@ -77,7 +77,7 @@ def test_several_patterns_are_the_bands_of_one_case(root):
     layout = FolderLayout(root, ["s2/{id}.tif", "s1/{id}.tif"])
     assert found(layout)["a"] == (["s2/a.tif", "s1/a.tif"], [], "")
     (root / "s1/b.tif").unlink()
-    with pytest.raises(DataError, match=r"s2/b\.tif has no partner .*s1/b\.tif"):
+    with pytest.raises(DataError, match=r"1 case below .* lacks a file: b \(no s1/b\.tif\).*incomplete=true"):
         layout.find()
 
 
@@ -359,13 +359,34 @@ def test_a_folder_without_cases_is_an_error_that_says_what_was_looked_for(root, 
 
 
 def test_a_case_without_its_first_file_is_missed(tmp_path):
-    for name in ("a_B03", "a_B04", "b_B04", "dem"):
+    for name in ("a_B03", "a_B04", "b_B04", "c_B03", "dem"):
         (tmp_path / f"{name}.tif").touch()
     patterns = ["{id}_B03.tif", "{id}_B04.tif", "dem.tif"]
-    with pytest.raises(DataError, match=r"b_B04\.tif below .* have no partner at '\{id\}_B03\.tif'"):
+    with pytest.raises(
+        DataError, match=r"2 cases below .* lack a file: b \(no b_B03\.tif\), c \(no c_B04\.tif\); every.*plete=true"
+    ):
         FolderLayout(tmp_path, patterns).find()
-    (tmp_path / "b_B04.tif").unlink()
+    assert [files.id for files in FolderLayout(tmp_path, patterns, incomplete=True).find()] == ["a"]
+    for name in "bc":
+        (tmp_path / f"{name}_B0{4 if name == 'b' else 3}.tif").unlink()
     assert [files.id for files in FolderLayout(tmp_path, patterns).find()] == ["a"]
+
+
+def test_incomplete_cases_are_left_out_with_their_labels_and_all_their_tiles(root):
+    put(root, *(f"{kind}/{place}_{tile}.tif" for kind in ("t1", "t2", "labels") for place in "abc" for tile in (1, 2)))
+    for name in ("t1/a_1", "t2/b_2"):
+        (root / f"{name}.tif").unlink()
+    words = {"root": root, "images": ["t1/{place}_{tile}.tif", "t2/{place}_{tile}.tif"], "labels": "labels/{place}_{tile}.tif"}
+    assert list(found(FolderLayout(**words, case="{place}_{tile}", incomplete=True))) == ["a_2", "b_1", "c_1", "c_2"]
+    whole = FolderLayout(**words, case="{place}", incomplete=True, mosaic=True)
+    assert list(whole._lacking(whole._image_files(set()), set())) == ["a", "b"]
+    (root / "labels/d_1.tif").touch()
+    with pytest.raises(DataError, match=r"1 label .* has no image .*labels/d_1\.tif"):
+        FolderLayout(**words, case="{place}_{tile}", incomplete=True).find()
+    put(root / "less", "t1/a_1.tif", "t1/a_2.tif")
+    none = FolderLayout(**{**words, "root": root / "less"}, case="{place}_{tile}", incomplete=True)
+    with pytest.raises(DataError, match=r"2 cases below .* lack a file: a_1 \(no t2/a_1\.tif\), a_2"):
+        none.find()
 
 
 def test_only_the_folder_or_the_file_that_is_named_is_looked_at(tmp_path):

@@ -34,6 +34,7 @@ class FolderLayout(Layout):
         splits: Mapping[str, str] | None = None,
         unlabelled: bool = False,
         mosaic: bool = False,
+        incomplete: bool = False,
     ) -> None:
         """Remembers the patterns.
 
@@ -45,12 +46,14 @@ class FolderLayout(Layout):
             splits: what the values of `{split}` mean, for example `{training: train, validation: val}`.
             unlabelled: whether cases without a label are left out instead of being an error.
             mosaic: whether files with the same id are tiles of one scene instead of slices.
+            incomplete: whether cases that lack the file of an image pattern are left out instead of being an error.
 
         Raises:
             ConfigError: A pattern is none, or does not lead below the root, or one after the first holds a '*'.
         """
         super().__init__(root)
         check_switch("data.layout.mosaic", mosaic)
+        check_switch("data.layout.incomplete", incomplete)
         several = isinstance(images, Sequence) and not isinstance(images, str)
         self.images = [_checked("data.layout.images", pattern) for pattern in (map(str, images) if several else [images])]
         if not self.images:
@@ -62,7 +65,7 @@ class FolderLayout(Layout):
                     f"'{pattern}' in 'data.layout.{setting}' holds a '*', and files are found there by the names that "
                     f"'{self.images[0]}' defines. Write a name in the place of its '*', for example {{granule}}, and the same here."
                 )
-        self.case, self.unlabelled, self.mosaic = case, unlabelled, mosaic
+        self.case, self.unlabelled, self.mosaic, self.incomplete = case, unlabelled, mosaic, incomplete
         self.splits = dict(splits or {name: name for name in SPLITS})
 
     def patterns(self, channels: int) -> tuple[str, ...]:
@@ -116,15 +119,25 @@ class FolderLayout(Layout):
         images = self._image_files(label_files)
         if not images:
             return []
-        self._check_partners(images, label_files)
+        lacking = self._lacking(images, label_files)
+        whole = {path: fields for path, fields in images.items() if self._format(self.case, fields) not in lacking}
+        if lacking and not (self.incomplete and whole):
+            raise DataError(
+                f"{counted(len(lacking), 'case')} below {self.root} {'lacks' if len(lacking) == 1 else 'lack'} a file: "
+                f"{listed(f'{name} (no {path.relative_to(self.root)})' for name, path in lacking.items())}; every case needs one "
+                "file per pattern of 'data.layout.images'. Add the files, or leave these cases out with "
+                "'++data.layout.incomplete=true'."
+            )
         if not self.labels:
-            return self._gathered(images, {})
-        label_of = {path: self.root / self._format(self.labels, fields) for path, fields in images.items()}
+            return self._gathered(whole, {})
+        if lacking:
+            label_files -= {path for path, fields in self._match(self.labels) if self._id_by(fields) in lacking}
+        label_of = {path: self.root / self._format(self.labels, fields) for path, fields in whole.items()}
         missing = {path: None for path, label in label_of.items() if not label.exists()}
         if missing and "{" not in self.labels:
             raise DataError(self._no_such_label(self.root / self.labels))
         self._check_pairs(list(missing), sorted(label_files - set(label_of.values())))
-        return self._gathered({path: fields for path, fields in images.items() if path not in missing}, label_of)
+        return self._gathered({path: fields for path, fields in whole.items() if path not in missing}, label_of)
 
     def _no_such_label(self, file: Path) -> str:
         """What to say where the one label file of all cases is not there."""
@@ -140,7 +153,7 @@ class FolderLayout(Layout):
         return {path: fields for path, fields in self._match(self.images[0]) if path not in label_files}
 
     def _gathered(
-        self, images: Mapping[Path, dict[str, str]], label_of: Mapping[Path, Path], complete: bool = True
+        self, images: Mapping[Path, dict[str, str]], label_of: Mapping[Path, Path], complete: bool = False
     ) -> list[CaseFiles]:
         """Cases of files of the first image pattern, with the labels there are; all other files must be there if `complete`."""
         found: dict[str, list[tuple[tuple[Path, ...], Path | None, dict[str, str]]]] = {}
@@ -149,22 +162,41 @@ class FolderLayout(Layout):
             found.setdefault(self._format(self.case, fields), []).append((files, label_of.get(path), fields))
         return [self._case(name, found[name]) for name in sorted(found, key=natural_key)]
 
-    def _check_partners(self, images: Mapping[Path, dict[str, str]], label_files: set[Path]) -> None:
-        """Refuses files of the further image patterns that belong to no file of the first one."""
-        used = {self.root / self._format(pattern, fields) for fields in images.values() for pattern in self.images[1:]}
+    def _lacking(self, images: Mapping[Path, dict[str, str]], label_files: set[Path]) -> dict[str, Path]:
+        """Cases of which a file is not there, in the order of their names, with that file.
+
+        Raises:
+            DataError: A file of the further image patterns belongs to none of the first one, and its name tells no case.
+        """
+        lacking: dict[str, Path] = {}
+        used: set[Path] = set()
+        for fields in images.values():
+            for path in (self.root / self._format(pattern, fields) for pattern in self.images[1:]):
+                if path not in used and not path.exists():
+                    lacking.setdefault(self._format(self.case, fields), path)
+                else:
+                    used.add(path)
         for pattern in self.images[1:]:
-            if alone := [path for path, _ in self._match(pattern) if path not in used | label_files and path not in images]:
+            alone = {path: fields for path, fields in self._match(pattern) if path not in used | label_files | images.keys()}
+            if strange := [path for path, fields in alone.items() if not _names(self.images[0]) <= fields.keys()]:
                 raise DataError(
-                    f"{listed(path.relative_to(self.root) for path in alone)} below {self.root} have no partner at "
+                    f"{listed(path.relative_to(self.root) for path in strange)} below {self.root} have no partner at "
                     f"'{self.images[0]}'; every case needs one file per pattern of 'data.layout.images'. Add it, or move them away."
                 )
+            for fields in alone.values():
+                lacking.setdefault(self._format(self.case, fields), self.root / self._format(self.images[0], fields))
+        return {name: lacking[name] for name in sorted(lacking, key=natural_key)}
+
+    def _id_by(self, fields: Mapping[str, str]) -> str | None:
+        """The id of the case that a label's name tells."""
+        return self._format(self.case, fields) if _names(self.case) <= fields.keys() else None
 
     def _check_pairs(self, missing: Sequence[Path], alone: Sequence[Path]) -> None:
         if missing and not self.unlabelled:
             raise DataError(
                 f"{counted(len(missing), 'image')} below {self.root} {'has' if len(missing) == 1 else 'have'} no label at "
                 f"'{self.labels}': {listed(p.relative_to(self.root) for p in missing)}. Add the "
-                "labels, or leave these images out with 'data.layout.unlabelled=true'."
+                "labels, or leave these images out with '++data.layout.unlabelled=true'."
             )
         if alone:
             raise DataError(
