@@ -205,6 +205,23 @@ def test_windows_that_are_mostly_padding_and_volumes_of_one_value_are_named(fold
     assert "all values of channel 'channel1' that were looked at are one in 1 case: v1;" in said.text
 
 
+def test_channels_of_one_value_are_told_together_for_the_same_cases(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder), "split.val=0.4", "split.test=0"]
+
+    def check(*flat: tuple[str, int]) -> str:
+        for name, band in flat:
+            with rasterio.open(folder / "scenes" / "images" / f"{name}.tif", "r+") as scene:
+                scene.write(np.full(scene.shape, 7, np.float32), band)
+        return voxtile("check", *words).text
+
+    said = check(("s1", 1), ("s1", 2))
+    assert "channels 'band1', 'band2' that were looked at are one in 1 case: s1; where" in said
+    assert "or leave the case out with" in said
+    said = check(*((f"s{number}", 2) for number in range(6)))
+    assert "channel 'band1' that were looked at are one in 1 case: s1; where" in said
+    assert re.search(r"channel 'band2' that were looked at are one in 6 cases: [^;]*; [^;]*leave the channel out with", said)
+
+
 def test_volumes_are_no_distance_apart(folder: Path, voxtile: Command) -> None:
     said = voxtile("check", *volume_words(folder, window=[16, 16]))
     assert "distance to training: validation -; test -" in said.text

@@ -74,6 +74,30 @@ def test_the_table_holds_the_differences_of_the_cases(pair: tuple[Path, Path], t
     assert "chosen on the cases that are compared" in said.out
 
 
+def test_scores_that_are_undefined_set_no_limit_and_of_others_the_fewest_groups_are_told(
+    pair: tuple[Path, Path], tmp_path: Path, voxtile: Command
+) -> None:
+    for name, folder in zip("ab", pair, strict=True):
+        shutil.copytree(folder, tmp_path / name)
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        summary |= {"classes": [*summary["classes"], "gone", "rare"], "cases": 2 * summary["cases"]}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+        rows = [
+            {**row, "case": f"{row['case']}{again}", "group": f"{row['group']}{again}", "dice/gone": "", "dice/rare": ""}
+            for again in range(2)
+            for row in cases(folder)
+        ]
+        rows[0]["dice/rare"] = rows[1]["dice/rare"] = 0.5
+        with (tmp_path / name / "cases.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    said = voxtile("compare", f"evaluations=[{tmp_path / 'a'},{tmp_path / 'b'}]")
+    assert said.code == 0, said.text
+    assert "dice/rare, on the fewest groups: with 2 groups of cases p cannot be below 0.5, whatever" in said.text
+    assert "with 0 groups" not in said.text
+
+
 def test_runs_stand_for_their_only_evaluation_and_several_are_corrected_for(
     pair: tuple[Path, Path], runs: Path, voxtile: Command, tmp_path: Path
 ) -> None:

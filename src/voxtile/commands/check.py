@@ -186,13 +186,17 @@ def look_at_files(prepared: Prepared) -> list[str]:
     for case in cases:
         sample = prepared.surveys[case.id].sample
         alike[case.id], distinct[case.id] = [*map(_is_flat, sample)], distinct_values(sample)
+    uncut = [case.id for case in cases if case.region is None]
+    flat: dict[tuple[str, ...], list[str]] = {}  # channels of which all values are one, by the cases where they are
     for number, channel in enumerate(cases[0].channels):
-        flat = [case.id for case in cases if case.region is None and alike[case.id][number]]
-        if flat:
-            notes.append(
-                f"all values of channel '{channel}' that were looked at are one in {counted(len(flat), 'case')}: {listed(flat)}; "
-                "where an export went wrong, make the file anew, or leave the case out with 'data.exclude=[…]'"
-            )
+        flat.setdefault(tuple(name for name in uncut if alike[name][number]), []).append(f"'{channel}'")
+    notes += [
+        f"all values of channel{'' if len(channels) == 1 else 's'} {listed(channels)} that were looked at are one in "
+        f"{counted(len(names), 'case')}: {listed(names)}; where an export went wrong, make the file anew, or leave "
+        + ("the channel out with 'data.channels=[…]'" if names == tuple(uncut) else "the case out with 'data.exclude=[…]'")
+        for names, channels in flat.items()
+        if names
+    ]
     kinds = sorted({str(case.dtype) for case in cases})
     if len(kinds) > 1:
         volumes = cases[0].grid.unit == "mm"

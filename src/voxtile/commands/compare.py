@@ -92,7 +92,7 @@ def compare(config: Mapping[str, Any]) -> int:
         for score, (each, p_holm) in own.items():
             row = {"evaluation": other.folder, "compared_with": first.folder, "score": score, **each._asdict(), "p_holm": p_holm}
             rows.append({name: "" if value != value else value for name, value in row.items()})
-    _say_limits(out, [first, *others], min(each.groups for row in found.values() for each in row))
+    _say_limits(out, [first, *others], {score: min(each.groups for each in row) for score, row in found.items()})
     if path is not None:
         try:
             atomic_csv(path, COLUMNS, rows)
@@ -302,13 +302,17 @@ def _say_unlike(out: Console, first: Mapping[str, Any], other: Mapping[str, Any]
     out.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_limits(out: Console, evaluations: Sequence[Evaluation], fewest: int) -> None:
-    """Prints what keeps the comparison from saying much; `fewest` is the number of groups of the score that has fewest."""
+def _say_limits(out: Console, evaluations: Sequence[Evaluation], groups: Mapping[str, int]) -> None:
+    """Prints what keeps the comparison from saying much; `groups` is how many each score rests on, 0 where it is undefined."""
     from voxtile.scores.intervals import LEAST_GROUPS
 
-    if fewest < FEW_GROUPS:
+    known = {score: number for score, number in groups.items() if number}
+    few = {score: number for score, number in known.items() if number < FEW_GROUPS}
+    if few:
+        fewest = min(few.values())
         least = f"{min(1.0, 2 / 2**fewest):.2g}"
         none = f"; with fewer than {LEAST_GROUPS} there is no interval" if fewest < LEAST_GROUPS else ""
-        out.print(f"with {counted(fewest, 'group')} of cases p cannot be below {least}, whatever the difference{none}")
+        some = "" if len(few) == len(known) else f"{listed(few, 4)}, on the fewest groups: "
+        out.print(f"{some}with {counted(fewest, 'group')} of cases p cannot be below {least}, whatever the difference{none}")
     if any((each.summary["split"], each.summary["weights"]) == ("val", "best") for each in evaluations):
         out.print("the best weights were chosen on the cases that are compared here, so scores are optimistic, and not all alike")

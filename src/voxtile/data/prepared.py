@@ -222,8 +222,8 @@ def prepare(
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all
         raise DataError(
-            f"No training case holds a pixel of class {listed(absent)}; a network cannot learn it. Split otherwise (for example "
-            "'split.seed=1' or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
+            f"No training case holds a pixel of class {listed(absent, 254)}; a network cannot learn it. Split otherwise (for "
+            "example 'split.seed=1' or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
         )
     return ready
 
@@ -271,9 +271,15 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
     blind = [case for side in sides.values() for case in side if surveys[case.id].judged == 0]
     whole = [case.id for case in blind if case.region is None]
     if whole:
+        empty = [name for name in whole if surveys[name].valid == 0]
+        why = {
+            "no pixel has data in all channels, by nodata, a mask or a formula that is not finite": empty,
+            "every label is ignored, or lies where there is no data": [name for name in whole if name not in empty],
+        }
         raise DataError(
-            f"{counted(len(whole), 'case')} of the training and validation splits hold no pixel that can be judged (all nodata, or "
-            f"every label ignored): {listed(whole)}. Leave them out with 'data.exclude={typed(whole)}'."
+            f"{counted(len(whole), 'case')} of the training and validation splits hold no pixel that can be judged: "
+            f"{'; '.join(f'{listed(names)} ({said})' for said, names in why.items() if names)}. Leave them out with "
+            f"'data.exclude={typed(whole)}'."
         )
     names = {case.id for case in blind}
     kept = {side: tuple(case for case in part if case.id not in names) for side, part in sides.items()}
