@@ -260,6 +260,9 @@ def test_a_class_that_training_never_shows_is_named(root):
         scene(root, "train", name, label=np.random.default_rng(0).integers(0, 2, (24, 40), dtype=np.uint8))
     with pytest.raises(DataError, match=r"No training case holds a pixel of class roof;.*split\.seed"):
         ready(root)
+    labels = LABELS | {value: f"kind{value}" for value in range(10, 40)}
+    with pytest.raises(DataError, match=r"class roof, kind10, .*, kind39; a network"):
+        ready(root, data=Dataset("d", "geotiff", dataset(root).layout, labels))
 
 
 @pytest.mark.parametrize(("side", "name"), [("train", "b"), ("val", "e")])
