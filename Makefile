@@ -4,7 +4,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install train test test-slow lint types bench bench-peers docs clean
+.PHONY: help install train test test-floors test-slow lint types bench bench-peers docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
@@ -30,6 +30,14 @@ train: .venv/installed  ## train the default network on the default scenes
 test: .venv/installed-dev  ## the fast tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# pip cannot resolve to the lowest versions; uv can. In an environment of its own, with other warnings than the pinned versions have.
+test-floors:  ## the fast tests with the lowest versions that pyproject.toml allows
+	test -d .venv-floors || $(PYTHON) -m venv .venv-floors
+	.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-floors/bin/uv pip compile --quiet --resolution lowest-direct --extra test --extra zoo --extra torchgeo --extra slurm --extra onnx pyproject.toml --output-file .venv-floors/floors.txt
+	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python --requirement .venv-floors/floors.txt
+	PYTHONPATH=src .venv-floors/bin/python -m pytest -n 2 --dist worksteal -W default
+
 test-slow: .venv/installed-dev  ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
@@ -54,5 +62,5 @@ docs: .venv/installed-dev  ## check that every command and link in the docs work
 	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:  ## remove what was built; runs and data stay
-	rm -rf .venv bench/peers/.venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-floors bench/peers/.venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from tests.testers.networks import noise, scores
 from voxtile.commands import allowed as building
 from voxtile.commands.allowed import build_network
 from voxtile.commands.compose import conf_dir
+from voxtile.commands.own import refused_image
 from voxtile.errors import ConfigError
 from voxtile.models.adapter import Adapted
 
@@ -86,6 +87,14 @@ def test_other_encoders_of_timm_are_chosen_by_name():
     (config,) = composed(["train", "model=smp/unet", "model.network.encoder_name=tu-convnext_atto"])
     with torch.device("meta"):
         assert build_network(config["model"], (), 5, 3).eval()(torch.empty(1, 5, 33, 65, device="meta")).shape == (1, 3, 33, 65)
+
+
+def test_a_package_that_a_network_of_monai_misses_in_its_first_pass_is_said():
+    lacked = ImportError("from einops import rearrange (No module named 'einops').\n\nOriginal traceback:\nTraceback …")
+    said = refused_image(torch.nn.Conv2d(1, 2, 3), (1, 1, 8, 8), lacked)
+    assert said.startswith("The network needs a package that is not installed: from einops import rearrange (No module named")
+    assert "voxtile[zoo]" in said
+    assert "raceback" not in said
 
 
 @pytest.mark.parametrize(

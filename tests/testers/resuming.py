@@ -17,7 +17,7 @@ def ends(starts: list[tuple[list[str], tuple[str, int] | None]]) -> list[int]:
         timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found: list[int] = json.loads(done.stderr.splitlines()[-1])
+    found: list[int] = json.loads(next(line for line in reversed(done.stderr.splitlines()) if line.startswith("[")))
     return found
 
 

@@ -296,7 +296,9 @@ class AlignedFile:
         end = east_end(left, right)
         turns = TURNS if _degrees(grid) else (0.0,)
         around = _degrees(own) and own.footprint[2] - own.footprint[0] >= TURN - 1  # of all longitudes GDAL makes 0 to 0
-        if bottom >= d or top <= b or not (around or any(left + turn < c and end + turn > a for turn in turns)):
+        apart = bottom >= d or top <= b or not (around or any(left + turn < c and end + turn > a for turn in turns))
+        # In a view of one side of it, bounds of the whole Earth may come out as those of some part.
+        if apart and not self._inside(self._in_file(Window.whole(grid.shape)), 0).any():
             raise DataError(
                 f"{self._path} covers {left:.6g} … {right:.6g}, {bottom:.6g} … {top:.6g} and {what} {first} {a:.6g} … {c:.6g}, "
                 f"{b:.6g} … {d:.6g} in the CRS of {first.name}: they do not overlap. Check that they belong together."
@@ -320,8 +322,12 @@ class AlignedFile:
             points = self._in_file(Window.whole(self._onto.grid.shape))
         except CPLE_BaseError:  # a part of the grid has no place in the file's system
             return False
+        return bool(self._inside(points, CLOSE).all())
+
+    def _inside(self, points: NDArray[np.float64], beyond: float) -> NDArray[np.bool_]:
+        """Which points in pixels (x, y) [n, 2] lie in the file, or so many pixels beyond its edge."""
         size = np.array(self._own.shape[:0:-1])
-        return bool((np.isfinite(points) & (points >= -CLOSE) & (points <= size + CLOSE)).all())
+        return np.asarray((np.isfinite(points) & (points >= -beyond) & (points <= size + beyond)).all(axis=1))
 
     def _warped(self, bands: Sequence[int], window: Window, resampling: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         def read(bands: Sequence[int], resampling: str, nodata: float | None) -> NDArray[Any]:

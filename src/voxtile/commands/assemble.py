@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,12 +126,20 @@ def trainer_options(options: Mapping[str, Any], world: int) -> dict[str, Any]:
     # Running statistics are shared before a validation: in a step each device normalises by its own samples anyway, and in
     # a validation, for which devices have unequally many batches, they would wait for one another.
     kind = _sharded() if options["strategy"] == "fsdp" else DDPStrategy
-    strategy = kind(find_unused_parameters=True, forward_sync_buffers=False)
+    strategy = kind(find_unused_parameters=True, **_buffers_apart())
     by_torchrun = torchrun_world() > 1
     here = int(os.environ["LOCAL_WORLD_SIZE"]) if by_torchrun else world
     environment = TorchElasticEnvironment() if by_torchrun else LightningEnvironment()
     shared = {"sync_batchnorm": options["sync_batchnorm"], "plugins": [environment], "strategy": strategy}
     return given | shared | {"devices": here, "num_nodes": world // here}
+
+
+def _buffers_apart() -> dict[str, Any]:
+    """Has PyTorch leave running statistics alone in steps; before 2.13 also at the start, where they are the same everywhere."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def _sharded() -> Any:

@@ -156,6 +156,10 @@ def refused_image(network: nn.Module, size: Sequence[int], error: Exception) -> 
     where, shown = raised_at(error), f"The network cannot take an image of shape {tuple(size)} [B, C, size]:"
     if remedy := for_boxes(network):
         return f"{shown} {reason(error)}{where}. {remedy}"
+    if not where and isinstance(error, ImportError):
+        from voxtile.models.adapter import lacking
+
+        return f"The network {lacking(error)}"
     if not where:
         return (
             f"{shown} {reason(error)}. Choose another 'data.window' or other settings of 'model'; in evaluation a network must "

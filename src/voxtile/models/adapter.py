@@ -177,6 +177,15 @@ def _default(network: functools.partial[nn.Module], name: str, otherwise: Any) -
     return otherwise if found is None or found.default is found.empty else found.default
 
 
+def lacking(error: ImportError) -> str:
+    """What to say, after a network's name, of a package that it did not find; MONAI adds a traceback in further lines."""
+    first = str(error).partition("\n")[0]
+    return (
+        f"needs a package that is not installed: {reason(ImportError(first))}. Type pip install 'voxtile[zoo]', which brings what "
+        "the networks of other libraries need."
+    )
+
+
 def _built(network: functools.partial[nn.Module], in_channels: int, num_classes: int) -> nn.Module:
     taken, given = inspect.signature(network.func).parameters, network.keywords
     label = getattr(network.func, "__name__", repr(network.func))
@@ -191,10 +200,7 @@ def _built(network: functools.partial[nn.Module], in_channels: int, num_classes:
     try:
         built = network(**wanted)
     except ImportError as error:
-        raise ConfigError(
-            f"{label} needs a package that is not installed: {reason(error)}. Type pip install 'voxtile[zoo]', which "
-            "brings what the networks of other libraries need."
-        ) from error
+        raise ConfigError(f"{label} {lacking(error)}") from error
     except (RuntimeError, NotImplementedError):
         if torch.get_default_device().type != "meta":
             raise
