@@ -79,15 +79,6 @@ def test_runs_that_differ_in_what_they_say_or_see_do_not_predict_together(
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_on_slices_and_on_volumes_do_not_predict_together(volume_run: Run, tmp_path: Path, voxtile: Command) -> None:
-    words = ["model.dims=3", "data.window=[8,16,16]", f"paths.runs={tmp_path / 'runs'}"]
-    assert voxtile("train", *volume_run.words, *words, "training.steps=1", "training.val_every=1").code == 0
-    (home,) = homes(tmp_path / "runs")
-    source = volume_run.folder / "volumes" / "imagesTr" / "v1.nii.gz"
-    said = voxtile("predict", f"runs=[{volume_run.home}, '{home}']", f"input={source}", f"output={tmp_path / 'out'}")
-    assert (said.code, "Runs that see slices and runs that see boxes share no windows" in said.text) == (2, True), said.text
-
-
 @pytest.mark.parametrize("kind", ["scene", "volume"])
 def test_the_uncertainty_of_several_runs_is_the_variance_between_them(
     request: pytest.FixtureRequest, tmp_path: Path, voxtile: Command, kind: str

@@ -17,6 +17,7 @@ from voxtile.inference.budget import ENDING, check_room, memory_of
 from voxtile.inference.crf import DenseCRF
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
+from voxtile.inference.together import Sight
 
 Usage = namedtuple("Usage", "total used free")
 CLASSES = MapSpec(("a", "b", "c"))
@@ -70,8 +71,10 @@ def large(height, width, channels=3):
 
 def test_memory_does_not_depend_on_the_height_nor_beyond_a_strip_on_the_width():
     predictor = Predictor(nn.Conv2d(3, 4, 1), (1, 256, 256), 0.0)
-    base = memory_of(predictor, large(512, 2048), 4, PLAIN)
-    wide, tall, huge = (memory_of(predictor, large(*size), 4, PLAIN) for size in ((512, 4096), (20_480, 2048), (8192, 40_960)))
+    base = memory_of([Sight(predictor, large(512, 2048), [PLAIN])], 4)
+    wide, tall, huge = (
+        memory_of([Sight(predictor, large(*size), [PLAIN])], 4) for size in ((512, 4096), (20_480, 2048), (8192, 40_960))
+    )
     assert abs(tall - base) < 20e6  # what the process has had at most may have risen
     # Beside the process and GDAL's blocks: 4 slabs of 3 channels of 16 bits and validity, and 2 sums of 4 classes and validity.
     expected = (4096 - 2048) * 256 * (4 * 7 + 2 * 17)
@@ -90,7 +93,7 @@ def test_the_networks_are_tried_as_they_will_run():
             sizes.append(tuple(image.shape))
             return image[:, :, context:-context, context:-context]
 
-    memory_of(Predictor(Watching(), (1, 32, 40), batch_size=3), large(64, 80), 3, PLAIN)
+    memory_of([Sight(Predictor(Watching(), (1, 32, 40), batch_size=3), large(64, 80), [PLAIN])], 3)
     assert set(sizes) == {(3, 3, 36, 44)}
     assert Window.whole((1, 32, 40)).grown((0, 2, 2)).size == (1, 36, 44)
 
@@ -104,9 +107,9 @@ def test_a_crf_is_tried_on_what_it_refines_at_once_and_the_bands_that_it_holds_a
 
     network, case = nn.Conv2d(3, 4, 1), large(2048, 2048)
     with patch.object(DenseCRF, "refine", watching), patch("voxtile.inference.budget.most_resident", return_value=0):
-        plain = memory_of(Predictor(network, (1, 128, 128), 0.0), case, 4, PLAIN)
+        plain = memory_of([Sight(Predictor(network, (1, 128, 128), 0.0), case, [PLAIN])], 4)
         assert sizes == []
-        with_crf = memory_of(Predictor(network, (1, 128, 128), 0.0, procedure=Procedure(crf=crf)), case, 4, PLAIN)
+        with_crf = memory_of([Sight(Predictor(network, (1, 128, 128), 0.0, procedure=Procedure(crf=crf)), case, [PLAIN])], 4)
     # A band of 128 rows in blocks of 1024 columns, each with 40 pixels more on the sides that it has.
     assert sizes == [(4, 1, 128 + 2 * 40, 1024 + 40)] * 2
     assert with_crf - plain == (2 + 2) * 128 * 2048 * (4 * 4 + 1)
@@ -115,6 +118,6 @@ def test_a_crf_is_tried_on_what_it_refines_at_once_and_the_bands_that_it_holds_a
 def test_what_was_judged_and_not_yet_joined_and_the_end_of_the_process_are_counted():
     predictor = Predictor(nn.Conv2d(3, 4, 1), (1, 256, 256), 0.0, batch_size=2)
     with patch("voxtile.inference.budget.most_resident", return_value=0), predictor.judge.threads() as threads:
-        memory = memory_of(predictor, large(512, 512), 4, PLAIN)
+        memory = memory_of([Sight(predictor, large(512, 512), [PLAIN])], 4)
     slabs, sums = 4 * 512 * 256 * 7, 2 * 512 * 256 * 17
     assert memory - slabs - sums == (2 * threads + 1) * 2 * 256 * 256 * 17 + 24 * 2**20 + ENDING

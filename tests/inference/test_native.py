@@ -17,6 +17,7 @@ from voxtile.inference.native import native_bands, native_windows
 from voxtile.inference.postprocess import Postprocess, class_bands
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.procedure import Procedure
+from voxtile.inference.together import Sight
 
 PLAIN = Intensity((-np.inf,), (np.inf,), (0.0,), (1.0,))
 
@@ -125,10 +126,10 @@ def test_scenes_and_volumes_on_their_own_grid_keep_their_bands(tmp_path):
 def test_only_post_processing_limits_the_size_of_maps_whose_slices_lie_across_another_axis(tmp_path, monkeypatch):
     monkeypatch.setattr(postprocess, "MOST_PIXELS", 100)
     case, predictor = case_of(tmp_path / "a.nii", axis="x"), Predictor(Bright(), (1, 8, 8))
-    ((window, classes),) = class_bands(predictor, case, PLAIN)
+    ((window, classes),) = class_bands([Sight(predictor, case, [PLAIN])])
     assert window.size == classes.shape == case.native.shape
     with pytest.raises(DataError, match="'postprocess=null'"):
-        list(class_bands(predictor, case, PLAIN, Postprocess(0, largest=(1,))))
+        list(class_bands([Sight(predictor, case, [PLAIN])], Postprocess(0, largest=(1,))))
 
 
 class Doubtful(Bright):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ class Ensemble:
     """Runs that answer the same question of the same kind of image.
 
     Attributes:
-        members: the runs; the first one says how files are opened, how large windows are, and what colours classes have.
+        members: the runs; the first one says how files are opened, and what colours classes have, and of each kind the first one
+            how large windows are.
     """
 
     members: tuple[Trained, ...]
@@ -47,10 +49,15 @@ class Ensemble:
         for member in members:
             member.warn(out)
         for other in members[1:]:
-            for what, mine, its in zip(("classes", "channels", "reading", "regions"), _kind(members[0]), _kind(other), strict=True):
+            for what, mine, its in zip(
+                ("classes", "channels", "reading", "regions"), _asked(members[0]), _asked(other), strict=True
+            ):
                 if mine != its:
-                    grids = what == "reading" and mine["spacing"] != its["spacing"]
-                    remedy = " Train them with one 'data.spacing', such as the one that 'voxtile plan' proposes." if grids else ""
+                    across = what == "reading" and mine["axis"] != its["axis"]
+                    remedy = (
+                        " Slices across two axes meet in whole maps only: name runs of one axis, and with boxes those of z."
+                        * across
+                    )
                     where = "data" if what == "reading" else what
                     raise RunError(
                         f"{members[0].home.path} and {other.home.path} cannot predict together: they differ in "
@@ -67,6 +74,11 @@ class Ensemble:
         if len(files.images) > 1:
             check_partners(files.images)
         return self.first.ordered(self.first.built.dataset.open(replace(files, labels=()), grouped=False, in_area=in_area))
+
+    @cached_property
+    def kinds(self) -> list[Ensemble]:
+        """The runs by kinds, see `kinds_of`."""
+        return [Ensemble(tuple(self.members[place] for place in places)) for places in kinds_of(self.members)]
 
     @property
     def first(self) -> Trained:
@@ -97,31 +109,54 @@ class Ensemble:
         """How a case is normalised for each run."""
         return [member.intensity or member.built.normalisation.of_case(measured.sample) for member in self.members]
 
-    def predictor(self, config: Mapping[str, Any]) -> Predictor:
-        """See `Trained.predictor`.
-
-        Raises:
-            ConfigError: A setting is out of range, or some runs see slices and others volumes.
-        """
-        dims = [dims_of(member.network) for member in self.members]
-        if len(set(dims)) > 1:
-            kinds = {2: "slices", 3: "boxes"}
-            found = [f"{member.home.path} {kinds[each]}" for member, each in zip(self.members, dims, strict=True)]
-            raise ConfigError(
-                f"Runs that see slices and runs that see boxes share no windows: {listed(found, 10)}. Name those of one kind."
-            )
-        return self.first.predictor(config, self.members)
+    def predictors(self, config: Mapping[str, Any]) -> list[Predictor]:
+        """That of each kind, see `predictors_of`."""
+        return [predictor for _, predictor in predictors_of(self.members, config)]
 
 
 # What decides how an image is read, and what stands for it where a run does not say.
-KIND = {"nodata": None, "scene": None, "spacing": None, "axis": "z", "neighbours": 0}
+READING = {"nodata": None, "scene": None, "axis": "z"}
 
 
-def _kind(run: Trained) -> tuple[Any, Any, Any, Any]:
+def kinds_of(runs: Sequence[Trained]) -> list[list[int]]:
+    """Places of the runs of each kind: those that see slices, with as many neighbours, or boxes, on a grid of one spacing."""
+    found: dict[object, list[int]] = {}
+    for place, run in enumerate(runs):
+        data = run.built.config["data"]
+        spacing = data.get("spacing")
+        seen = dims_of(run.network), spacing and tuple(spacing), data.get("neighbours", 0), data.get("axis", "z")
+        found.setdefault(seen, []).append(place)
+    return list(found.values())
+
+
+def predictors_of(runs: Sequence[Trained], config: Mapping[str, Any]) -> list[tuple[list[int], Predictor]]:
+    """What averages the probabilities of each kind of some runs that predict together, and the places of its runs.
+
+    Raises:
+        ConfigError: A setting is out of range, or several kinds are to refine by a CRF, or to predict scenes: their maps are joined
+            slice by slice, and a scene is one slice, which memory may not hold.
+    """
+    kinds = kinds_of(runs)
+    if len(kinds) > 1 and runs[0].built.dataset.format == "geotiff":
+        raise ConfigError(
+            f"Runs that see slices and runs that see boxes share no windows on a scene: {runs[0].home.path} and "
+            f"{runs[kinds[1][0]].home.path}. Name those of one kind."
+        )
+    found = [(own, runs[own[0]].predictor(config, [runs[place] for place in own], len(runs))) for own in kinds]
+    if len(found) > 1 and any(predictor.procedure.crf for _, predictor in found):
+        raise ConfigError(
+            f"'crf={config['crf']}' refines what networks say on the grid that they see, and {runs[0].home.path} and "
+            f"{runs[kinds[1][0]].home.path} see slices and boxes, other neighbours or other spacings. Type 'crf=null', or name "
+            "runs that see images alike."
+        )
+    return found
+
+
+def _asked(run: Trained) -> tuple[Any, Any, Any, Any]:
     """Classes, channels, how an image is read, and regions."""
     data = run.manifest["data"]
     own = run.built.config["data"]
-    reading = {name: own.get(name, plain) for name, plain in KIND.items()}
+    reading = {name: own.get(name, plain) for name, plain in READING.items()}
     reading["scene"] = without_area(reading["scene"])
     # A format has had two names.
     return data["classes"], data["channels"], {"format": run.built.dataset.format, **reading}, run.built.dataset.regions

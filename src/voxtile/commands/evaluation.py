@@ -109,7 +109,7 @@ class Evaluation:
             self.maps = self._given_maps(jobs)
         scorer = Scorer(list(zip(self.runs, self.prepared, strict=True)), self.config, self.measures, self.post, self.maps)
         for numbers in {job.runs: None for job in jobs} if self.maps is None else ():
-            scorer.predictor(numbers)  # refuses what cannot be averaged, before it is a look
+            scorer.kinds(numbers)  # refuses what cannot be averaged, before it is a look
         if not self.choosing:  # minutes before it takes the place of what is there
             names = [name for measure in self.measures for name in measure.note()]
             folder = self.folder(self.typed(self.post))

@@ -278,7 +278,7 @@ class Run:
             return self._predicted(case, files, config, probabilities)
 
     def _predicted(self, case: Case, files: CaseFiles | None, config: Mapping[str, Any], probabilities: bool) -> Prediction:
-        predictor = self._runs.predictor(config)
+        (predictor,) = self._runs.predictors(config)
         post = postprocess_of(config["postprocess"], self.path, self._about, made_with(config, predictor))
         if post is not None:
             check_size(case.native)

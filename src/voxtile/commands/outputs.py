@@ -40,7 +40,7 @@ class Outputs:
 
     Attributes:
         runs: the run or runs.
-        predictor: with their networks.
+        predictors: with their networks, one for each kind of them.
         post: what is done to a map as a whole, or None.
         results: what is wanted to be made of finished maps.
         source: the command's input.
@@ -51,7 +51,7 @@ class Outputs:
     """
 
     runs: Ensemble
-    predictor: Predictor
+    predictors: Sequence[Predictor]
     post: Postprocess | None
     results: Results
     source: Path
@@ -59,6 +59,11 @@ class Outputs:
     folder: bool
     config: Mapping[str, Any]
     out: Console
+
+    @property
+    def predictor(self) -> Predictor:
+        """That of the first kind."""
+        return self.predictors[0]
 
     @cached_property
     def confusion(self) -> dict[str, Any] | None:
@@ -121,6 +126,7 @@ class Outputs:
         files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.image.files, *case.image.beside)]
         image = f"{image_digest} {files} {case.image.working.crs} {case.image.working.affine}"
         post = "" if self.post is None else f" {self.post}"
+        post += "".join(f" and {other.size} {other.procedure}" for other in self.predictors[1:])
         if self.results.values:
             post += f" stored values {self.results.values}"
         return (

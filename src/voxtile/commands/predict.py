@@ -79,14 +79,14 @@ def _work(config: Mapping[str, Any], folders: Sequence[str], out: Console) -> tu
     named = target.name.lower().endswith(SUFFIXES[dataset.format]) and not folder
     if source.is_dir() and not target.is_dir() and (target.exists() or named):
         raise DataError(f"The output {target} is a file, and {source} is a folder, whose maps need one. Name a folder.")
-    predictor = runs.predictor(config)
-    post = postprocess_of(config["postprocess"], runs.home(config), data, made_with(config, predictor))
+    predictors = runs.predictors(config)
+    post = postprocess_of(config["postprocess"], runs.home(config), data, made_with(config, predictors[0]))
     results = Results.of(config, dataset)
     if post is None and config["postprocess"] == "best":
         out.print("the search for post-processing found nothing that helps: maps are as they are predicted", soft_wrap=True)
     if post is not None and config["heatmaps"]:
         out.print("heatmaps hold the networks' probabilities, which post-processing does not change", soft_wrap=True)
-    work = Work(runs, predictor, post, results, source, target, folder, config, out)
+    work = Work(runs, predictors, post, results, source, target, folder, config, out)
     work.check_names(inputs)
     for note in results.interest.notes if results.interest else ():
         out.print(note, style="yellow", soft_wrap=True)

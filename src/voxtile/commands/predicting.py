@@ -22,8 +22,9 @@ from voxtile.commands.outputs import Outputs
 from voxtile.data.survey import Survey, survey
 from voxtile.errors import DataError, VoxtileError, counted, listed, size
 from voxtile.inference.budget import check_room, memory_of
-from voxtile.inference.native import native_bands, native_windows, of_each
+from voxtile.inference.native import of_each
 from voxtile.inference.postprocess import BYTES_PER_PIXEL, check_size, pixel_size
+from voxtile.inference.together import Sight, bands_of, windows_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from voxtile.cases.case import Case
     from voxtile.cases.layouts import CaseFiles
     from voxtile.cases.maps import MapSpec
+    from voxtile.commands.ensemble import Ensemble
     from voxtile.inference.areas import Place
     from voxtile.inference.predictor import Band
 
@@ -89,10 +91,7 @@ class Work(Outputs):
             DataError: The file cannot be read, has not the runs' channels, or a result cannot be written.
             BusyError: Another process is writing the map.
         """
-        case = self.runs.open_case(files)
-        tolerated = self.config["damaged"] == "nodata"
-        if tolerated and not case.image.is_one_piece:
-            case = replace(case, image=Tolerant(case.image))
+        case = self._opened(self.runs, files)
         unread = self.specs(case)  # what can be said without the pixels: names, and stamps
         paths = self.paths_of(case, files.id, unread)
         if self.config["share"] and self.is_left(case, paths, self.specs_beside(case, paths[0])):
@@ -119,8 +118,9 @@ class Work(Outputs):
                 self.out.print(f"{paths[0]} {said}", soft_wrap=True)
                 return self._results(case, paths, places)
             self._looks.record(files.id, measured, files)
-            self._announce(case, measured, specs, paths)
-            made = self._write_maps(case, measured, specs, paths, start)
+            sights = self._sights(case, measured, files)
+            self._announce(case, sights, specs, paths)
+            made = self._write_maps(case, sights, specs, paths, start)
         if isinstance(case.image, Tolerant) and case.image.lost:
             (first, why), number = min(case.image.lost.items()), len(case.image.lost)
             self.out.print(
@@ -129,20 +129,36 @@ class Work(Outputs):
             )  # fmt: skip
         return made + self._results(case, paths, places) if made else []
 
-    def _windows(self, case: Case) -> int:
-        """How many windows the networks judge."""
-        return sum(len(row.tiles) for strip in self.predictor.plan(case) for row in strip)
+    def _opened(self, runs: Ensemble, files: CaseFiles) -> Case:
+        case = runs.open_case(files)
+        if self.config["damaged"] == "nodata" and not case.image.is_one_piece:
+            return replace(case, image=Tolerant(case.image))
+        return case
 
-    def _announce(self, case: Case, measured: Survey, specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:
+    def _sights(self, case: Case, measured: Survey, files: CaseFiles) -> list[Sight]:
+        """A case as each kind of the runs sees it, of which the first one has opened and measured it."""
+        sights = [Sight(self.predictor, case, self.runs.kinds[0].intensities(measured))]
+        for kind, predictor in zip(self.runs.kinds[1:], self.predictors[1:], strict=True):
+            own = self._opened(kind, files)
+            by_its_own = any(member.intensity is None for member in kind.members)
+            found = survey(own, len(kind.first.built.dataset.classes), label=False) if by_its_own else measured
+            sights.append(Sight(predictor, own, kind.intensities(found)))
+        return sights
+
+    def _windows(self, sights: Sequence[Sight]) -> int:
+        """How many windows the networks judge."""
+        return sum(len(row.tiles) for sight in sights for strip in sight.predictor.plan(sight.case) for row in strip)
+
+    def _announce(self, case: Case, sights: Sequence[Sight], specs: Sequence[MapSpec], paths: Sequence[Path]) -> None:
         """Says of a large case what predicting it takes, before it begins.
 
         Raises:
             DataError: The disk has not so much room.
         """
-        if (windows := self._windows(case)) <= FEW_WINDOWS:
+        if (windows := self._windows(sights)) <= FEW_WINDOWS:
             return
         disk, free = check_room(paths, case.image.native.working.shape, specs)
-        memory = memory_of(self.predictor, case, len(specs[0].classes), self.runs.intensities(measured)[0])
+        memory = memory_of(sights, len(specs[0].classes))
         however = "with a CRF the more the wider the image is" if self.predictor.procedure.crf else "however large the image"
         if self.post is not None:
             memory, however = memory + BYTES_PER_PIXEL * math.prod(case.native.shape), "as post-processing needs for the whole map"
@@ -156,7 +172,7 @@ class Work(Outputs):
     def _write_maps(
         self,
         case: Case,
-        measured: Survey,
+        sights: Sequence[Sight],
         specs: Sequence[MapSpec],
         paths: Sequence[Path],
         start: Start,
@@ -169,14 +185,14 @@ class Work(Outputs):
                     writer.discard()
                 return []
             # What a killed command of the same kind has brought to the disk is not computed again.
-            parts = native_windows(self.predictor, case)
+            parts = windows_of(sights)
             there = set.intersection(*(set(writer.finished) for writer in writers))
             done = there.intersection(parts)
             if there and not done:  # strips are wider beside a GPU
                 self.out.print(f"{case.id}: what is there was made on another kind of device, in other parts: it begins anew")
             if done:
                 self.out.print(f"{case.id}: continuing, {len(done)} of {counted(len(parts), 'part')} are done")
-            tick = start(len(parts) - len(done)) if self._windows(case) > FEW_WINDOWS else lambda: None
+            tick = start(len(parts) - len(done)) if self._windows(sights) > FEW_WINDOWS else lambda: None
 
             def store(band: Band) -> None:
                 writers[0].write(band.window, band.classes())
@@ -185,8 +201,7 @@ class Work(Outputs):
                 if band.variance is not None and self.config["uncertainty"]:
                     writers[-1].write(band.window, band.variance[None].cpu().numpy())
 
-            bands = native_bands(self.predictor, case, self.runs.intensities(measured), done)
-            for _ in of_each(bands, store, self.predictor.sums):
+            for _ in of_each(bands_of(sights, done), store, self.predictor.sums):
                 tick()
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
             writers[0].make(None if self.post is None else partial(self._processed, case, specs[0]))

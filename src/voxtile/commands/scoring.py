@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +14,16 @@ from voxtile.cases.case import Case
 from voxtile.cases.window import IGNORE, Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.commands.console import progress
+from voxtile.commands.ensemble import predictors_of
 from voxtile.commands.measures import Collector, Measure
 from voxtile.commands.trained import Trained
 from voxtile.data.prepared import Prepared
 from voxtile.data.survey import survey
-from voxtile.errors import RunError, listed
 from voxtile.inference.postprocess import Postprocess, class_bands
 from voxtile.inference.postprocess_search import KeptMap
 from voxtile.inference.predictor import Predictor
 from voxtile.inference.rows import Row
+from voxtile.inference.together import Sight
 from voxtile.scores.confusion import confusion_matrix, summarise
 from voxtile.scores.labels import MODULUS, label_sum
 
@@ -87,48 +88,51 @@ class Scorer:
     ) -> None:
         self.runs, self.config, self.measures, self.post, self.maps = runs, config, measures, post, maps
         self.dataset = runs[0][1].dataset
-        self._predictors: dict[tuple[int, ...], Predictor] = {}
+        self._kinds: dict[tuple[int, ...], list[tuple[list[int], Predictor]]] = {}
 
-    def predictor(self, numbers: tuple[int, ...] = (0,)) -> Predictor:
-        """What averages the probabilities of some of the runs.
+    def kinds(self, numbers: tuple[int, ...] = (0,)) -> list[tuple[list[int], Predictor]]:
+        """What averages the probabilities of each kind of some of the runs, and the numbers of its runs.
 
         Raises:
-            RunError: They see images on different grids.
+            ConfigError: See `predictors_of`.
         """
-        if numbers in self._predictors:
-            return self._predictors[numbers]
-        runs = [self.runs[number] for number in numbers]
-        spacings = {trained.home.path: prepared.dataset.spacing for trained, prepared in runs}
-        if len(set(spacings.values())) > 1:
-            grids = listed(f"{path} ({spacing} mm)" for path, spacing in spacings.items())
-            raise RunError(
-                f"The probabilities of {grids} cannot be averaged: 'data.spacing=median' came to another grid for each of their "
-                "training sets. Train them with one spacing, for example the one that 'voxtile plan' proposes."
-            )
-        found = runs[0][0].predictor(self.config, [trained for trained, _ in runs])
-        if self.measures:
-            found.widest = None  # objects are counted in bands as wide as their case
-        self._predictors[numbers] = found
-        return found
+        if numbers not in self._kinds:
+            found = predictors_of([self.runs[number][0] for number in numbers], self.config)
+            for _, predictor in found if self.measures else ():
+                predictor.widest = None  # objects are counted in bands as wide as their case
+            self._kinds[numbers] = [([numbers[place] for place in places], predictor) for places, predictor in found]
+        return self._kinds[numbers]
 
     def bands(self, job: Job, skipped: Collection[Window] = ()) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
         """The map of a case in bands, but for those that are skipped; see `class_bands`."""
         if self.maps is not None:
             return self.maps.bands(job.case)
-        case, found, own = job.case, None, [self.runs[number] for number in job.runs]
-        if any(prepared.intensity is None and case.id not in prepared.surveys for _, prepared in own):  # a test case
+        return class_bands([self._sight(job, *kind) for kind in self.kinds(job.runs)], self.post, skipped)
+
+    def _sight(self, job: Job, numbers: Sequence[int], predictor: Predictor) -> Sight:
+        """A case as the runs of one kind see it."""
+        case, found, own = self._case(job, numbers), None, [self.runs[number][1] for number in numbers]
+        if any(prepared.intensity is None and case.id not in prepared.surveys for prepared in own):  # a test case
             found = survey(case, len(self.dataset.classes), label=False)
-        intensities = [prepared.intensity_of(case, found) for _, prepared in own]
-        return class_bands(self.predictor(job.runs), case, intensities, self.post, skipped)
+        return Sight(predictor, case, [prepared.intensity_of(case, found) for prepared in own])
+
+    def _case(self, job: Job, numbers: Sequence[int]) -> Case:
+        """A case on the working grid of one kind of runs; it comes on that of its first run."""
+        if numbers[0] == job.runs[0]:
+            return job.case
+        dataset = self.runs[numbers[0]][1].dataset
+        return dataset.placed(replace(job.case.native, neighbours=dataset.windowing.neighbours))
 
     def rows(self, job: Job) -> list[Row]:
-        """The rows of windows of a case, in order; the bands that they end in partition it."""
-        return [row for strip in self.predictor(job.runs).plan(job.case) for row in strip]
+        """The rows of windows of a case, in order; where the case may be cut, the bands that they end in partition it."""
+        plans = (predictor.plan(self._case(job, numbers)) for numbers, predictor in self.kinds(job.runs))
+        return [row for plan in plans for strip in plan for row in strip]
 
     def may_cut(self, job: Job) -> bool:
         """Whether bands of a case may be counted apart, since nothing looks at its map as a whole."""
-        crf = self.predictor(job.runs).procedure.crf
-        return not (self.measures or self.post or crf or isinstance(job.case.image, OnWorkingGrid))
+        first, *others = self.kinds(job.runs)
+        whole = self.measures or self.post or first[1].procedure.crf or others or isinstance(job.case.image, OnWorkingGrid)
+        return not whole
 
     def score(
         self, job: Job, rows: tuple[int, int] | None = None, look: Callable[[], object] = lambda: None

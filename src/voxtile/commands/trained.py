@@ -182,12 +182,15 @@ class Trained:
         """The folder of the ledger of looks at test splits: `paths.runs`, or the folder that the run lies in."""
         return Path(config["paths"]["runs"] or self.home.path.parent).expanduser()
 
-    def predictor(self, config: Mapping[str, Any], members: Sequence[Trained] | None = None) -> Predictor:
+    def predictor(
+        self, config: Mapping[str, Any], members: Sequence[Trained] | None = None, together: int = 1
+    ) -> Predictor:  # fmt: skip
         """A predictor with the run's window and the settings of a command.
 
         Args:
             config: of the command.
             members: several runs whose networks' probabilities are averaged; this one where None.
+            together: how many runs predict together, where others than these do.
 
         Raises:
             ConfigError: A setting is out of range.
@@ -204,7 +207,7 @@ class Trained:
             raise ConfigError(f"'batch_size={config['batch_size']}' must be a whole number from 1 up, or null.")
         uncertain = config.get("uncertainty", False)
         wanted = [f"samples={config['samples']}"] * bool(config["samples"]) + ["uncertainty=true"] * uncertain
-        disagreement = bool(uncertain and len(members) > 1 and not config["samples"])
+        disagreement = bool(uncertain and max(len(members), together) > 1 and not config["samples"])
         if wanted and not disagreement and not all(getattr(network, "stochastic", False) for network in networks):
             raise ConfigError(
                 f"'{' '.join(wanted)}' asks for Monte-Carlo dropout, and this network is not made for it. Leave it out "

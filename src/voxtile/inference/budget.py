@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +22,33 @@ from voxtile.errors import DataError, size
 from voxtile.inference.predictor import BATCHES_AHEAD, Band, Predictor
 from voxtile.inference.refining import reach, refined
 from voxtile.inference.resident import most_resident
+from voxtile.inference.together import Sight
 
 ENDING = 140 * 10**6  # bytes of its libraries' files that a process maps when it ends, PyTorch's for the CPU most of all
 PYRAMID = 4 / 3  # pixels of an image with all its overviews, over those of the image
 
 
-def memory_of(predictor: Predictor, case: Case, classes: int, intensity: Intensity) -> int:
+def memory_of(sights: Sequence[Sight], classes: int) -> int:
     """Bytes of memory that predicting a case takes at most: what the process has now, what the networks take, and the buffers.
 
     The networks are tried on windows of zeros, as many at once as there will be, and a CRF on the middle of the case: what it takes
-    depends on how its pixels differ. Buffers are as wide as the widest strip.
+    depends on how its pixels differ. Buffers are as wide as the widest strip. Kinds of networks judge, and are tried, side by side.
 
     Args:
-        predictor: the predictor.
-        case: the case.
+        sights: the case as each kind of networks sees it.
         classes: K.
-        intensity: how the case is normalised, for the CRF.
     """
+    with ExitStack() as stack, ThreadPoolExecutor(len(sights)) as pool:
+        for sight in sights[1:]:  # the first one's threads are this one's
+            stack.enter_context(sight.predictor.judge.threads())
+        others = [pool.submit(_taken, sight, classes) for sight in sights[1:]]
+        taken = _taken(sights[0], classes) + sum(other.result() for other in others)
+    return most_resident() + taken + BLOCK_CACHE * 2**20 + ENDING
+
+
+def _taken(sight: Sight, classes: int) -> int:
+    """Bytes of the buffers of one kind, whose networks it tries."""
+    predictor, case = sight.predictor, sight.case
     rows = [row for strip in predictor.plan(case) for row in strip]
     widest = max(rows, key=lambda row: row.box.pixels)
     slabs = 4 * predictor.seen(case, widest).pixels * (case.inputs * case.dtype.itemsize + 1)  # in use, waiting, and being read
@@ -46,8 +57,8 @@ def memory_of(predictor: Predictor, case: Case, classes: int, intensity: Intensi
     shown = predictor.shown(case, widest.tiles)[0]
     threads = _try(predictor, case.inputs, shown.size, count)
     judged = (BATCHES_AHEAD * threads + 1) * count * shown.pixels * (classes * 4 + 1)  # waiting to be joined
-    _try_crf(predictor, case, classes, intensity)
-    return most_resident() + slabs + sums + judged + BLOCK_CACHE * 2**20 + ENDING
+    _try_crf(predictor, case, classes, sight.intensities[0])
+    return slabs + sums + judged
 
 
 def _held(predictor: Predictor, case: Case) -> int:

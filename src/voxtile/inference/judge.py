@@ -17,6 +17,8 @@ from voxtile.inference.procedure import Procedure, mirrored_mean, monte_carlo, r
 from voxtile.models.network import dims_of, logits_of, margin_of
 from voxtile.models.sizes import centre
 
+_ALONE: list[int] = []  # how many threads there were, for each that has them work alone now: kinds of networks take turns
+
 
 class Judge:
     """Networks that together say what each pixel of a window is: the mean of their probabilities.
@@ -146,15 +148,18 @@ class Judge:
         On the CPU, batches go side by side, one thread each: threads that share a batch wait for one another at every layer, and
         longest for the one whose core reads or writes as well. Sampling draws from torch's only generator, so it is done by one.
         """
-        count = torch.get_num_threads()
         if self.device.type != "cpu" or self.procedure.samples:
             yield 1
             return
+        count = _ALONE[0] if _ALONE else torch.get_num_threads()
+        _ALONE.append(count)
         torch.set_num_threads(1)
         try:
             yield count
         finally:
-            torch.set_num_threads(count)
+            _ALONE.pop()
+            if not _ALONE:
+                torch.set_num_threads(count)
 
 
 @lru_cache(maxsize=16)

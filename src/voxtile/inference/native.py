@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -34,17 +34,22 @@ def of_each(bands: Iterable[Band], work: Callable[[Band], Made], device: torch.d
     return ReadAhead(lambda: bands, work, 0 if device.type == "cpu" else 1, ahead=1)
 
 
-def native_windows(predictor: Predictor, case: Case) -> list[Window]:
+def native_windows(predictor: Predictor, case: Case, by_slices: bool = False) -> list[Window]:
     """The windows of the bands that `native_bands` yields, in order."""
-    if not isinstance(case.image, OnWorkingGrid):
+    if not (by_slices or isinstance(case.image, OnWorkingGrid)):
         return [row.band for strip in predictor.plan(case) for row in strip]
-    shape = [case.native.shape[axis] for axis in case.image.order]
-    return [turned_back(Window(z, 0, 0, 1, shape[1], shape[2]), case.image.order) for z in range(shape[0])]
+    order = _order(case)
+    shape = [case.native.shape[axis] for axis in order]
+    return [turned_back(Window(z, 0, 0, 1, shape[1], shape[2]), order) for z in range(shape[0])]
 
 
 def native_bands(
-    predictor: Predictor, case: Case, intensity: Intensity | Sequence[Intensity], done: Collection[Window] = ()
-) -> Iterator[Band]:
+    predictor: Predictor,
+    case: Case,
+    intensity: Intensity | Sequence[Intensity],
+    done: Collection[Window] = (),
+    by_slices: bool = False,
+) -> Generator[Band, None, None]:
     """Predicts `case` and yields finished bands on its native grid; see `Predictor.bands`.
 
     Where the working grid is another one, bands are slices across the axis along which networks saw slices. Their probabilities
@@ -55,12 +60,13 @@ def native_bands(
         case: the case.
         intensity: see `Predictor.bands`.
         done: windows of bands that are not wanted; what only they need is not computed.
+        by_slices: whether bands are slices also where the working grid is that of the file.
     """
-    if not isinstance(case.image, OnWorkingGrid):
+    if not (by_slices or isinstance(case.image, OnWorkingGrid)):
         yield from predictor.bands(case, intensity, done)
         return
-    order, native = case.image.order, case.native
-    windows = native_windows(predictor, case)
+    order, native = _order(case), case.native
+    windows = native_windows(predictor, case, by_slices)
     turned = tuple(native.shape[axis] for axis in order)
     taps = linear_taps(turned[0], case.shape[0])
     waiting = [number for number, window in enumerate(windows) if window not in done]
@@ -78,6 +84,11 @@ def native_bands(
             yield _band(native, windows[number], order, _resized(mean, turned[1:]), predictor)
             while waiting and slices and next(iter(slices)) < taps[waiting[0]][0]:
                 slices.popitem(last=False)
+
+
+def _order(case: Case) -> Sequence[int]:
+    """Where each axis (z, y, x) of the working grid comes from."""
+    return case.image.order if isinstance(case.image, OnWorkingGrid) else (0, 1, 2)
 
 
 def _slices(bands: Iterator[Band], plane: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

@@ -17,10 +17,9 @@ from scipy import ndimage
 from voxtile.cases.case import Case
 from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.cases.working import OnWorkingGrid
-from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError
-from voxtile.inference.native import native_bands, of_each
-from voxtile.inference.predictor import Predictor
+from voxtile.inference.native import of_each
+from voxtile.inference.together import Sight, bands_of
 
 MOST_PIXELS = 2**27  # pixels of the largest map that is worked on
 BYTES_PER_PIXEL = 9  # of memory: the map, a class's mask and its components' ids, and what stays of them
@@ -80,9 +79,7 @@ def check_size(case: Case) -> None:
 
 
 def class_bands(
-    predictor: Predictor,
-    case: Case,
-    intensity: Intensity | Sequence[Intensity],
+    sights: Sequence[Sight],
     postprocess: Postprocess | None = None,
     skipped: Collection[Window] = (),
 ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
@@ -91,15 +88,13 @@ def class_bands(
     It is 255 where there are no data. Slices across another axis than z come in one band, once all are there.
 
     Args:
-        predictor: predicts it.
-        case: the case.
-        intensity: see `Predictor.bands`.
+        sights: the case as each kind of networks that predict it sees it.
         postprocess: of the whole map.
         skipped: bands that are not wanted, where nothing is done with the map as a whole.
     """
+    case = sights[0].case
     native = case.native
-    found = native_bands(predictor, case, intensity, skipped)
-    bands = of_each(found, lambda band: (band.window, band.classes()), predictor.sums)
+    bands = of_each(bands_of(sights, skipped), lambda band: (band.window, band.classes()), sights[0].predictor.sums)
     ordered = not isinstance(case.image, OnWorkingGrid) or list(case.image.order) == [0, 1, 2]
     if postprocess is None and ordered:
         yield from bands

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from voxtile.inference.crf import DenseCRF
 
 Softmax = Callable[[Tensor], Tensor]
+_DRAWING = threading.Lock()  # torch has one generator, and networks of several kinds judge side by side
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def monte_carlo(softmax: Softmax, network: nn.Module, images: Tensor, starts: Te
         [B, K + 1, h, w].
     """
     found = []
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), dropout_on(network):
+    with _DRAWING, torch.random.fork_rng(devices=range(torch.cuda.device_count())), dropout_on(network):
         for image, start in zip(images, starts.tolist(), strict=True):
             total = squares = torch.zeros((), device=images.device)
             for sample in range(samples):
