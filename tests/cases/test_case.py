@@ -1,9 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.testers.memory import memory_case
-from voxtile.cases.case import Case, Labels, distinct_names
+from voxtile.cases.case import Case, Labels, Source, distinct_names
 from voxtile.cases.grid import WorkingGrid, plain_affine
 from voxtile.cases.maps import MapSpec
 from voxtile.cases.pictures import PictureSource
@@ -152,3 +154,38 @@ def test_a_map_never_takes_the_place_of_the_label(case, tmp_path):
 )
 def test_stacked_files_are_named_by_what_tells_them_apart(tmp_path, names, expected):
     assert distinct_names([tmp_path / name for name in names]) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "said"),
+    [
+        ((255,), (0, 1), "'255: <class>' with the name of a class, or '255: ignore' where"),
+        (tuple(range(3, 40)), (0, 1), "So many are those of an image"),
+        ((0x804000,), (0x004080, 0), "red and blue exchanged, as OpenCV writes"),
+        (
+            (0x010101, 0x020202),
+            (0, 0x804000),
+            "Where the file holds numbers of classes, name those instead of colours: '{1: <class>}'",
+        ),
+        ((0x123456,), (0, 0x804000), "'\"#123456\": <class>'"),
+    ],
+)
+def test_what_unknown_values_look_like_is_said(tmp_path, found, known, said):
+    label = np.array([found], dtype=np.uint32)[None]
+
+    class Stored(Source):
+        paths = (tmp_path / "l.png",)
+        dtype = label.dtype
+
+        def read(self, window, channels):
+            return label[None], np.ones(label.shape, bool)
+
+        def open_map(self, path, spec): ...
+
+        def map_name(self, stem, spec): ...
+
+        def value_text(self, value):
+            return f"#{value:06x}" if max(known) > 255 else str(value)
+
+    with pytest.raises(DataError, match=re.escape(said)):
+        Labels(Stored(), {value: index for index, value in enumerate(known)}).read(Window(0, 0, 0, *label.shape))

@@ -169,7 +169,7 @@ def test_an_unknown_label_value(refuses, tmp_path) -> None:
     path = labels(tmp_path) / "s0.tif"
     with rasterio.open(path, "r+") as label:
         label.write(np.array([[7, 9]], dtype=np.uint8), 1, window=((0, 1), (0, 2)))
-    refuses(3, f"{path} holds 7, 9 as label values", "it maps 0, 1", "'7: ignore'")
+    refuses(3, f"{path} holds 7, 9 as label values", "it maps 0, 1", "'7: <class>' with the name of a class, or '7: ignore'")
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.0])
@@ -226,7 +226,8 @@ def test_a_case_that_only_the_configuration_knows(refuses) -> None:
 
 
 def test_an_empty_split(refuses) -> None:
-    refuses(2, "1 group (s5)", "at least 3", "'split.test=0'", extra=("data.exclude=[s0,s1,s2,s3,s4]",))
+    refuses(2, "2 groups (s4, s5)", "at least 3", "'split.test=0'", extra=("data.exclude=[s0,s1,s2,s3]",))
+    refuses(2, "1 group (s5)", "at least 3", "or cut a large scene", extra=("data.exclude=[s0,s1,s2,s3,s4]",))
 
 
 def test_a_window_larger_than_every_case(refuses) -> None:

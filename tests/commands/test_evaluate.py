@@ -249,6 +249,11 @@ def test_a_moved_run_works_from_any_folder_and_keeps_its_ledger_beside_it(
     assert (copied_run.home / "evaluations" / "test-best" / "summary.json").exists()
     assert list((copied_run.home.parent / "test_ledger").iterdir())
     assert list(elsewhere.iterdir()) == []
+    (elsewhere / "link").symlink_to(copied_run.home)
+    assert "look number 2" in voxtile("evaluate", "run=link", "split=test").text
+    monkeypatch.chdir(copied_run.home)
+    assert "look number 3" in voxtile("evaluate", "run=.", "split=test").text
+    assert not (copied_run.home / "test_ledger").exists()
 
 
 def test_moved_data_are_found_with_root(copied_run: Run, tmp_path: Path, voxtile: Command) -> None:

@@ -1061,3 +1061,23 @@ def test_inputs_whose_files_would_have_one_name_are_refused(scene_run: Run, tmp_
     assert f"{tmp_path / 'out' / 'a_heatmap.tif'} would be the map of 'a_heatmap' and of 'a' the heatmap" in said.text
     assert not (tmp_path / "out").exists()
     assert voxtile(*words).code == 0
+
+
+def test_a_scene_that_is_written_to_while_it_is_predicted_has_no_map_of_both(
+    scene_run: Run, tmp_path: Path, voxtile: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = scene(tmp_path / "new" / "scene.tif", np.ones((2, 80, 80), np.float32)), tmp_path / "maps"
+    inner = MapWriter.write
+
+    def overwritten(self: MapWriter, window: Window, array: np.ndarray) -> None:
+        inner(self, window, array)
+        with rasterio.open(source, "r+") as out:
+            out.write(out.read() + 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MapWriter, "write", overwritten)
+        said = voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={target}")
+    assert said.code == 3
+    assert "scene.tif changed while it was predicted" in said.text
+    assert not list(target.iterdir())
+    assert voxtile("predict", f"run={scene_run.home}", f"input={source}", f"output={target}").code == 0

@@ -1,6 +1,7 @@
 """What a command finds around it: output that cannot be written, being asked to stop, empty variables, too little memory."""
 
 import copy
+import errno
 import mmap
 import os
 import signal
@@ -219,14 +220,19 @@ def test_an_array_that_memory_has_no_room_for(make: Callable[[], object], said: 
     assert "fewer 'workers=…'" in err
 
 
-def test_a_thread_that_the_system_refuses(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("of", ["thread", "process"])
+def test_a_thread_or_process_that_the_system_refuses(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
     def refused(*_: object) -> None:
+        if of == "process":
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("threading._start_new_thread", refused)
     assert guarded(lambda: Thread(target=int).start()) == 4
     err = capfd.readouterr().err
-    assert "the system refused a thread" in err
+    assert "the system refused one" in err
     assert "'ulimit -u'" in err
 
 

@@ -18,6 +18,7 @@ from voxtile.cases.maps import MapSpec, MapWriter
 from voxtile.cases.window import IGNORE, Size3, Window
 from voxtile.errors import DataError, listed
 
+MOST_UNKNOWN = 32  # values that somebody may have forgotten to name
 MOST_COMPARED = 32  # label values that are looked for one after the other
 Pad = Literal["constant", "reflect", "repeat"]
 
@@ -273,8 +274,34 @@ class Labels:
                     "Values between classes come from a label that was interpolated. Resample it again by nearest neighbour, or "
                     "round it to classes.",
                 )
-            add = "Add them under 'labels:' in the data set's file, where they are not to be judged as"
-            raise UnknownValuesError(told, f"{add} '{_quoted(values[0])}: ignore'.")
+            raise UnknownValuesError(told, _remedy([int(value) for value in found if np.isfinite(value)], self.values, text))
+
+
+def _remedy(found: Sequence[int], known: Mapping[int, int], text: Callable[[int], str]) -> str:
+    """What to do about whole numbers in a label that the configuration does not know."""
+    if not found:
+        return "No class can have such a value: make the label anew, of whole numbers."
+    if len(found) > MOST_UNKNOWN:
+        return (
+            "So many are those of an image, or of a label whose edges were smoothed or interpolated: see that the file is the "
+            "label ('data.layout.labels'), and make it with hard edges."
+        )
+    if text(0).startswith("#"):
+        if {(value & 255) << 16 | value & 0xFF00 | value >> 16 for value in found} <= set(known):
+            return (
+                "They are colours that it knows with red and blue exchanged, as OpenCV writes what it is given as red, green, "
+                "blue. Write the labels anew, for example with cv2.cvtColor(label, cv2.COLOR_RGB2BGR)."
+            )
+        if all(0 < value & 255 < MOST_UNKNOWN and value == (value & 255) * 0x010101 for value in found):
+            return (
+                "These are greys that are hardly black. Where the file holds numbers of classes, name those instead of colours: "
+                f"'{{{found[0] & 255}: <class>}}'."
+            )
+    first = _quoted(text(found[0]))
+    return (
+        f"Add them under 'labels:' in the data set's file: '{first}: <class>' with the name of a class, or '{first}: ignore' where "
+        "they are not to be judged."
+    )
 
 
 def _quoted(value: object) -> str:

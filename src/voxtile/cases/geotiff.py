@@ -565,7 +565,12 @@ def color_source(path: Path, onto: OnTarget, meaning: Mapping[int, int]) -> Sour
 def _label_on(path: Path, target: Target, named: Collection[int]) -> GeoTiffSource:
     label = GeoTiffSource([path], onto=target)
     if len(label.channels) != 1:
-        raise DataError(f"{path} has {len(label.channels)} bands; a label has one band of class values.")
+        beside = " beside alpha" * any(file.alpha is not None for file in label._files)
+        raise DataError(
+            f"{path} has {len(label.channels)} bands{beside}; a label has one band of class values. Where each band is a class, "
+            "write the number of the class, for example by label.argmax(axis=0); where bands are colours, name these in "
+            "'data.labels'."
+        )
     if next(iter(label._bands.values())).nodata in named:
         return GeoTiffSource([path], nodata=math.nan, onto=target)  # which no whole number equals
     return label

@@ -255,8 +255,9 @@ def look_at_values(prepared: Prepared) -> list[str]:
     # A case that holds nothing but 0 in a channel has no magnitude there.
     known = np.where(sizes > 0, sizes, np.nan)
     remarks = []
+    formulas = [derived.name for derived in prepared.dataset.scene.derived]
     for name, column in zip(cases[0].channels, known.T, strict=True):
-        if not np.isfinite(column).any():
+        if not np.isfinite(column).any() or name in formulas:  # an index has no unit
             continue
         usual = float(np.nanpercentile(column, 50, method="lower"))
         for unlike, word in ((column * UNLIKE <= usual, "smaller"), (column >= usual * UNLIKE, "larger")):

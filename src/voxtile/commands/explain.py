@@ -6,6 +6,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from voxtile.cases.scene import Scene
 from voxtile.commands.compose import composed, current_words, folder_of, groups_of, key_of, options_of
 from voxtile.errors import ConfigError, VoxtileError, did_you_mean, listed
 
+SCENE = "data.scene."
 OPEN = (  # what a data set's file may extend
     "data.labels.", "data.group.", "data.symmetry.", "data.colors.", "data.layout.", "data.sampling.class_weights.",
-    "data.vectors.values.", "data.scene.", "data.regions.",
+    "data.vectors.values.", SCENE, "data.regions.",
 )  # fmt: skip
 
 ELSEWHERE = {  # what other frameworks or commands call it, and the key here
@@ -75,6 +78,12 @@ def explain(error: Exception, name: str, folders: Sequence[Path]) -> int:
             ) from error
         if path.startswith(OPEN) and (numbered := _numbered(path, next((w for w in current_words() if path in w), path))):
             raise ConfigError(numbered) from error
+        if path.startswith(SCENE):
+            names = [field.name for field in fields(Scene)]
+            if (word := path.removeprefix(SCENE).partition(".")[0]) not in names:
+                raise ConfigError(
+                    f"'data.scene' takes no '{word}'.{did_you_mean(word, names)} It takes {listed(names, 20)}."
+                ) from error
         if path in known or path.startswith(OPEN):
             raise ConfigError(
                 f"What was chosen has no '{path}' to set. Add it with '+{path}=…', and take what it should replace out with '~…'."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from errno import ENOMEM
+from errno import EAGAIN, ENOMEM
 from traceback import print_exception
 
 from voxtile.errors import RunError, VoxtileError, reason
@@ -40,9 +40,10 @@ def no_memory(error: Exception) -> str | None:
             "'training.accumulate=…' of train, fewer 'workers=…', or smaller windows; or raise the limit of the shell "
             "('ulimit -v unlimited'), the job or the container."
         )
-    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":  # Python's
+    no_process = isinstance(error, OSError) and error.errno == EAGAIN and not error.filename
+    if no_process or (isinstance(error, RuntimeError) and str(error) == "can't start new thread"):  # Python's
         return (
-            "This user or container may have no more processes and threads: the system refused a thread. Type fewer 'workers=…' of "
+            "This user or container may have no more processes and threads: the system refused one. Type fewer 'workers=…' of "
             "train, evaluate and predict, run fewer commands at once, or raise the limit of the shell ('ulimit -u' shows it), the "
             "job or the container."
         )

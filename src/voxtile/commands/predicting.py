@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -92,6 +92,7 @@ class Work(Outputs):
             BusyError: Another process is writing the map.
         """
         case = self._opened(self.runs, files)
+        stamps = _stamps(case)
         unread = self.specs(case)  # what can be said without the pixels: names, and stamps
         paths = self.paths_of(case, files.id, unread)
         if self.config["share"] and self.is_left(case, paths, self.specs_beside(case, paths[0])):
@@ -120,7 +121,7 @@ class Work(Outputs):
             self._looks.record(files.id, measured, files)
             sights = self._sights(case, measured, files)
             self._announce(case, sights, specs, paths)
-            made = self._write_maps(case, sights, specs, paths, start)
+            made = self._write_maps(case, sights, specs, paths, start, stamps)
         if isinstance(case.image, Tolerant) and case.image.lost:
             (first, why), number = min(case.image.lost.items()), len(case.image.lost)
             self.out.print(
@@ -176,6 +177,7 @@ class Work(Outputs):
         specs: Sequence[MapSpec],
         paths: Sequence[Path],
         start: Start,
+        stamps: Mapping[Path, tuple[int, int, int]],
     ) -> list[Path]:
         with ExitStack() as stack:
             writers = [stack.enter_context(case.open_map(path, spec)) for path, spec in zip(paths, specs, strict=True)]
@@ -203,6 +205,13 @@ class Work(Outputs):
 
             for _ in of_each(bands_of(sights, done), store, self.predictor.sums):
                 tick()
+            if changed := [path for path, stamp in _stamps(case).items() if stamp != stamps.get(path)]:
+                for writer in writers:
+                    writer.discard()
+                raise DataError(
+                    f"{listed(changed)} changed while it was predicted, so the map would be of what it was and of what it is. No "
+                    "map was made; give the same command again once nobody writes there."
+                )
             # All are made before the first one has its name: a command that was killed while they are made goes on where it was.
             writers[0].make(None if self.post is None else partial(self._processed, case, specs[0]))
             for writer in writers[1:]:
@@ -227,3 +236,16 @@ class Work(Outputs):
         heat = paths[1] if self.config["heatmaps"] else None
         say = partial(self.out.print, style="yellow", soft_wrap=True)
         return self.results.write(case.native, paths[0], heat, places, self.confusion, say)
+
+
+def _stamps(case: Case) -> dict[Path, tuple[int, int, int]]:
+    """Which file each of those is that a case is read from, its size, and when its content changed; none of one that is gone.
+
+    One that was deleted meanwhile was still read to its end.
+    """
+    found = {}
+    for path in (*case.image.files, *case.image.beside):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found[path] = status.st_ino, status.st_size, status.st_mtime_ns
+    return found

@@ -74,6 +74,12 @@ def reproduce(config: Mapping[str, Any]) -> int:
         out.print(f"name: {remark}", soft_wrap=True)
     prepared_for(Trained.of(config, config["run"], "best", changed=True), "val", out)
     target = Path(config["output"] or first.path.parent / "reproductions").expanduser() / _made_with(manifest, config)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"The reproduction cannot be written to {target}: {error.strerror}. Name a folder of your own with 'output=…'."
+        ) from error
     second = RunFolder.existing(_trained_again(first, manifest, target, config, out))
     found = compare(first, second)
     for line in found.lines:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxtile.commands import compose, elastic
 from voxtile.commands.devices import torchrun_world
-from voxtile.commands.guard import guarded
+from voxtile.commands.guard import guarded, no_memory
 from voxtile.commands.own import blaming
 from voxtile.commands.standing import changed_since, interrupted_on_other_data, refuse_or_finished, run_home
 from voxtile.commands.sweep import UNDER_WAY, Outcome, collected, collecting
@@ -82,7 +82,7 @@ def train_one(config: Mapping[str, Any], begun: Callable[[Outcome], object], pat
         outcome.code = 0
     except Exception as error:
         outcome.code = error.exit_code if isinstance(error, VoxtileError) else 1
-        outcome.reason = str(error) or type(error).__name__
+        outcome.reason = no_memory(error) or str(error) or type(error).__name__
         raise
     return 0
 
@@ -268,7 +268,9 @@ def _recording(
             reached = {"step": module.step, "best": module.best}
             if devices.count > 1:  # others have trained it, and saved how far they came
                 reached = {name: (load_resume(home.resume) or reached)[name] for name in reached}
-            why = {} if isinstance(error, InterruptedRunError) else {"reason": str(error) or type(error).__name__}
+            why = (
+                {} if isinstance(error, InterruptedRunError) else {"reason": no_memory(error) or str(error) or type(error).__name__}
+            )
             home.set_status("failed" if why else "interrupted", **reached, steps=module.settings.steps, **why)
         raise
     finally:

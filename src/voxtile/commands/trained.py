@@ -180,7 +180,7 @@ class Trained:
 
     def ledger(self, config: Mapping[str, Any]) -> Path:
         """The folder of the ledger of looks at test splits: `paths.runs`, or the folder that the run lies in."""
-        return Path(config["paths"]["runs"] or self.home.path.parent).expanduser()
+        return Path(config["paths"]["runs"] or self.home.path.resolve().parent).expanduser()
 
     def predictor(
         self, config: Mapping[str, Any], members: Sequence[Trained] | None = None, together: int = 1

@@ -369,10 +369,11 @@ def cut(groups: Sequence[str], parts: Sequence[float], before: Sequence[int] = (
     """
     count, blocks = len(groups), len(parts) + 1
     if count < blocks:
+        without = "do without a test split ('split.test=0'), " if count == 2 < blocks else ""
         raise ConfigError(
             f"The data set has {counted(count, 'group')} ({listed(groups)}), and the split needs at least {blocks}: one for each "
-            "side. Check 'data.group' (cases of one group stay together), do without a test split ('split.test=0'), or cut a large "
-            "scene into blocks with 'split=blocks'."
+            f"side. Check 'data.group' (cases of one group stay together), {without}or cut a large scene into blocks with "
+            "'split=blocks'."
         )
     edges = [0]
     for number in range(len(parts)):

@@ -82,12 +82,13 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, recipe: Recipe | None = None) -> None:
-        self.path = path
+        # Of "." neither the name nor the folder around it can be told.
+        self.path = path if path.name not in ("", "..") else path.resolve()
         self.lost = threading.Event()  # set where another machine, which believed this process dead, has taken the run over
         self.recipe = recipe
-        self.weights = path / "weights"
-        self.metrics = path / "metrics.csv"
-        self.resume = path / "resume.pt"
+        self.weights = self.path / "weights"
+        self.metrics = self.path / "metrics.csv"
+        self.resume = self.path / "resume.pt"
 
     @classmethod
     def of(cls, root: Path, name: str, recipe: Recipe) -> RunFolder:
