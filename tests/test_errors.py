@@ -16,6 +16,7 @@ from voxtile.errors import did_you_mean
         ("20230401_B08", ["20231001_B08", "20230401_B04"], None),
         ("20230401_b08", ["20231001_B08", "20230401_B08"], "20230401_B08"),
         ("band7", ["band1", "band2"], None),
+        ("resnet51", ["resnet50", "resnet152"], None),
     ],
 )
 def test_the_nearest_word_is_proposed_unless_only_digits_are_others(word, known, meant):

@@ -76,11 +76,16 @@ def reason(error: BaseException) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the nearest known word, or an empty string.
 
-    Not one in which only digits are others, such as another band or date: it is near, and not what was meant.
+    Nothing is said where only digits of the nearest are others, as of another band or date: it is near, and not what was meant.
     """
-    likely = [each for each in known if re.sub(r"[0-9]", "0", each) != re.sub(r"[0-9]", "0", word)]
-    close = difflib.get_close_matches(word, likely, n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    if not close or _without_digits(close[0]) == _without_digits(word):
+        return ""
+    return f" Did you mean '{close[0]}'?"
+
+
+def _without_digits(word: str) -> str:
+    return re.sub("[0-9]", "0", word)
 
 
 def counted(number: int, noun: str) -> str:

@@ -147,3 +147,36 @@ def test_a_data_set_reads_labels_that_are_finer_than_its_images(tmp_path):
     (case,) = Dataset("d", "geotiff", layout, {0: "a", 1: "b"}).cases()
     assert isinstance(case, Case)
     np.testing.assert_array_equal(case.read_label(Window.whole(case.shape))[0], most(stored[0], 2))
+
+
+@pytest.mark.parametrize("meaning", [{-1: 0, 3: 0, 1: 1}, {3: 0, 300: 0, 1: 1}, {3: 0, 1: 1}])
+def test_values_that_the_type_cannot_hold_stand_for_a_class_all_the_same(tmp_path, meaning):
+    stored = np.random.default_rng(0).choice([1, 3], (1, 48, 48)).astype(np.uint8)
+    label = Labels(label_source(save(tmp_path / "l.tif", stored), image_at(tmp_path, 30), meaning), meaning)
+    np.testing.assert_array_equal(label.read(Window(0, 0, 0, 1, 16, 16))[0], most((stored[0] == 1).astype(np.uint8), 3))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32", "uint32"])
+def test_labels_of_any_type_are_counted_strip_by_strip(tmp_path, monkeypatch, dtype):
+    stored = np.random.default_rng(0).choice([1, 3, 70_000], (1, 48, 48)).astype(dtype)
+    if dtype == "float32":
+        stored[0, :4, :4] = np.nan
+    label = label_source(save(tmp_path / "l.tif", stored), image_at(tmp_path, 20), {1: 0, 3: 1, 70_000: 2})
+    whole_at_once = whole(label)
+    monkeypatch.setattr("voxtile.cases.finer.AT_ONCE", 500)
+    for strips, together in zip(whole(label), whole_at_once, strict=True):
+        np.testing.assert_array_equal(strips, together)
+    classes = np.full(stored.shape[1:], IGNORE, dtype=np.uint8)
+    for value, index in {1: 0, 3: 1, 70_000: 2}.items():
+        classes[stored[0] == value] = index
+    found = Labels(label, {1: 0, 3: 1, 70_000: 2}).read(Window(0, 0, 0, 1, 24, 24))
+    np.testing.assert_array_equal(found[0], most(classes, 2))
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_where_a_mask_file_ends_there_are_no_data(tmp_path, scale):
+    coarse = save(tmp_path / "s_B1.tif", bands((1, 24, 24)), transform=NORTH_UP @ Affine.scale(2))
+    quality = np.ones((1, 48 // scale, 24 // scale), dtype=np.uint8)  # the western half
+    path = save(tmp_path / "s_QA.tif", quality, transform=NORTH_UP @ Affine.scale(scale))
+    source = GeoTiffSource([coarse, path], scene=Scene.of({"masks": [{"band": "QA", "values": [7]}]}))
+    np.testing.assert_array_equal(whole(source)[1][0], np.broadcast_to(np.arange(24) < 12, (24, 24)))

@@ -317,6 +317,26 @@ def test_tensorboard_shows_each_step_of_a_killed_run_once(words: list[str], tmp_
     assert [row.step for row in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_tensorboard_shows_a_validation_that_a_kill_cut_short_once(words: list[str], tmp_path: Path, voxtile: Command) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def killed(*given: object) -> None:
+        raise ZeroDivisionError
+
+    words = [*words, "logger=tensorboard", "training.log_every=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("voxtile.training.fit.draw_validation", killed)
+        with pytest.raises(ZeroDivisionError):
+            voxtile("train", *words)
+    (home,) = homes(tmp_path / "runs")
+    (home / "status.json").write_text('{"state": "interrupted", "step": 3}')
+    assert voxtile("train", *words).code == 0
+    events = EventAccumulator(str(home / "tensorboard"))
+    events.Reload()
+    assert [row.step for row in events.Scalars("val/dice")] == [3, 6]
+    assert [row.step for row in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
 def test_wandb_can_be_disabled(short: list[str], tmp_path: Path, voxtile: Command) -> None:
     assert voxtile("train", *short, "logger=wandb", "logger.wandb.mode=disabled").code == 0
     (home,) = homes(tmp_path / "runs")

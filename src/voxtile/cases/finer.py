@@ -21,6 +21,7 @@ from voxtile.cases.raster import open_raster, scene_grid
 from voxtile.cases.window import IGNORE, Window
 
 MOST = 16  # parts of a pixel along an axis; of those that are finer still, as many are looked at
+AT_ONCE = 2**20  # parts that are looked at together
 SLACK = 0.05  # of a part by which a pixel may be larger and not be cut once more
 
 Parts = tuple[int, int]  # along (y, x)
@@ -88,33 +89,51 @@ class _Majority(Wrapped):
         """Takes the label on the grid of parts."""
         super().__init__(source)
         self._parts, self.working = parts, grid
-        self._values: dict[int, list[int]] = {}
-        for value, index in sorted(meaning.items(), key=lambda pair: (pair[1], pair[0])):
-            if index != IGNORE:
-                self._values.setdefault(index, []).append(value)
-        self._known = sorted(meaning)
+        held = {value: index for value, index in meaning.items() if np.asarray(value).astype(source.dtype) == value}
+        self._known = np.array(sorted(held), dtype=source.dtype)
+        self._classes = np.array([held[value] for value in sorted(held)], dtype=np.uint8)
+        self._value_of = np.zeros(IGNORE + 1, dtype=source.dtype)  # one of those that mean a class
+        self._value_of[self._classes] = self._known
+        if source.dtype == np.uint8:
+            self._is_known = np.isin(np.arange(256), self._known)
+            self._of_byte = np.full(256, IGNORE, dtype=np.uint8)
+            self._of_byte[self._known] = self._classes
         self.key = f"{source.key} majority of {parts[0]}x{parts[1]} {sorted(meaning.items())}"
 
     def read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Source.read`."""
-        stored, valid = self.source.read(divided(window, self._parts), channels)
-        found, most = np.zeros((len(stored), *window.size), dtype=stored.dtype), np.zeros(window.size, dtype=np.uint16)
-        left = np.full(window.size, self._parts[0] * self._parts[1], dtype=np.uint16)  # parts of no class
-        for values in self._values.values():
-            count = self._count(np.isin(stored[0], values) & valid)
-            larger = count > most
-            found[0][larger], most[larger] = values[0], count[larger]
-            left -= count
-        held = (most >= left) & (most > 0)
-        strange = ~np.isin(stored[0], self._known) & valid
-        if strange.any():
-            for value, odd in zip(each_part(stored[0], self._parts), each_part(strange, self._parts), strict=True):
-                found[0][odd], held[odd] = value[odd], True
+        found, held = np.empty((1, *window.size), dtype=self.dtype), np.empty(window.size, dtype=np.bool_)
+        rows = max(1, AT_ONCE // (window.width * self._parts[0] * self._parts[1]))
+        for first in range(0, window.height, rows):
+            strip = window._replace(y=window.y + first, height=min(rows, window.height - first))
+            here = slice(first, first + strip.height)
+            found[0, :, here], held[:, here] = self._read(strip, channels)
         return found, held
 
-    def _count(self, marked: NDArray[np.bool_]) -> NDArray[np.uint16]:
-        """How many parts of each pixel are marked."""
-        count = np.zeros((marked.shape[0], marked.shape[1] // self._parts[0], marked.shape[2] // self._parts[1]), dtype=np.uint16)
-        for part in each_part(marked, self._parts):
-            count += part
-        return count
+    def _read(self, window: Window, channels: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The value [d, h, w] of a few rows, and where it is to be judged."""
+        stored, valid = self.source.read(divided(window, self._parts), channels)
+        classes, known = self._meant(stored[0])
+        classes[~valid] = IGNORE
+        best, most = np.full(window.size, IGNORE, dtype=np.uint8), np.zeros(window.size, dtype=np.uint16)
+        for index in np.flatnonzero(np.bincount(classes.ravel(), minlength=IGNORE + 1)):  # those of no class come last
+            count = np.zeros(window.size, dtype=np.uint16)
+            for part in each_part(classes == index, self._parts):
+                count += part
+            larger = count > most
+            best[larger], most[larger] = index, count[larger]
+        found, held = self._value_of[best], best != IGNORE
+        if (strange := ~known & valid).any():
+            for value, odd in zip(each_part(stored[0], self._parts), each_part(strange, self._parts), strict=True):
+                found[odd], held[odd] = value[odd], True
+        return found, held
+
+    def _meant(self, stored: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Class indices of stored values, and where the configuration knows them."""
+        if stored.dtype == np.uint8:  # most are
+            return self._of_byte.take(stored), self._is_known.take(stored)
+        if not len(self._known):
+            return np.full(stored.shape, IGNORE, dtype=np.uint8), np.zeros(stored.shape, dtype=np.bool_)
+        at = np.searchsorted(self._known, stored).clip(max=len(self._known) - 1)
+        known = self._known.take(at) == stored
+        return np.where(known, self._classes.take(at), np.uint8(IGNORE)), known

@@ -381,11 +381,13 @@ class GeoTiffSource(Source):
         return found, valid
 
     def _marked_in_part(self, mask: Mask, window: Window) -> NDArray[np.bool_]:
-        """Pixels [h, w] of which a part is marked: the other bands are averages of all parts."""
+        """Pixels [h, w] of which a part is marked, since the other bands are averages of all parts, or nothing lies in the file."""
         band = self._bands[mask.band]
         file, parts = self._finer[band.file]
-        stored, _ = file.read([band.number], divided(window, parts), nearest=True)
-        return any_part(mask.marks(stored[0]), parts)
+        stored, allowed = file.read([band.number], divided(window, parts), nearest=True)
+        if allowed is None:
+            return any_part(mask.marks(stored[0]), parts)
+        return any_part(mask.marks(stored[0]) & allowed, parts) | ~any_part(allowed, parts)
 
     def map_name(self, stem: str, spec: MapSpec) -> str:
         """See `Source.map_name`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +30,6 @@ _BIG = 64_000_000  # bytes of a decoded file above which it goes through the dis
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 _WIDTH, _HEIGHT, _SAMPLES = 256, 257, 277  # tags of a TIFF: pixels in a row, rows, values of a pixel
 _BETWEEN = 0.1  # share of pixels that are neither clear nor opaque, above which an alpha channel looks like a measurement
-# From half of the size on that Pillow refuses it warns, of what large micrographs have.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # How viewers are asked to turn a picture: what undoes it where Pillow has followed.
 _BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,

@@ -12,7 +12,7 @@ from voxtile.commands.allowed import build
 from voxtile.training.run_folder import RunFolder
 
 
-def make_loggers(config: Mapping[str, Any], home: RunFolder, step: int) -> list[Any]:
+def make_loggers(config: Mapping[str, Any], home: RunFolder, begins: int) -> list[Any]:
     """Builds the loggers of the configuration, under the run's identity; one that cannot start never stops a run.
 
     It is called by the one process of a run that logs, whatever number Slurm gave it among others with runs of their own:
@@ -21,14 +21,14 @@ def make_loggers(config: Mapping[str, Any], home: RunFolder, step: int) -> list[
     Args:
         config: resolved.
         home: the run's folder.
-        step: where the run stands: what a killed process has told of later ones is told anew.
+        begins: the first step that is told: what a killed process has told of it, and of later ones, is told anew.
     """
     rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning keeps it on the function, for which types have none
     loggers = []
     for name, node in config["logger"].items():
         if name == "tensorboard":
             place = {"save_dir": str(home.path), "name": "tensorboard", "version": ""}
-            loggers.append(build(node, "logger.tensorboard", config["trust"], **place, purge_step=step + 1))
+            loggers.append(build(node, "logger.tensorboard", config["trust"], **place, purge_step=begins))
         elif name == "wandb":
             loggers.append(_wandb(node, config, home))
         else:

@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # A raster without a georeference is a fine image, and `check` says so. By its text, since rasterio is slow to import.
     warnings.filterwarnings("ignore", "Dataset has no geotransform")
+    # From half of the size on that it refuses Pillow warns, of what large micrographs have. By its text likewise.
+    warnings.filterwarnings("ignore", r"Image size .* could be decompression bomb")
     set_right()
     told = ASKING & {word.partition("=")[0] for word in rest}
     with interruptible(), printing(makes=name in MAKING and not told) as printed:

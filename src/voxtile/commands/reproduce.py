@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from voxtile.training.run_folder import RunFolder
 
-CHECKOUT = "voxtile-code-"  # how folders of checkouts begin; the process's number follows
+CHECKOUT = "voxtile-code-"  # how names of folders of checkouts begin
+BEGUN = 60.0  # seconds after which a folder that nobody uses is not one that is just being made
 
 
 def main(argv: Sequence[str]) -> int:
@@ -156,6 +158,7 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
     """
     import voxtile
     from voxtile.studies.manifest import code, sources
+    from voxtile.training.processes import in_use
 
     made, here = manifest["code"], code()
     if config["code"] == "here" or made.get("sources") == here["sources"]:
@@ -179,7 +182,7 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
             f"The run was made by commit {made['commit'][:12]} with uncommitted changes ({lines} of a diff, see manifest.json)."
             f" Read them, since they run as code, then type 'patch=true'. {advice}"
         )
-    with tempfile.TemporaryDirectory(prefix=f"{CHECKOUT}{os.getpid()}-") as place:
+    with tempfile.TemporaryDirectory(prefix=CHECKOUT) as place, in_use(Path(place)):
         tree = Path(place) / "tree"
         try:
             try:
@@ -203,12 +206,12 @@ def _code_of(manifest: Mapping[str, Any], config: Mapping[str, Any], out: Consol
 
 def _clear_up(root: Path) -> None:
     """Takes away what commands that were killed have left: their checkouts, and what git remembers of them."""
-    from voxtile.training.processes import is_alive
+    from voxtile.training.processes import is_in_use
 
     for left in Path(tempfile.gettempdir()).glob(f"{CHECKOUT}*"):
-        known = re.fullmatch(rf"{CHECKOUT}([0-9]+)-\w+", left.name)
-        if known and not is_alive(int(known[1])) and left.stat().st_uid == os.getuid():
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # another command takes it away at this moment
+            if left.stat().st_uid == os.getuid() and time.time() - left.stat().st_mtime > BEGUN and not is_in_use(left):
+                shutil.rmtree(left, ignore_errors=True)
     _git(root, "worktree", "prune")
 
 

@@ -9,11 +9,11 @@ import math
 import os
 import re
 import shlex
-import shutil
 import socket
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from voxtile.commands.names import NO_MATTER
 from voxtile.commands.space import NOT_COMPOSED, TrialMaker, parsed_words, space_of, typed_words
 from voxtile.commands.sweep import NOT_BEGUN, Job, Outcome, Slots, collected, run_jobs
 from voxtile.errors import ConfigError, RunError, VoxtileError, did_you_mean, listed, reason
-from voxtile.training.processes import exclusive, is_alive, is_here, this_process
+from voxtile.training.processes import exclusive, in_use, is_alive, is_here, is_in_use, this_process
 from voxtile.training.run_folder import RunFolder
 from voxtile.values import check_whole_number
 
@@ -108,9 +108,12 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
             begun = sum(trial.state.name != "WAITING" for trial in study.trials)
             out.print(f"study {name}: {begun} of {trials} trials begun before; {place / 'study.db'}", soft_wrap=True)
             found.adopt()
-        own = _own_folder(place / "jobs")
+        own = place / "jobs" / f"{socket.gethostname()}-{os.getpid()}"  # another command may work on the study
+        _clear_up(own.parent)
+        own.mkdir(parents=True, exist_ok=True)
         try:
-            stopped = run_jobs(found.take, slots, own, found.ended, found.look, trials)
+            with in_use(own):
+                stopped = run_jobs(found.take, slots, own, found.ended, found.look, trials)
         finally:
             if not any(own.iterdir()):
                 own.rmdir()
@@ -132,16 +135,14 @@ def search(arguments: Sequence[str], settings: Mapping[str, Any], config: DictCo
     return found.outcomes
 
 
-def _own_folder(jobs: Path) -> Path:
-    """A folder for this process's jobs, since another command may work on the study; those of killed ones are taken away."""
-    host = socket.gethostname()
-    for left in jobs.glob(f"{glob.escape(host)}-*"):
-        number = left.name.removeprefix(f"{host}-")
-        if number.isdecimal() and not is_alive(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-    own = jobs / f"{host}-{os.getpid()}"
-    own.mkdir(parents=True, exist_ok=True)
-    return own
+def _clear_up(jobs: Path) -> None:
+    """Takes away what killed commands have left of their jobs; what jobs have printed stays."""
+    for left in jobs.glob(f"{glob.escape(socket.gethostname())}-*"):
+        if not is_in_use(left):
+            with suppress(OSError):  # not empty, or another command takes it away at this moment
+                for order in left.glob("*.json"):
+                    order.unlink()
+                left.rmdir()
 
 
 def _objectives(given: Any) -> dict[str, str]:

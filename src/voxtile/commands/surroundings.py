@@ -45,16 +45,20 @@ def interruptible() -> Iterator[None]:
     on_main = threading.current_thread() is threading.main_thread()  # no other thread can listen
     ours = [number for number, handler in usual.items() if on_main and signal.getsignal(number) is handler]
     heard, latest = -math.inf, signal.SIGINT
+    later: threading.Timer | None = None
     around = _imports(sys._getframe())  # of whoever calls a command while it is imported
     report = sys.unraisablehook
 
     def again(number: int) -> None:
+        nonlocal later
         later = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
         later.daemon = True
         later.start()
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         nonlocal heard, latest
+        if later is not None:  # this one is heard instead
+            later.cancel()
         if _imports(frame) == around:
             if number == signal.SIGTERM:
                 if time.monotonic() - heard < SAME:  # what has been begun is cleared up now

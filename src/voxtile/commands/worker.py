@@ -120,7 +120,7 @@ def fit_here(
     options = trainer_options(config["trainer"], world)
     if options.get("profiler") == "simple":
         options["profiler"] = SimpleProfiler(dirpath=home.path, filename="profile")
-    loggers, well = make_loggers(config, home, module.step) if leads else [], False
+    loggers, well = make_loggers(config, home, module.step + (not module.pending)) if leads else [], False
     try:
         fit(module, data, home, options, loggers, out, command, written, leads)
         well = True

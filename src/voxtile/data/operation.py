@@ -68,7 +68,7 @@ class Operation(ABC):
         Args:
             rng: the generator of this sample and this operation.
             size: the window's (D, H, W) in pixels; D is 1 for scenes and pictures.
-            spacing: the case's pixel spacing along (z, y, x).
+            spacing: the pixel spacing along (z, y, x) of the window as it lies after quarter turns.
 
         Returns:
             Arrays whose names, shapes and types depend on `size` and the configuration only, so that a batch stacks.

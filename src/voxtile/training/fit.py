@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +20,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from voxtile.cases.atomic import atomic_write
 from voxtile.data.datamodule import VoxtileData
 from voxtile.errors import RunError, reason
-from voxtile.training.metrics_file import MetricsFile
+from voxtile.training.metrics_file import MetricsFile, read
 from voxtile.training.module import SegmentationModule
 from voxtile.training.run_folder import RunFolder
 from voxtile.training.stopping import InterruptedRunError, StopRequest
 from voxtile.training.trainer import bare_trainer
 from voxtile.training.validation_picture import chosen_windows, draw_validation, log_picture
 from voxtile.training.weights import digests, load_resume, save_weights
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Keeper(lightning.Callback):
@@ -195,6 +197,8 @@ def fit(
         with _written_in(folder):
             metrics.start(written)
         module.record = partial(_record, folder, metrics, loggers)
+        if module.pending:  # of this step the validation is still to come: its other numbers are told anew, too
+            _tell(loggers, {name: float(value) for step, name, value in read(folder.metrics) if step == module.step}, module.step)
         # It draws the best before that is saved, so that a kill in between repeats the validation and the picture.
         callbacks.insert(0, Reporter(console, data, folder))
     making = bare_trainer(callbacks, max_epochs=-1, logger=list(loggers) or False, default_root_dir=folder.path, **options)
@@ -239,15 +243,16 @@ def take_up(module: SegmentationModule, folder: RunFolder) -> int:
 
 @contextmanager
 def _written_in(folder: RunFolder) -> Iterator[None]:
-    """While this is open, a file of the run's folder that cannot be written is told together with how the run goes on.
+    """While this is open, a file of the run's folder for which there is no room is told together with how the run goes on.
 
     Raises:
-        RunError: One cannot be written.
+        RunError: There is no room for one.
     """
     try:
         yield
     except OSError as error:
-        if not error.filename or folder.path.absolute() not in Path(os.fsdecode(error.filename)).absolute().parents:
+        name = error.filename
+        if error.errno not in FULL or not isinstance(name, str) or folder.path.absolute() not in Path(name).absolute().parents:
             raise
         raise _unsaved(folder, f"{error.filename} could not be written: {error.strerror}") from error
 
@@ -263,6 +268,10 @@ def _record(
     """Keeps a run's numbers in its metrics file, and hands them to loggers."""
     folder.check_held()
     metrics.add(step, values)
+    _tell(loggers, values, step)
+
+
+def _tell(loggers: Sequence[Logger], values: Mapping[str, float], step: int) -> None:
     for logger in loggers:
         logger.log_metrics(dict(values), step)
 
