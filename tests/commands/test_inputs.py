@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from voxtile.cases.layouts import CaseFiles
-from voxtile.commands.inputs import channels_as_cases
+from voxtile.commands.inputs import _with_parents, channels_as_cases
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,19 @@ from voxtile.commands.inputs import channels_as_cases
 )
 def test_channels_that_a_run_of_one_takes_for_cases_are_noticed(ids: list[str], channels: int, found: list[str]) -> None:
     assert channels_as_cases([CaseFiles(name, (Path(f"{name}.nii.gz"),)) for name in ids], channels) == found
+
+
+@pytest.mark.parametrize("given", ["p", "./p", "../new/p", "../link/p", "p/2022", ".", "p/2022/t1.nii"])
+def test_a_path_names_the_folders_above_it_that_names_of_cases_may_begin_at(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep/new/p/2022").mkdir(parents=True)
+    (tmp_path / "deep/new/p/2022/t1.nii").touch()
+    (tmp_path / "deep/link").symlink_to(tmp_path / "deep/new")
+    monkeypatch.chdir(tmp_path / "deep/new")
+    found = _with_parents(Path(given), 2)
+    folder = found if found.is_dir() else found.parent
+    assert found.samefile(given)
+    assert len(folder.parents) >= 2
+    for above, there in zip(folder.parents[:2], Path(given).resolve().parents[0 if found.is_dir() else 1 :], strict=False):
+        assert above.samefile(there)

@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813  # as its own documentation calls it
 
 from tests.commands.conftest import Command, Outcome, homes
 from tests.testers.tiny import SMALL, blob, configured, volume_words
+from voxtile import open_run
 from voxtile.cases.itk import about
 
 SHAPE = (18, 16, 5)  # x, y, z
@@ -145,20 +146,31 @@ def test_a_run_on_bids_keeps_subjects_together_and_predicts_new_ones(tmp_path: P
         assert made(out) == ["sub-09.nii.gz"]
 
 
-def test_a_run_on_a_folder_per_patient_predicts_new_folders(tmp_path: Path, voxtile: Command) -> None:
+@pytest.mark.parametrize("visit", ["", "/2022"])
+def test_a_run_on_a_folder_per_patient_or_visit_predicts_new_folders(
+    tmp_path: Path, voxtile: Command, visit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     for number in range(5):
-        patient(rng, f"p{number}/{{c}}.nii.gz", f"p{number}/seg.nii.gz", tmp_path / "set", ["t1", "flair"], number)
+        patient(rng, f"p{number}{visit}/{{c}}.nii.gz", f"p{number}{visit}/seg.nii.gz", tmp_path / "set", ["t1", "flair"], number)
     for number in (8, 9):
-        patient(rng, f"p{number}/{{c}}.nii.gz", "", tmp_path / "new", ["t1", "flair"], number)
+        patient(rng, f"p{number}{visit}/{{c}}.nii.gz", "", tmp_path / "new", ["t1", "flair"], number)
+    below = "{patient}/{date:d}" if visit else "{patient}"
     layout = {
         "_target_": "voxtile.cases.layouts.FolderLayout", "root": str(tmp_path / "set"),
-        "images": ["{patient}/t1.nii.gz", "{patient}/flair.nii.gz"], "labels": "{patient}/seg.nii.gz", "case": "{patient}",
+        "images": [f"{below}/t1.nii.gz", f"{below}/flair.nii.gz"], "labels": f"{below}/seg.nii.gz", "case": "{patient}",
     }  # fmt: skip
     assert voxtile("train", *words(tmp_path, layout)).code == 0
     home = run_of(tmp_path)
     assert json.loads((home / "manifest.json").read_text())["data"]["channels"] == ["t1", "flair"]
-    for place, names in (("new", ["p8", "p9"]), ("new/p8", ["p8"]), ("new/p9/flair.nii.gz", ["p9"])):
+    found = open_run(home).predict(tmp_path / f"new/p9{visit}").labels
+    np.testing.assert_array_equal(open_run(home).predict(tmp_path / f"new/p9{visit}/flair.nii.gz").labels, found)
+    monkeypatch.chdir(tmp_path / "new/p9")
+    said = voxtile("predict", f"run={home}", f"input={visit.strip('/') or '.'}", f"output={tmp_path / 'here'}/")
+    assert said.code == 0, said
+    assert made(tmp_path / "here") == ["p9.nii.gz"]
+    places = [("new", ["p8", "p9"]), ("new/p8", ["p8"]), (f"new/p8{visit}", ["p8"]), (f"new/p9{visit}/flair.nii.gz", ["p9"])]
+    for place, names in dict(places).items():
         out = tmp_path / "out" / place.replace("/", "_").partition(".")[0]
         said = voxtile("predict", f"run={home}", f"input={tmp_path / place}", f"output={out}/")
         assert said.code == 0, said

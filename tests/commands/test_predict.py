@@ -287,7 +287,7 @@ def test_where_the_patterns_of_several_files_find_nothing_that_is_said_once(tmp_
         assert said.code == 3
         assert "has 2 files, images/{id}_b0.tif, images/{id}_b1.tif" in said.text
         assert said.text.count(f"these patterns find nothing at {source}") == 1
-        assert "give the folder that holds 'images/', or that folder itself, with 'input=…'" in said.text
+        assert "give the folder in which 'images/' begins, one below it, or one of the files, with 'input=…'" in said.text
         assert not (tmp_path / "out").exists()
     (tmp_path / "copy").rename(tmp_path / "images")
     said = voxtile("predict", f"run={home}", f"input={tmp_path / 'images'}", f"output={tmp_path / 'out'}")

@@ -242,9 +242,7 @@ def new_cases(source: Path, layout: Layout) -> list[CaseFiles]:
     if source.is_file():
         files = files_at(source)
         return [CaseFiles(source.resolve().parent.name, tuple(files), sources=partial(_opened, [files], ()))]
-    if isinstance(layout, FolderLayout):
-        for root in (source, source.parent):
-            if cases := layout.images_below(root, source):
-                return cases
+    if isinstance(layout, FolderLayout) and (cases := layout.images_at(source)):
+        return cases
     rules = layout if isinstance(layout, DicomLayout) else DicomLayout(str(source))
     return rules.cases_below(source)

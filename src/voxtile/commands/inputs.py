@@ -27,8 +27,8 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
     """The cases that a file or folder holds.
 
     Where a case has several files, any of them stands for it. A folder is searched with the run's own name patterns, as a data set
-    of its own or as a part of one; where they find nothing, by the file names in the patterns of several files; and then for files
-    of the run's format, which must be whole cases.
+    of its own or as a part of one, such as one patient or one visit; where they find nothing, by the file names in the patterns of
+    several files; and then for files of the run's format, which must be whole cases.
 
     Args:
         source: the file or folder.
@@ -41,6 +41,8 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
     Raises:
         DataError: There is nothing to predict.
     """
+    if source.is_file() or source.is_dir():
+        source = _with_parents(source, dataset.layout.depth)
     if dataset.format in ("dicom", "volume") and source.exists() and _holds_dicom(source, dataset):
         from voxtile.cases.dicom_layout import new_cases
 
@@ -52,18 +54,28 @@ def find_inputs(source: Path, dataset: Dataset, channels: int) -> tuple[list[Cas
     raise DataError(f"The input {source} {_missing(source)}")
 
 
+def _with_parents(source: Path, depth: int) -> Path:
+    """The path as it was given, or the absolute one where it does not name all folders above it that are looked at."""
+    from voxtile.cases.address import RemoteFile
+
+    parts = source.parts
+    if isinstance(source, RemoteFile):
+        return source
+    if ".." in parts:
+        end = len(parts) - parts[::-1].index("..")
+        return Path(*parts[:end]).resolve().joinpath(*parts[end:])
+    return source if len(source.parents) > depth + 1 else source.absolute()
+
+
 def _of_file(source: Path, dataset: Dataset, channels: int) -> list[CaseFiles]:
     """The case that a file is, or is one of the files of."""
     from voxtile.cases.formats import SUFFIXES
     from voxtile.cases.layouts import CaseFiles
 
     suffixes, layout = SUFFIXES[dataset.format], dataset.layout
-    if layout.patterns(channels):  # the file stands for all of its case's
-        for root in (source.parent, source.parent.parent):
-            if cases := layout.images_below(root, source, suffixes):
-                return cases
-        if cases := layout.images_by_name(source):
-            return cases
+    # Where a case has several files, one stands for all.
+    if layout.patterns(channels) and (cases := layout.images_at(source, suffixes) or layout.images_by_name(source)):
+        return cases
     found = [CaseFiles(_stem(source, suffixes), (source,))]
     _check_whole(found, source, dataset, channels)
     return found
@@ -81,11 +93,7 @@ def _in_folder(source: Path, dataset: Dataset, channels: int) -> tuple[list[Case
         (path for path in source.iterdir() if path.name.lower().endswith(suffixes) and not path.name.startswith("._")),
         key=lambda path: natural_key(path.name),
     )
-    searched = (
-        *(partial(layout.images_below, root, source, suffixes) for root in (source, source.parent)),
-        partial(layout.images_by_name, source),
-    )
-    for search in searched:
+    for search in (partial(layout.images_at, source, suffixes), partial(layout.images_by_name, source)):
         if cases := [files for files in search() if not any(map(_is_pipe, files.found))]:
             used = {path for files in cases for path in files.found}
             return cases, [path.name for path in paths if path not in used]
@@ -158,11 +166,11 @@ def _check_whole(found: Sequence[CaseFiles], source: Path, dataset: Dataset, cha
             if len(dataset.open(files, grouped=False, in_area=False).channels) == channels:
                 return
     folder = patterns[0].rpartition("/")[0]
-    wanted = f"the folder that holds '{folder}/', or that folder itself" if folder else "the folder that holds the files"
+    begin = f"the folder in which '{folder}/' begins, one below it" if folder else "the folder that holds them"
     raise DataError(
         f"A case of this run has {len(patterns)} files, {listed(patterns)} (data.layout), and these patterns find nothing at "
         f"{source}, nor do the file names in them; no file there has all channels either. Put the files of each case under such "
-        f"names, and give {wanted}, with 'input=…'."
+        f"names, and give {begin}, or one of the files, with 'input=…'."
     )
 
 

@@ -401,6 +401,27 @@ def test_only_the_folder_or_the_file_that_is_named_is_looked_at(tmp_path):
         check_partners(half.images)
 
 
+@pytest.mark.parametrize("images", [["{patient}/{date:d}/t1.nii", "{patient}/{date:d}/flair.nii"], "{patient}/{date:d}/t1.nii"])
+def test_a_visit_a_patient_or_a_file_of_one_is_found_by_what_its_folders_are_called(tmp_path, images):
+    put(tmp_path, *(f"new/{visit}/{name}.nii" for visit in ("p/2021", "p/2022", "q/2021") for name in ("t1", "flair")))
+    layout = FolderLayout("elsewhere", images, case="{patient}_{date}")
+
+    def ids(place):
+        return [files.id for files in layout.images_at(tmp_path / place)]
+
+    assert ids("new/p/2022") == ids("new/p/2022/t1.nii") == ["p_2022"]
+    assert ids("new/p/2022/flair.nii") == (["p_2022"] if isinstance(images, list) else [])
+    assert ids("new/p") == ["p_2021", "p_2022"]
+    assert ids("new") == ["p_2021", "p_2022", "q_2021"]
+    assert ids(".") == []
+
+
+def test_the_folder_of_new_images_is_no_part_of_the_data_sets_split(tmp_path):
+    put(tmp_path, "new/a.jpg")
+    (case,) = FolderLayout("elsewhere", "{split}/{id}.jpg", "{split}annot/{id}.png").images_at(tmp_path / "new")
+    assert (case.id, case.split) == ("a", "")
+
+
 @pytest.mark.parametrize(
     ("patterns", "found"),
     [

@@ -67,14 +67,25 @@ class FolderLayout(Layout):
                 )
         self.case, self.unlabelled, self.mosaic, self.incomplete = case, unlabelled, mosaic, incomplete
         self.splits = dict(splits or {name: name for name in SPLITS})
+        self._folders: tuple[str, ...] = ()  # below the root, in which alone files are looked for
 
     def patterns(self, channels: int) -> tuple[str, ...]:
         """See `Layout.patterns`."""
         return tuple(self.images) if len(self.images) > 1 else ()
 
+    @property
+    def depth(self) -> int:
+        """See `Layout.depth`."""
+        return max(pattern.count("/") for pattern in self.images)
+
     def images_below(self, root: Path, within: Path, suffixes: Sequence[str] = ()) -> list[CaseFiles]:
         """See `Layout.images_below`; by the same patterns, whatever the ending."""
         layout = FolderLayout(str(root), self.images, self.labels, self.case, self.splits, mosaic=self.mosaic)
+        inside = within.relative_to(root)
+        if within.is_dir():
+            layout._folders = inside.parts
+        elif not any(_expression(pattern).fullmatch(inside.as_posix()) for pattern in self.images):
+            return []
         labels = layout._label_files()
         images = layout._image_files(labels)
         if len(self.images) > 1 and not self.mosaic:
@@ -90,6 +101,7 @@ class FolderLayout(Layout):
             images = {path: fields for path, fields in images.items() if layout._format(self.case, fields) in cases}
         else:
             images = {path: fields for path, fields in images.items() if path.is_relative_to(within)}
+        layout.splits = {fields["split"]: "" for fields in images.values() if "split" in fields}  # no part of a data set's
         return layout._gathered(images, {}, complete=self.mosaic)
 
     def images_by_name(self, within: Path) -> list[CaseFiles]:
@@ -253,22 +265,11 @@ class FolderLayout(Layout):
 
     def _match(self, pattern: str) -> list[tuple[Path, dict[str, str]]]:
         """Files below the root that match, with what the names stand for."""
-        seen: set[str] = set()
-
-        def part(hit: re.Match[str]) -> str:
-            name, digits = hit["name"], hit["kind"] == "d"
-            if hit[0] == "*":
-                return "[^/]*"
-            if name in seen:
-                return f"(?P={name})"
-            seen.add(name)
-            return f"(?P<{name}>{r'[0-9]+' if digits else r'[^/]+?'})"
-
-        pieces = re.split(r"(\{\w+(?::d)?\}|\*)", pattern)
-        token = re.compile(r"\*|\{(?P<name>\w+)(?::(?P<kind>d))?\}")
-        regex = re.compile("".join(token.sub(part, piece) if token.fullmatch(piece) else re.escape(piece) for piece in pieces))
-        wild = "".join("*" if token.fullmatch(piece) else glob.escape(piece) for piece in pieces)
+        regex = _expression(pattern)
+        wild = "".join("*" if _TOKEN.fullmatch(piece) else glob.escape(piece) for piece in _pieces(pattern))
         wild = re.sub(r"\*+", "*", wild)  # of names that follow one another; two would stand for folders
+        if self._folders:
+            wild = "/".join([*map(glob.escape, self._folders), *wild.split("/")[len(self._folders) :]])
         hits = []
         for path in sorted(self.root.glob(wild)):
             match = regex.fullmatch(path.relative_to(self.root).as_posix())
@@ -304,6 +305,30 @@ def check_partners(files: Sequence[Path]) -> None:
             f"{there[0] if there else files[0]} has no partner {missing[0]}; every case needs one file per pattern of "
             "'data.layout.images'."
         )
+
+
+_TOKEN = re.compile(r"\*|\{(?P<name>\w+)(?::(?P<kind>d))?\}")
+
+
+def _pieces(pattern: str) -> list[str]:
+    """A pattern cut into names in braces, '*' and what lies between them."""
+    return re.split(r"(\{\w+(?::d)?\}|\*)", pattern)
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """What matches the files of a pattern, by their paths below the root."""
+    seen: set[str] = set()
+
+    def part(hit: re.Match[str]) -> str:
+        name, digits = hit["name"], hit["kind"] == "d"
+        if hit[0] == "*":
+            return "[^/]*"
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>{r'[0-9]+' if digits else r'[^/]+?'})"
+
+    return re.compile("".join(_TOKEN.sub(part, each) if _TOKEN.fullmatch(each) else re.escape(each) for each in _pieces(pattern)))
 
 
 def _names(pattern: str) -> set[str]:

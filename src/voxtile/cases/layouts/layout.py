@@ -195,6 +195,25 @@ class Layout(ABC):
         """
         return []
 
+    @property
+    def depth(self) -> int:
+        """How many folders stand at most before the name of an image's file in this layout."""
+        return 1
+
+    def images_at(self, source: Path, suffixes: Sequence[str] = ()) -> list[CaseFiles]:
+        """Cases that a new file or folder holds, by the names that files have in this layout; see `images_below`.
+
+        Names may begin at the folder or above it, at most `depth` folders, since one patient or one visit is a folder of a data
+        set. The nearest folder at which names find something counts.
+
+        Args:
+            source: a folder, or a file that stands for its case; above it a path has as many folders as are looked at.
+            suffixes: endings of the files of the data set's format.
+        """
+        here = source if source.is_dir() else source.parent
+        roots = [here, *here.parents[: self.depth]]
+        return next((cases for root in roots if (cases := self.images_below(root, source, suffixes))), [])
+
     def images_by_name(self, within: Path) -> list[CaseFiles]:
         """Cases of several files that lie side by side, as `images_below`, by the files' names without those of folders.
 
