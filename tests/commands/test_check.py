@@ -133,6 +133,17 @@ def test_quarter_turns_of_pixels_that_are_not_square_are_said_before_and_in_trai
     assert "are not square" not in voxtile("train", *words, "data.scene.resolution=20").text
 
 
+def test_a_scene_of_another_resolution_is_named_before_and_in_training(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder), "training.steps=2", "training.val_every=2", "split.test=0"]
+    for path in (folder / "scenes").glob("*/s0.tif"):
+        with rasterio.open(path, "r+") as scene:
+            scene.transform @= rasterio.Affine.scale(2)
+    told = "1 training or validation case are of another size than those of the median training case, 10x10 m: s0 (20x20 m)"
+    for command in ("check", "train"):
+        assert told in voxtile(command, *words).text
+    assert "of another size" not in voxtile("train", *words, "data.scene.resolution=10").text
+
+
 def test_the_command_it_ends_with_trains(folder: Path, voxtile: Command) -> None:
     said = voxtile("check", *scene_words(folder), "training.steps=2", "training.val_every=2")
     line = said.out.splitlines()[-1]
@@ -245,6 +256,21 @@ def test_what_to_look_at_is_listed(folder: Path, voxtile: Command) -> None:
     assert "'data.balance=0.5' draws windows with it more often" in said.text
     assert "class 'pole' occurs in no validation case" in said.text
     assert "'split.stratify=true'" in said.text
+
+
+def test_labels_without_data_and_groups_of_nearly_one_name_are_listed(folder: Path, voxtile: Command) -> None:
+    words = [*scene_words(folder), "split.test=0"]
+    label = folder / "scenes" / "labels" / "s1.tif"
+    with rasterio.open(label) as file:
+        classes = file.read().astype(np.float32)
+    assert "hold no data" not in voxtile("check", *words).text
+    classes[:, :10] = np.nan
+    scene(label, classes, 1)
+    for kind in ("images", "labels"):
+        (folder / "scenes" / kind / "s5.tif").rename(folder / "scenes" / kind / "S-00.tif")
+    said = voxtile("check", *words)
+    assert "the labels of 1 case hold no data in 10% or more of the image's pixels, where they are nodata, masked," in said.text
+    assert "groups differ in capitals, leading zeros, '-', '_' or blanks only: 'S-00' and 's0'." in said.text
 
 
 def pictures_of(folder: Path, words: list[str]) -> None:

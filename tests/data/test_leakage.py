@@ -22,6 +22,7 @@ from voxtile.data.footprints import near_pairs
 from voxtile.data.leakage import (
     SAME_GROUP,
     SAME_IMAGE,
+    alike_groups,
     alike_pairs,
     distinct_values,
     find_leaks,
@@ -387,6 +388,24 @@ def test_a_waiver_is_idle_in_a_split_without_its_leak():
 
 
 # --- suspicions
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        (("p01", "P1", "p2"), "only: 'P1' and 'p01'. Where"),
+        (("p-1", "p_1", "p 1", "p12"), "'p 1' and 'p-1' and 'p_1'. Where"),
+        (("1_11", "11_1", "111", "1_01"), ""),
+        (("2020-01-02", "2020_1_2"), "'2020-01-02' and '2020_1_2'"),
+        (("p10", "p1", "p100", "0"), ""),
+        (("a-b", "AB", "P1", "p1"), "'AB' and 'a-b', 'P1' and 'p1'"),
+    ],
+)
+def test_groups_that_differ_in_writing_only_are_named(groups, told):
+    train, *others = [memory_case(f"c{number}", group=name) for number, name in enumerate(groups)]
+    found = alike_groups(Split((train,), (others[0],), tuple(others[1:])))
+    assert len(found) == bool(told)
+    assert told in "".join(found)
 
 
 def scans(number, step, seed):

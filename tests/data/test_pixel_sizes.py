@@ -1,12 +1,12 @@
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from voxtile.cases.grid import Grid, nested
 from voxtile.cases.windowing import Windowing
-from voxtile.data.pixel_sizes import pixel_sizes, squeezed, unlike
+from voxtile.data.pixel_sizes import mixed, pixel_sizes, squeezed, unlike
 from voxtile.data.symmetry import Symmetry
 
 SLICES, NEIGHBOURS, BOXES = Windowing((32, 32)), Windowing((32, 32), neighbours=1), Windowing((8, 32, 32))
@@ -59,6 +59,34 @@ def test_what_a_network_has_not_seen_is_told_with_what_to_do(sides, windowing, s
     sentence = unlike(TRAINED, case(*sides), windowing)
     assert said in sentence
     assert "data.spacing=median" in sentence
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "windowing", "scales", "said"),
+    [
+        ([(1, 10, 10), (1, 10, 10), (1, 20, 20)], [], SLICES, None, "1 training or .* 10x10 m: x2 (20x20 m). .*resolution=10'"),
+        ([(1, 10, 10)], [(1, 5, 5), (1, 9, 9)], SLICES, None, "1 training or validation case .*: x1 (5x5 m)"),
+        ([(1, 10, 10), (1, 10, 10), (1, 20, 20)], [], SLICES, (0.5, 1.5), ""),
+        ([(1, 10, 10)], [(1, 14, 14)], SLICES, None, ""),
+        ([(1, 11.13, 9), (1, 11.13, 7)], [], SLICES, None, ""),  # one raster in degrees, at two latitudes
+        ([(5, 1, 1), (5.4, 1, 1), (4.1, 1, 1), (1, 1, 1)], [], SLICES, None, ""),
+        ([(5, 1, 1), (5.4, 1, 1), (4.1, 1, 1)], [], BOXES, None, ""),
+        ([(5, 1, 1), (5, 1, 1), (1, 1, 1)], [], BOXES, None, "5x1x1 mm (z, y, x): x2 (1x1x1 mm). .*'data.spacing=median'"),
+        ([(5, 1, 1), (5, 1, 1)], [(5, 2, 2)], NEIGHBOURS, None, "5x1x1 mm (from slice to slice, then within one): x2 (5x2x2 mm)"),
+    ],
+)
+def test_cases_unlike_most_of_the_training_are_told_with_what_to_do(train, val, windowing, scales, said):
+    unit = "m" if train[0][0] == 1 else "mm"
+    cases = [replace(case(*sides, unit), id=f"x{number}") for number, sides in enumerate([*train, *val])]
+    found = mixed(cases[: len(train)], cases[len(train) :], windowing, scales)
+    assert len(found) == bool(said)
+    if said:
+        assert re.search(re.escape(said).replace(r"\.\*", ".*"), found[0])
+
+
+def test_of_cases_without_a_unit_in_common_no_size_is_told():
+    assert mixed([case(1, 1, 1, "px"), case(1, 9, 9, "px")], [], SLICES) == []
+    assert mixed([case(1, 1, 1)], [case(9, 9, 9, "px")], SLICES) == []
 
 
 def test_scenes_are_told_in_metres():

@@ -16,6 +16,7 @@ from voxtile.cases.layouts import FolderLayout
 from voxtile.cases.window import Window
 from voxtile.data import normalise, prepared, survey
 from voxtile.data.augment import Augment
+from voxtile.data.blank_labels import blank_labels
 from voxtile.data.blocks import BlockSplit
 from voxtile.data.datamodule import Steps, VoxtileData
 from voxtile.data.leakage import find_leaks
@@ -385,6 +386,34 @@ def test_stratifying_leaves_the_labels_of_test_cases_closed(root, scheme, monkey
     assert sum(map(len, found.split.sides.values())) == 7
     assert found.split.test
     assert set(opened) == {case.id for case in (*found.split.train, *found.split.val)}
+
+
+def test_labels_without_data_are_told_where_a_class_is_missing_for_it(root):
+    for name in SCENES["train"]:
+        label = np.random.default_rng(ord(name)).choice([1, 2, np.nan], (24, 40), p=[0.1, 0.2, 0.7]).astype(np.float32)
+        scene(root, "train", name, label=label)
+    with pytest.raises(
+        DataError, match=r"class ground;.* The labels of 3 cases hold no data .*: \w \(\d\d%\).*gdal_calc\.py\. Or split"
+    ):
+        ready(root)
+    scene(root, "train", "b", label=np.full((24, 40), np.nan, np.float32))
+    with pytest.raises(DataError, match=r"1 case .* hold no pixel .* The labels of 1 case hold no data .*: b \(100%\).*\. Leave"):
+        ready(root)
+
+
+def test_labels_that_are_ignored_or_lie_beyond_the_image_do_not_lack_data(root):
+    image = np.random.default_rng(0).integers(1, 999, (2, 24, 40), dtype=np.int16)
+    image[:, :12] = 0
+    label = np.random.default_rng(0).integers(0, 3, (24, 40)).astype(np.float32)
+    label[:14], label[20:] = np.nan, 255
+    scene(root, "train", "a", image=image, label=label)
+    found = ready(root)
+    (said,) = blank_labels(found.split.train, found.surveys, "geotiff")
+    assert ": a (17%). Such" in said  # 2 of 12 rows with an image
+    label[:14] = 255
+    scene(root, "train", "a", image=image, label=label)
+    found = ready(root)
+    assert blank_labels(found.split.train, found.surveys, "geotiff") == []
 
 
 def test_a_few_cases_for_a_look_need_not_hold_every_class(root):

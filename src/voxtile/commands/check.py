@@ -67,13 +67,19 @@ def check(config: Mapping[str, Any]) -> int:
     if path is not None:
         out.print(f"the split on the map: {path}", soft_wrap=True)
     print_intensities(out, prepared)
-    from voxtile.data.leakage import shared_fields  # takes a second to import, and comes after what can be refused without it
-    from voxtile.data.pixel_sizes import squeezed
+    # What takes a second to import comes after what can be refused without it.
+    from voxtile.data.blank_labels import blank_labels
+    from voxtile.data.leakage import alike_groups, shared_fields
+    from voxtile.data.pixel_sizes import mixed, squeezed
 
-    remarks = built.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped)
+    split = prepared.split
+
+    remarks = built.remarks + shared_fields(split, prepared.dataset.ungrouped)
+    remarks += alike_groups(split)
     remarks += look_at_files(prepared) + look_at_values(prepared) + look_at_zeros(prepared)
-    remarks += look_at_classes(prepared)
-    remarks += squeezed(prepared.split.train, built.augment.symmetry)
+    remarks += look_at_classes(prepared) + blank_labels([*split.train, *split.val], prepared.surveys, prepared.dataset.format)
+    remarks += mixed(split.train, split.val, built.windowing, built.sampling.scales)
+    remarks += squeezed(split.train, built.augment.symmetry)
     remarks += look_at_sides(prepared.dataset.classes, built.symmetry)
     remarks += look_at_window(prepared, built.windowing.box)
     remarks += [f"waived: {sentence}" for sentence in prepared.waived]

@@ -153,9 +153,10 @@ def train_to_end(
         # Another process may have trained it, or failed, since the first look.
         if not refuse_or_finished(home, config, devices, held=True):
             from voxtile.data.leakage import shared_fields
-            from voxtile.data.pixel_sizes import squeezed
+            from voxtile.data.pixel_sizes import mixed, squeezed
 
             remarks = built.remarks + module.remarks + shared_fields(prepared.split, prepared.dataset.ungrouped)
+            remarks += mixed(prepared.split.train, prepared.split.val, built.windowing, built.sampling.scales)
             for remark in remarks + squeezed(prepared.split.train, built.augment.symmetry):
                 out.print(remark, style="yellow", soft_wrap=True)
             _train(config, prepared, parent, module, data, home, devices, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -283,6 +284,24 @@ def shared_fields(split: Split, fields: Mapping[str, Mapping[str, str]]) -> list
         "'data.group' says nothing, so each case is a group of its own, and cases on different sides share "
         f"{listed(apart[field] for field in (first, *others))}: where that is a patient or a place, the scores are too good; type "
         f"'+data.group={{expression: {first}}}'{more}, or '+data.group={{expression: id}}' where all are independent"
+    ]
+
+
+def alike_groups(split: Split) -> list[str]:
+    """A sentence about groups whose names are one but for capitals, leading zeros, hyphens, underscores and blanks."""
+    names = sorted({case.within or case.group for cases in split.sides.values() for case in cases})
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        plain = re.sub(r"(?<!\d)0+(?=\d)", "", name.casefold())
+        # Between digits a sign tells numbers apart: 1_11 is not 11_1.
+        plain = re.sub(r"(?<=\d)[-_\s]+(?=\d)", "-", plain)
+        alike.setdefault(re.sub(r"[_\s]|(?<!\d)-|-(?!\d)", "", plain), []).append(name)
+    same = [" and ".join(f"'{name}'" for name in each) for each in alike.values() if len(each) > 1]
+    if not same:
+        return []
+    return [
+        f"groups differ in capitals, leading zeros, '-', '_' or blanks only: {listed(same)}. Where these are names of one "
+        f"patient or place, it may lie on several sides of the split, and the scores are too good. {REGROUP}"
     ]
 
 

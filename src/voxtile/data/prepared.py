@@ -14,6 +14,7 @@ from voxtile.cases.cache import check_cache_room, content_hash
 from voxtile.cases.case import Case
 from voxtile.cases.dataset import Dataset
 from voxtile.cases.window import Size3
+from voxtile.data.blank_labels import blank_labels
 from voxtile.data.leakage import find_leaks, gate, single_values
 from voxtile.data.normalise import Intensity, Normalisation
 from voxtile.data.places import by_place
@@ -206,7 +207,7 @@ def prepare(
     # The labels of test cases stay closed; their images are looked at for duplicates only.
     locked = survey_all(split.test, classes, cache, label=False, tick=tick, anew=surveyed)
     images = {name: found.image_digest for name, found in (surveys | locked).items()}
-    split = _judgeable(split, surveys)
+    split = _judgeable(split, surveys, dataset.format)
     wholes = copies((*split.train, *split.val, *split.test), classes, cache, progress, surveyed)
     leaks = find_leaks(split, images, wholes)
     known = (*images, *(case.id for case in cases))
@@ -221,9 +222,11 @@ def prepare(
     )  # fmt: skip
     absent = [name for name, count in zip(dataset.classes, ready.class_counts, strict=True) if count == 0]
     if absent and limit is None:  # a few cases for a look need not hold all
+        why = _sentences(blank_labels(split.train, surveys, dataset.format))
         raise DataError(
-            f"No training case holds a pixel of class {listed(absent, 254)}; a network cannot learn it. Split otherwise (for "
-            "example 'split.seed=1' or 'split.stratify=true'), or take the class out of 'data.labels' or map it to 'ignore'."
+            f"No training case holds a pixel of class {listed(absent, 254)}; a network cannot learn it.{why} "
+            f"{'Or split' if why else 'Split'} otherwise (for example 'split.seed=1' or 'split.stratify=true'), or take the class "
+            "out of 'data.labels' or map it to 'ignore'."
         )
     return ready
 
@@ -265,7 +268,12 @@ def _digests(
     return {case.image.paths: found[case.id].image_digest for case in named}
 
 
-def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
+def _sentences(remarks: Sequence[str]) -> str:
+    """Remarks as sentences that go on in a paragraph."""
+    return "".join(f" {remark[0].upper()}{remark[1:]}." for remark in remarks)
+
+
+def _judgeable(split: Split, surveys: Mapping[str, Survey], format: str) -> Split:
     """The split without blocks that hold no pixel to judge; a whole case without any is an error."""
     sides: dict[str, tuple[Case, ...]] = {"train": split.train, "val": split.val}
     blind = [case for side in sides.values() for case in side if surveys[case.id].judged == 0]
@@ -274,11 +282,12 @@ def _judgeable(split: Split, surveys: Mapping[str, Survey]) -> Split:
         empty = [name for name in whole if surveys[name].valid == 0]
         why = {
             "no pixel has data in all channels, by nodata, a mask or a formula that is not finite": empty,
-            "every label is ignored, or lies where there is no data": [name for name in whole if name not in empty],
+            "every label is ignored or no data, or lies where there is no data": [name for name in whole if name not in empty],
         }
+        blank = _sentences(blank_labels([case for case in blind if case.id in whole], surveys, format))
         raise DataError(
             f"{counted(len(whole), 'case')} of the training and validation splits hold no pixel that can be judged: "
-            f"{'; '.join(f'{listed(names)} ({said})' for said, names in why.items() if names)}. Leave them out with "
+            f"{'; '.join(f'{listed(names)} ({said})' for said, names in why.items() if names)}.{blank} Leave them out with "
             f"'data.exclude={typed(whole)}'."
         )
     names = {case.id for case in blind}
