@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+from affine import Affine
 
+from tests.testers.geotiff import NORTH_UP, bands, save
 from voxtile.cases.layouts import CaseFiles, FolderLayout, Layout, ListLayout, MsdLayout
 from voxtile.cases.layouts.folder import check_partners
 from voxtile.errors import ConfigError, DataError
@@ -378,15 +380,41 @@ def test_incomplete_cases_are_left_out_with_their_labels_and_all_their_tiles(roo
         (root / f"{name}.tif").unlink()
     words = {"root": root, "images": ["t1/{place}_{tile}.tif", "t2/{place}_{tile}.tif"], "labels": "labels/{place}_{tile}.tif"}
     assert list(found(FolderLayout(**words, case="{place}_{tile}", incomplete=True))) == ["a_2", "b_1", "c_1", "c_2"]
-    whole = FolderLayout(**words, case="{place}", incomplete=True, mosaic=True)
-    assert list(whole._lacking(whole._image_files(set()), set())) == ["a", "b"]
+    for kind in ("t1", "t2", "labels"):
+        for tile in (1, 2):
+            save(root / f"{kind}/c_{tile}.tif", bands((1, 4, 4)), transform=NORTH_UP @ Affine.translation(4 * tile, 0))
+    (whole,) = FolderLayout(**words, case="{place}", incomplete=True, mosaic=True).find()
+    assert (whole.id, len(whole.images), len(whole.labels)) == ("c", 2, 1)
+    assert names(root, whole.tiles) == ["t1/c_1.tif", "t1/c_2.tif", "t2/c_1.tif", "t2/c_2.tif"]
     (root / "labels/d_1.tif").touch()
     with pytest.raises(DataError, match=r"1 label .* has no image .*labels/d_1\.tif"):
         FolderLayout(**words, case="{place}_{tile}", incomplete=True).find()
     put(root / "less", "t1/a_1.tif", "t1/a_2.tif")
     none = FolderLayout(**{**words, "root": root / "less"}, case="{place}_{tile}", incomplete=True)
-    with pytest.raises(DataError, match=r"2 cases below .* lack a file: a_1 \(no t2/a_1\.tif\), a_2"):
+    with pytest.raises(DataError, match=r"2 cases below .* lack a file: a_1 \(no t2/a_1\.tif\), a_2.* Add the files\.$"):
         none.find()
+
+
+@pytest.mark.parametrize("lacks", ["s1/b_2020", "s2/b_2020", "s1/a_2021"])
+def test_an_incomplete_case_is_left_out_with_a_label_whose_name_tells_less_than_its_own(root, lacks):
+    cases = ["a_2020", "a_2021", "b_2020"]
+    put(root, *(f"{kind}/{case}.tif" for kind in ("s1", "s2") for case in cases), "labels/a.tif", "labels/b.tif")
+    (root / f"{lacks}.tif").unlink()
+    layout = FolderLayout(root, ["s2/{id}_{year}.tif", "s1/{id}_{year}.tif"], "labels/{id}.tif", "{id}_{year}", incomplete=True)
+    assert {case: labels for case, (_, labels, _) in found(layout).items()} == {
+        case: [f"labels/{case[0]}.tif"] for case in cases if case not in lacks
+    }
+    put(root, "labels/c.tif")
+    with pytest.raises(DataError, match=r"1 label .* has no image .*labels/c\.tif"):
+        layout.find()
+
+
+def test_partners_of_many_cases_are_looked_up_without_a_pass_over_all_for_each(root, monkeypatch: pytest.MonkeyPatch):
+    put(root, *(f"s{band}/{case}.tif" for band in (1, 2) for case in range(400)))
+    asked, inner = [], Path.__hash__
+    monkeypatch.setattr(Path, "__hash__", lambda path: asked.append(path) or inner(path))
+    assert len(FolderLayout(root, ["s2/{id}.tif", "s1/{id}.tif"]).find()) == 400
+    assert len(asked) < 20 * 800
 
 
 def test_only_the_folder_or_the_file_that_is_named_is_looked_at(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,16 @@ class FolderLayout(Layout):
         lacking = self._lacking(images, label_files)
         whole = {path: fields for path, fields in images.items() if self._format(self.case, fields) not in lacking}
         if lacking and not (self.incomplete and whole):
+            leave = "" if self.incomplete else ", or leave these cases out with '++data.layout.incomplete=true'"
             raise DataError(
                 f"{counted(len(lacking), 'case')} below {self.root} {'lacks' if len(lacking) == 1 else 'lack'} a file: "
                 f"{listed(f'{name} (no {path.relative_to(self.root)})' for name, path in lacking.items())}; every case needs one "
-                "file per pattern of 'data.layout.images'. Add the files, or leave these cases out with "
-                "'++data.layout.incomplete=true'."
+                f"file per pattern of 'data.layout.images'. Add the files{leave}."
             )
         if not self.labels:
             return self._gathered(whole, {})
         if lacking:
-            label_files -= {path for path, fields in self._match(self.labels) if self._id_by(fields) in lacking}
+            label_files -= self._labels_of(lacking)
         label_of = {path: self.root / self._format(self.labels, fields) for path, fields in whole.items()}
         missing = {path: None for path, label in label_of.items() if not label.exists()}
         if missing and "{" not in self.labels:
@@ -188,8 +188,9 @@ class FolderLayout(Layout):
                     lacking.setdefault(self._format(self.case, fields), path)
                 else:
                     used.add(path)
+        known = used | label_files | images.keys()
         for pattern in self.images[1:]:
-            alone = {path: fields for path, fields in self._match(pattern) if path not in used | label_files | images.keys()}
+            alone = {path: fields for path, fields in self._match(pattern) if path not in known}
             if strange := [path for path, fields in alone.items() if not _names(self.images[0]) <= fields.keys()]:
                 raise DataError(
                     f"{listed(path.relative_to(self.root) for path in strange)} below {self.root} have no partner at "
@@ -199,9 +200,17 @@ class FolderLayout(Layout):
                 lacking.setdefault(self._format(self.case, fields), self.root / self._format(self.images[0], fields))
         return {name: lacking[name] for name in sorted(lacking, key=natural_key)}
 
-    def _id_by(self, fields: Mapping[str, str]) -> str | None:
-        """The id of the case that a label's name tells."""
-        return self._format(self.case, fields) if _names(self.case) <= fields.keys() else None
+    def _labels_of(self, cases: Collection[str]) -> set[Path]:
+        """Label files that belong to cases: by their own names, and by those of images where labels' names tell too little."""
+        assert self.labels is not None
+
+        def theirs(fields: Mapping[str, str], told: set[str]) -> bool:
+            return told <= fields.keys() and self._format(self.case, fields) in cases
+
+        told = _names(self.case)
+        found = {path for path, fields in self._match(self.labels) if theirs(fields, told)}
+        images = (fields for pattern in self.images for _, fields in self._match(pattern))
+        return found | {self.root / self._format(self.labels, each) for each in images if theirs(each, told | _names(self.labels))}
 
     def _check_pairs(self, missing: Sequence[Path], alone: Sequence[Path]) -> None:
         if missing and not self.unlabelled:
