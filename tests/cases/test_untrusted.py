@@ -152,10 +152,10 @@ def test_a_tag_that_puts_overviews_elsewhere_is_refused(folder):
 # --- headers
 
 
-def header(path, width, height, tile=(), count=1, planar=1, entries=1):
+def header(path, width, height, tile=(), count=1, planar=1, entries=1, rows=None, packed=1):
     """A TIFF without pixels, of less than 200 bytes, that claims what it is told to."""
-    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (277, count), (284, planar)]
-    tags += [(322, tile[0]), (323, tile[1])] if tile else [(278, height)]
+    tags = [(256, width), (257, height), (258, 8), (259, packed), (262, 1), (277, count), (284, planar)]
+    tags += [(322, tile[0]), (323, tile[1])] if tile else [(278, rows or height)]
     fields = [(number, 1, value) for number, value in tags] + [
         (number, entries, 8) for number in ((324, 325) if tile else (273, 279))
     ]
@@ -173,6 +173,8 @@ def header(path, width, height, tile=(), count=1, planar=1, entries=1):
         ({"width": 8192, "height": 8192, "tile": (8192, 8192), "count": 5}, "8192 x 8192 pixels, 336 MB"),
         ({"width": 16, "height": 16, "tile": (16, 16), "count": 6000}, "claims 6000 bands"),
         ({"width": 4096, "height": 16, "tile": (16, 16), "count": 1000, "planar": 2, "entries": 256_000}, "in 256,000 blocks"),
+        ({"width": 5000, "height": 5000, "rows": 1, "packed": 8, "entries": 5000}, "in 5,000 blocks"),
+        ({"width": 4, "height": 2001, "packed": 8, "count": 300, "planar": 2, "entries": 300}, "in 300 blocks"),
     ],
 )
 def test_a_header_that_claims_what_cannot_be_is_refused_at_once(tmp_path, claim, words):

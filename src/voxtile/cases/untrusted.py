@@ -187,12 +187,13 @@ def _header_problem(dataset: rasterio.DatasetReader, path: Path) -> str:
             f"{MOST_BLOCK / 1e6:,.0f} MB is the most that is read. Rewrite it in tiles, with 'gdal_translate -of COG'."
         )
     if dataset.driver == "GTiff":
-        blocks = math.ceil(dataset.height / height) * math.ceil(dataset.width / width) * (1 if together > 1 else dataset.count)
-        file = path.stat().st_size
-        # One strip has one place, and may be compressed to less than places of all its rows would take. One that is not compressed
-        # is read row by row, without a table.
-        one = by_rows and size * dataset.height <= MOST_BLOCK
-        if not one and blocks * min(_LEAST_ENTRY, size) > file:
+        file, across = path.stat().st_size, math.ceil(dataset.width / width) * (1 if together > 1 else dataset.count)
+        blocks = math.ceil(dataset.height / height) * across
+        if by_rows and size * dataset.height <= MOST_BLOCK and blocks * min(_LEAST_ENTRY, size) > file:
+            # One strip has one place, and may be compressed to less than places of all its rows would take. One that is not
+            # compressed is read row by row, without a table.
+            blocks = math.ceil(dataset.height / _rows_of_strips(dataset)) * across
+        if blocks * min(_LEAST_ENTRY, size) > file:
             return (
                 f"claims {dataset.height:,} x {dataset.width:,} pixels in {blocks:,} blocks, and with its {file:,} bytes has no "
                 "room even to say where each of them lies. The file is cut off or made to deceive; fetch it again, or where you "
