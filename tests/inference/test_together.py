@@ -1,6 +1,7 @@
 """Networks on slices and on boxes, and on several grids, that predict a case together."""
 
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from torch import nn
 from tests.testers.nifti import save, turned_affine
 from voxtile.cases.case import Case
 from voxtile.cases.nifti import NiftiSource
+from voxtile.cases.raster import BLOCK_CACHE
 from voxtile.cases.window import Window
 from voxtile.cases.working import OnWorkingGrid
 from voxtile.data.normalise import Intensity
-from voxtile.inference.budget import memory_of
+from voxtile.inference.budget import ENDING, memory_of
+from voxtile.inference.native import native_bands, slices_held
 from voxtile.inference.postprocess import class_bands
 from voxtile.inference.predictor import Band, Predictor
 from voxtile.inference.procedure import Procedure
@@ -216,6 +219,29 @@ def test_the_mean_of_bands_is_by_hand() -> None:
     assert sampled.variance.flatten().tolist() == pytest.approx([(0.01 + 3 * 0.03) / 4, 0.02])
 
 
+def test_no_kind_s_slice_is_held_while_the_next_one_is_made(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Band]] = []
+
+    def watched(*given, **further):
+        for band in native_bands(*given, **further):
+            made.append(weakref.ref(band))
+            yield band
+            del band
+            assert made.pop(0)() is None
+
+    monkeypatch.setattr("voxtile.inference.together.native_bands", watched)
+    assert len(list(bands_of(kinds(native(tmp_path / "a.nii", pixels()))))) == 12
+
+
+def test_slices_that_are_held_are_those_that_one_of_the_file_is_made_of(tmp_path) -> None:
+    """With the variance a row's slices (4, 1 or 5), 1, 2 or 4 that a slice is made of, their mean, and what is added to it."""
+    held = [slices_held(each.predictor, each.case, by_slices=True) for each in kinds(native(tmp_path / "a.nii", pixels()))]
+    assert held == [(4 + 1 + 2, 0), (1 + 2 + 2, 2), (5 + 4 + 2, 2)]
+    (own, other, _) = kinds(native(tmp_path / "a.nii", pixels()))
+    assert slices_held(own.predictor, own.case) == (0, 0)
+    assert slices_held(other.predictor, other.case) == held[1]
+
+
 @pytest.mark.parametrize("depth", [24, 96])
 def test_of_no_kind_more_slices_are_held_the_deeper_the_volume_is(tmp_path, monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     sights = kinds(native(tmp_path / "a.nii", pixels(depth)))
@@ -240,7 +266,9 @@ def test_kinds_judge_with_all_threads_and_leave_them_as_they_were(tmp_path, monk
     torch.set_num_threads(3)
     try:
         sights = kinds(native(tmp_path / "a.nii", pixels()))
-        memory = memory_of(sights, 2)
+        monkeypatch.setattr("voxtile.inference.budget.most_resident", lambda: 0)
+        fixed = BLOCK_CACHE * 2**20 + ENDING
+        memory, alone = memory_of(sights, 2) - fixed, [memory_of([each], 2) - fixed for each in sights]
         assert torch.get_num_threads() == 3
         bands = bands_of(sights)
         next(bands)
@@ -249,6 +277,8 @@ def test_kinds_judge_with_all_threads_and_leave_them_as_they_were(tmp_path, monk
                 counts.append(count)
         bands.close()
         assert (counts, torch.get_num_threads()) == ([3, 3, 3], 3)
-        assert memory > 0
+        # Two classes and their variance, of: slices of the first kind, which alone has none (a row of boxes that is copied, a
+        # slice, and two to make one of it), and where all meet, the slices of three kinds, the mean, and one on its way into it.
+        assert memory == sum(alone) + 3 * 4 * 18 * 20 * ((4 + 1 + 2) + (3 + 2))
     finally:
         torch.set_num_threads(before)

@@ -216,7 +216,7 @@ def linear_taps(count: int, of: int) -> list[tuple[int, NDArray[np.float32]]]:
     taps = []
     for place in range(count):
         centre = (place + 0.5) * scale - 0.5
-        first, last = max(0, int(np.ceil(centre - reach))), min(of - 1, int(np.floor(centre + reach)))
+        first, last = max(0, int(np.floor(centre - reach)) + 1), min(of - 1, int(np.ceil(centre + reach)) - 1)
         weights = np.clip(1 - np.abs(np.arange(first, last + 1) - centre) / reach, 0, None)
         if not weights.sum():  # the border: nothing lies on the other side
             first = min(max(round(centre), 0), of - 1)

@@ -19,10 +19,11 @@ from voxtile.cases.raster import BLOCK_CACHE
 from voxtile.cases.window import Size3
 from voxtile.data.normalise import Intensity
 from voxtile.errors import DataError, size
+from voxtile.inference.native import native_windows, slices_held
 from voxtile.inference.predictor import BATCHES_AHEAD, Band, Predictor
 from voxtile.inference.refining import reach, refined
 from voxtile.inference.resident import most_resident
-from voxtile.inference.together import Sight
+from voxtile.inference.together import Sight, windows_of
 
 ENDING = 140 * 10**6  # bytes of its libraries' files that a process maps when it ends, PyTorch's for the CPU most of all
 PYRAMID = 4 / 3  # pixels of an image with all its overviews, over those of the image
@@ -32,7 +33,8 @@ def memory_of(sights: Sequence[Sight], classes: int) -> int:
     """Bytes of memory that predicting a case takes at most: what the process has now, what the networks take, and the buffers.
 
     The networks are tried on windows of zeros, as many at once as there will be, and a CRF on the middle of the case: what it takes
-    depends on how its pixels differ. Buffers are as wide as the widest strip. Kinds of networks judge, and are tried, side by side.
+    depends on how its pixels differ. Buffers are as wide as the widest strip. Kinds of networks judge, and are tried, side by side;
+    what they say meets in whole slices of the file, of which there is one of each kind, the mean, and one on its way into it.
 
     Args:
         sights: the case as each kind of networks sees it.
@@ -43,7 +45,24 @@ def memory_of(sights: Sequence[Sight], classes: int) -> int:
             stack.enter_context(sight.predictor.judge.threads())
         others = [pool.submit(_taken, sight, classes) for sight in sights[1:]]
         taken = _taken(sights[0], classes) + sum(other.result() for other in others)
+    by_slices = len(sights) > 1
+    taken += sum(_slices_taken(sight, classes, by_slices) for sight in sights)
+    if by_slices:
+        taken += (len(sights) + 2) * windows_of(sights)[0].pixels * _bytes(sights[0].predictor, classes)
     return most_resident() + taken + BLOCK_CACHE * 2**20 + ENDING
+
+
+def _bytes(predictor: Predictor, classes: int) -> int:
+    """Bytes of a pixel's probabilities and, where it is wanted, their variance."""
+    return 4 * (classes + predictor.procedure.varies)
+
+
+def _slices_taken(sight: Sight, classes: int, by_slices: bool) -> int:
+    """Bytes of the slices of one kind on their way to the grid of the file; none where bands are made on that grid."""
+    predictor, case = sight.predictor, sight.case
+    working, native = slices_held(predictor, case, by_slices)
+    plane = native and native_windows(predictor, case, by_slices)[0].pixels
+    return (working * math.prod(case.shape[1:]) + native * plane) * _bytes(predictor, classes)
 
 
 def _taken(sight: Sight, classes: int) -> int:

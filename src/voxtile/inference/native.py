@@ -34,6 +34,19 @@ def of_each(bands: Iterable[Band], work: Callable[[Band], Made], device: torch.d
     return ReadAhead(lambda: bands, work, 0 if device.type == "cpu" else 1, ahead=1)
 
 
+def slices_held(predictor: Predictor, case: Case, by_slices: bool = False) -> tuple[int, int]:
+    """How many maps of slices `native_bands` holds at most: on the working grid, and on that of the file.
+
+    Those of the working grid are what the next slice of the file is made of, their mean, and what is added to it; with the variance
+    behind them, a row's maps are copied. Where the grids differ, that mean becomes a slice of the file in two steps.
+    """
+    if not (by_slices or isinstance(case.image, OnWorkingGrid)):
+        return 0, 0
+    thick = max(row.band.depth for strip in predictor.plan(case) for row in strip)
+    taps = max(len(weights) for _, weights in linear_taps(case.native.shape[_order(case)[0]], case.shape[0]))
+    return thick * predictor.procedure.varies + taps + 2, 2 if isinstance(case.image, OnWorkingGrid) else 0
+
+
 def native_windows(predictor: Predictor, case: Case, by_slices: bool = False) -> list[Window]:
     """The windows of the bands that `native_bands` yields, in order."""
     if not (by_slices or isinstance(case.image, OnWorkingGrid)):
@@ -79,9 +92,10 @@ def native_bands(
         while waiting and taps[waiting[0]][0] + len(taps[waiting[0]][1]) - 1 <= z:
             number = waiting.pop(0)
             first, weights = taps[number]
-            mean = sum(weight * slices[first + place] for place, weight in enumerate(weights.tolist()) if weight)
-            assert isinstance(mean, Tensor)  # a slice is made of one or more
-            yield _band(native, windows[number], order, _resized(mean, turned[1:]), predictor)
+            parts = [(weight, slices[first + place]) for place, weight in enumerate(weights.tolist()) if weight]
+            # Nothing here names the band: whoever takes it decides how long it lives, and a slice may be large.
+            yield _band(native, windows[number], order, _resized(_mean(parts), turned[1:]), predictor)
+            del parts
             while waiting and slices and next(iter(slices)) < taps[waiting[0]][0]:
                 slices.popitem(last=False)
 
@@ -107,6 +121,15 @@ def _slices(bands: Iterator[Band], plane: Sequence[int]) -> Iterator[tuple[int, 
                 yield z, held.pop(z)
 
 
+def _mean(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """The weighted mean of one or more slices, a tensor of its own."""
+    (first, maps), *others = parts
+    mean = first * maps
+    for weight, maps in others:
+        mean += weight * maps
+    return mean
+
+
 def _resized(maps: Tensor, plane: Sequence[int]) -> Tensor:
     if tuple(maps.shape[1:]) == tuple(plane):
         return maps
@@ -114,13 +137,13 @@ def _resized(maps: Tensor, plane: Sequence[int]) -> Tensor:
 
 
 def _band(native: Case, window: Window, order: Sequence[int], maps: Tensor, predictor: Predictor) -> Band:
-    """A band of the native grid, from maps [K, H, W] of a slice."""
+    """A band of the native grid, from maps [K, H, W] of a slice, in whose memory it lies where it can."""
     back = [list(order).index(axis) for axis in range(3)]
     maps = maps[:, None].permute(0, *(axis + 1 for axis in back)).contiguous()
     varies = predictor.procedure.varies
     # Where pixels without data were seen, probabilities sum to less than one, and the variance is too small by the same share.
     total = (maps[:-1] if varies else maps).sum(dim=0)
     held: NDArray[np.bool_] = native.read(window)[1] & (total > 0).numpy()
-    maps = torch.where(torch.from_numpy(held), maps / total, torch.nan)
+    maps.div_(total).masked_fill_(torch.from_numpy(~held), torch.nan)
     probabilities, variance = (maps[:-1], maps[-1]) if varies else (maps, None)
     return Band(window, probabilities, held, variance, predictor.regions)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from voxtile.cases.case import Case
 from voxtile.cases.window import Window
@@ -56,8 +57,8 @@ def bands_of(sights: Sequence[Sight], done: Collection[Window] = ()) -> Iterator
             stack.enter_context(closing(native_bands(sight.predictor, sight.case, sight.intensities, done, by_slices=True)))
             for sight in sights
         ]
-        for bands in zip(*streams, strict=True):
-            yield mean_band(bands, counts, between)
+        for _ in [window for window in windows_of(sights) if window not in done]:
+            yield mean_band([next(stream) for stream in streams], counts, between)  # none is held while the next one is made
 
 
 def mean_band(bands: Sequence[Band], counts: Sequence[int], between: bool) -> Band:
@@ -74,13 +75,19 @@ def mean_band(bands: Sequence[Band], counts: Sequence[int], between: bool) -> Ba
     masks = [torch.from_numpy(band.valid) for band in bands]
     votes = torch.stack([count * mask for count, mask in zip(counts, masks, strict=True)]).float()
     votes = votes / votes.sum(dim=0)  # NaN where nobody sees data, and so is what is made with it
-    maps = [torch.where(mask, band.probabilities.cpu(), 0.0) for band, mask in zip(bands, masks, strict=True)]
-    mean = sum((own * vote for own, vote in zip(maps, votes, strict=True)), torch.zeros(()))
+    mean = torch.zeros_like(bands[0].probabilities, device="cpu")
+    for band, mask, vote in zip(bands, masks, votes, strict=True):
+        mean += _seen(band, mask).mul_(vote)
     variance = None
     if all(band.variance is not None for band in bands):
         variance = torch.zeros(())
-        for band, own, mask, vote in zip(bands, maps, masks, votes, strict=True):
+        for band, mask, vote in zip(bands, masks, votes, strict=True):
             assert band.variance is not None
-            apart = (own - mean).square().mean(dim=0) if between else 0.0
+            apart = _seen(band, mask).sub_(mean).square_().mean(dim=0) if between else 0.0
             variance = variance + vote * torch.where(mask, band.variance.cpu() + apart, 0.0)
     return Band(bands[0].window, mean, np.logical_or.reduce([band.valid for band in bands]), variance, bands[0].regions)
+
+
+def _seen(band: Band, mask: Tensor) -> Tensor:
+    """A copy of a band's probabilities with 0 where it has no data."""
+    return torch.where(mask, band.probabilities.cpu(), 0.0)
