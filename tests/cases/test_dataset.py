@@ -129,6 +129,13 @@ def test_of_scenes_with_unlike_channels_those_that_are_fewer_are_to_be_left_out(
     assert len(dataset(tmp_path, exclude=[odd]).cases()) == 3
 
 
+def test_a_list_of_channels_that_is_too_long_to_be_typed_is_not_proposed(tmp_path, label):
+    scene(tmp_path, "a", label, bands=21)
+    scene(tmp_path, "b", label, bands=22)
+    with pytest.raises(DataError, match=r"b\.tif has 22 channels .*All need the same; leave cases out with .*has band22 besides"):
+        dataset(tmp_path).cases()
+
+
 def test_of_scenes_with_channels_in_another_order_those_that_are_fewer_are_named(tmp_path, label):
     for name in "abc":
         scene(tmp_path, name, label, names=("green", "red") if name == "a" else ("red", "green"))

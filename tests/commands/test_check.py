@@ -82,7 +82,7 @@ def test_a_warmup_that_is_never_over_is_said_before_and_in_training(folder: Path
 
 
 IDLE = {
-    "data.vectors.border=3": "all labels are rasters: its border is of no effect",
+    "data.vectors.border=3": "all labels are rasters: the setting 'border' is of no effect",
     "training.norm_statistics=2 model.norm=group": "'training.norm_statistics=2' is of no effect: this network has no batch",
     "split=blocks split.side=200 split.blocks=[2,2]": "'split.side=200' takes the place of 'split.blocks=[2, 2]', which is of no",
     "scheduler=step scheduler.every=2": "falls after each 'scheduler.every=2' steps, and training ends after 2: it never falls",

@@ -8,8 +8,10 @@ import re
 import shlex
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -26,7 +28,7 @@ from tests.testers.formats import file_size_limit
 from tests.testers.tiny import SMALL, scene_words, volume_words
 from voxtile.commands.build import parts
 from voxtile.commands.compose import plain
-from voxtile.commands.standing import changed_since
+from voxtile.commands.standing import changed_since, interrupted_on_other_data
 from voxtile.data.normalise import NUMBERS, normalise
 from voxtile.errors import ConfigError
 from voxtile.models.unet_paper import UNetPaper
@@ -35,6 +37,7 @@ from voxtile.training import pictures
 from voxtile.training.border_weights import border_weights
 from voxtile.training.module import SegmentationModule
 from voxtile.training.pictures import HEADER, LETTERS
+from voxtile.training.recipe import Recipe
 from voxtile.training.run_folder import RunFolder
 
 SCHEMA = jsonschema.Draft202012Validator(
@@ -503,6 +506,16 @@ def test_an_interrupted_run_whose_data_have_changed_is_named_beside_the_new_one(
     assert "continuing" not in said.text
     assert half_run.read("status.json")["state"] == "interrupted"
     assert "the same settings" not in voxtile("train", *words).text
+
+
+def test_what_was_another_in_an_interrupted_run_of_the_same_settings_is_named(half_run: Run) -> None:
+    recipe, name = Recipe.written(half_run.read("recipe.json")), half_run.home.name.rpartition("-")[0]
+    others: list[tuple[dict[str, Any], str]] = [({"split": "0" * 32}, "split"), ({"stream": 0}, "sample stream")]
+    for other, what in others:
+        said = interrupted_on_other_data(RunFolder.of(half_run.home.parent, name, replace(recipe, **other)))
+        assert f"stopped at step 4, and its {what} was another" in str(said)
+    for other in ({"settings": {**recipe.settings, "training.steps": 7}}, {"parent": "0" * 64}):
+        assert interrupted_on_other_data(RunFolder.of(half_run.home.parent, name, replace(recipe, **other))) is None
 
 
 def test_a_run_begun_on_a_gpu_does_not_go_on_here_unless_told_to(half_run: Run, voxtile: Command) -> None:

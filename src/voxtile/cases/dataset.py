@@ -288,7 +288,8 @@ class Dataset:
         if self.vectors != VectorSettings() and not shapes:
             names = [f.name for f in fields(self.vectors) if getattr(self.vectors, f.name) != f.default]
             yield (
-                f"'data.vectors' says what the shapes of vector files mean, and all labels are rasters: its {listed(names)} "
+                f"'data.vectors' says what the shapes of vector files mean, and all labels are rasters: "
+                f"the {counted(len(names), 'setting').partition(' ')[2]} {listed(map(repr, names))} "
                 f"{'is' if len(names) == 1 else 'are'} of no effect"
             )
         across, neighbours = AXES.index(self.windowing.axis), self.windowing.neighbours
@@ -304,7 +305,8 @@ class Dataset:
         usual = [case for case in cases if len(case.channels) == most]
         if odd := [case for case in cases if len(case.channels) != most]:
             shared = [name for name in usual[0].channels if all(name in case.channels for case in cases)]
-            choose = f"choose those that all have with 'data.channels={typed(shared, 20)}', or " if shared else ""
+            short = 0 < len(shared) <= 20  # a longer list nobody types
+            choose = f"choose those that all have with 'data.channels={typed(shared)}', or " if short else ""
             lacks, besides = (
                 [name for name in these.channels if name not in those.channels]
                 for these, those in ((usual[0], odd[0]), (odd[0], usual[0]))
