@@ -290,7 +290,8 @@ def prepared_for(trained: Trained, split: str, out: Console, anew: bool = False)
         which = other_contents(trained.manifest["data"], prepared) or "files or split have changed"
         raise DataError(
             f"The data in {root} are not what the run {trained.home.path} was trained on: {which}. Put them back as they were "
-            "(manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run."
+            "(manifest.json lists the split), say with 'root=<folder>' where they are, or train a new run; so, too, where it is "
+            "this version of voxtile that reads them otherwise (CHANGELOG.md)."
         )
     return prepared
 
