@@ -36,7 +36,7 @@ test-floors:  ## the fast tests with the lowest versions that pyproject.toml all
 	.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-floors/bin/uv pip compile --quiet --resolution lowest-direct --extra test --extra zoo --extra torchgeo --extra slurm --extra onnx pyproject.toml --output-file .venv-floors/floors.txt
 	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python --requirement .venv-floors/floors.txt
-	PYTHONPATH=src .venv-floors/bin/python -m pytest -n 2 --dist worksteal -W default
+	PYTHONPATH="$(CURDIR)/src" .venv-floors/bin/python -m pytest -n 2 --dist worksteal -W default
 
 test-slow: .venv/installed-dev  ## the slow tests
 	$(BIN)/python -m pytest -m slow
